@@ -1,0 +1,1 @@
+"""The running product: settings, wiring, supervision, commands."""

@@ -1,0 +1,53 @@
+"""Why a stream was refused or ended, and the TLS alert that tells the client so.
+
+The strings are the product's contract: `/explain`, the metrics and the access log use exactly these. An alert is
+only ever sent to a client that spoke TLS; the others see a plain close.
+"""
+
+from enum import StrEnum
+from typing import Final
+
+
+class Reason(StrEnum):
+    """Why a stream was not carried. The value is the name users see."""
+
+    NOT_TLS = "not_tls"
+    HELLO_MALFORMED = "hello_malformed"
+    HELLO_TOO_LARGE = "hello_too_large"
+    HELLO_TIMEOUT = "hello_timeout"
+    NO_SNI = "no_sni"
+    UNKNOWN_SNI = "unknown_sni"
+    NO_HEALTHY_ENDPOINT = "no_healthy_endpoint"
+    CONNECT_FAILED = "connect_failed"
+    CONNECT_TIMEOUT = "connect_timeout"
+    MAX_CONNECTIONS = "max_connections"
+    MAX_CONNECTIONS_PER_CLIENT = "max_connections_per_client"
+    DRAINING = "draining"
+
+
+_DECODE_ERROR: Final = 50
+_INTERNAL_ERROR: Final = 80
+_UNRECOGNIZED_NAME: Final = 112
+
+_ALERTS: Final = {
+    Reason.HELLO_MALFORMED: _DECODE_ERROR,
+    Reason.HELLO_TOO_LARGE: _DECODE_ERROR,
+    Reason.NO_SNI: _UNRECOGNIZED_NAME,
+    Reason.UNKNOWN_SNI: _UNRECOGNIZED_NAME,
+    Reason.NO_HEALTHY_ENDPOINT: _INTERNAL_ERROR,
+    Reason.CONNECT_FAILED: _INTERNAL_ERROR,
+    Reason.CONNECT_TIMEOUT: _INTERNAL_ERROR,
+    Reason.DRAINING: _INTERNAL_ERROR,
+}
+
+
+def alert_record(reason: Reason) -> bytes:
+    """The TLS record to send before closing for `reason`; empty where a plain close is due.
+
+    A fatal alert in the clear (RFC 8446 section 6: level 2, then the description), in a record with the legacy
+    version 3.3 that every TLS client since 1.0 reads.
+    """
+    description = _ALERTS.get(reason)
+    if description is None:
+        return b""
+    return bytes((21, 3, 3, 0, 2, 2, description))
