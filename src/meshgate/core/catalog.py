@@ -1,0 +1,113 @@
+"""What the gateway knows of Consul's catalog, as frozen records.
+
+A `Snapshot` is complete and consistent in itself: the route table is a function of it and of nothing else. Empty
+strings stand for what Consul left out; no record ever holds a token or a key. Sequences are tuples, so two snapshots
+with equal content are equal, which is how an unchanged catalog is told from a changed one.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from .sni import DEFAULT
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """A health check of an instance or of its node. `status` is Consul's: passing, warning, critical."""
+
+    id: str
+    status: str
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class WanAddress:
+    """`TaggedAddresses.wan` of a service; either half may be missing ("" and 0)."""
+
+    address: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """One row of `/v1/health/*`: a service instance on its node, with all checks that count for it."""
+
+    node: str
+    datacenter: str
+    id: str
+    service: str
+    address: str
+    port: int
+    node_address: str
+    kind: str = ""
+    wan: WanAddress | None = None
+    node_wan: str = ""
+    weight_passing: int = 1
+    weight_warning: int = 1
+    checks: tuple[Check, ...] = ()
+    modify_index: int = 0
+    partition: str = DEFAULT
+    meta: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Subset:
+    """A subset of a service-resolver, with the instances that its filter leaves.
+
+    Consul evaluates the filter (`filter=` on `/v1/health/connect`), so that its meaning can never differ.
+    `instances` is None while that answer is not known, or was refused because the filter does not compile.
+    """
+
+    name: str
+    only_passing: bool = False
+    instances: tuple[Instance, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """A mesh service of the gateway's own datacenter: what answers for it, and its service-resolver.
+
+    `connect_timeout` is in seconds; None where the resolver sets none.
+    """
+
+    name: str
+    instances: tuple[Instance, ...]
+    namespace: str = DEFAULT
+    subsets: tuple[Subset, ...] = ()
+    default_subset: str = ""
+    connect_timeout: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteDatacenter:
+    """Another datacenter of the federation and its mesh gateways."""
+
+    name: str
+    gateways: tuple[Instance, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """All that routing depends on, at one moment."""
+
+    datacenter: str
+    trust_domain: str
+    partition: str = DEFAULT
+    services: tuple[Service, ...] = ()
+    remotes: tuple[RemoteDatacenter, ...] = field(default=())
+
+
+def newer_gateways(direct: Iterable[Instance], federated: Iterable[Instance]) -> tuple[Instance, ...]:
+    """Choose between the two views of a datacenter's gateways: its own catalog, and the federation state.
+
+    The list in which the highest `Service.ModifyIndex` is greater wins, the federation state only if strictly
+    greater (Consul's `GetMeshGatewayEndpoints`, hashicorp/consul #11522).
+    """
+    own, replicated = tuple(direct), tuple(federated)
+    if _newest(replicated) > _newest(own):
+        return replicated
+    return own
+
+
+def _newest(instances: tuple[Instance, ...]) -> int:
+    return max((instance.modify_index for instance in instances), default=0)

@@ -1,0 +1,103 @@
+"""From a snapshot of the catalog to the route table: what Consul's own gateway would route, and nothing else.
+
+Sources: `agent/xds` makeMeshGatewayListener, clustersFromSnapshotMeshGateway and endpointsFromServicesAndResolvers. A
+gateway has exact names for the services and subsets of its own datacenter and a suffix for each other datacenter; it
+never has a suffix for its own, so a stream can cross at most from here to there.
+"""
+
+from collections.abc import Iterable, Iterator
+
+from .catalog import Instance, RemoteDatacenter, Service, Snapshot, Subset
+from .health import assess, best_address
+from .routes import Endpoint, Route, RouteKind, RouteTable
+from .sni import GatewaySni, ServiceSni
+
+
+def plan(snapshot: Snapshot, *, panic_threshold: int = 0) -> RouteTable:
+    """Make the route table of a snapshot.
+
+    Args:
+        snapshot: the catalog. Without a trust domain there is no name to route, and the table is empty.
+        panic_threshold: percent of healthy endpoints under which all are tried, 0 for never. Applies to services and
+            remote datacenters, as Envoy's does.
+    """
+    return RouteTable.of(
+        snapshot.datacenter,
+        snapshot.trust_domain,
+        snapshot.partition,
+        _Planner(snapshot, panic_threshold).routes() if snapshot.trust_domain else iter(()),
+    )
+
+
+class _Planner:
+    def __init__(self, snapshot: Snapshot, panic_threshold: int) -> None:
+        self._snapshot = snapshot
+        self._panic_threshold = panic_threshold
+
+    def routes(self) -> Iterator[Route]:
+        # A service whose name holds a dot can spell another one's subset ("v2.web"). Names without dots come first,
+        # and the first claim to a name wins: the odd one out is reported and not routed.
+        services = sorted(self._snapshot.services, key=lambda service: ("." in service.name, service.name))
+        for service in services:
+            yield from self._service(service)
+        for remote in self._snapshot.remotes:
+            yield from self._datacenter(remote)
+
+    def _service(self, service: Service) -> Iterator[Route]:
+        if not service.instances:
+            return
+        default = _subset_named(service, service.default_subset)
+        unnamed = Subset("", instances=service.instances) if default is None else default
+        if unnamed.instances is not None:
+            yield self._local(service, RouteKind.SERVICE, "", unnamed.only_passing, unnamed.instances)
+        for subset in service.subsets:
+            if subset.instances is not None:
+                yield self._local(service, RouteKind.SUBSET, subset.name, subset.only_passing, subset.instances)
+
+    def _local(
+        self, service: Service, kind: RouteKind, subset: str, only_passing: bool, instances: Iterable[Instance]
+    ) -> Route:
+        here = self._snapshot
+        name = ServiceSni(
+            service.name, here.datacenter, here.trust_domain, service.namespace, here.partition, subset=subset
+        )
+        return Route(
+            name=str(name).lower(),
+            kind=kind,
+            destination=f"{subset}.{service.name}" if subset else service.name,
+            endpoints=self._endpoints(instances, only_passing=only_passing),
+            connect_timeout=service.connect_timeout,
+            panic_threshold=self._panic_threshold,
+        )
+
+    def _datacenter(self, remote: RemoteDatacenter) -> Iterator[Route]:
+        if remote.name == self._snapshot.datacenter or not remote.gateways:
+            return
+        yield Route(
+            name=str(GatewaySni(remote.name, self._snapshot.trust_domain)).lower(),
+            kind=RouteKind.DATACENTER,
+            destination=remote.name,
+            endpoints=self._endpoints(remote.gateways),
+            suffix=True,
+            panic_threshold=self._panic_threshold,
+        )
+
+    def _endpoints(self, instances: Iterable[Instance], *, only_passing: bool = False) -> tuple[Endpoint, ...]:
+        """Endpoints in a stable order, so that equal catalogs make equal tables."""
+        return tuple(
+            sorted(
+                (self._endpoint(instance, only_passing=only_passing) for instance in instances),
+                key=lambda endpoint: (endpoint.address, endpoint.port, endpoint.node, endpoint.instance),
+            )
+        )
+
+    def _endpoint(self, instance: Instance, *, only_passing: bool) -> Endpoint:
+        here = self._snapshot
+        elsewhere = (instance.datacenter, instance.partition) != (here.datacenter, here.partition)
+        address, port = best_address(instance, wan=elsewhere)
+        verdict = assess(instance, only_passing=only_passing)
+        return Endpoint(address, port, verdict.healthy, verdict.weight, instance.node, instance.id, verdict.cause)
+
+
+def _subset_named(service: Service, name: str) -> Subset | None:
+    return next((subset for subset in service.subsets if name and subset.name == name), None)

@@ -1,0 +1,170 @@
+"""The names a mesh gateway routes by: every SNI form of Consul, built and parsed.
+
+The forms are Consul's (`agent/connect/sni.go`, `agent/connect/uri_server.go`, `tlsutil` ServerSNI). A form is a
+frozen record whose `str()` is the SNI; `parse` is its inverse. An empty namespace or partition means `default`. The
+default partition is left out of a service's name and selects the label `internal`; any other one is written and
+selects `internal-v1`; a peered name always carries its partition. Comparison of names is the route table's business
+and happens in lower case; this module neither folds case nor routes.
+
+Routing never needs `parse`: the table is made of built names. Parsing serves explanations.
+"""
+
+from dataclasses import dataclass
+
+DEFAULT = "default"
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceSni:
+    """A service, or a subset of it, in a datacenter of the same federation."""
+
+    service: str
+    datacenter: str
+    trust_domain: str
+    namespace: str = DEFAULT
+    partition: str = DEFAULT
+    subset: str = ""
+
+    def __str__(self) -> str:
+        labels = [self.service, self.namespace or DEFAULT]
+        if self.subset:
+            labels.insert(0, self.subset)
+        return _join(*labels, _gateway_name(self.datacenter, self.partition, self.trust_domain))
+
+
+@dataclass(frozen=True, slots=True)
+class GatewaySni:
+    """All of a datacenter, or of a partition in it. Listeners match `*.` in front of it."""
+
+    datacenter: str
+    trust_domain: str
+    partition: str = DEFAULT
+
+    def __str__(self) -> str:
+        return _gateway_name(self.datacenter, self.partition, self.trust_domain)
+
+
+@dataclass(frozen=True, slots=True)
+class QuerySni:
+    """A prepared query. Consul's gateways have no route for these; neither have ours."""
+
+    query: str
+    datacenter: str
+    trust_domain: str
+
+    def __str__(self) -> str:
+        return _join(self.query, DEFAULT, self.datacenter, "query", self.trust_domain)
+
+
+@dataclass(frozen=True, slots=True)
+class PeeredServiceSni:
+    """A service exported to a peer. `peer` is the importer's name as the exporter knows it."""
+
+    service: str
+    peer: str
+    trust_domain: str
+    namespace: str = DEFAULT
+    partition: str = DEFAULT
+
+    def __str__(self) -> str:
+        namespace, partition = self.namespace or DEFAULT, self.partition or DEFAULT
+        return _join(self.service, namespace, partition, self.peer, "external", self.trust_domain)
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSni:
+    """The Consul servers of a datacenter (WAN federation), or one of them when `node` is given.
+
+    `domain` is the agent's DNS domain, with or without its final dot; it is not the trust domain.
+    """
+
+    datacenter: str
+    domain: str
+    node: str = ""
+
+    def __str__(self) -> str:
+        labels = ["server", self.datacenter, self.domain.rstrip(".")]
+        if self.node and self.node != "*":
+            labels.insert(0, self.node)
+        return _join(*labels)
+
+
+@dataclass(frozen=True, slots=True)
+class PeeringServerSni:
+    """The control plane of a datacenter as its peers dial it."""
+
+    datacenter: str
+    trust_domain: str
+
+    def __str__(self) -> str:
+        return _join("server", self.datacenter, "peering", self.trust_domain)
+
+
+Sni = ServiceSni | GatewaySni | QuerySni | PeeredServiceSni | ServerSni | PeeringServerSni
+
+
+def parse(name: str, *, trust_domain: str = "", domain: str = "consul") -> Sni | None:
+    """What an SNI says, or None where it has none of Consul's forms.
+
+    Args:
+        name: the SNI, lower case.
+        trust_domain: the one to expect. Without it the last two labels are taken, as Consul's trust domains are
+            `<cluster id>.consul`.
+        domain: the agent's DNS domain, for the names of servers.
+    """
+    labels = name.split(".")
+    if not all(labels):
+        return None
+    tail = trust_domain.split(".") if trust_domain else labels[-2:]
+    if len(labels) > len(tail) and labels[-len(tail) :] == tail:
+        found = _parse_mesh(labels[: -len(tail)], ".".join(tail))
+        if found is not None:
+            return found
+    return _parse_server(name, domain.rstrip("."))
+
+
+def _parse_mesh(head: list[str], trust_domain: str) -> Sni | None:
+    """The labels in front of the trust domain; the last of them names the form."""
+    *rest, form = head
+    match form, rest:
+        case "internal", [datacenter]:
+            return GatewaySni(datacenter, trust_domain)
+        case "internal", [service, namespace, datacenter]:
+            return ServiceSni(service, datacenter, trust_domain, namespace)
+        case "internal", [subset, service, namespace, datacenter]:
+            return ServiceSni(service, datacenter, trust_domain, namespace, subset=subset)
+        case "internal-v1", [partition, datacenter]:
+            return GatewaySni(datacenter, trust_domain, partition)
+        case "internal-v1", [service, namespace, partition, datacenter]:
+            return ServiceSni(service, datacenter, trust_domain, namespace, partition)
+        case "internal-v1", [subset, service, namespace, partition, datacenter]:
+            return ServiceSni(service, datacenter, trust_domain, namespace, partition, subset)
+        case "external", [service, namespace, partition, peer]:
+            return PeeredServiceSni(service, peer, trust_domain, namespace, partition)
+        case "query", [query, "default", datacenter]:
+            return QuerySni(query, datacenter, trust_domain)
+        case "peering", ["server", datacenter]:
+            return PeeringServerSni(datacenter, trust_domain)
+        case _:
+            return None
+
+
+def _parse_server(name: str, domain: str) -> ServerSni | None:
+    head = name.removesuffix("." + domain)
+    match head.split(".") if head != name else []:
+        case ["server", datacenter]:
+            return ServerSni(datacenter, domain)
+        case [node, "server", datacenter]:
+            return ServerSni(datacenter, domain, node)
+        case _:
+            return None
+
+
+def _gateway_name(datacenter: str, partition: str, trust_domain: str) -> str:
+    if partition in ("", DEFAULT):
+        return _join(datacenter, "internal", trust_domain)
+    return _join(partition, datacenter, "internal-v1", trust_domain)
+
+
+def _join(*labels: str) -> str:
+    return ".".join(labels)
