@@ -1,0 +1,239 @@
+"""The epoll loop: one epoll instance for all sockets of the relay, owned by one trio task.
+
+Every socket is registered once, edge-triggered, and never re-armed. The loop takes a batch of events and calls the
+state machines they are for, then gives one turn to each stream that had more to do; only when there is neither does it
+wait, in trio. trio keeps what it is good at: cancellation, deadlines, and everything that is not the data path.
+
+What always holds: a stream moves at most one budget before the others get theirs; the loop reaches a trio checkpoint
+at least every CHECKPOINT_SECONDS however busy it is; an error in one stream's handling ends that stream alone.
+"""
+
+import random
+import select
+import socket
+from collections import deque
+from collections.abc import Callable
+from select import EPOLLET, EPOLLIN, EPOLLOUT, EPOLLRDHUP
+from typing import Final, Protocol
+
+import structlog
+import trio
+
+from meshgate.core.reasons import Reason
+from meshgate.core.routes import Route, RouteTable
+
+from .connection import Connection, Leg, State
+from .counters import Counters, Refused
+from .deadlines import Deadlines, Timed
+from .limits import Limits
+from .pipes import PipePool
+from .pump import Pump
+from .sockets import client_key
+
+log = structlog.get_logger("meshgate.relay")
+
+CHECKPOINT_SECONDS: Final = 0.01
+_LEG_EVENTS: Final = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET
+_BATCH: Final = 512
+_MAX_PIPES: Final = 256
+
+
+class Watched(Protocol):
+    """Something with a socket that epoll reports on."""
+
+    sock: socket.socket
+
+    def on_event(self, events: int) -> None:
+        """Something has happened on the socket; a hint, not a promise."""
+
+
+class Engine:
+    """The loop, and what the state machines share: the clock, the table, the buffer, the wheel, the counters.
+
+    `now` is the time of the current batch; `clock` reads the time anew. Both are trio's clock, in seconds.
+    """
+
+    def __init__(self, table: RouteTable, limits: Limits, on_refused: Callable[[Refused], None]) -> None:
+        self.table = table
+        self.limits = limits
+        self.counters = Counters()
+        self._pipes = PipePool(_MAX_PIPES)
+        self.pump = Pump(self._pipes)
+        self.clock = trio.current_time
+        self.now = trio.current_time()
+        self.watched: dict[int, Watched] = {}
+        self._on_refused = on_refused
+        self._epoll = select.epoll()
+        self._pending: deque[Leg] = deque()
+        self._turns: dict[str, int] = {}
+        self._per_client: dict[str, int] = {}
+        self._deadlines = Deadlines()
+        self._alarm = trio.CancelScope()
+
+    # --- for the state machines ----------------------------------------------------------------------------------
+
+    def register(self, leg: Leg) -> None:
+        """Report on a leg's socket from now on, edge-triggered."""
+        self.watch(leg, _LEG_EVENTS)
+
+    def watch(self, watched: Watched, events: int) -> None:
+        """Report `events` on a socket from now on."""
+        descriptor = watched.sock.fileno()
+        self.watched[descriptor] = watched
+        self._epoll.register(descriptor, events)
+
+    def forget(self, watched: Watched) -> None:
+        """Report nothing more on a socket that is about to be closed, which takes it out of the epoll instance."""
+        self.watched.pop(watched.sock.fileno(), None)
+
+    def unwatch(self, watched: Watched) -> None:
+        """Report nothing more on a socket that stays open."""
+        if self.watched.pop(watched.sock.fileno(), None) is not None:
+            self._epoll.unregister(watched.sock.fileno())
+
+    def arm(self, timed: Timed, seconds: float) -> None:
+        """Call `on_deadline` in so many seconds, up to a tick later; replaces the deadline that was set before."""
+        deadline = self.now + seconds
+        self._deadlines.arm(timed, deadline)
+        if deadline < self._alarm.deadline:
+            self._alarm.deadline = self._deadlines.next()
+
+    def disarm(self, timed: Timed) -> None:
+        """Forget the deadline."""
+        self._deadlines.disarm(timed)
+
+    def promise_turn(self, leg: Leg) -> None:
+        """Let a leg that used up its budget go on after the others."""
+        self._pending.append(leg)
+
+    def turn(self, route: Route) -> int:
+        """The number of a route's next pick. Counted by name, so that a new table goes on where the old one was."""
+        turn = self._turns.get(route.sni)
+        if turn is None:
+            # At random, so that a fleet of gateways does not begin with the same endpoint.
+            turn = random.randrange(1 << 16)  # noqa: S311
+        self._turns[route.sni] = turn + 1
+        return turn
+
+    def admit(self, host: str) -> Reason | None:
+        """Count a new client in, or say which limit it is over."""
+        if self.counters.active >= self.limits.max_connections:
+            return Reason.MAX_CONNECTIONS
+        most = self.limits.max_connections_per_client
+        if most:
+            key = client_key(host)
+            count = self._per_client.get(key, 0)
+            if count >= most:
+                return Reason.MAX_CONNECTIONS_PER_CLIENT
+            self._per_client[key] = count + 1
+        self.counters.accepted += 1
+        self.counters.active += 1
+        return None
+
+    def on_refused(self, refused: Refused) -> None:
+        """A stream was refused, or shed before its hello was read."""
+        self.counters.count_refused(refused.reason)
+        self._on_refused(refused)
+
+    def on_ended(self, connection: Connection) -> None:
+        """A stream has ended: count it out."""
+        counters = self.counters
+        counters.active -= 1
+        counters.bytes_received += connection.client.received
+        if connection.upstream is not None:
+            counters.bytes_sent += connection.upstream.received
+        if self.limits.max_connections_per_client:
+            key = client_key(connection.client_host)
+            left = self._per_client[key] - 1
+            if left:
+                self._per_client[key] = left
+            else:
+                del self._per_client[key]
+
+    def guard(self, leg: Leg, step: Callable[[], None]) -> None:
+        """Run a step of a stream. An error in it is a defect of ours; it ends that stream and no other."""
+        try:
+            step()
+        except Exception:  # noqa: BLE001  (logged there)
+            self._on_defect(leg)
+
+    # --- for the relay -------------------------------------------------------------------------------------------
+
+    def install(self, table: RouteTable) -> None:
+        """Place new streams by another table. Streams that are placed stay where they are."""
+        self.table = table
+        names = {route.sni for route in table}
+        self._turns = {name: turn for name, turn in self._turns.items() if name in names}
+
+    def connections(self) -> list[Connection]:
+        """The streams open now."""
+        return [
+            watched.connection
+            for watched in self.watched.values()
+            if isinstance(watched, Leg) and watched is watched.connection.client
+        ]
+
+    async def run(self) -> None:
+        """Serve until cancelled; the streams then still open are reset."""
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._watch_deadlines)
+                await self._loop()
+        finally:
+            for connection in self.connections():
+                connection.abort()
+            self._pipes.close()
+            self._epoll.close()
+
+    # --- the loop ------------------------------------------------------------------------------------------------
+
+    async def _loop(self) -> None:
+        poll, descriptor = self._epoll.poll, self._epoll.fileno()
+        rested = trio.current_time()
+        while True:
+            events = poll(0, _BATCH)
+            if not events and not self._pending:
+                await trio.lowlevel.wait_readable(descriptor)
+                rested = trio.current_time()
+                continue
+            self.now = now = trio.current_time()
+            self._dispatch(events)
+            self._give_turns()
+            if now - rested > CHECKPOINT_SECONDS:
+                await trio.lowlevel.checkpoint()
+                rested = now
+
+    def _dispatch(self, events: list[tuple[int, int]]) -> None:
+        watched = self.watched
+        for descriptor, mask in events:
+            # A stream that ended earlier in this batch may have taken this socket with it.
+            target = watched.get(descriptor)
+            if target is None:
+                continue
+            try:
+                target.on_event(mask)
+            except Exception:  # noqa: BLE001  (logged there)
+                self._on_defect(target)
+
+    def _give_turns(self) -> None:
+        for _ in range(len(self._pending)):
+            leg = self._pending.popleft()
+            self.guard(leg, leg.on_turn)
+
+    def _on_defect(self, target: Watched) -> None:
+        self.counters.internal_errors += 1
+        log.exception("internal error in a stream, it is reset; please report this")
+        if isinstance(target, Leg) and target.connection.state is not State.CLOSED:
+            target.connection.abort()
+
+    async def _watch_deadlines(self) -> None:
+        while True:
+            with trio.CancelScope(deadline=self._deadlines.next()) as self._alarm:
+                await trio.sleep_forever()
+            self.now = trio.current_time()
+            for timed in self._deadlines.expire(self.now):
+                try:
+                    timed.on_deadline()
+                except Exception:
+                    log.exception("internal error at a deadline; please report this")
+                    self.counters.internal_errors += 1

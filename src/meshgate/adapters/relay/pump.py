@@ -1,0 +1,153 @@
+"""Moves bytes from one leg of a stream to the other.
+
+Try first: read, write at once, and wait only when the kernel says so. Light streams are copied through one buffer that
+all streams of the process share, so an idle stream owns no memory. A stream that fills the buffer several times in a
+row is spliced: its bytes go socket -> pipe -> socket inside the kernel.
+
+What always holds: bytes leave in the order they came; bytes that could not be written are kept with the leg they are
+for (`held`, or in its `pipe`), and while there are any, nothing more is read for that leg. So a stream holds at most a
+buffer or a pipe of bytes in each direction.
+"""
+
+from enum import IntEnum
+from os import SPLICE_F_MOVE, SPLICE_F_NONBLOCK, splice
+from typing import TYPE_CHECKING, Final
+
+from .pipes import PipePool
+
+if TYPE_CHECKING:
+    from .connection import Leg
+
+BUFFER_BYTES: Final = 1 << 16
+TURN_BYTES: Final = 1 << 18  # What one stream may move before the others get their turn.
+FULL_READS_TO_SPLICE: Final = 3
+_SPLICE_FLAGS: Final = SPLICE_F_MOVE | SPLICE_F_NONBLOCK
+
+
+class Moved(IntEnum):
+    """How a turn ended."""
+
+    DRY = 0  # The source has nothing more for now; its next bytes raise an event.
+    BLOCKED = 1  # The destination takes no more for now.
+    AGAIN = 2  # The budget is used up; more is there.
+    EOF = 3  # The source has ended, and all of its bytes are in the destination's socket.
+    SOURCE_BROKEN = 4
+    DESTINATION_BROKEN = 5
+
+
+class Pump:
+    """The shared buffer, the pipes, and the loops over them."""
+
+    def __init__(self, pipes: PipePool) -> None:
+        self._pipes = pipes
+        self.buffer = bytearray(BUFFER_BYTES)
+        self.view = memoryview(self.buffer)
+
+    def move(self, source: "Leg", destination: "Leg") -> Moved:
+        """One turn: move what is there, up to TURN_BYTES. The destination must hold nothing back."""
+        buffer, view = self.buffer, self.view
+        receive, send = source.sock.recv_into, destination.sock.send
+        budget = TURN_BYTES
+        while budget > 0:
+            if source.full_reads >= FULL_READS_TO_SPLICE and (pipe := self._pipes.take()) is not None:
+                destination.pipe = pipe
+                return self._splice(source, destination, budget)
+            try:
+                count = receive(buffer)
+            except BlockingIOError:
+                source.full_reads = 0
+                return Moved.DRY
+            except OSError:
+                return Moved.SOURCE_BROKEN
+            if not count:
+                return Moved.EOF
+            source.received += count
+            try:
+                sent = send(view[:count])
+            except BlockingIOError:
+                sent = 0
+            except OSError:
+                return Moved.DESTINATION_BROKEN
+            if sent < count:
+                destination.held = view[sent:count].tobytes()
+                return Moved.BLOCKED
+            if count < BUFFER_BYTES:
+                source.full_reads = 0
+                # A short read has emptied the socket, and later bytes raise a new event. An end of stream that came
+                # with these bytes raised its event already.
+                if not source.hung_up:
+                    return Moved.DRY
+            else:
+                source.full_reads += 1
+            budget -= count
+        return Moved.AGAIN
+
+    def flush(self, leg: "Leg") -> bool | None:
+        """Write what is held back for a leg. True when nothing is left, False when blocked, None when it broke."""
+        try:
+            if leg.pipe is not None:
+                if not self._empty(leg):
+                    return False
+                self._give_back(leg)
+            if leg.held is not None:
+                sent = leg.sock.send(leg.held)
+                leg.held = leg.held[sent:] if sent < len(leg.held) else None
+        except BlockingIOError:
+            return False
+        except OSError:
+            return None
+        return leg.held is None
+
+    def release(self, leg: "Leg") -> None:
+        """Drop what is held back for a leg that ends."""
+        leg.held = None
+        if leg.pipe is not None:
+            self._give_back(leg)
+
+    def _splice(self, source: "Leg", destination: "Leg", budget: int) -> Moved:
+        pipe = destination.pipe
+        assert pipe is not None
+        moved = 0
+        while moved < budget:
+            # The pipe is only filled when empty: so EAGAIN can only mean that the socket has nothing.
+            try:
+                count = splice(source.sock.fileno(), pipe.writer, pipe.capacity, flags=_SPLICE_FLAGS)
+            except BlockingIOError:
+                if moved < BUFFER_BYTES:
+                    source.full_reads = 0
+                self._give_back(destination)
+                return Moved.DRY
+            except OSError:
+                self._give_back(destination)
+                return Moved.SOURCE_BROKEN
+            if not count:
+                self._give_back(destination)
+                return Moved.EOF
+            source.received += count
+            pipe.inside = count
+            try:
+                if not self._empty(destination):
+                    return Moved.BLOCKED
+            except BlockingIOError:
+                return Moved.BLOCKED
+            except OSError:
+                return Moved.DESTINATION_BROKEN
+            moved += count
+        self._give_back(destination)
+        return Moved.AGAIN
+
+    def _empty(self, leg: "Leg") -> bool:
+        """Write a leg's pipe out; False when the socket took only a part of it."""
+        pipe = leg.pipe
+        assert pipe is not None
+        while pipe.inside:
+            sent = splice(pipe.reader, leg.sock.fileno(), pipe.inside, flags=_SPLICE_FLAGS)
+            if not sent:
+                return False
+            pipe.inside -= sent
+        return True
+
+    def _give_back(self, leg: "Leg") -> None:
+        if leg.pipe is not None:
+            self._pipes.give(leg.pipe)
+            leg.pipe = None
