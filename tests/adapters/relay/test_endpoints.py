@@ -155,14 +155,12 @@ async def test_name_in_place_of_an_address_is_never_looked_up() -> None:
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
 async def test_endpoints_of_both_families_are_reached(address: str) -> None:
-    async def serve(nursery: trio.Nursery) -> int:
-        (listener,) = await nursery.start(
-            lambda task_status: trio.serve_tcp(echo, 0, host=address, task_status=task_status)
-        )
-        return int(listener.socket.getsockname()[1])
+    async def serve(*, task_status: trio.TaskStatus[list[trio.SocketListener]]) -> None:
+        await trio.serve_tcp(echo, 0, host=address, task_status=task_status)
 
     async with trio.open_nursery() as nursery:
-        port = await serve(nursery)
+        (listener,) = await nursery.start(serve)
+        port = listener.socket.getsockname()[1]
         async with running({WEB: [endpoint(port, address=address)]}) as gateway, await gateway.dial() as client:
             await client.send_all(HELLO)
             assert await receive_exactly(client, len(HELLO)) == HELLO

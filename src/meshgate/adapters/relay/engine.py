@@ -30,7 +30,7 @@ from .pipes import PipePool
 from .pump import Pump
 from .sockets import client_key
 
-log = structlog.get_logger("meshgate.relay")
+log = structlog.get_logger(module="meshgate.relay")
 
 CHECKPOINT_SECONDS: Final = 0.01
 _LEG_EVENTS: Final = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET

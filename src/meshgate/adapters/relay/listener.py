@@ -17,7 +17,7 @@ from .counters import Refused
 if TYPE_CHECKING:
     from .engine import Engine
 
-log = structlog.get_logger("meshgate.relay")
+log = structlog.get_logger(module="meshgate.relay")
 
 _BATCH: Final = 64  # Streams that exist get their turn between batches of new ones.
 _NO_DESCRIPTOR: Final = (errno.EMFILE, errno.ENFILE)
