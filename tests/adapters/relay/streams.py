@@ -66,7 +66,8 @@ class Running:
 async def running(routes: Mapping[str, Sequence[Endpoint]], limits: Limits | None = None) -> AsyncIterator[Running]:
     refused: list[Refused] = []
     relay = Relay(table_of(routes), limits or Limits(), refused.append)
-    _, port = relay.listen("default", "127.0.0.1", 0)
+    _, port = relay.bind("default", "127.0.0.1", 0)
+    relay.listen()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(relay.run)
         yield Running(relay, port, refused)

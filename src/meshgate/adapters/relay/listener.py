@@ -48,7 +48,7 @@ class Listener:
         self._engine.watch(self, EPOLLIN)
 
     def close(self) -> None:
-        """Stop listening. Clients that wait already are accepted first: closing would reset them."""
+        """Give the address back. Clients that wait already are accepted first: closing would reset them."""
         while self._accept():
             pass
         self._engine.disarm(self)

@@ -30,21 +30,25 @@ class Relay:
         self._engine = Engine(table, limits, on_refused)
         self._listeners: list[Listener] = []
 
-    def listen(self, name: str, host: str, port: int) -> tuple[str, int]:
-        """Open a listener on a numeric address ("" is every IPv4 address, port 0 a free one).
+    def bind(self, name: str, host: str, port: int) -> tuple[str, int]:
+        """Take a numeric address ("" is every IPv4 address, port 0 a free one). Clients are refused until `listen`.
 
         Returns:
             The address it is bound to.
 
         Raises:
-            OSError: the address cannot be bound; the other listeners are not touched.
+            OSError: the address cannot be bound; the others are not touched.
         """
-        sock = sockets.listen(host, port, self._engine.limits.keepalive)
-        listener = Listener(self._engine, name, sock)
-        self._engine.watch(listener, EPOLLIN)
-        self._listeners.append(listener)
+        sock = sockets.bind(host, port, self._engine.limits.keepalive)
+        self._listeners.append(Listener(self._engine, name, sock))
         bound = sock.getsockname()
         return str(bound[0]), int(bound[1])
+
+    def listen(self) -> None:
+        """Let clients in on every address that is bound."""
+        for listener in self._listeners:
+            listener.sock.listen(sockets.BACKLOG)
+            self._engine.watch(listener, EPOLLIN)
 
     def stop_listening(self) -> None:
         """Accept the clients that wait already, then close the listeners. Streams that are open live on."""

@@ -17,10 +17,10 @@ _KEEPALIVE_PROBES = 4
 _RESET = struct.pack("ii", 1, 0)
 
 
-def listen(host: str, port: int, keepalive: float) -> socket.socket:
-    """Open a listening socket on a numeric address; an empty host is every IPv4 address.
+def bind(host: str, port: int, keepalive: float) -> socket.socket:
+    """Take a numeric address, not listening yet; an empty host is every IPv4 address.
 
-    Accepted sockets inherit its options (Linux), which saves four system calls a stream.
+    Sockets accepted from it inherit its options (Linux), which saves four system calls a stream.
 
     Raises:
         OSError: the address is taken, not ours, or not numeric.
@@ -31,7 +31,6 @@ def listen(host: str, port: int, keepalive: float) -> socket.socket:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         _tune(sock, keepalive)
         sock.bind((host, port))
-        sock.listen(BACKLOG)
     except BaseException:
         sock.close()
         raise
