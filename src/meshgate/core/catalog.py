@@ -101,7 +101,7 @@ def newer_gateways(direct: Iterable[Instance], federated: Iterable[Instance]) ->
     """Choose between the two views of a datacenter's gateways: its own catalog, and the federation state.
 
     The list in which the highest `Service.ModifyIndex` is greater wins, the federation state only if strictly
-    greater (Consul's `GetMeshGatewayEndpoints`, hashicorp/consul #11522).
+    greater (Consul's `GetMeshGatewayEndpoints`, hashicorp/consul #11522). Any list is newer than an empty one.
     """
     own, replicated = tuple(direct), tuple(federated)
     if _newest(replicated) > _newest(own):
@@ -110,4 +110,4 @@ def newer_gateways(direct: Iterable[Instance], federated: Iterable[Instance]) ->
 
 
 def _newest(instances: tuple[Instance, ...]) -> int:
-    return max((instance.modify_index for instance in instances), default=0)
+    return max((instance.modify_index for instance in instances), default=-1)

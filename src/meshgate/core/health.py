@@ -13,7 +13,10 @@ MAX_WEIGHT = 128
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """`weight` is 1..128. `cause` says which check made the instance unhealthy; empty while it is healthy."""
+    """`weight` is 1..128, also of an unhealthy instance: in panic mode it gets traffic by it.
+
+    `cause` says which check made the instance unhealthy; empty while it is healthy.
+    """
 
     healthy: bool
     weight: int
@@ -26,15 +29,15 @@ def assess(instance: Instance, *, only_passing: bool = False) -> Verdict:
     Any critical check makes it unhealthy; with a subset's `OnlyPassing`, any check that is not passing does. A
     warning selects `Weights.Warning`. A weight below 1 means unhealthy, above 128 counts as 128.
     """
-    warning = False
+    cause, warning = "", False
     for check in instance.checks:
-        if check.status == "critical" or (only_passing and check.status != "passing"):
-            return Verdict(healthy=False, weight=1, cause=f"check {check.id} is {check.status}")
         warning = warning or check.status == "warning"
+        if check.status == "critical" or (only_passing and check.status != "passing"):
+            cause = cause or f"check {check.id} is {check.status}"
     weight = instance.weight_warning if warning else instance.weight_passing
     if weight < 1:
-        return Verdict(healthy=False, weight=1, cause=f"weight {weight}")
-    return Verdict(healthy=True, weight=min(weight, MAX_WEIGHT))
+        cause = cause or f"weight {weight}"
+    return Verdict(healthy=not cause, weight=min(max(weight, 1), MAX_WEIGHT), cause=cause)
 
 
 def best_address(instance: Instance, *, wan: bool) -> tuple[str, int]:

@@ -71,7 +71,7 @@ class _Planner:
         )
 
     def _datacenter(self, remote: RemoteDatacenter) -> Iterator[Route]:
-        if remote.name == self._snapshot.datacenter or not remote.gateways:
+        if remote.name.lower() == self._snapshot.datacenter.lower() or not remote.gateways:
             return
         yield Route(
             name=str(GatewaySni(remote.name, self._snapshot.trust_domain)).lower(),

@@ -13,6 +13,10 @@ from types import MappingProxyType
 
 from .balance import Rotation
 
+# Octets in a DNS name (RFC 1035 section 2.3.4); no hello can bring a longer one. The bound is for who asks otherwise:
+# trying every suffix of an endless name takes quadratic time.
+MAX_NAME = 255
+
 
 class RouteKind(StrEnum):
     """What a route leads to; the values are the contract's."""
@@ -111,14 +115,19 @@ class RouteTable:
         )
 
     def find(self, server_name: str) -> Route | None:
-        """The route of a server name in any case; None where there is none. O(labels) dictionary look-ups."""
+        """The route of a server name in any case; None where there is none. O(labels) dictionary look-ups.
+
+        A name longer than `MAX_NAME` matches nothing, one with an empty label in front of a suffix not that suffix.
+        """
+        if len(server_name) > MAX_NAME:
+            return None
         name = server_name.lower()
         route = self.exact.get(name)
         if route is not None:
             return route
         while True:
-            _, dot, name = name.partition(".")
-            if not dot:
+            label, dot, name = name.partition(".")
+            if not (label and dot):
                 return None
             route = self.suffixes.get(name)
             if route is not None:

@@ -104,7 +104,7 @@ Sni = ServiceSni | GatewaySni | QuerySni | PeeredServiceSni | ServerSni | Peerin
 
 
 def parse(name: str, *, trust_domain: str = "", domain: str = "consul") -> Sni | None:
-    """What an SNI says, or None where it has none of Consul's forms.
+    """What an SNI says, or None where it is none that Consul builds: `str()` of the result is the name again.
 
     Args:
         name: the SNI, lower case.
@@ -116,11 +116,12 @@ def parse(name: str, *, trust_domain: str = "", domain: str = "consul") -> Sni |
     if not all(labels):
         return None
     tail = trust_domain.split(".") if trust_domain else labels[-2:]
+    found: Sni | None = None
     if len(labels) > len(tail) and labels[-len(tail) :] == tail:
         found = _parse_mesh(labels[: -len(tail)], ".".join(tail))
-        if found is not None:
-            return found
-    return _parse_server(name, domain.rstrip("."))
+    found = found or _parse_server(name, domain.rstrip("."))
+    # The default partition written out, or `*` for a node: the shape is right, but nothing builds it.
+    return found if str(found) == name else None
 
 
 def _parse_mesh(head: list[str], trust_domain: str) -> Sni | None:

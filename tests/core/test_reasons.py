@@ -1,0 +1,33 @@
+"""The reasons are a contract, and so is the alert that a client gets for each."""
+
+import pytest
+
+from meshgate.core.reasons import Reason, alert_record
+
+UNRECOGNIZED_NAME, DECODE_ERROR, INTERNAL_ERROR = 112, 50, 80
+
+ALERTS = {
+    "not_tls": None,
+    "hello_malformed": DECODE_ERROR,
+    "hello_too_large": DECODE_ERROR,
+    "hello_timeout": None,
+    "no_sni": UNRECOGNIZED_NAME,
+    "unknown_sni": UNRECOGNIZED_NAME,
+    "no_healthy_endpoint": INTERNAL_ERROR,
+    "connect_failed": INTERNAL_ERROR,
+    "connect_timeout": INTERNAL_ERROR,
+    "max_connections": None,
+    "max_connections_per_client": None,
+    "draining": INTERNAL_ERROR,
+}
+
+
+def test_the_names_are_the_contracts() -> None:
+    assert [str(reason) for reason in Reason] == list(ALERTS)
+
+
+@pytest.mark.parametrize(("name", "alert"), ALERTS.items())
+def test_what_the_client_is_told(name: str, alert: int | None) -> None:
+    # A record of type alert, version 3.3, two bytes long: fatal, and the description.
+    expected = b"" if alert is None else b"\x15\x03\x03\x00\x02\x02" + bytes([alert])
+    assert alert_record(Reason(name)) == expected
