@@ -20,11 +20,17 @@ from meshgate.core.catalog import (
     WanAddress,
     newer_gateways,
 )
-from meshgate.core.planner import plan
+from meshgate.core.planner import host_names, plan
 from meshgate.core.routes import Endpoint, Route, RouteKind, RouteTable
 
 from .samples import TD3, instance
 
+# Each host name stands for itself, so that the tables show it as Consul's golden files do.
+THEMSELVES = {
+    f"{label}.us-{side}.elb.notaws.com": (f"{label}.us-{side}.elb.notaws.com",)
+    for label in ("123", "456")
+    for side in ("east-1", "east-2", "west-1", "west-2")
+}
 UP, SLOW, DOWN = (Check("up", status) for status in ("passing", "warning", "critical"))
 
 FOO = (
@@ -155,7 +161,7 @@ REMOTES = {
     ],
 )
 def test_golden_variant(snapshot: Snapshot, routes: dict[str, list[str]]) -> None:
-    table = plan(snapshot)
+    table = plan(snapshot, addresses=THEMSELVES)
     assert shape(table) == routes
     assert table.conflicts == ()
     assert (table.datacenter, table.trust_domain, table.partition) == ("dc1", TD3, "default")
@@ -187,7 +193,7 @@ def test_only_passing_of_a_subset_says_which_check_failed() -> None:
 
 
 def test_gateways_with_addresses_and_with_host_names_are_used_side_by_side() -> None:
-    assert len(route(plan(mesh()), there("dc4")).candidates) == 3
+    assert len(route(plan(mesh(), addresses=THEMSELVES), there("dc4")).candidates) == 3
 
 
 @pytest.mark.parametrize(("threshold", "candidates"), [(0, 0), (50, 1)])
@@ -323,3 +329,23 @@ def test_the_order_in_which_consul_lists_things_makes_no_difference(
 
     usual = table(FOO, (Service("bar", BAR), Service("web", BAR)), DC2)
     assert table(tuple(foo), tuple(services), tuple(gateways)) == usual
+
+
+def test_every_address_of_a_host_name_is_an_endpoint_beside_numeric_ones() -> None:
+    gateways = (gateway("dc2", "10.0.0.1", "lb.example", weight_passing=2), gateway("dc2", "10.0.0.2", "198.18.1.2"))
+    snapshot = Snapshot("dc1", TD3, remotes=(RemoteDatacenter("dc2", gateways),))
+    assert host_names(snapshot) == {"lb.example"}
+    (route,) = plan(snapshot, addresses={"lb.example": ("192.0.2.1", "2001:db8::1")})
+    assert [(each.address, each.healthy, each.weight) for each in route.endpoints] == [
+        ("192.0.2.1", True, 2),
+        ("198.18.1.2", True, 1),
+        ("2001:db8::1", True, 2),
+    ]
+
+
+def test_host_name_without_an_address_is_not_healthy_and_says_so() -> None:
+    snapshot = Snapshot("dc1", TD3, remotes=(RemoteDatacenter("dc2", (gateway("dc2", "10.0.0.1", "lb.example"),)),))
+    (route,) = plan(snapshot)
+    (endpoint,) = route.endpoints
+    assert not endpoint.healthy
+    assert endpoint.cause == "no address is known for the host name lb.example"

@@ -30,7 +30,8 @@ _TLS_1_2: Final = 0x0303
 _TLS_1_3: Final = 0x0304
 _RANDOM_END: Final = 34  # two bytes of version, 32 of random
 _MAX_SESSION_ID: Final = 32
-_TLS_1_3_SUITES: Final = frozenset((0x1301, 0x1302, 0x1303, 0x1304, 0x1305))
+# Those that OpenSSL, BoringSSL and Go serve by default; the two with CCM they do not, and no client offers only these.
+_TLS_1_3_SUITES: Final = frozenset((0x1301, 0x1302, 0x1303))
 _FALLBACK_SCSV: Final = 0x5600
 
 _short = Struct(">H").unpack_from
@@ -90,8 +91,11 @@ def read_hello(data: Bytes, start: int, end: int, length: int, *, fills_record: 
     _check_suites(data, suites_start + 2, compression, offers_1_3=offers_1_3)
     if offers_1_3 and not fills_record:
         raise MalformedError("its record goes on behind it")
-    if KEY_SHARE in values and not values[KEY_SHARE] <= set(values.get(SUPPORTED_GROUPS, ())):
-        raise MalformedError("key_share: a share of a group that supported_groups does not list")
+    if KEY_SHARE in values:
+        if SUPPORTED_GROUPS not in values:
+            raise MalformedError("key_share without supported_groups")
+        if not values[KEY_SHARE].issubset(values[SUPPORTED_GROUPS]):
+            raise MalformedError("key_share: a share of a group that supported_groups does not list")
 
     raw_name: bytes | None = values.get(SERVER_NAME)
     name = None if raw_name is None else raw_name.decode("ascii").lower()

@@ -5,34 +5,54 @@ gateway has exact names for the services and subsets of its own datacenter and a
 never has a suffix for its own, so a stream can cross at most from here to there.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
+from ipaddress import ip_address
+from types import MappingProxyType
 
 from .catalog import Instance, RemoteDatacenter, Service, Snapshot, Subset
 from .health import assess, best_address
 from .routes import Endpoint, Route, RouteKind, RouteTable
 from .sni import GatewaySni, ServiceSni
 
+Addresses = Mapping[str, tuple[str, ...]]
+NO_ADDRESSES: Addresses = MappingProxyType({})
 
-def plan(snapshot: Snapshot, *, panic_threshold: int = 0) -> RouteTable:
+
+def plan(snapshot: Snapshot, *, panic_threshold: int = 0, addresses: Addresses = NO_ADDRESSES) -> RouteTable:
     """Make the route table of a snapshot.
 
     Args:
         snapshot: the catalog. Without a trust domain there is no name to route, and the table is empty.
         panic_threshold: percent of healthy endpoints under which all are tried, 0 for never. Applies to services and
             remote datacenters, as Envoy's does.
+        addresses: what the host names in the catalog stand for. Every address of a name is an endpoint of its own;
+            a name that is missing here makes an endpoint that is not healthy.
     """
     return RouteTable.of(
         snapshot.datacenter,
         snapshot.trust_domain,
         snapshot.partition,
-        _Planner(snapshot, panic_threshold).routes() if snapshot.trust_domain else iter(()),
+        _Planner(snapshot, panic_threshold, addresses).routes() if snapshot.trust_domain else iter(()),
+    )
+
+
+def host_names(snapshot: Snapshot) -> frozenset[str]:
+    """The host names among the addresses that a snapshot's routes would dial: what `plan` needs addresses for."""
+    planner = _Planner(snapshot, 0, NO_ADDRESSES)
+    return frozenset(
+        endpoint.address
+        for route in planner.routes()
+        for endpoint in route.endpoints
+        if not _is_numeric(endpoint.address)
     )
 
 
 class _Planner:
-    def __init__(self, snapshot: Snapshot, panic_threshold: int) -> None:
+    def __init__(self, snapshot: Snapshot, panic_threshold: int, addresses: Addresses) -> None:
         self._snapshot = snapshot
         self._panic_threshold = panic_threshold
+        self._addresses = addresses
 
     def routes(self) -> Iterator[Route]:
         # A service whose name holds a dot can spell another one's subset ("v2.web"). Names without dots come first,
@@ -86,17 +106,35 @@ class _Planner:
         """Endpoints in a stable order, so that equal catalogs make equal tables."""
         return tuple(
             sorted(
-                (self._endpoint(instance, only_passing=only_passing) for instance in instances),
+                (
+                    endpoint
+                    for instance in instances
+                    for endpoint in self._endpoints_of(instance, only_passing=only_passing)
+                ),
                 key=lambda endpoint: (endpoint.address, endpoint.port, endpoint.node, endpoint.instance),
             )
         )
 
-    def _endpoint(self, instance: Instance, *, only_passing: bool) -> Endpoint:
+    def _endpoints_of(self, instance: Instance, *, only_passing: bool) -> Iterator[Endpoint]:
         here = self._snapshot
         elsewhere = (instance.datacenter, instance.partition) != (here.datacenter, here.partition)
         address, port = best_address(instance, wan=elsewhere)
         verdict = assess(instance, only_passing=only_passing)
-        return Endpoint(address, port, verdict.healthy, verdict.weight, instance.node, instance.id, verdict.cause)
+        known = (address,) if _is_numeric(address) else self._addresses.get(address, ())
+        for numeric in known:
+            yield Endpoint(numeric, port, verdict.healthy, verdict.weight, instance.node, instance.id, verdict.cause)
+        if not known:
+            cause = verdict.cause or f"no address is known for the host name {address}"
+            yield Endpoint(address, port, False, verdict.weight, instance.node, instance.id, cause)
+
+
+@lru_cache(maxsize=1 << 16)
+def _is_numeric(address: str) -> bool:
+    try:
+        ip_address(address)
+    except ValueError:
+        return False
+    return True
 
 
 def _subset_named(service: Service, name: str) -> Subset | None:

@@ -1,0 +1,73 @@
+"""Keeps the addresses of host names, so that nothing on the data path ever waits for DNS.
+
+Names are asked for again every REFRESH_SECONDS, as Consul's Envoy gateway does; getaddrinfo tells no time to live. What
+a name resolved to last is kept when asking fails: an outage of DNS is no outage of traffic.
+"""
+
+import socket
+from collections.abc import Callable, Iterable
+from typing import Final
+
+import structlog
+import trio
+
+log = structlog.get_logger(module="meshgate.names")
+
+REFRESH_SECONDS: Final = 10.0
+_AT_ONCE: Final = 8
+
+
+class NameKeeper:
+    """Resolves the names that are wanted, and tells when an answer changes.
+
+    Args:
+        on_change: called after `addresses` changed; must not block.
+    """
+
+    def __init__(self, on_change: Callable[[], None]) -> None:
+        self.addresses: dict[str, tuple[str, ...]] = {}
+        self._on_change = on_change
+        self._wanted: frozenset[str] = frozenset()
+        self._failing: set[str] = set()
+        self._news = trio.Event()
+
+    def want(self, names: Iterable[str]) -> None:
+        """Set the names to keep; new ones are asked for at once, others are forgotten."""
+        wanted = frozenset(names)
+        if wanted - self._wanted:
+            self._news.set()
+        self._wanted = wanted
+        self._failing &= wanted
+        self.addresses = {name: known for name, known in self.addresses.items() if name in wanted}
+
+    async def run(self) -> None:
+        """Resolve until cancelled."""
+        limiter = trio.CapacityLimiter(_AT_ONCE)
+        while True:
+            self._news = trio.Event()
+            before = dict(self.addresses)
+            async with trio.open_nursery() as nursery:
+                for name in self._wanted:
+                    nursery.start_soon(self._resolve, name, limiter)
+            if self.addresses != before:
+                self._on_change()
+            with trio.move_on_after(REFRESH_SECONDS if self._wanted else float("inf")):
+                await self._news.wait()
+
+    async def _resolve(self, name: str, limiter: trio.CapacityLimiter) -> None:
+        try:
+            async with limiter:
+                found = await trio.socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError) as error:
+            if name not in self._failing:
+                self._failing.add(name)
+                kept = ", ".join(self.addresses.get(name, ())) or "nothing"
+                log.warning(
+                    "host name does not resolve, its last addresses are kept", name=name, kept=kept, error=str(error)
+                )
+            return
+        if name in self._failing:
+            self._failing.discard(name)
+            log.info("host name resolves again", name=name)
+        if name in self._wanted:
+            self.addresses[name] = tuple(sorted({str(address[0]) for *_, address in found}))
