@@ -1,0 +1,235 @@
+"""The running gateway: the parts wired together, and the order in which they start and stop.
+
+Start: the admin address answers, the relay's addresses are taken, the agent is asked who it is, the catalog is
+learned; then the relay listens, and only then the gateway is registered, so that no one is sent to a gateway that
+knows nothing. Stop (drain): not ready, deregistered, a moment in which clients that have not heard of it are still
+served, no new clients, and the open streams run out or are cut at the drain timeout.
+
+What always holds: nothing that happens to Consul touches a stream, and a table is only ever replaced by a newer one.
+"""
+
+import math
+import os
+import signal
+from typing import Final
+
+import structlog
+import trio
+
+from meshgate.adapters.admin.metrics import Metrics
+from meshgate.adapters.admin.server import AdminServer
+from meshgate.adapters.consul import (
+    CatalogWatcher,
+    ConsulClient,
+    Registrar,
+    WatchHub,
+    wait_for_agent,
+)
+from meshgate.adapters.names import NameKeeper
+from meshgate.adapters.relay import Limits, Relay
+from meshgate.adapters.sd_notify import Notifier
+from meshgate.core.catalog import Snapshot
+from meshgate.core.planner import host_names, plan
+from meshgate.core.routes import RouteTable
+
+from .admin_routes import admin_routes
+from .failures import CommandError
+from .refusal_log import RefusalLog
+from .registration import definition_of, listen_addresses
+from .settings import Settings
+
+log = structlog.get_logger(module="meshgate")
+
+# Deregistering reaches sidecars and gateways through their own blocking queries. Whoever has not heard within this
+# time is served all the same.
+PROPAGATION_SECONDS: Final = 1.0
+_PROGRESS_SECONDS: Final = 5.0
+
+
+class Gateway:
+    """One gateway process. Make it inside trio, then `await run()`.
+
+    Args:
+        settings: complete and checked.
+        client: to the local agent, open.
+        notifier: tells systemd.
+    """
+
+    def __init__(self, settings: Settings, client: ConsulClient, notifier: Notifier) -> None:
+        self.settings = settings
+        self.client = client
+        self.relay = Relay(RouteTable.of("", "", "default", iter(())), _limits(settings), RefusalLog(log).refused)
+        self.table: RouteTable | None = None
+        self._snapshot: Snapshot | None = None
+        self.watcher: CatalogWatcher | None = None
+        self.metrics = Metrics()
+        self.listening = False
+        self.draining = False
+        self._notifier = notifier
+        self._hub = WatchHub(token_version=lambda: client.token.version)
+        self._registrar = Registrar(client, self._hub, definition_of(settings), register=settings.register)
+        self._names = NameKeeper(self._replan)
+        self._catalog_known = trio.Event()
+        self._drain = trio.Event()
+
+    @property
+    def ready(self) -> bool:
+        """Whether streams are served: the catalog is known, the listeners are open, nobody asked to stop."""
+        return self.listening and not self.draining
+
+    def drain(self) -> None:
+        """Begin to stop; idempotent."""
+        self._drain.set()
+
+    async def run(self) -> None:
+        """Serve until drained.
+
+        Raises:
+            CommandError: an address cannot be bound.
+        """
+        self._bind()
+        async with trio.open_nursery() as services, trio.open_nursery() as nursery:
+            services.start_soon(self.relay.run)
+            if self.settings.admin_bind is not None:
+                await self._serve_admin(services, AdminServer(admin_routes(self)))
+            services.start_soon(self._names.run)
+            services.start_soon(self._ping_watchdog)
+            services.start_soon(self._handle_signals)
+            services.start_soon(self._follow_consul, nursery)
+            await self._drain.wait()
+            await self._stop_serving()
+            nursery.cancel_scope.cancel()
+            services.cancel_scope.cancel()
+
+    # --- starting ------------------------------------------------------------------------------------------------
+
+    def _bind(self) -> None:
+        for bind in listen_addresses(self.settings):
+            try:
+                self.relay.bind(bind.name, bind.address, bind.port)
+            except OSError as error:
+                shown = f"{bind.name}={bind.address or '*'}:{bind.port}"
+                raise CommandError(f"cannot bind {shown}: {error.strerror}") from None
+
+    async def _serve_admin(self, nursery: trio.Nursery, server: AdminServer) -> None:
+        try:
+            bound = await nursery.start(server.serve, self.settings.admin_bind)
+        except OSError as error:
+            shown = self.settings.shown("MESHGATE_ADMIN_BIND")
+            raise CommandError(f"cannot bind the admin address {shown}: {error.strerror}") from None
+        log.info("admin address is open", address=bound if isinstance(bound, os.PathLike) else f"{bound[0]}:{bound[1]}")
+
+    async def _follow_consul(self, nursery: trio.Nursery) -> None:
+        facts = await wait_for_agent(self.client, self._hub)
+        log.info("agent found", datacenter=facts.datacenter, node=facts.node, consul=facts.version or "unknown")
+        self.watcher = CatalogWatcher(
+            self.client,
+            self._hub,
+            self._on_snapshot,
+            datacenter=facts.datacenter,
+            partition=facts.partition or "default",
+            gateway_service=self.settings.service,
+            catalog_watches=self.settings.catalog_watches,
+        )
+        nursery.start_soon(self.watcher.run)
+        await self._catalog_known.wait()
+        try:
+            self.relay.listen()
+        except OSError as error:
+            raise CommandError(f"cannot listen: {error.strerror}") from None
+        self.listening = True
+        nursery.start_soon(self._registrar.run)
+        log.info("ready", routes=len(self.relay_table()))
+        self._notifier.ready()
+
+    def relay_table(self) -> RouteTable:
+        """The table in force; an empty one before the catalog is known."""
+        return self.table or RouteTable.of("", "", "default", iter(()))
+
+    def _on_snapshot(self, snapshot: Snapshot) -> None:
+        self._snapshot = snapshot
+        self._names.want(host_names(snapshot))
+        self._replan()
+
+    def _replan(self) -> None:
+        """Make a table of what is known now, and place new streams by it."""
+        if self._snapshot is None:
+            return
+        table = plan(self._snapshot, panic_threshold=self.settings.panic_threshold, addresses=self._names.addresses)
+        before, self.table = self.relay_table(), table
+        self.relay.install(table)
+        self._catalog_known.set()
+        _tell_table(before, table)
+        self._notifier.status(f"{len(table)} routes in {table.datacenter}")
+
+    # --- stopping ------------------------------------------------------------------------------------------------
+
+    async def _stop_serving(self) -> None:
+        self.draining = True
+        self._notifier.stopping()
+        log.info("draining", streams=self.relay.active, timeout=self.settings.drain_timeout)
+        with trio.move_on_after(self.settings.drain_timeout):
+            if self._registrar.registration is not None and self.settings.register:
+                self._registrar.stop()
+                await trio.sleep(PROPAGATION_SECONDS)
+            self.relay.stop_listening()
+            await self._wait_for_streams()
+        self.relay.stop_listening()
+        if self.relay.active:
+            log.warning("drain timeout: open streams are cut", streams=self.relay.active)
+        else:
+            log.info("drained")
+
+    async def _wait_for_streams(self) -> None:
+        told = trio.current_time()
+        while self.relay.active:
+            await trio.sleep(0.05)
+            if trio.current_time() - told >= _PROGRESS_SECONDS:
+                told = trio.current_time()
+                log.info("draining", streams=self.relay.active)
+
+    async def _handle_signals(self) -> None:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+            async for number in signals:
+                name = signal.Signals(number).name
+                if number == signal.SIGHUP:
+                    log.info("SIGHUP: nothing to reload, a changed token file is noticed by itself")
+                elif self.draining or self._drain.is_set():
+                    log.warning("second signal: stopping at once", signal=name, streams=self.relay.active)
+                    raise SystemExit(128 + number)
+                else:
+                    log.info("signal received", signal=name)
+                    self.drain()
+
+    async def _ping_watchdog(self) -> None:
+        if self._notifier.watchdog_seconds is None:
+            return
+        while True:
+            self._notifier.watchdog()
+            await trio.sleep(self._notifier.watchdog_seconds)
+
+
+def _limits(settings: Settings) -> Limits:
+    return Limits(
+        hello_timeout=settings.hello_timeout or math.inf,
+        connect_timeout=settings.connect_timeout,
+        idle_timeout=settings.idle_timeout,
+        keepalive=settings.keepalive,
+        max_connections=settings.max_connections,
+        max_connections_per_client=settings.max_connections_per_client,
+        max_hello_bytes=settings.max_hello_bytes,
+    )
+
+
+def _tell_table(before: RouteTable, after: RouteTable) -> None:
+    old = {route.sni: route for route in before}
+    new = {route.sni: route for route in after}
+    log.info(
+        "routes changed",
+        total=len(new),
+        added=len(new.keys() - old.keys()),
+        removed=len(old.keys() - new.keys()),
+        changed=sum(old[name] != new[name] for name in old.keys() & new.keys()),
+    )
+    for name in set(after.conflicts) - set(before.conflicts):
+        log.warning("two things in Consul claim one name; the one without a dot in its name has it", sni=name)

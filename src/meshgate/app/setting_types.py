@@ -1,0 +1,204 @@
+"""From the text of a setting to its value.
+
+A parser takes the text as the user wrote it and returns the value, or raises `ValueError` whose message says what is
+allowed. Who wrote it where is the caller's to add.
+"""
+
+import ipaddress
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from meshgate.core.durations import format_duration, parse_duration
+
+LOG_LEVELS: Final = ("trace", "debug", "info", "warn", "error")
+
+# Go's strconv.ParseBool, which reads the booleans of Consul's own flags and variables.
+_TRUE: Final = frozenset({"1", "t", "T", "TRUE", "true", "True"})
+_FALSE: Final = frozenset({"0", "f", "F", "FALSE", "false", "False"})
+
+_HOSTNAME: Final = re.compile(r"(?=.{1,253}\.?$)[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?(\.[A-Za-z0-9_-]+)*\.?")
+# sun_path of the smaller systems, without its final NUL.
+_LONGEST_SOCKET_PATH: Final = 103
+_BIND_NAME: Final = re.compile(r"[A-Za-z0-9_-]+")
+
+
+class HostPort(NamedTuple):
+    """A host (an IP address without brackets, a name, or "" for none) and a TCP port."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+class BindAddress(NamedTuple):
+    """A listener: its name, an IP address without brackets, and a TCP port."""
+
+    name: str
+    host: str
+    port: int
+
+
+def boolean(text: str) -> bool:
+    """A boolean as Go's ParseBool reads it."""
+    if text in _TRUE:
+        return True
+    if text in _FALSE:
+        return False
+    raise ValueError("must be true or false")
+
+
+def name(text: str) -> str:
+    """The name or ID of a service: something to see, on one line."""
+    if text != text.strip() or not text.isprintable():
+        raise ValueError("must be a name without spaces around it and without control characters")
+    return text
+
+
+def duration(low: float = 0.0, *, high: float = float("inf"), zero: bool = False) -> Callable[[str], float]:
+    """A parser of durations in seconds, from `low` to `high`; 0 as well if `zero`."""
+
+    def parse(text: str) -> float:
+        try:
+            seconds = parse_duration(text)
+        except ValueError:
+            raise ValueError("must be a duration such as 500ms, 15s or 1h") from None
+        if (zero and seconds == 0) or low <= seconds <= high:
+            return seconds
+        bounds = (
+            f"at least {format_duration(low)}"
+            if high == float("inf")
+            else (f"from {format_duration(low)} to {format_duration(high)}")
+        )
+        raise ValueError(f"must be {'0 (off), or ' if zero else ''}{bounds}")
+
+    return parse
+
+
+def whole(low: int, high: int, what: str = "a number") -> Callable[[str], int]:
+    """A parser of whole numbers from `low` to `high`."""
+
+    def parse(text: str) -> int:
+        # isascii: int() also takes other scripts' digits, and underscores.
+        if text.isascii() and text.isdigit() and len(text) <= 20 and low <= int(text) <= high:
+            return int(text)
+        raise ValueError(f"must be {what} from {low} to {high}")
+
+    return parse
+
+
+def lan_address(text: str) -> HostPort:
+    """`:port`, `host:port` or `[v6]:port`; the host may be missing, the port may not be 0."""
+    allowed = "must be :port, host:port or [IPv6]:port with a port from 1 to 65535"
+    found = _host_port(text, allowed)
+    if found.host and not _is_host(found.host):
+        raise ValueError(allowed)
+    return _not_any(found, f":{found.port} registers the node's address and listens on all")
+
+
+def wan_address(text: str) -> HostPort:
+    """`host:port` or `[v6]:port`: what other datacenters dial."""
+    allowed = "must be host:port or [IPv6]:port with a port from 1 to 65535"
+    found = _host_port(text, allowed)
+    if not _is_host(found.host):
+        raise ValueError(allowed)
+    return _not_any(found, "other datacenters need an address that they can dial")
+
+
+def bind_addresses(text: str) -> tuple[BindAddress, ...]:
+    """`name=ip:port`, several separated by commas; every name and every address once."""
+    allowed = "must be name=ip:port, several separated by commas"
+    found: list[BindAddress] = []
+    for item in text.split(","):
+        label, equals, address = item.strip().partition("=")
+        if not (equals and _BIND_NAME.fullmatch(label)):
+            raise ValueError(allowed)
+        host, port = _host_port(address, allowed)
+        if not _is_ip(host):
+            raise ValueError(f"{allowed}; {address!r} has no IP address")
+        found.append(BindAddress(label, host, port))
+    if len({bind.name for bind in found}) < len(found):
+        raise ValueError("must not name a listener twice")
+    if len({bind[1:] for bind in found}) < len(found):
+        raise ValueError("must not bind an address twice")
+    return tuple(found)
+
+
+def admin_bind(text: str) -> HostPort | Path | None:
+    """`ip:port` (port 0: a free one), `unix:///path`, or `off` for None."""
+    allowed = "must be ip:port, unix:///path or off"
+    if text == "off":
+        return None
+    if text.startswith("unix://"):
+        path = Path(text.removeprefix("unix://"))
+        if not path.is_absolute() or "\0" in text or path == Path("/"):
+            raise ValueError(allowed)
+        if len(os.fsencode(path)) > _LONGEST_SOCKET_PATH:
+            raise ValueError(f"must be a path of at most {_LONGEST_SOCKET_PATH} bytes")
+        return path
+    host, port = _host_port(text, allowed, lowest=0)
+    if host == "localhost":
+        host = "127.0.0.1"
+    if not _is_ip(host):
+        raise ValueError(allowed)
+    return HostPort(host, port)
+
+
+def path(text: str) -> Path:
+    """A path, with `~` for the home directory."""
+    if "\0" in text:
+        raise ValueError("must be a path")
+    return Path(text).expanduser()
+
+
+def access_log(text: str) -> str:
+    """`off`, `stdout`, `stderr` or a path."""
+    if text in ("off", "stdout", "stderr"):
+        return text
+    return str(path(text))
+
+
+def log_level(text: str) -> str:
+    """One of LOG_LEVELS, in any case."""
+    if text.lower() not in LOG_LEVELS:
+        raise ValueError(f"must be one of {', '.join(LOG_LEVELS)}")
+    return text.lower()
+
+
+def _host_port(text: str, allowed: str, *, lowest: int = 1) -> HostPort:
+    host, colon, port = text.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+        bracketed_right = ":" in host
+    else:
+        bracketed_right = ":" not in host
+    digits = port.isascii() and port.isdigit() and len(port) <= 5
+    if not (colon and bracketed_right and digits and lowest <= int(port) <= 65535):
+        raise ValueError(allowed)
+    return HostPort(host, int(port))
+
+
+def _not_any(address: HostPort, advice: str) -> HostPort:
+    # Consul refuses to register 0.0.0.0 or [::] ("Invalid service address").
+    if _is_ip(address.host) and ipaddress.ip_address(address.host).is_unspecified:
+        raise ValueError(f"must not be 0.0.0.0 or [::], which nobody can dial; {advice}")
+    return address
+
+
+def _is_ip(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return "%" not in host  # a zone names an interface of one machine
+
+
+def _is_host(host: str) -> bool:
+    if _is_ip(host):
+        return True
+    # A name whose last label is a number is a mistyped IPv4 address (WHATWG URL, "ends in a number").
+    return bool(_HOSTNAME.fullmatch(host)) and not host.rstrip(".").rpartition(".")[2].isdigit()

@@ -1,0 +1,33 @@
+"""The settings as documents, made from their table."""
+
+import textwrap
+from itertools import groupby
+
+from .setting_table import TABLE, Setting
+
+_INTRODUCTION = """\
+# Settings of meshgate. Copy this file to .env in the directory that meshgate is started in, or name it with --env-file,
+# and take away the # of what you change. A flag beats the environment, the environment beats this file, this file beats
+# the default. An empty value counts as not set. Durations are written as Consul writes them: 500ms, 15s, 1h.
+"""
+
+
+def env_example() -> str:
+    """The text of `.env.example`: every setting, commented out, with its default where it has one."""
+    parts = [_INTRODUCTION]
+    for section, settings in groupby(TABLE, key=lambda setting: setting.section):
+        parts.append(f"\n# {section}\n")
+        parts.extend(f"\n{_example(setting)}" for setting in settings)
+    return "".join(parts)
+
+
+def _example(setting: Setting) -> str:
+    words = setting.help
+    if setting.default_note:
+        words += f" Default: {setting.default_note}."
+    if setting.not_yet:
+        words += f" Accepted, but without effect: {setting.not_yet}."
+    # A default that depends on the machine is not written down: the file is the same everywhere.
+    default = setting.default if isinstance(setting.default, str) else ""
+    comment = textwrap.fill(words, 118, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False)
+    return f"{comment}\n#{setting.name}={default}\n"

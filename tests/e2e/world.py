@@ -1,0 +1,56 @@
+"""The stage of the end-to-end tests: two real Consul datacenters, and gateways that are told to follow them."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from meshgate.app.demo.agent import Consul
+from meshgate.app.demo.caller import Caller
+from meshgate.app.demo.cluster import Federation
+from meshgate.app.demo.gateway import GatewayProcess, gateway_beside
+from meshgate.app.demo.waiting import until
+
+
+@dataclass(frozen=True)
+class World:
+    """Two datacenters and a token for their gateways."""
+
+    federation: Federation
+    token: str
+
+    def sni(self, service: str = "web", datacenter: str = "dc2") -> str:
+        return f"{service}.default.{datacenter}.internal.{self.federation.trust_domain}"
+
+    def spiffe(self, service: str = "web", datacenter: str = "dc2") -> str:
+        return f"spiffe://{self.federation.trust_domain}/ns/default/dc/{datacenter}/svc/{service}"
+
+    async def caller(self, service: str = "shop", consul: Consul | None = None) -> Caller:
+        return await Caller.of(consul or self.federation.dc1, service, self.federation.folder)
+
+    @asynccontextmanager
+    async def gateways(self, **extra: str) -> AsyncIterator[tuple[GatewayProcess, GatewayProcess]]:
+        """A ready gateway in each datacenter, of which dc1's knows dc2's as healthy."""
+        async with (
+            gateway_beside(self.federation.dc2, self.token, **extra) as remote,
+            gateway_beside(self.federation.dc1, self.token, **extra) as local,
+        ):
+            await self.until_remote(local, remote.address[1])
+            yield local, remote
+
+    async def until_remote(self, gateway: GatewayProcess, port: int, seconds: float = 20) -> None:
+        """Wait until a gateway of dc1 sends dc2's streams to `port` alone."""
+
+        async def endpoints() -> dict[int, bool]:
+            return await gateway.endpoints(f"*.dc2.internal.{self.federation.trust_domain}")
+
+        await until_equal(f"dc2's gateway at {port}", endpoints, {port: True}, seconds)
+
+
+async def until_equal(what: str, read: Callable[[], Awaitable[object]], wanted: object, seconds: float = 2.0) -> None:
+    """Wait until `read` answers `wanted`; the default is the time in which a table must follow Consul."""
+
+    async def missing() -> str | None:
+        seen = await read()
+        return None if seen == wanted else f"it is {seen!r}, not {wanted!r}"
+
+    await until(what, missing, seconds=seconds, interval=0.02)
