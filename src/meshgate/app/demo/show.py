@@ -62,7 +62,7 @@ def run_demo(*, once: bool) -> int | None:
     Raises:
         CommandError: there is no Consul, something did not come up, or what was seen is not what should be.
     """
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     try:
         binary = find_consul()
     except FileNotFoundError as error:
@@ -105,7 +105,10 @@ async def _show(console: Console, binary: str, once: bool) -> None:
             else:
                 await _show_traffic(console, stage)
     except (StartError, LateError, AgentStoppedError, ConsulError) as error:
-        raise CommandError(f"the demo did not come up: {error}") from None
+        problem, *details = str(error).splitlines()
+        for line in details:
+            console.print(f"  {line}", style="dim", markup=False)
+        raise CommandError(f"the demo did not come up: {problem}") from None
     except RefusedError as error:
         raise MismatchError(f"a call was refused: {error}") from None
 
