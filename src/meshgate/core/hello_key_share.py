@@ -1,8 +1,8 @@
 """Whether the bytes of a TLS 1.3 key share can be a public key of its group (RFC 8446 section 4.2.8).
 
-This is the check that an endpoint makes before it uses the share, and that OpenSSL makes before it looks at the
-server name. It knows lengths, and for the NIST curves whether the point is on its curve. Bytes of X25519, X448 and
-of ML-KEM are not looked into.
+An endpoint makes these checks before it uses a share, and OpenSSL makes them before it looks at the server name: the
+length, and for the NIST curves that the point is on its curve. The insides of X25519, X448, finite field and ML-KEM
+keys are not looked at.
 """
 
 from typing import Final, TypeAlias

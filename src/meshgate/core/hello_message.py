@@ -91,7 +91,7 @@ def read_hello(data: Bytes, start: int, end: int, length: int, *, fills_record: 
     _check_suites(data, suites_start + 2, compression, offers_1_3=offers_1_3)
     if offers_1_3 and not fills_record:
         raise MalformedError("its record goes on behind it")
-    if KEY_SHARE in values:
+    if offers_1_3 and KEY_SHARE in values:
         if SUPPORTED_GROUPS not in values:
             raise MalformedError("key_share without supported_groups")
         if not values[KEY_SHARE].issubset(values[SUPPORTED_GROUPS]):
