@@ -1,0 +1,28 @@
+# What a meshgate mesh gateway needs of Consul's ACL system, and no more.
+#
+#   consul acl policy create -name mesh-gateway -rules @acl-policy.hcl
+#   consul acl token create -description "mesh-gateway" -policy-name mesh-gateway
+#
+# Make the token in the primary datacenter, as a global one (not -local): the gateway asks each other datacenter for
+# its gateways, and that datacenter has to know the token.
+
+# Its own registration.
+service "mesh-gateway" {
+  policy = "write"
+}
+
+# The services that it routes to, their sidecars and resolvers, and the gateways of other datacenters. A narrower rule
+# works as well; what it leaves out has no route.
+service_prefix "" {
+  policy = "read"
+}
+
+# The addresses and the health of the nodes that these run on.
+node_prefix "" {
+  policy = "read"
+}
+
+# The name of its own datacenter, from the local agent.
+agent_prefix "" {
+  policy = "read"
+}

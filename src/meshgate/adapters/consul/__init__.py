@@ -1,0 +1,65 @@
+"""The Consul adapter: the catalog as snapshots, the gateway's registration, and the client under both.
+
+`ConsulClient` speaks HTTP with the agent, `CatalogWatcher` publishes snapshots of what routing depends on, `Registrar`
+keeps the gateway registered, and `WatchHub` is what the two share. Everything runs in trio.
+"""
+
+from .address import FLAG_TOKEN, FLAG_TOKEN_FILE, ConsulAddress, ConsulConfigError
+from .agent import wait_for_agent
+from .catalog import CatalogWatcher
+from .client import ConsulClient
+from .errors import (
+    BadRequestError,
+    ConsulError,
+    ConsulUnreachableError,
+    InvalidAnswerError,
+    NotFoundError,
+    NotReadyError,
+    PermissionDeniedError,
+    RateLimitedError,
+    Rule,
+    ServerError,
+    UnexpectedStatusError,
+)
+from .hub import WatchHub, WatchState
+from .policy import acl_policy
+from .records import AgentFacts, BindAddress, CaRoots, Client, Cursor, OwnRegistration, Page, Reader
+from .registrar import Registrar
+from .registration import GatewayDefinition, RegistrationError
+from .tokens import TokenSource
+
+__all__ = [
+    "FLAG_TOKEN",
+    "FLAG_TOKEN_FILE",
+    "AgentFacts",
+    "BadRequestError",
+    "BindAddress",
+    "CaRoots",
+    "CatalogWatcher",
+    "Client",
+    "ConsulAddress",
+    "ConsulClient",
+    "ConsulConfigError",
+    "ConsulError",
+    "ConsulUnreachableError",
+    "Cursor",
+    "GatewayDefinition",
+    "InvalidAnswerError",
+    "NotFoundError",
+    "NotReadyError",
+    "OwnRegistration",
+    "Page",
+    "PermissionDeniedError",
+    "RateLimitedError",
+    "Reader",
+    "Registrar",
+    "RegistrationError",
+    "Rule",
+    "ServerError",
+    "TokenSource",
+    "UnexpectedStatusError",
+    "WatchHub",
+    "WatchState",
+    "acl_policy",
+    "wait_for_agent",
+]

@@ -1,0 +1,118 @@
+"""What can go wrong with Consul, in our own words: nothing outside this package sees an exception of a library.
+
+Each error is one clear line and never holds a token. `status` is its label in metrics: the HTTP status, or one of
+`unreachable`, `timeout`, `invalid`, `not_ready`.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Final
+
+# Consul 1.8: "Permission denied: Missing service:write on web"; later: "... lacks permission 'service:read' on "web"".
+_LACKS: Final = re.compile(r"(?:lacks permission '|Missing )(\w+):(\w+)'?(?: on \"?([^\"\s]+)\"?)?")
+_UNKNOWN_TOKEN: Final = re.compile(r"ACL not found|token does not exist", re.IGNORECASE)
+# Resources of Consul's ACL language whose rule takes no name.
+_NAMELESS: Final = frozenset(("acl", "keyring", "mesh", "operator", "peering"))
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A rule of Consul's ACL language. With `prefix` it holds for all names that begin with `name`."""
+
+    resource: str
+    name: str = ""
+    access: str = "read"
+    prefix: bool = False
+
+    def __str__(self) -> str:
+        if self.resource in _NAMELESS:
+            return f'{self.resource} = "{self.access}"'
+        kind = f"{self.resource}_prefix" if self.prefix else self.resource
+        return f'{kind} "{self.name}" {{ policy = "{self.access}" }}'
+
+
+class ConsulError(Exception):
+    """The root: a request to Consul did not bring what was asked for."""
+
+    def __init__(self, message: str, status: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class ConsulUnreachableError(ConsulError):
+    """No whole answer came: refused, reset, cut off, timed out, TLS failed."""
+
+
+class InvalidAnswerError(ConsulError):
+    """An answer came that is not what Consul sends: no JSON, a wrong shape, no index where one belongs."""
+
+
+class NotReadyError(ConsulError):
+    """Consul answers, but does not know yet: a datacenter whose certificate authority is not initialised."""
+
+
+class NotFoundError(ConsulError):
+    """404: what was asked for does not exist, or this Consul is too old to have the endpoint."""
+
+
+class BadRequestError(ConsulError):
+    """400, or any status that says a filter does not compile (Consul 1.8 answers 500 there)."""
+
+
+class RateLimitedError(ConsulError):
+    """429: too many connections from this client, or Consul's own rate limit."""
+
+
+class ServerError(ConsulError):
+    """5xx. `disabled` where Consul says that the feature is switched off as long as older servers are about."""
+
+    @property
+    def disabled(self) -> bool:
+        """Whether asking again soon is pointless."""
+        return "currently disabled" in str(self)
+
+
+class UnexpectedStatusError(ConsulError):
+    """Any other status: a redirect, 401, 405 and the like; mostly something else than Consul answers there."""
+
+
+class PermissionDeniedError(ConsulError):
+    """403, or an answer that shows that the token may not see what was asked for.
+
+    `missing_rule` is the rule to add to the token's policy; None where no rule would help, since Consul does not know
+    the token at all.
+    """
+
+    def __init__(self, answer: str, asked: Rule | None = None, status: str = "403") -> None:
+        """Args: Consul's own words, and the rule that the request needs, for where those words name none."""
+        self.answer = answer
+        unknown_token = _UNKNOWN_TOKEN.search(answer) is not None
+        self.missing_rule = None if unknown_token else rule_named_in(answer) or asked
+        if unknown_token:
+            message = f"Consul does not know the token: deleted, expired or not replicated yet ({answer})"
+        elif self.missing_rule is None:
+            message = f"not permitted: {answer}"
+        else:
+            message = f"{_may_not(self.missing_rule)}: add {self.missing_rule} ({answer})"
+        super().__init__(message, status)
+
+    def for_want_of(self, rule: Rule | None) -> "PermissionDeniedError":
+        """The same refusal, of a request that needs this rule."""
+        return type(self)(self.answer, rule, self.status)
+
+
+def rule_named_in(text: str) -> Rule | None:
+    """The rule that an answer of Consul says is missing, in the words of 1.8 and of later versions."""
+    found = _LACKS.search(text)
+    if found is None:
+        return None
+    resource, access, name = found.groups()
+    return Rule(resource, name or "", access, prefix=not name)
+
+
+def _may_not(rule: Rule) -> str:
+    verb = "register" if (rule.resource, rule.access) == ("service", "write") else rule.access
+    if rule.resource in _NAMELESS:
+        return f"token may not {verb} {rule.resource}"
+    name = f"every {rule.resource}" if rule.prefix and not rule.name else f'{rule.resource} "{rule.name}"'
+    return f"token may not {verb} {name}"

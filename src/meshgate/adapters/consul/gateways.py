@@ -1,0 +1,128 @@
+"""The mesh gateways of one other datacenter, in its own catalog.
+
+There is no public query for "all mesh gateways of a datacenter", only for the instances of a service whose name is
+known. The names are learned from Consul's list of services for its web pages, which is polled with the datacenters;
+while that gives none, the likely names are watched, so that a first gateway is seen as soon as it registers. Names
+that the federation states hold are watched too.
+"""
+
+from collections.abc import Callable
+from typing import Final
+
+import trio
+
+from .errors import ConsulError
+from .hub import WatchHub
+from .pool import ReaderPool
+from .records import GATEWAY_KIND, Cursor, Instances, Page, Reader
+from .sight import HeldInstances, Sight
+from .tasks import KeyedTasks
+from .watch import Watch
+
+# Consul's own gateway polls the datacenters that often, in seconds.
+POLL: Final = 30.0
+
+
+class Gateways:
+    """Follows the gateways of a datacenter.
+
+    Args:
+        hub: shared by all watches.
+        pool: connections for the watches of single names.
+        sight: decides whether a shorter answer is believed.
+        client: for short requests.
+        datacenter: the remote one.
+        guesses: names to watch while none is known.
+        tried: called whenever a name has been asked for, with or without success.
+        changed: called whenever `instances()` may have changed.
+    """
+
+    def __init__(
+        self,
+        hub: WatchHub,
+        pool: ReaderPool,
+        sight: Sight,
+        client: Reader,
+        *,
+        datacenter: str,
+        guesses: frozenset[str],
+        tried: Callable[[], None],
+        changed: Callable[[], None],
+    ) -> None:
+        self._hub = hub
+        self._pool = pool
+        self._sight = sight
+        self._client = client
+        self._datacenter = datacenter
+        self._guesses = guesses
+        self._tried = tried
+        self._changed = changed
+        self._listed: frozenset[str] | None = None
+        self._federated: frozenset[str] = frozenset()
+        self._held: dict[str, HeldInstances] = {}
+        self._tasks: KeyedTasks[str] | None = None
+
+    async def run(self) -> None:
+        """Follow until cancelled."""
+        async with trio.open_nursery() as nursery:
+            self._tasks = KeyedTasks(nursery)
+            await Watch(
+                self._hub,
+                "gateway-names",
+                self._datacenter,
+                self._ask_names,
+                self._names_listed,
+                on_error=lambda _: self._names_listed(self._listed or frozenset()),
+                interval=POLL,
+            ).run()
+
+    def instances(self) -> Instances:
+        """The gateways, of all names."""
+        return tuple(instance for name in sorted(self._held) for instance in self._held[name].value)
+
+    def federated(self, gateways: Instances) -> None:
+        """Watch the names of these gateways too: the federation states have them for this datacenter."""
+        self._federated = frozenset(gateway.service for gateway in gateways)
+        self._reconcile()
+
+    async def _ask_names(self, _: Cursor) -> Page[frozenset[str]]:
+        return Page(frozenset((await self._client.gateway_names(self._datacenter)).value))
+
+    def _names_listed(self, names: frozenset[str]) -> None:
+        self._listed = names
+        self._reconcile()
+
+    def _reconcile(self) -> None:
+        # Before the list was asked for once, the likely names would only be watched to be given up again.
+        if self._tasks is None or self._listed is None:
+            return
+        # A name whose gateways are known stays until its own watch says that they are gone.
+        occupied = {name for name, held in self._held.items() if held.value}
+        wanted = (self._listed or self._guesses) | self._federated | occupied
+        self._held = {
+            name: self._held.get(name) or HeldInstances(self._sight, name, datacenter=self._datacenter)
+            for name in wanted
+        }
+        self._tasks.keep(wanted, self._follow)
+
+    async def _follow(self, name: str) -> None:
+        held = self._held[name]
+
+        async def ask(cursor: Cursor) -> Page[Instances]:
+            async with self._pool.turn(cursor) as (reader, turn):
+                page = await reader.instances(name, turn, datacenter=self._datacenter, kind=GATEWAY_KIND)
+            await held.accept(page)
+            return page
+
+        def failed(_: ConsulError) -> None:
+            self._tried()
+
+        with self._pool.watching():
+            watched = f"{name} in {self._datacenter}"
+            await Watch(self._hub, "gateways", watched, ask, self._answered, on_error=failed).run()
+
+    def _answered(self, gateways: Instances) -> None:
+        if not gateways:
+            self._reconcile()
+        self._tried()
+        self._changed()

@@ -1,0 +1,181 @@
+"""What all watches of Consul share: when to try again after a failure, and what is known of each watch.
+
+A failure never ends a watch. Waits are random below a growing bound (full jitter), so that many gateways do not return
+to Consul in step. Two events cut a wait short: another watch reached the agent again after an outage of all, and a
+token that was refused has been replaced.
+"""
+
+import random
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Final, TypeVar
+
+import structlog
+import trio
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
+
+from .errors import (
+    BadRequestError,
+    ConsulError,
+    NotFoundError,
+    NotReadyError,
+    PermissionDeniedError,
+    RateLimitedError,
+    ServerError,
+    UnexpectedStatusError,
+)
+
+log = structlog.get_logger("meshgate.consul")
+
+T = TypeVar("T")
+
+LONGEST_PAUSE: Final = 30.0
+# Seconds between looks at the token while it is refused.
+_TOKEN_LOOK: Final = 1.0
+# After an outage all watches are woken at once; this many seconds spread them.
+_SPREAD: Final = 0.3
+
+_exponential: Final = wait_random_exponential(multiplier=0.5, max=LONGEST_PAUSE)
+
+
+@dataclass(eq=False, slots=True)
+class WatchState:
+    """How one watch is doing. Times are those of trio's clock, in seconds.
+
+    `kind` is one of a handful, `name` is for people. `error` and `status` are empty while the last request succeeded;
+    `failures` counts the failed ones since then, and `failing_since` is when the first of them was.
+    """
+
+    kind: str
+    name: str
+    started: float
+    last_success: float | None = None
+    error: str = ""
+    status: str = ""
+    failures: int = 0
+    failing_since: float | None = None
+    index: int = 0
+
+    def age(self, now: float) -> float:
+        """Seconds since Consul last answered, or since the watch began if it never did."""
+        return now - (self.started if self.last_success is None else self.last_success)
+
+
+class WatchHub:
+    """The watches of one process.
+
+    Args:
+        token_version: a number that changes when the token does.
+    """
+
+    def __init__(self, *, token_version: Callable[[], int] = lambda: 0) -> None:
+        self._token_version = token_version
+        self._states: list[WatchState] = []
+        self._recovery = trio.Event()
+
+    def states(self) -> list[WatchState]:
+        """The watches that run now; the records live on, so copy what has to stay as it is."""
+        return list(self._states)
+
+    @contextmanager
+    def watching(self, kind: str, name: str) -> Iterator[WatchState]:
+        """A new state, listed for the time of the block. Needs a running trio."""
+        state = WatchState(kind, name, trio.current_time())
+        self._states.append(state)
+        try:
+            yield state
+        finally:
+            self._states.remove(state)
+
+    async def persist(
+        self, state: WatchState, request: Callable[[], Awaitable[T]], on_error: Callable[[ConsulError], None]
+    ) -> T:
+        """Make a request again and again until it succeeds.
+
+        `on_error` hears of each failure. Anything but a `ConsulError` goes through, cancellation among it.
+        """
+        retrying = AsyncRetrying(
+            sleep=partial(self._pause, state),
+            wait=_bound,
+            retry=retry_if_exception_type(ConsulError),
+            before_sleep=partial(self._failed, state, on_error),
+        )
+        result: T = await retrying(request)
+        self._succeeded(state)
+        return result
+
+    async def recovery(self) -> None:
+        """Wait until the agent is reached again after an outage."""
+        await self._recovery.wait()
+
+    def _failed(self, state: WatchState, on_error: Callable[[ConsulError], None], attempt: RetryCallState) -> None:
+        error = _error(attempt)
+        state.failures += 1
+        if state.failing_since is None:
+            state.failing_since = trio.current_time()
+        if str(error) != state.error:
+            # An outage hits all watches at once: the first one to notice speaks for those that see the same.
+            known = any(other.error == str(error) for other in self._states)
+            state.error, state.status = str(error), error.status
+            (log.debug if known else log.warning)(
+                "Consul watch fails, what is known stays in use", watch=state.name, kind=state.kind, error=state.error
+            )
+        on_error(error)
+
+    def _succeeded(self, state: WatchState) -> None:
+        state.last_success = trio.current_time()
+        if state.failing_since is None:
+            return
+        unreachable = sum(_out_of_reach(other) for other in self._states)
+        # One connection that Consul reset, of many that work, is no outage of the agent.
+        if _out_of_reach(state) and unreachable * 2 >= len(self._states):
+            self._recovery.set()
+            self._recovery = trio.Event()
+        error, seconds = state.error, state.last_success - state.failing_since
+        state.error, state.status, state.failures, state.failing_since = "", "", 0, None
+        last = not any(other.error == error for other in self._states)
+        (log.info if last else log.debug)(
+            "Consul watch works again", watch=state.name, kind=state.kind, failed_for=round(seconds, 1)
+        )
+
+    async def _pause(self, state: WatchState, seconds: float) -> None:
+        deadline = trio.current_time() + seconds
+        if _out_of_reach(state):
+            with trio.move_on_at(deadline):
+                await self._recovery.wait()
+                await trio.sleep(random.uniform(0, _SPREAD))  # noqa: S311 (spreads load, decides nothing)
+            return
+        refused_token = self._token_version() if state.status == "403" else None
+        while (left := deadline - trio.current_time()) > 0:
+            await trio.sleep(left if refused_token is None else min(left, _TOKEN_LOOK))
+            if refused_token is not None and self._token_version() != refused_token:
+                return
+
+
+def _bound(attempt: RetryCallState) -> float:
+    """Seconds to wait before the next try, by what failed.
+
+    A refusal starts at about a second, since a secondary datacenter learns of a new token that late, and becomes
+    slow; where only an operator can help, or Consul asks for less, it is slow from the start.
+    """
+    error = _error(attempt)
+    if isinstance(error, PermissionDeniedError):
+        return random.uniform(0.5, 1) * min(LONGEST_PAUSE, 2.0 ** min(attempt.attempt_number - 1, 10))  # noqa: S311
+    if isinstance(error, NotReadyError):
+        return random.uniform(0.5, 1.5)  # noqa: S311
+    slow = isinstance(error, BadRequestError | NotFoundError | RateLimitedError | UnexpectedStatusError)
+    if slow or (isinstance(error, ServerError) and error.disabled):
+        return random.uniform(10, LONGEST_PAUSE)  # noqa: S311
+    return _exponential(attempt)
+
+
+def _error(attempt: RetryCallState) -> ConsulError:
+    error = None if attempt.outcome is None else attempt.outcome.exception()
+    assert isinstance(error, ConsulError)
+    return error
+
+
+def _out_of_reach(state: WatchState) -> bool:
+    return state.status in ("unreachable", "timeout")

@@ -1,0 +1,75 @@
+"""The budget of blocking queries: connections that the watches of services and remote gateways take in turn.
+
+Consul's agent gives a client 200 connections and resets what goes beyond, so the number of queries that are held at
+once is bounded, whatever the number of services. While there are as many connections as watches, each watch holds its
+query for the full wait. With more watches than connections, queries are held only for `ROTATION_WAIT` and the watches
+take turns in their order: with n watches on s connections, each looks at least every n / s * ROTATION_WAIT seconds.
+First reads, which Consul answers at once, use the shared connections and never wait for a turn.
+"""
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import replace
+from types import TracebackType
+from typing import Final, Self
+
+import trio
+
+from .records import LONGEST_WAIT, Client, Cursor, Reader
+
+# Seconds a query is held while watches take turns: long enough that turns cost little, short enough to be followed.
+ROTATION_WAIT: Final = 2.0
+# Of the budget, for the watches that have a connection of their own: roots, names, resolvers, federation states and
+# the gateway's own registration.
+RESERVED: Final = 5
+
+
+class ReaderPool:
+    """Connections for queries that are held; an asynchronous context manager, which closes them at its end.
+
+    Args:
+        client: makes the connections, and answers first reads.
+        budget: how many queries all watches of the gateway may hold at once, those with a connection of their own
+            included. At least one connection is left for the pool.
+    """
+
+    def __init__(self, client: Client, budget: int) -> None:
+        self._watches = 0
+        self._client = client
+        self._size = max(1, budget - RESERVED)
+        self._turns = trio.CapacityLimiter(self._size)
+        self._idle: list[Reader] = []
+        self._connections = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        await self._connections.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self._connections.__aexit__(kind, error, traceback)
+
+    @asynccontextmanager
+    async def turn(self, cursor: Cursor) -> AsyncIterator[tuple[Reader, Cursor]]:
+        """A reader for one query, and the cursor with the wait that is fair. The reader is one's own until the end."""
+        if not cursor.blocks:
+            yield self._client, cursor
+            return
+        async with self._turns:
+            if not self._idle:
+                self._idle.append(await self._connections.enter_async_context(self._client.dedicated()))
+            reader = self._idle.pop()
+            try:
+                yield reader, replace(cursor, wait=LONGEST_WAIT if self._watches <= self._size else ROTATION_WAIT)
+            finally:
+                self._idle.append(reader)
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Count a watch that takes turns, for the time of the block."""
+        self._watches += 1
+        try:
+            yield
+        finally:
+            self._watches -= 1

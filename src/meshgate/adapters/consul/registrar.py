@@ -1,0 +1,141 @@
+"""Keeps the gateway registered with its agent, and follows what the agent makes of the registration.
+
+The agent merges central configuration (proxy-defaults) into a registration, so what it holds may differ from what was
+sent, and change later. It forgets registrations when it is restarted without its data; they are then sent again.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Final
+
+import structlog
+import trio
+
+from .errors import ConsulError, NotFoundError, PermissionDeniedError, Rule, ServerError
+from .hub import WatchHub
+from .records import Client, Cursor, OwnRegistration, Page, Reader
+from .registration import GatewayDefinition
+from .watch import Watch, ignore
+
+log = structlog.get_logger("meshgate.consul")
+
+# Seconds that the removal at the end may take.
+FAREWELL: Final = 5.0
+# Seconds between two looks for a registration that somebody else is to make.
+_LOOK: Final = 2.0
+
+
+class Registrar:
+    """Registers the gateway.
+
+    Args:
+        client: Consul.
+        hub: shared by all watches of the process.
+        definition: what to register.
+        register: False where the registration is somebody else's work: then it is only read, and never removed.
+        on_change: gets the registration as the agent holds it, each time it changed; None while there is none.
+
+    Raises:
+        RegistrationError: the definition cannot work on this machine (only with `register`).
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        hub: WatchHub,
+        definition: GatewayDefinition,
+        *,
+        register: bool = True,
+        on_change: Callable[[OwnRegistration | None], None] = ignore,
+    ) -> None:
+        self.registration: OwnRegistration | None = None
+        self._client = client
+        self._hub = hub
+        self._definition = definition
+        self._payload = definition.payload() if register else None
+        self._on_change = on_change
+        self._present = trio.Event()
+        self._stop = trio.Event()
+        # Whether the agent has to be sent the definition still, and whether it may hold one that was sent.
+        self._due = register
+        self._sent = False
+
+    async def run(self) -> None:
+        """Register and follow until `stop()` or cancellation, then take the registration back.
+
+        The removal is shielded from cancellation and ends after `FAREWELL` seconds at the latest.
+        """
+        try:
+            async with self._client.dedicated() as reader, trio.open_nursery() as nursery:
+                name = self._definition.id
+                watch = Watch(self._hub, "registration", name, partial(self._look, reader), self._held)
+                nursery.start_soon(watch.run)
+                await self._stop.wait()
+                nursery.cancel_scope.cancel()
+        finally:
+            if self._sent:
+                with trio.move_on_after(FAREWELL, shield=True):
+                    await self._deregister()
+
+    def stop(self) -> None:
+        """Make `run` take the registration back and return. May be called more than once."""
+        self._stop.set()
+
+    async def registered(self) -> OwnRegistration:
+        """Wait until the agent holds the registration."""
+        while self.registration is None:
+            await self._present.wait()
+        return self.registration
+
+    async def _look(self, reader: Reader, cursor: Cursor) -> Page[OwnRegistration | None]:
+        definition = self._definition
+        try:
+            if self._due:
+                await self._register(reader)
+                cursor = Cursor()
+            try:
+                return await reader.agent_service(definition.id, cursor)
+            except NotFoundError:
+                if self._payload is None:
+                    await trio.sleep(_LOOK)
+                    return Page(None)
+                log.warning("the agent has lost the registration", service=definition.service, id=definition.id)
+                await self._register(reader)
+                return await reader.agent_service(definition.id, Cursor())
+        except PermissionDeniedError as error:
+            access = "read" if self._payload is None else "write"
+            raise error.for_want_of(Rule("service", definition.service, access)) from None
+
+    async def _register(self, reader: Reader) -> None:
+        assert self._payload is not None
+        # A request without an answer may have arrived; one that was refused has not.
+        self._due = self._sent = True
+        try:
+            await reader.register(self._payload)
+        except PermissionDeniedError:
+            self._sent = False
+            raise
+        self._due = False
+        log.info("registered with the agent", service=self._definition.service, id=self._definition.id)
+
+    def _held(self, registration: OwnRegistration | None) -> None:
+        self.registration = registration
+        if registration is not None:
+            self._present.set()
+            self._present = trio.Event()
+        self._on_change(registration)
+
+    async def _deregister(self) -> None:
+        try:
+            await self._client.deregister(self._definition.id)
+        except ConsulError as error:
+            if _gone(error):
+                return
+            log.warning("the registration stays behind", id=self._definition.id, error=str(error))
+            return
+        log.info("deregistered", service=self._definition.service, id=self._definition.id)
+
+
+def _gone(error: ConsulError) -> bool:
+    """Whether the agent holds no such registration: 404, and 500 with a text in 1.8."""
+    return isinstance(error, NotFoundError) or (isinstance(error, ServerError) and "Unknown service" in str(error))

@@ -1,0 +1,124 @@
+"""The gateway's definition as `consul connect envoy -gateway=mesh -register` sends it to the agent.
+
+Source: Consul's `command/connect/envoy/envoy.go` (`Register`, `canBind`). The opaque keys of `Proxy.Config` keep their
+`envoy_` names, under which operators and Consul's documentation know them.
+"""
+
+import socket
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+from meshgate.core.durations import format_duration
+
+from .records import GATEWAY_KIND, BindAddress
+
+CHECK_INTERVAL: Final = "10s"
+
+
+class RegistrationError(ValueError):
+    """The definition cannot work on this machine. One line, which says what to do."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewayDefinition:
+    """What the gateway registers.
+
+    `proxy_id` is the service name where it is empty. An empty `address` means the agent's, an empty `wan_address` that
+    there is no `wan` tag. With `bind_addresses` the gateway listens there and nowhere else. `expose_servers` offers
+    Consul's own servers to other datacenters. `deregister_after_critical` is in seconds.
+    """
+
+    service: str = GATEWAY_KIND
+    proxy_id: str = ""
+    address: str = ""
+    port: int = 8443
+    wan_address: str = ""
+    wan_port: int = 0
+    bind_addresses: tuple[BindAddress, ...] = ()
+    expose_servers: bool = False
+    deregister_after_critical: float = 21600.0
+    weight_passing: int = 1
+    weight_warning: int = 1
+    namespace: str = ""
+    partition: str = ""
+
+    @property
+    def id(self) -> str:
+        """The ID of the registration, unique with the agent."""
+        return self.proxy_id or self.service
+
+    def payload(self, bindable: Callable[[str], bool] | None = None) -> dict[str, Any]:
+        """The body of the registration.
+
+        Args:
+            bindable: whether this machine can listen on an address; tried out where it is not given.
+
+        Raises:
+            RegistrationError: the LAN address is none of this machine and no bind address says where to listen.
+        """
+        body: dict[str, Any] = {
+            "Kind": GATEWAY_KIND,
+            "Name": self.service,
+            "ID": self.id,
+            "Port": self.port,
+            "Weights": {"Passing": self.weight_passing, "Warning": self.weight_warning},
+            "Checks": [self._check()],
+        }
+        optional: dict[str, Any] = {
+            "Address": self.address,
+            "TaggedAddresses": dict(self._tagged()),
+            "Meta": {"consul-wan-federation": "1"} if self.expose_servers else {},
+            "Proxy": self._proxy(bindable or can_bind),
+            "Namespace": self.namespace,
+            "Partition": self.partition,
+        }
+        return body | {key: value for key, value in optional.items() if value}
+
+    def _tagged(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        if self.address:
+            yield "lan", {"Address": self.address, "Port": self.port}
+        if self.wan_address:
+            yield "wan", {"Address": self.wan_address, "Port": self.wan_port or self.port}
+
+    def _check(self) -> dict[str, Any]:
+        # Without an address the gateway is on the agent's machine. The gateway listens before it registers, so the
+        # check may start out as passing: else others shun a gateway for up to 10 s each time its agent has lost it.
+        host = self.address or "127.0.0.1"
+        return {
+            "Name": f"{GATEWAY_KIND} listening",
+            "TCP": f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}",
+            "Interval": CHECK_INTERVAL,
+            "DeregisterCriticalServiceAfter": format_duration(self.deregister_after_critical),
+            "Status": "passing",
+        }
+
+    def _proxy(self, bindable: Callable[[str], bool]) -> dict[str, Any]:
+        if self.bind_addresses:
+            listeners = {bind.name: {"Address": bind.address, "Port": bind.port} for bind in self.bind_addresses}
+            return _config(envoy_gateway_no_default_bind=True, envoy_gateway_bind_addresses=listeners)
+        if not self.address:
+            return {}
+        if not bindable(self.address):
+            raise RegistrationError(
+                f"the LAN address {self.address!r} cannot be bound here: set one that can, or name bind addresses"
+            )
+        if self.wan_address and bindable(self.wan_address):
+            return _config(envoy_gateway_no_default_bind=True, envoy_gateway_bind_tagged_addresses=True)
+        return {}
+
+
+def can_bind(address: str) -> bool:
+    """Whether this machine has the IP address; a host name never counts (Consul's `canBind`)."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    try:
+        socket.inet_pton(family, address)
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.bind((address, 0))
+    except OSError:
+        return False
+    return True
+
+
+def _config(**entries: object) -> dict[str, Any]:
+    return {"Config": entries}

@@ -1,0 +1,168 @@
+"""The other datacenters of the federation and their mesh gateways.
+
+Two views, as in Consul's own gateway. Direct: the WAN's datacenters are polled, and each one's gateways are watched in
+its own catalog (Consul forwards the query). Federation states: one watch in the local datacenter for the gateways of
+all. For each datacenter the view with the newest registration counts (`newer_gateways`), and the datacenters known are
+those of both views.
+
+A datacenter that cannot be reached, or refuses the token, keeps its last known gateways and disturbs no other. One
+that left the WAN is given up by the direct view after `GONE_AFTER` seconds, since a restarted server lists fewer
+datacenters until gossip has told it; the federation states go on counting as long as they name it.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Final
+
+import trio
+
+from meshgate.core.catalog import RemoteDatacenter, newer_gateways
+
+from .errors import PermissionDeniedError
+from .gateways import POLL, Gateways
+from .hub import WatchHub
+from .pool import ReaderPool
+from .records import GATEWAY_KIND, Client, Cursor, Instances, Page, Reader
+from .sight import Sight, vanished
+from .tasks import KeyedTasks, Progress
+from .watch import Watch
+
+DATACENTERS: Final = "datacenters"
+FEDERATION: Final = "federation states"
+# Seconds that a datacenter must be missing from the WAN: at least two polls.
+GONE_AFTER: Final = 60.0
+
+
+class RemoteGateways:
+    """Follows the remote datacenters.
+
+    Args:
+        client: for short requests, and for the federation states' own connection.
+        hub: shared by all watches.
+        pool: connections for the watches of single gateway services.
+        sight: decides whether a shorter answer is believed.
+        datacenter: the gateway's own, which is none of the remote ones.
+        gateway_service: the gateway's own name: others are probably called the same.
+        progress: told of each source that is to be waited for at the start.
+        changed: called whenever `remotes()` may have changed.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        hub: WatchHub,
+        pool: ReaderPool,
+        sight: Sight,
+        *,
+        datacenter: str,
+        gateway_service: str,
+        progress: Progress,
+        changed: Callable[[], None],
+    ) -> None:
+        self._client = client
+        self._hub = hub
+        self._pool = pool
+        self._sight = sight
+        self._datacenter = datacenter
+        self._gateway_service = gateway_service
+        self._progress = progress
+        self._changed = changed
+        self._direct: dict[str, Gateways] = {}
+        self._absent: dict[str, float] = {}
+        self._federated: Mapping[str, Instances] = {}
+        self._hidden: dict[str, str] = {}
+        self._tasks: KeyedTasks[str]
+
+    async def run(self) -> None:
+        """Follow until cancelled."""
+        async with self._client.dedicated() as reader, trio.open_nursery() as nursery:
+            self._tasks = KeyedTasks(nursery)
+            federation = Watch(
+                self._hub,
+                "federation-states",
+                FEDERATION,
+                partial(self._ask_federation, reader),
+                self._federation_changed,
+                on_error=lambda _: self._progress.done(FEDERATION),
+            )
+            nursery.start_soon(federation.run)
+            await Watch(
+                self._hub,
+                "datacenters",
+                DATACENTERS,
+                self._ask_datacenters,
+                self._datacenters_changed,
+                on_error=lambda _: self._progress.done(DATACENTERS),
+                interval=POLL,
+            ).run()
+
+    def remotes(self) -> tuple[RemoteDatacenter, ...]:
+        """Every datacenter that either view knows, with the gateways that count."""
+        return tuple(
+            RemoteDatacenter(name, newer_gateways(self._seen_directly(name), self._federated.get(name, ())))
+            for name in sorted(self._direct.keys() | self._federated.keys())
+        )
+
+    def problems(self) -> list[str]:
+        """What the token is known not to see."""
+        return list(self._hidden.values())
+
+    def _seen_directly(self, name: str) -> Instances:
+        return self._direct[name].instances() if name in self._direct else ()
+
+    async def _ask_datacenters(self, _: Cursor) -> Page[tuple[str, ...]]:
+        listed = set((await self._client.datacenters()).value) - {self._datacenter}
+        now = trio.current_time()
+        missing = self._direct.keys() - listed
+        self._absent = {name: self._absent.get(name, now) for name in missing}
+        kept = {name for name in missing if now - self._absent[name] < GONE_AFTER}
+        return Page(tuple(sorted(listed | kept)))
+
+    def _datacenters_changed(self, names: tuple[str, ...]) -> None:
+        for name in self._direct.keys() - set(names):
+            del self._direct[name]
+            self._progress.done(_source(name))
+        for name in set(names) - self._direct.keys():
+            self._progress.expect(_source(name))
+            self._direct[name] = Gateways(
+                self._hub,
+                self._pool,
+                self._sight,
+                self._client,
+                datacenter=name,
+                guesses=frozenset((self._gateway_service, GATEWAY_KIND)),
+                tried=partial(self._progress.done, _source(name)),
+                changed=self._changed,
+            )
+            self._direct[name].federated(self._federated.get(name, ()))
+        self._tasks.keep(names, self._follow)
+        self._progress.done(DATACENTERS)
+        self._changed()
+
+    async def _follow(self, name: str) -> None:
+        await self._direct[name].run()
+
+    async def _ask_federation(self, reader: Reader, cursor: Cursor) -> Page[Mapping[str, Instances]]:
+        page = await reader.federated_gateways(cursor)
+        since = trio.current_time()
+        federated = {name: rows for name, rows in page.value.items() if rows and name != self._datacenter}
+        hidden: dict[str, str] = {}
+        for name, known in self._federated.items():
+            try:
+                for service in {gateway.service for gateway in vanished(known, federated.get(name, ()))}:
+                    await self._sight.confirm(service, since=since)
+            except PermissionDeniedError as error:
+                federated[name], hidden[name] = known, str(error)
+        self._hidden = hidden
+        return Page(federated, index=page.index)
+
+    def _federation_changed(self, federated: Mapping[str, Instances]) -> None:
+        self._federated = federated
+        for name, gateways in self._direct.items():
+            gateways.federated(federated.get(name, ()))
+        self._progress.done(FEDERATION)
+        self._changed()
+
+
+def _source(name: str) -> str:
+    return f"gateways of {name}"

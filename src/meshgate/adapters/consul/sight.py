@@ -1,0 +1,110 @@
+"""What a shorter answer of Consul is worth: whether the token still sees.
+
+Consul leaves out, with status 200, what a token may not see: a token that lost its rights reads an empty catalog. So
+what vanished from an answer is only believed when, after that answer came, the token was seen to see:
+
+1. It may read the service in question. Reading the service-resolver of that name answers 403 if and only if the token
+   may not read the service, in every version and whether or not there is such a resolver.
+2. It may read nodes: the gateway's own registration or, when that is just not there and in another datacenter, one of
+   Consul's own servers is visible to it.
+3. Where Consul says so (header `X-Consul-Results-Filtered-By-ACLs`, 1.11 and later): it does not leave out more than
+   it did before. A token that never saw all of a service is served what it sees.
+
+An answer that fails this is an error of its watch: what was known stays in use, the missing rule is reported, and the
+watch asks again. The proof costs two short requests, so a legitimate removal is not held up. An answer that only adds
+needs no proof, and neither does the first one, except an empty list of services.
+"""
+
+import trio
+
+from meshgate.core.catalog import Instance
+
+from .errors import PermissionDeniedError, Rule
+from .records import Cursor, Instances, Page, Reader
+
+SERVERS = "consul"
+_SEE_NODES = Rule("node", prefix=True)
+
+
+class Sight:
+    """Proves that the token sees.
+
+    Args:
+        client: for short requests.
+        gateway_service: the name under which the gateway itself is registered.
+    """
+
+    def __init__(self, client: Reader, gateway_service: str) -> None:
+        self._client = client
+        self._gateway_service = gateway_service
+        self._lock = trio.Lock()
+        # By datacenter: when the last request that showed something was begun.
+        self._seen: dict[str, float] = {}
+
+    async def confirm(self, service: str, *, since: float, datacenter: str = "") -> None:
+        """Prove that the token sees the instances of a service.
+
+        Args:
+            service: the name in question.
+            since: when the answer came that needs the proof; trio's clock.
+            datacenter: where; empty for the gateway's own.
+
+        Raises:
+            PermissionDeniedError: it does not see them.
+            ConsulError: there is no telling now.
+        """
+        await self._client.resolver_exists(service, datacenter=datacenter)
+        await self.confirm_nodes(since=since, datacenter=datacenter)
+
+    async def confirm_nodes(self, *, since: float, datacenter: str = "") -> None:
+        """Prove that the token sees nodes at all; errors as those of `confirm`.
+
+        One proof serves all that waited for it.
+        """
+        async with self._lock:
+            if self._seen.get(datacenter, -1.0) >= since:
+                return
+            now = trio.current_time()
+            names = (SERVERS,) if datacenter else (self._gateway_service, SERVERS)
+            for name in names:
+                if (await self._client.instances(name, Cursor(), datacenter=datacenter)).value:
+                    self._seen[datacenter] = now
+                    return
+        raise PermissionDeniedError(
+            "not even the gateway's own registration or Consul's servers are visible", _SEE_NODES
+        )
+
+
+class HeldInstances:
+    """The instances behind one health query, as far as they can be believed.
+
+    `value` is what is in use. `known` says whether an answer was accepted yet.
+    """
+
+    def __init__(self, sight: Sight, service: str, *, datacenter: str = "", start: Instances = ()) -> None:
+        self.value = start
+        self.known = False
+        self._sight = sight
+        self._service = service
+        self._datacenter = datacenter
+        self._filtered = False
+
+    async def accept(self, page: Page[Instances]) -> None:
+        """Take an answer over, or raise what speaks against it (`Sight.confirm`)."""
+        if vanished(self.value, page.value):
+            since = trio.current_time()
+            if page.filtered and not self._filtered:
+                raise PermissionDeniedError(f"Consul now leaves out instances of {self._service}", _SEE_NODES)
+            await self._sight.confirm(self._service, since=since, datacenter=self._datacenter)
+        self._filtered = page.filtered
+        self.value, self.known = page.value, True
+
+
+def vanished(before: Instances, after: Instances) -> Instances:
+    """The instances that an answer no longer has."""
+    present = {_identity(instance) for instance in after}
+    return tuple(instance for instance in before if _identity(instance) not in present)
+
+
+def _identity(instance: Instance) -> tuple[str, str]:
+    return instance.node, instance.id

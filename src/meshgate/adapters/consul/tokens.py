@@ -1,0 +1,123 @@
+"""The ACL token: fixed, or the content of a file that is read again when it changed.
+
+Consul's own tools read a token file once; here a rotated token takes effect with the next request. A file that vanishes
+or turns empty later leaves the last token in use and is reported. The token leaves this module by `header()` only.
+"""
+
+import base64
+import os
+from pathlib import Path
+
+import structlog
+
+from .address import ConsulAddress, ConsulConfigError
+
+log = structlog.get_logger("meshgate.consul")
+
+_Stamp = tuple[int, int, int]
+
+
+class TokenSource:
+    """Gives each request its credentials.
+
+    `problem` says in one line why the file cannot be used at present, and is empty otherwise.
+
+    Args:
+        token: used while there is no file or the file is empty; may be empty (anonymous).
+        file: path of the token file, empty for none.
+        http_auth: user and password for a proxy before the agent.
+
+    Raises:
+        ConsulConfigError: at the start, the file cannot be read, or it or `token` holds what can be no token.
+    """
+
+    def __init__(self, token: str = "", file: str = "", http_auth: tuple[str, str] | None = None) -> None:
+        self.problem = ""
+        self._version = 0
+        self._token = _checked(token, "the token")
+        self._basic = "" if http_auth is None else base64.b64encode(":".join(http_auth).encode()).decode("ascii")
+        self._file = Path(file) if file else None
+        self._stamp: _Stamp | None = None
+        if self._file is not None:
+            try:
+                self._read(self._file)
+            except OSError as error:
+                raise ConsulConfigError(f"the token file {file} cannot be read: {error.strerror}") from error
+
+    @classmethod
+    def of(cls, address: ConsulAddress) -> "TokenSource":
+        """The source that the settings describe."""
+        return cls(address.token, address.token_file, address.http_auth)
+
+    def __repr__(self) -> str:
+        return f"TokenSource(file={str(self._file or '')!r}, set={bool(self._token)}, version={self._version})"
+
+    @property
+    def version(self) -> int:
+        """Grows whenever the token has changed; looks at the file."""
+        self.refresh()
+        return self._version
+
+    def header(self) -> dict[str, str]:
+        """The headers that carry the credentials of a request.
+
+        The token goes as `Authorization: Bearer`, which HTTP libraries hide when they print headers. With basic
+        authentication that header is taken, and the token goes as `X-Consul-Token`.
+        """
+        self.refresh()
+        if self._basic:
+            headers = {"Authorization": f"Basic {self._basic}"}
+            return headers | {"X-Consul-Token": self._token} if self._token else headers
+        return {"Authorization": f"Bearer {self._token}"} if self._token else {}
+
+    def refresh(self) -> None:
+        """Read the file again if it is another one than before (one stat while it is not)."""
+        if self._file is None:
+            return
+        try:
+            if _stamp(self._file) != self._stamp:
+                self._read(self._file)
+        except OSError as error:
+            self._report(f"the token file {self._file} cannot be read, the last token stays in use: {error.strerror}")
+        except ConsulConfigError as error:
+            self._report(f"{error}; the last token stays in use")
+
+    def redact(self, text: str) -> str:
+        """`text` without the credentials, should whoever answered have repeated them."""
+        for secret in (self._token, self._basic):
+            if secret:
+                text = text.replace(secret, "(token)")
+        return text
+
+    def _read(self, file: Path) -> None:
+        # Stamp first: a change during the read shows as a newer stamp at the next look.
+        stamp = _stamp(file)
+        text = file.read_text(encoding="utf-8", errors="replace").strip()
+        self._stamp = stamp
+        token = _checked(text, f"the token file {file}")
+        if not token:
+            self._report(f"the token file {file} is empty, what was known before stays in use")
+            return
+        self._report("")
+        if token != self._token:
+            self._token = token
+            self._version += 1
+
+    def _report(self, problem: str) -> None:
+        if problem and problem != self.problem:
+            log.warning("token file not usable", problem=problem)
+        elif self.problem and not problem:
+            log.info("token file usable again", file=str(self._file))
+        self.problem = problem
+
+
+def _stamp(file: Path) -> _Stamp:
+    status = os.stat(file)  # noqa: PTH116 (called before each request: no detour by Path)
+    return status.st_mtime_ns, status.st_size, status.st_ino
+
+
+def _checked(token: str, where: str) -> str:
+    # A header with other characters would be refused by the HTTP library, with the token in its message.
+    if not all("!" <= character <= "~" for character in token):
+        raise ConsulConfigError(f"{where} holds characters that no token has")
+    return token

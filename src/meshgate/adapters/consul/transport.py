@@ -1,0 +1,255 @@
+"""The seam to python-consul2 and httpx: the one module that knows either.
+
+python-consul2's endpoint methods return whatever its HTTP client returns, so with a client whose methods are
+coroutines they become awaitable under trio. Ours keeps next to each value what python-consul2 drops (the index as a
+number, the content hash, whether Consul filtered the answer), gives each request a timeout that suits a held query,
+adds the credentials, and turns every failure into an error of `errors`.
+"""
+
+import logging
+import ssl
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Generic, TypeVar
+
+import httpx
+import trio
+from consul import base
+
+from meshgate.core.durations import parse_duration
+
+from .address import ConsulAddress
+from .errors import (
+    BadRequestError,
+    ConsulError,
+    ConsulUnreachableError,
+    InvalidAnswerError,
+    NotFoundError,
+    PermissionDeniedError,
+    RateLimitedError,
+    ServerError,
+    UnexpectedStatusError,
+)
+from .tokens import TokenSource
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+Params = Mapping[str, str] | Iterable[tuple[str, str]] | None
+
+CONNECT_TIMEOUT: Final = 5.0
+# Seconds of silence after which a request that is not held by Consul has failed; the grace of one that is.
+GRACE: Final = 10.0
+_LONGEST_QUOTE: Final = 300
+_NO_FILTER: Final = "boolean expression evaluator"
+
+
+@dataclass(frozen=True, slots=True)
+class Reply(Generic[T_co]):
+    """What an endpoint returned, with what its headers say. `index` is None where the answer has none."""
+
+    value: T_co
+    index: int | None = None
+    content_hash: str = ""
+    filtered: bool = False
+    known_leader: bool = True
+
+
+class MeshConsul(base.Consul):
+    """python-consul2's client over our HTTP client, with the endpoint groups that are used.
+
+    `base.Consul.__init__` is not called: it lets `CONSUL_HTTP_ADDR`, `CONSUL_HTTP_TOKEN` and others of the environment
+    win over explicit arguments, reads them in another way than Consul does, and warns of two parts it deprecates.
+    """
+
+    http: "HttpClient"
+
+    def __init__(self, http: "HttpClient") -> None:
+        self.http = http
+        self.token = None  # the HTTP client adds the credentials: one place, and a rotated token takes effect
+        self.dc = None
+        self.scheme = "http"
+        self.consistency = "default"
+        self.agent = base.Consul.Agent(self)
+        self.catalog = base.Consul.Catalog(self)
+        self.config = base.Consul.Config(self)
+
+
+class HttpClient(base.HTTPClient):
+    """python-consul2's HTTP client on httpx and trio.
+
+    Args:
+        address: where the agent is.
+        token: the credentials of each request.
+        context: shared by all clients of the process; making one is slow.
+        connections: how many at most. A query that is held needs a client with one connection of its own: httpcore
+            searches a shared pool anew for each request that ends, in cubic time.
+    """
+
+    def __init__(
+        self, address: ConsulAddress, token: TokenSource, context: ssl.SSLContext, *, connections: int = 1
+    ) -> None:
+        super().__init__(address.host, address.port, address.scheme)
+        self.base_uri = address.base_url
+        self._address = address
+        self._token = token
+        self._scope = [
+            (key, value) for key, value in (("ns", address.namespace), ("partition", address.partition)) if value
+        ]
+        self._extensions = {"sni_hostname": address.tls_server_name} if address.tls_server_name else {}
+        # Requests wait here in their order, so httpx's own queue with its timeout is never used.
+        self._turn = trio.Semaphore(connections)
+        # At INFO httpx logs each URL, and its headers show at lower levels.
+        for name in ("httpx", "httpcore"):
+            logging.getLogger(name).setLevel(logging.WARNING)
+        self._client = httpx.AsyncClient(
+            transport=httpx.AsyncHTTPTransport(
+                verify=context,
+                trust_env=False,
+                limits=httpx.Limits(max_connections=connections, max_keepalive_connections=connections),
+                uds=address.unix_path or None,
+            ),
+            trust_env=False,
+        )
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._client.aclose()
+
+    def get(
+        self, callback: Callable[[base.Response], T], path: str, params: Params = None, headers: object = None
+    ) -> Coroutine[Any, Any, Reply[T]]:
+        """A GET; awaiting it gives what the callback made of the answer. `headers` are not used: see `MeshConsul`."""
+        return self._send("GET", callback, path, params)
+
+    def put(
+        self,
+        callback: Callable[[base.Response], T],
+        path: str,
+        params: Params = None,
+        data: bytes | str = b"",
+        headers: object = None,
+    ) -> Coroutine[Any, Any, Reply[T]]:
+        """A PUT, like `get`."""
+        return self._send("PUT", callback, path, params, data)
+
+    def delete(
+        self,
+        callback: Callable[[base.Response], T],
+        path: str,
+        params: Params = None,
+        data: bytes | str = b"",
+        headers: object = None,
+    ) -> Coroutine[Any, Any, Reply[T]]:
+        """A DELETE, like `get`."""
+        return self._send("DELETE", callback, path, params, data)
+
+    def post(
+        self,
+        callback: Callable[[base.Response], T],
+        path: str,
+        params: Params = None,
+        data: bytes | str = b"",
+        headers: object = None,
+    ) -> Coroutine[Any, Any, Reply[T]]:
+        """A POST, like `get`."""
+        return self._send("POST", callback, path, params, data)
+
+    async def _send(
+        self, method: str, callback: Callable[[base.Response], T], path: str, params: Params, data: bytes | str = b""
+    ) -> Reply[T]:
+        query = list(params.items() if isinstance(params, Mapping) else params or ())
+        try:
+            async with self._turn:
+                response = await self._client.request(
+                    method,
+                    self.uri(path, query + self._scope),
+                    headers=self._token.header(),
+                    content=data or None,
+                    timeout=_timeout(dict(query)),
+                    extensions=self._extensions,
+                )
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            # The exception of httpx holds the request with its headers, so it does not travel on.
+            raise self._unreachable(error) from None
+        return self._reply(response, callback)
+
+    def _reply(self, response: httpx.Response, callback: Callable[[base.Response], T]) -> Reply[T]:
+        text = self._quote(response.text)
+        status = response.status_code
+        if _NO_FILTER in text and status >= 400:
+            raise BadRequestError(f"Consul does not understand the filter: {text}", str(status))
+        if status == 404:
+            raise NotFoundError(f"Consul answered 404: {text or 'no such endpoint'}", "404")
+        if not 200 <= status < 300 and not 400 <= status < 600:
+            raise UnexpectedStatusError(f"not an answer of Consul: status {status}", str(status))
+        try:
+            value = callback(base.Response(status, response.headers, response.text, response.content))
+        except base.ConsulException as error:
+            raise _translated(error, status, text) from None
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            raise InvalidAnswerError(f"{type(error).__name__} in Consul's answer: {text[:80]!r}", "invalid") from None
+        headers = response.headers
+        index = headers.get("X-Consul-Index", "")
+        return Reply(
+            value,
+            index=int(index) if index.isascii() and index.isdigit() else None,
+            content_hash=headers.get("X-Consul-ContentHash", ""),
+            filtered=headers.get("X-Consul-Results-Filtered-By-ACLs", "") == "true",
+            known_leader=headers.get("X-Consul-KnownLeader", "true") == "true",
+        )
+
+    def _unreachable(self, error: Exception) -> ConsulError:
+        reason = self._quote(_reason(error))
+        if isinstance(error, httpx.DecodingError):
+            return InvalidAnswerError(f"Consul's answer cannot be read: {reason}", "invalid")
+        status = "timeout" if isinstance(error, httpx.TimeoutException) else "unreachable"
+        return ConsulUnreachableError(f"cannot reach Consul at {self._address.url}: {reason}", status)
+
+    def _quote(self, text: str) -> str:
+        """One line of bounded length, without a token that somebody repeated."""
+        return " ".join(self._token.redact(text[: 4 * _LONGEST_QUOTE]).split())[:_LONGEST_QUOTE]
+
+
+def decoded(decode: Callable[[bytes], T]) -> Callable[[base.Response], T]:
+    """A callback that has python-consul2 check the status, and decodes the body itself."""
+    content = base.CB.binary()
+    return lambda response: decode(content(response))
+
+
+def accepted() -> Callable[[base.Response], bool]:
+    """A callback for a request whose answer has no content."""
+    return base.CB.bool()
+
+
+def _timeout(query: Mapping[str, str]) -> httpx.Timeout:
+    """Silence is fine for as long as Consul may hold a query: `wait` and up to a sixteenth of it."""
+    held = parse_duration(query["wait"]) * 17 / 16 if "wait" in query else 0.0
+    return httpx.Timeout(connect=CONNECT_TIMEOUT, write=CONNECT_TIMEOUT, pool=CONNECT_TIMEOUT, read=held + GRACE)
+
+
+def _translated(error: base.ConsulException, status: int, text: str) -> ConsulError:
+    """Our error for one that python-consul2 made of the status."""
+    if isinstance(error, base.ACLPermissionDenied):
+        return PermissionDeniedError(text)
+    if isinstance(error, base.BadRequest):
+        return BadRequestError(f"Consul refuses the request: {text}", str(status))
+    if status == 429:
+        return RateLimitedError(f"too many requests or connections for Consul: {text}", str(status))
+    if isinstance(error, base.ClientError | base.ACLDisabled):
+        return UnexpectedStatusError(f"Consul answered {status}: {text}", str(status))
+    return ServerError(f"Consul failed: {status} {text}", str(status))
+
+
+def _reason(error: BaseException) -> str:
+    """Why a request failed: httpx's own text is often empty, and the cause at the bottom says more."""
+    texts = [type(error).__name__]
+    at: BaseException | None = error
+    while at is not None:
+        if isinstance(at, BaseExceptionGroup):
+            at = at.exceptions[0]
+            continue
+        if str(at) and str(at) not in texts:
+            texts.append(str(at))
+        at = at.__cause__ or at.__context__
+    return ": ".join((texts[0], texts[-1])) if len(texts) > 1 else texts[0]

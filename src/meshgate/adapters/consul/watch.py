@@ -1,0 +1,106 @@
+"""One watch: asks Consul for the next state of something, for ever, and hands on what changed.
+
+What always holds: a value is handed on only if it differs from the last one; no failure takes anything back; a query
+that Consul answers at once again and again is slowed to a trickle; and a query after a failure does not block, so that
+the first answer after an outage is the present state, whatever became of Consul's index meanwhile.
+"""
+
+from collections.abc import Awaitable, Callable
+from typing import Final, Generic, NoReturn, TypeVar
+
+import trio
+
+from meshgate.core.blocking import next_index
+
+from .errors import ConsulError
+from .hub import WatchHub, WatchState
+from .records import Cursor, Page
+
+T = TypeVar("T")
+
+# Answers may come this many seconds apart, two in a row without a wait: Consul's index may move without a change of
+# what is watched, and a broken proxy may never hold a query.
+PACE: Final = 0.5
+BURST: Final = 2
+
+
+def ignore(_: object) -> None:
+    """For a callback that is not needed."""
+
+
+class Watch(Generic[T]):
+    """Follows one value of Consul.
+
+    Args:
+        hub: shared by all watches.
+        kind: for metrics, one of a handful.
+        name: for people.
+        ask: one request; it gets the cursor to go on from and raises `ConsulError`. It may be cancelled.
+        on_value: gets the first value, and each later one that is not equal to the one before.
+        on_error: hears of each failed request.
+        interval: seconds between two requests, for what Consul cannot hold; None for a blocking query.
+    """
+
+    def __init__(
+        self,
+        hub: WatchHub,
+        kind: str,
+        name: str,
+        ask: Callable[[Cursor], Awaitable[Page[T]]],
+        on_value: Callable[[T], None],
+        *,
+        on_error: Callable[[ConsulError], None] = ignore,
+        interval: float | None = None,
+    ) -> None:
+        self._hub = hub
+        self._kind = kind
+        self._name = name
+        self._ask = ask
+        self._on_value = on_value
+        self._on_error = on_error
+        self._interval = interval
+        self._cursor = Cursor()
+        self._last: tuple[T] | None = None
+
+    async def run(self) -> NoReturn:
+        """Watch until cancelled."""
+        with self._hub.watching(self._kind, self._name) as state:
+            pace = Pace()
+            while True:
+                await pace.take()
+                page = await self._hub.persist(state, self._request, self._failed)
+                self._advance(state, page)
+                if self._interval is not None:
+                    # After an outage there may be news: no need to sit out the rest of the interval.
+                    with trio.move_on_after(self._interval):
+                        await self._hub.recovery()
+
+    async def _request(self) -> Page[T]:
+        return await self._ask(self._cursor)
+
+    def _failed(self, error: ConsulError) -> None:
+        self._cursor = Cursor()
+        self._on_error(error)
+
+    def _advance(self, state: WatchState, page: Page[T]) -> None:
+        index = 0 if page.index is None else next_index(self._cursor.index, page.index)
+        self._cursor = Cursor(index, page.content_hash)
+        state.index = index
+        if self._last is None or self._last[0] != page.value:
+            self._last = (page.value,)
+            self._on_value(page.value)
+
+
+class Pace:
+    """A token bucket that holds `BURST` tokens and gains one each `PACE` seconds."""
+
+    def __init__(self) -> None:
+        self._full_at = trio.current_time()
+
+    async def take(self) -> None:
+        """Wait for a token."""
+        now = trio.current_time()
+        self._full_at = max(self._full_at, now) + PACE
+        excess = self._full_at - now - BURST * PACE
+        if excess > 0:
+            await trio.sleep(excess)

@@ -1,0 +1,283 @@
+"""Consul's JSON, and how it becomes the records of the core.
+
+Only the fields that are used are named; msgspec skips the rest. Consul writes null for empty lists and maps and leaves
+out what is empty, so everything is optional here. What has another shape is an `InvalidAnswerError`.
+"""
+
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from typing import Any, TypeVar
+
+import msgspec
+
+from meshgate.core.catalog import Check, Instance, WanAddress
+from meshgate.core.durations import parse_duration
+from meshgate.core.sni import DEFAULT
+
+from .errors import InvalidAnswerError
+from .records import GATEWAY_KIND, AgentFacts, BindAddress, CaRoots, Instances, OwnRegistration, Resolver, SubsetRule
+
+T = TypeVar("T")
+
+
+class _Node(msgspec.Struct, rename="pascal"):
+    node: str = ""
+    address: str | None = ""
+    datacenter: str | None = ""
+    partition: str | None = ""
+    tagged_addresses: dict[str, str] | None = None
+
+
+class _Address(msgspec.Struct, rename="pascal"):
+    address: str | None = ""
+    port: int | None = 0
+
+
+class _Weights(msgspec.Struct, rename="pascal"):
+    passing: int = 1
+    warning: int = 1
+
+
+class _Service(msgspec.Struct, rename="pascal"):
+    id: str = msgspec.field(name="ID", default="")
+    service: str = ""
+    kind: str | None = ""
+    address: str | None = ""
+    port: int | None = 0
+    tagged_addresses: dict[str, _Address] | None = None
+    weights: _Weights | None = None
+    meta: dict[str, str] | None = None
+    modify_index: int | None = 0
+
+
+class _Check(msgspec.Struct, rename="pascal"):
+    check_id: str = msgspec.field(name="CheckID", default="")
+    name: str | None = ""
+    status: str | None = ""
+
+
+class _Row(msgspec.Struct, rename="pascal"):
+    """A CheckServiceNode, the row of all health endpoints."""
+
+    node: _Node
+    service: _Service
+    checks: list[_Check] | None = None
+
+
+class _Root(msgspec.Struct, rename="pascal"):
+    id: str = msgspec.field(name="ID", default="")
+    not_after: str | None = ""
+    active: bool | None = False
+
+
+class _Roots(msgspec.Struct, rename="pascal"):
+    """`/v1/connect/ca/roots`."""
+
+    trust_domain: str | None = ""
+    active_root_id: str | None = msgspec.field(name="ActiveRootID", default="")
+    roots: list[_Root] | None = None
+
+
+class _Subset(msgspec.Struct, rename="pascal"):
+    filter: str | None = ""
+    only_passing: bool | None = False
+
+
+class _Resolver(msgspec.Struct, rename="pascal"):
+    """A service-resolver of `/v1/config/service-resolver`."""
+
+    name: str
+    default_subset: str | None = ""
+    subsets: dict[str, _Subset | None] | None = None
+    connect_timeout: str | int | None = ""
+
+
+class _UiService(msgspec.Struct, rename="pascal"):
+    """A row of `/v1/internal/ui/services`."""
+
+    name: str
+    kind: str | None = ""
+
+
+class _AgentConfig(msgspec.Struct, rename="pascal"):
+    datacenter: str
+    node_name: str | None = ""
+    version: str | None = ""
+    server: bool | None = False
+    primary_datacenter: str | None = ""
+    partition: str | None = ""
+
+
+class _DebugConfig(msgspec.Struct, rename="pascal"):
+    dns_domain: str | None = msgspec.field(name="DNSDomain", default="")
+    primary_datacenter: str | None = ""
+
+
+class _AgentSelf(msgspec.Struct, rename="pascal"):
+    """`/v1/agent/self`."""
+
+    config: _AgentConfig
+    debug_config: _DebugConfig | None = None
+
+
+class _Proxy(msgspec.Struct, rename="pascal"):
+    config: dict[str, Any] | None = None
+
+
+class _AgentService(msgspec.Struct, rename="pascal"):
+    """`/v1/agent/service/:id`."""
+
+    id: str = msgspec.field(name="ID", default="")
+    service: str = ""
+    address: str | None = ""
+    port: int | None = 0
+    tagged_addresses: dict[str, _Address] | None = None
+    meta: dict[str, str] | None = None
+    proxy: _Proxy | None = None
+    content_hash: str | None = ""
+
+
+def _decoder(shape: object, build: Callable[[Any], T]) -> Callable[[bytes], T]:
+    """A decoder of JSON text of a shape, which then makes a record of it."""
+    decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(shape)
+
+    def decode(content: bytes) -> T:
+        try:
+            return build(decoder.decode(content))
+        except (msgspec.DecodeError, ValueError, RecursionError) as error:
+            raise _unreadable(error) from None
+
+    return decode
+
+
+def _convert(value: object, shape: type[T]) -> T:
+    try:
+        return msgspec.convert(value, shape)
+    except msgspec.ValidationError as error:
+        raise _unreadable(error) from None
+
+
+def service_names(value: object) -> tuple[str, ...]:
+    """The names in `/v1/catalog/services`, a map from name to tags."""
+    return tuple(sorted(_convert(value or {}, dict[str, Any])))
+
+
+def datacenters(value: object) -> tuple[str, ...]:
+    """`/v1/catalog/datacenters`, in a stable order (Consul sorts by distance)."""
+    return tuple(sorted(_convert(value or [], list[str])))
+
+
+def agent_facts(value: object) -> AgentFacts:
+    """`/v1/agent/self`, with Consul's defaults for what it does not say."""
+    answer = _convert(value, _AgentSelf)
+    config, debug = answer.config, answer.debug_config or _DebugConfig()
+    return AgentFacts(
+        datacenter=config.datacenter,
+        node=config.node_name or "",
+        version=config.version or "",
+        dns_domain=(debug.dns_domain or "consul").rstrip("."),
+        primary_datacenter=config.primary_datacenter or debug.primary_datacenter or "",
+        partition=config.partition or DEFAULT,
+        server=bool(config.server),
+    )
+
+
+def _instances(rows: list[_Row] | None) -> Instances:
+    """Rows in a stable order, so that equal answers are equal values."""
+    return tuple(sorted(map(_instance, rows or ()), key=lambda one: (one.node, one.id)))
+
+
+def _instance(row: _Row) -> Instance:
+    node, service = row.node, row.service
+    wan = (service.tagged_addresses or {}).get("wan")
+    weights = service.weights or _Weights()
+    checks = (Check(check.check_id, check.status or "", check.name or "") for check in row.checks or ())
+    return Instance(
+        node=node.node,
+        datacenter=node.datacenter or "",
+        id=service.id,
+        service=service.service,
+        address=service.address or "",
+        port=service.port or 0,
+        node_address=node.address or "",
+        kind=service.kind or "",
+        wan=None if wan is None else WanAddress(wan.address or "", wan.port or 0),
+        node_wan=(node.tagged_addresses or {}).get("wan", ""),
+        weight_passing=weights.passing,
+        weight_warning=weights.warning,
+        checks=tuple(sorted(checks, key=lambda check: check.id)),
+        modify_index=service.modify_index or 0,
+        partition=node.partition or DEFAULT,
+        meta=tuple(sorted((service.meta or {}).items())),
+    )
+
+
+def _ca_roots(answer: _Roots) -> CaRoots:
+    active = next((root for root in answer.roots or () if root.active or root.id == answer.active_root_id), None)
+    return CaRoots(answer.trust_domain or "", None if active is None else _unix_time(active.not_after or ""))
+
+
+def _resolvers(entries: list[_Resolver] | None) -> tuple[Resolver, ...]:
+    return tuple(sorted(map(_resolver, entries or ()), key=lambda entry: entry.name))
+
+
+def _resolver(entry: _Resolver) -> Resolver:
+    subsets = (
+        SubsetRule(name, subset.filter or "", bool(subset.only_passing)) if subset else SubsetRule(name)
+        for name, subset in (entry.subsets or {}).items()
+    )
+    return Resolver(
+        entry.name,
+        subsets=tuple(sorted(subsets, key=lambda subset: subset.name)),
+        default_subset=entry.default_subset or "",
+        connect_timeout=_timeout(entry.connect_timeout or ""),
+    )
+
+
+def _own_registration(answer: _AgentService) -> OwnRegistration:
+    tagged = (BindAddress(tag, at.address or "", at.port or 0) for tag, at in (answer.tagged_addresses or {}).items())
+    return OwnRegistration(
+        id=answer.id,
+        service=answer.service,
+        address=answer.address or "",
+        port=answer.port or 0,
+        tagged=tuple(sorted(tagged, key=lambda address: address.name)),
+        meta=answer.meta or {},
+        config=(answer.proxy or _Proxy()).config or {},
+        content_hash=answer.content_hash or "",
+    )
+
+
+def _federated(answer: Mapping[str, list[_Row] | None] | None) -> dict[str, Instances]:
+    return {datacenter: _instances(rows) for datacenter, rows in (answer or {}).items()}
+
+
+def _gateway_names(rows: list[_UiService] | None) -> tuple[str, ...]:
+    return tuple(sorted({row.name for row in rows or () if row.kind == GATEWAY_KIND}))
+
+
+def _timeout(value: str | int) -> float | None:
+    """Seconds of a duration string, or of the nanoseconds that Go writes for a bare duration; None if unreadable."""
+    try:
+        return (value / 1e9 if isinstance(value, int) else parse_duration(value)) or None
+    except ValueError:
+        return None
+
+
+def _unix_time(text: str) -> float | None:
+    try:
+        return datetime.fromisoformat(text).timestamp()
+    except ValueError:
+        return None
+
+
+def _unreadable(error: Exception) -> InvalidAnswerError:
+    return InvalidAnswerError(f"Consul's answer cannot be read: {error}", "invalid")
+
+
+decode_instances = _decoder(list[_Row] | None, _instances)
+decode_ca_roots = _decoder(_Roots, _ca_roots)
+decode_resolvers = _decoder(list[_Resolver] | None, _resolvers)
+decode_federated_gateways = _decoder(dict[str, list[_Row] | None] | None, _federated)
+decode_gateway_names = _decoder(list[_UiService] | None, _gateway_names)
+decode_own_registration = _decoder(_AgentService, _own_registration)

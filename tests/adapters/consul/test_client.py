@@ -1,0 +1,399 @@
+"""The client on a real socket, against a double of Consul's HTTP API."""
+
+import json
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog
+import trio
+
+from meshgate.adapters.consul import (
+    BadRequestError,
+    ConsulAddress,
+    ConsulClient,
+    ConsulError,
+    ConsulUnreachableError,
+    Cursor,
+    InvalidAnswerError,
+    NotFoundError,
+    NotReadyError,
+    PermissionDeniedError,
+    RateLimitedError,
+    Rule,
+    ServerError,
+    UnexpectedStatusError,
+)
+from meshgate.adapters.consul import transport
+
+from .fake_consul import FakeConsul, fake_consul, row
+
+TOKEN = "5ecc9f1b-7d3a-4c5e-token"
+WEB = "/v1/health/connect/web"
+
+
+@asynccontextmanager
+async def connected(**values: str) -> AsyncIterator[tuple[FakeConsul, ConsulClient]]:
+    async with fake_consul() as double:
+        settings = {"CONSUL_HTTP_ADDR": f"127.0.0.1:{double.port}", "CONSUL_HTTP_TOKEN": TOKEN}
+        address = ConsulAddress.from_settings(settings | {f"CONSUL_{name}": value for name, value in values.items()})
+        async with ConsulClient(address) as client:
+            yield double, client
+
+
+async def test_the_token_is_in_a_header_and_nowhere_else() -> None:
+    async with connected() as (double, client):
+        double.set("/v1/catalog/services", {"web": []})
+        await client.service_names(Cursor())
+        (seen,) = double.seen
+        assert seen.headers["authorization"] == f"Bearer {TOKEN}"
+        assert "x-consul-token" not in seen.headers
+        assert TOKEN not in seen.target
+
+
+async def test_with_basic_authentication_the_token_has_its_own_header() -> None:
+    async with connected(HTTP_AUTH="user:pass") as (double, client):
+        double.set("/v1/catalog/datacenters", ["dc1"])
+        await client.datacenters()
+        assert double.seen[0].headers["authorization"] == "Basic dXNlcjpwYXNz"
+        assert double.seen[0].headers["x-consul-token"] == TOKEN
+
+
+async def test_a_rotated_token_is_used_by_the_next_request(tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text("first")
+    async with connected(HTTP_TOKEN_FILE=str(file)) as (double, client):
+        double.set("/v1/catalog/datacenters", ["dc1"])
+        await client.datacenters()
+        file.write_text("second-token")
+        await client.datacenters()
+        sent = [seen.headers["authorization"] for seen in double.seen]
+        assert sent == ["Bearer first", "Bearer second-token"]
+
+
+async def test_the_environment_does_not_leak_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONSUL_HTTP_ADDR", "https://[::1]:1/x")
+    monkeypatch.setenv("CONSUL_HTTP_TOKEN", "of-the-environment")
+    monkeypatch.setenv("CONSUL_HTTP_SSL", "true")
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    async with connected() as (double, client):
+        double.set("/v1/catalog/services", {})
+        await client.service_names(Cursor())
+        assert double.seen[0].headers["authorization"] == f"Bearer {TOKEN}"
+
+
+async def test_namespace_and_partition_go_with_each_request_only_if_they_are_set() -> None:
+    async with connected(NAMESPACE="team", PARTITION="p1") as (double, client):
+        double.set("/v1/catalog/services", {})
+        await client.service_names(Cursor())
+        assert double.seen[0].query == {"ns": "team", "partition": "p1"}
+    async with connected() as (double, client):
+        double.set("/v1/catalog/services", {})
+        await client.service_names(Cursor())
+        assert double.seen[0].query == {}
+
+
+async def test_a_path_prefix_comes_before_each_path() -> None:
+    async with fake_consul() as double:
+        address = ConsulAddress.from_settings({"CONSUL_HTTP_ADDR": f"http://127.0.0.1:{double.port}/behind/proxy"})
+        double.set("/behind/proxy/v1/catalog/datacenters", ["dc1"])
+        async with ConsulClient(address) as client:
+            assert (await client.datacenters()).value == ("dc1",)
+
+
+@pytest.mark.parametrize(
+    ("name", "target"),
+    [
+        ("web api", "/v1/health/connect/web%20api"),
+        ("a?b#c%d&e", "/v1/health/connect/a%3Fb%23c%25d%26e"),
+        ("ünï", "/v1/health/connect/%C3%BCn%C3%AF"),
+    ],
+)
+async def test_a_name_is_quoted_and_cannot_change_the_request(name: str, target: str) -> None:
+    async with connected() as (double, client):
+        double.set(target, [])
+        await client.connect_instances(name, Cursor())
+        assert double.seen[0].target == target
+
+
+async def test_a_blocking_query_carries_index_and_wait_and_returns_the_new_index() -> None:
+    async with connected() as (double, client):
+        double.set(WEB, [row("web-sidecar-proxy")], index=7)
+        first = await client.connect_instances("web", Cursor())
+        assert (len(first.value), first.index, first.filtered) == (1, 7, False)
+        async with client.dedicated() as reader, trio.open_nursery() as nursery:
+
+            async def change() -> None:
+                while not double.held:
+                    await trio.sleep(0.005)
+                double.set(WEB, [], headers={"X-Consul-Results-Filtered-By-ACLs": "true"})
+
+            nursery.start_soon(change)
+            page = await reader.connect_instances("web", Cursor(7, wait=90.0), subset_filter="Service.Meta.v == 1")
+        assert (page.value, page.index, page.filtered) == ((), 8, True)
+        assert double.seen[1].query == {"index": "7", "wait": "1m30s", "filter": "Service.Meta.v == 1"}
+        assert double.seen[1].connection != double.seen[0].connection
+
+
+async def test_a_registration_is_followed_by_its_hash() -> None:
+    async with connected() as (double, client):
+        double.set("/v1/agent/service/gw", {"ID": "gw", "Service": "gw", "Port": 1}, index=None, hash="abc")
+        page = await client.agent_service("gw", Cursor())
+        assert (page.index, page.content_hash) == (None, "abc")
+        with trio.move_on_after(0.2):
+            await client.agent_service("gw", Cursor(content_hash="abc"))
+        assert double.seen[1].query == {"hash": "abc", "wait": "1m"}
+
+
+async def test_gateways_of_one_kind_are_asked_of_their_datacenter() -> None:
+    async with connected() as (double, client):
+        rows = [row("gw", kind="mesh-gateway"), row("gw-app", kind="")]
+        double.set("/v1/health/service/gw?dc=dc2", rows)
+        page = await client.instances("gw", Cursor(), datacenter="dc2", kind="mesh-gateway")
+        assert [instance.id for instance in page.value] == ["gw-1"]
+        assert double.seen[0].query == {"dc": "dc2", "filter": 'Service.Kind == "mesh-gateway"'}
+
+
+async def test_every_other_endpoint_is_read() -> None:
+    async with connected() as (double, client):
+        double.set("/v1/connect/ca/roots", {"TrustDomain": "td.consul"})
+        double.set("/v1/catalog/services", {"web": [], "api": None})
+        double.set("/v1/config/service-resolver", [{"Name": "web"}])
+        double.set("/v1/config/service-resolver/web?dc=dc2", {"Name": "web"})
+        double.set("/v1/catalog/datacenters", ["dc2", "dc1"], index=None)
+        double.set("/v1/internal/federation-states/mesh-gateways", {"dc2": None})
+        double.set("/v1/internal/ui/services?dc=dc2", [{"Name": "gw", "Kind": "mesh-gateway"}])
+        double.set("/v1/agent/self", {"Config": {"Datacenter": "dc1"}, "DebugConfig": None}, index=None)
+        assert (await client.ca_roots(Cursor())).value.trust_domain == "td.consul"
+        assert (await client.service_names(Cursor())).value == ("api", "web")
+        assert [resolver.name for resolver in (await client.resolvers(Cursor())).value] == ["web"]
+        assert await client.resolver_exists("web", datacenter="dc2")
+        assert not await client.resolver_exists("web")
+        assert (await client.datacenters()).value == ("dc1", "dc2")
+        assert (await client.federated_gateways(Cursor())).value == {"dc2": ()}
+        assert (await client.gateway_names("dc2")).value == ("gw",)
+        assert (await client.agent_facts()).datacenter == "dc1"
+        assert client.errors == {}
+
+
+async def test_registering_and_deregistering_are_puts() -> None:
+    async with connected() as (double, client):
+        double.set("/v1/agent/service/register", b"", index=None)
+        double.set("/v1/agent/service/deregister/gw 1", b"", index=None)
+        double.set("/v1/agent/service/deregister/gw%201", b"", index=None)
+        await client.register({"Name": "gw", "Port": 1})
+        await client.deregister("gw 1")
+        assert [seen.method for seen in double.seen] == ["PUT", "PUT"]
+        assert json.loads(double.seen[0].body) == {"Name": "gw", "Port": 1}
+        assert double.seen[1].target == "/v1/agent/service/deregister/gw%201"
+
+
+Call = Callable[[ConsulClient], Awaitable[Any]]
+
+
+def ask_web(client: ConsulClient) -> Awaitable[Any]:
+    return client.connect_instances("web", Cursor())
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "error", "text"),
+    [
+        (301, b"moved", UnexpectedStatusError, "status 301"),
+        (400, b"Invalid index", BadRequestError, "refuses the request: Invalid index"),
+        (401, b"ACL support disabled", UnexpectedStatusError, "answered 401: ACL support disabled"),
+        (403, b"Permission denied", PermissionDeniedError, 'add service "web" { policy = "read" }'),
+        (403, b"ACL not found", PermissionDeniedError, "does not know the token"),
+        (404, b"", NotFoundError, "404: no such endpoint"),
+        (405, b"method", UnexpectedStatusError, "answered 405"),
+        (429, b"Your IP is issuing too many concurrent connections", RateLimitedError, "too many concurrent"),
+        (500, b"No path to datacenter", ServerError, "500 No path to datacenter"),
+        (500, b"Failed to create boolean expression evaluator: 1:2", BadRequestError, "does not understand the filter"),
+        (503, b"rate limit", ServerError, "503 rate limit"),
+        (200, b"<html>proxy</html>", InvalidAnswerError, "cannot be read"),
+        (200, b'[{"Node": {', InvalidAnswerError, "cannot be read"),
+    ],
+)
+async def test_each_answer_that_is_none_has_its_error(
+    status: int, body: bytes, error: type[ConsulError], text: str
+) -> None:
+    async with connected() as (double, client):
+        double.set(WEB, body, status=status)
+        with pytest.raises(error) as raised:
+            await ask_web(client)
+        assert text in str(raised.value)
+        assert type(raised.value) is error
+        assert raised.value.status == ("invalid" if status == 200 else str(status))
+        assert client.errors == {raised.value.status: 1}
+        double.set(WEB, [])
+        await ask_web(client)
+
+
+@pytest.mark.parametrize(
+    ("path", "ask"),
+    [
+        ("/v1/catalog/services", lambda client: client.service_names(Cursor())),
+        ("/v1/catalog/datacenters", lambda client: client.datacenters()),
+        ("/v1/agent/self", lambda client: client.agent_facts()),
+        ("/v1/internal/ui/services?dc=dc2", lambda client: client.gateway_names("dc2")),
+        ("/v1/agent/service/gw", lambda client: client.agent_service("gw", Cursor())),
+        ("/v1/internal/federation-states/mesh-gateways", lambda client: client.federated_gateways(Cursor())),
+    ],
+)
+@pytest.mark.parametrize("body", [b"", b"{", b"7", b'"text"', b"[" * 50_000, b"\xff"])
+async def test_garbage_is_an_invalid_answer_at_every_endpoint(path: str, ask: Call, body: bytes) -> None:
+    async with connected() as (double, client):
+        double.set(path, body)
+        with pytest.raises(InvalidAnswerError):
+            await ask(client)
+        assert client.errors == {"invalid": 1}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "ask"),
+    [
+        (WEB, [], ask_web),
+        ("/v1/catalog/services", {}, lambda client: client.service_names(Cursor())),
+        ("/v1/connect/ca/roots", {"TrustDomain": "td"}, lambda client: client.ca_roots(Cursor())),
+    ],
+)
+async def test_an_answer_without_an_index_is_invalid_where_it_is_needed(path: str, body: Any, ask: Call) -> None:
+    async with connected() as (double, client):
+        double.set(path, body, index=None)
+        with pytest.raises(InvalidAnswerError):
+            await ask(client)
+
+
+async def test_an_empty_list_that_consul_never_looked_up_is_a_refusal() -> None:
+    """Consul 1.8 answers a connect query for a service that the token may not read with index 1 and no leader."""
+    async with connected() as (double, client):
+        double.set(WEB, [], index=1, headers={"X-Consul-KnownLeader": "false"})
+        with pytest.raises(PermissionDeniedError) as raised:
+            await ask_web(client)
+        assert raised.value.missing_rule == Rule("service", "web")
+        double.set(WEB, [], index=20, headers={"X-Consul-KnownLeader": "true"})
+        assert (await ask_web(client)).value == ()
+
+
+async def test_roots_without_a_trust_domain_are_not_ready() -> None:
+    async with connected() as (double, client):
+        double.set("/v1/connect/ca/roots", {"ActiveRootID": "", "TrustDomain": "", "Roots": None})
+        with pytest.raises(NotReadyError):
+            await client.ca_roots(Cursor())
+
+
+async def test_a_body_that_is_cut_off_is_an_agent_out_of_reach() -> None:
+    async with connected() as (double, client):
+        double.set(WEB, [row("web-sidecar-proxy")], cut=True)
+        with pytest.raises(ConsulUnreachableError, match="RemoteProtocolError: .*incomplete|closed"):
+            await ask_web(client)
+
+
+async def test_a_refused_connection_says_where_and_why() -> None:
+    async with ConsulClient(ConsulAddress.from_settings({"CONSUL_HTTP_ADDR": "127.0.0.1:1"})) as client:
+        with pytest.raises(ConsulUnreachableError) as raised:
+            await client.datacenters()
+        assert str(raised.value).startswith("cannot reach Consul at http://127.0.0.1:1: ConnectError: ")
+        assert client.errors == {"unreachable": 1}
+
+
+async def test_silence_ends_in_a_timeout_that_allows_for_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transport, "GRACE", 0.1)
+    async with connected() as (double, client):
+        double.set(WEB, [], hang=True)
+        before = trio.current_time()
+        with pytest.raises(ConsulUnreachableError, match="ReadTimeout") as raised:
+            await ask_web(client)
+        assert raised.value.status == "timeout"
+        assert 0.1 <= trio.current_time() - before < 0.5
+        before = trio.current_time()
+        with pytest.raises(ConsulUnreachableError, match="ReadTimeout"):
+            await client.connect_instances("web", Cursor(5, wait=0.8))
+        assert 0.95 <= trio.current_time() - before < 1.5
+
+
+async def test_a_cancelled_query_closes_its_connection_and_leaves_the_client_usable() -> None:
+    async with connected() as (double, client):
+        double.set(WEB, [], index=5)
+        async with client.dedicated() as reader:
+            for _ in range(3):
+                with trio.move_on_after(0.05) as scope:
+                    await reader.connect_instances("web", Cursor(5))
+                assert scope.cancelled_caught
+            assert (await reader.connect_instances("web", Cursor())).index == 5
+        assert len({seen.connection for seen in double.seen}) == 4
+
+
+async def test_a_long_poll_does_not_hold_up_short_requests() -> None:
+    async with connected() as (double, client):
+        double.set(WEB, [], index=5)
+        double.set("/v1/catalog/datacenters", ["dc1"], index=None)
+        async with trio.open_nursery() as nursery:
+            async with client.dedicated() as reader:
+                nursery.start_soon(reader.connect_instances, "web", Cursor(5))
+                with trio.fail_after(2):
+                    async with trio.open_nursery() as many:
+                        for _ in range(40):
+                            many.start_soon(client.datacenters)
+                nursery.cancel_scope.cancel()
+        connections = {seen.connection for seen in double.requests("/v1/catalog/datacenters")}
+        assert len(connections) <= 4
+
+
+async def test_facts_without_the_right_to_read_the_agent_come_from_the_catalog() -> None:
+    async with connected() as (double, client):
+        double.set("/v1/agent/self", b"Permission denied", status=403)
+        double.set("/v1/health/service/consul", [row("consul", kind="")])
+        facts = await client.agent_facts()
+        assert (facts.datacenter, facts.node, facts.dns_domain) == ("dc1", "", "consul")
+        assert 'agent_prefix "" { policy = "read" }' in facts.limited
+
+
+async def test_facts_that_nothing_gives_are_refused_with_the_rule() -> None:
+    async with connected() as (double, client):
+        double.set("/v1/agent/self", b"Permission denied", status=403)
+        double.set("/v1/health/service/consul", [])
+        with pytest.raises(PermissionDeniedError, match='agent_prefix "" { policy = "read" }'):
+            await client.agent_facts()
+
+
+async def test_no_log_line_error_or_repr_ever_holds_the_token(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    texts: list[str] = []
+    with structlog.testing.capture_logs() as logs:
+        async with connected() as (double, client):
+            texts += [repr(client), repr(client.token), repr(client.address), repr(client.errors)]
+            double.set(WEB, f"the token {TOKEN} may not".encode(), status=403)
+            double.set("/v1/catalog/services", f"oops {TOKEN}".encode(), status=500)
+            double.set("/v1/catalog/datacenters", f"[{TOKEN}".encode())
+            double.set("/v1/agent/self", b"", status=200, cut=True)
+            calls: list[Call] = [
+                ask_web,
+                lambda it: it.service_names(Cursor()),
+                lambda it: it.datacenters(),
+                lambda it: it.agent_facts(),
+                lambda it: it.gateway_names("dc2"),
+            ]
+            for call in calls:
+                with pytest.raises(ConsulError) as raised:
+                    await call(client)
+                texts += [str(raised.value), repr(raised.value), repr(vars(raised.value)), str(raised.getrepr())]
+            double.set(WEB, [])
+            texts.append(repr(await ask_web(client)))
+            assert len(double.seen) == 6
+            texts += [seen.target for seen in double.seen]
+            assert all(TOKEN in seen.headers["authorization"] for seen in double.seen)
+    texts += [repr(logs), caplog.text]
+    for text in texts:
+        assert TOKEN not in text
+
+
+async def test_httpx_does_not_log_requests(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG):
+        async with connected() as (double, client):
+            double.set("/v1/catalog/datacenters", ["dc1"])
+            await client.datacenters()
+    assert not [record for record in caplog.records if record.name.startswith(("httpx", "httpcore"))]
