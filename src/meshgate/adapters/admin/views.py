@@ -1,0 +1,55 @@
+"""What the admin address says about core's types: pure functions to JSON-able values in the promised shapes."""
+
+from typing import Any
+
+from meshgate.core.explain import Explanation
+from meshgate.core.routes import Endpoint, Route, RouteTable
+
+
+def routes_view(table: RouteTable) -> dict[str, Any]:
+    """The answer to `/routes`: all routes with all known endpoints, exact names first."""
+    return {
+        "datacenter": _text(table.datacenter),
+        "partition": _text(table.partition),
+        "trust_domain": _text(table.trust_domain),
+        "routes": [_route(route) for route in table],
+    }
+
+
+def explain_view(explanation: Explanation) -> dict[str, Any]:
+    """The answer to `/explain`. Without a route, `route` and `kind` are null and `endpoints` is empty."""
+    route = explanation.route
+    return {
+        "sni": _text(explanation.sni),
+        "decision": explanation.decision,
+        "reason": explanation.reason,
+        "route": _text(route.sni) if route else None,
+        "kind": explanation.kind,
+        "endpoints": [_endpoint(endpoint) for endpoint in explanation.endpoints],
+        "steps": [{"rule": step.rule, "outcome": _text(step.outcome)} for step in explanation.steps],
+    }
+
+
+def _route(route: Route) -> dict[str, Any]:
+    return {
+        "sni": _text(route.sni),
+        "match": route.match,
+        "kind": route.kind,
+        "endpoints": [_endpoint(endpoint) for endpoint in route.endpoints],
+    }
+
+
+def _endpoint(endpoint: Endpoint) -> dict[str, Any]:
+    return {
+        "address": _text(endpoint.address),
+        "port": endpoint.port,
+        "healthy": endpoint.healthy,
+        "weight": endpoint.weight,
+        "node": _text(endpoint.node),
+        "instance": _text(endpoint.instance),
+    }
+
+
+def _text(text: str) -> str:
+    """`text`, with what UTF-8 cannot carry (half a surrogate pair) escaped; JSON takes care of all else."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -1,0 +1,58 @@
+"""Telling systemd how the process is doing (sd_notify(3)): a datagram to `$NOTIFY_SOCKET`.
+
+Nothing here ever raises or waits: a supervisor that does not listen must not disturb the gateway.
+"""
+
+import os
+import socket
+from collections.abc import Mapping
+
+
+class Notifier:
+    """Sends states to the socket at `address` (a leading `@` is Linux' abstract namespace); "" sends nothing.
+
+    `watchdog_seconds` is how often `watchdog` should be called: half of what systemd allows, None if it does not ask.
+    """
+
+    def __init__(self, address: str = "", watchdog_seconds: float | None = None) -> None:
+        self._address = f"\0{address[1:]}" if address.startswith("@") else address
+        self.watchdog_seconds = watchdog_seconds
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str]) -> "Notifier":
+        """By `NOTIFY_SOCKET`, `WATCHDOG_USEC` and `WATCHDOG_PID`, which may name another process."""
+        microseconds = environ.get("WATCHDOG_USEC", "")
+        ours = environ.get("WATCHDOG_PID", "") in ("", str(os.getpid()))
+        asked = ours and microseconds.isdecimal() and int(microseconds) > 0
+        return cls(environ.get("NOTIFY_SOCKET", ""), int(microseconds) / 2e6 if asked else None)
+
+    def ready(self, status: str = "") -> bool:
+        """Start-up is complete."""
+        return self._send("READY=1", status)
+
+    def stopping(self, status: str = "") -> bool:
+        """The process is on its way out."""
+        return self._send("STOPPING=1", status)
+
+    def status(self, text: str) -> bool:
+        """One line for `systemctl status`."""
+        return self._send("", text)
+
+    def watchdog(self) -> bool:
+        """The process is alive."""
+        return self._send("WATCHDOG=1", "")
+
+    def _send(self, state: str, status: str) -> bool:
+        """Whether the datagram was taken."""
+        if not self._address:
+            return False
+        lines = [state] if state else []
+        if status:
+            lines.append("STATUS=" + " ".join(status.split()))
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+                sock.setblocking(False)
+                sock.sendto("\n".join(lines).encode("utf-8", "replace"), self._address)
+        except (OSError, ValueError):
+            return False
+        return True
