@@ -1,0 +1,348 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from meshgate import __version__
+from meshgate.app import cli as cli_module
+from meshgate.app.cli import cli, execute
+from meshgate.app.failures import CommandError, ConfigError
+from meshgate.app.settings import Settings
+from meshgate.app.settings_doc import env_example
+
+SECRET = "5eb1d3c0-2f6b-token"
+
+
+@pytest.fixture(autouse=True)
+def clean_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """No settings from outside, and no .env of the checkout."""
+    for name in os.environ:
+        if name.startswith(("MESHGATE_", "CONSUL_")):
+            monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def gateway(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Stands in for the gateway: runs `act` and notes the settings it got."""
+    module = types.ModuleType("meshgate.app.run")
+    seen = []
+
+    def make(act: Any = lambda settings: None) -> Any:
+        def run_gateway(settings: Settings) -> Any:
+            seen.append(settings)
+            return act(settings)
+
+        module.__dict__["run_gateway"] = run_gateway
+        monkeypatch.setitem(sys.modules, "meshgate.app.run", module)
+        return seen
+
+    return make
+
+
+def failing(error: BaseException) -> Any:
+    def act(_: Any) -> None:
+        raise error
+
+    return act
+
+
+def meshgate(*arguments: str, env: Any = None, **options: Any) -> Any:
+    environ = {name: value for name, value in os.environ.items() if not name.startswith(("MESHGATE_", "CONSUL_"))}
+    return subprocess.run(  # noqa: PLW1510 - the code is what is tested
+        [sys.executable, "-m", "meshgate", *arguments],
+        env=environ | (env or {}),
+        capture_output=True,
+        text=True,
+        timeout=30,
+        **options,
+    )
+
+
+def test_the_version() -> None:
+    assert CliRunner().invoke(cli, ["--version"]).output == f"meshgate {__version__}\n"
+
+
+def test_the_commands_of_this_version_are_listed() -> None:
+    result = CliRunner().invoke(cli, ["--help"])
+    assert result.exit_code == 0
+    assert sorted(cli.commands) == ["config", "demo", "explain", "policy", "routes", "run"]
+    assert all(f"  {name} " in result.output for name in cli.commands)
+    assert "..." not in result.output.partition("Commands:")[2]
+
+
+@pytest.mark.parametrize("command", ["run", "config"])
+def test_help_names_every_flag_its_variable_and_default(command: Any) -> None:
+    text = " ".join(CliRunner().invoke(cli, [command, "--help"]).output.split())
+    promised = """
+        --http-addr --token --token-file --ca-file --ca-path --client-cert --client-key --tls-server-name --namespace
+        --partition --service --proxy-id --address --wan-address --bind-address --expose-servers
+        --deregister-after-critical --admin-bind --register --no-register --env-file --log-level --log-json
+    """
+    assert [flag for flag in promised.split() if f"{flag} " not in text] == []
+    assert "env: MESHGATE_HELLO_TIMEOUT; default: 15s" in text
+
+
+def test_run_gets_its_settings_from_flags_environment_and_file(
+    gateway: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = gateway()
+    (tmp_path / "x.env").write_text("MESHGATE_DRAIN_TIMEOUT=2s\nMESHGATE_SERVICE=file\n")
+    monkeypatch.setenv("MESHGATE_SERVICE", "environment")
+    line = "run -address 10.0.0.1:9443 -bind-address a=1.2.3.4:5 --bind-address=b=[::1]:6 -expose-servers=true"
+    assert execute([*line.split(), "--env-file=x.env", "--log-json", "-token", SECRET]) == 0
+    (settings,) = seen
+    assert str(settings.address) == "10.0.0.1:9443"
+    assert [bind.name for bind in settings.bind_address] == ["a", "b"]
+    assert (settings.expose_servers, settings.log_json, settings.drain_timeout) == (True, True, 2.0)
+    assert settings.service == "environment"
+    assert settings.consul == {"token": SECRET}
+
+
+def test_a_boolean_flag_overrides_the_environment_both_ways(gateway: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = gateway()
+    monkeypatch.setenv("MESHGATE_REGISTER", "false")
+    monkeypatch.setenv("MESHGATE_LOG_JSON", "true")
+    execute(["run", "--register", "--no-log-json"])
+    assert (seen[0].register, seen[0].log_json) == (True, False)
+
+
+def test_the_exit_code_of_the_gateway_is_that_of_the_command(gateway: Any) -> None:
+    gateway(lambda settings: 7)
+    assert execute(["run"]) == 7
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (CommandError("no way"), 1, "meshgate: no way\n"),
+        (ConfigError("bad\nthing"), 2, "meshgate: bad\\nthing\n"),
+        (ExceptionGroup("g", [ExceptionGroup("h", [CommandError("deep")])]), 1, "meshgate: deep\n"),
+        (ExceptionGroup("g", [ValueError("x"), ConfigError("cause")]), 2, "meshgate: cause\n"),
+        (PermissionError(13, "Permission denied", "/x"), 1, "meshgate: Permission denied: /x\n"),
+        (
+            RuntimeError("odd"),
+            1,
+            "meshgate: unexpected RuntimeError: odd; MESHGATE_LOG_LEVEL=debug shows where\n",
+        ),
+    ],
+)
+def test_a_failure_is_one_line_and_an_exit_code(
+    gateway: Any, capsys: pytest.CaptureFixture[str], error: BaseException, code: int, line: str
+) -> None:
+    gateway(failing(error))
+    assert execute(["run"]) == code
+    assert capsys.readouterr() == ("", line)
+
+
+def test_a_traceback_is_shown_to_who_asks_for_it(gateway: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    gateway(failing(RuntimeError("odd")))
+    assert execute(["run", "--log-level=debug"]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("Traceback")
+    assert err.splitlines()[-1].startswith("meshgate: unexpected RuntimeError: odd")
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), BaseExceptionGroup("g", [KeyboardInterrupt()])])
+def test_ctrl_c_ends_quietly(gateway: Any, capsys: pytest.CaptureFixture[str], error: BaseException) -> None:
+    gateway(failing(error))
+    assert execute(["run"]) == 130
+    assert capsys.readouterr().err.strip() == ""
+
+
+def test_an_exit_asked_for_is_an_exit(gateway: Any) -> None:
+    gateway(failing(SystemExit(5)))
+    with pytest.raises(SystemExit):
+        execute(["run"])
+
+
+@pytest.mark.parametrize("where", ["flag", "environment", "file"])
+@pytest.mark.parametrize("level", ["info", "trace"])
+def test_no_secret_is_in_an_error(
+    gateway: Any,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    where: str,
+    level: str,
+) -> None:
+    arguments = ["run", f"--log-level={level}"]
+    if where == "flag":
+        arguments += ["--token", SECRET]
+    elif where == "environment":
+        monkeypatch.setenv("CONSUL_HTTP_TOKEN", SECRET)
+    else:
+        (tmp_path / ".env").write_text(f"CONSUL_HTTP_TOKEN={SECRET}\n")
+    gateway(failing(RuntimeError(f"header X-Consul-Token: {SECRET}")))
+    assert execute(arguments) == 1
+    out, err = capsys.readouterr()
+    assert "X-Consul-Token: ********" in err
+    assert SECRET not in out + err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["run", f"--tokn={SECRET}"],
+        ["run", "-token", "=", SECRET],
+        ["run", SECRET],
+        ["config", "--register=" + SECRET],
+        ["--token", SECRET, "run"],
+        [f"-token={SECRET}", "run"],
+    ],
+)
+def test_a_usage_error_is_one_line_with_a_hint_and_repeats_no_value(
+    capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    assert execute(arguments) == 2
+    out, err = capsys.readouterr()
+    lines = err.splitlines()
+    assert len(lines) == 2
+    assert lines[0].startswith("meshgate")
+    assert lines[1].startswith("Try 'meshgate")
+    assert SECRET not in out + err
+
+
+def test_a_mistyped_flag_is_told_its_neighbour(capsys: pytest.CaptureFixture[str]) -> None:
+    assert execute(["run", "-adress=:1"]) == 2
+    assert "--address" in capsys.readouterr().err
+
+
+def test_no_command_shows_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    assert execute([]) == 2
+    assert "Commands:" in capsys.readouterr().err
+
+
+def test_a_wrong_setting_ends_every_command_with_2(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MESHGATE_DRAIN_TIMEOUT", "long")
+    for arguments in (["run"], ["config"], ["routes"], ["explain", "x"], ["policy"]):
+        assert execute(arguments) == 2
+        assert capsys.readouterr().err == (
+            "meshgate: MESHGATE_DRAIN_TIMEOUT='long' (from the environment): "
+            "must be a duration such as 500ms, 15s or 1h\n"
+        )
+
+
+def test_config_shows_values_and_origins_and_no_secret(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / ".env").write_text(f"CONSUL_HTTP_TOKEN={SECRET}\nMESHGATE_WORKERS=3\n")
+    monkeypatch.setenv("MESHGATE_ADDRESS", ":9443")
+    assert execute(["config", "--service=gw"]) == 0
+    out, err = capsys.readouterr()
+    rows = {line.split()[0]: line.split()[1:] for line in out.splitlines()}
+    assert rows["NAME"] == ["VALUE", "ORIGIN"]
+    assert rows["MESHGATE_SERVICE"] == ["gw", "flag"]
+    assert rows["MESHGATE_PROXY_ID"] == ["gw", "default"]
+    assert rows["MESHGATE_ADDRESS"] == [":9443", "environment"]
+    assert rows["MESHGATE_WORKERS"] == ["3", ".env"]
+    assert rows["MESHGATE_WAN_ADDRESS"] == ["-", "default"]
+    assert rows["CONSUL_HTTP_TOKEN"] == ["********", ".env"]
+    assert SECRET not in out + err
+    assert err == "note: MESHGATE_WORKERS=3 has no effect: this version relays in one process\n"
+
+
+def test_config_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert execute(["config", "--json", "--token", SECRET]) == 0
+    out = capsys.readouterr().out
+    values = json.loads(out)
+    assert values["MESHGATE_ADDRESS"] == {"value": ":8443", "origin": "default"}
+    assert values["MESHGATE_STATE_DIR"] == {"value": None, "origin": "default"}
+    assert values["CONSUL_HTTP_TOKEN"] == {"value": "********", "origin": "flag"}
+    assert SECRET not in out
+
+
+def test_config_prints_the_example_file(capsys: pytest.CaptureFixture[str]) -> None:
+    assert execute(["config", "--env-example"]) == 0
+    assert capsys.readouterr().out == env_example()
+
+
+def test_config_passes_on_the_warnings_of_the_consul_client(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CONSUL_HTTP_SSL", "maybe")
+    assert execute(["config"]) == 0
+    assert capsys.readouterr().err == "note: CONSUL_HTTP_SSL is no boolean and is ignored: 'maybe'\n"
+
+
+def test_config_says_when_consuls_settings_cannot_be_used(capsys: pytest.CaptureFixture[str]) -> None:
+    assert execute(["config", "--client-cert=/x.pem"]) == 2
+    out, err = capsys.readouterr()
+    assert "CONSUL_CLIENT_CERT" in out
+    assert err == "meshgate: both client certificate and key must be set, CONSUL_CLIENT_KEY is missing\n"
+
+
+def test_policy_is_for_the_service_of_the_settings(capsys: pytest.CaptureFixture[str]) -> None:
+    assert execute(["policy", "--service=edge-gateway"]) == 0
+    out = capsys.readouterr().out
+    assert 'service "edge-gateway"' in out
+    assert out.endswith("}\n")
+
+
+def test_demo_passes_on_whether_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = types.ModuleType("meshgate.app.demo.show")
+    seen = []
+    module.__dict__["run_demo"] = lambda *, once: seen.append(once)
+    monkeypatch.setitem(sys.modules, "meshgate.app.demo.show", module)
+    assert [execute(["demo", "--once"]), execute(["demo"])] == [0, 0]
+    assert seen == [True, False]
+
+
+def test_the_installed_command_exits_with_2_for_a_wrong_name() -> None:
+    result = meshgate("config", env={"MESHGATE_ADRESS": ":1"})
+    assert (result.returncode, result.stdout) == (2, "")
+    assert (
+        result.stderr
+        == "meshgate: MESHGATE_ADRESS (from the environment) is not a setting; did you mean MESHGATE_ADDRESS?\n"
+    )
+
+
+def test_the_installed_command_prints_where_it_cannot_encode(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("MESHGATE_STATE_DIR=/tmp/ü\n", "utf-8")
+    result = meshgate("config", env={"PYTHONIOENCODING": "ascii"})
+    assert result.returncode == 0
+    assert r"/tmp/\xfc" in result.stdout
+
+
+def test_a_closed_pipe_is_no_traceback() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with subprocess.Popen(
+        [sys.executable, "-m", "meshgate", "config"], stdout=writing, stderr=subprocess.PIPE, text=True
+    ) as process:
+        os.close(writing)
+        assert "Traceback" not in process.communicate(timeout=30)[1]
+
+
+def test_ctrl_c_of_the_real_process_exits_with_130(tmp_path: Path) -> None:
+    code = (
+        "import sys, types, time; m = types.ModuleType('meshgate.app.run');"
+        "m.run_gateway = lambda s: (print('up', flush=True), time.sleep(30));"
+        "sys.modules['meshgate.app.run'] = m; sys.argv[1:] = ['run'];"
+        "from meshgate.app.cli import main; main()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == "up\n"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 130
+        assert process.stderr.read().strip() == ""
+
+
+def test_the_entry_point_exits_with_the_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["meshgate", "run", "--nonsense"])
+    with pytest.raises(SystemExit) as caught:
+        cli_module.main()
+    assert caught.value.code == 2

@@ -1,0 +1,212 @@
+import json
+import logging
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import warnings
+from typing import Any
+
+import pytest
+import structlog
+
+from meshgate.app import logs
+
+STAMP = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"
+log = structlog.get_logger(module="meshgate.consul")
+
+
+@pytest.fixture
+def output() -> Any:
+    """Configures logs into a file; calling the result gives the lines so far and ends the configuration."""
+    root = logging.getLogger()
+    before = root.handlers[:], root.level
+    with tempfile.TemporaryFile() as file:
+
+        def configure(level: str = "info", **options: Any) -> Any:
+            logs.configure(level, fd=file.fileno(), **options)
+
+            def lines() -> Any:
+                logs.shutdown()
+                file.seek(0)
+                return file.read().decode().splitlines()
+
+            return lines
+
+        yield configure
+        logs.shutdown()
+    logging.captureWarnings(False)
+    root.handlers[:], _ = before
+    root.setLevel(before[1])
+    structlog.reset_defaults()
+
+
+def test_a_line_is_as_hashicorp_writes_it(output: Any) -> None:
+    lines = output()
+    log.info("watch is back", watch="services", index=7, fresh=True)
+    (line,) = lines()
+    assert re.fullmatch(rf"{STAMP} \[INFO\]  meshgate\.consul: watch is back: watch=services index=7 fresh=true", line)
+
+
+@pytest.mark.parametrize(
+    ("method", "tag"),
+    [("trace", "[TRACE]"), ("debug", "[DEBUG]"), ("info", "[INFO] "), ("warning", "[WARN] "), ("error", "[ERROR]")],
+)
+def test_tags_are_padded_to_one_width(output: Any, method: Any, tag: Any) -> None:
+    lines = output("trace")
+    getattr(log, method)("message")
+    (line,) = lines()
+    assert line[25:] == f"{tag} meshgate.consul: message"
+
+
+def test_values_are_quoted_when_they_must_be(output: Any) -> None:
+    lines = output()
+    log.info("m", a="two words", b="", c='say "x"', d="k=v", e="back\\slash", f=None, g=1.5, h="plain-1.2/3:4")
+    (line,) = lines()
+    pairs = r'a="two words" b="" c="say \"x\"" d="k=v" e="back\\slash" f=None g=1.5 h=plain-1.2/3:4'
+    assert line.endswith(f": m: {pairs}")
+
+
+def test_a_hostile_server_name_stays_in_its_line(output: Any) -> None:
+    lines = output()
+    hostile = 'a\r\n2026-01-01T00:00:00.000Z [ERROR] fake\x1b[2J\x00\u202e" x=y'
+    log.info(hostile, sni=hostile, **{"ke\ny": hostile})
+    (line,) = lines()
+    assert line.isprintable()
+    escaped = r"a\r\n2026-01-01T00:00:00.000Z [ERROR] fake\x1b[2J\x00\u202e"
+    assert f'sni="{escaped}\\" x=y"' in line
+
+
+def test_json_lines_have_hashicorps_keys(output: Any) -> None:
+    lines = output(json=True)
+    log.warning("watch\nfailed", watch="a b", count=3, sni="\x1b\u202e\ud800", **{"@level": "fake"})
+    (line,) = lines()
+    assert line.isascii()
+    assert line.isprintable()
+    entry = json.loads(line)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", entry.pop("@timestamp"))
+    assert entry == {
+        "@level": "warn",
+        "@message": "watch\nfailed",
+        "@module": "meshgate.consul",
+        "watch": "a b",
+        "count": 3,
+        "sni": "\x1b\u202e\ud800",
+    }
+
+
+def test_the_level_can_change_while_running(output: Any) -> None:
+    lines = output("warn")
+    bound = log.bind(watch="services")
+    bound.info("one")
+    logs.set_level("debug")
+    bound.debug("two")
+    bound.trace("three")
+    logs.set_level("error")
+    bound.warning("four")
+    assert logs.level() == "error"
+    assert [line.partition("consul: ")[2] for line in lines()] == ["two: watch=services"]
+
+
+def test_an_unknown_level_is_refused(output: Any) -> None:
+    output()
+    with pytest.raises(ValueError, match="trace, debug, info, warn, error"):
+        logs.set_level("loud")
+    assert logs.level() == "info"
+
+
+def fail(text: str) -> None:
+    raise ValueError(text)
+
+
+def test_an_exception_is_written_with_its_traceback_indented(output: Any) -> None:
+    lines = output()
+    try:
+        fail("bad\nvalue\x1b")
+    except ValueError as error:
+        log.error("failed", exc_info=error, n=1)  # noqa: TRY400 - the other way to say it
+        log.exception("again")
+    first, *rest = lines()
+    assert first.endswith("meshgate.consul: failed: n=1")
+    assert rest[0] == "    Traceback (most recent call last):"
+    again = next(number for number, line in enumerate(rest) if line.endswith("again"))
+    # The second line of the exception's text is escaped and indented as well: it cannot pass for an entry.
+    assert rest[again - 2 : again] == ["    ValueError: bad", r"    value\x1b"]
+    assert rest[-2:] == ["    ValueError: bad", r"    value\x1b"]
+
+
+def test_an_exception_is_one_value_in_json(output: Any) -> None:
+    lines = output(json=True)
+    try:
+        fail("bad")
+    except ValueError:
+        log.error("failed", exc_info=True)  # noqa: G201 - the other way to say it
+    (line,) = lines()
+    assert json.loads(line)["exception"].endswith("ValueError: bad")
+
+
+def test_libraries_log_through_the_same_output_from_warnings_upwards(output: Any) -> None:
+    lines = output("trace")
+    logging.getLogger("httpx").info("HTTP Request: GET http://consul/")
+    logging.getLogger("httpx").warning("odd %s", "an\nswer")
+    logging.getLogger("trio").critical("lost")
+    logging.getLogger("meshgate.x").debug("ours")
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.warn("this is old", DeprecationWarning, stacklevel=1)
+    got = [line[25:] for line in lines()]
+    assert got[:3] == [r"[WARN]  httpx: odd an\nswer", "[ERROR] trio: lost", "[DEBUG] meshgate.x: ours"]
+    assert "this is old" in got[3]
+    assert len(got) == 4
+
+
+def test_a_record_that_cannot_be_formatted_is_written_as_it_is(output: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = output()
+    logging.getLogger("lib").warning("%d apples", "no number")
+    (line,) = lines()
+    assert "[WARN]  lib: %d apples: error=" in line
+    assert capsys.readouterr().err == ""
+
+
+def test_a_module_may_log_before_logs_are_configured(output: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    structlog.get_logger(module="meshgate.early").warning("early")
+    lines = output()
+    log.info("late")
+    assert len(lines()) == 1
+
+
+def test_the_loss_of_lines_is_logged(output: Any) -> None:
+    reading, writing = os.pipe()
+    output()
+    logs.configure(fd=writing, limit=1)
+    for _ in range(3):
+        log.info("x" * (1 << 17))
+    assert logs.dropped() >= 1
+    os.set_blocking(reading, True)
+    data = b""
+    while b"[WARN]  meshgate.log: log lines were dropped: count=" not in data:
+        data += os.read(reading, 1 << 20)
+    logs.shutdown()
+    os.close(reading)
+    os.close(writing)
+
+
+def test_lines_are_written_at_exit() -> None:
+    code = (
+        "import structlog; from meshgate.app import logs; logs.configure();"
+        "[structlog.get_logger(module='meshgate').info('line', n=n) for n in range(2000)]"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, timeout=20)
+    lines = result.stderr.decode().splitlines()
+    assert (len(lines), result.stdout) == (2000, b"")
+    assert lines[-1].endswith("meshgate: line: n=1999")
+
+
+def test_a_blocked_stderr_holds_an_exit_up_for_two_seconds_at_most() -> None:
+    code = (
+        "import structlog; from meshgate.app import logs; logs.configure();"
+        "structlog.get_logger(module='meshgate').info('x' * (1 << 20))"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE) as process:
+        assert process.wait(10) == 0

@@ -1,0 +1,106 @@
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from meshgate.app import setting_types
+from meshgate.app.setting_types import BindAddress, HostPort
+
+
+@pytest.mark.parametrize(
+    ("parse", "text", "value"),
+    [
+        (setting_types.boolean, "1", True),
+        (setting_types.boolean, "T", True),
+        (setting_types.boolean, "FALSE", False),
+        (setting_types.boolean, "f", False),
+        (setting_types.name, "mesh-gateway", "mesh-gateway"),
+        (setting_types.duration(), "0", 0.0),
+        (setting_types.duration(), "1h30m", 5400.0),
+        (setting_types.duration(1, zero=True), "0s", 0.0),
+        (setting_types.duration(1, high=10), "10s", 10.0),
+        (setting_types.whole(1, 5), "1", 1),
+        (setting_types.whole(1, 5), "5", 5),
+        (setting_types.lan_address, ":8443", HostPort("", 8443)),
+        (setting_types.lan_address, "10.0.0.1:1", HostPort("10.0.0.1", 1)),
+        (setting_types.lan_address, "[fd00::1]:65535", HostPort("fd00::1", 65535)),
+        (setting_types.lan_address, "gw-1.example_x.com:443", HostPort("gw-1.example_x.com", 443)),
+        (setting_types.wan_address, "198.51.100.7:443", HostPort("198.51.100.7", 443)),
+        (setting_types.wan_address, "gateway:443", HostPort("gateway", 443)),
+        (setting_types.bind_addresses, "a=0.0.0.0:1", (BindAddress("a", "0.0.0.0", 1),)),
+        (
+            setting_types.bind_addresses,
+            "lan=10.0.0.1:8443, wan=[::]:8444",
+            (BindAddress("lan", "10.0.0.1", 8443), BindAddress("wan", "::", 8444)),
+        ),
+        (setting_types.admin_bind, "127.0.0.1:0", HostPort("127.0.0.1", 0)),
+        (setting_types.admin_bind, "localhost:19000", HostPort("127.0.0.1", 19000)),
+        (setting_types.admin_bind, "[::1]:19000", HostPort("::1", 19000)),
+        (setting_types.admin_bind, "unix:///run/meshgate/admin.sock", Path("/run/meshgate/admin.sock")),
+        (setting_types.admin_bind, "off", None),
+        (setting_types.path, "~/x", Path.home() / "x"),
+        (setting_types.access_log, "stdout", "stdout"),
+        (setting_types.access_log, "/var/log/x", "/var/log/x"),
+        (setting_types.log_level, "WARN", "warn"),
+    ],
+)
+def test_reads(parse: Any, text: str, value: Any) -> None:
+    assert parse(text) == value
+
+
+@pytest.mark.parametrize(
+    ("parse", "text", "allowed"),
+    [
+        (setting_types.boolean, "yes", "true or false"),
+        (setting_types.boolean, "tRUE", "true or false"),
+        (setting_types.name, " x", "without spaces around it"),
+        (setting_types.name, "a\nb", "control characters"),
+        (setting_types.duration(), "15", "500ms, 15s or 1h"),
+        (setting_types.duration(), "-1s", "500ms, 15s or 1h"),
+        (setting_types.duration(0.001), "0", "at least 1ms"),
+        (setting_types.duration(1, zero=True), "500ms", "0 (off), or at least 1s"),
+        (setting_types.duration(1, high=60, zero=True), "61s", "0 (off), or from 1s to 1m"),
+        (setting_types.whole(1, 5), "0", "from 1 to 5"),
+        (setting_types.whole(1, 5), "6", "from 1 to 5"),
+        (setting_types.whole(1, 5), "+3", "from 1 to 5"),
+        (setting_types.whole(1, 50), "1_0", "from 1 to 50"),
+        (setting_types.whole(1, 5), "٣", "from 1 to 5"),
+        (setting_types.whole(1, 5), "9" * 5000, "from 1 to 5"),
+        (setting_types.lan_address, "8443", ":port"),
+        (setting_types.lan_address, ":0", "1 to 65535"),
+        (setting_types.lan_address, ":65536", "1 to 65535"),
+        (setting_types.lan_address, "::1:8443", "[IPv6]:port"),
+        (setting_types.lan_address, "[10.0.0.1]:8443", "[IPv6]:port"),
+        (setting_types.lan_address, "10.0.0.300:8443", "host:port"),
+        (setting_types.lan_address, "a b:8443", "host:port"),
+        (setting_types.lan_address, "http://x:8443", "host:port"),
+        (setting_types.lan_address, "[fe80::1%eth0]:8443", "host:port"),
+        (setting_types.lan_address, "0.0.0.0:8443", ":8443 registers the node's address"),
+        (setting_types.lan_address, "[::]:8443", ":8443 registers the node's address"),
+        (setting_types.wan_address, ":443", "host:port"),
+        (setting_types.wan_address, "0.0.0.0:443", "can dial"),
+        (setting_types.bind_addresses, "10.0.0.1:8443", "name=ip:port"),
+        (setting_types.bind_addresses, "a=gateway:8443", "has no IP address"),
+        (setting_types.bind_addresses, "a=:8443", "has no IP address"),
+        (setting_types.bind_addresses, "a=1.2.3.4:0", "name=ip:port"),
+        (setting_types.bind_addresses, "a=1.2.3.4:1,a=1.2.3.4:2", "a listener twice"),
+        (setting_types.bind_addresses, "a=1.2.3.4:1,b=1.2.3.4:1", "an address twice"),
+        (setting_types.bind_addresses, "a=1.2.3.4:1,", "name=ip:port"),
+        (setting_types.admin_bind, ":19000", "ip:port, unix:///path or off"),
+        (setting_types.admin_bind, "example.com:19000", "ip:port, unix:///path or off"),
+        (setting_types.admin_bind, "unix://relative", "ip:port, unix:///path or off"),
+        (setting_types.admin_bind, "unix:///", "ip:port, unix:///path or off"),
+        (setting_types.admin_bind, "unix:///" + "x" * 120, "at most 103 bytes"),
+        (setting_types.path, "a\0b", "a path"),
+        (setting_types.log_level, "warning", "trace, debug, info, warn, error"),
+    ],
+)
+def test_refuses_and_says_what_is_allowed(parse: Any, text: str, allowed: Any) -> None:
+    with pytest.raises(ValueError, match=re.escape(allowed)):
+        parse(text)
+
+
+@pytest.mark.parametrize("text", ["10.0.0.1:8443", "[fd00::1]:8443", "gateway:8443"])
+def test_an_address_is_written_as_it_is_read(text: str) -> None:
+    assert str(setting_types.wan_address(text)) == text

@@ -1,0 +1,36 @@
+from pathlib import Path
+
+from meshgate.app.setting_table import TABLE
+from meshgate.app.settings import Settings
+from meshgate.app.settings_doc import env_example
+
+COMMITTED = Path(__file__).parents[2] / ".env.example"
+
+
+def test_the_committed_example_is_up_to_date() -> None:
+    hint = "make it anew: python -m meshgate config --env-example > .env.example"
+    assert COMMITTED.read_text() == env_example(), hint
+
+
+def test_the_example_changes_nothing_before_it_is_edited(tmp_path: Path) -> None:
+    lines = env_example().splitlines()
+    assert all(not line or line.startswith("#") for line in lines)
+    assert Settings.load({}, environ={}, env_file=COMMITTED) == Settings.load({}, environ={}, env_file="/dev/null")
+
+
+def test_the_example_names_every_setting_with_a_default_that_works(tmp_path: Path) -> None:
+    path = tmp_path / ".env"
+    lines = [line[1:] for line in env_example().splitlines() if line.startswith(("#MESHGATE_", "#CONSUL_"))]
+    path.write_text("\n".join(lines))
+    assert [line.partition("=")[0] for line in lines] == [setting.name for setting in TABLE]
+    edited, untouched = (
+        Settings.load({}, environ={}, env_file=path),
+        Settings.load({}, environ={}, env_file="/dev/null"),
+    )
+    assert [edited.shown(setting.name) for setting in TABLE] == [untouched.shown(setting.name) for setting in TABLE]
+
+
+def test_the_example_says_what_has_no_effect_yet() -> None:
+    for setting in TABLE:
+        if setting.not_yet:
+            assert " ".join(env_example().replace("\n# ", " ").split()).count(setting.not_yet) == 1
