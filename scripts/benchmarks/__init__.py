@@ -1,0 +1,22 @@
+"""The benchmark: meshgate's relay beside Envoy, HAProxy and nginx, at the same work, on one core each.
+
+`scripts/bench` runs it. What always holds:
+
+- Each work item is done by all peers in turn, round after round, so that a busy minute of the machine hits all of them
+  alike; ratios are made within a round, and the median over the rounds is what counts.
+- A peer's CPU time is read around the work alone, for all its processes and threads, in nanoseconds.
+- Every byte that passes is compared with what was sent. A run that loses or changes one ends the whole benchmark.
+- Nothing here judges a time: numbers are printed and written down, and a goal that is missed is no failure.
+
+The parts:
+
+    peers       starting and stopping what is measured; `rivals` has the other products, `gateway` is our process
+    load        the load generator and its backend (load.c, compiled at run time)
+    traffic     what is done with a running peer: round trips, connections, bulk, idle connections
+    handshakes  real mTLS handshakes through a peer
+    control     route look-ups, a table update under load
+    rest        memory of the whole product with nothing to do
+    items       the list of work items, and how much of each
+    results     numbers, medians, ratios, goals
+    tables, charts, page    the same as text, as SVG, and written into docs/performance.md
+"""

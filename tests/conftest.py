@@ -1,0 +1,17 @@
+"""What every kind of test may use."""
+
+from pathlib import Path
+
+import pytest
+
+from meshgate.app.demo.cluster import find_consul
+
+
+@pytest.fixture(scope="session")
+def consul_binary() -> str:
+    """The Consul of the tests marked `consul`. Without one they fail: they are never skipped."""
+    fetched = Path(__file__).parents[1] / ".cache" / "consul" / "consul"
+    try:
+        return find_consul(fetched)
+    except FileNotFoundError as error:
+        pytest.fail(f"{error}; scripts/test fetches one", pytrace=False)
