@@ -1,0 +1,110 @@
+"""What is measured, and how it is started: our relay, and the floor under all relays. The others are in `rivals`."""
+
+import json
+import os
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .load import Load
+from .processes import Cores, Running, accepts, free_port, start, wait_until
+
+TRUST_DOMAIN = "11111111-2222-3333-4444-555555555555.consul"
+SCRIPTS = Path(__file__).parents[1]
+# Streams a relay may hold at once. Each takes two descriptors, and the limit of many machines is 20,000.
+MAX_STREAMS = 9500
+
+
+def sni(service: str) -> str:
+    """The server name of a service, as Consul spells it."""
+    return f"{service}.default.dc1.internal.{TRUST_DOMAIN}"
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A server name, and the port of 127.0.0.1 that its streams go to."""
+
+    server_name: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where peers are started: a folder for configurations and logs, the cores, and the load with its backend."""
+
+    folder: Path
+    cores: Cores
+    load: Load
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A peer that runs. `own_backend`: whether the load has to bring the backend along."""
+
+    running: Running
+    port: int
+    own_backend: bool = True
+
+
+class Peer(ABC):
+    """Something that carries streams by server name. `name` is its key in results, `title` what people read."""
+
+    name: str
+    title: str
+
+    @abstractmethod
+    def start(self, place: Place, targets: Sequence[Target]) -> Subject:
+        """Start it on the relay's core and wait until it listens."""
+
+
+class Direct(Peer):
+    """No relay: the backend on the relay's core. Its CPU time is the kernel's cost of one end of a stream."""
+
+    name = "direct"
+    title = "direct (floor)"
+
+    def start(self, place: Place, targets: Sequence[Target]) -> Subject:
+        """Start the backend alone; there is nothing to route."""
+        del targets
+        port = free_port()
+        running = place.load.serve(port)
+        wait_until(lambda: accepts(port), "listening", running)
+        return Subject(running, port, own_backend=False)
+
+
+class Meshgate(Peer):
+    """Our relay with a table in a process of its own, as a worker would have it."""
+
+    name = "meshgate"
+    title = "meshgate"
+
+    def start(self, place: Place, targets: Sequence[Target]) -> Subject:
+        """Start it; it tells its port."""
+        # The environment may hold another checkout's scripts or an older installation; this one's come first.
+        path = os.pathsep.join([str(SCRIPTS), *filter(None, [os.environ.get("PYTHONPATH")])])
+        running = start(
+            [sys.executable, "-m", "benchmarks.gateway"],
+            place.cores.relay,
+            place.folder,
+            self.name,
+            environment={"PYTHONPATH": path},
+            talks=True,
+        )
+        routes = {target.server_name: target.port for target in targets}
+        port = ask(running, {"routes": routes, "max_connections": MAX_STREAMS})
+        return Subject(running, port)
+
+
+def ask(running: Running, message: Any) -> Any:
+    """Send our process a line of JSON, and take the line that it answers with."""
+    assert running.child.stdin is not None
+    assert running.child.stdout is not None
+    running.child.stdin.write(json.dumps(message) + "\n")
+    line = running.child.stdout.readline()
+    if not line:
+        running.child.wait()
+        raise running.failure("ended")
+    return json.loads(line)
