@@ -25,6 +25,49 @@ class Refused:
     attempts: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class StreamRecord:
+    """A stream that has ended, as the access log tells it.
+
+    `started` is Unix time, `duration` seconds, `client` an address with its port. `sni` is a stranger's text, None
+    where there was none. `route`, `kind` and `endpoint` are None for a stream that was not placed; `endpoint` is the
+    last one tried, as host:port. `reason` is None where the stream ended in order. `flags` are Envoy's letters, ""
+    where none applies. `bytes_received` came from the client, `bytes_sent` went to it.
+    """
+
+    started: float
+    duration: float
+    client: str
+    listener: str
+    sni: str | None
+    alpn: tuple[str, ...]
+    route: str | None
+    kind: str | None
+    endpoint: str | None
+    attempts: int
+    bytes_received: int
+    bytes_sent: int
+    reason: str | None
+    flags: str
+    worker: int
+
+
+@dataclass(frozen=True, slots=True)
+class OpenStream:
+    """A stream that is open now. `state` is `hello`, `connecting`, `relaying` or `refused`; `age` is in seconds."""
+
+    id: int
+    client: str
+    sni: str | None
+    route: str | None
+    endpoint: str | None
+    state: str
+    age: float
+    bytes_received: int
+    bytes_sent: int
+    worker: int
+
+
 @dataclass(slots=True)
 class Counters:
     """Totals since the start, and the streams open now.
