@@ -41,6 +41,26 @@ _ALERTS: Final = {
 }
 
 
+_FLAGS: Final = {
+    Reason.NOT_TLS: "DPE",
+    Reason.HELLO_MALFORMED: "DPE",
+    Reason.HELLO_TOO_LARGE: "DPE",
+    Reason.HELLO_TIMEOUT: "DPE",
+    Reason.NO_SNI: "NR",
+    Reason.UNKNOWN_SNI: "NR",
+    Reason.NO_HEALTHY_ENDPOINT: "UH",
+    Reason.CONNECT_FAILED: "UF",
+    Reason.CONNECT_TIMEOUT: "UF",
+    Reason.MAX_CONNECTIONS: "UO",
+    Reason.MAX_CONNECTIONS_PER_CLIENT: "UO",
+}
+
+
+def envoy_flags(reason: Reason) -> str:
+    """The letters of Envoy's response flags that come nearest to a reason; "" where none does."""
+    return _FLAGS.get(reason, "")
+
+
 def alert_record(reason: Reason) -> bytes:
     """The TLS record to send before closing for `reason`; empty where a plain close is due.
 

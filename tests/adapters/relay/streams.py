@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import trio
 
-from meshgate.adapters.relay import Limits, Refused, Relay
+from meshgate.adapters.relay import Limits, Refused, Relay, StreamRecord
 from meshgate.core.routes import Endpoint, Route, RouteKind, RouteTable
 
 Handler = Callable[[trio.SocketStream], Awaitable[None]]
@@ -45,6 +45,22 @@ def table_of(routes: Mapping[str, Sequence[Endpoint]], connect_timeout: float | 
     )
 
 
+class Watcher:
+    """Notes what happens to streams."""
+
+    wants_records = True
+
+    def __init__(self) -> None:
+        self.refused: list[Refused] = []
+        self.ended: list[StreamRecord] = []
+
+    def on_refused(self, refused: Refused) -> None:
+        self.refused.append(refused)
+
+    def on_ended(self, record: StreamRecord) -> None:
+        self.ended.append(record)
+
+
 @dataclass
 class Running:
     """A relay that listens, and what it refused."""
@@ -52,6 +68,7 @@ class Running:
     relay: Relay
     port: int
     refused: list[Refused] = field(default_factory=list)
+    ended: list[StreamRecord] = field(default_factory=list)
 
     async def dial(self) -> trio.SocketStream:
         return await trio.open_tcp_stream("127.0.0.1", self.port)
@@ -64,13 +81,13 @@ class Running:
 
 @asynccontextmanager
 async def running(routes: Mapping[str, Sequence[Endpoint]], limits: Limits | None = None) -> AsyncIterator[Running]:
-    refused: list[Refused] = []
-    relay = Relay(table_of(routes), limits or Limits(), refused.append)
+    watcher = Watcher()
+    relay = Relay(table_of(routes), limits or Limits(), watcher)
     _, port = relay.bind("default", "127.0.0.1", 0)
     relay.listen()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(relay.run)
-        yield Running(relay, port, refused)
+        yield Running(relay, port, watcher.refused, watcher.ended)
         nursery.cancel_scope.cancel()
 
 

@@ -1,20 +1,26 @@
 """The relay: carries TLS streams from listeners to endpoints, byte for byte, without ever terminating one.
 
-`Relay` is the whole outside of it: listeners and route tables go in, `Counters` come out. Everything behind it is
-plain synchronous state machines under one epoll instance, which one trio task owns:
+`pool.RelayPool` is the whole outside of it: listeners and route tables go in, `Counters` come out. It keeps worker
+processes, in each of which a `Relay` works. Everything behind that is plain synchronous state machines under one epoll
+instance, which one trio task owns. A worker imports nothing that it does not need, so the pool is not imported here.
 
+    pool, worker, messages   the processes, and what they tell each other
+    shared      counts that all workers share, for the limits
+    relay       the relay of one process
     engine      the epoll loop: events and deadlines in, turns out; fair between streams
     listener    accepts, sheds what is over a limit, survives running out of descriptors
-    connection  one stream: hello, dialling, relaying, refusal
+    connection  one stream: relaying, refusal, endings
+    opening     its beginning: hello, route, dialling
+    leg         one of its two sockets
     pump        moves bytes from one socket to another: copy, or splice for heavy streams
     deadlines   thousands of timeouts in one wheel
     pipes       the pool of kernel pipes that splice goes through
     sockets     socket options and addresses
-    counters    what happened, as numbers
+    counters, records   what happened, as numbers and as lines
 """
 
-from .counters import CONNECT_BUCKETS, Counters, Refused
+from .counters import CONNECT_BUCKETS, Counters, OpenStream, Refused, StreamRecord
 from .limits import Limits
 from .relay import Relay
 
-__all__ = ["CONNECT_BUCKETS", "Counters", "Limits", "Refused", "Relay"]
+__all__ = ["CONNECT_BUCKETS", "Counters", "Limits", "OpenStream", "Refused", "Relay", "StreamRecord"]

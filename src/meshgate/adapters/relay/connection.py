@@ -1,294 +1,115 @@
 """One stream, from its first byte to its last: a state machine that is called with events and never waits.
 
-    HELLO       the ClientHello is read and kept
-    CONNECTING  a connection to an endpoint is under way; the client's bytes wait in the kernel
-    RELAYING    both legs are open, or one direction of them
-    REFUSED     an alert was sent; what the client still sends is thrown away until it closes, so that the kernel
+    opening     the hello is read and an endpoint dialled (`opening` is set, see there)
+    relaying    both legs are open, or one direction of them
+    refused     an alert was sent; what the client still sends is thrown away until it closes, so that the kernel
                 does not reset the connection before the client has read the alert
-    CLOSED
+    closed
 
-What always holds: a route is looked up once, by the name in the hello, and all bytes of the stream go to an endpoint
-of that route or nowhere. Another endpoint is tried only while no byte has gone to one. An end of stream is passed on
+What always holds: all bytes of the stream go to one endpoint of its route or nowhere. An end of stream is passed on
 after all bytes before it, and leaves the other direction alive; a reset is passed on as a reset. Events are hints: a
 stale one does no harm, because every step asks the kernel first.
 """
 
 import socket
 from collections.abc import Callable
-from enum import IntEnum
-from select import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP
 from typing import TYPE_CHECKING, Final
 
-from meshgate.core.hello import Hello, HelloParser, Refusal, parse_hello
 from meshgate.core.reasons import Reason, alert_record
-from meshgate.core.routes import Endpoint, Route
 
 from . import sockets
 from .counters import Refused
-from .pump import BUFFER_BYTES, Moved
+from .leg import READABLE, Leg
+from .opening import Opening
+from .pump import Moved
 
 if TYPE_CHECKING:
-    from .engine import Engine
-    from .pipes import Pipe
+    from meshgate.core.routes import Endpoint, Route
 
-READABLE: Final = EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR
-HUNG_UP: Final = EPOLLRDHUP | EPOLLHUP | EPOLLERR
-MAX_ATTEMPTS: Final = 5
+    from .engine import Engine
+
 LINGER_SECONDS: Final = 1.0
 _LINGER_BYTES: Final = 1 << 18
 
 
-class State(IntEnum):
-    """Where a stream is; see the module."""
+class Connection:
+    """A stream. Created by the listener with an accepted socket; call `start` once it is registered.
 
-    HELLO = 0
-    CONNECTING = 1
-    RELAYING = 2
-    REFUSED = 3
-    CLOSED = 4
-
-
-class Leg:
-    """One socket of a stream, and what is kept for it.
-
-    `held` and `pipe` are bytes that wait to be written to this leg. `readable` says the kernel may have bytes of it,
-    `hung_up` that its end of stream (or a reset) is among them, `eof` that all of them were read.
+    `touched` is when bytes last moved. `abort_flag` is Envoy's letters for an end that was not in order.
     """
 
-    __slots__ = ("connection", "eof", "full_reads", "held", "hung_up", "other", "pipe", "readable", "received", "sock")
-
-    other: "Leg"
-
-    def __init__(self, connection: "Connection", sock: socket.socket) -> None:
-        self.connection = connection
-        self.sock = sock
-        self.held: bytes | None = None
-        self.pipe: Pipe | None = None
-        self.readable = True
-        self.hung_up = False
-        self.eof = False
-        self.full_reads = 0
-        self.received = 0
-
-    def on_event(self, events: int) -> None:
-        """What epoll says about this leg's socket."""
-        if events & HUNG_UP:
-            self.hung_up = True
-        connection = self.connection
-        if connection.state is not State.RELAYING:
-            connection.on_early_event(self, events)
-            return
-        connection.touched = connection.engine.now
-        if events & EPOLLOUT and (self.held is not None or self.pipe is not None):
-            connection.resume(self)
-        if events & READABLE:
-            self.readable = True
-            connection.forward(self)
-
-    def on_turn(self) -> None:
-        """The turn that was promised when the last one used up its budget."""
-        self.connection.forward(self)
-
-
-class Connection:
-    """A stream. Created by the listener with an accepted socket; call `start` once it is registered."""
-
     __slots__ = (
-        "_discarded",
-        "_hello",
-        "_parser",
-        "_tried",
+        "abort_flag",
+        "alpn",
         "attempts",
         "client",
-        "client_host",
-        "connect_started",
+        "client_address",
+        "closed",
         "endpoint",
         "engine",
+        "listener",
+        "opening",
+        "reason",
+        "relaying",
         "route",
         "server_name",
-        "state",
+        "started",
         "tick",
         "touched",
         "upstream",
     )
 
-    def __init__(self, engine: "Engine", sock: socket.socket, client_host: str) -> None:
+    def __init__(self, engine: "Engine", sock: socket.socket, client_address: tuple[str, int], listener: str) -> None:
         self.engine = engine
         self.client = Leg(self, sock)
-        self.client_host = client_host
         self.upstream: Leg | None = None
-        self.state = State.HELLO
+        self.client_address = client_address
+        self.listener = listener
+        self.opening: Opening | None = Opening(self)
+        self.relaying = False
+        self.closed = False
         self.tick = 0
-        self.touched = engine.now
+        self.started = self.touched = engine.now
         self.server_name: str | None = None
+        self.alpn: tuple[str, ...] = ()
         self.route: Route | None = None
         self.endpoint: Endpoint | None = None
         self.attempts = 0
-        self.connect_started = 0.0
-        self._hello: bytearray | bytes = b""
-        self._parser: HelloParser | None = None
-        self._tried: tuple[int, ...] = ()
-        self._discarded = 0
+        self.reason: Reason | None = None
+        self.abort_flag = ""
 
     def start(self) -> None:
-        """Read what has come already; often the whole hello."""
-        self.engine.arm(self, self.engine.limits.hello_timeout)
-        self._read_hello()
+        """Begin with what has come already."""
+        assert self.opening is not None
+        self.opening.start()
 
     def on_early_event(self, leg: Leg, events: int) -> None:
         """An event while the stream is not relaying."""
         if events & READABLE:
             leg.readable = True
-        if self.state is State.HELLO:
-            self._read_hello()
-        elif self.state is State.REFUSED:
+        if self.opening is not None:
+            self.opening.on_event(leg, events)
+        elif not self.closed:
             self._discard()
-        elif self.state is State.CONNECTING:
-            if leg is self.upstream:
-                self._try_upstream()
-            elif events & (EPOLLERR | EPOLLHUP):
-                self.close()  # The client is gone; nobody waits for the endpoint any more.
 
     def on_deadline(self) -> None:
         """The hello, the connect, the linger or the idle timeout has passed."""
-        if self.state is State.HELLO:
-            self.refuse(Reason.HELLO_TIMEOUT, f"no complete hello within {self.engine.limits.hello_timeout:g} s")
-        elif self.state is State.CONNECTING:
-            self._attempt_failed(Reason.CONNECT_TIMEOUT, "timed out")
-        elif self.state is State.REFUSED:
-            self.close()
-        elif self.state is State.RELAYING:
+        if self.opening is not None:
+            self.opening.on_deadline()
+        elif self.relaying:
             self._check_idle()
-
-    # --- hello ---------------------------------------------------------------------------------------------------
-
-    def _read_hello(self) -> None:
-        engine = self.engine
-        view = engine.pump.view
-        while self.state is State.HELLO:
-            try:
-                count = self.client.sock.recv_into(engine.pump.buffer)
-            except BlockingIOError:
-                self.client.readable = False
-                return
-            except OSError:
-                self.close()
-                return
-            if not count:
-                self._client_left_early()
-                return
-            self.client.received += count
-            self._on_hello_bytes(view[:count])
-            if count < BUFFER_BYTES and not self.client.hung_up:
-                self.client.readable = False  # As in the pump: a short read has emptied the socket.
-                return
-
-    def _on_hello_bytes(self, data: memoryview) -> None:
-        if self._parser is None:
-            verdict = parse_hello(data, self.engine.limits.max_hello_bytes)
-            self._hello = bytes(data) if verdict is not None else bytearray(data)
-            if verdict is None:
-                self._parser = HelloParser(self.engine.limits.max_hello_bytes)
-                verdict = self._parser.feed(data)
         else:
-            self._hello += data
-            verdict = self._parser.feed(data)
-        if isinstance(verdict, Refusal):
-            self.refuse(verdict.reason, verdict.detail)
-        elif isinstance(verdict, Hello):
-            self._parser = None
-            self._place(verdict)
-
-    def _client_left_early(self) -> None:
-        # A connection that closes without a byte is a health check (Consul's own TCP check, a load balancer's).
-        if not self.client.received:
             self.close()
-        else:
-            self.refuse(Reason.HELLO_MALFORMED, "the client closed inside its hello")
-
-    # --- placing and dialling ------------------------------------------------------------------------------------
-
-    def _place(self, hello: Hello) -> None:
-        self.server_name = hello.server_name
-        if hello.server_name is None:
-            self.refuse(Reason.NO_SNI, "the hello names no server")
-            return
-        self.route = self.engine.table.find(hello.server_name)
-        if self.route is None:
-            self.refuse(Reason.UNKNOWN_SNI, "no route for this name")
-            return
-        self._attempt(Reason.NO_HEALTHY_ENDPOINT, f"none of {len(self.route.endpoints)} endpoints is healthy")
-
-    def _attempt(self, failure: Reason, detail: str) -> None:
-        """Dial the next endpoint of the route; refuse with `failure` when there is none left to try."""
-        route = self.route
-        assert route is not None
-        position = None
-        if self.attempts < MAX_ATTEMPTS:
-            position = route.rotation.pick(self.engine.turn(route), self._tried)
-        if position is None:
-            self.refuse(failure, detail)
-            return
-        self.attempts += 1
-        self._tried += (position,)
-        self.endpoint = route.candidates[position]
-        self._dial(route, self.endpoint)
-
-    def _dial(self, route: Route, endpoint: Endpoint) -> None:
-        engine = self.engine
-        self.state = State.CONNECTING
-        self.connect_started = engine.clock()
-        try:
-            sock, error = sockets.dial(endpoint.address, endpoint.port, engine.limits.keepalive)
-        except OSError as failure:
-            self._attempt_failed(Reason.CONNECT_FAILED, str(failure))
-            return
-        self.upstream = Leg(self, sock)
-        self.upstream.other, self.client.other = self.client, self.upstream
-        if error not in sockets.UNDER_WAY:
-            self._attempt_failed(Reason.CONNECT_FAILED, sockets.describe(error))
-            return
-        timeout = route.connect_timeout or engine.limits.connect_timeout
-        engine.arm(self, timeout)
-        engine.register(self.upstream)
-        self._try_upstream()
-
-    def _try_upstream(self) -> None:
-        """Send the hello. Once a byte of it is taken, the endpoint is settled."""
-        upstream = self.upstream
-        assert upstream is not None
-        hello = self._hello
-        try:
-            sent = upstream.sock.send(hello)
-        except BlockingIOError:
-            return
-        except OSError as failure:
-            self._attempt_failed(Reason.CONNECT_FAILED, sockets.describe(failure.errno or 0))
-            return
-        self._hello = b""
-        self._tried = ()
-        if sent < len(hello):
-            upstream.held = bytes(hello[sent:])
-        self._relay()
-
-    def _attempt_failed(self, reason: Reason, detail: str) -> None:
-        endpoint = self.endpoint
-        assert endpoint is not None
-        if self.upstream is not None:
-            self.engine.forget(self.upstream)
-            self.upstream.sock.close()
-            self.upstream = None
-        self._attempt(reason, f"{endpoint.address}:{endpoint.port} {detail}, attempt {self.attempts}")
 
     # --- relaying ------------------------------------------------------------------------------------------------
 
-    def _relay(self) -> None:
+    def relay(self) -> None:
+        """The hello has gone to the endpoint: from now on bytes only move."""
         engine, route = self.engine, self.route
         assert route is not None
-        assert self.upstream is not None
-        self.state = State.RELAYING
+        self.opening = None
+        self.relaying = True
         self.touched = engine.now
-        engine.counters.count_connect(engine.clock() - self.connect_started)
         engine.counters.count_routed(route.kind, route.destination)
         self._arm_idle()
         # The client may have sent more behind its hello, or closed its side, while nobody looked.
@@ -298,7 +119,7 @@ class Connection:
         """Move what a leg has to the other one, as far as the budget and the other one allow."""
         destination = source.other
         if (
-            self.state is not State.RELAYING
+            not self.relaying
             or not source.readable
             or source.eof
             or destination.held is not None
@@ -313,7 +134,7 @@ class Connection:
         elif moved is Moved.EOF:
             self._end_of(source)
         elif moved is Moved.SOURCE_BROKEN:
-            self.abort()
+            self._abort_by(source)
         elif moved is Moved.DESTINATION_BROKEN:
             self._broken(destination)
 
@@ -344,60 +165,12 @@ class Connection:
         if not leg.eof and leg.other.held is None and leg.other.pipe is None:
             while self.engine.pump.move(leg, leg.other) is Moved.AGAIN:
                 pass
+        self._abort_by(leg)
+
+    def _abort_by(self, leg: Leg) -> None:
+        """A leg's peer has reset it; in Envoy's letters, downstream or upstream connection termination."""
+        self.abort_flag = "DC" if leg is self.client else "UC"
         self.abort()
-
-    # --- endings -------------------------------------------------------------------------------------------------
-
-    def refuse(self, reason: Reason, detail: str) -> None:
-        """End a stream that has reached no endpoint: the alert of the reason, then a close that lets it arrive."""
-        engine = self.engine
-        self.state = State.REFUSED
-        self._hello = b""
-        self._parser = None
-        engine.on_refused(Refused(self.client_host, self.server_name, reason, detail, self.attempts))
-        try:
-            self.client.sock.send(alert_record(reason))
-            self.client.sock.shutdown(socket.SHUT_WR)
-        except OSError:
-            self.close()
-            return
-        engine.arm(self, LINGER_SECONDS)
-        self._discard()
-
-    def _discard(self) -> None:
-        while self.state is State.REFUSED:
-            try:
-                count = self.client.sock.recv_into(self.engine.pump.buffer)
-            except BlockingIOError:
-                return
-            except OSError:
-                count = 0
-            self._discarded += count
-            if not count or self._discarded > _LINGER_BYTES:
-                self.close()
-
-    def abort(self) -> None:
-        """End the stream with a reset on both legs."""
-        self._end(sockets.reset)
-
-    def close(self) -> None:
-        """End the stream in order."""
-        self._end(socket.socket.close)
-
-    def _end(self, shut: Callable[[socket.socket], None]) -> None:
-        if self.state is State.CLOSED:
-            return
-        self.state = State.CLOSED
-        engine = self.engine
-        engine.disarm(self)
-        for leg in (self.client, self.upstream):
-            if leg is not None:
-                engine.forget(leg)
-                engine.pump.release(leg)
-                shut(leg.sock)
-        engine.on_ended(self)
-
-    # --- idling --------------------------------------------------------------------------------------------------
 
     def _arm_idle(self) -> None:
         timeout = self.engine.limits.idle_timeout
@@ -410,6 +183,60 @@ class Connection:
         # The deadline is not moved with every byte, only looked at again when it comes.
         if self.engine.now - self.touched >= self.engine.limits.idle_timeout:
             self.engine.counters.idle_timeouts += 1
+            self.abort_flag = "SI"
             self.close()
         else:
             self._arm_idle()
+
+    # --- endings -------------------------------------------------------------------------------------------------
+
+    def refuse(self, reason: Reason, detail: str) -> None:
+        """End a stream that has reached no endpoint: the alert of the reason, then a close that lets it arrive."""
+        engine = self.engine
+        self.opening = None
+        self.reason = reason
+        engine.on_refused(Refused(self.client_address[0], self.server_name, reason, detail, self.attempts))
+        try:
+            self.client.sock.send(alert_record(reason))
+            self.client.sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            self.close()
+            return
+        engine.arm(self, LINGER_SECONDS)
+        self._discard()
+
+    def _discard(self) -> None:
+        discarded = 0
+        while not self.closed:
+            try:
+                count = self.client.sock.recv_into(self.engine.pump.buffer)
+            except BlockingIOError:
+                return
+            except OSError:
+                count = 0
+            discarded += count
+            if not count or discarded > _LINGER_BYTES:
+                self.close()
+
+    def abort(self) -> None:
+        """End the stream with a reset on both legs."""
+        self._end(sockets.reset)
+
+    def close(self) -> None:
+        """End the stream in order."""
+        self._end(socket.socket.close)
+
+    def _end(self, shut: Callable[[socket.socket], None]) -> None:
+        if self.closed:
+            return
+        self.closed = True
+        self.relaying = False
+        self.opening = None
+        engine = self.engine
+        engine.disarm(self)
+        for leg in (self.client, self.upstream):
+            if leg is not None:
+                engine.forget(leg)
+                engine.pump.release(leg)
+                shut(leg.sock)
+        engine.on_ended(self)

@@ -1,8 +1,9 @@
 """What the relay did, as plain data: cheap to note, easy to send from a worker process to its parent."""
 
 from bisect import bisect_left
-from dataclasses import dataclass, field
-from typing import Final
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Final, TypeVar
 
 from meshgate.core.reasons import Reason
 from meshgate.core.routes import RouteKind
@@ -87,6 +88,45 @@ class Counters:
     connections: dict[tuple[RouteKind, str], int] = field(default_factory=dict)
     refused: dict[Reason, int] = field(default_factory=dict)
 
+    def copy(self) -> "Counters":
+        """The numbers of this moment."""
+        return replace(
+            self,
+            connect_counts=list(self.connect_counts),
+            connections=dict(self.connections),
+            refused=dict(self.refused),
+        )
+
+    def since(self, earlier: "Counters") -> "Counters":
+        """What came to pass since an earlier copy; `active` is what it is now."""
+        return Counters(
+            accepted=self.accepted - earlier.accepted,
+            active=self.active,
+            bytes_received=self.bytes_received - earlier.bytes_received,
+            bytes_sent=self.bytes_sent - earlier.bytes_sent,
+            idle_timeouts=self.idle_timeouts - earlier.idle_timeouts,
+            internal_errors=self.internal_errors - earlier.internal_errors,
+            connect_sum=self.connect_sum - earlier.connect_sum,
+            connect_counts=[now - then for now, then in zip(self.connect_counts, earlier.connect_counts, strict=True)],
+            connections=_since(self.connections, earlier.connections),
+            refused=_since(self.refused, earlier.refused),
+        )
+
+    def add(self, more: "Counters") -> None:
+        """Add increments. `active` stays: it is nobody's sum but the caller's business."""
+        self.accepted += more.accepted
+        self.bytes_received += more.bytes_received
+        self.bytes_sent += more.bytes_sent
+        self.idle_timeouts += more.idle_timeouts
+        self.internal_errors += more.internal_errors
+        self.connect_sum += more.connect_sum
+        for slot, count in enumerate(more.connect_counts):
+            self.connect_counts[slot] += count
+        for key, count in more.connections.items():
+            self.connections[key] = self.connections.get(key, 0) + count
+        for reason, count in more.refused.items():
+            self.refused[reason] = self.refused.get(reason, 0) + count
+
     def count_connect(self, seconds: float) -> None:
         """Note how long a connection to an endpoint took to stand."""
         self.connect_sum += seconds
@@ -100,3 +140,10 @@ class Counters:
         """Note a stream whose connection to an endpoint stands."""
         key = (kind, destination)
         self.connections[key] = self.connections.get(key, 0) + 1
+
+
+Key = TypeVar("Key", bound=Hashable)
+
+
+def _since(now: Mapping[Key, int], then: Mapping[Key, int]) -> dict[Key, int]:
+    return {key: count - then.get(key, 0) for key, count in now.items() if count != then.get(key, 0)}

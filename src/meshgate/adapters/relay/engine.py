@@ -8,6 +8,7 @@ What always holds: a stream moves at most one budget before the others get their
 at least every CHECKPOINT_SECONDS however busy it is; an error in one stream's handling ends that stream alone.
 """
 
+import logging
 import random
 import select
 import socket
@@ -16,21 +17,23 @@ from collections.abc import Callable
 from select import EPOLLET, EPOLLIN, EPOLLOUT, EPOLLRDHUP
 from typing import Final, Protocol
 
-import structlog
 import trio
 
 from meshgate.core.reasons import Reason
 from meshgate.core.routes import Route, RouteTable
 
-from .connection import Connection, Leg, State
-from .counters import Counters, Refused
+from .connection import Connection
+from .counters import Counters, Refused, StreamRecord
 from .deadlines import Deadlines, Timed
+from .leg import Leg
 from .limits import Limits
 from .pipes import PipePool
 from .pump import Pump
+from .records import ended_stream
+from .shared import SharedCounts
 from .sockets import client_key
 
-log = structlog.get_logger(module="meshgate.relay")
+log = logging.getLogger("meshgate.relay")
 
 CHECKPOINT_SECONDS: Final = 0.01
 _LEG_EVENTS: Final = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET
@@ -47,26 +50,43 @@ class Watched(Protocol):
         """Something has happened on the socket; a hint, not a promise."""
 
 
+class Observer(Protocol):
+    """Who is told what happens to streams. Nothing of it may block."""
+
+    @property
+    def wants_records(self) -> bool:
+        """Whether `on_ended` is to be called."""
+
+    def on_refused(self, refused: Refused) -> None:
+        """A stream was not carried."""
+
+    def on_ended(self, record: StreamRecord) -> None:
+        """A stream has ended, a refused one too; only called with `wants_records`."""
+
+
 class Engine:
     """The loop, and what the state machines share: the clock, the table, the buffer, the wheel, the counters.
 
     `now` is the time of the current batch; `clock` reads the time anew. Both are trio's clock, in seconds.
     """
 
-    def __init__(self, table: RouteTable, limits: Limits, on_refused: Callable[[Refused], None]) -> None:
+    def __init__(
+        self, table: RouteTable, limits: Limits, counts: SharedCounts, observer: "Observer", worker: int = 0
+    ) -> None:
         self.table = table
         self.limits = limits
+        self.worker = worker
         self.counters = Counters()
         self._pipes = PipePool(_MAX_PIPES)
         self.pump = Pump(self._pipes)
         self.clock = trio.current_time
         self.now = trio.current_time()
         self.watched: dict[int, Watched] = {}
-        self._on_refused = on_refused
+        self._counts = counts
+        self._observer = observer
         self._epoll = select.epoll()
         self._pending: deque[Leg] = deque()
         self._turns: dict[str, int] = {}
-        self._per_client: dict[str, int] = {}
         self._deadlines = Deadlines()
         self._alarm = trio.CancelScope()
 
@@ -117,15 +137,16 @@ class Engine:
 
     def admit(self, host: str) -> Reason | None:
         """Count a new client in, or say which limit it is over."""
-        if self.counters.active >= self.limits.max_connections:
+        counts = self._counts
+        if counts.active >= self.limits.max_connections:
             return Reason.MAX_CONNECTIONS
         most = self.limits.max_connections_per_client
         if most:
             key = client_key(host)
-            count = self._per_client.get(key, 0)
-            if count >= most:
+            if counts.client(key) >= most:
                 return Reason.MAX_CONNECTIONS_PER_CLIENT
-            self._per_client[key] = count + 1
+            counts.add_client(key, 1)
+        counts.add(1)
         self.counters.accepted += 1
         self.counters.active += 1
         return None
@@ -133,22 +154,20 @@ class Engine:
     def on_refused(self, refused: Refused) -> None:
         """A stream was refused, or shed before its hello was read."""
         self.counters.count_refused(refused.reason)
-        self._on_refused(refused)
+        self._observer.on_refused(refused)
 
     def on_ended(self, connection: Connection) -> None:
         """A stream has ended: count it out."""
         counters = self.counters
         counters.active -= 1
+        self._counts.add(-1)
         counters.bytes_received += connection.client.received
         if connection.upstream is not None:
             counters.bytes_sent += connection.upstream.received
         if self.limits.max_connections_per_client:
-            key = client_key(connection.client_host)
-            left = self._per_client[key] - 1
-            if left:
-                self._per_client[key] = left
-            else:
-                del self._per_client[key]
+            self._counts.add_client(client_key(connection.client_address[0]), -1)
+        if self._observer.wants_records:
+            self._observer.on_ended(ended_stream(connection))
 
     def guard(self, leg: Leg, step: Callable[[], None]) -> None:
         """Run a step of a stream. An error in it is a defect of ours; it ends that stream and no other."""
@@ -223,7 +242,7 @@ class Engine:
     def _on_defect(self, target: Watched) -> None:
         self.counters.internal_errors += 1
         log.exception("internal error in a stream, it is reset; please report this")
-        if isinstance(target, Leg) and target.connection.state is not State.CLOSED:
+        if isinstance(target, Leg) and not target.connection.closed:
             target.connection.abort()
 
     async def _watch_deadlines(self) -> None:

@@ -2,12 +2,11 @@
 
 import contextlib
 import errno
+import logging
 import os
 import socket
 from select import EPOLLIN
 from typing import TYPE_CHECKING, Final
-
-import structlog
 
 from meshgate.core.reasons import Reason
 
@@ -17,7 +16,7 @@ from .counters import Refused
 if TYPE_CHECKING:
     from .engine import Engine
 
-log = structlog.get_logger(module="meshgate.relay")
+log = logging.getLogger("meshgate.relay")
 
 _BATCH: Final = 64  # Streams that exist get their turn between batches of new ones.
 _NO_DESCRIPTOR: Final = (errno.EMFILE, errno.ENFILE)
@@ -70,10 +69,10 @@ class Listener:
                 self._pause()
             # Anything else concerns the one client that gave up while it waited (accept(2), "Error handling").
             return False
-        self._admit(sock, address[0])
+        self._admit(sock, address[0], address[1])
         return True
 
-    def _admit(self, sock: socket.socket, host: str) -> None:
+    def _admit(self, sock: socket.socket, host: str, port: int) -> None:
         engine = self._engine
         sock.setblocking(False)
         refusal = engine.admit(host)
@@ -81,7 +80,7 @@ class Listener:
             engine.on_refused(Refused(host, None, refusal, "a limit is reached"))
             sock.close()
             return
-        connection = Connection(engine, sock, host)
+        connection = Connection(engine, sock, (host, port), self.name)
         engine.register(connection.client)
         engine.guard(connection.client, connection.start)
 
@@ -101,6 +100,6 @@ class Listener:
             self._pause()
 
     def _pause(self) -> None:
-        log.warning("no descriptor or memory for new clients, they wait", listener=self.name)
+        log.warning("no descriptor or memory for new clients, they wait: listener=%s", self.name)
         self._engine.unwatch(self)
         self._engine.arm(self, _PAUSE_SECONDS)

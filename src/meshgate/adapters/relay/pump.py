@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 from .pipes import PipePool
 
 if TYPE_CHECKING:
-    from .connection import Leg
+    from .leg import Leg
 
 BUFFER_BYTES: Final = 1 << 16
 TURN_BYTES: Final = 1 << 18  # What one stream may move before the others get their turn.

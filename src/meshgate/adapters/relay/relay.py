@@ -1,20 +1,35 @@
-"""The relay as the rest of the product sees it: addresses, limits and route tables in, counters out.
+"""The relay of one process: addresses, limits and route tables in, counters out.
 
-Nothing here or behind it knows Consul. The seam is made of plain data on purpose: a relay that lives in a process of
-its own takes the same tables and returns the same counters as messages.
+Nothing here or behind it knows Consul. The seam is made of plain data on purpose: `pool` runs several of these in
+processes of their own, with the same tables and counters as messages.
 """
 
-from collections.abc import Callable
-from dataclasses import replace
-from select import EPOLLIN
+import socket
+from dataclasses import dataclass
+from select import EPOLLEXCLUSIVE, EPOLLIN
 
 from meshgate.core.routes import RouteTable
 
 from . import sockets
-from .counters import Counters, Refused
-from .engine import Engine
+from .counters import Counters, OpenStream
+from .engine import Engine, Observer
 from .limits import Limits
 from .listener import Listener
+from .records import open_stream
+from .shared import SharedCounts
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """The place of this relay among those that carry one gateway's streams: its number and the common counts."""
+
+    worker: int
+    counts: SharedCounts
+
+    @classmethod
+    def alone(cls) -> "Share":
+        """The place of a relay that is all of its gateway."""
+        return cls(0, SharedCounts(-1, 1, 0))
 
 
 class Relay:
@@ -23,11 +38,13 @@ class Relay:
     Args:
         table: where streams go, until `install` gives another one.
         limits: timeouts and bounds.
-        on_refused: called for each stream that was not carried; must not block.
+        observer: is told of refused and ended streams.
+        share: its place among the gateway's relays; alone by default.
     """
 
-    def __init__(self, table: RouteTable, limits: Limits, on_refused: Callable[[Refused], None]) -> None:
-        self._engine = Engine(table, limits, on_refused)
+    def __init__(self, table: RouteTable, limits: Limits, observer: Observer, share: Share | None = None) -> None:
+        share = share or Share.alone()
+        self._engine = Engine(table, limits, share.counts, observer, share.worker)
         self._listeners: list[Listener] = []
 
     def bind(self, name: str, host: str, port: int) -> tuple[str, int]:
@@ -40,15 +57,24 @@ class Relay:
             OSError: the address cannot be bound; the others are not touched.
         """
         sock = sockets.bind(host, port, self._engine.limits.keepalive)
-        self._listeners.append(Listener(self._engine, name, sock))
+        self.adopt(name, sock)
         bound = sock.getsockname()
         return str(bound[0]), int(bound[1])
 
+    def adopt(self, name: str, sock: socket.socket) -> None:
+        """Take a bound socket over. Other processes may listen on it too."""
+        self._listeners.append(Listener(self._engine, name, sock))
+
     def listen(self) -> None:
-        """Let clients in on every address that is bound."""
+        """Let clients in on every address that is bound.
+
+        Raises:
+            OSError: somebody else listens there meanwhile.
+        """
         for listener in self._listeners:
             listener.sock.listen(sockets.BACKLOG)
-            self._engine.watch(listener, EPOLLIN)
+            # Of the processes that listen on a socket the kernel wakes one for a client, not all.
+            self._engine.watch(listener, EPOLLIN | EPOLLEXCLUSIVE)
 
     def stop_listening(self) -> None:
         """Accept the clients that wait already, then close the listeners. Streams that are open live on."""
@@ -60,25 +86,38 @@ class Relay:
         self._engine.install(table)
 
     @property
+    def table(self) -> RouteTable:
+        """The table in force."""
+        return self._engine.table
+
+    @property
     def active(self) -> int:
         """Streams open now."""
         return self._engine.counters.active
 
-    def counters(self) -> Counters:
-        """A copy of the totals, with the bytes of the streams still open in them."""
-        engine = self._engine
-        received, sent = engine.counters.bytes_received, engine.counters.bytes_sent
-        for connection in engine.connections():
+    def ended(self) -> Counters:
+        """A copy of the totals; bytes are those of streams that have ended."""
+        return self._engine.counters.copy()
+
+    def open_bytes(self) -> tuple[int, int]:
+        """Bytes received and sent by the streams that are open now."""
+        received = sent = 0
+        for connection in self._engine.connections():
             received += connection.client.received
             sent += connection.upstream.received if connection.upstream is not None else 0
-        return replace(
-            engine.counters,
-            bytes_received=received,
-            bytes_sent=sent,
-            connect_counts=list(engine.counters.connect_counts),
-            connections=dict(engine.counters.connections),
-            refused=dict(engine.counters.refused),
-        )
+        return received, sent
+
+    def counters(self) -> Counters:
+        """A copy of the totals, with the bytes of the streams still open in them."""
+        counters = self.ended()
+        received, sent = self.open_bytes()
+        counters.bytes_received += received
+        counters.bytes_sent += sent
+        return counters
+
+    def connections(self) -> list[OpenStream]:
+        """The streams open now."""
+        return [open_stream(connection) for connection in self._engine.connections()]
 
     async def run(self) -> None:
         """Relay until cancelled. Then the listeners are closed and the streams still open are reset."""

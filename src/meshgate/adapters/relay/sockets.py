@@ -68,6 +68,11 @@ def describe(error: int) -> str:
     return strerror(error).lower()
 
 
+def host_port(host: str, port: int) -> str:
+    """An address as users write it."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def client_key(host: str) -> str:
     """What counts as one client: an IPv4 address, or the /64 network of an IPv6 one."""
     if ":" not in host:

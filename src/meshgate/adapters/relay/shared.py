@@ -1,0 +1,72 @@
+"""Counts that all worker processes share, so that limits hold for the gateway and not for each worker.
+
+A file in memory that every worker maps: each writes its own row only and reads all rows, without locks. A count is
+therefore exact for a worker's own streams and at most moments old for the others'. Clients are counted in two hashed
+places, of which the smaller count is believed; two clients are taken for one only if both places collide.
+"""
+
+import mmap
+import os
+import zlib
+from typing import Final
+
+_PLACES: Final = 1 << 18
+_HEADER_BYTES: Final = 64
+_ROW_BYTES: Final = _HEADER_BYTES + 2 * _PLACES
+_MOST: Final = 0xFFFF
+
+
+class SharedCounts:
+    """The rows of all workers, seen from one of them.
+
+    Args:
+        descriptor: what `create` returned, in this process, which stays the caller's to close; -1 for rows that no
+            other process sees.
+        workers: how many rows there are.
+        row: the row of this worker.
+    """
+
+    def __init__(self, descriptor: int, workers: int, row: int) -> None:
+        self._map = mmap.mmap(descriptor, workers * _ROW_BYTES)
+        view = memoryview(self._map)
+        rows = [view[start : start + _ROW_BYTES] for start in range(0, workers * _ROW_BYTES, _ROW_BYTES)]
+        self._active = [each[:_HEADER_BYTES].cast("Q") for each in rows]
+        self._clients = [each[_HEADER_BYTES:].cast("H") for each in rows]
+        self._row = row
+
+    @staticmethod
+    def create(workers: int) -> int:
+        """A descriptor of new rows, all zero. Pages that are never written cost nothing."""
+        descriptor = os.memfd_create("meshgate-counts", os.MFD_CLOEXEC)
+        os.ftruncate(descriptor, workers * _ROW_BYTES)
+        return descriptor
+
+    @property
+    def active(self) -> int:
+        """Streams open in all workers."""
+        return sum(row[0] for row in self._active)
+
+    def add(self, change: int) -> None:
+        """Count streams of this worker in or out."""
+        self._active[self._row][0] += change
+
+    def client(self, key: str) -> int:
+        """Streams of a client open in all workers."""
+        first, second = _places(key)
+        return min(sum(row[first] for row in self._clients), sum(row[second] for row in self._clients))
+
+    def add_client(self, key: str, change: int) -> None:
+        """Count streams of a client of this worker in or out."""
+        row = self._clients[self._row]
+        for place in _places(key):
+            row[place] = min(row[place] + change, _MOST)
+
+    def clear(self) -> None:
+        """Forget the row: the worker it belonged to is dead."""
+        start = self._row * _ROW_BYTES
+        self._map[start : start + _ROW_BYTES] = bytes(_ROW_BYTES)
+
+
+def _places(key: str) -> tuple[int, int]:
+    data = key.encode()
+    return zlib.crc32(data) % _PLACES, zlib.adler32(data + data) % _PLACES
