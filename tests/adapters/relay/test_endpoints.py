@@ -21,6 +21,7 @@ INTERNAL_ERROR = b"\x15\x03\x03\x00\x02\x02\x50"
 def refusing_port() -> Iterator[int]:
     """A port that nobody listens on and that nobody else gets meanwhile."""
     with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         sock.bind(("127.0.0.1", 0))
         yield sock.getsockname()[1]
 
@@ -81,6 +82,49 @@ async def test_endpoint_that_refuses_is_passed_over() -> None:
                     await client.send_all(HELLO)
                     assert await receive_exactly(client, 1 + len(HELLO)) == b"a" + HELLO
             assert gateway.refused == []
+
+
+async def test_endpoint_that_failed_is_not_tried_by_the_next_streams() -> None:
+    with black_hole() as hole:
+        async with backend(named(b"a")) as good:
+            routes = {WEB: [endpoint(hole), endpoint(good)]}
+            async with running(routes, Limits(connect_timeout=0.4)) as gateway:
+                slow = 0
+                for _ in range(8):
+                    started = trio.current_time()
+                    async with await gateway.dial() as client:
+                        await client.send_all(HELLO)
+                        assert await receive_exactly(client, 1) == b"a"
+                    slow += trio.current_time() - started > 0.3
+                # One stream met the black hole; without ejection every other one would have.
+                assert slow == 1
+
+
+async def test_endpoint_that_recovers_gets_traffic_again() -> None:
+    with refusing_port() as port:
+        async with backend(named(b"a")) as good, running({WEB: [endpoint(port), endpoint(good)]}) as gateway:
+
+            async def met() -> bytes:
+                async with await gateway.dial() as client:
+                    await client.send_all(HELLO)
+                    return await receive_exactly(client, 1)
+
+            assert {await met() for _ in range(4)} == {b"a"}
+            async with trio.open_nursery() as nursery:
+
+                async def serve(stream: trio.SocketStream) -> None:
+                    async with stream:
+                        await named(b"b")(stream)
+
+                listener = trio.socket.socket()
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+                await listener.bind(("127.0.0.1", port))
+                listener.listen(10)
+                nursery.start_soon(trio.serve_listeners, serve, [trio.SocketListener(listener)])
+                with trio.fail_after(5):
+                    while await met() != b"b":
+                        await trio.sleep(0.05)
+                nursery.cancel_scope.cancel()
 
 
 async def test_only_refusing_endpoints_end_in_an_alert() -> None:

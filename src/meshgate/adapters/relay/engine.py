@@ -19,6 +19,7 @@ from typing import Final, Protocol
 
 import trio
 
+from meshgate.core.ejection import Ejections
 from meshgate.core.reasons import Reason
 from meshgate.core.routes import Route, RouteTable
 
@@ -79,6 +80,7 @@ class Engine:
         self.counters = Counters()
         self._pipes = PipePool(_MAX_PIPES)
         self.pump = Pump(self._pipes)
+        self.ejections = Ejections()
         self.clock = trio.current_time
         self.now = trio.current_time()
         self.watched: dict[int, Watched] = {}
@@ -183,6 +185,9 @@ class Engine:
         self.table = table
         names = {route.sni for route in table}
         self._turns = {name: turn for name, turn in self._turns.items() if name in names}
+        if len(self.ejections):
+            known = {(endpoint.address, endpoint.port) for route in table for endpoint in route.candidates}
+            self.ejections.keep_only(known)
 
     def connections(self) -> list[Connection]:
         """The streams open now."""
