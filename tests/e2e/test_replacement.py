@@ -1,0 +1,94 @@
+"""Gateways are replaced one after another under load, and no connection fails."""
+
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import pytest
+import trio
+
+from meshgate.adapters.mesh_tls import RefusedError
+from meshgate.app.demo.agent import Consul
+from meshgate.app.demo.gateway import GatewayProcess
+from meshgate.app.demo.native import native_service
+
+from .world import World, until_equal
+
+pytestmark = [pytest.mark.consul, pytest.mark.xdist_group("outage")]
+
+
+@dataclass
+class Load:
+    """Calls through whatever gateways of dc1 the catalog lists as healthy, as sidecars choose theirs."""
+
+    world: World
+    done: int = 0
+    failures: list[str] = field(default_factory=list)
+
+    async def run(self) -> None:
+        async with trio.open_nursery() as nursery:
+            for _ in range(4):
+                nursery.start_soon(self._call_on_and_on)
+
+    async def _call_on_and_on(self) -> None:
+        caller = await self.world.caller()
+        while True:
+            address = random.choice(await healthy_gateways(self.world.federation.dc1))
+            try:
+                answer = await caller.call(address, self.world.sni(), b"x" * 5000, expect=self.world.spiffe())
+                assert answer.data == b"x" * 5000
+            except RefusedError as error:
+                self.failures.append(f"{address}: {error}")
+            self.done += 1
+
+
+async def healthy_gateways(consul: Consul) -> list[tuple[str, int]]:
+    rows = await consul.get("/v1/health/service/mesh-gateway", passing="1")
+    return [(row["Service"]["Address"], row["Service"]["Port"]) for row in rows]
+
+
+@asynccontextmanager
+async def two_gateways(world: World, consul: Consul) -> AsyncIterator[list[GatewayProcess]]:
+    """Two gateways of a datacenter under one name; the list is the test's to change."""
+    gateways = [GatewayProcess(consul, world.token, instance=f"mesh-gateway-{number}") for number in (1, 2)]
+    try:
+        for gateway in gateways:
+            await gateway.start()
+        yield gateways
+    finally:
+        async with trio.open_nursery() as nursery:
+            for gateway in gateways:
+                nursery.start_soon(gateway.stop)
+
+
+async def test_replacing_every_gateway_one_by_one_fails_no_connection(world: World) -> None:
+    dc1, dc2 = world.federation.datacenters
+    suffix = f"*.dc2.internal.{world.federation.trust_domain}"
+    async with (
+        native_service(dc2, "web", world.federation.folder),
+        two_gateways(world, dc2) as remote,
+        two_gateways(world, dc1) as local,
+    ):
+
+        async def known(gateway: GatewayProcess) -> int:
+            return sum((await gateway.endpoints(suffix)).values())
+
+        for gateway in local:
+            await until_equal("both gateways of dc2", lambda each=gateway: known(each), 2, seconds=15)  # type: ignore[misc]
+        async with trio.open_nursery() as nursery:
+            load = Load(world)
+            nursery.start_soon(load.run)
+            for consul, gateways in ((dc2, remote), (dc1, local)):
+                for number in (3, 4):
+                    old = gateways.pop(0)
+                    new = GatewayProcess(consul, world.token, instance=f"mesh-gateway-{number}")
+                    gateways.append(await new.start())
+                    before = load.done
+                    await old.stop(20)
+                    assert old.child.returncode == 0
+                    assert load.done > before
+            await trio.sleep(0.5)
+            nursery.cancel_scope.cancel()
+        assert load.failures == []
+        assert load.done > 50
