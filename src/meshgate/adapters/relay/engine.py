@@ -39,7 +39,7 @@ log = logging.getLogger("meshgate.relay")
 CHECKPOINT_SECONDS: Final = 0.01
 _LEG_EVENTS: Final = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET
 _BATCH: Final = 512
-_MAX_PIPES: Final = 256
+_MAX_PIPES: Final = 64  # Of 1 MiB each, that blocked streams may fill; past it streams are copied.
 
 
 class Watched(Protocol):

@@ -182,7 +182,7 @@ class Opening:
             self._attempt_failed(Reason.CONNECT_FAILED, sockets.describe(failure.errno or 0))
             return
         if sent < len(self._hello):
-            upstream.held = bytes(self._hello[sent:])
+            connection.engine.pump.hold(upstream, self._hello[sent:])
         engine, endpoint = connection.engine, connection.endpoint
         assert endpoint is not None
         engine.counters.count_connect(engine.clock() - self._started)

@@ -6,7 +6,8 @@ row is spliced: its bytes go socket -> pipe -> socket inside the kernel.
 
 What always holds: bytes leave in the order they came; bytes that could not be written are kept with the leg they are
 for (`held`, or in its `pipe`), and while there are any, nothing more is read for that leg. So a stream holds at most a
-buffer or a pipe of bytes in each direction.
+buffer or a pipe of bytes in each direction; and once all streams together hold HELD_BYTES, reads become so small that
+thousands of stalled readers add little.
 """
 
 from enum import IntEnum
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 BUFFER_BYTES: Final = 1 << 16
 TURN_BYTES: Final = 1 << 18  # What one stream may move before the others get their turn.
 FULL_READS_TO_SPLICE: Final = 3
+HELD_BYTES: Final = 32 << 20
+_SMALL_READ_BYTES: Final = 1 << 12
 _SPLICE_FLAGS: Final = SPLICE_F_MOVE | SPLICE_F_NONBLOCK
 
 
@@ -42,10 +45,12 @@ class Pump:
         self._pipes = pipes
         self.buffer = bytearray(BUFFER_BYTES)
         self.view = memoryview(self.buffer)
+        self.held = 0  # Bytes of all legs together.
 
     def move(self, source: "Leg", destination: "Leg") -> Moved:
         """One turn: move what is there, up to TURN_BYTES. The destination must hold nothing back."""
-        buffer, view = self.buffer, self.view
+        view = self.view
+        buffer = view if self.held < HELD_BYTES else view[:_SMALL_READ_BYTES]
         receive, send = source.sock.recv_into, destination.sock.send
         budget = TURN_BYTES
         while budget > 0:
@@ -69,9 +74,9 @@ class Pump:
             except OSError:
                 return Moved.DESTINATION_BROKEN
             if sent < count:
-                destination.held = view[sent:count].tobytes()
+                self.hold(destination, view[sent:count])
                 return Moved.BLOCKED
-            if count < BUFFER_BYTES:
+            if count < len(buffer):
                 source.full_reads = 0
                 # A short read has emptied the socket, and later bytes raise a new event. An end of stream that came
                 # with these bytes raised its event already.
@@ -82,6 +87,11 @@ class Pump:
             budget -= count
         return Moved.AGAIN
 
+    def hold(self, leg: "Leg", data: "bytes | bytearray | memoryview") -> None:
+        """Keep bytes for a leg that takes no more now."""
+        leg.held = bytes(data)
+        self.held += len(data)
+
     def flush(self, leg: "Leg") -> bool | None:
         """Write what is held back for a leg. True when nothing is left, False when blocked, None when it broke."""
         try:
@@ -91,6 +101,7 @@ class Pump:
                 self._give_back(leg)
             if leg.held is not None:
                 sent = leg.sock.send(leg.held)
+                self.held -= sent
                 leg.held = leg.held[sent:] if sent < len(leg.held) else None
         except BlockingIOError:
             return False
@@ -100,7 +111,9 @@ class Pump:
 
     def release(self, leg: "Leg") -> None:
         """Drop what is held back for a leg that ends."""
-        leg.held = None
+        if leg.held is not None:
+            self.held -= len(leg.held)
+            leg.held = None
         if leg.pipe is not None:
             self._give_back(leg)
 
