@@ -66,6 +66,12 @@ def test_any_kind_of_buffer_is_taken(kind: type[bytes] | type[bytearray] | type[
     assert type(one.raw_name) is bytes
 
 
+@pytest.mark.parametrize("stream", [STREAM, STREAM + b"more", record(MESSAGE + bytes(9)), hello_of(16384)])
+def test_hello_in_one_record_and_packet_takes_no_parser(stream: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("meshgate.core.hello.HelloParser")
+    assert isinstance(parse_hello(stream), Hello)
+
+
 def test_parser_does_not_keep_the_callers_buffer() -> None:
     buffer = bytearray(STREAM)
     parser = HelloParser()
@@ -247,7 +253,8 @@ def test_limit_is_exact(sizes: tuple[int, ...]) -> None:
 def test_default_limit_is_16_kib_of_the_stream() -> None:
     assert isinstance(parse_hello(hello_of(16384)), Hello)
     assert isinstance(HelloParser().feed(hello_of(16384)), Hello)
-    assert refused(hello_of(16385), Reason.HELLO_TOO_LARGE) == "longer than 16384 bytes"
+    too_large = Refusal(Reason.HELLO_TOO_LARGE, "longer than 16384 bytes")
+    assert parse_hello(hello_of(16385)) == HelloParser().feed(hello_of(16385)) == too_large
 
 
 def test_bytes_behind_the_hello_do_not_count() -> None:

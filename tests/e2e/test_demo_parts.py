@@ -7,11 +7,10 @@ from collections.abc import Iterator
 import pytest
 import trio
 
+from meshgate.adapters.mesh_tls import RefusedError, WrongPeerError
 from meshgate.app.demo.agent import Consul, ConsulError
 from meshgate.app.demo.caller import Caller
 from meshgate.app.demo.cluster import Federation
-from meshgate.app.demo.identity import WrongPeerError
-from meshgate.app.demo.mtls import RefusedError
 from meshgate.app.demo.native import native_service
 from meshgate.app.demo.sidecar import sidecar_for
 

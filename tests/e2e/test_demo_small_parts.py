@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import trio
 
+from meshgate.adapters.mesh_tls import RefusedError
 from meshgate.app.demo.backend import serving
 from meshgate.app.demo.caller import Caller
 from meshgate.app.demo.cluster import Federation, StartError, find_consul
-from meshgate.app.demo.mtls import RefusedError
 from meshgate.app.demo.ports import free_ports
 from meshgate.app.demo.process import child_process
 from meshgate.app.demo.waiting import LateError, until

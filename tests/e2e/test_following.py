@@ -3,8 +3,8 @@
 import pytest
 import trio
 
+from meshgate.adapters.mesh_tls import RefusedError
 from meshgate.app.demo.gateway import gateway_beside
-from meshgate.app.demo.mtls import RefusedError
 from meshgate.app.demo.native import native_service
 from meshgate.app.demo.sidecar import sidecar_for
 

@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 import trio
 
-from meshgate.app.demo.mtls import RefusedError
+from meshgate.adapters.mesh_tls import RefusedError
 from meshgate.app.demo.native import native_service
 from meshgate.app.demo.sidecar import sidecar_for
 

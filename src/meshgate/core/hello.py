@@ -9,8 +9,8 @@ stream into packets and records, and hands it to `hello_message`. What always ho
   and the memory is bounded by `max_bytes`.
 - A refusal comes as early as it is certain: plain text is refused at its first byte, a hello that cannot fit
   `max_bytes` at the length that says so.
-- Bytes behind the hello are neither read nor judged. Only the record's own length says that there are some: a hello
-  that offers TLS 1.3 must end its record, as RFC 8446 section 5.1 wants and OpenSSL enforces.
+- Bytes behind the hello are never read. That there are some in the same record follows from its length, and counts
+  only against a hello that offers TLS 1.3, which must end its record (RFC 8446 section 5.1; OpenSSL holds to it).
 
 Stricter than the RFC in what no client sends: a record without content is refused wherever it stands.
 """

@@ -1,6 +1,6 @@
 """A certificate authority for the tests of TLS with the agent."""
 
-import datetime
+import datetime as dt
 import ssl
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-_NOW = datetime.datetime.now(datetime.UTC)
+_NOW = dt.datetime.now(dt.UTC)
 
 
 class Authority:
@@ -60,8 +60,8 @@ class Authority:
             .issuer_name(self._name)
             .public_key(key.public_key())
             .serial_number(x509.random_serial_number())
-            .not_valid_before(_NOW - datetime.timedelta(hours=1))
-            .not_valid_after(_NOW + datetime.timedelta(hours=1))
+            .not_valid_before(_NOW - dt.timedelta(hours=1))
+            .not_valid_after(_NOW + dt.timedelta(hours=1))
         )
 
 

@@ -4,6 +4,7 @@ It follows what was seen of Consul 1.8 and what its source says of later version
 
 - one index for everything, so any change wakes every held query, as an empty answer's index does;
 - `catalog/services` and all rows are filtered silently by what the token may see;
+- names are looked up without regard to case, and listed as they are spelled;
 - a connect query for a service that the token may not read is refused;
 - a query of an unknown datacenter is a ServerError, `No path to datacenter`.
 """
@@ -92,6 +93,8 @@ class Model:
     # What the token lacks: service names it may not read ("*" for all), and whether it sees nodes.
     denied: set[str] = field(default_factory=set)
     sees_nodes: bool = True
+    # Services that have instances in the mesh without being registered under their own name.
+    unlisted: set[str] = field(default_factory=set)
     reports_filtering: bool = False
     token_known: bool = True
     # Failures: of everything, or of one method (its name, or "name:argument").
@@ -107,6 +110,7 @@ class Model:
     waits: list[float] = field(default_factory=list)
     connections: int = 0
     most_connections: int = 0
+    facts: AgentFacts = field(default_factory=lambda: AgentFacts(OWN))
     registered: list[Mapping[str, Any]] = field(default_factory=list)
     deregistered: list[str] = field(default_factory=list)
     changed: trio.Event = field(default_factory=trio.Event)
@@ -148,7 +152,7 @@ class Model:
 
     async def service_names(self, cursor: Cursor) -> Page[tuple[str, ...]]:
         await self._turn("service_names", cursor)
-        names = tuple(sorted({*self.connect, *self.plain}))
+        names = tuple(sorted({*self.connect, *self.plain} - self.unlisted))
         seen = tuple(name for name in names if self._may_read(name) and self.sees_nodes)
         return Page(seen, self.index, filtered=self.reports_filtering and seen != names)
 
@@ -156,7 +160,8 @@ class Model:
         await self._turn(f"connect_instances:{service}", cursor)
         if not self._may_read(service):
             raise PermissionDeniedError("Permission denied", Rule("service", service))
-        rows = self.connect.get(service, ())
+        alike = (rows for name, rows in self.connect.items() if name.lower() == service.lower())
+        rows = tuple(row for rows in alike for row in rows)
         if subset_filter:
             filtered = self.filters.get((service, subset_filter))
             if filtered is None:
@@ -164,9 +169,7 @@ class Model:
             rows = filtered
         return self._visible(rows)
 
-    async def instances(
-        self, service: str, cursor: Cursor, *, datacenter: str = "", kind: str = ""
-    ) -> Page[Instances]:
+    async def instances(self, service: str, cursor: Cursor, *, datacenter: str = "", kind: str = "") -> Page[Instances]:
         place = f" in {datacenter}" if datacenter else ""
         await self._turn(f"instances:{service}{place}", cursor, datacenter)
         world = self.remote[datacenter] if datacenter else self.plain
@@ -204,7 +207,7 @@ class Model:
 
     async def agent_facts(self) -> AgentFacts:
         await self._turn("agent_facts", Cursor())
-        return AgentFacts(OWN)
+        return self.facts
 
     async def agent_service(self, service_id: str, cursor: Cursor) -> Page[OwnRegistration]:
         held = self.agent.get(service_id)
@@ -241,7 +244,7 @@ class Model:
         self._raise(call, datacenter)
         if call in self.hanging:
             await trio.sleep_forever()
-        held_at_once = (cursor.index >= self.index or (cursor.content_hash and not cursor.index))
+        held_at_once = cursor.index >= self.index or (cursor.content_hash and not cursor.index)
         if cursor.blocks and held_at_once and call not in self.instant:
             self.held += 1
             self.most_held = max(self.held, self.most_held)

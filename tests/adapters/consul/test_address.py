@@ -50,7 +50,9 @@ def test_an_unknown_scheme_is_an_error_in_the_words_of_consul(scheme: str) -> No
         address(HTTP_ADDR=f"{scheme}://127.0.0.1:8500")
 
 
-@pytest.mark.parametrize("text", ["::1", "http://", "host:port", "host:99999", "a b:8500", "host?x:1", "unix://", "[::1"])
+@pytest.mark.parametrize(
+    "text", ["::1", "http://", "host:port", "host:99999", "a b:8500", "host?x:1", "unix://", "[::1"]
+)
 def test_what_is_no_address_is_one_line_of_error(text: str) -> None:
     with pytest.raises(ConsulConfigError, match="CONSUL_HTTP_ADDR") as raised:
         address(HTTP_ADDR=text)

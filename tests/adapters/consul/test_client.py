@@ -2,46 +2,20 @@
 
 import json
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
-import structlog
 import trio
 
 from meshgate.adapters.consul import (
-    BadRequestError,
     ConsulAddress,
     ConsulClient,
-    ConsulError,
-    ConsulUnreachableError,
     Cursor,
-    InvalidAnswerError,
-    NotFoundError,
-    NotReadyError,
     PermissionDeniedError,
-    RateLimitedError,
-    Rule,
-    ServerError,
-    UnexpectedStatusError,
 )
-from meshgate.adapters.consul import transport
 
-from .fake_consul import FakeConsul, fake_consul, row
-
-TOKEN = "5ecc9f1b-7d3a-4c5e-token"
-WEB = "/v1/health/connect/web"
-
-
-@asynccontextmanager
-async def connected(**values: str) -> AsyncIterator[tuple[FakeConsul, ConsulClient]]:
-    async with fake_consul() as double:
-        settings = {"CONSUL_HTTP_ADDR": f"127.0.0.1:{double.port}", "CONSUL_HTTP_TOKEN": TOKEN}
-        address = ConsulAddress.from_settings(settings | {f"CONSUL_{name}": value for name, value in values.items()})
-        async with ConsulClient(address) as client:
-            yield double, client
+from .connected import TOKEN, WEB, connected
+from .fake_consul import fake_consul, row
 
 
 async def test_the_token_is_in_a_header_and_nowhere_else() -> None:
@@ -192,129 +166,6 @@ async def test_registering_and_deregistering_are_puts() -> None:
         assert double.seen[1].target == "/v1/agent/service/deregister/gw%201"
 
 
-Call = Callable[[ConsulClient], Awaitable[Any]]
-
-
-def ask_web(client: ConsulClient) -> Awaitable[Any]:
-    return client.connect_instances("web", Cursor())
-
-
-@pytest.mark.parametrize(
-    ("status", "body", "error", "text"),
-    [
-        (301, b"moved", UnexpectedStatusError, "status 301"),
-        (400, b"Invalid index", BadRequestError, "refuses the request: Invalid index"),
-        (401, b"ACL support disabled", UnexpectedStatusError, "answered 401: ACL support disabled"),
-        (403, b"Permission denied", PermissionDeniedError, 'add service "web" { policy = "read" }'),
-        (403, b"ACL not found", PermissionDeniedError, "does not know the token"),
-        (404, b"", NotFoundError, "404: no such endpoint"),
-        (405, b"method", UnexpectedStatusError, "answered 405"),
-        (429, b"Your IP is issuing too many concurrent connections", RateLimitedError, "too many concurrent"),
-        (500, b"No path to datacenter", ServerError, "500 No path to datacenter"),
-        (500, b"Failed to create boolean expression evaluator: 1:2", BadRequestError, "does not understand the filter"),
-        (503, b"rate limit", ServerError, "503 rate limit"),
-        (200, b"<html>proxy</html>", InvalidAnswerError, "cannot be read"),
-        (200, b'[{"Node": {', InvalidAnswerError, "cannot be read"),
-    ],
-)
-async def test_each_answer_that_is_none_has_its_error(
-    status: int, body: bytes, error: type[ConsulError], text: str
-) -> None:
-    async with connected() as (double, client):
-        double.set(WEB, body, status=status)
-        with pytest.raises(error) as raised:
-            await ask_web(client)
-        assert text in str(raised.value)
-        assert type(raised.value) is error
-        assert raised.value.status == ("invalid" if status == 200 else str(status))
-        assert client.errors == {raised.value.status: 1}
-        double.set(WEB, [])
-        await ask_web(client)
-
-
-@pytest.mark.parametrize(
-    ("path", "ask"),
-    [
-        ("/v1/catalog/services", lambda client: client.service_names(Cursor())),
-        ("/v1/catalog/datacenters", lambda client: client.datacenters()),
-        ("/v1/agent/self", lambda client: client.agent_facts()),
-        ("/v1/internal/ui/services?dc=dc2", lambda client: client.gateway_names("dc2")),
-        ("/v1/agent/service/gw", lambda client: client.agent_service("gw", Cursor())),
-        ("/v1/internal/federation-states/mesh-gateways", lambda client: client.federated_gateways(Cursor())),
-    ],
-)
-@pytest.mark.parametrize("body", [b"", b"{", b"7", b'"text"', b"[" * 50_000, b"\xff"])
-async def test_garbage_is_an_invalid_answer_at_every_endpoint(path: str, ask: Call, body: bytes) -> None:
-    async with connected() as (double, client):
-        double.set(path, body)
-        with pytest.raises(InvalidAnswerError):
-            await ask(client)
-        assert client.errors == {"invalid": 1}
-
-
-@pytest.mark.parametrize(
-    ("path", "body", "ask"),
-    [
-        (WEB, [], ask_web),
-        ("/v1/catalog/services", {}, lambda client: client.service_names(Cursor())),
-        ("/v1/connect/ca/roots", {"TrustDomain": "td"}, lambda client: client.ca_roots(Cursor())),
-    ],
-)
-async def test_an_answer_without_an_index_is_invalid_where_it_is_needed(path: str, body: Any, ask: Call) -> None:
-    async with connected() as (double, client):
-        double.set(path, body, index=None)
-        with pytest.raises(InvalidAnswerError):
-            await ask(client)
-
-
-async def test_an_empty_list_that_consul_never_looked_up_is_a_refusal() -> None:
-    """Consul 1.8 answers a connect query for a service that the token may not read with index 1 and no leader."""
-    async with connected() as (double, client):
-        double.set(WEB, [], index=1, headers={"X-Consul-KnownLeader": "false"})
-        with pytest.raises(PermissionDeniedError) as raised:
-            await ask_web(client)
-        assert raised.value.missing_rule == Rule("service", "web")
-        double.set(WEB, [], index=20, headers={"X-Consul-KnownLeader": "true"})
-        assert (await ask_web(client)).value == ()
-
-
-async def test_roots_without_a_trust_domain_are_not_ready() -> None:
-    async with connected() as (double, client):
-        double.set("/v1/connect/ca/roots", {"ActiveRootID": "", "TrustDomain": "", "Roots": None})
-        with pytest.raises(NotReadyError):
-            await client.ca_roots(Cursor())
-
-
-async def test_a_body_that_is_cut_off_is_an_agent_out_of_reach() -> None:
-    async with connected() as (double, client):
-        double.set(WEB, [row("web-sidecar-proxy")], cut=True)
-        with pytest.raises(ConsulUnreachableError, match="RemoteProtocolError: .*incomplete|closed"):
-            await ask_web(client)
-
-
-async def test_a_refused_connection_says_where_and_why() -> None:
-    async with ConsulClient(ConsulAddress.from_settings({"CONSUL_HTTP_ADDR": "127.0.0.1:1"})) as client:
-        with pytest.raises(ConsulUnreachableError) as raised:
-            await client.datacenters()
-        assert str(raised.value).startswith("cannot reach Consul at http://127.0.0.1:1: ConnectError: ")
-        assert client.errors == {"unreachable": 1}
-
-
-async def test_silence_ends_in_a_timeout_that_allows_for_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transport, "GRACE", 0.1)
-    async with connected() as (double, client):
-        double.set(WEB, [], hang=True)
-        before = trio.current_time()
-        with pytest.raises(ConsulUnreachableError, match="ReadTimeout") as raised:
-            await ask_web(client)
-        assert raised.value.status == "timeout"
-        assert 0.1 <= trio.current_time() - before < 0.5
-        before = trio.current_time()
-        with pytest.raises(ConsulUnreachableError, match="ReadTimeout"):
-            await client.connect_instances("web", Cursor(5, wait=0.8))
-        assert 0.95 <= trio.current_time() - before < 1.5
-
-
 async def test_a_cancelled_query_closes_its_connection_and_leaves_the_client_usable() -> None:
     async with connected() as (double, client):
         double.set(WEB, [], index=5)
@@ -356,39 +207,8 @@ async def test_facts_that_nothing_gives_are_refused_with_the_rule() -> None:
     async with connected() as (double, client):
         double.set("/v1/agent/self", b"Permission denied", status=403)
         double.set("/v1/health/service/consul", [])
-        with pytest.raises(PermissionDeniedError, match='agent_prefix "" { policy = "read" }'):
+        with pytest.raises(PermissionDeniedError, match=r'agent_prefix "" \{ policy = "read" \}'):
             await client.agent_facts()
-
-
-async def test_no_log_line_error_or_repr_ever_holds_the_token(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.DEBUG)
-    texts: list[str] = []
-    with structlog.testing.capture_logs() as logs:
-        async with connected() as (double, client):
-            texts += [repr(client), repr(client.token), repr(client.address), repr(client.errors)]
-            double.set(WEB, f"the token {TOKEN} may not".encode(), status=403)
-            double.set("/v1/catalog/services", f"oops {TOKEN}".encode(), status=500)
-            double.set("/v1/catalog/datacenters", f"[{TOKEN}".encode())
-            double.set("/v1/agent/self", b"", status=200, cut=True)
-            calls: list[Call] = [
-                ask_web,
-                lambda it: it.service_names(Cursor()),
-                lambda it: it.datacenters(),
-                lambda it: it.agent_facts(),
-                lambda it: it.gateway_names("dc2"),
-            ]
-            for call in calls:
-                with pytest.raises(ConsulError) as raised:
-                    await call(client)
-                texts += [str(raised.value), repr(raised.value), repr(vars(raised.value)), str(raised.getrepr())]
-            double.set(WEB, [])
-            texts.append(repr(await ask_web(client)))
-            assert len(double.seen) == 6
-            texts += [seen.target for seen in double.seen]
-            assert all(TOKEN in seen.headers["authorization"] for seen in double.seen)
-    texts += [repr(logs), caplog.text]
-    for text in texts:
-        assert TOKEN not in text
 
 
 async def test_httpx_does_not_log_requests(caplog: pytest.LogCaptureFixture) -> None:

@@ -50,7 +50,7 @@ async def test_an_agent_of_another_name_or_authority_is_refused(tmp_path: Path) 
     (tmp_path / "other").mkdir()
     authority, other = Authority(tmp_path), Authority(tmp_path / "other")
     async with agent(authority) as double:
-        with pytest.raises(ConsulUnreachableError, match="doesn't match|not valid for|mismatch"):
+        with pytest.raises(ConsulUnreachableError, match=r"doesn't match|not valid for|mismatch"):
             await ask(double, CACERT=str(authority.file))
         with pytest.raises(ConsulUnreachableError, match="certificate verify failed"):
             await ask(double, CACERT=str(other.file), TLS_SERVER_NAME=SERVER)
@@ -69,7 +69,7 @@ async def test_a_client_certificate_is_shown(tmp_path: Path) -> None:
     async with agent(authority, wants_client=True) as double:
         common = {"CACERT": str(authority.file), "TLS_SERVER_NAME": SERVER}
         assert await ask(double, **common, CLIENT_CERT=str(cert), CLIENT_KEY=str(key)) == ("dc1",)
-        with pytest.raises(ConsulUnreachableError, match="Error: .+"):
+        with pytest.raises(ConsulUnreachableError, match=r"Error: .+"):
             await ask(double, **common)
 
 
@@ -123,7 +123,7 @@ def test_a_file_that_cannot_be_used_is_an_error_at_once(tmp_path: Path, name: st
 def test_a_file_without_a_certificate_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "junk").write_text("junk")
     settings = {"CONSUL_HTTP_SSL": "true", "CONSUL_CACERT": str(tmp_path / "junk")}
-    with pytest.raises(ConsulConfigError, match="CA file .*junk cannot be used"):
+    with pytest.raises(ConsulConfigError, match=r"CA file .*junk cannot be used"):
         tls_context(ConsulAddress.from_settings(settings))
 
 
@@ -132,5 +132,5 @@ def test_a_key_that_does_not_fit_is_an_error(tmp_path: Path) -> None:
     cert, _ = authority.issue("one")
     _, key = authority.issue("two")
     settings = {"CONSUL_CLIENT_CERT": str(cert), "CONSUL_CLIENT_KEY": str(key)}
-    with pytest.raises(ConsulConfigError, match="client certificate and key .*one.pem cannot be used"):
+    with pytest.raises(ConsulConfigError, match=r"client certificate and key .*one.pem cannot be used"):
         tls_context(ConsulAddress.from_settings(settings))

@@ -28,11 +28,13 @@ def test_a_rule_is_written_as_hcl(rule: Rule, text: str) -> None:
             Rule("service", "web"),
         ),
         (
-            "rpc error making call: Permission denied: anonymous token lacks permission 'agent:read' on \"n1\". "
-            "The anonymous token is used implicitly when a request does not specify a token.",
+            "rpc error making call: Permission denied: anonymous token lacks permission 'agent:read' on \"n1\". The an",
             Rule("agent", "n1"),
         ),
-        ("Permission denied: token with AccessorID 'x' lacks permission 'operator:read'", Rule("operator", prefix=True)),
+        (
+            "Permission denied: token with AccessorID 'x' lacks permission 'operator:read'",
+            Rule("operator", prefix=True),
+        ),
         ("Permission denied", None),
     ],
 )
@@ -42,7 +44,10 @@ def test_the_missing_rule_is_found_in_the_words_of_old_and_new_versions(answer: 
 
 def test_a_refusal_says_what_is_missing_and_what_to_add() -> None:
     error = PermissionDeniedError("Permission denied").for_want_of(Rule("service", "secret"))
-    assert str(error) == 'token may not read service "secret": add service "secret" { policy = "read" } (Permission denied)'
+    assert (
+        str(error)
+        == 'token may not read service "secret": add service "secret" { policy = "read" } (Permission denied)'
+    )
     assert error.missing_rule == Rule("service", "secret")
     assert error.status == "403"
 

@@ -5,8 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshgate.adapters.consul import InvalidAnswerError, OwnRegistration
-from meshgate.adapters.consul import wire
+from meshgate.adapters.consul import InvalidAnswerError, OwnRegistration, wire
 from meshgate.adapters.consul.records import BindAddress, CaRoots, Resolver, SubsetRule
 from meshgate.core.catalog import Check, Instance, WanAddress
 
@@ -106,7 +105,18 @@ def test_a_changed_output_of_a_check_changes_nothing() -> None:
 
 @pytest.mark.parametrize(
     "body",
-    [b"", b"{", b"[", b"[{}]", b"nonsense", b'"text"', b'[{"Node":1,"Service":{}}]', b"[" * 100_000, b"\xff\xfe", b"{}"],
+    [
+        b"",
+        b"{",
+        b"[",
+        b"[{}]",
+        b"nonsense",
+        b'"text"',
+        b'[{"Node":1,"Service":{}}]',
+        b"[" * 100_000,
+        b"\xff\xfe",
+        b"{}",
+    ],
 )
 def test_what_is_no_answer_of_consul_is_an_invalid_answer(body: bytes) -> None:
     with pytest.raises(InvalidAnswerError, match="cannot be read") as raised:

@@ -6,7 +6,7 @@ from .hub import WatchHub
 from .records import AgentFacts, Reader
 from .watch import ignore
 
-log = structlog.get_logger("meshgate.consul")
+log = structlog.get_logger(module="meshgate.consul")
 
 
 async def wait_for_agent(client: Reader, hub: WatchHub) -> AgentFacts:

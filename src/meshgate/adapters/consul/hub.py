@@ -27,13 +27,13 @@ from .errors import (
     UnexpectedStatusError,
 )
 
-log = structlog.get_logger("meshgate.consul")
+log = structlog.get_logger(module="meshgate.consul")
 
 T = TypeVar("T")
 
 LONGEST_PAUSE: Final = 30.0
-# Seconds between looks at the token while it is refused.
-_TOKEN_LOOK: Final = 1.0
+# Seconds between looks at the token, where a watch waits for another one.
+TOKEN_LOOK: Final = 1.0
 # After an outage all watches are woken at once; this many seconds spread them.
 _SPREAD: Final = 0.3
 
@@ -71,7 +71,7 @@ class WatchHub:
     """
 
     def __init__(self, *, token_version: Callable[[], int] = lambda: 0) -> None:
-        self._token_version = token_version
+        self.token_version = token_version
         self._states: list[WatchState] = []
         self._recovery = trio.Event()
 
@@ -147,10 +147,10 @@ class WatchHub:
                 await self._recovery.wait()
                 await trio.sleep(random.uniform(0, _SPREAD))  # noqa: S311 (spreads load, decides nothing)
             return
-        refused_token = self._token_version() if state.status == "403" else None
+        refused_token = self.token_version() if state.status == "403" else None
         while (left := deadline - trio.current_time()) > 0:
-            await trio.sleep(left if refused_token is None else min(left, _TOKEN_LOOK))
-            if refused_token is not None and self._token_version() != refused_token:
+            await trio.sleep(left if refused_token is None else min(left, TOKEN_LOOK))
+            if refused_token is not None and self.token_version() != refused_token:
                 return
 
 

@@ -17,7 +17,7 @@ from .records import Client, Cursor, OwnRegistration, Page, Reader
 from .registration import GatewayDefinition
 from .watch import Watch, ignore
 
-log = structlog.get_logger("meshgate.consul")
+log = structlog.get_logger(module="meshgate.consul")
 
 # Seconds that the removal at the end may take.
 FAREWELL: Final = 5.0

@@ -63,7 +63,7 @@ class GatewayDefinition:
             "ID": self.id,
             "Port": self.port,
             "Weights": {"Passing": self.weight_passing, "Warning": self.weight_warning},
-            "Checks": [self._check()],
+            "Check": self._check(),
         }
         optional: dict[str, Any] = {
             "Address": self.address,

@@ -84,6 +84,7 @@ class RemoteGateways:
                 partial(self._ask_federation, reader),
                 self._federation_changed,
                 on_error=lambda _: self._progress.done(FEDERATION),
+                minds_token=True,
             )
             nursery.start_soon(federation.run)
             await Watch(

@@ -57,7 +57,6 @@ class LocalServices:
         self._progress = progress
         self._changed = changed
         self.known = False
-        self._spelled: Mapping[str, str] = {}
         self._held: dict[str, HeldInstances] = {}
         self._hidden: dict[str, str] = {}
         self._list_filtered = False
@@ -67,7 +66,8 @@ class LocalServices:
         """Follow until cancelled."""
         async with self._client.dedicated() as reader, trio.open_nursery() as nursery:
             self._tasks = KeyedTasks(nursery)
-            await Watch(self._hub, "services", NAMES, partial(self._ask_names, reader), self._named).run()
+            ask = partial(self._ask_names, reader)
+            await Watch(self._hub, "services", NAMES, ask, self._named, minds_token=True).run()
 
     def instances(self) -> dict[str, Instances]:
         """The services that have instances in the mesh, by lower-case name."""
@@ -96,17 +96,17 @@ class LocalServices:
 
     async def _look_for(self, name: str, since: float, spelled: dict[str, str], hidden: dict[str, str]) -> None:
         """Put a name that vanished back into `spelled` unless it is gone for certain."""
-        spelling = self._spelled[name]
+        service = self._held[name].service
         try:
-            await self._sight.confirm(spelling, since=since)
-            page = await self._client.connect_instances(spelling, Cursor())
+            await self._sight.confirm(service, since=since)
+            page = await self._client.connect_instances(service, Cursor())
             if not page.value and not page.filtered:
                 return
         except PermissionDeniedError as error:
             hidden[name] = str(error)
         except ConsulError:
             pass  # no telling: the next answer of the list brings it up again
-        spelled[name] = spelling
+        spelled[name] = service
 
     def _named(self, spelled: Mapping[str, str]) -> None:
         for name in self._held.keys() - spelled.keys():
@@ -115,7 +115,8 @@ class LocalServices:
         for name in spelled.keys() - self._held.keys():
             self._held[name] = HeldInstances(self._sight, spelled[name])
             self._progress.expect(_source(name))
-        self._spelled = spelled
+        for name, service in spelled.items():
+            self._held[name].service = service
         self._tasks.keep(spelled, self._follow)
         self.known = True
         self._updated()
@@ -125,7 +126,7 @@ class LocalServices:
 
         async def ask(cursor: Cursor) -> Page[Instances]:
             async with self._pool.turn(cursor) as (reader, turn):
-                page = await reader.connect_instances(self._spelled[name], turn)
+                page = await reader.connect_instances(held.service, turn)
             await held.accept(page)
             return page
 
@@ -140,7 +141,7 @@ class LocalServices:
             await Watch(self._hub, "health", name, ask, answered, on_error=failed).run()
 
     def _updated(self) -> None:
-        self._subsets.serve({name: self._spelled[name] for name in self.instances()})
+        self._subsets.serve({name: self._held[name].service for name in self.instances()})
         self._changed()
 
 

@@ -78,14 +78,14 @@ class Sight:
 class HeldInstances:
     """The instances behind one health query, as far as they can be believed.
 
-    `value` is what is in use. `known` says whether an answer was accepted yet.
+    `value` is what is in use, `known` says whether an answer was accepted yet, and `service` is the name to ask for.
     """
 
     def __init__(self, sight: Sight, service: str, *, datacenter: str = "", start: Instances = ()) -> None:
         self.value = start
         self.known = False
+        self.service = service
         self._sight = sight
-        self._service = service
         self._datacenter = datacenter
         self._filtered = False
 
@@ -94,8 +94,8 @@ class HeldInstances:
         if vanished(self.value, page.value):
             since = trio.current_time()
             if page.filtered and not self._filtered:
-                raise PermissionDeniedError(f"Consul now leaves out instances of {self._service}", _SEE_NODES)
-            await self._sight.confirm(self._service, since=since, datacenter=self._datacenter)
+                raise PermissionDeniedError(f"Consul now leaves out instances of {self.service}", _SEE_NODES)
+            await self._sight.confirm(self.service, since=since, datacenter=self._datacenter)
         self._filtered = page.filtered
         self.value, self.known = page.value, True
 

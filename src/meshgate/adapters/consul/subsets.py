@@ -81,7 +81,8 @@ class Subsets:
         """Follow until cancelled."""
         async with self._client.dedicated() as reader, trio.open_nursery() as nursery:
             self._tasks = KeyedTasks(nursery)
-            await Watch(self._hub, "resolvers", RESOLVERS, partial(self._ask, reader), self._resolved).run()
+            ask = partial(self._ask, reader)
+            await Watch(self._hub, "resolvers", RESOLVERS, ask, self._resolved, minds_token=True).run()
 
     def serve(self, services: Mapping[str, str]) -> None:
         """Watch the subsets of these services: lower-case name and spelling of each that has instances."""

@@ -12,7 +12,7 @@ import structlog
 
 from .address import ConsulAddress, ConsulConfigError
 
-log = structlog.get_logger("meshgate.consul")
+log = structlog.get_logger(module="meshgate.consul")
 
 _Stamp = tuple[int, int, int]
 

@@ -160,23 +160,27 @@ class HttpClient(base.HTTPClient):
     ) -> Reply[T]:
         query = list(params.items() if isinstance(params, Mapping) else params or ())
         try:
-            async with self._turn:
-                response = await self._client.request(
+            async with (
+                self._turn,
+                self._client.stream(
                     method,
                     self.uri(path, query + self._scope),
-                    headers=self._token.header(),
+                    headers=self._token.header() | {"Accept-Encoding": "identity"},
                     content=data or None,
                     timeout=_timeout(dict(query)),
                     extensions=self._extensions,
-                )
+                ) as response,
+            ):
+                content = b"".join([chunk async for chunk in response.aiter_raw()])
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             # The exception of httpx holds the request with its headers, so it does not travel on.
             raise self._unreachable(error) from None
-        return self._reply(response, callback)
+        answer = base.Response(response.status_code, response.headers, content.decode("utf-8", "replace"), content)
+        return self._reply(answer, callback)
 
-    def _reply(self, response: httpx.Response, callback: Callable[[base.Response], T]) -> Reply[T]:
-        text = self._quote(response.text)
-        status = response.status_code
+    def _reply(self, answer: base.Response, callback: Callable[[base.Response], T]) -> Reply[T]:
+        text = self._quote(answer.body)
+        status = answer.code
         if _NO_FILTER in text and status >= 400:
             raise BadRequestError(f"Consul does not understand the filter: {text}", str(status))
         if status == 404:
@@ -184,12 +188,12 @@ class HttpClient(base.HTTPClient):
         if not 200 <= status < 300 and not 400 <= status < 600:
             raise UnexpectedStatusError(f"not an answer of Consul: status {status}", str(status))
         try:
-            value = callback(base.Response(status, response.headers, response.text, response.content))
+            value = callback(answer)
         except base.ConsulException as error:
             raise _translated(error, status, text) from None
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise InvalidAnswerError(f"{type(error).__name__} in Consul's answer: {text[:80]!r}", "invalid") from None
-        headers = response.headers
+        headers = answer.headers
         index = headers.get("X-Consul-Index", "")
         return Reply(
             value,
@@ -199,10 +203,8 @@ class HttpClient(base.HTTPClient):
             known_leader=headers.get("X-Consul-KnownLeader", "true") == "true",
         )
 
-    def _unreachable(self, error: Exception) -> ConsulError:
+    def _unreachable(self, error: Exception) -> ConsulUnreachableError:
         reason = self._quote(_reason(error))
-        if isinstance(error, httpx.DecodingError):
-            return InvalidAnswerError(f"Consul's answer cannot be read: {reason}", "invalid")
         status = "timeout" if isinstance(error, httpx.TimeoutException) else "unreachable"
         return ConsulUnreachableError(f"cannot reach Consul at {self._address.url}: {reason}", status)
 

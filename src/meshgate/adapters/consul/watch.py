@@ -13,7 +13,7 @@ import trio
 from meshgate.core.blocking import next_index
 
 from .errors import ConsulError
-from .hub import WatchHub, WatchState
+from .hub import TOKEN_LOOK, WatchHub, WatchState
 from .records import Cursor, Page
 
 T = TypeVar("T")
@@ -39,6 +39,9 @@ class Watch(Generic[T]):
         on_value: gets the first value, and each later one that is not equal to the one before.
         on_error: hears of each failed request.
         interval: seconds between two requests, for what Consul cannot hold; None for a blocking query.
+        minds_token: give up a query that is held when the token is replaced, and ask anew. Consul answers a held query
+            by the rights of the token that it came with, and keeps the slot of one that was given up until its wait
+            ends; so this is for the few lists that say what there is, not for the many watches of single services.
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class Watch(Generic[T]):
         *,
         on_error: Callable[[ConsulError], None] = ignore,
         interval: float | None = None,
+        minds_token: bool = False,
     ) -> None:
         self._hub = hub
         self._kind = kind
@@ -59,11 +63,20 @@ class Watch(Generic[T]):
         self._on_value = on_value
         self._on_error = on_error
         self._interval = interval
+        self._minds_token = minds_token
+        self._asking = trio.CancelScope()
         self._cursor = Cursor()
         self._last: tuple[T] | None = None
 
     async def run(self) -> NoReturn:
         """Watch until cancelled."""
+        if not self._minds_token:
+            await self._follow()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._mind_token)
+            await self._follow()
+
+    async def _follow(self) -> NoReturn:
         with self._hub.watching(self._kind, self._name) as state:
             pace = Pace()
             while True:
@@ -76,7 +89,18 @@ class Watch(Generic[T]):
                         await self._hub.recovery()
 
     async def _request(self) -> Page[T]:
+        with trio.CancelScope() as self._asking:
+            return await self._ask(self._cursor)
+        self._cursor = Cursor()
         return await self._ask(self._cursor)
+
+    async def _mind_token(self) -> None:
+        version = self._hub.token_version()
+        while True:
+            await trio.sleep(TOKEN_LOOK)
+            if self._hub.token_version() != version:
+                version = self._hub.token_version()
+                self._asking.cancel()
 
     def _failed(self, error: ConsulError) -> None:
         self._cursor = Cursor()

@@ -137,13 +137,13 @@ class _AgentService(msgspec.Struct, rename="pascal"):
     content_hash: str | None = ""
 
 
-def _decoder(shape: object, build: Callable[[Any], T]) -> Callable[[bytes], T]:
+def decoder(shape: object, build: Callable[[Any], T]) -> Callable[[bytes], T]:
     """A decoder of JSON text of a shape, which then makes a record of it."""
-    decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(shape)
+    json_decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(shape)
 
     def decode(content: bytes) -> T:
         try:
-            return build(decoder.decode(content))
+            return build(json_decoder.decode(content))
         except (msgspec.DecodeError, ValueError, RecursionError) as error:
             raise _unreadable(error) from None
 
@@ -214,7 +214,7 @@ def _instance(row: _Row) -> Instance:
 
 def _ca_roots(answer: _Roots) -> CaRoots:
     active = next((root for root in answer.roots or () if root.active or root.id == answer.active_root_id), None)
-    return CaRoots(answer.trust_domain or "", None if active is None else _unix_time(active.not_after or ""))
+    return CaRoots(answer.trust_domain or "", None if active is None else unix_time(active.not_after or ""))
 
 
 def _resolvers(entries: list[_Resolver] | None) -> tuple[Resolver, ...]:
@@ -264,7 +264,8 @@ def _timeout(value: str | int) -> float | None:
         return None
 
 
-def _unix_time(text: str) -> float | None:
+def unix_time(text: str) -> float | None:
+    """The Unix time that an RFC 3339 text names; None where it names none."""
     try:
         return datetime.fromisoformat(text).timestamp()
     except ValueError:
@@ -275,9 +276,9 @@ def _unreadable(error: Exception) -> InvalidAnswerError:
     return InvalidAnswerError(f"Consul's answer cannot be read: {error}", "invalid")
 
 
-decode_instances = _decoder(list[_Row] | None, _instances)
-decode_ca_roots = _decoder(_Roots, _ca_roots)
-decode_resolvers = _decoder(list[_Resolver] | None, _resolvers)
-decode_federated_gateways = _decoder(dict[str, list[_Row] | None] | None, _federated)
-decode_gateway_names = _decoder(list[_UiService] | None, _gateway_names)
-decode_own_registration = _decoder(_AgentService, _own_registration)
+decode_instances = decoder(list[_Row] | None, _instances)
+decode_ca_roots = decoder(_Roots, _ca_roots)
+decode_resolvers = decoder(list[_Resolver] | None, _resolvers)
+decode_federated_gateways = decoder(dict[str, list[_Row] | None] | None, _federated)
+decode_gateway_names = decoder(list[_UiService] | None, _gateway_names)
+decode_own_registration = decoder(_AgentService, _own_registration)

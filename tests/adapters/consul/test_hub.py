@@ -1,0 +1,194 @@
+"""When watches try again after failures, and what is told of them, on trio's mock clock."""
+
+from itertools import pairwise
+
+import pytest
+import trio
+from structlog.testing import capture_logs
+from trio.testing import MockClock
+
+from meshgate.adapters.consul import (
+    BadRequestError,
+    ConsulError,
+    Cursor,
+    NotFoundError,
+    NotReadyError,
+    Page,
+    RateLimitedError,
+    ServerError,
+    WatchHub,
+)
+from meshgate.adapters.consul.watch import Watch
+
+from .script import DENIED, UNREACHABLE, Script, run
+
+
+async def test_waits_after_failures_grow_at_random_to_half_a_minute_and_start_anew(autojump_clock: MockClock) -> None:
+    pauses: list[list[float]] = []
+    for _ in range(30):
+        script = Script([ServerError("500", "500")])
+        await run(script, 300)
+        pauses.append([later - at for at, later in pairwise(script.times)])
+    for number, bound in enumerate([0.5, 1, 2, 4, 8, 16, 30, 30]):
+        drawn = [one[number] for one in pauses if len(one) > number]
+        assert max(drawn) <= bound + 0.001
+        assert max(drawn) > bound / 2
+        assert min(drawn) < bound / 2
+    script = Script([*[ServerError("500", "500")] * 6, Page("a", 5), ServerError("500", "500"), Page("a", 5)])
+    await run(script, 120)
+    first_pause_again = script.times[8] - script.times[7]
+    assert first_pause_again <= 0.5 + 0.001
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RateLimitedError("429", "429"),
+        BadRequestError("400", "400"),
+        NotFoundError("404", "404"),
+        ServerError("Federation states are currently disabled until all servers support it", "500"),
+    ],
+)
+async def test_what_soon_again_cannot_help_is_asked_slowly(autojump_clock: MockClock, error: ConsulError) -> None:
+    script = Script([error])
+    await run(script, 200)
+    for at, later in pairwise(script.times):
+        assert 10 <= later - at <= 30
+
+
+async def test_a_refused_token_is_tried_again_soon_and_then_slowly(autojump_clock: MockClock) -> None:
+    script = Script([DENIED])
+    await run(script, 300)
+    pauses = [later - at for at, later in pairwise(script.times)]
+    assert pauses[0] <= 1.001
+    assert pauses[1] <= 2.001
+    assert all(15 <= pause <= 30.001 for pause in pauses[6:])
+
+
+async def test_what_is_not_ready_is_asked_about_once_a_second(autojump_clock: MockClock) -> None:
+    script = Script([NotReadyError("no trust domain", "not_ready")])
+    await run(script, 60)
+    assert 38 <= len(script.asked) <= 122
+
+
+async def test_a_replaced_token_is_tried_at_once(autojump_clock: MockClock) -> None:
+    version = 1
+    script = Script([*[DENIED] * 8, Page("a", 5)])
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(script.watch(WatchHub(token_version=lambda: version)).run)
+        while len(script.asked) < 8:
+            await trio.sleep(1)
+        refused = trio.current_time()
+        version = 2
+        while not script.values:
+            await trio.sleep(0.1)
+        nursery.cancel_scope.cancel()
+    assert trio.current_time() - refused <= 1.2
+
+
+async def test_after_an_outage_all_watches_return_with_the_first(autojump_clock: MockClock) -> None:
+    hub = WatchHub()
+    down = False
+
+    async def ask(cursor: Cursor) -> Page[str]:
+        with trio.move_on_after(cursor.wait if cursor.blocks else 0):
+            while not down:
+                await trio.sleep(0.1)
+        if down:
+            raise UNREACHABLE
+        return Page("a", 5)
+
+    async with trio.open_nursery() as nursery:
+        for number in range(20):
+            nursery.start_soon(Watch(hub, "kind", str(number), ask, lambda _: None).run)
+        await trio.sleep(5)
+        down = True
+        await trio.sleep(300)
+        assert all(state.failures for state in hub.states())
+        down = False
+        while all(state.failures for state in hub.states()):
+            await trio.sleep(0.01)
+        first = trio.current_time()
+        while any(state.failures for state in hub.states()):
+            await trio.sleep(0.01)
+        assert trio.current_time() - first <= 0.5
+        nursery.cancel_scope.cancel()
+
+
+async def test_one_connection_of_many_that_fails_is_no_outage(autojump_clock: MockClock) -> None:
+    """Consul 1.8 resets connections beyond its limit: those must not hurry because another one works."""
+    hub = WatchHub()
+    good = [Script([Page("a", 5)], hold=lambda cursor: cursor.blocks) for _ in range(5)]
+    flapping = Script([UNREACHABLE, Page("a", 5)] * 100)
+    failing = Script([UNREACHABLE])
+    with trio.move_on_after(300):
+        async with trio.open_nursery() as nursery:
+            for script in (*good, flapping, failing):
+                nursery.start_soon(script.watch(hub).run)
+    assert len(failing.asked) < 60
+
+
+async def test_a_poll_does_not_sit_out_its_interval_after_an_outage(autojump_clock: MockClock) -> None:
+    hub = WatchHub()
+    poll = Script([Page("a"), Page("b")])
+    other = Script([*[UNREACHABLE] * 3, Page("x", 5)], hold=lambda cursor: cursor.blocks)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(lambda: poll.watch(hub, interval=1000.0).run())
+        nursery.start_soon(other.watch(hub).run)
+        await trio.sleep(100)
+        nursery.cancel_scope.cancel()
+    assert poll.values == ["a", "b"]
+
+
+async def test_the_state_tells_how_the_watch_is_doing(autojump_clock: MockClock) -> None:
+    hub = WatchHub()
+    script = Script([Page("a", 5), DENIED, DENIED, DENIED, Page("b", 7)], hold=lambda cursor: cursor.blocks)
+    start = trio.current_time()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(script.watch(hub).run)
+        await trio.sleep(1)
+        (state,) = hub.states()
+        assert (state.kind, state.name, state.index, state.error, state.failures) == ("kind", "it", 5, "", 0)
+        assert state.age(trio.current_time()) == pytest.approx(1)
+        while state.failures < 3:
+            await trio.sleep(0.1)
+        assert (state.status, state.error, state.index) == ("403", "not permitted: Permission denied", 5)
+        assert state.failing_since == pytest.approx(start + 60)
+        assert state.last_success == pytest.approx(start, abs=0.1)
+        await trio.sleep(30)
+        assert (state.status, state.error, state.index, state.failing_since) == ("", "", 7, None)
+        nursery.cancel_scope.cancel()
+    assert hub.states() == []
+
+
+async def test_the_age_of_a_watch_that_never_succeeded_counts_from_its_start(autojump_clock: MockClock) -> None:
+    hub = WatchHub()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(Script([DENIED]).watch(hub).run)
+        await trio.sleep(50)
+        assert hub.states()[0].age(trio.current_time()) == pytest.approx(50)
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_failure_is_logged_once_for_each_change_of_error_and_once_when_it_ends(
+    autojump_clock: MockClock,
+) -> None:
+    script = Script([Page("a", 1), DENIED, DENIED, DENIED, UNREACHABLE, UNREACHABLE, Page("a", 1)])
+    script.hold = lambda cursor: cursor.blocks and len(script.asked) > 6
+    with capture_logs() as logs:
+        await run(script, 200)
+    assert [(entry["log_level"], entry.get("error")) for entry in logs] == [
+        ("warning", "not permitted: Permission denied"),
+        ("warning", "cannot reach Consul"),
+        ("info", None),
+    ]
+
+
+async def test_an_outage_of_all_watches_is_one_line_and_so_is_its_end(autojump_clock: MockClock) -> None:
+    hub = WatchHub()
+    with capture_logs() as logs, trio.move_on_after(100):
+        async with trio.open_nursery() as nursery:
+            for number in range(10):
+                script = Script([UNREACHABLE, Page("a", 1)], hold=lambda cursor: cursor.blocks)
+                nursery.start_soon(script.watch(hub, name=str(number)).run)
+    assert [entry["log_level"] for entry in logs if entry["log_level"] != "debug"] == ["warning", "info"]

@@ -1,0 +1,194 @@
+"""Operating a real gateway: what it tells of its streams, its Consul and itself, and how it is drained by command."""
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import trio
+
+from meshgate.adapters.mesh_tls import RefusedError
+from meshgate.app.demo.gateway import GatewayProcess, gateway_beside
+from meshgate.app.demo.native import native_service
+from meshgate.app.demo.process import child_environment
+
+from .world import World, until_equal
+
+pytestmark = [pytest.mark.consul, pytest.mark.xdist_group("operating")]
+
+FIELDS = [
+    "start_time",
+    "duration_ms",
+    "client",
+    "listener",
+    "sni",
+    "alpn",
+    "route",
+    "kind",
+    "endpoint",
+    "attempts",
+    "bytes_received",
+    "bytes_sent",
+    "reason",
+    "flags",
+    "worker",
+]
+
+
+def lines_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+async def until_lines(path: Path, wanted: int) -> list[dict[str, Any]]:
+    async def count() -> int:
+        return len(lines_of(path))
+
+    await until_equal(f"lines in {path.name}", count, wanted, seconds=5)
+    return lines_of(path)
+
+
+async def command(gateway: GatewayProcess, *arguments: str) -> str:
+    """What a command of meshgate prints that asks this gateway."""
+    ended = await trio.run_process(
+        [sys.executable, "-m", "meshgate", *arguments],
+        env=child_environment(MESHGATE_ADMIN_BIND=gateway.admin),
+        capture_stdout=True,
+        capture_stderr=True,
+    )
+    assert ended.stderr == b""
+    return bytes(ended.stdout).decode()
+
+
+async def text_of(gateway: GatewayProcess, path: str) -> str:
+    async with httpx.AsyncClient(trust_env=False, timeout=10) as client:
+        response = await client.get(f"http://{gateway.admin}{path}")
+        assert response.status_code == 200
+        return response.text
+
+
+async def test_every_stream_is_a_line_in_the_access_log_across_a_rotation(world: World, tmp_path: Path) -> None:
+    path, rotated = tmp_path / "access.log", tmp_path / "access.log.1"
+    async with (
+        native_service(world.federation.dc2, "web", world.federation.folder),
+        gateway_beside(world.federation.dc2, world.token, MESHGATE_ACCESS_LOG=str(path)) as gateway,
+    ):
+        caller = await world.caller()
+        await until_equal("web", partial(ports, gateway, world.sni()), 1, seconds=20)
+        await caller.call(gateway.address, world.sni(), b"ping\n", expect=world.spiffe())
+        with pytest.raises(RefusedError):
+            await caller.call(gateway.address, world.sni("nosuch"))
+        first, second = await until_lines(path, 2)
+        path.rename(rotated)
+        gateway.child.signal(signal.SIGHUP)
+        await until_equal("the new file", partial(there, path), wanted=True, seconds=5)
+        await caller.call(gateway.address, world.sni(), b"again\n")
+        (third,) = await until_lines(path, 1)
+    assert list(first) == list(second) == list(third) == FIELDS
+    assert (first["sni"], first["route"], first["kind"]) == (world.sni(), world.sni(), "service")
+    assert (first["reason"], first["attempts"]) == (None, 1)
+    assert first["endpoint"].startswith("127.0.0.1:")
+    assert min(first["bytes_received"], first["bytes_sent"]) > 1000
+    assert first["client"].rpartition(":")[0] == "127.0.0.1"
+    assert (second["sni"], second["route"], second["reason"]) == (world.sni("nosuch"), None, "unknown_sni")
+    assert third["sni"] == world.sni()
+    assert path.stat().st_mode & 0o137 == 0
+    assert len(lines_of(rotated)) == 2
+
+
+async def test_pages_show_an_open_stream_and_no_secret(world: World) -> None:
+    async with (
+        native_service(world.federation.dc2, "web", world.federation.folder),
+        gateway_beside(world.federation.dc2, world.token) as gateway,
+    ):
+        caller = await world.caller()
+        await until_equal("web", partial(ports, gateway, world.sni()), 1, seconds=20)
+        async with caller.connect(gateway.address, world.sni(), expect=world.spiffe()) as stream:
+            await stream.send_all(b"x")
+            assert await stream.receive_some() == b"x"
+            (row,) = [each for each in await gateway.ask("/connections") if each["state"] == "relaying"]
+            assert (row["sni"], row["route"]) == (world.sni(), world.sni())
+            assert f"{world.sni()}::{row['endpoint']}::cx_active::1\n" in await text_of(gateway, "/clusters")
+            clusters = {each["name"]: each for each in (await gateway.ask("/clusters?format=json"))["cluster_statuses"]}
+            (host,) = clusters[world.sni()]["host_statuses"]
+            assert host["health_status"]["eds_health_status"] == "HEALTHY"
+            picture = json.loads(await command(gateway, "top", "--json", "--interval=0.3"))
+            (web,) = [each for each in picture["destinations"] if each["name"] == "web"]
+            assert (web["open"], web["total"], web["healthy"]) == (1, 1, 1)
+            assert " LIVE " in (await command(gateway, "top", "--once", "--interval=0.3")).splitlines()[0]
+        info = await gateway.ask("/server_info")
+        assert info["state"] == "LIVE"
+        dump = await gateway.ask("/config_dump")
+        assert {watch["kind"] for watch in dump["watches"]} >= {"services", "roots", "registration"}
+        assert dump["table"]["trust_domain"] == world.federation.trust_domain
+        assert dump["settings"]["CONSUL_HTTP_TOKEN"] == {"value": "********", "origin": "environment"}
+        assert "meshgate_build_info" in await text_of(gateway, "/stats/prometheus")
+        for page in ("/config_dump", "/server_info", "/connections", "/clusters", "/routes", "/readyz", "/metrics"):
+            assert world.token not in await text_of(gateway, page)
+
+
+async def test_the_command_drain_waits_for_the_streams_and_for_the_end(world: World, tmp_path: Path) -> None:
+    path = tmp_path / "access.log"
+    async with (
+        native_service(world.federation.dc2, "web", world.federation.folder),
+        gateway_beside(world.federation.dc2, world.token, MESHGATE_ACCESS_LOG=str(path)) as gateway,
+    ):
+        caller = await world.caller()
+        await until_equal("web", partial(ports, gateway, world.sni()), 1, seconds=20)
+        printed: list[str] = []
+        async with trio.open_nursery() as nursery:
+            async with caller.connect(gateway.address, world.sni(), expect=world.spiffe()) as stream:
+                await stream.send_all(b"x")
+                assert await stream.receive_some() == b"x"
+                nursery.start_soon(_drain, gateway, printed.append)
+                await until_equal("draining", partial(state_of, gateway), "DRAINING", seconds=10)
+                assert not printed
+                await stream.send_all(b"y")
+                assert await stream.receive_some() == b"y"
+        lines = printed[0].splitlines()
+        assert lines[0] == "draining: 1 stream"
+        assert lines[-1].startswith("the gateway is gone, after ")
+        assert not gateway.child.running
+        assert gateway.child.returncode == 0
+    # What ended last is in the log, too.
+    assert [line["sni"] for line in lines_of(path)] == [world.sni()]
+
+
+async def test_the_log_level_changes_while_it_runs(world: World) -> None:
+    async with gateway_beside(world.federation.dc2, world.token) as gateway:
+        async with httpx.AsyncClient(trust_env=False, base_url=f"http://{gateway.admin}") as client:
+            assert (await client.post("/logging?level=debug")).json() == {"level": "debug"}
+        assert await gateway.ask("/logging") == {"level": "debug"}
+
+
+def test_an_access_log_that_cannot_be_opened_is_a_wrong_setting(tmp_path: Path) -> None:
+    ended = subprocess.run(  # noqa: PLW1510 - the code is what is tested
+        [sys.executable, "-m", "meshgate", "run", f"--access-log={tmp_path}", "--admin-bind=off"],
+        env=child_environment(),
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert ended.returncode == 2
+    assert f"MESHGATE_ACCESS_LOG={tmp_path}: cannot be opened: Is a directory" in ended.stderr.splitlines()[-1]
+
+
+async def _drain(gateway: GatewayProcess, tell: Callable[[str], None]) -> None:
+    tell(await command(gateway, "drain"))
+
+
+async def ports(gateway: GatewayProcess, sni: str) -> int:
+    return sum((await gateway.endpoints(sni)).values())
+
+
+async def there(path: Path) -> bool:
+    return await trio.Path(path).exists()
+
+
+async def state_of(gateway: GatewayProcess) -> str:
+    return str((await gateway.ask("/server_info"))["state"])
