@@ -224,8 +224,8 @@ def test_the_form_says_what_the_name_asks_for(name: str, form: str) -> None:
         ),
         pytest.param(
             "node1.server.dc1.consul",
-            Step("servers", "this gateway has no route to Consul servers of datacenter dc1 (this one)"),
-            id="own servers",
+            Step("servers", "this gateway has no names of Consul servers: does it run with --expose-servers?"),
+            id="servers are not exposed",
         ),
         pytest.param(
             f"web.dc1.internal.{TD3}",

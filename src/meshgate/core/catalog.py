@@ -88,13 +88,21 @@ class RemoteDatacenter:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """All that routing depends on, at one moment."""
+    """All that routing depends on, at one moment.
+
+    `expose_servers` is whether this gateway carries the traffic of Consul's own servers (WAN federation through
+    gateways); only then are `servers`, those of its own datacenter, known. `domain` is the agents' DNS domain, by
+    which servers are named, with or without its final dot; it is not the trust domain.
+    """
 
     datacenter: str
     trust_domain: str
     partition: str = DEFAULT
     services: tuple[Service, ...] = ()
     remotes: tuple[RemoteDatacenter, ...] = field(default=())
+    servers: tuple[Instance, ...] = ()
+    domain: str = "consul"
+    expose_servers: bool = False
 
 
 def newer_gateways(direct: Iterable[Instance], federated: Iterable[Instance]) -> tuple[Instance, ...]:

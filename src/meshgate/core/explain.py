@@ -177,10 +177,25 @@ class _Name:
                 return Step("peering", "no service that is exported to a peer or imported from one has this name")
             case PeeringServerSni():
                 return Step("peering", "this gateway has no route to a control plane of this name")
-            case ServerSni(datacenter):
-                return Step("servers", f"this gateway has no route to Consul servers of {self._place(datacenter)}")
+            case ServerSni() as server:
+                return self._unknown_server(server)
             case place:
                 return self._unplaced(place)
+
+    def _unknown_server(self, sni: ServerSni) -> Step:
+        """For the name of a server, or of all servers, of a datacenter."""
+        routes = [route for route in self._table if route.kind is RouteKind.SERVER]
+        if not routes:
+            return Step("servers", "this gateway has no names of Consul servers: does it run with --expose-servers?")
+        if sni.datacenter == self._here:
+            here = f".server.{self._table.datacenter}"
+            nodes = [route.destination.removesuffix(here) for route in routes if route.destination.endswith(here)]
+            known = _listed(nodes) or "none"
+            return Step("servers", f"no such Consul server is known in this datacenter; known are {known}")
+        others = [route.destination.removeprefix("*.server.") for route in routes if route.suffix]
+        known = _listed([f"{self._table.datacenter} (this one)", *others])
+        place = self._place(sni.datacenter)
+        return Step("servers", f"no gateway of {place} that exposes Consul servers is known; known are {known}")
 
     def _formless(self) -> Step:
         if not all(self.text.split(".")):

@@ -2,7 +2,8 @@
 
 Sources: `agent/xds` makeMeshGatewayListener, clustersFromSnapshotMeshGateway and endpointsFromServicesAndResolvers. A
 gateway has exact names for the services and subsets of its own datacenter and a suffix for each other datacenter; it
-never has a suffix for its own, so a stream can cross at most from here to there.
+never has a suffix for its own, so a stream can cross at most from here to there. The names of Consul's own servers are
+made in `servers`.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,6 +14,7 @@ from types import MappingProxyType
 from .catalog import Instance, RemoteDatacenter, Service, Snapshot, Subset
 from .health import assess, best_address
 from .routes import Endpoint, Route, RouteKind, RouteTable
+from .servers import server_routes
 from .sni import GatewaySni, ServiceSni
 
 Addresses = Mapping[str, tuple[str, ...]]
@@ -62,6 +64,7 @@ class _Planner:
             yield from self._service(service)
         for remote in self._snapshot.remotes:
             yield from self._datacenter(remote)
+        yield from server_routes(self._snapshot, self._endpoints, self._panic_threshold)
 
     def _service(self, service: Service) -> Iterator[Route]:
         if not service.instances:

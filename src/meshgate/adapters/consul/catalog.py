@@ -22,13 +22,14 @@ from .hub import WatchHub, WatchState
 from .pool import ReaderPool
 from .records import GATEWAY_KIND, CaRoots, Client
 from .remotes import DATACENTERS, FEDERATION, RemoteGateways
+from .servers import LocalServers
 from .services import LocalServices
 from .sight import Sight
 from .subsets import RESOLVERS, Subsets
 from .tasks import Progress
 from .watch import Watch
 
-log = structlog.get_logger("meshgate.consul")
+log = structlog.get_logger(module="meshgate.consul")
 
 # Seconds from the first change to the snapshot, in which further changes are gathered. Not prolonged by them.
 COALESCE: Final = 0.1
@@ -75,13 +76,15 @@ class CatalogWatcher:
         self._datacenter = datacenter
         self._partition = partition
         self._start_deadline = start_deadline
+        self._domain = "consul"
+        self._sight = Sight(client, gateway_service)
+        self._servers: LocalServers | None = None
         self._roots: CaRoots | None = None
         self._progress = Progress(RESOLVERS, DATACENTERS, FEDERATION)
         self._change = trio.Event()
         self._pool = ReaderPool(client, catalog_watches)
         self._explainer = Explainer(client)
-        sight = Sight(client, gateway_service)
-        shared = (client, hub, self._pool, sight)
+        shared = (client, hub, self._pool, self._sight)
         self._subsets = Subsets(*shared, progress=self._progress, changed=self._changed)
         self._services = LocalServices(*shared, self._subsets, progress=self._progress, changed=self._changed)
         self._remotes = RemoteGateways(
@@ -92,6 +95,21 @@ class CatalogWatcher:
             changed=self._changed,
         )
 
+    def name_servers(self, domain: str, *, expose: bool) -> None:
+        """Say how Consul's servers are named, and whether this gateway is to carry their traffic; before `run`.
+
+        Servers are only watched if it is, and if it is in the default partition: no other one has servers.
+
+        Args:
+            domain: the agents' DNS domain.
+            expose: whether the gateway is registered for servers (WAN federation through gateways).
+        """
+        self._domain = domain
+        if expose and self._partition == DEFAULT:
+            self._servers = LocalServers(
+                self._client, self._hub, self._sight, progress=self._progress, changed=self._changed
+            )
+
     async def run(self) -> None:
         """Watch and publish until cancelled."""
         async with self._pool, trio.open_nursery() as nursery:
@@ -99,6 +117,8 @@ class CatalogWatcher:
             nursery.start_soon(self._subsets.run)
             nursery.start_soon(self._services.run)
             nursery.start_soon(self._remotes.run)
+            if self._servers is not None:
+                nursery.start_soon(self._servers.run)
             await self._publish_changes()
 
     def states(self) -> list[WatchState]:
@@ -168,6 +188,9 @@ class CatalogWatcher:
             self._partition,
             services=tuple(self._subsets.apply(*service) for service in sorted(self._services.instances().items())),
             remotes=self._remotes.remotes(),
+            servers=() if self._servers is None else self._servers.instances(),
+            domain=self._domain,
+            expose_servers=self._servers is not None,
         )
         if snapshot != self.snapshot:
             self.snapshot = snapshot

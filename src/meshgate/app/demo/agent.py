@@ -93,10 +93,11 @@ class Consul:
         self.http_addr = f"127.0.0.1:{ports.http}"
         self._child: Child | None = None
 
-    def configure(self, primary: str, wan: list[int]) -> None:
+    def configure(self, primary: str, wan: list[int], **more: object) -> None:
         """Writes the configuration: ACLs default-deny, Connect on, joined over the gossip ports `wan`.
 
-        `primary` names the datacenter that is the authority for tokens, intentions and certificates.
+        `primary` names the datacenter that is the authority for tokens, intentions and certificates. `more` are
+        settings under Consul's names, which take the place of those made here.
         """
         master = "initial_management" if self.version >= (1, 11, 0) else "master"
         ports = {
@@ -141,7 +142,7 @@ class Consul:
             "log_level": "warn",
         }
         self.folder.mkdir(mode=0o700)
-        (self.folder / "consul.json").write_text(json.dumps(settings, indent=1))
+        (self.folder / "consul.json").write_text(json.dumps(settings | more, indent=1))
 
     @property
     def child(self) -> Child:

@@ -89,20 +89,33 @@ class Federation:
         folder = Path(tempfile.mkdtemp(prefix="meshgate-"))
         token = str(uuid.uuid4())
         dc1, dc2 = (Consul(binary, version, name, Ports.pick(), folder / name, token) for name in ("dc1", "dc2"))
-        for one, other in ((dc1, dc2), (dc2, dc1)):
-            one.configure(primary=dc1.datacenter, wan=[other.ports.serf_wan])
-        return cls(dc1, dc2, folder)
+        federation = cls(dc1, dc2, folder)
+        try:
+            federation.configure()
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        return federation
+
+    def configure(self) -> None:
+        """Writes the configuration of both; `start` calls it."""
+        for one, other in ((self.dc1, self.dc2), (self.dc2, self.dc1)):
+            one.configure(primary=self.dc1.datacenter, wan=[other.ports.serf_wan])
+
+    async def launch(self, report: Report, seconds: float) -> None:
+        """Starts the processes in order and waits until all is ready; `start` calls it."""
+        report("dc1 is starting")
+        # A secondary that is up before its primary gives up for five seconds.
+        self.dc1.start()
+        await self.dc1.until_leader(seconds=seconds)
+        self.dc2.start()
+        await self.until_ready(report, seconds=seconds)
 
     @trio.lowlevel.enable_ki_protection
     async def come_up(self, report: Report, seconds: float) -> bool:
         """Starts both; `start` calls it. False when a port was taken; everything is gone again unless it is True."""
         try:
-            report("dc1 is starting")
-            # A secondary that is up before its primary gives up for five seconds.
-            self.dc1.start()
-            await self.dc1.until_leader(seconds=seconds)
-            self.dc2.start()
-            await self.until_ready(report, seconds=seconds)
+            await self.launch(report, seconds)
         except (AgentStoppedError, LateError) as error:
             logs = "\n".join(f"the log of {one.datacenter} ends:\n{one.log_end()}" for one in self.datacenters)
             await self.stop()

@@ -50,8 +50,12 @@ class GatewayProcess:
             LateError: not in time.
         """
         self.spawn(extra)
-        await until(f"gateway {self.instance} of {self.consul.datacenter} to be ready", self._missing, seconds=20)
+        await self.until_ready()
         return self
+
+    async def until_ready(self, seconds: float = 20.0) -> None:
+        """Waits until it is ready and registered; errors as those of `start`."""
+        await until(f"gateway {self.instance} of {self.consul.datacenter} to be ready", self._missing, seconds=seconds)
 
     def spawn(self, extra: Mapping[str, str] | None = None) -> None:
         """Starts it, and does not wait."""
@@ -68,7 +72,7 @@ class GatewayProcess:
                 MESHGATE_ADDRESS=address,
                 MESHGATE_WAN_ADDRESS=address,
                 MESHGATE_ADMIN_BIND=self.admin,
-                **(extra or {}),
+                **({"MESHGATE_WORKERS": "1", "MESHGATE_DRAIN_TIMEOUT": "10s"} | dict(extra or {})),
             ),
         )
 

@@ -1,0 +1,68 @@
+"""Consul's own servers of the gateway's datacenter, which a gateway for WAN federation offers to other datacenters.
+
+They are in the catalog as the service `consul`, one instance a server. A datacenter without servers answers nothing,
+so an empty list always means that the token may not see them, and is an error of the watch. As with all that a gateway
+follows, a shorter answer counts once the token is seen to see.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Final
+
+from .errors import PermissionDeniedError, Rule
+from .hub import WatchHub
+from .records import Client, Cursor, Instances, Page, Reader
+from .sight import SERVERS, HeldInstances, Sight
+from .tasks import Progress
+from .watch import Watch
+
+LOCAL_SERVERS: Final = "local servers"
+
+
+class LocalServers:
+    """Follows the servers.
+
+    Args:
+        client: gives the connection of the watch.
+        hub: shared by all watches.
+        sight: decides whether a shorter answer is believed.
+        progress: told when the servers are known, or cannot be.
+        changed: called whenever `instances()` may have changed.
+    """
+
+    def __init__(
+        self, client: Client, hub: WatchHub, sight: Sight, *, progress: Progress, changed: Callable[[], None]
+    ) -> None:
+        self._client = client
+        self._hub = hub
+        self._progress = progress
+        self._changed = changed
+        self._held = HeldInstances(sight, SERVERS)
+        progress.expect(LOCAL_SERVERS)
+
+    async def run(self) -> None:
+        """Follow until cancelled."""
+        async with self._client.dedicated() as reader:
+            await Watch(
+                self._hub,
+                "servers",
+                LOCAL_SERVERS,
+                partial(self._ask, reader),
+                self._answered,
+                on_error=lambda _: self._progress.done(LOCAL_SERVERS),
+            ).run()
+
+    def instances(self) -> Instances:
+        """One instance a server, in a stable order; their checks are as Consul has them."""
+        return tuple(sorted(self._held.value, key=lambda server: (server.node, server.id)))
+
+    async def _ask(self, reader: Reader, cursor: Cursor) -> Page[Instances]:
+        page = await reader.instances(SERVERS, cursor)
+        if not page.value:
+            raise PermissionDeniedError("Consul shows none of its own servers", Rule("service", SERVERS))
+        await self._held.accept(page)
+        return page
+
+    def _answered(self, _: Instances) -> None:
+        self._progress.done(LOCAL_SERVERS)
+        self._changed()
