@@ -70,3 +70,12 @@ def test_weights_of_nothing_pick_nobody() -> None:
 def test_it_counts_positions(weights: list[int]) -> None:
     assert len(Rotation(weights)) == len(weights)
     assert len(Rotation([])) == 0
+
+
+def test_drawing_spreads_by_weight_and_passes_tried_ones_over() -> None:
+    rotation = Rotation([1, 3])
+    drawn = [rotation.draw(number / 100) for number in range(100)]
+    assert (drawn.count(0), drawn.count(1)) == (25, 75)
+    assert rotation.draw(0.0, (0,)) == 1
+    assert rotation.draw(0.99, (0, 1)) is None
+    assert Rotation([]).draw(0.5) is None

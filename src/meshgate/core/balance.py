@@ -1,4 +1,6 @@
-"""Weighted round robin without state: the n-th stream's endpoint is a function of n.
+"""How streams are spread over endpoints: the policies, and weighted round robin without state.
+
+Weighted round robin makes the n-th stream's endpoint a function of n.
 
 Every cycle of as many picks as the weights add up to gives each endpoint exactly its weight, in an order that spreads
 an endpoint's picks over the cycle. The caller counts; nothing here changes after it is built.
@@ -6,8 +8,21 @@ an endpoint's picks over the cycle. The caller counts; nothing here changes afte
 
 from bisect import bisect_right
 from collections.abc import Container, Sequence
+from enum import StrEnum
 from itertools import accumulate
 from math import gcd
+
+
+class Policy(StrEnum):
+    """The policies of a service-resolver's `LoadBalancer` that a mesh gateway follows; the names are Consul's.
+
+    `least_request` looks at a few endpoints at random and takes the one with the fewest streams for its weight. The
+    hashing policies need what a gateway cannot see; Consul's own gateway ignores them too.
+    """
+
+    ROUND_ROBIN = "round_robin"
+    LEAST_REQUEST = "least_request"
+    RANDOM = "random"
 
 
 class Rotation:
@@ -32,7 +47,15 @@ class Rotation:
         """The position for the `turn`-th pick, or the next one after it that is not in `tried`; None if all are."""
         if not self._cycle:
             return None
-        first = bisect_right(self._bounds, turn * self._stride % self._cycle)
+        return self._from(bisect_right(self._bounds, turn * self._stride % self._cycle), tried)
+
+    def draw(self, number: float, tried: Container[int] = ()) -> int | None:
+        """The position that a random number from [0, 1) falls on, by weight; tried ones as in `pick`."""
+        if not self._cycle:
+            return None
+        return self._from(bisect_right(self._bounds, int(number * self._cycle)), tried)
+
+    def _from(self, first: int, tried: Container[int]) -> int | None:
         for step in range(len(self._bounds)):
             position = (first + step) % len(self._bounds)
             if position not in tried:

@@ -8,6 +8,7 @@ with equal content are equal, which is how an unchanged catalog is told from a c
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from .balance import Policy
 from .sni import DEFAULT
 
 
@@ -67,7 +68,8 @@ class Subset:
 class Service:
     """A mesh service of the gateway's own datacenter: what answers for it, and its service-resolver.
 
-    `connect_timeout` is in seconds; None where the resolver sets none.
+    `connect_timeout` is in seconds; None where the resolver sets none. `choices` is how many endpoints the policy
+    `least_request` looks at.
     """
 
     name: str
@@ -76,6 +78,8 @@ class Service:
     subsets: tuple[Subset, ...] = ()
     default_subset: str = ""
     connect_timeout: float | None = None
+    policy: Policy = Policy.ROUND_ROBIN
+    choices: int = 2
 
 
 @dataclass(frozen=True, slots=True)

@@ -90,6 +90,8 @@ class _Planner:
             destination=f"{subset}.{service.name}" if subset else service.name,
             endpoints=self._endpoints(instances, only_passing=only_passing),
             connect_timeout=service.connect_timeout,
+            policy=service.policy,
+            choices=service.choices,
             panic_threshold=self._panic_threshold,
         )
 

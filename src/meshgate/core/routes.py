@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
 
-from .balance import Rotation
+from .balance import Policy, Rotation
 
 # Octets in a DNS name (RFC 1035 section 2.3.4); no hello can bring a longer one. The bound is for who asks otherwise:
 # trying every suffix of an endless name takes quadratic time.
@@ -50,7 +50,8 @@ class Route:
 
     `name` is the exact SNI, or the suffix without its `*.`. `destination` is what metrics call the route: a service, a
     subset or a datacenter of Consul's, never a stranger's text. `candidates` are the endpoints that may get traffic,
-    all known ones are in `endpoints`. `connect_timeout` is in seconds, None for the gateway's own.
+    all known ones are in `endpoints`. `connect_timeout` is in seconds, None for the gateway's own. `choices` is how
+    many endpoints the policy `least_request` looks at.
     """
 
     name: str
@@ -59,6 +60,8 @@ class Route:
     endpoints: tuple[Endpoint, ...]
     suffix: bool = False
     connect_timeout: float | None = None
+    policy: Policy = Policy.ROUND_ROBIN
+    choices: int = 2
     candidates: tuple[Endpoint, ...] = field(init=False)
     rotation: Rotation = field(init=False, compare=False, repr=False)
     panic_threshold: int = 0

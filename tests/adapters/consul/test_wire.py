@@ -1,7 +1,11 @@
 import json
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -146,6 +150,22 @@ def test_roots_give_the_trust_domain_and_the_end_of_the_active_root() -> None:
     assert wire.decode_ca_roots(encoded(body)) == CaRoots("td.consul", 2110679590.0)
 
 
+def test_the_last_intermediate_of_the_active_root_is_the_one_that_signs() -> None:
+    old, new = certificate_until(datetime(2031, 1, 1, tzinfo=UTC)), certificate_until(datetime(2033, 1, 1, tzinfo=UTC))
+    root = {"ID": "b", "NotAfter": "2036-11-19T03:53:10Z", "Active": True, "IntermediateCerts": [old, new]}
+    roots = wire.decode_ca_roots(encoded({"TrustDomain": "td.consul", "Roots": [root]}))
+    assert roots == CaRoots("td.consul", 2110679590.0, datetime(2033, 1, 1, tzinfo=UTC).timestamp())
+    for unreadable in ([], None, [""], ["x"], [new.replace("\nMI", "\nXX")]):
+        body = {"TrustDomain": "td.consul", "Roots": [root | {"IntermediateCerts": unreadable}]}
+        assert wire.decode_ca_roots(encoded(body)) == CaRoots("td.consul", 2110679590.0)
+
+
+def certificate_until(end: datetime) -> str:
+    key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name([])
+    certificate = x509.CertificateBuilder(name, name, key.public_key(), 1, datetime(2020, 1, 1, tzinfo=UTC), end)
+    return certificate.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM).decode()
+
+
 @pytest.mark.parametrize(
     "body",
     [
@@ -234,3 +254,20 @@ def test_names_and_datacenters_are_sorted_and_tolerate_null() -> None:
     assert wire.service_names(None) == ()
     assert wire.datacenters(["dc2", "dc1"]) == ("dc1", "dc2")
     assert wire.datacenters(None) == ()
+
+
+@pytest.mark.parametrize(
+    ("given", "policy", "choices", "ignored"),
+    [
+        (None, "round_robin", 2, ""),
+        ({"Policy": "least_request", "LeastRequestConfig": {"ChoiceCount": 5}}, "least_request", 5, ""),
+        ({"Policy": "least_request", "LeastRequestConfig": None}, "least_request", 2, ""),
+        ({"Policy": "random"}, "random", 2, ""),
+        ({"Policy": "maglev"}, "round_robin", 2, "maglev"),
+        ({"Policy": "ring_hash", "RingHashConfig": {"MinimumRingSize": 10}}, "round_robin", 2, "ring_hash"),
+    ],
+)
+def test_load_balancer_of_a_resolver(given: object, policy: str, choices: int, ignored: str) -> None:
+    entry = {"Kind": "service-resolver", "Name": "web", "LoadBalancer": given}
+    (resolver,) = wire.decode_resolvers(json.dumps([entry]).encode())
+    assert (resolver.policy, resolver.choices, resolver.ignored_policy) == (policy, choices, ignored)

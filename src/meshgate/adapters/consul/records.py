@@ -8,6 +8,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any, Final, Generic, Protocol, TypeVar
 
+from meshgate.core.balance import Policy
 from meshgate.core.catalog import Instance
 
 T_co = TypeVar("T_co", covariant=True)
@@ -54,10 +55,15 @@ class Page(Generic[T_co]):
 
 @dataclass(frozen=True, slots=True)
 class CaRoots:
-    """The trust domain of the mesh. `expires` is the Unix time at which the active root certificate ends."""
+    """The trust domain of the mesh, and when its certificates end, in Unix time.
+
+    `expires` is that of the active root, `intermediate_expires` that of the intermediate which signs under it; None
+    where there is none, or none that can be read.
+    """
 
     trust_domain: str
     expires: float | None = None
+    intermediate_expires: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +77,18 @@ class SubsetRule:
 
 @dataclass(frozen=True, slots=True)
 class Resolver:
-    """The parts of a service-resolver that a gateway follows. `connect_timeout` is in seconds."""
+    """The parts of a service-resolver that a gateway follows. `connect_timeout` is in seconds.
+
+    `ignored_policy` is a load balancing policy that a gateway does not follow; "" where there is none.
+    """
 
     name: str
     subsets: tuple[SubsetRule, ...] = ()
     default_subset: str = ""
     connect_timeout: float | None = None
+    policy: Policy = Policy.ROUND_ROBIN
+    choices: int = 2
+    ignored_policy: str = ""
 
 
 @dataclass(frozen=True, slots=True)

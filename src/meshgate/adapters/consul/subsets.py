@@ -102,11 +102,18 @@ class Subsets:
             ),
             default_subset=resolver.default_subset,
             connect_timeout=resolver.connect_timeout,
+            policy=resolver.policy,
+            choices=resolver.choices,
         )
 
     def problems(self) -> list[str]:
-        """Resolvers that the token can no longer read."""
-        return list(self._hidden.values())
+        """Resolvers that the token can no longer read, and policies that a gateway cannot follow."""
+        ignored = [
+            f"service {name}: load balancing policy {resolver.ignored_policy} is for sidecars, round_robin is used"
+            for name, resolver in self._resolvers.items()
+            if resolver.ignored_policy
+        ]
+        return [*self._hidden.values(), *ignored]
 
     async def _ask(self, reader: Reader, cursor: Cursor) -> Page[Mapping[str, Resolver]]:
         page = await reader.resolvers(cursor)

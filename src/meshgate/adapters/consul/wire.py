@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from meshgate.core.balance import Policy
 from meshgate.core.catalog import Check, Instance, WanAddress
 from meshgate.core.durations import parse_duration
 from meshgate.core.sni import DEFAULT
@@ -68,6 +69,7 @@ class _Root(msgspec.Struct, rename="pascal"):
     id: str = msgspec.field(name="ID", default="")
     not_after: str | None = ""
     active: bool | None = False
+    intermediate_certs: list[str] | None = None
 
 
 class _Roots(msgspec.Struct, rename="pascal"):
@@ -83,6 +85,15 @@ class _Subset(msgspec.Struct, rename="pascal"):
     only_passing: bool | None = False
 
 
+class _LeastRequest(msgspec.Struct, rename="pascal"):
+    choice_count: int | None = 0
+
+
+class _LoadBalancer(msgspec.Struct, rename="pascal"):
+    policy: str | None = ""
+    least_request_config: _LeastRequest | None = None
+
+
 class _Resolver(msgspec.Struct, rename="pascal"):
     """A service-resolver of `/v1/config/service-resolver`."""
 
@@ -90,6 +101,7 @@ class _Resolver(msgspec.Struct, rename="pascal"):
     default_subset: str | None = ""
     subsets: dict[str, _Subset | None] | None = None
     connect_timeout: str | int | None = ""
+    load_balancer: _LoadBalancer | None = None
 
 
 class _UiService(msgspec.Struct, rename="pascal"):
@@ -214,7 +226,23 @@ def _instance(row: _Row) -> Instance:
 
 def _ca_roots(answer: _Roots) -> CaRoots:
     active = next((root for root in answer.roots or () if root.active or root.id == answer.active_root_id), None)
-    return CaRoots(answer.trust_domain or "", None if active is None else unix_time(active.not_after or ""))
+    if active is None:
+        return CaRoots(answer.trust_domain or "")
+    # Consul appends each new intermediate: the last one signs.
+    signing = (active.intermediate_certs or [""])[-1]
+    return CaRoots(answer.trust_domain or "", unix_time(active.not_after or ""), _certificate_end(signing))
+
+
+def _certificate_end(pem: str) -> float | None:
+    """Unix time at which a certificate ends; None where the text holds none."""
+    if not pem:
+        return None
+    from cryptography import x509  # noqa: PLC0415 - heavy, and few datacenters have intermediates
+
+    try:
+        return x509.load_pem_x509_certificate(pem.encode()).not_valid_after_utc.timestamp()
+    except ValueError:
+        return None
 
 
 def _resolvers(entries: list[_Resolver] | None) -> tuple[Resolver, ...]:
@@ -226,11 +254,17 @@ def _resolver(entry: _Resolver) -> Resolver:
         SubsetRule(name, subset.filter or "", bool(subset.only_passing)) if subset else SubsetRule(name)
         for name, subset in (entry.subsets or {}).items()
     )
+    balancer = entry.load_balancer or _LoadBalancer()
+    named = balancer.policy or Policy.ROUND_ROBIN.value
+    followed = named in list(Policy)
     return Resolver(
         entry.name,
         subsets=tuple(sorted(subsets, key=lambda subset: subset.name)),
         default_subset=entry.default_subset or "",
         connect_timeout=_timeout(entry.connect_timeout or ""),
+        policy=Policy(named) if followed else Policy.ROUND_ROBIN,
+        choices=(balancer.least_request_config or _LeastRequest()).choice_count or 2,
+        ignored_policy="" if followed else named,
     )
 
 

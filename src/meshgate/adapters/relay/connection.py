@@ -105,8 +105,10 @@ class Connection:
 
     def relay(self) -> None:
         """The hello has gone to the endpoint: from now on bytes only move."""
-        engine, route = self.engine, self.route
+        engine, route, endpoint = self.engine, self.route, self.endpoint
         assert route is not None
+        assert endpoint is not None
+        engine.placing.began(route, endpoint)
         self.opening = None
         self.relaying = True
         self.touched = engine.now
@@ -229,10 +231,12 @@ class Connection:
     def _end(self, shut: Callable[[socket.socket], None]) -> None:
         if self.closed:
             return
+        engine = self.engine
+        if self.relaying and self.route is not None and self.endpoint is not None:
+            engine.placing.ended(self.route, self.endpoint)
         self.closed = True
         self.relaying = False
         self.opening = None
-        engine = self.engine
         engine.disarm(self)
         for leg in (self.client, self.upstream):
             if leg is not None:

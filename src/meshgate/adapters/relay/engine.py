@@ -9,7 +9,6 @@ at least every CHECKPOINT_SECONDS however busy it is; an error in one stream's h
 """
 
 import logging
-import random
 import select
 import socket
 from collections import deque
@@ -19,9 +18,8 @@ from typing import Final, Protocol
 
 import trio
 
-from meshgate.core.ejection import Ejections
 from meshgate.core.reasons import Reason
-from meshgate.core.routes import Route, RouteTable
+from meshgate.core.routes import RouteTable
 
 from .connection import Connection
 from .counters import Counters, Refused, StreamRecord
@@ -29,6 +27,7 @@ from .deadlines import Deadlines, Timed
 from .leg import Leg
 from .limits import Limits
 from .pipes import PipePool
+from .placing import Placing
 from .pump import Pump
 from .records import ended_stream
 from .shared import SharedCounts
@@ -80,7 +79,7 @@ class Engine:
         self.counters = Counters()
         self._pipes = PipePool(_MAX_PIPES)
         self.pump = Pump(self._pipes)
-        self.ejections = Ejections()
+        self.placing = Placing()
         self.clock = trio.current_time
         self.now = trio.current_time()
         self.watched: dict[int, Watched] = {}
@@ -88,7 +87,6 @@ class Engine:
         self._observer = observer
         self._epoll = select.epoll()
         self._pending: deque[Leg] = deque()
-        self._turns: dict[str, int] = {}
         self._deadlines = Deadlines()
         self._alarm = trio.CancelScope()
 
@@ -127,15 +125,6 @@ class Engine:
     def promise_turn(self, leg: Leg) -> None:
         """Let a leg that used up its budget go on after the others."""
         self._pending.append(leg)
-
-    def turn(self, route: Route) -> int:
-        """The number of a route's next pick. Counted by name, so that a new table goes on where the old one was."""
-        turn = self._turns.get(route.sni)
-        if turn is None:
-            # At random, so that a fleet of gateways does not begin with the same endpoint.
-            turn = random.randrange(1 << 16)  # noqa: S311
-        self._turns[route.sni] = turn + 1
-        return turn
 
     def admit(self, host: str) -> Reason | None:
         """Count a new client in, or say which limit it is over."""
@@ -183,11 +172,7 @@ class Engine:
     def install(self, table: RouteTable) -> None:
         """Place new streams by another table. Streams that are placed stay where they are."""
         self.table = table
-        names = {route.sni for route in table}
-        self._turns = {name: turn for name, turn in self._turns.items() if name in names}
-        if len(self.ejections):
-            known = {(endpoint.address, endpoint.port) for route in table for endpoint in route.candidates}
-            self.ejections.keep_only(known)
+        self.placing.keep_only(table)
 
     def connections(self) -> list[Connection]:
         """The streams open now."""

@@ -8,6 +8,7 @@ from typing import Final, Generic, TypeVar
 import msgspec
 import trio
 
+from meshgate.core.balance import Policy
 from meshgate.core.changes import TableChange
 from meshgate.core.routes import Endpoint, Route, RouteKind
 
@@ -40,6 +41,8 @@ class RouteRecord(msgspec.Struct, array_like=True, frozen=True):
     suffix: bool
     connect_timeout: float | None
     panic_threshold: int
+    policy: Policy
+    choices: int
 
 
 class Change(msgspec.Struct, tag=True, frozen=True):
@@ -63,6 +66,8 @@ class Change(msgspec.Struct, tag=True, frozen=True):
                 route.suffix,
                 route.connect_timeout,
                 route.panic_threshold,
+                route.policy,
+                route.choices,
             )
             for route in change.routes
         ]
@@ -79,6 +84,8 @@ class Change(msgspec.Struct, tag=True, frozen=True):
                 each.suffix,
                 each.connect_timeout,
                 panic_threshold=each.panic_threshold,
+                policy=each.policy,
+                choices=each.choices,
             )
             for each in self.routes
         )

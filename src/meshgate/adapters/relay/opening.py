@@ -130,7 +130,8 @@ class Opening:
     def _attempt(self, route: Route, failure: Reason, detail: str) -> None:
         """Dial the next endpoint of the route; refuse with `failure` when there is none left to try."""
         connection = self._connection
-        position = self._next_position(route) if connection.attempts < MAX_ATTEMPTS else None
+        engine = connection.engine
+        position = engine.placing.next(route, self._tried, engine.now) if connection.attempts < MAX_ATTEMPTS else None
         if position is None:
             connection.refuse(failure, detail)
             return
@@ -139,22 +140,11 @@ class Opening:
         connection.endpoint = route.candidates[position]
         self._dial(route, connection.endpoint)
 
-    def _next_position(self, route: Route) -> int | None:
-        """The candidate to try: by weight, none twice, and those that failed of late only when all others have."""
-        engine = self._connection.engine
-        turn = engine.turn(route)
-        if len(engine.ejections):
-            shunned = engine.ejections.shunned(route.candidates, engine.now)
-            position = route.rotation.pick(turn, self._tried + shunned)
-            if position is not None:
-                return position
-        return route.rotation.pick(turn, self._tried)
-
     def _dial(self, route: Route, endpoint: Endpoint) -> None:
         connection = self._connection
         engine = connection.engine
         self._started = engine.clock()
-        engine.ejections.trying(endpoint, engine.now)
+        engine.placing.trying(endpoint, engine.now)
         try:
             sock, error = sockets.dial(endpoint.address, endpoint.port, engine.limits.keepalive)
         except OSError as failure:
@@ -183,11 +173,8 @@ class Opening:
             return
         if sent < len(self._hello):
             connection.engine.pump.hold(upstream, self._hello[sent:])
-        engine, endpoint = connection.engine, connection.endpoint
-        assert endpoint is not None
+        engine = connection.engine
         engine.counters.count_connect(engine.clock() - self._started)
-        if len(engine.ejections):
-            engine.ejections.succeeded(endpoint)
         connection.relay()
 
     def _attempt_failed(self, reason: Reason, detail: str) -> None:
@@ -195,7 +182,7 @@ class Opening:
         endpoint, route = connection.endpoint, connection.route
         assert endpoint is not None
         assert route is not None
-        connection.engine.ejections.failed(endpoint, connection.engine.now)
+        connection.engine.placing.failed(endpoint, connection.engine.now)
         if connection.upstream is not None:
             connection.engine.forget(connection.upstream)
             connection.upstream.sock.close()

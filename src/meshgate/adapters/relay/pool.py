@@ -36,6 +36,8 @@ _HEALTHY_SECONDS: Final = 5.0
 _LONGEST_PAUSE: Final = 5.0
 _EMPTY: Final = RouteTable.of("", "", "default", iter(()))
 _COMMAND: Final = (sys.executable, "-m", "meshgate.adapters.relay.worker")
+# What Python and the measuring of its coverage need. A worker has no use for the rest, least of all for a token.
+_WORKER_VARIABLES: Final = ("PATH", "HOME", "TMPDIR", "TZ", "LANG", "LC_", "LD_", "PYTHON", "VIRTUAL_ENV", "COVERAGE_")
 
 
 class RelayPool:
@@ -305,6 +307,7 @@ def _spawn(descriptor: int, inherited: Sequence[int]) -> "subprocess.Popen[bytes
     return subprocess.Popen(  # noqa: S603 (this very Python)
         [*_COMMAND, str(descriptor)],
         stdin=subprocess.DEVNULL,
+        env={name: value for name, value in os.environ.items() if name.startswith(_WORKER_VARIABLES)},
         pass_fds=[descriptor, *inherited],
     )
 
