@@ -5,7 +5,7 @@ a name resolved to last is kept when asking fails: an outage of DNS is no outage
 """
 
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 import structlog
@@ -39,6 +39,10 @@ class NameKeeper:
         self._wanted = wanted
         self._failing &= wanted
         self.addresses = {name: known for name, known in self.addresses.items() if name in wanted}
+
+    def remember(self, addresses: Mapping[str, tuple[str, ...]]) -> None:
+        """Use these until DNS answers: what the names were in an earlier life. To be called before `want`."""
+        self.addresses = dict(addresses) | self.addresses
 
     async def run(self) -> None:
         """Resolve until cancelled."""

@@ -1,0 +1,11 @@
+"""The state file: the last known good catalog on disk, for a start without Consul.
+
+`read` and `StateKeeper` are all there is to it: `read` refuses whatever is not whole, ours and safe, in one clear line;
+`StateKeeper` writes without ever holding up or failing the gateway.
+"""
+
+from .encoding import VERSION, Kept, StateFileError
+from .files import NAME, read, write
+from .keeper import StateKeeper
+
+__all__ = ["NAME", "VERSION", "Kept", "StateFileError", "StateKeeper", "read", "write"]
