@@ -21,28 +21,35 @@ from meshgate.adapters.admin.server import AdminServer
 from meshgate.adapters.consul import (
     CatalogWatcher,
     ConsulClient,
+    OwnRegistration,
     Registrar,
     WatchHub,
     wait_for_agent,
 )
 from meshgate.adapters.names import NameKeeper
-from meshgate.adapters.relay import Limits, Relay
+from meshgate.adapters.relay import Limits, OpenStream
+from meshgate.adapters.relay.pool import RelayPool
 from meshgate.adapters.sd_notify import Notifier
 from meshgate.core.catalog import Snapshot
+from meshgate.core.gateway_options import NO_OPTIONS, GatewayOptions, gateway_options
 from meshgate.core.planner import host_names, plan
 from meshgate.core.routes import RouteTable
 
+from .access_log import AccessLog
 from .admin_routes import admin_routes
 from .failures import CommandError
+from .last_known import AGENT_PATIENCE, CATALOG_PATIENCE, LastKnown
 from .refusal_log import RefusalLog
 from .registration import definition_of, listen_addresses
+from .setting_sources import Origin
 from .settings import Settings
+from .stream_observer import StreamObserver
 
 log = structlog.get_logger(module="meshgate")
 
 # Deregistering reaches sidecars and gateways through their own blocking queries. Whoever has not heard within this
-# time is served all the same.
-PROPAGATION_SECONDS: Final = 1.0
+# time is served all the same. A tenth of the drain timeout, but not longer than this.
+PROPAGATION_SECONDS: Final = 3.0
 _PROGRESS_SECONDS: Final = 5.0
 
 
@@ -58,7 +65,9 @@ class Gateway:
     def __init__(self, settings: Settings, client: ConsulClient, notifier: Notifier) -> None:
         self.settings = settings
         self.client = client
-        self.relay = Relay(RouteTable.of("", "", "default", iter(())), _limits(settings), RefusalLog(log).refused)
+        self.access_log = AccessLog.open(settings.access_log)
+        observer = StreamObserver(RefusalLog(log), self.access_log)
+        self.relay = RelayPool(settings.workers, _limits(settings), observer, settings.drain_timeout)
         self.table: RouteTable | None = None
         self._snapshot: Snapshot | None = None
         self.watcher: CatalogWatcher | None = None
@@ -67,15 +76,38 @@ class Gateway:
         self.draining = False
         self._notifier = notifier
         self._hub = WatchHub(token_version=lambda: client.token.version)
-        self._registrar = Registrar(client, self._hub, definition_of(settings), register=settings.register)
+        self._registrar = Registrar(
+            client, self._hub, definition_of(settings), register=settings.register, on_change=self._on_registration
+        )
         self._names = NameKeeper(self._replan)
+        self.last_known = LastKnown(
+            settings.state_dir,
+            settings.service,
+            settings.consul.get("CONSUL_PARTITION", ""),
+            lambda: self.watcher is not None and not self.watcher.stale,
+        )
+        self._agent_known = trio.Event()
         self._catalog_known = trio.Event()
         self._drain = trio.Event()
 
     @property
     def ready(self) -> bool:
         """Whether streams are served: the catalog is known, the listeners are open, nobody asked to stop."""
-        return self.listening and not self.draining
+        return self.listening and self.table is not None and not self.draining
+
+    @property
+    def catalog_stale(self) -> bool:
+        """Whether streams are placed by what was last known rather than by what Consul says now."""
+        return self.last_known.from_disk or (self.watcher is not None and self.watcher.stale)
+
+    def problems(self) -> list[str]:
+        """What is missing or failing, a line each."""
+        failing = [state.error for state in self._hub.states() if state.error]
+        return [*(failing if self.watcher is None else self.watcher.problems()), *self.last_known.problems()]
+
+    async def connections(self) -> list[OpenStream]:
+        """The streams open now."""
+        return await self.relay.connections()
 
     def drain(self) -> None:
         """Begin to stop; idempotent."""
@@ -88,6 +120,7 @@ class Gateway:
             CommandError: an address cannot be bound.
         """
         self._bind()
+        await self.last_known.load()
         async with trio.open_nursery() as services, trio.open_nursery() as nursery:
             services.start_soon(self.relay.run)
             if self.settings.admin_bind is not None:
@@ -95,6 +128,8 @@ class Gateway:
             services.start_soon(self._names.run)
             services.start_soon(self._ping_watchdog)
             services.start_soon(self._handle_signals)
+            services.start_soon(self.last_known.run)
+            nursery.start_soon(self._stand_in_for_consul)
             services.start_soon(self._follow_consul, nursery)
             await self._drain.wait()
             await self._stop_serving()
@@ -122,23 +157,33 @@ class Gateway:
     async def _follow_consul(self, nursery: trio.Nursery) -> None:
         facts = await wait_for_agent(self.client, self._hub)
         log.info("agent found", datacenter=facts.datacenter, node=facts.node, consul=facts.version or "unknown")
+        partition = facts.partition or "default"
+        self._check_last_known(facts.datacenter, partition)
+        self._agent_known.set()
         self.watcher = CatalogWatcher(
             self.client,
             self._hub,
             self._on_snapshot,
             datacenter=facts.datacenter,
-            partition=facts.partition or "default",
+            partition=partition,
             gateway_service=self.settings.service,
             catalog_watches=self.settings.catalog_watches,
         )
+        self.watcher.name_servers(facts.dns_domain, expose=self.settings.expose_servers)
         nursery.start_soon(self.watcher.run)
+        nursery.start_soon(self._complete_catalog, self.watcher)
         await self._catalog_known.wait()
+        self._listen()
+        nursery.start_soon(self._registrar.run)
+
+    def _listen(self) -> None:
+        if self.listening or self.draining:
+            return
         try:
             self.relay.listen()
         except OSError as error:
             raise CommandError(f"cannot listen: {error.strerror}") from None
         self.listening = True
-        nursery.start_soon(self._registrar.run)
         log.info("ready", routes=len(self.relay_table()))
         self._notifier.ready()
 
@@ -146,10 +191,59 @@ class Gateway:
         """The table in force; an empty one before the catalog is known."""
         return self.table or RouteTable.of("", "", "default", iter(()))
 
+    # --- the catalog ---------------------------------------------------------------------------------------------
+
+    async def _stand_in_for_consul(self) -> None:
+        """Serve by the catalog on disk if Consul does not come in time."""
+        with trio.move_on_after(AGENT_PATIENCE):
+            await self._agent_known.wait()
+        if self._agent_known.is_set():
+            with trio.move_on_after(CATALOG_PATIENCE):
+                await self._catalog_known.wait()
+        if self._catalog_known.is_set():
+            return
+        kept = self.last_known.stand_in()
+        if kept is not None:
+            self._names.remember(kept.addresses)
+            self._use(kept.snapshot)
+            self._listen()
+
+    def _check_last_known(self, datacenter: str, partition: str) -> None:
+        """Give up a catalog from disk that is not of this datacenter, also if streams are placed by it already."""
+        stood_in = self.last_known.from_disk
+        self.last_known.accept(datacenter, partition)
+        if stood_in and not self.last_known.from_disk:
+            self._snapshot = self.table = None
+            self.relay.install(self.relay_table())
+            self._catalog_known = trio.Event()
+
+    async def _complete_catalog(self, watcher: CatalogWatcher) -> None:
+        """Let go of what is used from disk as soon as Consul has answered for it."""
+        before = None
+        while self.last_known.kept is not None:
+            await trio.sleep(1)
+            unanswered = self.last_known.unanswered(watcher.states())
+            if watcher.snapshot is None or unanswered == before:
+                continue
+            before, completed = unanswered, self.last_known.completed(watcher.snapshot, unanswered)
+            if completed != self._snapshot:
+                self._use(completed)
+
     def _on_snapshot(self, snapshot: Snapshot) -> None:
+        if self.last_known.kept is not None:
+            self._names.remember(self.last_known.kept.addresses)
+        unanswered = self.last_known.unanswered(self._hub.states())
+        self._use(self.last_known.completed(snapshot, unanswered))
+
+    def _use(self, snapshot: Snapshot) -> None:
         self._snapshot = snapshot
         self._names.want(host_names(snapshot))
         self._replan()
+
+    def _on_registration(self, registration: OwnRegistration | None) -> None:
+        """Follow what central configuration says of the gateway, as far as the operator set nothing here."""
+        if registration is not None:
+            self.relay.limit(_limits(self.settings, gateway_options(registration.config)))
 
     def _replan(self) -> None:
         """Make a table of what is known now, and place new streams by it."""
@@ -159,6 +253,7 @@ class Gateway:
         before, self.table = self.relay_table(), table
         self.relay.install(table)
         self._catalog_known.set()
+        self.last_known.keep(self._snapshot, self._names.addresses)
         _tell_table(before, table)
         self._notifier.status(f"{len(table)} routes in {table.datacenter}")
 
@@ -171,18 +266,19 @@ class Gateway:
         with trio.move_on_after(self.settings.drain_timeout):
             if self._registrar.registration is not None and self.settings.register:
                 self._registrar.stop()
-                await trio.sleep(PROPAGATION_SECONDS)
+                await trio.sleep(min(PROPAGATION_SECONDS, self.settings.drain_timeout / 10))
             self.relay.stop_listening()
             await self._wait_for_streams()
         self.relay.stop_listening()
-        if self.relay.active:
-            log.warning("drain timeout: open streams are cut", streams=self.relay.active)
+        left = (await self.relay.counters()).active
+        if left:
+            log.warning("drain timeout: open streams are cut", streams=left)
         else:
             log.info("drained")
 
     async def _wait_for_streams(self) -> None:
         told = trio.current_time()
-        while self.relay.active:
+        while (await self.relay.counters()).active:
             await trio.sleep(0.05)
             if trio.current_time() - told >= _PROGRESS_SECONDS:
                 told = trio.current_time()
@@ -193,7 +289,9 @@ class Gateway:
             async for number in signals:
                 name = signal.Signals(number).name
                 if number == signal.SIGHUP:
-                    log.info("SIGHUP: nothing to reload, a changed token file is noticed by itself")
+                    if self.access_log is not None:
+                        self.access_log.reopen()
+                    log.info("SIGHUP: log files are reopened; a changed token file is noticed by itself")
                 elif self.draining or self._drain.is_set():
                     log.warning("second signal: stopping at once", signal=name, streams=self.relay.active)
                     raise SystemExit(128 + number)
@@ -209,12 +307,15 @@ class Gateway:
             await trio.sleep(self._notifier.watchdog_seconds)
 
 
-def _limits(settings: Settings) -> Limits:
+def _limits(settings: Settings, options: GatewayOptions = NO_OPTIONS) -> Limits:
+    """The relay's limits: what was set for this gateway, else what Consul says of it, else the defaults."""
+    central = {"MESHGATE_CONNECT_TIMEOUT": options.connect_timeout, "MESHGATE_KEEPALIVE": options.keepalive}
+    used = {name: value for name, value in central.items() if value and settings.origin(name) is Origin.DEFAULT}
     return Limits(
         hello_timeout=settings.hello_timeout or math.inf,
-        connect_timeout=settings.connect_timeout,
+        connect_timeout=used.get("MESHGATE_CONNECT_TIMEOUT", settings.connect_timeout),
         idle_timeout=settings.idle_timeout,
-        keepalive=settings.keepalive,
+        keepalive=used.get("MESHGATE_KEEPALIVE", settings.keepalive),
         max_connections=settings.max_connections,
         max_connections_per_client=settings.max_connections_per_client,
         max_hello_bytes=settings.max_hello_bytes,

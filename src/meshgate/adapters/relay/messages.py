@@ -92,6 +92,12 @@ class Change(msgspec.Struct, tag=True, frozen=True):
         return TableChange(self.datacenter, self.trust_domain, self.partition, routes, tuple(self.removed))
 
 
+class Limit(msgspec.Struct, tag=True, frozen=True):
+    """Other timeouts and bounds, for streams that come from now on."""
+
+    limits: Limits
+
+
 class Listen(msgspec.Struct, tag=True, frozen=True):
     """Accept clients from now on."""
 
@@ -131,7 +137,7 @@ class LogLine(msgspec.Struct, tag=True, frozen=True):
     text: str
 
 
-ToWorker = Setup | Change | Listen | StopListening | Ask
+ToWorker = Setup | Change | Limit | Listen | StopListening | Ask
 ToParent = Beat | LogLine
 
 

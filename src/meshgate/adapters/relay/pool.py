@@ -24,7 +24,20 @@ from . import sockets
 from .counters import Counters, OpenStream
 from .engine import Observer
 from .limits import Limits
-from .messages import TO_PARENT, Ask, Beat, Change, Listen, LogLine, Receiver, Setup, StopListening, ToWorker, encode
+from .messages import (
+    TO_PARENT,
+    Ask,
+    Beat,
+    Change,
+    Limit,
+    Listen,
+    LogLine,
+    Receiver,
+    Setup,
+    StopListening,
+    ToWorker,
+    encode,
+)
 from .shared import SharedCounts
 
 log = structlog.get_logger(module="meshgate.relay")
@@ -101,6 +114,17 @@ class RelayPool:
         change = difference(self._table, table)
         self._table = table
         self._tell_all(Change.of(change))
+
+    @property
+    def limits(self) -> Limits:
+        """The limits in force."""
+        return self._limits
+
+    def limit(self, limits: Limits) -> None:
+        """Use other limits for streams that come from now on."""
+        if limits != self._limits:
+            self._limits = limits
+            self._tell_all(Limit(limits))
 
     @property
     def active(self) -> int:

@@ -85,6 +85,10 @@ class Relay:
         """Place streams that come from now on by `table`. Open ones are never touched."""
         self._engine.install(table)
 
+    def limit(self, limits: Limits) -> None:
+        """Use other limits for streams that come from now on."""
+        self._engine.limits = limits
+
     @property
     def table(self) -> RouteTable:
         """The table in force."""

@@ -18,7 +18,20 @@ from meshgate.core.changes import changed
 from meshgate.core.routes import RouteTable
 
 from .counters import Counters, Refused, StreamRecord
-from .messages import TO_WORKER, Ask, Beat, Change, Listen, LogLine, Receiver, Setup, StopListening, encode
+from .messages import (
+    TO_WORKER,
+    Ask,
+    Beat,
+    Change,
+    Limit,
+    Listen,
+    LogLine,
+    Receiver,
+    Setup,
+    StopListening,
+    ToWorker,
+    encode,
+)
 from .relay import Relay, Share
 from .shared import SharedCounts
 
@@ -64,7 +77,7 @@ class Worker:
         if len(self._log) < _MOST_TOLD:
             self._log.append(LogLine(level, text))
 
-    async def run(self, receiver: "Receiver[Setup | Change | Listen | StopListening | Ask]") -> None:
+    async def run(self, receiver: Receiver[ToWorker]) -> None:
         """Relay and obey until the parent says so, or is gone and the streams have ended."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._relay.run)
@@ -77,9 +90,11 @@ class Worker:
                     await trio.sleep(0.05)
             nursery.cancel_scope.cancel()
 
-    async def _obey(self, order: Setup | Change | Listen | StopListening | Ask) -> None:
+    async def _obey(self, order: ToWorker) -> None:
         if isinstance(order, Change):
             self._relay.install(changed(self._relay.table, order.table_change()))
+        elif isinstance(order, Limit):
+            self._relay.limit(order.limits)
         elif isinstance(order, Listen):
             self._relay.listen()
         elif isinstance(order, StopListening):
