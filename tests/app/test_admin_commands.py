@@ -151,7 +151,7 @@ def test_routes_as_json_have_the_shape_of_the_admin_address(gateway: Any, capsys
 def test_explain_of_a_routed_name_exits_with_0(gateway: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert execute(["explain", WEB.upper()]) == 0
     out = capsys.readouterr().out
-    assert out.startswith(f"routed by {WEB} (service)\n")
+    assert out.startswith(f"routed: service\nroute: {WEB}\n")
     assert "exact match" in out
     assert "[2001:db8::8]:21000 unhealthy" in out
 

@@ -3,6 +3,7 @@
 import re
 import socket
 import ssl
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,6 +21,10 @@ _TIMEOUT = httpx.Timeout(10.0, connect=_CONNECT_SECONDS)
 Answer = TypeVar("Answer")
 
 
+class NoGatewayError(CommandError):
+    """There is nobody at the admin address."""
+
+
 def ask(bind: HostPort | Path | None, path: str, **query: str) -> bytes:
     """The body of the answer to `GET path`.
 
@@ -29,8 +34,18 @@ def ask(bind: HostPort | Path | None, path: str, **query: str) -> bytes:
         query: of the request.
 
     Raises:
-        CommandError: no gateway answers there, or not with success.
+        NoGatewayError: there is no gateway.
+        CommandError: it does not answer in time, or not with success.
     """
+    return _request("GET", bind, path, query)
+
+
+def tell(bind: HostPort | Path | None, path: str, **query: str) -> bytes:
+    """The body of the answer to `POST path`; arguments and errors as those of `ask`."""
+    return _request("POST", bind, path, query)
+
+
+def _request(method: str, bind: HostPort | Path | None, path: str, query: Mapping[str, str]) -> bytes:
     if bind is None:
         raise CommandError("the admin address is switched off (MESHGATE_ADMIN_BIND=off), so there is nobody to ask")
     where = f"unix://{bind}" if isinstance(bind, Path) else str(_dialled(bind))
@@ -42,10 +57,12 @@ def ask(bind: HostPort | Path | None, path: str, **query: str) -> bytes:
         if isinstance(bind, Path):
             _knock(bind)
         with httpx.Client(transport=transport, base_url=base, timeout=_TIMEOUT, trust_env=False) as client:
-            response = client.get(path, params=query)
+            response = client.request(method, path, params=query)
     except (OSError, httpx.HTTPError, httpx.InvalidURL) as error:
         advice = "is meshgate running, with this MESHGATE_ADMIN_BIND?"
-        raise CommandError(f"no gateway answers at {where} ({_reason(error)}); {advice}") from None
+        # Who is only slow is there.
+        kind = CommandError if isinstance(error, httpx.TimeoutException) else NoGatewayError
+        raise kind(f"no gateway answers at {where} ({_reason(error)}); {advice}") from None
     if response.status_code != httpx.codes.OK:
         raise CommandError(f"the admin address {where} answered {response.status_code}{_message(response.content)}")
     return response.content

@@ -1,7 +1,9 @@
 """What the admin address answers: the gateway's state, as the contract says it."""
 
 import dataclasses
+from collections import Counter
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
@@ -15,6 +17,9 @@ from meshgate.adapters.relay import CONNECT_BUCKETS
 from meshgate.core.explain import Explanation, Step, explain
 from meshgate.core.reasons import Reason
 from meshgate.core.sni import ServiceSni, parse
+
+from . import logs
+from .admin_operator import operator_routes
 
 if TYPE_CHECKING:
     from .gateway import Gateway
@@ -30,6 +35,8 @@ def admin_routes(gateway: "Gateway") -> Mapping[tuple[str, str], Handler]:
         ("GET", "/routes"): pages.routes,
         ("GET", "/explain"): pages.explain,
         ("GET", "/metrics"): pages.metrics,
+        ("GET", "/stats/prometheus"): pages.metrics,
+        **operator_routes(gateway),
     }
 
 
@@ -42,14 +49,14 @@ class _Pages:
 
     def readyz(self, _request: Request) -> Response:
         gateway = self._gateway
-        watcher = gateway.watcher
         detail = {
             "ready": gateway.ready,
             "catalog_known": gateway.table is not None,
-            "catalog_stale": watcher is not None and watcher.stale,
+            "catalog_stale": gateway.catalog_stale,
+            **gateway.last_known.detail(),
             "listening": gateway.listening,
             "draining": gateway.draining,
-            "problems": [] if watcher is None else watcher.problems(),
+            "problems": gateway.problems(),
         }
         return json_response(detail, 200 if gateway.ready else 503)
 
@@ -61,15 +68,20 @@ class _Pages:
         if name is None:
             return error_response(400, "say which name: /explain?sni=NAME")
         # Looking for similar names among thousands takes a tenth of a second, which streams should not wait for.
-        explanation = await trio.to_thread.run_sync(explain, self._gateway.relay_table(), name)
+        snapshot = self._gateway.watcher.snapshot if self._gateway.watcher else None
+        described = partial(explain, domain=snapshot.domain) if snapshot else explain
+        explanation = await trio.to_thread.run_sync(described, self._gateway.relay_table(), name)
         return json_response(explain_view(await self._with_consul_facts(explanation)))
 
     async def metrics(self, request: Request) -> Response:
-        return await self._gateway.metrics.response(_stats(self._gateway), request)
+        return await self._gateway.metrics.response(await _stats(self._gateway), request)
 
     async def _with_consul_facts(self, explanation: Explanation) -> Explanation:
         """Add what only Consul can say: why a service is not in the table, and how old the table's data is."""
-        watcher, table = self._gateway.watcher, self._gateway.relay_table()
+        watcher, table, last_known = self._gateway.watcher, self._gateway.relay_table(), self._gateway.last_known
+        if last_known.from_disk:
+            step = Step("catalog", f"from disk, {last_known.age:.0f} s old: Consul has not answered yet")
+            return dataclasses.replace(explanation, steps=(*explanation.steps, step))
         if watcher is None:
             return dataclasses.replace(
                 explanation, steps=(*explanation.steps, Step("catalog", "not known yet: Consul has not answered"))
@@ -92,11 +104,12 @@ class _Pages:
         return dataclasses.replace(explanation, steps=tuple(steps))
 
 
-def _stats(gateway: "Gateway") -> GatewayStats:
-    counters = gateway.relay.counters()
+async def _stats(gateway: "Gateway") -> GatewayStats:
+    counters = await gateway.relay.counters()
     watcher = gateway.watcher
+    states = [] if watcher is None else watcher.states()
     ages: dict[str, float] = {}
-    for state in watcher.states() if watcher is not None else ():
+    for state in states:
         ages[state.kind] = max(ages.get(state.kind, 0.0), state.age(trio.current_time()))
     return GatewayStats(
         version=__version__,
@@ -109,7 +122,23 @@ def _stats(gateway: "Gateway") -> GatewayStats:
         watch_age_seconds=ages,
         consul_errors=gateway.client.errors,
         endpoints=endpoint_counts(gateway.relay_table()),
-        catalog_stale=watcher is not None and watcher.stale,
+        catalog_stale=gateway.catalog_stale,
         ca_root_expiry=None if watcher is None else watcher.ca_root_expiry,
+        ca_intermediate_expiry=None if watcher is None else watcher.ca_intermediate_expiry,
         draining=gateway.draining,
+        ready=gateway.ready,
+        routes=len(gateway.relay_table()),
+        connections_limit=gateway.settings.max_connections,
+        idle_timeouts=counters.idle_timeouts,
+        internal_errors=counters.internal_errors,
+        watches=Counter("failing" if state.error else "working" for state in states),
+        token_problem=bool(gateway.client.token.problem) or any(state.status == "403" for state in states),
+        log_lines_dropped=_lines_dropped(gateway),
     )
+
+
+def _lines_dropped(gateway: "Gateway") -> dict[str, int]:
+    dropped = {"process": logs.dropped()}
+    if gateway.access_log is not None:
+        dropped["access"] = gateway.access_log.dropped
+    return dropped

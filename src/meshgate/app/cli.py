@@ -14,13 +14,19 @@ import click
 
 from meshgate import __version__
 
+from .commands.completion import completion
 from .commands.config import config
 from .commands.demo import demo
+from .commands.doctor import doctor
+from .commands.drain import drain
 from .commands.explain import explain
+from .commands.modes import modes
 from .commands.options import Session
 from .commands.policy import policy
+from .commands.probe import probe
 from .commands.routes import routes
 from .commands.run import run
+from .commands.top import top
 from .failures import CommandError, ConfigError
 from .go_flags import normalised, options_of
 from .setting_sources import MASK
@@ -38,7 +44,7 @@ def cli() -> None:
     """
 
 
-for _command in (run, demo, explain, routes, policy, config):
+for _command in (run, demo, doctor, explain, routes, top, drain, probe, modes, policy, config, completion):
     cli.add_command(_command)
 
 

@@ -1,37 +1,56 @@
 """Lines to a descriptor without ever making the caller wait.
 
 A thread writes; callers only put lines into a bounded queue. When the reader of the other end stands still, the queue
-fills and further lines are dropped and counted: losing log lines is better than stopping every stream. The count is
-reported in a line of its own as soon as there is room again.
+fills and further lines are dropped and counted: losing log lines is better than stopping every stream. What happens to
+the count is the owner's to say: a line of its own as soon as there is room again, or anything else.
+
+What always holds: a line comes out whole or not at all, unless writing fails in its middle for good. What is left of
+such a line is written first when writing works again, so that no other line ever continues it.
 """
 
 import os
 import select
+import stat
 import threading
 from collections.abc import Callable
-from contextlib import suppress
 from queue import SimpleQueue
 from typing import Final
 
 QUEUE_LINES: Final = 10_000
 _BATCH_LINES: Final = 256
 
+# Two writers may share one pipe (stdout and stderr of a container), and a long write to a pipe is not atomic.
+_locks: Final[dict[tuple[int, int], threading.Lock]] = {}
+
 
 class LogWriter:
     """Writes lines to the descriptor `fd`, which stays open when the writer is closed.
 
     Args:
-        fd: where to; blocking or not.
-        report_dropped: makes the line that reports how many lines were dropped.
+        fd: where to; blocking or not. `redirect` changes it.
+        report_dropped: hears how many lines were dropped since the last time, once lines get through again; the line
+            it returns is written.
+        on_error: hears of the first failure to write after a success, in the writer's thread.
         limit: lines that may wait.
     """
 
-    def __init__(self, fd: int, report_dropped: Callable[[int], str], *, limit: int = QUEUE_LINES) -> None:
+    def __init__(
+        self,
+        fd: int,
+        report_dropped: Callable[[int], str | None],
+        *,
+        on_error: Callable[[OSError], None] | None = None,
+        limit: int = QUEUE_LINES,
+    ) -> None:
         self._fd = fd
+        self._lock = _lock_of(fd)
         self._report_dropped = report_dropped
+        self._on_error = on_error
         self._limit = limit
         # SimpleQueue.put may be called from anywhere, also from a destructor that interrupts another put.
-        self._queue: SimpleQueue[str | None] = SimpleQueue()
+        self._queue: SimpleQueue[str | Callable[[], None] | None] = SimpleQueue()
+        self._rest = b""
+        self._failing = False
         self._reported = 0
         self._closed = False
         self.dropped = 0
@@ -46,6 +65,17 @@ class LogWriter:
         else:
             self._queue.put(line)
 
+    def call(self, action: Callable[[], None]) -> None:
+        """Call `action`, which must not raise, in the writer's thread, behind the lines taken so far."""
+        if not self._closed:
+            self._queue.put(action)
+
+    def redirect(self, fd: int) -> None:
+        """Write to another descriptor from now on. Only for actions given to `call` and for callbacks."""
+        self._fd, self._lock = fd, _lock_of(fd)
+        self.dropped += bool(self._rest)
+        self._rest = b""
+
     def close(self, timeout: float) -> None:
         """Write what waits, at most for `timeout` seconds, and take no more lines."""
         self._closed = True
@@ -59,26 +89,73 @@ class LogWriter:
             # Nobody else takes, so what is there stays there.
             while len(taken) < _BATCH_LINES and not self._queue.empty():
                 taken.append(self._queue.get())
-            closing = None in taken
-            self._put_out([line for line in taken if line is not None])
+            lines: list[str] = []
+            for item in taken:
+                if isinstance(item, str):
+                    lines.append(item)
+                    continue
+                self._put_out(lines)
+                lines = []
+                if item is None:
+                    closing = True
+                else:
+                    item()
+            self._put_out(lines)
 
     def _put_out(self, lines: list[str]) -> None:
-        if lines and not self._write_all("".join(f"{line}\n" for line in lines)):
-            self.dropped += len(lines)
+        if not lines:
             return
+        lost = self._write_lines(lines)
+        self.dropped += lost
         missing = self.dropped - self._reported
-        if missing and self._write_all(f"{self._report_dropped(missing)}\n"):
+        if lost or self._rest or not missing:
+            return
+        line = self._report_dropped(missing)
+        if line is None or not self._write_lines([line]):
             self._reported += missing
 
-    def _write_all(self, text: str) -> bool:
-        data = memoryview(text.encode("utf-8", "backslashreplace"))
-        while data:
-            try:
-                data = data[os.write(self._fd, data) :]
-            except BlockingIOError:
-                # Somebody who shares the descriptor made it non-blocking.
-                with suppress(OSError):
-                    select.select((), (self._fd,), ())
-            except OSError:
-                return False
-        return True
+    def _write_lines(self, lines: list[str]) -> int:
+        """Write them; gives how many were lost. One that was cut stays in `_rest` and is not lost yet."""
+        encoded = [f"{line}\n".encode("utf-8", "backslashreplace") for line in lines]
+        rest = memoryview(self._rest + b"".join(encoded))
+        try:
+            with self._lock:
+                while rest:
+                    rest = rest[self._write_some(rest) :]
+            self._failing = False
+        except OSError as error:
+            if not self._failing and self._on_error is not None:
+                self._on_error(error)
+            self._failing = True
+        return self._keep_cut_line(rest, encoded)
+
+    def _keep_cut_line(self, rest: memoryview, lines: list[bytes]) -> int:
+        lost = 0
+        left = len(rest)
+        for line in reversed(lines):
+            if left < len(line):
+                break
+            left -= len(line)
+            lost += 1
+        self._rest = bytes(rest[:left])
+        return lost
+
+    def _write_some(self, data: memoryview) -> int:
+        try:
+            return os.write(self._fd, data)
+        except BlockingIOError:
+            # Somebody who shares the descriptor made it non-blocking.
+            poll = select.poll()
+            poll.register(self._fd, select.POLLOUT)
+            poll.poll()
+            return 0
+
+
+def _lock_of(fd: int) -> threading.Lock:
+    try:
+        status = os.fstat(fd)
+    except OSError:
+        return threading.Lock()
+    if stat.S_ISREG(status.st_mode):  # where appending is atomic
+        return threading.Lock()
+    return _locks.setdefault((status.st_dev, status.st_ino), threading.Lock())

@@ -305,7 +305,6 @@ _OPERATION_ROWS: Final = (
         "Where the last known good catalog is kept for a start without Consul.",
         parse=setting_types.path,
         metavar="PATH",
-        not_yet="this version keeps the catalog in memory only",
     ),
     Setting(
         "MESHGATE_ACCESS_LOG",
@@ -315,8 +314,6 @@ _OPERATION_ROWS: Final = (
         "off",
         parse=setting_types.access_log,
         metavar="TARGET",
-        not_yet="this version writes no access log",
-        harmless="off",
     ),
     Setting(
         "MESHGATE_LOG_LEVEL",

@@ -31,7 +31,16 @@ STATS = GatewayStats(
     endpoints={("web", "healthy"): 2, ("web", "unhealthy"): 1},
     catalog_stale=True,
     ca_root_expiry=1_900_000_000.0,
+    ca_intermediate_expiry=1_850_000_000.0,
     draining=True,
+    ready=True,
+    routes=12,
+    connections_limit=5000,
+    idle_timeouts=6,
+    internal_errors=1,
+    watches={"failing": 2},
+    token_problem=True,
+    log_lines_dropped={"process": 0, "access": 9},
 )
 
 
@@ -73,7 +82,18 @@ def test_every_number_has_its_promised_name_and_labels(metrics: Metrics, accept:
         ("meshgate_endpoints", (("destination", "web"), ("state", "unhealthy"))): 1,
         ("meshgate_catalog_stale", ()): 1,
         ("meshgate_ca_root_expiry_timestamp_seconds", ()): 1_900_000_000,
+        ("meshgate_ca_intermediate_expiry_timestamp_seconds", ()): 1_850_000_000,
         ("meshgate_draining", ()): 1,
+        ("meshgate_ready", ()): 1,
+        ("meshgate_routes", ()): 12,
+        ("meshgate_connections_limit", ()): 5000,
+        ("meshgate_idle_timeouts_total", ()): 6,
+        ("meshgate_internal_errors_total", ()): 1,
+        ("meshgate_watches", (("state", "failing"),)): 2,
+        ("meshgate_watches", (("state", "working"),)): 0,
+        ("meshgate_token_problem", ()): 1,
+        ("meshgate_log_lines_dropped_total", (("log", "process"),)): 0,
+        ("meshgate_log_lines_dropped_total", (("log", "access"),)): 9,
     }
     assert {key: got.get(key) for key in expected} == expected
     ours = {key[0] for key in got if key[0].startswith("meshgate_")}
@@ -110,6 +130,7 @@ def test_a_gateway_that_knows_nothing_yet_has_a_page(metrics: Metrics) -> None:
     assert got["meshgate_connections_active", ()] == 0
     assert got["meshgate_connect_seconds_count", ()] == 0
     assert ("meshgate_ca_root_expiry_timestamp_seconds", ()) not in got
+    assert ("meshgate_ca_intermediate_expiry_timestamp_seconds", ()) not in got
 
 
 @pytest.mark.parametrize(

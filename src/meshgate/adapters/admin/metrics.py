@@ -66,7 +66,16 @@ class GatewayStats:
         endpoints: known endpoints, by destination and state; `endpoint_counts` makes it.
         catalog_stale: whether the last known good catalog is served, because Consul is not heard.
         ca_root_expiry: when the CA root that ends first ends, in Unix time; None while no root is known.
+        ca_intermediate_expiry: when the CA intermediate that signs ends, in Unix time; None where the root signs.
         draining: whether the gateway is on its way out.
+        ready: whether new streams are served.
+        routes: routes in the table.
+        connections_limit: how many streams may be open at once.
+        idle_timeouts: streams that were closed because nothing moved.
+        internal_errors: streams that were ended by a fault of the gateway's own.
+        watches: watches of Consul by state, `working` or `failing`.
+        token_problem: whether Consul refuses the token somewhere, or its file cannot be used.
+        log_lines_dropped: lines that were not written, by log: `process` or `access`.
     """
 
     version: str
@@ -81,7 +90,16 @@ class GatewayStats:
     endpoints: Mapping[tuple[str, str], int] = field(default_factory=dict)
     catalog_stale: bool = False
     ca_root_expiry: float | None = None
+    ca_intermediate_expiry: float | None = None
     draining: bool = False
+    ready: bool = False
+    routes: int = 0
+    connections_limit: int = 0
+    idle_timeouts: int = 0
+    internal_errors: int = 0
+    watches: Mapping[str, int] = field(default_factory=dict)
+    token_problem: bool = False
+    log_lines_dropped: Mapping[str, int] = field(default_factory=dict)
 
 
 def endpoint_counts(table: RouteTable) -> dict[tuple[str, str], int]:
@@ -167,6 +185,32 @@ def _families(stats: GatewayStats) -> Iterator[Metric]:
         "When the first CA root expires.",
         {} if stats.ca_root_expiry is None else {(): stats.ca_root_expiry},
     )
+    yield _gauge(
+        "ca_intermediate_expiry_timestamp_seconds",
+        "When the CA intermediate that signs expires.",
+        {} if stats.ca_intermediate_expiry is None else {(): stats.ca_intermediate_expiry},
+    )
+    yield from _more_families(stats)
+
+
+def _more_families(stats: GatewayStats) -> Iterator[Metric]:
+    """What the gateway has beside the streams and the catalog."""
+    yield _gauge("ready", "1 while new streams are served.", {(): stats.ready})
+    yield _gauge("routes", "Routes in the table.", {(): stats.routes})
+    yield _gauge("connections_limit", "Streams that may be open at once.", {(): stats.connections_limit})
+    yield _counter("idle_timeouts", "Streams that were closed because nothing moved.", {(): stats.idle_timeouts})
+    yield _counter("internal_errors", "Streams that a fault of the gateway ended.", {(): stats.internal_errors})
+    watches = {"working": 0, "failing": 0} | dict(stats.watches)
+    yield _gauge("watches", "Watches of Consul.", {(state,): count for state, count in watches.items()}, ("state",))
+    yield _gauge(
+        "token_problem", "1 while Consul refuses the token, or its file cannot be used.", {(): stats.token_problem}
+    )
+    yield _counter(
+        "log_lines_dropped",
+        "Log lines that were not written.",
+        {(log,): count for log, count in stats.log_lines_dropped.items()},
+        ("log",),
+    )
 
 
 Samples = Mapping[tuple[str, ...], float]
@@ -179,7 +223,7 @@ def _gauge(name: str, help_: str, samples: Samples, labels: Iterable[str] = ()) 
     return family
 
 
-def _counter(name: str, help_: str, samples: Samples, labels: Iterable[str]) -> Metric:
+def _counter(name: str, help_: str, samples: Samples, labels: Iterable[str] = ()) -> Metric:
     family = CounterMetricFamily(f"meshgate_{name}", help_, labels=list(labels))
     for values, number in samples.items():
         family.add_metric(list(values), float(number))

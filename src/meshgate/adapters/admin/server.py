@@ -7,6 +7,7 @@ limits allow, or hold a connection longer than the timeouts.
 
 import email.utils
 import errno
+import http
 import inspect
 import socket
 from collections.abc import Awaitable, Callable, Collection, Mapping
@@ -161,7 +162,11 @@ class _Connection:
             **({"connection": "close"} if close else {}),
             **{name.lower(): value for name, value in response.headers},
         }
-        data = self._http.send(h11.Response(status_code=response.status, headers=list(headers.items()))) or b""
+        reason = http.HTTPStatus(response.status).phrase
+        head_of_answer = h11.Response(
+            status_code=response.status, headers=list(headers.items()), reason=reason.encode()
+        )
+        data = self._http.send(head_of_answer) or b""
         if not head:
             data += self._http.send(h11.Data(data=response.body)) or b""
         data += self._http.send(h11.EndOfMessage()) or b""

@@ -9,9 +9,9 @@ from meshgate.core.routes import Endpoint, Route, RouteTable
 def routes_view(table: RouteTable) -> dict[str, Any]:
     """The answer to `/routes`: all routes with all known endpoints, exact names first."""
     return {
-        "datacenter": _text(table.datacenter),
-        "partition": _text(table.partition),
-        "trust_domain": _text(table.trust_domain),
+        "datacenter": safe_text(table.datacenter),
+        "partition": safe_text(table.partition),
+        "trust_domain": safe_text(table.trust_domain),
         "routes": [_route(route) for route in table],
     }
 
@@ -20,19 +20,19 @@ def explain_view(explanation: Explanation) -> dict[str, Any]:
     """The answer to `/explain`. Without a route, `route` and `kind` are null and `endpoints` is empty."""
     route = explanation.route
     return {
-        "sni": _text(explanation.sni),
+        "sni": safe_text(explanation.sni),
         "decision": explanation.decision,
         "reason": explanation.reason,
-        "route": _text(route.sni) if route else None,
+        "route": safe_text(route.sni) if route else None,
         "kind": explanation.kind,
         "endpoints": [_endpoint(endpoint) for endpoint in explanation.endpoints],
-        "steps": [{"rule": step.rule, "outcome": _text(step.outcome)} for step in explanation.steps],
+        "steps": [{"rule": step.rule, "outcome": safe_text(step.outcome)} for step in explanation.steps],
     }
 
 
 def _route(route: Route) -> dict[str, Any]:
     return {
-        "sni": _text(route.sni),
+        "sni": safe_text(route.sni),
         "match": route.match,
         "kind": route.kind,
         "endpoints": [_endpoint(endpoint) for endpoint in route.endpoints],
@@ -41,15 +41,15 @@ def _route(route: Route) -> dict[str, Any]:
 
 def _endpoint(endpoint: Endpoint) -> dict[str, Any]:
     return {
-        "address": _text(endpoint.address),
+        "address": safe_text(endpoint.address),
         "port": endpoint.port,
         "healthy": endpoint.healthy,
         "weight": endpoint.weight,
-        "node": _text(endpoint.node),
-        "instance": _text(endpoint.instance),
+        "node": safe_text(endpoint.node),
+        "instance": safe_text(endpoint.instance),
     }
 
 
-def _text(text: str) -> str:
+def safe_text(text: str) -> str:
     """`text`, with what UTF-8 cannot carry (half a surrogate pair) escaped; JSON takes care of all else."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")

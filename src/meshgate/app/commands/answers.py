@@ -59,3 +59,24 @@ class Explanation(msgspec.Struct):
     kind: str | None
     endpoints: list[Endpoint]
     steps: list[Step]
+
+
+class Stream(msgspec.Struct):
+    """An open stream, an item of `/connections`."""
+
+    id: int
+    worker: int
+    route: str | None
+    endpoint: str | None
+    state: str
+    bytes_received: int
+    bytes_sent: int
+
+
+class ServerInfo(msgspec.Struct):
+    """`/server_info`."""
+
+    version: str
+    state: str
+    uptime_seconds: float
+    problems: list[str] = []

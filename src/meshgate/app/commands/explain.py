@@ -31,9 +31,10 @@ def explain(settings: Settings, sni: str, *, as_json: bool) -> int:
 
 
 def _show(answer: Explanation, printer: Printer) -> None:
-    routed = answer.decision == "routed"
-    why = f": {answer.reason}" if answer.reason else f" by {answer.route} ({answer.kind})"
-    printer.line(f"{answer.decision}{why}", "green" if routed else "red")
+    style = "green" if answer.decision == "routed" else "red"
+    printer.line(f"{answer.decision}: {answer.reason or answer.kind}", style)
+    if answer.route:
+        printer.line(f"route: {answer.route}")
     printer.line()
     printer.table(("STEP", "OUTCOME"), [(step.rule, step.outcome) for step in answer.steps])
     if answer.endpoints:

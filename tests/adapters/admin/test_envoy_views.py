@@ -1,0 +1,60 @@
+from meshgate.adapters.admin.envoy_views import clusters_text, clusters_view
+from meshgate.core.routes import Endpoint, Route, RouteKind, RouteTable
+
+WEB = "web.default.dc1.internal.td.consul"
+TABLE = RouteTable.of(
+    "dc1",
+    "td.consul",
+    "default",
+    iter(
+        [
+            Route(
+                WEB,
+                RouteKind.SERVICE,
+                "web",
+                (
+                    Endpoint("10.0.0.7", 21000, True, 3, "n1", "web-1"),
+                    Endpoint("2001:db8::8", 21000, False, 1, "n2\n", "web-2", "check x is critical"),
+                ),
+            ),
+            Route("dc2.internal.td.consul", RouteKind.DATACENTER, "dc2", (), suffix=True),
+        ]
+    ),
+)
+ACTIVE = {(WEB, "10.0.0.7:21000"): 4, ("*.dc2.internal.td.consul", "10.0.0.7:21000"): 9}
+
+
+def test_the_text_has_envoys_lines() -> None:
+    assert clusters_text(TABLE, ACTIVE).splitlines() == [
+        f"{WEB}::observability_name::{WEB}",
+        f"{WEB}::added_via_api::true",
+        f"{WEB}::10.0.0.7:21000::cx_active::4",
+        f"{WEB}::10.0.0.7:21000::hostname::n1",
+        f"{WEB}::10.0.0.7:21000::health_flags::healthy",
+        f"{WEB}::10.0.0.7:21000::weight::3",
+        f"{WEB}::[2001:db8::8]:21000::cx_active::0",
+        f"{WEB}::[2001:db8::8]:21000::hostname::n2\\n",
+        f"{WEB}::[2001:db8::8]:21000::health_flags::/failed_eds_health",
+        f"{WEB}::[2001:db8::8]:21000::weight::1",
+        "dc2.internal.td.consul::observability_name::dc2.internal.td.consul",
+        "dc2.internal.td.consul::added_via_api::true",
+    ]
+
+
+def test_the_json_answers_what_scripts_ask_of_envoy() -> None:
+    """The query of Consul's own integration tests: the EDS health of the hosts of a cluster."""
+    clusters = {each["name"]: each["host_statuses"] for each in clusters_view(TABLE, ACTIVE)["cluster_statuses"]}
+    assert list(clusters) == [WEB, "dc2.internal.td.consul"]
+    assert [host["health_status"]["eds_health_status"] for host in clusters[WEB]] == ["HEALTHY", "UNHEALTHY"]
+    assert [host["health_status"].get("failed_eds_health", False) for host in clusters[WEB]] == [False, True]
+    assert [host["address"]["socket_address"] for host in clusters[WEB]] == [
+        {"address": "10.0.0.7", "port_value": 21000},
+        {"address": "2001:db8::8", "port_value": 21000},
+    ]
+    assert clusters[WEB][0]["stats"] == [{"name": "cx_active", "value": "4", "type": "GAUGE"}]
+
+
+def test_an_empty_table_is_an_empty_answer() -> None:
+    empty = RouteTable.of("", "", "default", iter(()))
+    assert clusters_text(empty, {}) == ""
+    assert clusters_view(empty, {}) == {"cluster_statuses": []}

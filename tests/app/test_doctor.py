@@ -1,0 +1,242 @@
+"""What the real Consul of the end-to-end tests does not do: answer with a date of yesterday, lack Connect, be old."""
+
+import socket
+import time
+from email.utils import formatdate
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from meshgate.adapters.consul import ConsulUnreachableError
+from meshgate.adapters.consul.inspection import ConsulInspector
+from meshgate.app.demo.ports import free_ports
+from meshgate.app.doctor import examine
+from meshgate.app.settings import Settings
+from meshgate.core.prerequisites import Finding, Status
+from tests.adapters.consul.fake_consul import FakeConsul
+
+from .consul_double import datacenter, gateway, inspected, may
+
+OK, WARNING, FAILED = Status.OK, Status.WARNING, Status.FAILED
+
+
+def settings_of(**values: str) -> Settings:
+    port = free_ports(1)[0]
+    base = {"MESHGATE_ADDRESS": f"127.0.0.1:{port}", "MESHGATE_ADMIN_BIND": "off"}
+    flags = base | {f"MESHGATE_{name}": value for name, value in values.items()}
+    return Settings.load(flags, environ={}, env_file="/dev/null")
+
+
+async def findings(client: ConsulInspector, **values: str) -> dict[str, Finding]:
+    return {finding.check: finding for finding in await examine(client, settings_of(**values))}
+
+
+def federated(double: FakeConsul, port: int) -> None:
+    double.set("/v1/catalog/datacenters", ["dc1", "dc2"], index=None)
+    double.set("/v1/connect/ca/roots?dc=dc2", {"TrustDomain": "td.consul", "Roots": None})
+    double.set("/v1/acl/replication?dc=dc2", replication(), index=None)
+    double.set("/v1/acl/token/self?dc=dc2", {"AccessorID": "a", "Local": False}, index=None)
+    double.set("/v1/internal/acl/authorize?dc=dc2", [{"Allow": True}, {"Allow": True}], index=None)
+    gateway(double, "dc2", "127.0.0.1", port)
+
+
+def replication(**fields: Any) -> dict[str, Any]:
+    known = {"Enabled": True, "Running": True, "SourceDatacenter": "dc1", "ReplicationType": "tokens"}
+    return known | fields
+
+
+async def test_a_single_datacenter_in_order_has_nothing_that_failed() -> None:
+    async with inspected() as (double, client):
+        double.set("/v1/status/leader", "x", headers={"Date": formatdate(time.time(), usegmt=True)}, index=None)
+        found = await findings(client)
+        assert {name for name, finding in found.items() if finding.status is not OK} <= {"descriptor limit"}
+        assert found["gRPC port"].detail == "8502, 8503"
+        assert found["consul version"].detail == "1.18.2+ent"
+        assert "dc1 alone" in found["datacenters"].detail
+
+
+async def test_the_admin_port_that_nobody_has_is_free(tmp_path: Path) -> None:
+    async with inspected() as (_, client):
+        found = await findings(client, ADMIN_BIND=f"127.0.0.1:{free_ports(1)[0]}")
+        assert found["admin port"].status is OK
+        found = await findings(client, ADMIN_BIND=f"unix://{tmp_path}/admin.sock")
+        assert found["admin socket"].status is OK
+        found = await findings(client, ADMIN_BIND=f"unix://{tmp_path}/no/admin.sock")
+        assert found["admin socket"].status is FAILED
+
+
+async def test_an_address_of_another_machine_cannot_be_bound() -> None:
+    async with inspected() as (_, client):
+        found = await findings(client, ADDRESS="192.0.2.7:8443")
+        assert found["LAN address"].status is FAILED
+        assert found["port default"].detail == "192.0.2.7:8443: EADDRNOTAVAIL"
+        found = await findings(client, ADDRESS=f":{free_ports(1)[0]}")
+        assert found["LAN address"].detail.startswith("that of the agent")
+        assert found["port default"].detail.endswith("is free")
+
+
+@pytest.mark.parametrize(("seconds", "status"), [(-3600.0, FAILED), (-30.0, WARNING), (0.0, OK), (30.0, WARNING)])
+async def test_the_agents_clock_is_compared(seconds: float, status: Status) -> None:
+    async with inspected() as (double, client):
+        date = formatdate(time.time() + seconds, usegmt=True)
+        double.set("/v1/status/leader", "x", headers={"Date": date}, index=None)
+        assert (await findings(client))["clock"].status is status
+
+
+async def test_answers_without_a_date_leave_the_clock_open() -> None:
+    async with inspected() as (double, client):
+        assert (await findings(client))["clock"].status is WARNING
+        double.set("/v1/status/leader", "x", headers={"Date": "yesterday"}, index=None)
+        assert (await findings(client))["clock"].status is WARNING
+
+
+async def test_connect_that_is_off_is_said() -> None:
+    async with inspected() as (double, client):
+        text = b"Connect must be enabled in order to use this endpoint"
+        double.set("/v1/connect/ca/roots", text, status=500)
+        found = await findings(client)
+        assert (found["connect"].status, found["CA roots"].status) == (FAILED, FAILED)
+        assert "enabled = true" in found["connect"].advice
+
+
+async def test_an_old_agent_without_grpc_and_with_few_connections_is_told_apart() -> None:
+    async with inspected() as (double, client):
+        datacenter(double, GRPCPort=-1, GRPCTLSPort=-1, HTTPMaxConnsPerClient=50, EnableCentralServiceConfig=False)
+        double.set("/v1/agent/self", double.resources["/v1/agent/self"].body, index=None)
+        found = await findings(client)
+        assert found["gRPC port"].status is WARNING
+        assert found["central config"].status is WARNING
+        assert found["agent connections"].status is FAILED
+        assert "MESHGATE_CATALOG_WATCHES to 30" in found["agent connections"].advice
+        body = {"Config": {"Datacenter": "dc1", "Version": "1.7.2"}, "DebugConfig": None}
+        double.set("/v1/agent/self", body, index=None)
+        found = await findings(client)
+        assert found["consul version"].status is FAILED
+        assert found["gRPC port"].detail == "the agent does not tell"
+
+
+async def test_without_acls_no_right_is_asked_for() -> None:
+    async with inspected() as (double, client):
+        datacenter(double, ACLsEnabled=False)
+        double.set("/v1/catalog/datacenters", ["dc1"], index=None)
+        found = await findings(client)
+        assert found["ACLs"].status is OK
+        assert not any(name.startswith("token") for name in found)
+        assert not double.requests("/v1/internal/acl/authorize")
+
+
+async def test_rights_are_asked_one_by_one() -> None:
+    async with inspected() as (double, client):
+        may(double, register=True, services=False, nodes=False, agent=True)
+        found = await findings(client)
+        assert found["token: service:write"].status is OK
+        # A narrower rule than the prefix works too, so that is no failure.
+        assert found["token: service:read"].status is WARNING
+        assert found["token: node:read"].status is FAILED
+        assert found["token: agent:read"].status is OK
+
+
+async def test_a_gateway_that_does_not_register_needs_no_right_to() -> None:
+    async with inspected() as (double, client):
+        double.set("/v1/internal/acl/authorize", [{"Allow": True}] * 3, index=None)
+        found = await findings(client, REGISTER="false")
+        assert "token: service:write" not in found
+        assert found["token: service:read"].status is OK
+
+
+async def test_an_answer_about_other_rights_than_those_asked_for_is_none() -> None:
+    async with inspected() as (double, client):
+        double.set("/v1/internal/acl/authorize", [{"Allow": True}], index=None)
+        assert (await findings(client))["token"].detail == "Consul was asked for 4 rights and told 1"
+
+
+async def test_an_agent_that_blocks_the_question_about_rights_is_no_failure() -> None:
+    async with inspected() as (double, client):
+        double.set("/v1/internal/acl/authorize", b"no such endpoint", status=404)
+        found = (await findings(client))["token"]
+        assert found.status is WARNING
+        assert "meshgate policy" in found.advice
+
+
+async def test_two_datacenters_in_order() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        async with inspected() as (double, client):
+            federated(double, listener.getsockname()[1])
+            found = await findings(client, WAN_ADDRESS="198.51.100.7:443")
+            for name in ("primary of dc2", "token in dc2", "ACL replication to dc2", "gateways of dc2", "WAN address"):
+                assert found[name].status is OK, found[name]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "check", "status", "words"),
+    [
+        ("/v1/connect/ca/roots?dc=dc2", {"TrustDomain": "x.consul"}, "primary of dc2", FAILED, "instead of td.consul"),
+        ("/v1/acl/replication?dc=dc2", replication(SourceDatacenter="dc9"), "primary of dc2", FAILED, "dc9 instead"),
+        ("/v1/acl/replication?dc=dc2", replication(Enabled=False), "ACL replication to dc2", WARNING, "off"),
+        ("/v1/acl/replication?dc=dc2", replication(Running=False), "ACL replication to dc2", FAILED, "not running"),
+        (
+            "/v1/acl/replication?dc=dc2",
+            replication(ReplicationType="policies"),
+            "ACL replication to dc2",
+            WARNING,
+            "policies only",
+        ),
+        ("/v1/internal/acl/authorize?dc=dc2", [{"Allow": True}, {}], "token in dc2", WARNING, "may not see all"),
+        ("/v1/health/service/mesh-gateway?dc=dc2", [], "gateways of dc2", WARNING, "none"),
+    ],
+)
+async def test_what_is_wrong_elsewhere_is_found(path: str, body: Any, check: str, status: Status, words: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        async with inspected() as (double, client):
+            federated(double, listener.getsockname()[1])
+            double.set(path, body)
+            found = (await findings(client))[check]
+            assert found.status is status, found
+            assert words in found.detail
+            assert found.advice
+
+
+async def test_an_unhealthy_gateway_elsewhere_that_answers_is_a_warning() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        async with inspected() as (double, client):
+            federated(double, listener.getsockname()[1])
+            (found,) = double.resources["/v1/health/service/mesh-gateway?dc=dc2"].body
+            found["Checks"] = [{"CheckID": "c", "Status": "critical"}]
+            assert (await findings(client))["gateways of dc2"].status is WARNING
+
+
+async def test_a_datacenter_that_cannot_be_asked_does_not_end_the_examination() -> None:
+    async with inspected() as (double, client):
+        federated(double, free_ports(1)[0])
+        for path in list(double.resources):
+            if path.endswith("?dc=dc2"):
+                double.set(path, b"No path to datacenter", status=500)
+        found = await findings(client)
+        for name in ("primary of dc2", "token in dc2", "gateways of dc2"):
+            assert found[name].status is FAILED
+        assert found["agent connections"].status is OK
+
+
+async def test_an_own_wan_address_that_does_not_answer_is_a_warning_while_the_gateway_runs() -> None:
+    async def admin(stream: trio.SocketStream) -> None:
+        await stream.receive_some()
+        await stream.send_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
+
+    async with inspected() as (_, client), trio.open_nursery() as nursery:
+        listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        nursery.start_soon(trio.serve_listeners, admin, listeners)
+        bind = f"127.0.0.1:{listeners[0].socket.getsockname()[1]}"
+        found = await findings(client, ADMIN_BIND=bind, WAN_ADDRESS=f"127.0.0.1:{free_ports(1)[0]}")
+        assert "a meshgate is running" in found["admin port"].detail
+        assert found["WAN address answers"].status is WARNING
+        nursery.cancel_scope.cancel()
+
+
+async def test_no_agent_at_all_is_an_error() -> None:
+    async with inspected() as (double, client):
+        double.drop_connections()
+        double.set("/v1/status/leader", None, cut=True)
+        with pytest.raises(ConsulUnreachableError):
+            await findings(client)

@@ -1,0 +1,124 @@
+import json
+import os
+import threading
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from meshgate.adapters.admin.messages import error_response, text_response
+from meshgate.app.cli import execute
+from meshgate.app.commands import drain as drain_command
+
+from .fake_gateway import FakeGateway
+from .test_admin_commands import serving
+
+
+@pytest.fixture(autouse=True)
+def clean_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in os.environ:
+        if name.startswith(("MESHGATE_", "CONSUL_")):
+            monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(drain_command, "_INTERVAL", 0.0)
+    monkeypatch.setattr(drain_command, "_LOOK", 0.005)
+
+
+def gateway_that_runs_out(streams: int) -> FakeGateway:
+    """After each look at its metrics while it drains one stream fewer is open, and after the last it is gone."""
+    gateway = FakeGateway()
+    gateway.stats = replace(gateway.stats, connections_active=streams)
+
+    def look() -> None:
+        if not gateway.draining:
+            return
+        if gateway.stats.connections_active == 0:
+            gateway.stop()
+        else:
+            gateway.stats = replace(gateway.stats, connections_active=gateway.stats.connections_active - 1)
+
+    gateway.on_metrics = look
+    return gateway
+
+
+def place(tmp_path: Path, kind: str) -> Any:
+    return ("127.0.0.1", 0) if kind == "tcp" else tmp_path / "admin.sock"
+
+
+@pytest.mark.parametrize("kind", ["tcp", "unix"])
+def test_drain_follows_the_streams_until_the_gateway_is_gone(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gateway = gateway_that_runs_out(3)
+    with gateway.serving(place(tmp_path, kind)) as address:
+        assert execute(["drain", f"--admin-bind={address}"]) == 0
+    assert gateway.drains == 1
+    out, err = capsys.readouterr()
+    lines = out.splitlines()
+    assert lines[:4] == ["draining: 3 streams", "2 streams left", "1 stream left", "0 streams left"]
+    assert lines[-1].startswith("the gateway is gone, after ")
+    assert err == ""
+
+
+def test_drain_as_json_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    with gateway_that_runs_out(1).serving() as address:
+        assert execute(["drain", "--json", f"--admin-bind={address}"]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert lines[:2] == [{"state": "draining", "streams": 1}, {"state": "draining", "streams": 0}]
+    assert lines[-1]["state"] == "gone"
+    assert lines[-1]["seconds"] >= 0
+
+
+def test_progress_is_printed_once_a_second(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drain_command, "_INTERVAL", 3600.0)
+    with gateway_that_runs_out(20).serving() as address:
+        assert execute(["drain", f"--admin-bind={address}"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+def test_a_gateway_that_takes_its_place_is_another_one(capsys: pytest.CaptureFixture[str]) -> None:
+    """A supervisor may start the next gateway at the same address before anybody looks."""
+    gateway = FakeGateway()
+
+    def restart() -> None:
+        if gateway.draining:
+            gateway.process_started += 5.0
+
+    gateway.on_metrics = restart
+    with gateway.serving() as address:
+        assert execute(["drain", f"--admin-bind={address}"]) == 0
+    assert gateway.drains == 1
+    assert "the gateway is gone" in capsys.readouterr().out
+
+
+def test_ctrl_c_ends_the_waiting_and_not_the_drain(capsys: pytest.CaptureFixture[str]) -> None:
+    gateway = FakeGateway()
+
+    def interrupt() -> None:
+        if gateway.draining:
+            os.kill(os.getpid(), 2)
+
+    gateway.on_metrics = interrupt
+    assert threading.current_thread() is threading.main_thread()
+    with gateway.serving() as address:
+        assert execute(["drain", f"--admin-bind={address}"]) == 130
+    assert gateway.draining
+
+
+def test_without_a_gateway_there_is_nothing_to_drain(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert execute(["drain", f"--admin-bind=unix://{tmp_path}/none"]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("meshgate: no gateway answers at ")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("response", [text_response("<html>"), text_response("other_metric 1"), error_response(404)])
+def test_something_else_at_the_address_is_not_told_to_drain(response: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    told: list[object] = []
+    routes = {("GET", "/metrics"): lambda _: response, ("POST", "/drain"): told.append}
+    with serving(("127.0.0.1", 0), routes) as address:
+        assert execute(["drain", f"--admin-bind={address}"]) == 1
+    assert told == []
+    assert capsys.readouterr().err.count("\n") == 1

@@ -1,0 +1,187 @@
+"""When the catalog on disk is believed, and what of Consul's silence it may fill."""
+
+from pathlib import Path
+
+import pytest
+import trio
+from structlog.testing import capture_logs
+from trio.testing import MockClock
+
+from meshgate.adapters.consul import CatalogWatcher, ServerError, WatchHub, WatchState
+from meshgate.adapters.names import NameKeeper
+from meshgate.adapters.state import Kept, read, write
+from meshgate.app.last_known import REMOTES_PATIENCE, LastKnown
+from meshgate.core.carrying import Unanswered
+from meshgate.core.catalog import Instance, RemoteDatacenter, Service, Snapshot
+from tests.adapters.consul.model import Model
+
+ROW = Instance("n1", "dc1", "web-1", "web", "10.0.0.1", 21000, "10.0.0.1")
+WEB = Service("web", (ROW,))
+DC2 = RemoteDatacenter("dc2", (ROW,))
+CATALOG = Snapshot("dc1", "td.consul", services=(WEB,), remotes=(DC2,))
+EMPTY = Snapshot("dc1", "td.consul")
+
+
+@pytest.fixture
+def patient_clock() -> MockClock:
+    """A clock that jumps only when threads have had their time too."""
+    return MockClock(autojump_threshold=0.02)
+
+
+def of(folder: Path | None, *, service: str = "mesh-gateway", partition: str = "") -> LastKnown:
+    return LastKnown(folder, service, partition, lambda: False)
+
+
+async def loaded(folder: Path, **options: str) -> LastKnown:
+    write(folder, Kept(CATALOG, "mesh-gateway", 0.0))
+    it = of(folder, **options)
+    await it.load()
+    return it
+
+
+def state(kind: str, name: str, *, answered: bool = False, status: str = "500") -> WatchState:
+    return WatchState(kind, name, 0.0, last_success=1.0 if answered else None, status=status)
+
+
+async def test_without_a_folder_there_is_nothing_and_nothing_is_kept() -> None:
+    it = of(None)
+    await it.load()
+    it.keep(CATALOG, {})
+    assert (it.kept, it.stand_in(), it.from_disk, it.problems()) == (None, None, False, [])
+    assert it.detail() == {"from_disk": False}
+    assert it.completed(CATALOG, Unanswered()) is CATALOG
+
+
+async def test_age_goes_on_from_what_the_file_says_and_is_never_negative(
+    tmp_path: Path, patient_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for now, age in ((500.0, 400.0), (50.0, 0.0)):
+        write(tmp_path, Kept(CATALOG, "mesh-gateway", 100.0))
+        it = of(tmp_path)
+        monkeypatch.setattr("time.time", lambda now=now: now)
+        await it.load()
+        assert it.stand_in() is not None
+        await trio.sleep(7)
+        assert it.detail() == {"from_disk": True, "age_seconds": pytest.approx(age + 7, abs=0.5)}
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"service": "other"}, "it is of the gateway service mesh-gateway, this is other"),
+        ({"partition": "p"}, "partition"),
+    ],
+)
+async def test_file_of_another_service_or_partition_is_refused(
+    tmp_path: Path, options: dict[str, str], why: str
+) -> None:
+    with capture_logs() as logs:
+        assert (await loaded(tmp_path, **options)).kept is None
+    assert [entry["log_level"] for entry in logs] == ["error"]
+    assert why in logs[0]["event"]
+
+
+@pytest.mark.parametrize("place", [("dc9", "default"), ("dc1", "other"), ("dc9", "other")])
+async def test_file_of_another_place_is_given_up_when_the_agent_tells(tmp_path: Path, place: tuple[str, str]) -> None:
+    it = await loaded(tmp_path)
+    it.stand_in()
+    it.accept("dc1", "default")
+    assert it.from_disk
+    it.accept(*place)
+    assert (it.from_disk, it.kept) == (False, None)
+
+
+async def test_a_catalog_from_disk_is_not_written_back_and_consuls_is(tmp_path: Path) -> None:
+    it = await loaded(tmp_path)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(it.run)
+        it.stand_in()
+        it.keep(CATALOG, {})
+        fresh = it.completed(EMPTY, Unanswered())
+        it.keep(fresh, {})
+        with trio.fail_after(5):
+            while (kept := read(tmp_path)) is None or kept.snapshot != EMPTY:
+                await trio.sleep(0.01)
+        nursery.cancel_scope.cancel()
+    assert (it.from_disk, it.kept) == (False, None)
+
+
+@pytest.fixture
+def silences() -> list[WatchState]:
+    return [
+        state("health", "web"),
+        state("health", "api", answered=True),
+        state("subset", "v1.web", status="unreachable"),
+        state("subset", "bad.web", status="400"),
+        state("resolvers", "service-resolvers", answered=True),
+    ]
+
+
+async def test_silence_of_consul_is_told_from_its_answers(tmp_path: Path, silences: list[WatchState]) -> None:
+    it = await loaded(tmp_path)
+    found = it.unanswered(silences)
+    assert (found.services, found.subsets, found.resolvers) == (
+        frozenset({"web"}),
+        frozenset({"v1.web"}),
+        False,
+    )
+    assert it.unanswered([state("resolvers", "service-resolvers")]).resolvers
+
+
+async def test_datacenter_that_consul_does_not_know_yet_is_given_a_minute(
+    tmp_path: Path, patient_clock: MockClock
+) -> None:
+    it = await loaded(tmp_path)
+    listed = [state("datacenters", "datacenters", answered=True)]
+    assert it.completed(EMPTY, it.unanswered(listed)).remotes == (DC2,)
+    await trio.sleep(REMOTES_PATIENCE - 1)
+    assert it.unanswered(listed).remotes == {"dc2"}
+    await trio.sleep(2)
+    assert it.unanswered([state("datacenters", "datacenters")]).remotes == {"dc2"}
+    assert it.unanswered(listed).remotes == frozenset()
+    assert it.completed(EMPTY, it.unanswered(listed)) is EMPTY
+    assert it.kept is None
+
+
+async def test_datacenter_that_answers_for_its_gateways_is_believed_at_once(tmp_path: Path) -> None:
+    it = await loaded(tmp_path)
+    assert it.unanswered([state("gateways", "mesh-gateway in dc2", answered=True)]).remotes == frozenset()
+    assert it.unanswered([state("gateways", "mesh-gateway in dc2")]).remotes == {"dc2"}
+
+
+async def test_what_is_carried_is_told_until_it_is_not(tmp_path: Path) -> None:
+    it = await loaded(tmp_path)
+    assert it.completed(EMPTY, Unanswered(services=frozenset({"web"}))).services == (WEB,)
+    assert it.problems() == ["1 services and datacenters are served from disk: Consul has not answered yet"]
+    it.completed(EMPTY, Unanswered())
+    assert it.problems() == []
+
+
+async def test_real_watches_that_fail_are_told_from_those_that_answer(tmp_path: Path, patient_clock: MockClock) -> None:
+    """The names of the watches carry the meaning: this fails if they are renamed."""
+    it = await loaded(tmp_path)
+    failing = ServerError("Consul failed: 500", "500")
+    model = Model(connect={"web": (ROW,), "api": (ROW,)}, wan=("dc1", "dc2"), remote={"dc2": {}})
+    model.broken = {"connect_instances:web": failing, "instances:mesh-gateway in dc2": failing, "resolvers": failing}
+    hub = WatchHub()
+    watcher = CatalogWatcher(model, hub, lambda _: None, datacenter="dc1")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(watcher.run)
+        await trio.sleep(REMOTES_PATIENCE)
+        found = it.unanswered(hub.states())
+        assert found == Unanswered(frozenset({"web"}), frozenset(), True, frozenset({"dc2"}))
+        model.broken = {}
+        await trio.sleep(REMOTES_PATIENCE)
+        assert watcher.snapshot is not None
+        it.completed(watcher.snapshot, it.unanswered(hub.states()))
+        await trio.sleep(REMOTES_PATIENCE)
+        assert it.unanswered(hub.states()) == Unanswered()
+        nursery.cancel_scope.cancel()
+
+
+async def test_addresses_from_an_earlier_life_serve_until_dns_answers() -> None:
+    names = NameKeeper(lambda: None)
+    names.addresses = {"two.example": ("192.0.2.2",)}
+    names.remember({"one.example": ("192.0.2.1",), "two.example": ("192.0.2.9",), "gone.example": ("192.0.2.3",)})
+    names.want({"one.example", "two.example"})
+    assert names.addresses == {"one.example": ("192.0.2.1",), "two.example": ("192.0.2.2",)}
