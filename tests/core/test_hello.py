@@ -177,7 +177,7 @@ def test_hello_that_offers_tls_1_3_must_end_its_record() -> None:
         b"PRI * HTTP/2.0\r\n",
         b"SSH-2.0-OpenSSH_9.2\r\n",
         bytes.fromhex("802e0100020015000000100100800700c0"),  # SSLv2
-        bytes.fromhex("00000008 04d2162f".replace(" ", "")),  # PostgreSQL asks for TLS
+        bytes.fromhex("00000008 04d2162f"),  # PostgreSQL asks for TLS
         record(b"\1", kind=20),
         record(b"\2\x28", kind=21),
         record(b"data", kind=23),

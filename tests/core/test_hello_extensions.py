@@ -74,6 +74,7 @@ def test_host_name_is_told_in_lower_case_and_as_sent(raw: bytes, name: str) -> N
         (b"*.consul", "a name that is no host name"),
         (b"a/b", "a name that is no host name"),
         (b"a\x7f", "a name that is no host name"),
+        (b"a" * 254 + b"!", "a name that is no host name"),
         (b'"', "a name that is no host name"),
     ],
 )

@@ -39,7 +39,6 @@ def test_tls_1_2_without_extensions_is_a_hello_without_a_name() -> None:
 
 def test_every_shorter_message_is_malformed() -> None:
     fields = bytes(Body(session_id=bytes(32), extensions=server_name(NAME)))
-    shorter = {len(fields) - len(extension(0)) - len(vector(2, vector(2, NAME))) - 1}
     assert accepted(body(fields)).server_name == NAME.decode()
     for end in range(len(fields)):
         # Cut right behind the compression methods it is whole: a hello may have no extensions.
@@ -47,7 +46,6 @@ def test_every_shorter_message_is_malformed() -> None:
             assert accepted(body(fields[:end])).server_name is None
         else:
             malformed(body(fields[:end]))
-    assert shorter
 
 
 @pytest.mark.parametrize("more", [b"\0", b"\0\0", bytes(9)])
@@ -68,7 +66,7 @@ def test_cipher_suites_are_at_least_one_and_whole() -> None:
     assert malformed(body(odd)) == problem
 
 
-@pytest.mark.parametrize(("methods", "good"), [(b"\0", 1), (b"\1\0", 1), (b"", 0), (b"\1", 0)])
+@pytest.mark.parametrize(("methods", "good"), [(b"\0", True), (b"\1\0", True), (b"", False), (b"\1", False)])
 def test_null_compression_must_be_offered(methods: bytes, good: bool) -> None:
     stream = body(Body(compression=methods))
     if good:

@@ -11,6 +11,7 @@ from meshgate.adapters.sd_notify import Notifier
 from . import logs
 from .failures import ConfigError
 from .gateway import Gateway
+from .hardening import forbid_core_dumps, hide_secrets
 from .limits import raise_descriptor_limit
 from .registration import definition_of
 from .settings import Settings
@@ -27,6 +28,8 @@ def run_gateway(settings: Settings) -> int | None:
     """
     logs.configure(settings.log_level, json=settings.log_json)
     raise_descriptor_limit()
+    hide_secrets(settings.secrets())
+    forbid_core_dumps()
     try:
         address = ConsulAddress.from_settings(settings.consul)
         if settings.register:

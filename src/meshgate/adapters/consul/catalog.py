@@ -148,6 +148,11 @@ class CatalogWatcher:
         """Unix time at which the active root certificate of the mesh ends."""
         return None if self._roots is None else self._roots.expires
 
+    @property
+    def ca_intermediate_expiry(self) -> float | None:
+        """Unix time at which the intermediate certificate that signs leaves ends; None where the root signs."""
+        return None if self._roots is None else self._roots.intermediate_expires
+
     async def why_missing(self, service: str) -> str | None:
         """Why a service of this datacenter is not routed, asked of Consul now; None where nothing is missing.
 

@@ -11,11 +11,11 @@ from pathlib import Path
 import trio
 from cryptography import x509
 
+from meshgate.adapters.mesh_tls import RefusedError, TlsStream
 from meshgate.app.demo.agent import Consul, ConsulError
 from meshgate.app.demo.backend import echo, serving
 from meshgate.app.demo.identity import mesh_context, spiffe_id
 from meshgate.app.demo.instance import HOST, Instance
-from meshgate.app.demo.mtls import RefusedError, TlsStream
 
 
 async def _may_call(consul: Consul, service: str, encoded: bytes) -> bool:

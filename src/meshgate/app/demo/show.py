@@ -20,13 +20,13 @@ from rich.live import Live
 from rich.text import Text
 
 from meshgate.adapters.consul.policy import acl_policy
+from meshgate.adapters.mesh_tls import RefusedError
 from meshgate.app.failures import CommandError
 
 from .agent import AgentStoppedError, ConsulError
 from .caller import Caller
 from .cluster import Federation, StartError, find_consul, two_datacenters
 from .gateway import GatewayProcess, gateway_beside
-from .mtls import RefusedError
 from .sidecar import sidecar_for
 from .waiting import LateError, until
 

@@ -1,0 +1,82 @@
+"""What the commands that ask Consul directly have in common: a client for a moment, and how gateways are found."""
+
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Final, TypeVar
+
+import trio
+
+from meshgate.adapters.consul import ConsulAddress, ConsulConfigError, ConsulError
+from meshgate.adapters.consul.inspection import ConsulInspector
+from meshgate.adapters.consul.records import GATEWAY_KIND, Cursor, Instances
+from meshgate.core.catalog import Instance, newer_gateways
+from meshgate.core.health import assess
+
+from .failures import CommandError, ConfigError
+from .settings import Settings
+
+T = TypeVar("T")
+
+# Longer than any answer of a healthy agent, and short enough for somebody who waits in front of a terminal.
+PATIENCE: Final = 10.0
+
+
+def inspect(settings: Settings, look: Callable[[ConsulInspector], Awaitable[T]]) -> T:
+    """What `look` gives for a client to the local agent.
+
+    Raises:
+        ConfigError: Consul's address, the token file or TLS files are wrong.
+        CommandError: Consul did not answer, or not with success.
+    """
+    try:
+        client = ConsulInspector(ConsulAddress.from_settings(settings.consul))
+    except (ConsulConfigError, ValueError) as error:
+        raise ConfigError(str(error)) from None
+
+    async def main() -> T:
+        async with client:
+            return await look(client)
+
+    try:
+        return trio.run(main)
+    except ConsulError as error:
+        raise CommandError(str(error)) from None
+
+
+async def gateways_in(
+    client: ConsulInspector, datacenter: str, *, guess: str = GATEWAY_KIND, partition: str = ""
+) -> Instances:
+    """The mesh gateways of a datacenter and partition, healthy ones first.
+
+    Its own catalog and the federation states are asked, as the running gateway does; `guess` is a service name to try
+    beside those that Consul lists.
+
+    Raises:
+        ConsulError: neither can be asked.
+    """
+    federated: Instances = ()
+    with suppress(ConsulError):
+        if partition in ("", "default"):
+            federated = (await client.federated_gateways(Cursor())).value.get(datacenter, ())
+    try:
+        direct = await _listed(client, datacenter, guess, partition)
+    except ConsulError:
+        if not federated:
+            raise
+        direct = ()
+    return tuple(sorted(newer_gateways(direct, federated), key=lambda gateway: not healthy(gateway)))
+
+
+async def _listed(client: ConsulInspector, datacenter: str, guess: str, partition: str) -> Instances:
+    names = {guess}
+    with suppress(ConsulError):
+        names |= set((await client.gateway_names(datacenter)).value)
+    found: list[Instance] = []
+    for name in sorted(names):
+        found += await client.instances_at(name, kind=GATEWAY_KIND, datacenter=datacenter, partition=partition)
+    return tuple(found)
+
+
+def healthy(instance: Instance) -> bool:
+    """Whether Consul's checks let traffic to it."""
+    return assess(instance).healthy

@@ -1,0 +1,173 @@
+"""What a mesh gateway needs of Consul and of its machine, judged: facts in, findings out.
+
+The prerequisites are those of Consul's documentation of mesh gateways and WAN federation. A finding that failed keeps
+traffic from flowing; a warning says that some of it may not, or may not for long.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from ipaddress import ip_address
+from typing import Final
+
+OLDEST_CONSUL: Final = (1, 8)
+# Consul dates a leaf back by a minute, so clocks further apart make fresh certificates invalid.
+WORST_SKEW: Final = 60.0
+SMALL_SKEW: Final = 5.0
+# Connections to the agent beside those that hold watches: short requests, the registration, this command.
+OTHER_CONNECTIONS: Final = 20
+_DAY: Final = 86400.0
+
+
+class Status(StrEnum):
+    """How a check ended."""
+
+    OK = "ok"
+    WARNING = "warning"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What a check found. `advice` says what to do; "" where there is nothing to do."""
+
+    check: str
+    status: Status
+    detail: str
+    advice: str = ""
+
+
+def consul_version(text: str) -> Finding:
+    """Consul's version as the agent writes it: 1.8.7, 1.15.3+ent, 1.23.0-dev."""
+    numbers = text.partition("-")[0].partition("+")[0].split(".")
+    if len(numbers) < 2 or not all(number.isdecimal() for number in numbers[:2]):
+        return Finding(
+            "consul version", Status.WARNING, f"unknown version {text!r}", "meshgate needs Consul 1.8 or newer"
+        )
+    if (int(numbers[0]), int(numbers[1])) < OLDEST_CONSUL:
+        return Finding("consul version", Status.FAILED, text, "upgrade to Consul 1.8 or newer")
+    return Finding("consul version", Status.OK, text)
+
+
+def connect_enabled(enabled: bool | None, trust_domain: str) -> Finding:
+    """Whether Connect is on: the servers answer with a trust domain. `enabled` is the agent's own setting."""
+    if not trust_domain:
+        advice = "set connect { enabled = true } on the servers; a new secondary datacenter needs a moment"
+        return Finding("connect", Status.FAILED, "Consul has no trust domain", advice)
+    if enabled is False:
+        advice = "set connect { enabled = true } on this agent"
+        return Finding("connect", Status.WARNING, "on in the servers, off in this agent", advice)
+    return Finding("connect", Status.OK, f"trust domain {trust_domain}")
+
+
+def ca_roots(count: int, expires: float | None, now: float) -> Finding:
+    """The roots of the mesh; `expires` is the end of the active one. Times are Unix times in seconds."""
+    if not count:
+        return Finding(
+            "CA roots", Status.FAILED, "there is none", "initialise Consul's CA: /v1/connect/ca/configuration"
+        )
+    if expires is None:
+        return Finding("CA roots", Status.WARNING, "no root is active", "look at /v1/connect/ca/roots")
+    days = (expires - now) / _DAY
+    advice = "rotate the CA: PUT /v1/connect/ca/configuration"
+    if days <= 0:
+        return Finding("CA roots", Status.FAILED, "the active root has expired", advice)
+    shown = f"{count} root{'s' if count > 1 else ''}, the active one for {days:.0f} more days"
+    return Finding("CA roots", Status.WARNING if days < 30 else Status.OK, shown, advice if days < 30 else "")
+
+
+def grpc_port(ports: tuple[int, ...] | None) -> Finding:
+    """Whether Envoy sidecars can get their configuration from this agent."""
+    if ports is None:
+        return Finding(
+            "gRPC port", Status.WARNING, "the agent does not tell", "Envoy sidecars need it: ports { grpc = 8502 }"
+        )
+    if not ports:
+        advice = "set ports { grpc = 8502 } where Envoy sidecars use this agent"
+        return Finding("gRPC port", Status.WARNING, "off", advice)
+    return Finding("gRPC port", Status.OK, ", ".join(map(str, ports)))
+
+
+def central_config(enabled: bool | None) -> Finding:
+    """Whether modes in proxy-defaults and service-defaults reach the sidecars of this agent."""
+    if enabled is None:
+        return Finding("central config", Status.WARNING, "the agent does not tell", "it is on by default")
+    if not enabled:
+        advice = "set enable_central_service_config = true, or set modes in each sidecar's registration"
+        return Finding("central config", Status.WARNING, "off: sidecars do not follow service-defaults", advice)
+    return Finding("central config", Status.OK, "on")
+
+
+def clock(skew: float | None) -> Finding:
+    """`skew` is this machine's clock minus the agent's, in seconds."""
+    if skew is None:
+        return Finding("clock", Status.WARNING, "the agent's answers have no date", "")
+    shown = f"{abs(skew):.1f} s {'ahead of' if skew > 0 else 'behind'} the agent"
+    if abs(skew) <= SMALL_SKEW:
+        return Finding("clock", Status.OK, f"within {SMALL_SKEW:g} s of the agent")
+    advice = "synchronise the clocks (NTP): certificates are judged by them"
+    return Finding("clock", Status.FAILED if abs(skew) > WORST_SKEW else Status.WARNING, shown, advice)
+
+
+def descriptors(limit: int, streams: int, reserved: int) -> Finding:
+    """Whether `limit` descriptors carry `streams` streams, which take two each, beside `reserved` others."""
+    shown = f"{limit} descriptors for {streams} streams"
+    if limit <= reserved:
+        return Finding(
+            "descriptor limit", Status.FAILED, shown, f"allow at least {reserved + 2000}: ulimit -n, LimitNOFILE="
+        )
+    if streams * 2 + reserved > limit:
+        advice = f"raise it to {streams * 2 + reserved} (ulimit -n, LimitNOFILE=), or lower MESHGATE_MAX_CONNECTIONS"
+        return Finding("descriptor limit", Status.WARNING, shown, advice)
+    if streams < 1000:
+        return Finding("descriptor limit", Status.WARNING, shown, "raise it: ulimit -n, LimitNOFILE=")
+    return Finding("descriptor limit", Status.OK, shown)
+
+
+def agent_connections(limit: int | None, watches: int) -> Finding:
+    """Whether the agent allows one client as many connections as the gateway needs; a limit of 0 allows any number."""
+    if limit is None:
+        return Finding("agent connections", Status.WARNING, "the agent does not tell its limit", "the default is 200")
+    shown = f"{watches} watches and {OTHER_CONNECTIONS} others, {limit or 'any number'} allowed"
+    if limit and watches + OTHER_CONNECTIONS > limit:
+        fitting = max(1, limit - OTHER_CONNECTIONS)
+        advice = f"raise limits.http_max_conns_per_client or set MESHGATE_CATALOG_WATCHES to {fitting}"
+        return Finding("agent connections", Status.FAILED, shown, advice)
+    return Finding("agent connections", Status.OK, shown)
+
+
+def one_primary(own: tuple[str, str], others: Mapping[str, tuple[str, str]]) -> list[Finding]:
+    """Whether all datacenters have one primary: a pair of trust domain and primary ("" unknown) for each."""
+    found = []
+    for name, (trust_domain, primary) in sorted(others.items()):
+        check = f"primary of {name}"
+        advice = f"set the same primary_datacenter in {name}: identities of one mesh have one trust domain"
+        if trust_domain != own[0]:
+            shown = f"trust domain {trust_domain or 'not known yet'} instead of {own[0]}"
+            found.append(Finding(check, Status.FAILED, shown, advice))
+        elif primary and own[1] and primary != own[1]:
+            found.append(Finding(check, Status.FAILED, f"{primary} instead of {own[1]}", advice))
+        else:
+            found.append(Finding(check, Status.OK, f"same trust domain{f', {own[1]}' if own[1] else ''}"))
+    return found
+
+
+def wan_address(host: str, *, federated: bool) -> Finding:
+    """Whether other datacenters can make sense of the address that they are told; "" where none is."""
+    check = "WAN address"
+    if not host:
+        if not federated:
+            return Finding(check, Status.OK, "none, and there is no other datacenter")
+        advice = "set --wan-address to what other datacenters can dial; they are told the LAN address now"
+        return Finding(check, Status.WARNING, "none", advice)
+    try:
+        address = ip_address(host)
+    except ValueError:
+        return Finding(check, Status.OK, f"{host}, a host name: the sidecars and gateways elsewhere must resolve it")
+    if address.is_unspecified or address.is_multicast:
+        return Finding(check, Status.FAILED, f"{host} is no address of a machine", "set --wan-address to one")
+    if address.is_loopback or address.is_link_local:
+        advice = "set --wan-address to an address that other machines can dial"
+        kind = "loopback" if address.is_loopback else "link-local"
+        return Finding(check, Status.WARNING, f"{host} is a {kind} address", advice)
+    return Finding(check, Status.OK, f"{host}{' (private: fine inside one network)' if address.is_private else ''}")

@@ -1,0 +1,76 @@
+"""The benchmark works and prints. What it measures here means nothing, and no test ever judges a time."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "benchmarks", *arguments],
+        env={**os.environ, "PYTHONPATH": str(ROOT / "scripts")},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=100,
+    )
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if shutil.which("cc") is None:
+        pytest.skip("the load generator needs a C compiler")
+    file = tmp_path_factory.mktemp("bench") / "results.json"
+    done = bench("--smoke", "--json", str(file))
+    assert done.returncode == 0, done.stderr
+    return file
+
+
+def test_every_work_item_gives_numbers_for_meshgate(results: Path) -> None:
+    items = json.loads(results.read_text())["items"]
+    listed = bench("--smoke", "--list").stdout.split()
+    assert list(items) == listed
+    for item in items.values():
+        ours = item["values"]["meshgate"]
+        assert [metric["key"] for metric in item["metrics"] if metric["key"] not in ours] == []
+        assert all(value >= 0 for values in ours.values() for value in values)
+
+
+def test_the_floor_is_measured_beside_it(results: Path) -> None:
+    items = json.loads(results.read_text())["items"]
+    assert items["roundtrip-8"]["values"]["direct"]["per_s"][0] > 0
+
+
+def test_the_tables_and_the_goals_are_printed(results: Path) -> None:
+    shown = bench("--read", str(results))
+    assert shown.returncode == 0, shown.stderr
+    assert "Connect, hello, one round trip, close" in shown.stdout
+    assert "ratio meshgate / peer" in shown.stdout
+
+
+def test_a_ratio_is_judged_against_envoy_and_the_best_of_the_others(tmp_path: Path) -> None:
+    def values(*cpu: float) -> dict[str, list[float]]:
+        return {"cpu_us": list(cpu)}
+
+    metric = {"key": "cpu_us", "title": "CPU µs", "digits": 1, "more_is_better": False}
+    peers = {"meshgate": values(8, 9, 30), "envoy": values(10, 10, 40), "nginx": values(4, 6, 10)}
+    item = {"title": "A connection", "metrics": [metric], "values": peers}
+    file = tmp_path / "results.json"
+    file.write_text(json.dumps({"machine": {}, "peers": {"nginx": "nginx 1"}, "items": {"connection-16": item}}))
+    goal = next(line for line in bench("--read", str(file)).stdout.splitlines() if "CPU per connection" in line)
+    # The ratios of the rounds are 0.8, 0.9 and 0.75 to the one, 2, 1.5 and 3 to the other.
+    shown = " ".join(goal.split())
+    assert shown == "CPU per connection 9.0 CPU µs 0.80 ≤ 0.7 missed 2.00 (nginx 1) ≤ 1.5 missed"
+
+
+def test_an_unknown_work_item_is_an_error() -> None:
+    done = bench("--only", "nonsense")
+    assert done.returncode == 1
+    assert "no work item" in done.stderr

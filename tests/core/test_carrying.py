@@ -1,0 +1,71 @@
+"""What Consul has not answered yet stays as it was last known; what it has answered counts."""
+
+from dataclasses import replace
+
+from meshgate.core.carrying import Unanswered, carry_over
+from meshgate.core.catalog import Instance, RemoteDatacenter, Service, Snapshot, Subset
+
+
+def rows(*ports: int, service: str = "web") -> tuple[Instance, ...]:
+    return tuple(Instance("n1", "dc1", f"{service}-{port}", service, "10.0.0.1", port, "10.0.0.1") for port in ports)
+
+
+V1, V2 = Subset("v1", instances=rows(1)), Subset("v2", only_passing=True, instances=rows(2))
+WEB = Service("web", rows(1, 2), subsets=(V1, V2), default_subset="v1", connect_timeout=3.0)
+API = Service("api", rows(3, service="api"))
+DC2, DC3 = RemoteDatacenter("dc2", rows(8443)), RemoteDatacenter("dc3", rows(8444))
+LAST = Snapshot("dc1", "td.consul", services=(API, WEB), remotes=(DC2, DC3))
+NOTHING = replace(LAST, services=(), remotes=())
+
+
+def test_what_consul_has_answered_counts_alone() -> None:
+    fresh = replace(LAST, services=(Service("web", rows(7)),), remotes=(RemoteDatacenter("dc2", ()),))
+    assert carry_over(fresh, LAST, Unanswered()) is fresh
+
+
+def test_listed_service_without_an_answer_stays() -> None:
+    assert carry_over(NOTHING, LAST, Unanswered(services=frozenset({"web", "new"}))) == replace(
+        NOTHING, services=(WEB,)
+    )
+
+
+def test_service_with_an_answer_is_taken_from_it() -> None:
+    fresh = replace(NOTHING, services=(Service("web", rows(7)),))
+    assert carry_over(fresh, LAST, Unanswered(services=frozenset({"web"}))) is fresh
+
+
+def test_services_are_in_the_order_of_their_names() -> None:
+    fresh = replace(NOTHING, services=(WEB,))
+    carried = carry_over(fresh, LAST, Unanswered(services=frozenset({"api"})))
+    assert [service.name for service in carried.services] == ["api", "web"]
+
+
+def test_without_resolvers_the_last_subsets_default_and_timeout_stay() -> None:
+    fresh = replace(NOTHING, services=(Service("new", rows(9)), Service("web", rows(7))))
+    new, web = carry_over(fresh, LAST, Unanswered(resolvers=True)).services
+    assert new == Service("new", rows(9))
+    assert web == Service("web", rows(7), subsets=(V1, V2), default_subset="v1", connect_timeout=3.0)
+
+
+def test_subset_without_an_answer_keeps_its_instances_and_has_its_new_rule() -> None:
+    fresh = replace(NOTHING, services=(Service("web", rows(7), subsets=(Subset("v1"), Subset("v2"), Subset("v3"))),))
+    carried = carry_over(fresh, LAST, Unanswered(subsets=frozenset({"v2.web", "v3.web", "v1.api"})))
+    assert carried.services[0].subsets == (Subset("v1"), Subset("v2", instances=rows(2)), Subset("v3"))
+
+
+def test_datacenter_of_which_nothing_is_proven_keeps_its_gateways() -> None:
+    fresh = replace(NOTHING, remotes=(RemoteDatacenter("dc2", ()),))
+    assert carry_over(fresh, LAST, Unanswered(remotes=frozenset({"dc2"}))).remotes == (DC2,)
+    assert carry_over(NOTHING, LAST, Unanswered(remotes=frozenset({"dc3"}))).remotes == (DC3,)
+    moved = replace(NOTHING, remotes=(RemoteDatacenter("dc2", rows(9)),))
+    assert carry_over(moved, LAST, Unanswered(remotes=frozenset({"dc2"}))) is moved
+
+
+def test_nothing_is_carried_from_elsewhere() -> None:
+    everything = Unanswered(frozenset({"web"}), frozenset({"v1.web"}), True, frozenset({"dc2"}))
+    for fresh in (
+        replace(NOTHING, datacenter="dc9"),
+        replace(NOTHING, partition="other"),
+        replace(NOTHING, trust_domain="other.consul"),
+    ):
+        assert carry_over(fresh, LAST, everything) is fresh

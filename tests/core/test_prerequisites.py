@@ -1,0 +1,162 @@
+import pytest
+
+from meshgate.core.prerequisites import (
+    Finding,
+    Status,
+    agent_connections,
+    ca_roots,
+    central_config,
+    clock,
+    connect_enabled,
+    consul_version,
+    descriptors,
+    grpc_port,
+    one_primary,
+    wan_address,
+)
+
+OK, WARNING, FAILED = Status.OK, Status.WARNING, Status.FAILED
+DAY = 86400.0
+
+
+@pytest.mark.parametrize(
+    ("text", "status"),
+    [
+        ("1.8.0", OK),
+        ("1.8.7", OK),
+        ("1.15.3+ent", OK),
+        ("1.23.0-dev", OK),
+        ("2.0.0", OK),
+        ("1.10", OK),
+        ("1.7.14", FAILED),
+        ("0.9.4", FAILED),
+        ("", WARNING),
+        ("unknown", WARNING),
+        ("v1.8.7", WARNING),
+    ],
+)
+def test_consul_from_1_8_on_will_do(text: str, status: Status) -> None:
+    finding = consul_version(text)
+    assert finding.status is status
+    assert bool(finding.advice) == (status is not OK)
+
+
+def test_connect_needs_a_trust_domain_and_wants_the_agents_setting() -> None:
+    assert connect_enabled(True, "td.consul") == Finding("connect", OK, "trust domain td.consul")
+    assert connect_enabled(None, "td.consul").status is OK
+    assert connect_enabled(False, "td.consul").status is WARNING
+    assert connect_enabled(True, "").status is FAILED
+
+
+@pytest.mark.parametrize(
+    ("count", "days", "status"),
+    [(0, None, FAILED), (1, None, WARNING), (1, -0.1, FAILED), (1, 0.0, FAILED), (1, 29.9, WARNING), (2, 30.0, OK)],
+)
+def test_roots_that_end_soon_are_said_in_time(count: int, days: float | None, status: Status) -> None:
+    assert ca_roots(count, None if days is None else 1e9 + days * DAY, 1e9).status is status
+
+
+def test_roots_are_counted_in_words() -> None:
+    assert ca_roots(1, 1e9 + 40 * DAY, 1e9).detail == "1 root, the active one for 40 more days"
+    assert ca_roots(2, 1e9 + 40 * DAY, 1e9).detail == "2 roots, the active one for 40 more days"
+
+
+def test_grpc_is_for_envoy_alone_and_so_never_fails() -> None:
+    assert grpc_port((8502, 8503)) == Finding("gRPC port", OK, "8502, 8503")
+    assert grpc_port(()).status is WARNING
+    assert grpc_port(None).status is WARNING
+
+
+def test_central_configuration_that_is_off_is_warned_of() -> None:
+    assert central_config(True).status is OK
+    assert "enable_central_service_config" in central_config(False).advice
+    assert central_config(None).status is WARNING
+
+
+@pytest.mark.parametrize(
+    ("skew", "status"),
+    [
+        (0.0, OK),
+        (5.0, OK),
+        (-5.0, OK),
+        (5.1, WARNING),
+        (-60.0, WARNING),
+        (60.1, FAILED),
+        (-90.0, FAILED),
+        (None, WARNING),
+    ],
+)
+def test_clocks_more_than_a_minute_apart_fail(skew: float | None, status: Status) -> None:
+    assert clock(skew).status is status
+
+
+def test_the_side_that_is_ahead_is_named() -> None:
+    assert clock(7.0).detail == "7.0 s ahead of the agent"
+    assert clock(-7.0).detail == "7.0 s behind the agent"
+
+
+@pytest.mark.parametrize(
+    ("limit", "streams", "status"),
+    [(2200, 1000, OK), (2199, 1000, WARNING), (2000, 900, WARNING), (200, 1, FAILED), (201, 1, WARNING)],
+)
+def test_a_stream_takes_two_descriptors(limit: int, streams: int, status: Status) -> None:
+    assert descriptors(limit, streams, reserved=200).status is status
+
+
+@pytest.mark.parametrize(
+    ("limit", "watches", "status"),
+    [(200, 100, OK), (120, 100, OK), (119, 100, FAILED), (0, 5000, OK), (None, 100, WARNING)],
+)
+def test_watches_have_to_fit_into_the_agents_limit(limit: int | None, watches: int, status: Status) -> None:
+    assert agent_connections(limit, watches).status is status
+
+
+def test_a_number_of_watches_that_fits_is_named() -> None:
+    assert "MESHGATE_CATALOG_WATCHES to 99" in agent_connections(119, 100).advice
+    assert "MESHGATE_CATALOG_WATCHES to 1" in agent_connections(5, 100).advice
+    assert "any number" in agent_connections(0, 100).detail
+
+
+def test_one_mesh_has_one_primary() -> None:
+    own = ("td.consul", "dc1")
+    others = {
+        "dc5": ("td.consul", ""),
+        "dc2": ("td.consul", "dc1"),
+        "dc3": ("other.consul", "dc1"),
+        "dc4": ("td.consul", "dc9"),
+        "dc6": ("", ""),
+    }
+    found = {finding.check: finding.status for finding in one_primary(own, others)}
+    assert found == {
+        "primary of dc2": OK,
+        "primary of dc3": FAILED,
+        "primary of dc4": FAILED,
+        "primary of dc5": OK,
+        "primary of dc6": FAILED,
+    }
+    assert [finding.detail for finding in one_primary(("td.consul", ""), {"dc2": ("td.consul", "dc1")})] == [
+        "same trust domain"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("host", "federated", "status"),
+    [
+        ("", False, OK),
+        ("", True, WARNING),
+        ("198.51.100.7", True, OK),
+        ("10.0.0.7", True, OK),
+        ("2001:db8::7", True, OK),
+        ("gw.example.com", True, OK),
+        ("127.0.0.1", True, WARNING),
+        ("::1", True, WARNING),
+        ("169.254.1.1", True, WARNING),
+        ("0.0.0.0", True, FAILED),
+        ("::", True, FAILED),
+        ("224.0.0.1", True, FAILED),
+    ],
+)
+def test_a_wan_address_has_to_mean_something_elsewhere(host: str, federated: bool, status: Status) -> None:
+    finding = wan_address(host, federated=federated)
+    assert finding.status is status
+    assert bool(finding.advice) == (status is not OK)

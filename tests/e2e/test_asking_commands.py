@@ -1,0 +1,398 @@
+"""`meshgate doctor`, `probe` and `modes` against two real datacenters with real gateways and sidecars."""
+
+import json
+import socket
+import sys
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import pytest
+import trio
+
+from meshgate.adapters.consul.policy import acl_policy
+from meshgate.app.demo.agent import Consul
+from meshgate.app.demo.gateway import GatewayProcess
+from meshgate.app.demo.native import native_service
+from meshgate.app.demo.ports import free_ports
+from meshgate.app.demo.process import child_environment
+from meshgate.app.demo.sidecar import sidecar_for
+
+from .world import World, until_equal
+
+pytestmark = [pytest.mark.consul, pytest.mark.xdist_group("asking-commands")]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def data(self) -> Any:
+        return json.loads(self.out)
+
+
+async def meshgate(consul: Consul, token: str, *arguments: str) -> Outcome:
+    done = await trio.run_process(
+        [sys.executable, "-m", "meshgate", *arguments],
+        capture_stdout=True,
+        capture_stderr=True,
+        check=False,
+        env=child_environment(CONSUL_HTTP_ADDR=consul.http_addr, CONSUL_HTTP_TOKEN=token),
+        cwd=consul.folder,
+    )
+    return Outcome(done.returncode, done.stdout.decode(), done.stderr.decode())
+
+
+def flags_of(gateway: GatewayProcess) -> list[str]:
+    address = "{}:{}".format(*gateway.address)
+    return [f"--address={address}", f"--wan-address={address}", f"--admin-bind={gateway.admin}"]
+
+
+def checks(outcome: Outcome) -> dict[str, dict[str, str]]:
+    return {check["check"]: check for check in outcome.data["checks"]}
+
+
+def failed(outcome: Outcome) -> set[str]:
+    return {name for name, check in checks(outcome).items() if check["status"] == "failed"}
+
+
+async def probe(consul: Consul, token: str, *arguments: str) -> Outcome:
+    return await meshgate(consul, token, "probe", *arguments, "--json")
+
+
+# --- doctor ----------------------------------------------------------------------------------------------------------
+
+
+async def test_doctor_finds_a_running_gateway_in_order(world: World) -> None:
+    async with world.gateways() as (local, remote):
+        dc1 = world.federation.dc1
+        outcome = await meshgate(dc1, world.token, "doctor", "--json", *flags_of(local))
+        found = checks(outcome)
+        assert failed(outcome) == set(), outcome.out
+        assert outcome.code == 0
+        assert outcome.data["ok"] is True
+        for name in (
+            "consul version",
+            "connect",
+            "CA roots",
+            "central config",
+            "token: service:write",
+            "token: service:read",
+            "token: node:read",
+            "token: agent:read",
+            "primary of dc2",
+            "token in dc2",
+            "ACL replication to dc2",
+            "gateways of dc2",
+            "LAN address",
+            "port default",
+            "admin port",
+            "WAN address answers",
+            "clock",
+            "agent connections",
+        ):
+            assert found[name]["status"] == "ok", found[name]
+        assert world.federation.trust_domain in found["connect"]["detail"]
+        assert str(remote.address[1]) in found["gateways of dc2"]["detail"]
+        assert "a meshgate is running" in found["port default"]["detail"]
+        # The demo's agents have no gRPC port, and everything is on one machine.
+        assert {name for name, check in found.items() if check["status"] == "warning"} <= {
+            "gRPC port",
+            "WAN address",
+            "descriptor limit",
+        }
+
+
+async def test_doctor_for_people_fits_and_says_what_to_do(world: World) -> None:
+    outcome = await meshgate(world.federation.dc1, world.token, "doctor")
+    lines = outcome.out.splitlines()
+    assert "ok      token: service:write: register mesh-gateway" in lines
+    assert "warning gRPC port: off" in lines
+    assert lines[lines.index("warning gRPC port: off") + 1].startswith("        -> set ports { grpc = 8502 }")
+    assert lines[-1].endswith(" failed")
+    assert "\x1b" not in outcome.out
+    assert max(map(len, lines)) < 120
+
+
+@pytest.mark.parametrize(
+    ("rule", "check", "advice"),
+    [
+        ('service "mesh-gateway"', "token: service:write", 'add service "mesh-gateway" { policy = "write" }'),
+        ('service_prefix ""', "token: service:read", 'add service_prefix "" { policy = "read" }'),
+        ('node_prefix ""', "token: node:read", 'add node_prefix "" { policy = "read" }'),
+        ('agent_prefix ""', "token: agent:read", 'add agent_prefix "" { policy = "read" }'),
+    ],
+)
+async def test_doctor_names_the_one_rule_that_is_missing(world: World, rule: str, check: str, advice: str) -> None:
+    rules = acl_policy().replace(rule, f'{rule.split(maxsplit=1)[0]} "another"')
+    token = await world.federation.create_policy_token(rules, f"without-{check.replace(': ', '-').replace(':', '-')}")
+    outcome = await meshgate(world.federation.dc1, token, "doctor", "--json")
+    rights = {name: found for name, found in checks(outcome).items() if name.startswith("token: ")}
+    assert advice in rights[check]["advice"]
+    assert {name for name, found in rights.items() if found["status"] != "ok"} == {check}
+
+
+async def test_doctor_takes_a_narrower_rule_for_nodes_for_no_failure(world: World) -> None:
+    rules = acl_policy().replace('node_prefix ""', 'node "dc1-server"')
+    token = await world.federation.create_policy_token(rules, "narrow")
+    outcome = await meshgate(world.federation.dc1, token, "doctor", "--json")
+    found = checks(outcome)["token: node:read"]
+    assert (found["status"], "or not all of them" in found["detail"]) == ("warning", True)
+
+
+async def test_doctor_tells_that_a_local_token_is_unknown_elsewhere(world: World) -> None:
+    dc1 = world.federation.dc1
+    made = await dc1.put("/v1/acl/token", {"Policies": [{"Name": "mesh-gateway"}], "Local": True})
+    outcome = await meshgate(dc1, made["SecretID"], "doctor", "--json")
+    found = checks(outcome)["token in dc2"]
+    assert found["status"] == "failed"
+    assert "global token" in found["advice"]
+    assert outcome.code == 1
+
+
+async def test_doctor_finds_a_gateway_elsewhere_that_cannot_be_reached(world: World) -> None:
+    dc2, port = world.federation.dc2, free_ports(1)[0]
+    await dc2.register(
+        {"ID": "dead", "Name": "mesh-gateway", "Kind": "mesh-gateway", "Address": "127.0.0.1", "Port": port}
+    )
+    try:
+
+        async def shown() -> str:
+            outcome = await meshgate(world.federation.dc1, world.token, "doctor", "--json")
+            return str(checks(outcome)["gateways of dc2"])
+
+        async def refused() -> bool:
+            return f"dead at 127.0.0.1:{port}: Connection refused" in await shown()
+
+        await until_equal("the dead gateway", refused, True, seconds=20)
+    finally:
+        await dc2.deregister("dead")
+
+
+async def test_doctor_says_that_another_process_has_the_port(world: World) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        outcome = await meshgate(
+            world.federation.dc1, world.token, "doctor", "--json", f"--address=127.0.0.1:{port}", "--admin-bind=off"
+        )
+        assert failed(outcome) == {"port default"}
+        assert "taken by another process" in checks(outcome)["port default"]["detail"]
+        assert outcome.code == 1
+
+
+async def test_doctor_with_an_unknown_token_says_so_and_goes_on(world: World) -> None:
+    token = "00000000-dead-beef-0000-000000000000"
+    outcome = await meshgate(world.federation.dc1, token, "doctor", "--json")
+    found = checks(outcome)
+    assert "does not know the token" in found["token"]["detail"]
+    assert found["connect"]["status"] == "ok"
+    assert outcome.code == 1
+    assert token not in outcome.out + outcome.err
+
+
+async def test_doctor_without_an_agent_is_one_line_and_exit_code_1(world: World) -> None:
+    outcome = await meshgate(world.federation.dc1, "", "doctor", f"--http-addr=127.0.0.1:{free_ports(1)[0]}")
+    assert (outcome.code, outcome.out) == (1, "")
+    assert outcome.err.startswith("meshgate: cannot reach Consul at ")
+    assert outcome.err.count("\n") == 1
+
+
+# --- probe -----------------------------------------------------------------------------------------------------------
+
+
+async def shop_token(world: World) -> str:
+    rules = acl_policy() + '\nservice "shop" { policy = "write" }\nservice "stranger" { policy = "write" }\n'
+    return await world.federation.create_policy_token(rules, f"prober-{free_ports(1)[0]}")
+
+
+@pytest.mark.parametrize("via", ["lan", "wan", "address"])
+async def test_probe_meets_the_service_through_the_gateway_of_its_choice(world: World, via: str) -> None:
+    token = await shop_token(world)
+    async with sidecar_for(world.federation.dc2, "web", named=True), world.gateways() as (local, remote):
+        place = "{}:{}".format(*remote.address) if via == "address" else via
+        outcome = await probe(world.federation.dc1, token, "web", "--dc=dc2", "--as=shop", f"--via={place}")
+        assert outcome.code == 0, outcome.out
+        found = outcome.data
+        assert found["met"]["spiffe_id"] == world.spiffe()
+        assert found["met"]["tls_version"] == "TLSv1.3"
+        assert found["caller"] == world.spiffe("shop", "dc1")
+        assert found["sni"] == world.sni()
+        assert found["address"] == "{}:{}".format(*(local if via == "lan" else remote).address)
+        steps = {step["step"]: step for step in found["steps"]}
+        assert all(step["ok"] for step in steps.values())
+        assert "verified against the CA roots" in steps["identity"]["detail"]
+        assert {name for name, step in steps.items() if step["seconds"]} == {"leaf", "connect", "handshake", "consent"}
+        assert steps["consent"]["detail"] == "the service spoke first"
+        assert await local.counter("meshgate_connections_total") == (via == "lan")
+        assert await remote.counter("meshgate_connections_total", kind="service") == 1
+        people = await meshgate(world.federation.dc1, token, "probe", "web", "-dc=dc2", "--as=shop")
+        assert "ok: web answers and accepts the caller" in people.out
+        assert "PRIVATE KEY" not in outcome.out + people.out
+        assert list(world.federation.folder.rglob("*.pem")) == []
+
+
+async def test_probe_shows_that_an_intention_denies_the_caller(world: World) -> None:
+    token = await shop_token(world)
+    async with sidecar_for(world.federation.dc2, "web"), world.gateways():
+        outcome = await probe(world.federation.dc1, token, "web", "--dc=dc2", "--as=stranger")
+        assert outcome.code == 1
+        assert outcome.data["met"]["spiffe_id"] == world.spiffe()
+        failure = outcome.data["failure"]
+        assert (failure["step"], failure["alert"]) == ("consent", "bad_certificate")
+        assert "no intention allows it" in failure["meaning"]
+
+
+async def test_probe_shows_a_destination_that_hangs_up_without_an_alert(world: World) -> None:
+    token = await shop_token(world)
+    async with native_service(world.federation.dc2, "web", world.federation.folder), world.gateways():
+        outcome = await probe(world.federation.dc1, token, "web", "--dc=dc2", "--as=stranger")
+        failure = outcome.data["failure"]
+        assert (outcome.code, failure["step"], failure["alert"]) == (1, "consent", None)
+        assert "hung up after the handshake" in failure["meaning"]
+        assert (await probe(world.federation.dc1, token, "web", "--dc=dc2", "--as=shop")).code == 0
+
+
+async def test_probe_names_the_alert_for_an_unknown_service_and_what_it_means(world: World) -> None:
+    async with world.gateways():
+        outcome = await meshgate(world.federation.dc1, world.token, "probe", "nosuch", "--dc=dc2")
+        assert outcome.code == 1
+        assert "failed at handshake: TLS alert unrecognized_name" in outcome.out
+        assert "the gateway has no route for this name" in outcome.out
+
+
+async def test_probe_shows_an_endpoint_that_the_gateway_cannot_reach(world: World) -> None:
+    dc2 = world.federation.dc2
+    async with native_service(dc2, "ghost", world.federation.folder) as ghost, world.gateways() as (_, remote):
+        real = ghost.port
+        ghost.port = free_ports(1)[0]
+        await dc2.register(
+            {
+                "ID": "ghost",
+                "Name": "ghost",
+                "Address": "127.0.0.1",
+                "Port": ghost.port,
+                "Connect": {"Native": True},
+            }
+        )
+        await until_equal("the wrong port", partial(remote.endpoints, world.sni("ghost")), {ghost.port: True}, 20)
+        outcome = await probe(world.federation.dc1, world.token, "ghost", "--dc=dc2")
+        assert outcome.data["failure"]["alert"] == "internal_error"
+        assert "could not reach any endpoint" in outcome.data["failure"]["meaning"]
+        assert real != ghost.port
+
+
+async def test_probe_without_the_right_to_the_identity_says_which_rule_is_missing(world: World) -> None:
+    outcome = await meshgate(world.federation.dc1, world.token, "probe", "web", "--dc=dc2", "--as=web")
+    assert outcome.code == 1
+    assert "failed at leaf" in outcome.out
+    assert 'add service "web" { policy = "write" }' in outcome.out
+    assert "--as" in outcome.out
+
+
+async def test_probe_shows_that_nothing_listens_at_the_gateway(world: World) -> None:
+    outcome = await probe(world.federation.dc1, world.token, "web", f"--via=127.0.0.1:{free_ports(1)[0]}")
+    assert outcome.data["failure"] == {
+        "step": "connect",
+        "alert": None,
+        "detail": "Connection refused",
+        "meaning": "nobody listens there, or a firewall is in between",
+    }
+
+
+async def test_probe_without_any_gateway_says_so(world: World) -> None:
+    outcome = await probe(world.federation.dc1, world.token, "web", "--dc=dc2")
+    assert outcome.data["failure"]["step"] == "gateway"
+    assert "dc1 has no mesh gateway" in outcome.data["failure"]["detail"]
+
+
+# --- modes -----------------------------------------------------------------------------------------------------------
+
+
+def upstreams(outcome: Outcome) -> list[dict[str, Any]]:
+    (sidecar,) = outcome.data["sidecars"]
+    found: list[dict[str, Any]] = sidecar["upstreams"]
+    return found
+
+
+async def test_modes_follow_consuls_precedence_and_show_the_path(world: World) -> None:
+    federation, dc1 = world.federation, world.federation.dc1
+    proxy = {
+        "Upstreams": [
+            {"DestinationName": "web", "Datacenter": "dc2", "LocalBindPort": 9191},
+            {"DestinationName": "web", "Datacenter": "dc2", "LocalBindPort": 9192, "MeshGateway": {"Mode": "remote"}},
+            {"DestinationName": "web", "LocalBindPort": 9193, "MeshGateway": {"Mode": "local"}},
+        ]
+    }
+
+    async def register(**extra: Any) -> None:
+        sidecar = {"Port": 21000, "Proxy": proxy | extra}
+        await dc1.register({"ID": "shop", "Name": "shop", "Port": 9, "Connect": {"SidecarService": sidecar}})
+
+    async def first() -> tuple[str, str | None]:
+        found = upstreams(await meshgate(dc1, world.token, "modes", "shop", "--json"))
+        return found[0]["mode"], found[0]["set_by"]
+
+    async with sidecar_for(federation.dc2, "web") as web, world.gateways() as (local, remote):
+        try:
+            await register()
+            assert await first() == ("none", None)
+            await federation.write_config_entry(
+                {"Kind": "proxy-defaults", "Name": "global", "MeshGateway": {"Mode": "local"}}
+            )
+            await until_equal("proxy-defaults", first, ("local", "proxy-defaults"), seconds=20)
+            gateway_1, gateway_2 = [f"127.0.0.1:{gateway.address[1]}" for gateway in (local, remote)]
+            sidecar = f"127.0.0.1:{web.port}"
+            by_default, by_upstream, nearby = upstreams(await meshgate(dc1, world.token, "modes", "shop", "--json"))
+            assert by_default["targets"][0]["sni"] == world.sni()
+            assert by_default["targets"][0]["path"] == [
+                {"to": "local_gateway", "addresses": [gateway_1]},
+                {"to": "remote_gateway", "addresses": [gateway_2]},
+                {"to": "sidecar", "addresses": [sidecar]},
+            ]
+            assert (by_upstream["mode"], by_upstream["set_by"]) == ("remote", "registration Proxy.Upstreams")
+            assert by_upstream["overruled"] == [{"place": "proxy-defaults", "mode": "local"}]
+            assert by_upstream["targets"][0]["path"][0] == {"to": "remote_gateway", "addresses": [gateway_2]}
+            assert nearby["targets"][0]["path"] == [{"to": "sidecar", "addresses": []}]
+            await federation.write_config_entry(
+                {"Kind": "service-defaults", "Name": "shop", "Protocol": "tcp", "MeshGateway": {"Mode": "none"}}
+            )
+            await until_equal("service-defaults", first, ("none", "service-defaults"), seconds=20)
+            await register(MeshGateway={"Mode": "remote"})
+            await until_equal("the registration", first, ("remote", "registration Proxy.MeshGateway"), seconds=20)
+            people = await meshgate(dc1, world.token, "modes")
+            assert "  web in dc2, at 127.0.0.1:9191\n    mode   remote, set by registration Proxy.MeshG" in people.out
+        finally:
+            await dc1.deregister("shop")
+            await federation.delete_config_entry("proxy-defaults", "global")
+            await federation.delete_config_entry("service-defaults", "shop")
+
+
+async def test_modes_follow_a_redirect_and_flag_what_cannot_work(world: World) -> None:
+    """Without any gateway, and through a service-resolver that sends callers to the other datacenter."""
+    federation, dc1 = world.federation, world.federation.dc1
+    redirect = {"Kind": "service-resolver", "Name": "cart", "Redirect": {"Service": "basket", "Datacenter": "dc2"}}
+    await federation.write_config_entry(redirect)
+    proxy = {"Upstreams": [{"DestinationName": "cart", "LocalBindPort": 9191}], "MeshGateway": {"Mode": "local"}}
+    sidecar = {"Port": 21000, "Proxy": proxy}
+    await dc1.register({"ID": "shop", "Name": "shop", "Port": 9, "Connect": {"SidecarService": sidecar}})
+    try:
+        outcome = await meshgate(dc1, world.token, "modes", "--json")
+        assert outcome.code == 0, outcome.err
+        (cart,) = upstreams(outcome)
+        (target,) = cart["targets"]
+        assert (target["service"], target["datacenter"]) == ("basket", "dc2")
+        assert target["sni"] == world.sni("basket")
+        assert any("mode local, but dc1 has no healthy mesh gateway" in problem for problem in target["problems"])
+        assert any("dc2 has no instance of basket" in problem for problem in target["problems"])
+        assert outcome.data["sound"] is False
+    finally:
+        await dc1.deregister("shop")
+        await federation.delete_config_entry("service-resolver", "cart")
+
+
+async def test_modes_of_an_agent_without_sidecars(world: World) -> None:
+    outcome = await meshgate(world.federation.dc2, world.token, "modes")
+    assert (outcome.code, outcome.out) == (0, "the agent holds no such sidecar that the token may see\n")
