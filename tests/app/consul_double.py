@@ -1,14 +1,16 @@
 """A double of Consul for the commands that ask it directly: a newer Enterprise than the real one of the other tests."""
 
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 from meshgate.adapters.consul import ConsulAddress
 from meshgate.adapters.consul.inspection import ConsulInspector
-from tests.adapters.consul.fake_consul import FakeConsul, fake_consul, row
+from tests.adapters.consul.fake_consul import FakeConsul, Seen, fake_consul, row
 
 TOKEN = "5ecc9f1b-7d3a-4c5e-token"
+RIGHTS = "/v1/internal/acl/authorize"
 
 
 @asynccontextmanager
@@ -45,12 +47,22 @@ def datacenter(double: FakeConsul, **debug: Any) -> None:
     double.set("/v1/connect/ca/roots", {"TrustDomain": "td.consul", "ActiveRootID": "r", "Roots": [root]})
     double.set("/v1/internal/federation-states/mesh-gateways", {"dc1": []})
     double.set("/v1/agent/services", {}, index=None)
-    may(double, register=True, services=True, nodes=True, agent=True)
+    may(double)
 
 
-def may(double: FakeConsul, *, register: bool, services: bool, nodes: bool, agent: bool) -> None:
-    answers = (register, services, nodes, agent)
-    double.set("/v1/internal/acl/authorize", [{"Allow": each} for each in answers], index=None)
+def may(double: FakeConsul, **rights: bool) -> None:
+    """What the token may do: `resource_access`, or `resource_access_name` for one name. All else is allowed."""
+
+    def answer(seen: Seen) -> None:
+        if seen.path != RIGHTS:
+            return
+        rows = []
+        for asked in json.loads(seen.body):
+            right = f"{asked['Resource']}_{asked['Access']}"
+            rows.append({"Allow": rights.get(f"{right}_{asked['Segment']}", rights.get(right, True))})
+        double.set(RIGHTS + (f"?dc={seen.query['dc']}" if "dc" in seen.query else ""), rows, index=None)
+
+    double.on_put = answer
 
 
 def gateway(double: FakeConsul, where: str, address: str, port: int, **fields: Any) -> None:

@@ -15,6 +15,7 @@ from meshgate.adapters.admin.messages import Request, Response, json_response
 from meshgate.adapters.admin.metrics import GatewayStats, Metrics
 from meshgate.adapters.admin.server import AdminServer
 from meshgate.adapters.admin.views import routes_view
+from meshgate.adapters.relay import Limits
 from meshgate.adapters.relay.counters import OpenStream
 from meshgate.app.admin_operator import operator_routes
 from meshgate.app.settings import Settings
@@ -34,6 +35,7 @@ class FakeGateway:
     ready: bool = True
     draining: bool = False
     catalog_stale: bool = False
+    limits: Limits = field(default_factory=Limits)
     watcher: None = None
     process_started: float = 1e9
     on_metrics: Callable[[], None] = lambda: None

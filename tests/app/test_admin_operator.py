@@ -14,6 +14,7 @@ from meshgate import __version__
 from meshgate.adapters.admin.server import AdminServer
 from meshgate.adapters.admin.views import routes_view
 from meshgate.adapters.consul import WatchState
+from meshgate.adapters.relay import Limits
 from meshgate.adapters.relay.counters import OpenStream
 from meshgate.app import logs
 from meshgate.app.admin_operator import operator_routes
@@ -65,6 +66,7 @@ class Gateway:
     ready: bool = False
     draining: bool = False
     catalog_stale: bool = False
+    limits: Limits = field(default_factory=Limits)
     table: RouteTable = field(default_factory=lambda: RouteTable.of("dc1", "td.consul", "default", iter(ROUTES)))
     streams: list[OpenStream] = field(default_factory=lambda: list(STREAMS))
 

@@ -1,5 +1,6 @@
 """What the real Consul of the end-to-end tests does not do: answer with a date of yesterday, lack Connect, be old."""
 
+import errno
 import socket
 import time
 from email.utils import formatdate
@@ -12,12 +13,12 @@ import trio
 from meshgate.adapters.consul import ConsulUnreachableError
 from meshgate.adapters.consul.inspection import ConsulInspector
 from meshgate.app.demo.ports import free_ports
-from meshgate.app.doctor import examine
+from meshgate.app.doctor import examine, host
 from meshgate.app.settings import Settings
 from meshgate.core.prerequisites import Finding, Status
-from tests.adapters.consul.fake_consul import FakeConsul
+from tests.adapters.consul.fake_consul import FakeConsul, row
 
-from .consul_double import datacenter, gateway, inspected, may
+from .consul_double import RIGHTS, datacenter, gateway, inspected, may
 
 OK, WARNING, FAILED = Status.OK, Status.WARNING, Status.FAILED
 
@@ -38,7 +39,6 @@ def federated(double: FakeConsul, port: int) -> None:
     double.set("/v1/connect/ca/roots?dc=dc2", {"TrustDomain": "td.consul", "Roots": None})
     double.set("/v1/acl/replication?dc=dc2", replication(), index=None)
     double.set("/v1/acl/token/self?dc=dc2", {"AccessorID": "a", "Local": False}, index=None)
-    double.set("/v1/internal/acl/authorize?dc=dc2", [{"Allow": True}, {"Allow": True}], index=None)
     gateway(double, "dc2", "127.0.0.1", port)
 
 
@@ -129,7 +129,7 @@ async def test_without_acls_no_right_is_asked_for() -> None:
 
 async def test_rights_are_asked_one_by_one() -> None:
     async with inspected() as (double, client):
-        may(double, register=True, services=False, nodes=False, agent=True)
+        may(double, service_read=False, node_read=False)
         found = await findings(client)
         assert found["token: service:write"].status is OK
         # A narrower rule than the prefix works too, so that is no failure.
@@ -138,26 +138,55 @@ async def test_rights_are_asked_one_by_one() -> None:
         assert found["token: agent:read"].status is OK
 
 
+async def test_a_narrower_rule_for_nodes_is_no_failure() -> None:
+    async with inspected() as (double, client):
+        may(double, node_read=False, node_read_n1=True)
+        assert (await findings(client))["token: node:read"].status is WARNING
+
+
 async def test_a_gateway_that_does_not_register_needs_no_right_to() -> None:
     async with inspected() as (double, client):
-        double.set("/v1/internal/acl/authorize", [{"Allow": True}] * 3, index=None)
-        found = await findings(client, REGISTER="false")
-        assert "token: service:write" not in found
-        assert found["token: service:read"].status is OK
+        may(double, service_write=False)
+        assert (await findings(client))["token: service:write"].status is FAILED
+        assert "token: service:write" not in await findings(client, REGISTER="false")
 
 
-async def test_an_answer_about_other_rights_than_those_asked_for_is_none() -> None:
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        ({"body": b"no such endpoint", "status": 404}, "404"),
+        ({"body": [{"Allow": True}]}, "asked for 4 rights and told 1"),
+    ],
+)
+async def test_an_agent_that_does_not_answer_about_rights_is_no_failure(answer: dict[str, Any], words: str) -> None:
     async with inspected() as (double, client):
-        double.set("/v1/internal/acl/authorize", [{"Allow": True}], index=None)
-        assert (await findings(client))["token"].detail == "Consul was asked for 4 rights and told 1"
-
-
-async def test_an_agent_that_blocks_the_question_about_rights_is_no_failure() -> None:
-    async with inspected() as (double, client):
-        double.set("/v1/internal/acl/authorize", b"no such endpoint", status=404)
+        double.on_put = lambda _: None
+        double.set(RIGHTS, **answer)
         found = (await findings(client))["token"]
-        assert found.status is WARNING
+        assert (found.status, words in found.detail) == (WARNING, True)
         assert "meshgate policy" in found.advice
+
+
+async def test_an_agent_that_says_nothing_of_itself_does_not_end_the_examination() -> None:
+    async with inspected() as (double, client):
+        double.set("/v1/agent/self", b"Permission denied", status=403)
+        double.set("/v1/health/service/consul", [row("consul", kind="")])
+        found = await findings(client)
+        assert found["agent"].advice == 'add agent_prefix "" { policy = "read" } to its policy'
+        assert "dc1 alone" in found["datacenters"].detail
+        double.set("/v1/health/service/consul", [])
+        found = await findings(client)
+        assert found["datacenters"].status is FAILED
+
+
+async def test_a_port_below_1024_needs_a_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    async with inspected() as (_, client):
+        monkeypatch.setattr(host, "_bind", refused)
+        found = (await findings(client))["port default"]
+        assert (found.status, "CAP_NET_BIND_SERVICE" in found.advice) == (FAILED, True)
 
 
 async def test_two_datacenters_in_order() -> None:
@@ -183,7 +212,6 @@ async def test_two_datacenters_in_order() -> None:
             WARNING,
             "policies only",
         ),
-        ("/v1/internal/acl/authorize?dc=dc2", [{"Allow": True}, {}], "token in dc2", WARNING, "may not see all"),
         ("/v1/health/service/mesh-gateway?dc=dc2", [], "gateways of dc2", WARNING, "none"),
     ],
 )
@@ -196,6 +224,15 @@ async def test_what_is_wrong_elsewhere_is_found(path: str, body: Any, check: str
             assert found.status is status, found
             assert words in found.detail
             assert found.advice
+
+
+async def test_a_token_that_sees_no_nodes_elsewhere_is_warned_of() -> None:
+    async with inspected() as (double, client):
+        federated(double, 1)
+        may(double, node_read=False)
+        found = (await findings(client))["token in dc2"]
+        assert found.status is WARNING
+        assert found.advice == 'add node_prefix "" { policy = "read" } to its policy'
 
 
 async def test_an_unhealthy_gateway_elsewhere_that_answers_is_a_warning() -> None:

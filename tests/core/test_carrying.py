@@ -61,6 +61,13 @@ def test_datacenter_of_which_nothing_is_proven_keeps_its_gateways() -> None:
     assert carry_over(moved, LAST, Unanswered(remotes=frozenset({"dc2"}))) is moved
 
 
+def test_consuls_servers_stay_until_they_are_known_again() -> None:
+    last = replace(LAST, servers=rows(8300))
+    assert carry_over(NOTHING, last, Unanswered(servers=True)).servers == rows(8300)
+    assert carry_over(NOTHING, last, Unanswered()).servers == ()
+    assert carry_over(replace(NOTHING, servers=rows(1)), last, Unanswered(servers=True)).servers == rows(1)
+
+
 def test_nothing_is_carried_from_elsewhere() -> None:
     everything = Unanswered(frozenset({"web"}), frozenset({"v1.web"}), True, frozenset({"dc2"}))
     for fresh in (

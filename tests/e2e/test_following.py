@@ -151,14 +151,14 @@ async def is_registered(world: World) -> bool:
 async def test_connect_timeout_of_proxy_defaults_takes_effect_while_running(world: World) -> None:
     """Central configuration is merged by the agent, read back and followed."""
     async with world.gateways() as (local, _):
-        await world.federation.write_config_entry(
-            {"Kind": "proxy-defaults", "Name": "global", "Config": {"connect_timeout_ms": 321}}
-        )
 
         async def timeout() -> object:
             return (await local.ask("/config_dump"))["limits"]["connect_timeout"]
 
         assert await timeout() == 5.0
+        await world.federation.write_config_entry(
+            {"Kind": "proxy-defaults", "Name": "global", "Config": {"connect_timeout_ms": 321}}
+        )
         await until_equal("the gateway to follow", timeout, 0.321, seconds=10)
         await world.federation.delete_config_entry("proxy-defaults", "global")
         await until_equal("the gateway to go back", timeout, 5.0, seconds=10)

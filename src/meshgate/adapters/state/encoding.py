@@ -8,6 +8,7 @@ A record is what `core.catalog` says it is. A new field with a default needs no 
 changes its meaning does.
 """
 
+import gc
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -127,4 +128,11 @@ def _kept(lines: list[bytes]) -> Kept:
 
 def _each(lines: list[bytes], shape: type[T]) -> tuple[T, ...]:
     decoder = msgspec.json.Decoder(shape)
-    return tuple(decoder.decode(line) for line in lines)
+    collects = gc.isenabled()
+    # Of a large catalog everything stays, and looking through it again and again takes most of the time.
+    gc.disable()
+    try:
+        return tuple(decoder.decode(line) for line in lines)
+    finally:
+        if collects:
+            gc.enable()

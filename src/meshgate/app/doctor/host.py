@@ -77,18 +77,23 @@ def _port(check: str, address: HostPort, running: bool) -> Finding:
 
 def _bind_problem(address: HostPort) -> int | None:
     """The error number with which binding fails; None where it works. The port is free again afterwards."""
-    family = socket.AF_INET6 if ":" in address.host or not address.host else socket.AF_INET
     try:
-        with socket.socket(family) as sock:
-            # As the gateway: connections of an earlier one that are not forgotten yet are no obstacle.
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            sock.bind((address.host, address.port))
-            sock.listen(1)
+        _bind(address)
     except OSError as error:
-        if error.errno == errno.EAFNOSUPPORT and not address.host:
-            return _bind_problem(HostPort("0.0.0.0", address.port))  # noqa: S104 - what the gateway does there
         return error.errno
     return None
+
+
+def _bind(address: HostPort) -> None:
+    """Bind and listen as the gateway does; without a host on all addresses, those of IPv6 where there are some."""
+    family = (
+        socket.AF_INET6 if ":" in address.host or (not address.host and socket.has_dualstack_ipv6()) else socket.AF_INET
+    )
+    with socket.socket(family) as sock:
+        # Connections of an earlier gateway that are not forgotten yet are no obstacle.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((address.host, address.port))
+        sock.listen(1)
 
 
 def _admin_socket(path: Path, *, running: bool) -> Finding:
