@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from meshgate.core.balance import Policy
 from meshgate.core.catalog import RemoteDatacenter, Service, Snapshot, Subset
 from meshgate.core.explain import MAX_SHOWN, Explanation, Step, explain
 from meshgate.core.planner import plan
@@ -454,3 +455,16 @@ def test_steps_are_lines_of_printable_ascii_with_a_bound(case: tuple[RouteTable,
         assert step.outcome.isascii()
         assert step.outcome.isprintable()
         assert len(step.outcome) < 6 * MAX_SHOWN
+
+
+@pytest.mark.parametrize(
+    ("policy", "words"),
+    [
+        (Policy.ROUND_ROBIN, "weighted round robin over 1 endpoint"),
+        (Policy.RANDOM, "at random, by weight, over 1 endpoint"),
+        (Policy.LEAST_REQUEST, "fewest streams for its weight of 3 drawn at random over 1 endpoint"),
+    ],
+)
+def test_the_balancing_policy_is_told(policy: Policy, words: str) -> None:
+    explanation = explain(table(exact("a.b", policy=policy, choices=3)), "a.b")
+    assert Step("balancing", words) in explanation.steps

@@ -56,9 +56,7 @@ def _completed(service: Service, last: Service | None, unanswered: Unanswered) -
     if last is None:
         return service
     if unanswered.resolvers:
-        return replace(
-            service, subsets=last.subsets, default_subset=last.default_subset, connect_timeout=last.connect_timeout
-        )
+        return replace(last, instances=service.instances)
     known = {subset.name: subset for subset in last.subsets}
 
     def completed(subset: Subset) -> Subset:

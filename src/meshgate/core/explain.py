@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Final, Literal
 
+from .balance import Policy
 from .reasons import Reason
 from .routes import MAX_NAME, Endpoint, Route, RouteKind, RouteTable
 from .sni import (
@@ -26,6 +27,11 @@ from .sni import (
 
 MAX_SHOWN: Final = 255
 _MAX_LISTED: Final = 10
+_POLICIES: Final = {
+    Policy.ROUND_ROBIN: "weighted round robin",
+    Policy.RANDOM: "at random, by weight,",
+    Policy.LEAST_REQUEST: "fewest streams for its weight of {choices} drawn at random",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +125,8 @@ def _endpoints(route: Route) -> Iterator[Step]:
     yield Step("panic mode", _panic(route, healthy))
     if route.candidates:
         plural = "" if len(route.candidates) == 1 else "s"
-        yield Step("balancing", f"weighted round robin over {len(route.candidates)} endpoint{plural}")
+        policy = _POLICIES[route.policy].format(choices=route.choices)
+        yield Step("balancing", f"{policy} over {len(route.candidates)} endpoint{plural}")
 
 
 def _panic(route: Route, healthy: int) -> str:
