@@ -199,7 +199,22 @@ async def test_what_several_upstreams_need_is_asked_for_once() -> None:
         report = await ModesReader(client).read()
         assert len(report.sidecars[0].upstreams) == 3
         assert len(double.requests("/v1/discovery-chain/web")) == 1
-        assert len(double.requests("/v1/internal/federation-states/mesh-gateways")) == 2
+        assert len(double.requests("/v1/health/service/mesh-gateway")) == 2
+
+
+async def test_the_federation_states_tell_of_gateways_only_where_their_datacenter_cannot_be_asked() -> None:
+    async with inspected() as (double, client):
+        federated(double)
+        chain(double)
+        sidecar(double, {}, mode="remote")
+        gone = row("mesh-gateway", address="203.0.113.1", port=443, kind="mesh-gateway")
+        gone["Service"]["ModifyIndex"] = 1000
+        double.set("/v1/internal/federation-states/mesh-gateways", {"dc2": [gone]})
+        assert path(await one(client))[0] == ("REMOTE_GATEWAY", ["198.51.100.7:443"])
+        double.set("/v1/health/service/mesh-gateway?dc=dc2", [])
+        assert path(await one(client))[0] == ("REMOTE_GATEWAY", [])
+        double.set("/v1/health/service/mesh-gateway?dc=dc2", b"No path to datacenter", status=500)
+        assert path(await one(client))[0] == ("REMOTE_GATEWAY", ["203.0.113.1:443"])
 
 
 async def test_only_sidecars_that_are_asked_for_are_shown() -> None:

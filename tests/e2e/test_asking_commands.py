@@ -63,19 +63,6 @@ async def probe(consul: Consul, token: str, *arguments: str) -> Outcome:
     return await meshgate(consul, token, "probe", *arguments, "--json")
 
 
-async def until_no_gateways(world: World) -> None:
-    """The federation states remember the gateways of the tests before for a while."""
-
-    async def known() -> list[int]:
-        found = []
-        for consul in world.federation.datacenters:
-            states = await consul.ask("/v1/internal/federation-states/mesh-gateways")
-            found += [len(gateways) for gateways in (states or {"": [0]}).values()]
-        return found
-
-    await until_equal("no gateways", known, [0] * 4, seconds=60)
-
-
 # --- doctor ----------------------------------------------------------------------------------------------------------
 
 
@@ -186,7 +173,6 @@ async def test_doctor_finds_a_gateway_elsewhere_that_cannot_be_reached(world: Wo
 
 
 async def test_doctor_says_that_another_process_has_the_port(world: World) -> None:
-    await until_no_gateways(world)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         outcome = await meshgate(
@@ -317,7 +303,6 @@ async def test_probe_shows_that_nothing_listens_at_the_gateway(world: World) -> 
 
 
 async def test_probe_without_any_gateway_says_so(world: World) -> None:
-    await until_no_gateways(world)
     outcome = await probe(world.federation.dc1, world.token, "web", "--dc=dc2")
     assert outcome.data["failure"]["step"] == "gateway"
     assert "dc1 has no mesh gateway" in outcome.data["failure"]["detail"]
@@ -388,7 +373,6 @@ async def test_modes_follow_consuls_precedence_and_show_the_path(world: World) -
 async def test_modes_follow_a_redirect_and_flag_what_cannot_work(world: World) -> None:
     """Without any gateway, and through a service-resolver that sends callers to the other datacenter."""
     federation, dc1 = world.federation, world.federation.dc1
-    await until_no_gateways(world)
     redirect = {"Kind": "service-resolver", "Name": "cart", "Redirect": {"Service": "basket", "Datacenter": "dc2"}}
     await federation.write_config_entry(redirect)
     proxy = {"Upstreams": [{"DestinationName": "cart", "LocalBindPort": 9191}], "MeshGateway": {"Mode": "local"}}

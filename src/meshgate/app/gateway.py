@@ -10,6 +10,7 @@ What always holds: nothing that happens to Consul touches a stream, and a table 
 
 import os
 import signal
+from dataclasses import replace
 from typing import Final
 
 import structlog
@@ -209,7 +210,7 @@ class Gateway:
         kept = self.last_known.stand_in()
         if kept is not None:
             self._names.remember(kept.addresses)
-            self._use(kept.snapshot)
+            self._use(replace(kept.snapshot, expose_servers=self.settings.expose_servers))
             self._listen()
 
     def _check_last_known(self, datacenter: str, partition: str) -> None:

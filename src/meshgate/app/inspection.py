@@ -9,7 +9,7 @@ import trio
 from meshgate.adapters.consul import ConsulAddress, ConsulConfigError, ConsulError
 from meshgate.adapters.consul.inspection import ConsulInspector
 from meshgate.adapters.consul.records import GATEWAY_KIND, Cursor, Instances
-from meshgate.core.catalog import Instance, newer_gateways
+from meshgate.core.catalog import Instance
 from meshgate.core.health import assess
 
 from .failures import CommandError, ConfigError
@@ -48,23 +48,22 @@ async def gateways_in(
 ) -> Instances:
     """The mesh gateways of a datacenter and partition, healthy ones first.
 
-    Its own catalog and the federation states are asked, as the running gateway does; `guess` is a service name to try
-    beside those that Consul lists.
+    Its own catalog is asked; where that cannot be, the federation states tell, which remember a gateway for long after
+    it is gone. `guess` is a service name to try beside those that Consul lists.
 
     Raises:
         ConsulError: neither can be asked.
     """
-    federated: Instances = ()
-    with suppress(ConsulError):
-        if partition in ("", "default"):
-            federated = (await client.federated_gateways(Cursor())).value.get(datacenter, ())
     try:
-        direct = await _listed(client, datacenter, guess, partition)
+        found = await _listed(client, datacenter, guess, partition)
     except ConsulError:
-        if not federated:
+        found = ()
+        if partition in ("", "default"):
+            with suppress(ConsulError):
+                found = (await client.federated_gateways(Cursor())).value.get(datacenter, ())
+        if not found:
             raise
-        direct = ()
-    return tuple(sorted(newer_gateways(direct, federated), key=lambda gateway: not healthy(gateway)))
+    return tuple(sorted(found, key=lambda gateway: not healthy(gateway)))
 
 
 async def _listed(client: ConsulInspector, datacenter: str, guess: str, partition: str) -> Instances:

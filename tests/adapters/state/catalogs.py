@@ -1,6 +1,7 @@
 """Catalogs for the tests of the state file."""
 
 from meshgate.adapters.state import Kept
+from meshgate.core.balance import Policy
 from meshgate.core.catalog import Check, Instance, RemoteDatacenter, Service, Snapshot, Subset, WanAddress
 
 TRUST_DOMAIN = "11111111-2222-3333-4444-555555555555.consul"
@@ -19,6 +20,7 @@ def instance(service: str, number: int = 1, *, datacenter: str = "dc1", port: in
         wan=WanAddress("192.0.2.7", 8443),
         node_wan="192.0.2.1",
         weight_passing=3,
+        weight_warning=2,
         checks=(Check("serfHealth", "passing", "Serf"), Check("c", "warning", 'a "name"\n with é')),
         modify_index=1 << 40,
         meta=(("version", "1"),),
@@ -26,13 +28,15 @@ def instance(service: str, number: int = 1, *, datacenter: str = "dc1", port: in
 
 
 def catalog(services: int = 2) -> Snapshot:
-    """A snapshot in which every field differs from its default somewhere."""
+    """A snapshot in which the fields of a gateway in Consul's community edition differ from their defaults."""
     web = Service(
         "web",
         (instance("web"), instance("web", 2)),
         subsets=(Subset("v1", only_passing=True, instances=(instance("web"),)), Subset("v2")),
         default_subset="v1",
         connect_timeout=2.5,
+        policy=Policy.LEAST_REQUEST,
+        choices=5,
     )
     others = (Service(f"s{number}", (instance(f"s{number}", 3),)) for number in range(1, services))
     return Snapshot(
@@ -43,6 +47,9 @@ def catalog(services: int = 2) -> Snapshot:
             RemoteDatacenter("dc2", (instance("mesh-gateway", 4, datacenter="dc2"),)),
             RemoteDatacenter("dc3", ()),
         ),
+        servers=(instance("consul", 5),),
+        domain="example",
+        expose_servers=True,
     )
 
 

@@ -1,5 +1,6 @@
 """The state file: whole or not at all, and believed only if it is whole, ours and safe."""
 
+import dataclasses
 import errno
 import hashlib
 import json
@@ -47,6 +48,26 @@ def sealed(*lines: object) -> bytes:
 def test_what_is_written_is_read_field_by_field(tmp_path: Path) -> None:
     write(tmp_path, kept())
     assert read(tmp_path) == kept()
+
+
+def test_no_field_of_a_catalog_is_left_out() -> None:
+    """A field that is added to the catalog has to be in the catalog of these tests too."""
+    only_in_enterprise = {"partition", "namespace"}
+    differing: set[tuple[str, str]] = set()
+    every: set[tuple[str, str]] = set()
+    waiting: list[object] = [kept().snapshot]
+    while waiting:
+        record = waiting.pop()
+        if isinstance(record, tuple):
+            waiting += record
+        elif dataclasses.is_dataclass(record) and not isinstance(record, type):
+            for field in dataclasses.fields(record):
+                value = getattr(record, field.name)
+                waiting.append(value)
+                every.add((type(record).__name__, field.name))
+                if value != field.default:
+                    differing.add((type(record).__name__, field.name))
+    assert {name for name in every - differing if name[1] not in only_in_enterprise} == set()
 
 
 def test_without_a_file_or_a_folder_there_is_nothing(tmp_path: Path) -> None:

@@ -1,13 +1,13 @@
 """This machine: the addresses that the gateway is going to take, or has taken already."""
 
 import errno
-import socket
 from pathlib import Path
 
 import trio
 
 from meshgate.adapters.consul import RegistrationError
 from meshgate.adapters.mesh_tls import RefusedError, connect
+from meshgate.adapters.relay.sockets import bind
 from meshgate.app.admin_client import ask
 from meshgate.app.failures import CommandError
 from meshgate.app.registration import definition_of, listen_addresses
@@ -80,19 +80,13 @@ def _bind_problem(address: HostPort) -> int | None:
     try:
         _bind(address)
     except OSError as error:
-        return error.errno
+        return error.errno or errno.EINVAL
     return None
 
 
 def _bind(address: HostPort) -> None:
-    """Bind and listen as the gateway does; without a host on all addresses, those of IPv6 where there are some."""
-    family = (
-        socket.AF_INET6 if ":" in address.host or (not address.host and socket.has_dualstack_ipv6()) else socket.AF_INET
-    )
-    with socket.socket(family) as sock:
-        # Connections of an earlier gateway that are not forgotten yet are no obstacle.
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind((address.host, address.port))
+    """Bind as the gateway does, and listen: somebody else may have bound the port and not listen yet."""
+    with bind(address.host, address.port, 0) as sock:
         sock.listen(1)
 
 
