@@ -31,7 +31,7 @@ from meshgate.adapters.relay import Limits, OpenStream
 from meshgate.adapters.relay.pool import RelayPool
 from meshgate.adapters.sd_notify import Notifier
 from meshgate.core.catalog import Snapshot
-from meshgate.core.gateway_options import NO_OPTIONS, GatewayOptions, gateway_options
+from meshgate.core.gateway_options import gateway_options
 from meshgate.core.planner import host_names, plan
 from meshgate.core.routes import RouteTable
 
@@ -41,9 +41,10 @@ from .failures import CommandError
 from .last_known import AGENT_PATIENCE, CATALOG_PATIENCE, LastKnown
 from .refusal_log import RefusalLog
 from .registration import definition_of, listen_addresses
-from .setting_sources import Origin
+from .relay_limits import limits_of
 from .settings import Settings
 from .stream_observer import StreamObserver
+from .table_log import tell_table
 
 log = structlog.get_logger(module="meshgate")
 
@@ -67,7 +68,7 @@ class Gateway:
         self.client = client
         self.access_log = AccessLog.open(settings.access_log)
         observer = StreamObserver(RefusalLog(log), self.access_log)
-        self.relay = RelayPool(settings.workers, _limits(settings), observer, settings.drain_timeout)
+        self.relay = RelayPool(settings.workers, limits_of(settings), observer, settings.drain_timeout)
         self.table: RouteTable | None = None
         self._snapshot: Snapshot | None = None
         self.watcher: CatalogWatcher | None = None
@@ -248,7 +249,7 @@ class Gateway:
     def _on_registration(self, registration: OwnRegistration | None) -> None:
         """Follow what central configuration says of the gateway, as far as the operator set nothing here."""
         if registration is not None:
-            self.relay.limit(_limits(self.settings, gateway_options(registration.config)))
+            self.relay.limit(limits_of(self.settings, gateway_options(registration.config)))
 
     def _replan(self) -> None:
         """Make a table of what is known now, and place new streams by it."""
@@ -259,7 +260,7 @@ class Gateway:
         self.relay.install(table)
         self._catalog_known.set()
         self.last_known.keep(self._snapshot, self._names.addresses)
-        _tell_table(before, table)
+        tell_table(before, table)
         self._notifier.status(f"{len(table)} routes in {table.datacenter}")
 
     # --- stopping ------------------------------------------------------------------------------------------------
@@ -310,32 +311,3 @@ class Gateway:
         while True:
             self._notifier.watchdog()
             await trio.sleep(self._notifier.watchdog_seconds)
-
-
-def _limits(settings: Settings, options: GatewayOptions = NO_OPTIONS) -> Limits:
-    """The relay's limits: what was set for this gateway, else what Consul says of it, else the defaults."""
-    central = {"MESHGATE_CONNECT_TIMEOUT": options.connect_timeout, "MESHGATE_KEEPALIVE": options.keepalive}
-    used = {name: value for name, value in central.items() if value and settings.origin(name) is Origin.DEFAULT}
-    return Limits(
-        hello_timeout=settings.hello_timeout,
-        connect_timeout=used.get("MESHGATE_CONNECT_TIMEOUT", settings.connect_timeout),
-        idle_timeout=settings.idle_timeout,
-        keepalive=used.get("MESHGATE_KEEPALIVE", settings.keepalive),
-        max_connections=settings.max_connections,
-        max_connections_per_client=settings.max_connections_per_client,
-        max_hello_bytes=settings.max_hello_bytes,
-    )
-
-
-def _tell_table(before: RouteTable, after: RouteTable) -> None:
-    old = {route.sni: route for route in before}
-    new = {route.sni: route for route in after}
-    log.info(
-        "routes changed",
-        total=len(new),
-        added=len(new.keys() - old.keys()),
-        removed=len(old.keys() - new.keys()),
-        changed=sum(old[name] != new[name] for name in old.keys() & new.keys()),
-    )
-    for name in set(after.conflicts) - set(before.conflicts):
-        log.warning("two things in Consul claim one name; the one without a dot in its name has it", sni=name)

@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from meshgate.adapters.relay import Limits
-from meshgate.adapters.relay import pool as pool_module
+from meshgate.adapters.relay import slot as slot_module
 from meshgate.adapters.relay.pool import RelayPool
 from meshgate.core.reasons import Reason
 from meshgate.core.routes import Endpoint
@@ -165,7 +165,7 @@ async def test_clients_that_wait_for_a_worker_are_served_by_the_next_one() -> No
 
 
 async def test_worker_that_hangs_is_killed_and_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pool_module, "HANG_SECONDS", 1.5)
+    monkeypatch.setattr(slot_module, "HANG_SECONDS", 1.5)
     async with backend(echo) as port, pool_of({WEB: [endpoint(port)]}, workers=1) as pool:
         pid = pool.relay.workers[0]
         os.kill(pid, signal.SIGSTOP)

@@ -1,18 +1,12 @@
 """The worker processes: started, told, listened to, replaced.
 
-What always holds: a worker that dies or hangs is replaced within a second, others are not touched by it, and clients
-that wait to be accepted stay where they are, because the listening sockets belong to all workers and to the parent.
+What always holds: a worker's end touches no other worker, and clients that wait to be accepted stay where they are,
+because the listening sockets belong to all workers and to the parent.
 Totals never go back: what a worker told before it died stays counted.
 """
 
-import logging
 import os
-import signal
-import socket
-import subprocess
-import sys
-from collections.abc import Callable, Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import structlog
 import trio
@@ -25,32 +19,25 @@ from .counters import Counters, OpenStream
 from .engine import Observer
 from .limits import Limits
 from .messages import (
-    TO_PARENT,
-    Ask,
     Beat,
     Change,
     Limit,
     Listen,
-    LogLine,
-    Receiver,
     Setup,
     StopListening,
     ToWorker,
     encode,
 )
 from .shared import SharedCounts
+from .slot import WorkerSlot
+
+if TYPE_CHECKING:
+    import socket
 
 log = structlog.get_logger(module="meshgate.relay")
 
 ANSWER_SECONDS: Final = 0.5
-HANG_SECONDS: Final = 5.0
-_LOOK_SECONDS: Final = 0.5
-_HEALTHY_SECONDS: Final = 5.0
-_LONGEST_PAUSE: Final = 5.0
 _EMPTY: Final = RouteTable.of("", "", "default", iter(()))
-_COMMAND: Final = (sys.executable, "-m", "meshgate.adapters.relay.worker")
-# What Python and the measuring of its coverage need. A worker has no use for the rest, least of all for a token.
-_WORKER_VARIABLES: Final = ("PATH", "HOME", "TMPDIR", "TZ", "LANG", "LC_", "LD_", "PYTHON", "VIRTUAL_ENV", "COVERAGE_")
 
 
 class RelayPool:
@@ -72,7 +59,7 @@ class RelayPool:
         self._listening = False
         self._totals = Counters()
         self._counts = SharedCounts.create(workers)
-        self._slots = [_Slot(self, number, workers, self._counts) for number in range(workers)]
+        self._slots = [WorkerSlot(self, number, workers, self._counts) for number in range(workers)]
 
     def bind(self, name: str, host: str, port: int) -> tuple[str, int]:
         """Take a numeric address ("" is every IPv4 address, port 0 a free one). Clients are refused until `listen`.
@@ -162,7 +149,7 @@ class RelayPool:
 
     # --- for the slots -------------------------------------------------------------------------------------------
 
-    def first_words(self, slot: "_Slot") -> list[ToWorker]:
+    def first_words(self, slot: WorkerSlot) -> list[ToWorker]:
         """What a new worker is told."""
         listeners = [(name, sock.fileno()) for name, sock in self._sockets]
         setup = Setup(
@@ -196,7 +183,7 @@ class RelayPool:
     async def _ask(self, *, streams: bool) -> list[Beat]:
         beats: list[Beat] = []
 
-        async def ask(slot: _Slot) -> None:
+        async def ask(slot: WorkerSlot) -> None:
             beat = await slot.ask(streams=streams)
             if beat is not None:
                 beats.append(beat)
@@ -211,135 +198,3 @@ class RelayPool:
         data = encode(message)
         for slot in self._slots:
             slot.send(data)
-
-
-class _Slot:
-    """The place of one worker, and the process that fills it at the moment."""
-
-    def __init__(self, pool: RelayPool, number: int, workers: int, counts: int) -> None:
-        self.number = number
-        self.active = 0
-        self.pid = 0
-        self._pool = pool
-        self._row = SharedCounts(counts, workers, number)
-        self._outbox: trio.MemorySendChannel[bytes] | None = None
-        self._questions: dict[int, Callable[[Beat], None]] = {}
-        self._asked = 0
-        self._heard_at = 0.0
-
-    def send(self, data: bytes) -> None:
-        """Send a message to the worker, if there is one; a new one is told everything anyway."""
-        if self._outbox is not None:
-            self._outbox.send_nowait(data)
-
-    async def ask(self, *, streams: bool) -> Beat | None:
-        """The worker's answer; None when it dies before. Wait with a deadline: it may hang."""
-        if self._outbox is None:
-            return None
-        self._asked += 1
-        question = self._asked
-        answers: list[Beat] = []
-        answered = trio.Event()
-
-        def on_answer(beat: Beat) -> None:
-            answers.append(beat)
-            answered.set()
-
-        self._questions[question] = on_answer
-        self.send(encode(Ask(question, streams)))
-        try:
-            await answered.wait()
-        finally:
-            self._questions.pop(question, None)
-        return answers[0]
-
-    async def run(self) -> None:
-        """Keep a worker in this place until cancelled."""
-        pause = 0.0
-        while True:
-            started = trio.current_time()
-            reason = await self._live()
-            lived = trio.current_time() - started
-            lost, self.active = self.active, 0
-            self._row.clear()
-            pause = 0.0 if lived > _HEALTHY_SECONDS else min(_LONGEST_PAUSE, pause * 2 or 0.1)
-            log.error("a relay worker ended, another one starts", worker=self.number, reason=reason, streams_lost=lost)
-            await trio.sleep(pause)
-
-    async def _live(self) -> str:
-        """The life of one worker; gives the reason of its end."""
-        ours, theirs = socket.socketpair()
-        with theirs:
-            process = _spawn(theirs.fileno(), self._pool.inherited())
-        self.pid = process.pid
-        channel = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
-        outbox, inbox = trio.open_memory_channel[bytes](float("inf"))
-        self._outbox = outbox
-        self._heard_at = trio.current_time()
-        for word in self._pool.first_words(self):
-            self.send(encode(word))
-        hung = False
-        try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._send, channel, inbox)
-                nursery.start_soon(self._receive, channel, nursery.cancel_scope)
-                hung = await self._until_hung()
-                nursery.cancel_scope.cancel()
-        finally:
-            self._outbox = None
-            self.pid = 0
-            channel.socket.close()
-            process.kill()
-            code = process.wait()
-        return "it hung and was killed" if hung else _ending(code)
-
-    async def _until_hung(self) -> bool:
-        """True when nothing was heard for too long. When this process itself slept, nobody hangs for that."""
-        while True:
-            looked = trio.current_time()
-            await trio.sleep(_LOOK_SECONDS)
-            now = trio.current_time()
-            if now - looked > 2 * _LOOK_SECONDS:
-                self._heard_at = now
-            if now - self._heard_at > HANG_SECONDS:
-                return True
-
-    async def _send(self, channel: trio.SocketStream, inbox: trio.MemoryReceiveChannel[bytes]) -> None:
-        try:
-            async for data in inbox:
-                await channel.send_all(data)
-        except trio.BrokenResourceError:
-            pass  # It is dead; the receiving side ends its life.
-
-    async def _receive(self, channel: trio.SocketStream, scope: trio.CancelScope) -> None:
-        receiver = Receiver(channel, TO_PARENT)
-        while (message := await receiver.next()) is not None:
-            self._heard_at = trio.current_time()
-            if isinstance(message, LogLine):
-                level = logging.getLevelName(message.level).lower()
-                getattr(log, level, log.warning)(message.text, worker=self.number)
-                continue
-            self.active = message.counters.active
-            self._pool.heard(message)
-            if message.question in self._questions:
-                self._questions[message.question](message)
-        scope.cancel()
-
-
-def _spawn(descriptor: int, inherited: Sequence[int]) -> "subprocess.Popen[bytes]":
-    """Start a worker. It shares nothing with this process but the descriptors."""
-    return subprocess.Popen(  # noqa: S603 (this very Python)
-        [*_COMMAND, str(descriptor)],
-        stdin=subprocess.DEVNULL,
-        env={name: value for name, value in os.environ.items() if name.startswith(_WORKER_VARIABLES)},
-        pass_fds=[descriptor, *inherited],
-    )
-
-
-def _ending(code: int) -> str:
-    if code >= 0:
-        return f"exit code {code}"
-    try:
-        return f"killed by {signal.Signals(-code).name}"
-    except ValueError:
-        return f"killed by signal {-code}"

@@ -1,0 +1,22 @@
+"""Says in the log what a new route table changes."""
+
+import structlog
+
+from meshgate.core.routes import RouteTable
+
+log = structlog.get_logger(module="meshgate")
+
+
+def tell_table(before: RouteTable, after: RouteTable) -> None:
+    """One line with the numbers, and one for each name that two things in Consul claim since now."""
+    old = {route.sni: route for route in before}
+    new = {route.sni: route for route in after}
+    log.info(
+        "routes changed",
+        total=len(new),
+        added=len(new.keys() - old.keys()),
+        removed=len(old.keys() - new.keys()),
+        changed=sum(old[name] != new[name] for name in old.keys() & new.keys()),
+    )
+    for name in set(after.conflicts) - set(before.conflicts):
+        log.warning("two things in Consul claim one name; the one without a dot in its name has it", sni=name)
