@@ -165,7 +165,8 @@ def decoder(shape: object, build: Callable[[Any], T]) -> Callable[[bytes], T]:
 def _convert(value: object, shape: type[T]) -> T:
     try:
         return msgspec.convert(value, shape)
-    except msgspec.ValidationError as error:
+    except ValueError as error:
+        # Of msgspec, or of Python where the text to complain about is half a surrogate pair.
         raise _unreadable(error) from None
 
 
@@ -294,7 +295,7 @@ def _timeout(value: str | int) -> float | None:
     """Seconds of a duration string, or of the nanoseconds that Go writes for a bare duration; None if unreadable."""
     try:
         return (value / 1e9 if isinstance(value, int) else parse_duration(value)) or None
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
 
 

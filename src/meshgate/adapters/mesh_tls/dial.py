@@ -62,7 +62,7 @@ def peer_of(tls: ssl.SSLObject) -> Peer:
     if encoded is None or cipher is None:
         raise WrongPeerError("it proved no identity")
     certificate = x509.load_der_x509_certificate(encoded)
-    sent = getattr(tls, "get_unverified_chain", list)()
+    sent: list[bytes] = getattr(tls, "get_unverified_chain", list)()
     between = tuple(ssl.DER_cert_to_PEM_cert(der) for der in sent[1:])
     return Peer(certificate, between, spiffe_id(certificate), tls.version() or "", cipher[0])
 

@@ -4,10 +4,7 @@ import ssl
 from pathlib import Path
 
 from meshgate.adapters import mesh_tls
-from meshgate.adapters.mesh_tls import WrongPeerError, spiffe_id
 from meshgate.app.demo.agent import Json
-
-__all__ = ["WrongPeerError", "mesh_context", "spiffe_id"]
 
 
 def mesh_context(leaf: Json, roots: Json, folder: Path, *, server: bool = False) -> ssl.SSLContext:

@@ -11,10 +11,10 @@ from pathlib import Path
 import trio
 from cryptography import x509
 
-from meshgate.adapters.mesh_tls import RefusedError, TlsStream
+from meshgate.adapters.mesh_tls import RefusedError, TlsStream, spiffe_id
 from meshgate.app.demo.agent import Consul, ConsulError
 from meshgate.app.demo.backend import echo, serving
-from meshgate.app.demo.identity import mesh_context, spiffe_id
+from meshgate.app.demo.identity import mesh_context
 from meshgate.app.demo.instance import HOST, Instance
 
 

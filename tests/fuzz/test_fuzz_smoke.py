@@ -1,0 +1,75 @@
+"""Every fuzz target for a moment, from its corpus, with mutations that are the same each time."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def fuzz(*arguments: str) -> subprocess.CompletedProcess[str]:
+    path = f"{ROOT / 'scripts'}{os.pathsep}{ROOT}"
+    return subprocess.run(
+        [sys.executable, "-m", "fuzzing", *arguments],
+        env={**os.environ, "PYTHONPATH": path},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=110,
+    )
+
+
+def targets() -> list[str]:
+    return fuzz("--list").stdout.split()
+
+
+def test_no_target_breaks_a_promise() -> None:
+    done = fuzz("0.5", "--engine", "mutation", "--seed", "1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{len(targets())} targets held, 0 broke" in done.stdout
+
+
+def test_there_is_a_target_for_every_decoder_and_a_corpus_for_every_target() -> None:
+    sources = (ROOT / "src/meshgate/adapters/consul").glob("*wire.py")
+    lines = [line for source in sources for line in source.read_text().splitlines()]
+    decoders = {line.split()[0].removeprefix("decode_") for line in lines if line.startswith("decode_")}
+    assert len(decoders) > 10
+    assert decoders <= set(targets())
+    missing = [name for name in targets() if not any((ROOT / "tests/data/fuzz" / name.split("_openssl")[0]).iterdir())]
+    assert missing == []
+
+
+@pytest.mark.parametrize(
+    ("target", "text"),
+    [
+        ("resolvers", '[{"Name": "web", "ConnectTimeout": 1' + "0" * 400 + "}]"),
+        ("agent_facts", '{"Config": "\\ud800"}'),
+        ("datacenters", '"\\ud800"'),
+        ("instances", "[" * 5000),
+    ],
+)
+def test_what_once_broke_a_promise_does_not_again(target: str, text: str, tmp_path: Path) -> None:
+    file = tmp_path / "input"
+    file.write_text(text)
+    done = fuzz("--only", target, "--input", str(file))
+    assert (done.returncode, done.stdout) == (0, f"{target}: fine\n")
+
+
+def test_a_broken_promise_is_told_with_its_input(tmp_path: Path) -> None:
+    broken = "from fuzzing import targets; targets.TARGETS = {'hello': lambda data: data[9999:][0]}"
+    code = f"{broken}\nimport sys; sys.argv = ['fuzz', '1']; from fuzzing.__main__ import main; sys.exit(main())"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": f"{ROOT / 'scripts'}{os.pathsep}{ROOT}", "TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "hello: BROKE IndexError" in done.stdout
+    assert len(list(tmp_path.glob("fuzz-hello-*"))) == 1
