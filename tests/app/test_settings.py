@@ -1,5 +1,5 @@
 import os
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +8,7 @@ import pytest
 from meshgate.app import limits
 from meshgate.app.failures import ConfigError
 from meshgate.app.setting_sources import Origin
-from meshgate.app.setting_table import BY_NAME, TABLE
+from meshgate.app.setting_table import TABLE
 from meshgate.app.setting_types import HostPort
 from meshgate.app.settings import Settings
 
@@ -249,18 +249,3 @@ def test_no_secret_is_in_a_repr_or_a_listing() -> None:
     assert settings.shown("CONSUL_HTTP_TOKEN") == "********"
     assert settings.shown("CONSUL_HTTP_ADDR") == "http://********@consul:8500"
     assert set(settings.secrets()) == {SECRET, f"me:{SECRET}"}
-
-
-def test_settings_without_effect_are_told_when_they_were_set() -> None:
-    assert load().not_yet() == []
-    flags = {"MESHGATE_WORKERS": "4", "MESHGATE_ACCESS_LOG": "stdout"}
-    without = replace(BY_NAME["MESHGATE_WORKERS"], not_yet="nobody works", harmless="1")
-    rows = tuple(without if row.name == without.name else row for row in TABLE)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("meshgate.app.setting_sources.TABLE", rows)
-        assert load(flags).not_yet() == ["MESHGATE_WORKERS=4 has no effect: nobody works"]
-        assert load(flags | {"MESHGATE_WORKERS": "1"}).not_yet() == []
-
-
-def test_the_access_log_takes_effect() -> None:
-    assert BY_NAME["MESHGATE_ACCESS_LOG"].not_yet == ""

@@ -28,9 +28,3 @@ def test_the_example_names_every_setting_with_a_default_that_works(tmp_path: Pat
         Settings.load({}, environ={}, env_file="/dev/null"),
     )
     assert [edited.shown(setting.name) for setting in TABLE] == [untouched.shown(setting.name) for setting in TABLE]
-
-
-def test_the_example_says_what_has_no_effect_yet() -> None:
-    for setting in TABLE:
-        if setting.not_yet:
-            assert " ".join(env_example().replace("\n# ", " ").split()).count(setting.not_yet) == 1

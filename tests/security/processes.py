@@ -29,12 +29,20 @@ class Socket:
 def descriptors(pid: int) -> dict[int, str]:
     """The open descriptors and what each is: `socket:[inode]`, `anon_inode:[eventpoll]`, a path."""
     found: dict[int, str] = {}
-    for entry in os.scandir(f"/proc/{pid}/fd"):
+    for name in os.listdir(f"/proc/{pid}/fd"):
         try:
-            found[int(entry.name)] = os.readlink(entry.path)
+            found[int(name)] = os.readlink(f"/proc/{pid}/fd/{name}")
         except FileNotFoundError:
             continue  # closed meanwhile
     return found
+
+
+def may_look(pid: int) -> bool:
+    """Whether its descriptors can be seen: those of a process that is not dumpable only by who may trace anything."""
+    try:
+        return bool(descriptors(pid))
+    except PermissionError:
+        return False
 
 
 def tcp_sockets(pid: int) -> list[Socket]:
@@ -66,8 +74,12 @@ def of(pid: int, name: str) -> bytes:
 
 def shown_to_others(pid: int) -> bytes:
     """The command line, the environment and the title of a process and its threads."""
+    try:
+        environ = of(pid, "environ")
+    except PermissionError:  # not dumpable, and we may not trace: nobody like us is shown it
+        environ = b""
     titles = [(thread / "comm").read_bytes() for thread in (Path("/proc") / str(pid) / "task").iterdir()]
-    return b"\0".join([of(pid, "cmdline"), of(pid, "environ"), *titles])
+    return b"\0".join([of(pid, "cmdline"), environ, *titles])
 
 
 def children(pid: int) -> list[int]:

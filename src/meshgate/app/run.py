@@ -37,7 +37,7 @@ def run_gateway(settings: Settings) -> int | None:
         client = ConsulClient(address)
     except (ConsulConfigError, ValueError) as error:
         raise ConfigError(str(error)) from None
-    for notice in (*settings.not_yet(), *address.warnings):
+    for notice in address.warnings:
         log.warning(notice)
     trio.run(_main, settings, client)
     return None

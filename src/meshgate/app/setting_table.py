@@ -30,8 +30,6 @@ class Setting:
         parse: from text to value; raises ValueError with what is allowed.
         metavar: the shape of the value.
         secret: never to be shown.
-        not_yet: what this version does not do with it; "" where it acts on it.
-        harmless: a value with which `not_yet` makes no difference.
     """
 
     name: str
@@ -43,8 +41,6 @@ class Setting:
     parse: Callable[[str], object] = str
     metavar: str = "TEXT"
     secret: bool = False
-    not_yet: str = ""
-    harmless: str = ""
 
     @property
     def is_boolean(self) -> bool:
@@ -274,8 +270,6 @@ _RELAY_ROWS: Final = (
         "the usable cores",
         parse=setting_types.whole(1, 1024),
         metavar="NUMBER",
-        not_yet="this version relays in one process",
-        harmless="1",
     ),
 )
 

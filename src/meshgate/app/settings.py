@@ -97,14 +97,6 @@ class Settings:
         """Texts that no output may contain."""
         return tuple(found.text for found in self.found.values() if found.setting.secret and found.text)
 
-    def not_yet(self) -> list[str]:
-        """A line for each setting that was set and that this version does not act on."""
-        return [
-            f"{found.setting.name}={found.shown} has no effect: {found.setting.not_yet}"
-            for found in self.found.values()
-            if found.setting.not_yet and found.origin is not Origin.DEFAULT and found.text != found.setting.harmless
-        ]
-
 
 def _parsed(found: Found) -> object:
     if not found.text:

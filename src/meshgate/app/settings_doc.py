@@ -25,8 +25,6 @@ def _example(setting: Setting) -> str:
     words = setting.help
     if setting.default_note:
         words += f" Default: {setting.default_note}."
-    if setting.not_yet:
-        words += f" Accepted, but without effect: {setting.not_yet}."
     # A default that depends on the machine is not written down: the file is the same everywhere.
     default = setting.default if isinstance(setting.default, str) else ""
     comment = textwrap.fill(words, 118, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False)

@@ -157,7 +157,8 @@ class Engine:
             counters.bytes_sent += connection.upstream.received
         if self.limits.max_connections_per_client:
             self._counts.add_client(client_key(connection.client_address[0]), -1)
-        if self._observer.wants_records:
+        # A connection that closed without a byte is a health check, not a stream.
+        if self._observer.wants_records and (connection.client.received or connection.reason is not None):
             self._observer.on_ended(ended_stream(connection))
 
     def guard(self, leg: Leg, step: Callable[[], None]) -> None:
