@@ -34,8 +34,6 @@ def config(settings: Settings, *, as_json: bool, example: bool) -> None:
     else:
         rows = [(name, value or "-", origin) for name, (value, origin) in shown.items()]
         Printer().table(("NAME", "VALUE", "ORIGIN"), rows)
-    for notice in settings.not_yet():
-        click.echo(f"note: {notice}", err=True)
     _check_consul(settings)
 
 

@@ -59,8 +59,6 @@ _ENV_FILE_HELP = "File with settings that neither a flag nor the environment giv
 def _option(setting: Setting) -> Callable[[Function], Function]:
     default = setting.default_note or setting.default_text()
     notes = [f"env: {setting.name}", *([f"default: {default}"] if default else [])]
-    if setting.not_yet:
-        notes.append(setting.not_yet)
     help_ = f"{setting.help}  [{'; '.join(notes)}]"
     if setting.is_boolean:
         declaration = f"{setting.flag}/--no-{setting.flag[2:]}"
