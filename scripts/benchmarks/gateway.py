@@ -1,7 +1,8 @@
-"""The process of the peer `meshgate`: the real relay, without Consul. Talks JSON lines with the benchmark.
+"""The process of the peer `meshgate`: the relay with its workers, without Consul. Talks JSON lines with the benchmark.
 
-Its first line are the routes, which it answers with its port. After that `{"services": N}` makes it build the table of
-a catalog with N services and install it, while streams go on; it answers with the milliseconds of both steps.
+Its first line has the routes, which it answers with its port. Of the later ones, `{"do": "learn", "services": N}` makes
+up a catalog with N services, `{"do": "update"}` builds the table of that catalog and installs it while streams go on
+(the answer has the milliseconds of both steps), and `{"do": "restore"}` installs the first table again.
 """
 
 import json
@@ -13,7 +14,8 @@ from typing import Any
 
 import trio
 
-from meshgate.adapters.relay import Limits, Refused, Relay
+from meshgate.adapters.relay import Limits, Refused, StreamRecord
+from meshgate.adapters.relay.pool import RelayPool
 from meshgate.core.catalog import Check, Instance, Service, Snapshot
 from meshgate.core.planner import plan
 from meshgate.core.routes import Endpoint, Route, RouteKind, RouteTable
@@ -48,7 +50,15 @@ def snapshot_of(services: int) -> Snapshot:
     def instance(service: str, number: int) -> Instance:
         address = f"10.{number % 250}.{number // 250 % 250}.{number // 62500}"
         return Instance(
-            f"node{number}", "dc1", f"{service}-{number}", service, address, 21000, address, "connect-proxy", checks=checks
+            f"node{number}",
+            "dc1",
+            f"{service}-{number}",
+            service,
+            address,
+            21000,
+            address,
+            "connect-proxy",
+            checks=checks,
         )
 
     return Snapshot(
@@ -61,31 +71,51 @@ def snapshot_of(services: int) -> Snapshot:
     )
 
 
+class Silent:
+    """An observer that keeps nothing: as with the access log off. Refusals are the load's to notice."""
+
+    wants_records = False
+
+    def on_refused(self, refused: Refused) -> None:
+        """Not looked at."""
+
+    def on_ended(self, record: StreamRecord) -> None:
+        """Not wanted."""
+
+
 async def main() -> None:
     """Serve until standard input ends."""
     messages = _lines()
     first = await anext(messages)
-    relay = Relay(table_of(first["routes"]), Limits(max_connections=first["max_connections"]), _ignore)
+    routes: Mapping[str, int] = first["routes"]
+    relay = RelayPool(first["workers"], Limits(max_connections=first["max_connections"]), Silent(), 0.0)
     _, port = relay.bind("default", "127.0.0.1", 0)
-    relay.listen()
+    relay.install(table_of(routes))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(relay.run)
+        relay.listen()
         _tell(port)
+        snapshot = snapshot_of(0)
         async for message in messages:
-            _tell(_update(relay, table_of(first["routes"]), message["services"]))
+            match message["do"]:
+                case "learn":
+                    snapshot = snapshot_of(message["services"])
+                    _tell(len(snapshot.services))
+                case "update":
+                    _tell(_update(relay, snapshot))
+                case "restore":
+                    relay.install(table_of(routes))
+                    _tell(len(routes))
         nursery.cancel_scope.cancel()
 
 
-def _update(relay: Relay, old: RouteTable, services: int) -> Any:
-    """Build and install the table of a large catalog; then the old one again, for the streams of the next round."""
-    snapshot = snapshot_of(services)
+def _update(relay: RelayPool, snapshot: Snapshot) -> dict[str, float]:
     begun = time.perf_counter()
     table = plan(snapshot)
     planned = time.perf_counter()
     relay.install(table)
     installed = time.perf_counter()
-    relay.install(old)
-    return {"plan_ms": (planned - begun) * 1e3, "install_ms": (installed - planned) * 1e3, "routes": len(table)}
+    return {"plan_ms": (planned - begun) * 1e3, "install_ms": (installed - planned) * 1e3}
 
 
 async def _lines() -> AsyncIterator[Any]:
@@ -100,13 +130,9 @@ async def _lines() -> AsyncIterator[Any]:
             yield json.loads(line)
 
 
-def _tell(answer: Any) -> None:
+def _tell(answer: object) -> None:
     sys.stdout.write(json.dumps(answer) + "\n")
     sys.stdout.flush()
-
-
-def _ignore(_refused: Refused) -> None:
-    """Refusals are the load's to notice."""
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import shutil
 import ssl
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,10 +34,10 @@ class Measured:
 
 
 def make_hello(server_name: str) -> bytes:
-    """A ClientHello as OpenSSL makes it, 517 bytes long: it offers one curve, so that no version's choice adds to it."""
+    """A ClientHello of OpenSSL, 517 bytes long. It offers one curve: what a newer version would add stays out."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
-    context.set_ecdh_curve("prime256v1")
+    context.set_ecdh_curve("X25519")
     outgoing = ssl.MemoryBIO()
     tls = context.wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname=server_name)
     with contextlib.suppress(ssl.SSLWantReadError):
@@ -69,11 +69,11 @@ class Load:
         peer: Running,
         port: int,
         mode: str,
+        options: Mapping[str, float],
         *,
         own_backend: bool,
         at_ready: Callable[[], None] | None = None,
         meanwhile: Callable[[], None] | None = None,
-        **options: float,
     ) -> Measured:
         """One measurement of a peer that listens on `port`; see load.c for modes and options.
 
@@ -87,7 +87,7 @@ class Load:
         """
         words = [f"{key}={value}" for key, value in options.items()]
         backend = str(self.backend_port if own_backend else 0)
-        command = [self.program, mode, backend, str(port), self.hello, *words]
+        command: list[str | Path] = [self.program, mode, backend, str(port), self.hello, *words]
         generator = start(command, self.cores.load, self.folder, "load", talks=True)
         try:
             self._expect(generator, peer, "ready")

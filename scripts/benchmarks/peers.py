@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .load import Load
-from .processes import Cores, Running, accepts, free_port, start, wait_until
+from .processes import START_SECONDS, Cores, Running, accepts, free_port, start, tree, wait_until
 
 TRUST_DOMAIN = "11111111-2222-3333-4444-555555555555.consul"
 SCRIPTS = Path(__file__).parents[1]
@@ -42,11 +43,17 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """A peer that runs. `own_backend`: whether the load has to bring the backend along."""
+    """A peer that runs. `own_backend`: whether the load has to bring the backend along. `helpers` end with it."""
 
     running: Running
     port: int
     own_backend: bool = True
+    helpers: tuple[Running, ...] = ()
+
+    def stop(self) -> None:
+        """End it and its helpers."""
+        for running in (self.running, *self.helpers):
+            running.stop()
 
 
 class Peer(ABC):
@@ -76,15 +83,24 @@ class Direct(Peer):
 
 
 class Meshgate(Peer):
-    """Our relay with a table in a process of its own, as a worker would have it."""
+    """Our relay with its worker processes, as `meshgate run` has them; all of them on the relay's core.
 
-    name = "meshgate"
-    title = "meshgate"
+    Args:
+        label: empty for this checkout, else what tells another version apart.
+        source: the folder in which the version's package lies.
+        workers: how many.
+    """
+
+    def __init__(self, label: str = "", source: Path = SCRIPTS.parent / "src", workers: int = 1) -> None:
+        label = label or (f"{workers} workers" if workers > 1 else "")
+        self.name = f"meshgate-{label}" if label else "meshgate"
+        self.title = f"meshgate, {label}" if label else "meshgate"
+        self._source = source
+        self._workers = workers
 
     def start(self, place: Place, targets: Sequence[Target]) -> Subject:
         """Start it; it tells its port."""
-        # The environment may hold another checkout's scripts or an older installation; this one's come first.
-        path = os.pathsep.join([str(SCRIPTS), *filter(None, [os.environ.get("PYTHONPATH")])])
+        path = os.pathsep.join(map(str, (self._source, SCRIPTS)))
         running = start(
             [sys.executable, "-m", "benchmarks.gateway"],
             place.cores.relay,
@@ -94,11 +110,20 @@ class Meshgate(Peer):
             talks=True,
         )
         routes = {target.server_name: target.port for target in targets}
-        port = ask(running, {"routes": routes, "max_connections": MAX_STREAMS})
+        port = ask(running, {"routes": routes, "max_connections": MAX_STREAMS, "workers": self._workers})
+        # The parent listens before its workers have started.
+        wait_until(lambda: len(tree(running.child.pid)) > self._workers and _serves(port), "serving", running)
         return Subject(running, port)
 
 
-def ask(running: Running, message: Any) -> Any:
+def _serves(port: int) -> bool:
+    """Whether a stream without a hello is accepted and answered with its end."""
+    with socket.create_connection(("127.0.0.1", port), timeout=START_SECONDS) as sock:
+        sock.shutdown(socket.SHUT_WR)
+        return sock.recv(1) == b""
+
+
+def ask(running: Running, message: object) -> Any:  # noqa: ANN401  (JSON)
     """Send our process a line of JSON, and take the line that it answers with."""
     assert running.child.stdin is not None
     assert running.child.stdout is not None

@@ -1,4 +1,4 @@
-"""Processes under measurement: started on a core of their own, measured by what the kernel says, stopped by their id."""
+"""Processes under measurement: started on a core, measured by what the kernel says of them, stopped by their id."""
 
 import contextlib
 import os
@@ -47,19 +47,10 @@ class Running:
         self.child = child
         self.log = log
 
-    def processes(self) -> list[int]:
-        """The ids of the child and its descendants."""
-        found = [self.child.pid]
-        for pid in found:
-            with contextlib.suppress(OSError):
-                for task in Path(f"/proc/{pid}/task").iterdir():
-                    found.extend(int(child) for child in (task / "children").read_text().split())
-        return found
-
     def cpu(self) -> int:
         """User and system time so far, in ns, of all threads that are alive."""
         total = 0
-        for pid in self.processes():
+        for pid in tree(self.child.pid):
             for task in Path(f"/proc/{pid}/task").iterdir():
                 with contextlib.suppress(OSError):
                     total += int((task / "schedstat").read_text().split()[0])
@@ -67,12 +58,7 @@ class Running:
 
     def memory(self) -> Memory:
         """What is resident now."""
-        resident = proportional = 0
-        for pid in self.processes():
-            sizes = dict(line.split(":") for line in _rollup(pid).splitlines()[1:])
-            resident += int(sizes["Rss"].split()[0]) * 1024
-            proportional += int(sizes["Pss"].split()[0]) * 1024
-        return Memory(resident, proportional)
+        return memory_of(self.child.pid)
 
     def check(self) -> None:
         """Raise a BenchError that quotes the log if the process has ended."""
@@ -96,6 +82,27 @@ class Running:
             if pipe is not None:
                 with contextlib.suppress(OSError):
                     pipe.close()
+
+
+def tree(root: int) -> list[int]:
+    """The ids of a process and its descendants."""
+    found = [root]
+    for pid in found:
+        with contextlib.suppress(OSError):
+            for task in Path(f"/proc/{pid}/task").iterdir():
+                found.extend(int(child) for child in (task / "children").read_text().split())
+    return found
+
+
+def memory_of(root: int) -> Memory:
+    """What a process and its descendants hold now."""
+    resident = proportional = 0
+    for pid in tree(root):
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
+        sizes = {key: int(size.split()[0]) * 1024 for key, size in (line.split(":") for line in lines)}
+        resident += sizes["Rss"]
+        proportional += sizes["Pss"]
+    return Memory(resident, proportional)
 
 
 def start(
@@ -156,7 +163,3 @@ def free_port() -> int:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         return int(sock.getsockname()[1])
-
-
-def _rollup(pid: int) -> str:
-    return Path(f"/proc/{pid}/smaps_rollup").read_text()

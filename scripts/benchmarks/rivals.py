@@ -179,6 +179,7 @@ class Nginx(Rival):
         """Nothing of it lies outside the folder."""
         dynamic = self.modules / "ngx_stream_module.so"
         numbered = list(enumerate(targets))
+        names = "".join(f"        {t.server_name} u{number};\n" for number, t in numbered)
         upstreams = "".join(f"upstream u{number} {{ server 127.0.0.1:{t.port}; }}\n" for number, t in numbered)
         return f"""
 {f"load_module {dynamic};" if dynamic.exists() else ""}
@@ -193,7 +194,7 @@ stream {{
     map_hash_bucket_size 256;
     map_hash_max_size 65536;
     map $ssl_preread_server_name $target {{
-{"".join(f"        {target.server_name} u{number};\n" for number, target in numbered)}    }}
+{names}    }}
 {upstreams}
     server {{
         listen 127.0.0.1:{port} backlog=4096;
@@ -217,7 +218,7 @@ def find_peers(unpacked: Path) -> tuple[list[Peer], list[str]]:
     Args:
         unpacked: where `scripts/bench --install` unpacked Debian's packages.
     """
-    libraries = next(iter(unpacked.glob("usr/lib/*/")), None)
+    libraries = next(iter(unpacked.glob("usr/lib/*-linux-gnu*")), None)
     peers: list[Peer] = [Direct(), Meshgate()]
     missing = []
     envoy = shutil.which("envoy", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
