@@ -52,14 +52,27 @@ async def test_without_the_list_the_names_of_the_federation_states_are_watched(a
         assert watched.remotes == {"dc2": (newer,)}
 
 
-async def test_of_two_views_the_newer_one_counts(autojump_clock: MockClock) -> None:
+async def test_a_datacenter_that_answers_for_itself_is_believed_over_the_federation_states(
+    autojump_clock: MockClock,
+) -> None:
+    """They may hold a gateway that has deregistered, and that was the last one registered."""
+    direct, gone = gateway("dc2", 1, modify_index=10), gateway("dc2", 2, modify_index=11)
+    model = Model(wan=(OWN, "dc2"), remote={"dc2": {"mesh-gateway": (direct,)}}, federation={"dc2": (direct, gone)})
+    async with watching(model) as watched:
+        assert watched.remotes == {"dc2": (direct,)}
+
+
+async def test_of_two_views_the_newer_one_counts_where_a_datacenter_does_not_answer(autojump_clock: MockClock) -> None:
     direct, federated = gateway("dc2", 1, modify_index=10), gateway("dc2", 2, modify_index=11)
     model = Model(wan=(OWN, "dc2"), remote={"dc2": {"mesh-gateway": (direct,)}}, federation={"dc2": (federated,)})
     async with watching(model) as watched:
+        assert watched.remotes == {"dc2": (direct,)}
+        model.broken = {"instances:mesh-gateway in dc2": PermissionDeniedError("ACL not found")}
+        await watched.change(40)
         assert watched.remotes == {"dc2": (federated,)}
-        model.remote["dc2"]["mesh-gateway"] = (replace(direct, modify_index=11),)
-        await watched.change()
-        assert watched.remotes == {"dc2": (replace(direct, modify_index=11),)}
+        model.federation = {"dc2": (replace(federated, modify_index=9),)}
+        await watched.change(40)
+        assert watched.remotes == {"dc2": (direct,)}
 
 
 async def test_a_datacenter_out_of_reach_keeps_its_gateways_and_disturbs_no_other(autojump_clock: MockClock) -> None:

@@ -60,6 +60,7 @@ class Gateways:
         self._listed: frozenset[str] | None = None
         self._federated: frozenset[str] = frozenset()
         self._held: dict[str, HeldInstances] = {}
+        self._working: set[str] = set()
         self._tasks: KeyedTasks[str] | None = None
 
     async def run(self) -> None:
@@ -79,6 +80,10 @@ class Gateways:
     def instances(self) -> Instances:
         """The gateways, of all names."""
         return tuple(instance for name in sorted(self._held) for instance in self._held[name].value)
+
+    def speaks_for(self, service: str) -> bool:
+        """Whether the datacenter itself says, now, which gateways of this name it has."""
+        return service in self._working
 
     def federated(self, gateways: Instances) -> None:
         """Watch the names of these gateways too: the federation states have them for this datacenter."""
@@ -103,6 +108,7 @@ class Gateways:
             name: self._held.get(name) or HeldInstances(self._sight, name, datacenter=self._datacenter)
             for name in wanted
         }
+        self._working &= wanted
         self._tasks.keep(wanted, self._follow)
 
     async def _follow(self, name: str) -> None:
@@ -112,10 +118,15 @@ class Gateways:
             async with self._pool.turn(cursor) as (reader, turn):
                 page = await reader.instances(name, turn, datacenter=self._datacenter, kind=GATEWAY_KIND)
             await held.accept(page)
+            if name not in self._working:
+                self._working.add(name)
+                self._changed()
             return page
 
         def failed(_: ConsulError) -> None:
+            self._working.discard(name)
             self._tried()
+            self._changed()
 
         with self._pool.watching():
             watched = f"{name} in {self._datacenter}"

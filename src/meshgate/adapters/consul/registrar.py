@@ -11,7 +11,7 @@ from typing import Final
 import structlog
 import trio
 
-from .errors import ConsulError, NotFoundError, PermissionDeniedError, Rule, ServerError
+from .errors import ConsulError, ConsulUnreachableError, NotFoundError, PermissionDeniedError, Rule, ServerError
 from .hub import WatchHub
 from .records import Client, Cursor, OwnRegistration, Page, Reader
 from .registration import GatewayDefinition
@@ -90,21 +90,30 @@ class Registrar:
     async def _look(self, reader: Reader, cursor: Cursor) -> Page[OwnRegistration | None]:
         definition = self._definition
         try:
-            if self._due:
-                await self._register(reader)
-                cursor = Cursor()
-            try:
-                return await reader.agent_service(definition.id, cursor)
-            except NotFoundError:
-                if self._payload is None:
-                    await trio.sleep(_LOOK)
-                    return Page(None)
-                log.warning("the agent has lost the registration", service=definition.service, id=definition.id)
-                await self._register(reader)
-                return await reader.agent_service(definition.id, Cursor())
+            return await self._look_or_register(reader, cursor)
+        except ConsulUnreachableError:
+            # A restarted agent takes its checks for critical until they have run, up to 10 s; a registration that is
+            # sent again starts as passing, so that the outage of an agent is no outage of the gateway.
+            self._due = self._payload is not None
+            raise
         except PermissionDeniedError as error:
             access = "read" if self._payload is None else "write"
             raise error.for_want_of(Rule("service", definition.service, access)) from None
+
+    async def _look_or_register(self, reader: Reader, cursor: Cursor) -> Page[OwnRegistration | None]:
+        definition = self._definition
+        if self._due:
+            await self._register(reader)
+            cursor = Cursor()
+        try:
+            return await reader.agent_service(definition.id, cursor)
+        except NotFoundError:
+            if self._payload is None:
+                await trio.sleep(_LOOK)
+                return Page(None)
+            log.warning("the agent has lost the registration", service=definition.service, id=definition.id)
+            await self._register(reader)
+            return await reader.agent_service(definition.id, Cursor())
 
     async def _register(self, reader: Reader) -> None:
         assert self._payload is not None

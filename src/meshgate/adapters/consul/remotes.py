@@ -2,8 +2,9 @@
 
 Two views, as in Consul's own gateway. Direct: the WAN's datacenters are polled, and each one's gateways are watched in
 its own catalog (Consul forwards the query). Federation states: one watch in the local datacenter for the gateways of
-all. For each datacenter the view with the newest registration counts (`newer_gateways`), and the datacenters known are
-those of both views.
+all. As long as a datacenter answers for itself its answer counts: federation states may hold a gateway for long after
+it has deregistered (seen with Consul 1.8). Where it does not, the view with the newest registration counts
+(`newer_gateways`). The datacenters known are those of both views.
 
 A datacenter that cannot be reached, or refuses the token, keeps its last known gateways and disturbs no other. One
 that left the WAN is given up by the direct view after `GONE_AFTER` seconds, since a restarted server lists fewer
@@ -100,7 +101,7 @@ class RemoteGateways:
     def remotes(self) -> tuple[RemoteDatacenter, ...]:
         """Every datacenter that either view knows, with the gateways that count."""
         return tuple(
-            RemoteDatacenter(name, newer_gateways(self._seen_directly(name), self._federated.get(name, ())))
+            RemoteDatacenter(name, newer_gateways(self._seen_directly(name), self._seen_by_others(name)))
             for name in sorted(self._direct.keys() | self._federated.keys())
         )
 
@@ -110,6 +111,14 @@ class RemoteGateways:
 
     def _seen_directly(self, name: str) -> Instances:
         return self._direct[name].instances() if name in self._direct else ()
+
+    def _seen_by_others(self, name: str) -> Instances:
+        """What the federation states hold of a datacenter that it does not say itself."""
+        gateways = self._federated.get(name, ())
+        direct = self._direct.get(name)
+        if direct is None:
+            return gateways
+        return tuple(gateway for gateway in gateways if not direct.speaks_for(gateway.service))
 
     async def _ask_datacenters(self, _: Cursor) -> Page[tuple[str, ...]]:
         listed = set((await self._client.datacenters()).value) - {self._datacenter}
