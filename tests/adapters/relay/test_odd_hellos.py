@@ -30,7 +30,7 @@ from tests.core.hellos import (
 )
 from tests.core.test_hello_against_openssl import self_signed
 
-from .streams import WEB, endpoint, running
+from .streams import WEB, backend, endpoint, running
 
 ALERT, HANDSHAKE = 21, 22
 
@@ -51,16 +51,22 @@ async def tls_server(stream: trio.SocketStream) -> None:
 
     async def step(operation: Callable[[], object]) -> object:
         while True:
+            wanted: ssl.SSLError | None = None
+            result: object = None
             try:
-                return operation()
-            except ssl.SSLWantReadError:
-                data = await stream.receive_some()
-                if not data:
-                    raise trio.BrokenResourceError from None
-                incoming.write(data)
-            finally:
-                if outgoing.pending:
-                    await stream.send_all(outgoing.read())
+                result = operation()
+            except ssl.SSLError as error:
+                wanted = error
+            if outgoing.pending:
+                await stream.send_all(outgoing.read())
+            if wanted is None:
+                return result
+            if not isinstance(wanted, ssl.SSLWantReadError):
+                raise wanted
+            data = await stream.receive_some()
+            if not data:
+                raise trio.BrokenResourceError
+            incoming.write(data)
 
     with contextlib.suppress(ssl.SSLError, trio.BrokenResourceError):
         await step(tls.do_handshake)
@@ -89,7 +95,10 @@ async def with_records(port: int, sizes: Iterable[int]) -> bytes:
         while True:
             with contextlib.suppress(ssl.SSLWantReadError):
                 return tls.read(100)
-            incoming.write(await stream.receive_some())
+            data = await stream.receive_some()
+            if not data:
+                raise trio.BrokenResourceError
+            incoming.write(data)
 
 
 async def shake(
@@ -118,11 +127,15 @@ async def outcome(port: int, wire: bytes, piece: int = 1 << 20) -> str:
                 for at in range(0, len(wire), piece):
                     await stream.send_all(wire[at : at + piece])
                     if piece < len(wire):
-                        await trio.sleep(0)
+                        await trio.lowlevel.checkpoint()
                 await stream.send_eof()
                 while len(answer) < 5 and (data := await stream.receive_some()):
                     answer += data
     return {ALERT: "alert", HANDSHAKE: "handshake"}.get(answer[0], "?") if answer else "nothing"
+
+
+def odd_server() -> contextlib.AbstractAsyncContextManager[int]:
+    return backend(tls_server)
 
 
 # --- messages ----------------------------------------------------------------------------------------------------
@@ -188,7 +201,9 @@ MESSAGES: dict[str, Callable[[list[bytes]], list[bytes]]] = {
     ],
 }
 
-# What the relay refuses although a server would not: it is then a refusal by the documented bound.
+# OpenSSL serves whoever asks for no name; a relay knows no way for such a stream.
+NAMELESS = ("empty name",)
+
 LIMITS = Limits(max_hello_bytes=1 << 17)
 
 
@@ -197,7 +212,8 @@ LIMITS = Limits(max_hello_bytes=1 << 17)
 async def test_an_odd_message_fares_as_without_the_relay(name: str, piece: int) -> None:
     wire = rebuilt(MESSAGES[name])
     async with odd_server() as direct, running({WEB: [endpoint(direct)]}, LIMITS) as relay:
-        assert await outcome(relay.port, wire, max(piece, len(wire) // 200)) == await outcome(direct, wire)
+        with_relay, alone = await outcome(relay.port, wire, max(piece, len(wire) // 200)), await outcome(direct, wire)
+        assert with_relay == ("alert" if name in NAMELESS else alone)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 6, 9, 10, 16, 50, 100, 255, 256, 300, 16384])
@@ -219,7 +235,7 @@ async def test_records_of_mixed_sizes_shake_hands_through_the_relay() -> None:
         assert await with_records(relay.port, [1, 4, 2, 100, 3]) == b"echo hello"
 
 
-WIRES = {
+WIRES: dict[str, Callable[[bytes], bytes]] = {
     "an empty record first": lambda hello: record(b"") + hello,
     "an empty record inside": lambda hello: record(hello[5:40]) + record(b"") + record(hello[40:]),
     "an alert inside": lambda hello: record(hello[5:40]) + b"\x15\x03\x01\x00\x02\x01\x00" + record(hello[40:]),
@@ -235,6 +251,9 @@ WIRES = {
     "plain text": lambda _hello: b"GET / HTTP/1.0\r\n\r\n",
 }
 
+# No client sends them, and no record without content is let through wherever it stands: see `core.hello`.
+STRICTER = ("an empty record first", "an empty record inside")
+
 
 @pytest.mark.parametrize("name", WIRES)
 async def test_odd_records_never_fare_better_with_the_relay(name: str) -> None:
@@ -242,10 +261,5 @@ async def test_odd_records_never_fare_better_with_the_relay(name: str) -> None:
     async with odd_server() as direct, running({WEB: [endpoint(direct)]}, LIMITS) as relay:
         with_relay, alone = await outcome(relay.port, wire), await outcome(direct, wire)
         refused = {"alert", "nothing"}
-        assert (with_relay == alone) or {with_relay, alone} <= refused
-
-
-def odd_server() -> contextlib.AbstractAsyncContextManager[int]:
-    from .streams import backend
-
-    return backend(tls_server)
+        assert (with_relay == alone) or with_relay in refused
+        assert alone in refused or with_relay == ("alert" if name in STRICTER else alone)

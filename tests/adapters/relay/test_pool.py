@@ -213,6 +213,16 @@ async def test_when_listening_stops_open_streams_live_on_and_new_ones_find_nobod
         await client.aclose()
 
 
+async def test_streams_that_are_cut_at_the_end_are_reset() -> None:
+    async with backend(echo) as port:
+        async with pool_of({WEB: [endpoint(port)]}) as pool:
+            client = await pool.call()
+        with pytest.raises(trio.BrokenResourceError) as caught:
+            await client.receive_some()
+        assert isinstance(caught.value.__cause__, ConnectionResetError)
+        await client.aclose()
+
+
 async def test_nothing_is_left_behind() -> None:
     descriptors = open_descriptors()
     async with pool_of({}) as pool:

@@ -106,6 +106,10 @@ class StopListening(msgspec.Struct, tag=True, frozen=True):
     """Accept the clients that wait, then no more."""
 
 
+class Quit(msgspec.Struct, tag=True, frozen=True):
+    """End now: streams that are open are reset."""
+
+
 class Ask(msgspec.Struct, tag=True, frozen=True):
     """Send a `Beat` at once, and the open streams with it if wanted."""
 
@@ -137,7 +141,7 @@ class LogLine(msgspec.Struct, tag=True, frozen=True):
     text: str
 
 
-ToWorker = Setup | Change | Limit | Listen | StopListening | Ask
+ToWorker = Setup | Change | Limit | Listen | StopListening | Quit | Ask
 ToParent = Beat | LogLine
 
 

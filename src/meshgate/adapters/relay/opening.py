@@ -148,7 +148,8 @@ class Opening:
         try:
             sock, error = sockets.dial(endpoint.address, endpoint.port, engine.limits.keepalive)
         except OSError as failure:
-            self._attempt_failed(Reason.CONNECT_FAILED, str(failure))
+            # No socket could be had: the fault is ours, and no other endpoint would fare better.
+            connection.refuse(Reason.CONNECT_FAILED, str(failure))
             return
         upstream = connection.upstream = Leg(connection, sock)
         upstream.other, connection.client.other = connection.client, upstream

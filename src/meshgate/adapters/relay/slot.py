@@ -4,6 +4,7 @@ What always holds: a worker that dies or hangs is replaced within a second (late
 what it told before stays told.
 """
 
+import contextlib
 import logging
 import os
 import signal
@@ -16,12 +17,13 @@ from typing import Final, Protocol
 import structlog
 import trio
 
-from .messages import TO_PARENT, Ask, Beat, LogLine, Receiver, ToWorker, encode
+from .messages import TO_PARENT, Ask, Beat, LogLine, Quit, Receiver, ToWorker, encode
 from .shared import SharedCounts
 
 log = structlog.get_logger(module="meshgate.relay")
 
 HANG_SECONDS: Final = 5.0
+FAREWELL_SECONDS: Final = 1.0
 _LOOK_SECONDS: Final = 0.5
 _HEALTHY_SECONDS: Final = 5.0
 _LONGEST_PAUSE: Final = 5.0
@@ -121,6 +123,8 @@ class WorkerSlot:
         finally:
             self._outbox = None
             self.pid = 0
+            if not hung:
+                await _part(channel, process)
             channel.socket.close()
             process.kill()
             code = process.wait()
@@ -167,6 +171,14 @@ def _spawn(descriptor: int, inherited: Sequence[int]) -> "subprocess.Popen[bytes
         env={name: value for name, value in os.environ.items() if name.startswith(_WORKER_VARIABLES)},
         pass_fds=[descriptor, *inherited],
     )
+
+
+async def _part(channel: trio.SocketStream, process: "subprocess.Popen[bytes]") -> None:
+    """Tell a worker to end, and give it a moment to reset its streams: killed, it would seem to have ended them."""
+    with trio.move_on_after(FAREWELL_SECONDS, shield=True), contextlib.suppress(trio.BrokenResourceError):
+        await channel.send_all(encode(Quit()))
+        while process.poll() is None:  # noqa: ASYNC110 (the standard library has no event for it)
+            await trio.sleep(0.01)
 
 
 def _ending(code: int) -> str:

@@ -26,6 +26,7 @@ from .messages import (
     Limit,
     Listen,
     LogLine,
+    Quit,
     Receiver,
     Setup,
     StopListening,
@@ -82,13 +83,20 @@ class Worker:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._relay.run)
             nursery.start_soon(self._beat)
-            while (order := await receiver.next()) is not None:
+            order = await receiver.next()
+            while order is not None and not isinstance(order, Quit):
                 await self._obey(order)
-            with trio.move_on_after(self._drain_seconds):
-                self._relay.stop_listening()
-                while self._relay.active:  # noqa: ASYNC110 (a stream's end wakes nobody)
-                    await trio.sleep(0.05)
+                order = await receiver.next()
+            if order is None:
+                await self._drain()
             nursery.cancel_scope.cancel()
+
+    async def _drain(self) -> None:
+        """The parent is gone: let the open streams end."""
+        with trio.move_on_after(self._drain_seconds):
+            self._relay.stop_listening()
+            while self._relay.active:  # noqa: ASYNC110 (a stream's end wakes nobody)
+                await trio.sleep(0.05)
 
     async def _obey(self, order: ToWorker) -> None:
         if isinstance(order, Change):
