@@ -17,9 +17,9 @@ FAULTS = ("worker SIGKILL", "gateway parent SIGSTOP", "instance killed", "instan
 def test_a_short_soak_holds_every_invariant(consul_binary: str, tmp_path: Path) -> None:
     file, events = tmp_path / "report.json", tmp_path / "events"
     only = [word for fault in FAULTS for word in ("--only", fault)]
+    kept = ["--json", str(file), "--events", str(events)]
     done = subprocess.run(
-        [sys.executable, "-m", "soaking", "0.35", "--seed", "1", "--gap", "1.5", "--callers", "12"]
-        + ["--json", str(file), "--events", str(events), *only],
+        [sys.executable, "-m", "soaking", "0.35", "--seed", "1", "--gap", "1.5", "--callers", "12", *only, *kept],
         env={**os.environ, "PYTHONPATH": str(ROOT / "scripts"), "CONSUL_BIN": consul_binary},
         capture_output=True,
         text=True,

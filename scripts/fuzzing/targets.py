@@ -1,0 +1,107 @@
+"""The targets: each takes any bytes, and raises only where a promise is broken."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from typing import Any, Final, TypeAlias
+
+from meshgate.adapters.consul import InvalidAnswerError, inspection_wire, wire
+from meshgate.adapters.state.encoding import StateFileError, decode
+from meshgate.core.hello import Hello, HelloParser, parse_hello
+
+Target: TypeAlias = Callable[[bytes], None]
+
+_LIMITS: Final = (512, 16384, 1 << 16)
+_ALL_CUTS: Final = 700
+
+
+def hello(data: bytes) -> None:
+    """One verdict however the stream is cut, as early as it may be, kept for good, in memory within the bound."""
+    for limit in _LIMITS:
+        verdict = parse_hello(data, limit)
+        step = 1 if len(data) <= _ALL_CUTS else 1 + sum(data) % 97
+        parser, seen = HelloParser(limit), None
+        for at in range(0, len(data), step):
+            seen = parser.feed(data[at : at + step])
+            if seen is not None:
+                break
+        assert seen == verdict, (limit, seen, verdict)
+        assert verdict is None or parser.feed(b"\x16\x03\x01\x00\x05") == verdict
+        if isinstance(verdict, Hello):
+            assert verdict.length <= min(len(data), limit)
+            assert parse_hello(data[: verdict.length], limit) == verdict
+            assert parse_hello(data[: verdict.length - 1], limit) is None
+            name = verdict.server_name
+            assert name is None or (name.isascii() and name.isprintable() and name == name.lower())
+
+
+def hello_openssl(data: bytes) -> None:
+    """Never another name than the OpenSSL of this machine reads, never one where it reads none."""
+    from tests.core.test_hello_against_openssl import assert_rule  # noqa: PLC0415 (takes what only tests need)
+
+    if len(data) < 1 << 16:
+        assert_rule(data)
+
+
+def _decoder(decode_answer: Callable[[Any], object], errors: type[Exception] = InvalidAnswerError) -> Target:
+    """A target for a decoder: a result, twice the same, or the one error in one line."""
+
+    def target(data: bytes) -> None:
+        try:
+            first = decode_answer(data)
+        except errors as error:
+            text = str(error)
+            assert text
+            assert "\n" not in text, text
+            return
+        assert decode_answer(data) == first or "nan" in repr(first)
+
+    return target
+
+
+def _of_json(build: Callable[[Any], object]) -> Callable[[bytes], object]:
+    """What the client library has decoded already arrives as Python's values."""
+
+    def decode_answer(data: bytes) -> object:
+        try:
+            value = json.loads(data)
+        except (ValueError, RecursionError):
+            raise InvalidAnswerError("no JSON", "invalid") from None
+        return build(value)
+
+    return decode_answer
+
+
+def _sealed(data: bytes) -> object:
+    """The state file whose lines these are, with a checksum that is right, so that what is behind it is reached."""
+    lines = data if data.endswith(b"\n") else data + b"\n"
+    return decode(lines + json.dumps({"sha256": hashlib.sha256(lines).hexdigest()}).encode() + b"\n")
+
+
+def _decoders() -> dict[str, Target]:
+    found = {}
+    for module in (wire, inspection_wire):
+        for name, each in vars(module).items():
+            if name.startswith("decode_"):
+                found[name.removeprefix("decode_")] = _decoder(each)
+    for build in (wire.agent_facts, wire.service_names, wire.datacenters):
+        found[build.__name__] = _decoder(_of_json(build))
+    return found
+
+
+TARGETS: Final[dict[str, Target]] = {
+    "hello": hello,
+    "hello_openssl": hello_openssl,
+    **_decoders(),
+    "state_file": _decoder(decode, StateFileError),
+    "state_sealed": _decoder(_sealed, StateFileError),
+}
+
+
+def broken_by(name: str, data: bytes) -> str | None:
+    """What promise of a target this input breaks, None where it keeps all."""
+    try:
+        TARGETS[name](data)
+    except Exception as error:  # noqa: BLE001 (any is a finding)
+        return repr(error)
+    return None

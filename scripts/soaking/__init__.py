@@ -1,0 +1,1 @@
+"""The soak: real datacenters and gateways under traffic, faults at random from a seed, invariants that never rest."""

@@ -1,0 +1,123 @@
+"""The gateways: two in each datacenter, replaced and restarted as the faults will have it."""
+
+import signal
+from collections.abc import Collection
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from meshgate.app.demo.agent import Consul, ConsulError
+from meshgate.app.demo.gateway import GatewayProcess
+from meshgate.app.demo.waiting import LateError
+
+from . import kernel
+from .ledger import Death, Ledger
+
+WORKERS: Final = 2
+DRAIN_SECONDS: Final = 6.0
+_LOOK_SECONDS: Final = 0.2
+
+
+class Gateway(GatewayProcess):
+    """One gateway. `takes` says whether callers may open streams through it."""
+
+    def __init__(self, consul: Consul, instance: str, token_file: Path) -> None:
+        super().__init__(consul, "", instance=instance)
+        self.takes = False
+        self.state = consul.folder / f"state-{instance}"
+        self._token_file = token_file
+
+    @property
+    def port(self) -> int:
+        """Where it takes streams."""
+        return self.address[1]
+
+    @property
+    def workers(self) -> list[int]:
+        """The process ids of its workers."""
+        return kernel.workers_of(self.child.pid)
+
+    def spawn(self, extra: object = None) -> None:
+        """Starts it, and does not wait."""
+        del extra
+        self.state.mkdir(mode=0o700, exist_ok=True)
+        super().spawn(
+            {
+                "CONSUL_HTTP_TOKEN_FILE": str(self._token_file),
+                "MESHGATE_WORKERS": str(WORKERS),
+                "MESHGATE_DRAIN_TIMEOUT": f"{DRAIN_SECONDS:g}s",
+                "MESHGATE_STATE_DIR": str(self.state),
+            }
+        )
+
+
+class Fleet:
+    """All gateways by datacenter."""
+
+    def __init__(self, datacenters: Collection[Consul], token_file: Path, ledger: Ledger) -> None:
+        self.by_datacenter: dict[str, list[Gateway]] = {consul.datacenter: [] for consul in datacenters}
+        self._consuls = {consul.datacenter: consul for consul in datacenters}
+        self._token_file = token_file
+        self._ledger = ledger
+        self._numbers = iter(range(1, 1_000_000))
+        self.gone: list[Gateway] = []
+
+    @property
+    def all(self) -> list[Gateway]:
+        """Those that run or should."""
+        return [gateway for gateways in self.by_datacenter.values() for gateway in gateways]
+
+    def taking(self, datacenter: str) -> list[Gateway]:
+        """Those through which streams may be opened."""
+        return [gateway for gateway in self.by_datacenter[datacenter] if gateway.takes]
+
+    async def add(self, datacenter: str) -> Gateway:
+        """A new gateway, ready and known to the others."""
+        gateway = Gateway(self._consuls[datacenter], f"gateway-{next(self._numbers)}", self._token_file)
+        self.by_datacenter[datacenter].append(gateway)
+        await self.bring_up(gateway)
+        return gateway
+
+    async def bring_up(self, gateway: Gateway) -> None:
+        """Starts it, and lets callers in once it is ready."""
+        try:
+            await gateway.start()
+        except LateError as error:
+            self._ledger.violation(f"a gateway was not ready in time: {error}")
+            return
+        gateway.takes = True
+        self._ledger.note(f"{gateway.instance} of {gateway.consul.datacenter} is up, port {gateway.port}")
+
+    async def drain(self, gateway: Gateway) -> None:
+        """SIGTERM; its streams may be cut at the drain timeout, not before. It is taken out of the fleet."""
+        self.by_datacenter[gateway.consul.datacenter].remove(gateway)
+        self.gone.append(gateway)
+        workers = gateway.workers
+        death = self._ledger.death("drain timeout", after=DRAIN_SECONDS - 0.3)
+        gateway.child.signal(signal.SIGTERM)
+        # Whoever has not heard yet still comes.
+        await trio.sleep(0.3)
+        gateway.takes = False
+        with trio.move_on_after(DRAIN_SECONDS + 10) as scope:
+            await self.see_off(death, [gateway.child.pid, *workers], gateway.port)
+        if scope.cancelled_caught:
+            self._ledger.violation(f"{gateway.instance} did not end {DRAIN_SECONDS + 10:g} s after SIGTERM")
+            await gateway.child.kill()
+        elif gateway.child.returncode != 0:
+            self._ledger.violation(f"{gateway.instance} drained and ended with {gateway.child.returncode}")
+
+    async def see_off(self, death: Death, pids: Collection[int], port: int) -> None:
+        """Keeps account of the connections of processes that will end by themselves, until they have."""
+        while any(map(kernel.alive, pids)):
+            # All that were ever seen: the processes end one after another.
+            death.legs = frozenset(death.legs) | kernel.legs_of(pids, port)
+            await trio.sleep(_LOOK_SECONDS)
+
+    async def stop_all(self) -> None:
+        """Ends everything that runs."""
+        async with trio.open_nursery() as nursery:
+            for gateway in self.all:
+                with suppress(RuntimeError, ConsulError):
+                    nursery.start_soon(gateway.stop)

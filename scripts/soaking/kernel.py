@@ -1,0 +1,125 @@
+"""What Linux says about processes: who belongs to whom, what they hold, which connections are theirs."""
+
+import os
+import signal
+from collections.abc import Collection
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from .ledger import Leg
+
+_PAGE: Final = os.sysconf("SC_PAGE_SIZE")
+_LISTEN: Final = "0A"
+
+
+def _stat(pid: int) -> list[str]:
+    """The fields of /proc/PID/stat behind the name: state first, then the parent; empty when it is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []
+
+
+def alive(pid: int) -> bool:
+    """Whether the process runs, or is stopped."""
+    fields = _stat(pid)
+    return bool(fields) and fields[0] not in "ZX"
+
+
+def workers_of(pid: int) -> list[int]:
+    """The relay workers that a gateway process has started."""
+    children: list[int] = []
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(OSError):
+            children += map(int, task.read_text().split())
+    return [child for child in children if alive(child) and "relay.worker" in _command(child)]
+
+
+def _command(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return ""
+
+
+def descriptors(pid: int) -> int:
+    """How many descriptors it has open; 0 when it is gone."""
+    return len(_targets(pid))
+
+
+def _targets(pid: int) -> list[str]:
+    """What its descriptors stand for: `socket:[inode]`, `pipe:[inode]`, a path; empty when it is gone."""
+    targets = []
+    with suppress(OSError):
+        for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+            with suppress(OSError):
+                targets.append(str(descriptor.readlink()))
+    return targets
+
+
+def resident(pid: int) -> int:
+    """Bytes of memory; 0 when it is gone."""
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE
+    except (OSError, IndexError):
+        return 0
+
+
+def legs_of(pids: Collection[int], listening_on: int) -> frozenset[Leg]:
+    """The TCP connections that these processes hold, of gateways that listen on that port."""
+    targets = (target for pid in pids for target in _targets(pid))
+    inodes = {target[8:-1] for target in targets if target.startswith("socket:[")}
+    legs: set[Leg] = set()
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        words = line.split()
+        if words[9] in inodes and words[3] != _LISTEN:
+            local, remote = (int(word.rpartition(":")[2], 16) for word in words[1:3])
+            legs.add((remote, local) if local == listening_on else (local, remote))
+    return frozenset(legs)
+
+
+async def stop(pid: int) -> bool:
+    """SIGSTOP, and waits until it has stopped; False when it is gone."""
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGSTOP)
+        for _ in range(200):
+            fields = _stat(pid)
+            if not fields or fields[0] in "ZX":
+                return False
+            if fields[0] == "T":
+                return True
+            await trio.sleep(0.005)
+    return False
+
+
+def send(pid: int, number: signal.Signals) -> None:
+    """A signal, to a process that may be gone."""
+    with suppress(ProcessLookupError):
+        os.kill(pid, number)
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a gateway's processes hold: the parent, and of each kind the most of a worker.
+
+    A worker keeps empty pipes for streams to come, so they are counted apart.
+    """
+
+    parent_descriptors: int
+    parent_bytes: int
+    worker_descriptors: int
+    worker_pipes: int
+    worker_bytes: int
+
+    @classmethod
+    def of(cls, pid: int) -> "Usage":
+        """Now."""
+        workers = workers_of(pid) or [0]
+        held = [_targets(worker) for worker in workers]
+        pipes = [sum(target.startswith("pipe:") for target in targets) for targets in held]
+        others = max(len(targets) - count for targets, count in zip(held, pipes, strict=True))
+        return cls(descriptors(pid), resident(pid), others, max(pipes), max(map(resident, workers)))

@@ -1,0 +1,64 @@
+"""The end of a run in numbers, for people and as JSON."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from .kernel import Usage
+from .ledger import Ledger
+
+
+def as_data(ledger: Ledger, seed: int, before: Mapping[str, Usage], after: Mapping[str, Usage]) -> dict[str, Any]:
+    """Everything that was counted."""
+    return {
+        "seed": seed,
+        "seconds": round(ledger.age, 1),
+        "streams": {
+            "opened": ledger.opened,
+            "in_order": ledger.in_order,
+            "broken": ledger.breaks.total(),
+            "refused": ledger.refusals.total(),
+            "by_kind": dict(sorted(ledger.streams.items())),
+        },
+        "bytes": {"up": ledger.bytes_up, "down": ledger.bytes_down},
+        "faults": {"total": ledger.faults.total(), **_sorted(ledger.faults)},
+        "hostile": {"total": ledger.hostile.total(), **_sorted(ledger.hostile)},
+        "breaks": _sorted(ledger.breaks),
+        "refusals": _sorted(ledger.refusals),
+        "violations": ledger.violations,
+        "before": {name: asdict(usage) for name, usage in before.items()},
+        "after": {name: asdict(usage) for name, usage in after.items()},
+    }
+
+
+def _sorted(counts: Counter[str]) -> dict[str, int]:
+    return dict(sorted(counts.items()))
+
+
+def as_text(data: dict[str, Any]) -> str:
+    """The same for people."""
+    streams, amount = data["streams"], data["bytes"]
+    lines = [
+        f"{data['seconds']:.0f} s, seed {data['seed']}",
+        (
+            f"streams: {streams['opened']} opened, {streams['in_order']} ended in order, {streams['broken']} broke, "
+            f"{streams['refused']} refused"
+        ),
+        f"bytes: {amount['up'] / 1e6:.1f} MB up, {amount['down'] / 1e6:.1f} MB down, every one checked",
+    ]
+    for title in ("faults", "hostile", "breaks", "refusals"):
+        lines.append(f"{title}:")
+        lines += [f"  {count:6}  {name}" for name, count in data[title].items()]
+    for title in ("before", "after"):
+        lines.append(
+            f"held {title} the load (parent: descriptors, memory; a worker at most: descriptors, pipe ends, memory):"
+        )
+        for name, usage in data[title].items():
+            lines.append(
+                f"  {name}: {usage['parent_descriptors']}, {usage['parent_bytes'] / 1e6:.1f} MB; "
+                f"{usage['worker_descriptors']}, {usage['worker_pipes']}, {usage['worker_bytes'] / 1e6:.1f} MB"
+            )
+    lines.append(f"violations: {len(data['violations'])}")
+    lines += [f"  {violation}" for violation in data["violations"]]
+    return "\n".join(lines)
