@@ -171,9 +171,7 @@ async def _show_mode(console: Console, stage: Stage, mode: str) -> None:
     console.print(f"  met           {answer.met.spiffe_id}", style="green")
     console.print(f"  handshake     {answer.met.tls_version} {answer.met.cipher}, {_ms(answer.met.handshake_seconds)}")
     console.print(f"  answer        {answer.data.decode().strip()!r}")
-    console.print(
-        f"  carried by    dc1's gateway: {carried[0]:.0f} stream(s), dc2's gateway: {carried[1]:.0f} stream(s)\n"
-    )
+    console.print(f"  carried by    dc1's gateway: {_streams(carried[0])}, dc2's gateway: {_streams(carried[1])}\n")
     if carried != ((1, 1) if mode == "local" else (0, 1)):
         raise MismatchError(f"mode {mode} should not have taken this way: streams by gateway {carried}")
 
@@ -185,7 +183,7 @@ async def _carried(stage: Stage) -> tuple[float, float]:
 
 async def _show_no_key(console: Console, stage: Stage) -> None:
     """With the gateway's token nobody gets a key of the services whose streams it carries."""
-    console.print("The gateways hold no key: their token asks Consul for the services' keys.", style="bold")
+    console.print("The gateways hold no key, and their token is refused the services' keys:", style="bold")
     for service in (SERVICE, CALLER):
         try:
             await stage.federation.dc2.get(f"/v1/agent/connect/ca/leaf/{service}", token=stage.remote.token)
@@ -217,7 +215,7 @@ async def _show_wrong_name(console: Console, stage: Stage) -> None:
 async def _show_traffic(console: Console, stage: Stage) -> None:
     """Calls in both modes, and one line about them, until cancelled."""
     console.print("\nTraffic goes on; Ctrl-C ends it and removes everything.", style="bold")
-    console.print(f"Meanwhile, for example: curl -s {stage.local.admin}/routes | python3 -m json.tool\n", style="dim")
+    console.print(f"Meanwhile, for example: meshgate routes --admin-bind {stage.local.admin}\n", style="dim")
     seconds: dict[str, deque[float]] = {mode: deque(maxlen=_LATENCIES_KEPT) for mode in ("local", "remote")}
     calls = failed = 0
     told = time.monotonic()
@@ -247,6 +245,10 @@ async def _show_traffic(console: Console, stage: Stage) -> None:
 
 def _median(seconds: "deque[float]") -> str:
     return _ms(statistics.median(seconds)) if seconds else "-"
+
+
+def _streams(count: float) -> str:
+    return f"{count:.0f} stream{'' if count == 1 else 's'}"
 
 
 def _ms(seconds: float) -> str:
