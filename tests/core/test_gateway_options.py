@@ -26,6 +26,10 @@ from meshgate.core.gateway_options import NO_OPTIONS, GatewayOptions, gateway_op
             {"envoy_gateway_remote_tcp_enable_keepalive": True, "envoy_gateway_remote_tcp_keepalive_time": 0},
             NO_OPTIONS,
         ),
+        (
+            {"envoy_gateway_remote_tcp_enable_keepalive": True, "envoy_gateway_remote_tcp_keepalive_time": 86400},
+            GatewayOptions(keepalive=32767),
+        ),
         ({"envoy_stats_bind_addr": "127.0.0.1:9102"}, NO_OPTIONS),
     ],
 )

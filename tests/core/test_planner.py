@@ -349,3 +349,11 @@ def test_host_name_without_an_address_is_not_healthy_and_says_so() -> None:
     (endpoint,) = route.endpoints
     assert not endpoint.healthy
     assert endpoint.cause == "no address is known for the host name lb.example"
+
+
+@pytest.mark.parametrize("port", [0, -5, 70000])
+def test_port_that_is_none_is_not_healthy_and_harms_no_other_endpoint(port: int) -> None:
+    service = Service("foo", (instance("172.16.1.3"), instance("172.16.1.4", port=port)))
+    (route,) = plan(Snapshot("dc1", TD3, services=(service,)))
+    assert [endpoint.address for endpoint in route.candidates] == ["172.16.1.3"]
+    assert {endpoint.cause for endpoint in route.endpoints} == {"", f"{port} is no port"}

@@ -6,6 +6,9 @@ runs. Keys keep Consul's names (`agent/xds/config`); unknown keys and unusable v
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
+
+_LONGEST_KEEPALIVE: Final = 32767  # Seconds; what Linux takes for TCP_KEEPIDLE.
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +32,7 @@ def gateway_options(config: Mapping[str, object]) -> GatewayOptions:
     timeout = None if milliseconds is None else (milliseconds if milliseconds >= 1 else 5000) / 1000
     idle = _number(config.get("envoy_gateway_remote_tcp_keepalive_time"))
     enabled = config.get("envoy_gateway_remote_tcp_enable_keepalive") is True
-    return GatewayOptions(timeout, idle if enabled and idle and idle > 0 else None)
+    return GatewayOptions(timeout, min(idle, _LONGEST_KEEPALIVE) if enabled and idle and idle > 0 else None)
 
 
 def _number(value: object) -> float | None:

@@ -44,6 +44,8 @@ _HOST_NAME: Final = re.compile(rb"(?![0-9.]+\Z)[0-9A-Za-z_-]+(?:\.[0-9A-Za-z_-]+
 _OCSP_STATUS_TYPE: Final = 1
 _PLAIN_OCSP_REQUEST: Final = b"\x01\0\0\0\0"  # no responders, no request extensions
 _MIN_BINDER: Final = 32
+_MAX_PROTOCOLS: Final = 64
+_MAX_AUTHORITIES: Final = 2048
 
 _short = Struct(">H").unpack_from
 
@@ -130,6 +132,8 @@ def _read_protocols(data: Bytes, start: int, end: int) -> tuple[str, ...]:
     items = _items(data, _contents(data, start, end, 2), end, 1)
     if not items:
         raise MalformedError("an empty list")
+    if len(items) > _MAX_PROTOCOLS:
+        raise MalformedError(f"more than {_MAX_PROTOCOLS} protocols")
     return tuple([_printable(bytes(data[body:stop])) for body, stop in items])
 
 
@@ -175,7 +179,13 @@ def _check_pre_shared_key(data: Bytes, start: int, end: int) -> None:
 
 
 def _check_certificate_authorities(data: Bytes, start: int, end: int) -> None:
-    """RFC 8446 section 4.2.4."""
+    """RFC 8446 section 4.2.4.
+
+    Names are costly to check, so a list that no client sends, being longer than `_MAX_AUTHORITIES`, is refused: else a
+    few hundred hellos a second would keep a core busy.
+    """
+    if end - start > _MAX_AUTHORITIES:
+        raise MalformedError(f"more than {_MAX_AUTHORITIES} bytes")
     for body, stop in _items(data, _contents(data, start, end, 2), end, 2):
         if not is_distinguished_name(data, body, stop):
             raise MalformedError("an item that is no distinguished name")

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from ipaddress import ip_address
 from types import MappingProxyType
+from typing import Final
 
 from .catalog import Instance, RemoteDatacenter, Service, Snapshot, Subset
 from .health import assess, best_address
@@ -18,6 +19,7 @@ from .servers import server_routes
 from .sni import GatewaySni, ServiceSni
 
 Addresses = Mapping[str, tuple[str, ...]]
+_PORTS: Final = 1 << 16
 NO_ADDRESSES: Addresses = MappingProxyType({})
 
 
@@ -125,6 +127,10 @@ class _Planner:
         elsewhere = (instance.datacenter, instance.partition) != (here.datacenter, here.partition)
         address, port = best_address(instance, wan=elsewhere)
         verdict = assess(instance, only_passing=only_passing)
+        if not 0 < port < _PORTS:
+            cause = verdict.cause or f"{port} is no port"
+            yield Endpoint(address, port, False, verdict.weight, instance.node, instance.id, cause)
+            return
         known = (address,) if _is_numeric(address) else self._addresses.get(address, ())
         for numeric in known:
             yield Endpoint(numeric, port, verdict.healthy, verdict.weight, instance.node, instance.id, verdict.cause)

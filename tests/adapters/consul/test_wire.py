@@ -262,6 +262,8 @@ def test_names_and_datacenters_are_sorted_and_tolerate_null() -> None:
         (None, "round_robin", 2, ""),
         ({"Policy": "least_request", "LeastRequestConfig": {"ChoiceCount": 5}}, "least_request", 5, ""),
         ({"Policy": "least_request", "LeastRequestConfig": None}, "least_request", 2, ""),
+        ({"Policy": "least_request", "LeastRequestConfig": {"ChoiceCount": 2000000000}}, "least_request", 16, ""),
+        ({"Policy": "least_request", "LeastRequestConfig": {"ChoiceCount": -1}}, "least_request", 2, ""),
         ({"Policy": "random"}, "random", 2, ""),
         ({"Policy": "maglev"}, "round_robin", 2, "maglev"),
         ({"Policy": "ring_hash", "RingHashConfig": {"MinimumRingSize": 10}}, "round_robin", 2, "ring_hash"),

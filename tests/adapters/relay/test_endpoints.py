@@ -197,6 +197,14 @@ async def test_name_in_place_of_an_address_is_never_looked_up() -> None:
         assert "not a numeric address" in gateway.refused[0].detail
 
 
+async def test_port_that_the_kernel_does_not_take_costs_one_stream_and_no_process() -> None:
+    async with running({WEB: [endpoint(70000)]}) as gateway:
+        async with await gateway.dial() as client:
+            await client.send_all(HELLO)
+            assert await receive_all(client) == INTERNAL_ERROR
+        assert gateway.relay.counters().internal_errors == 0
+
+
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
 async def test_endpoints_of_both_families_are_reached(address: str) -> None:
     async def serve(*, task_status: trio.TaskStatus[list[trio.SocketListener]]) -> None:

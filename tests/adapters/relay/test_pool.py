@@ -176,6 +176,26 @@ async def test_worker_that_hangs_is_killed_and_replaced(monkeypatch: pytest.Monk
         await (await pool.call()).aclose()
 
 
+async def test_worker_that_cannot_be_started_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with backend(echo) as port, pool_of({WEB: [endpoint(port)]}, workers=1) as pool:
+        spawn = slot_module._spawn
+        failures: list[int] = []
+
+        def no_process(descriptor: int, inherited: Sequence[int]) -> object:
+            if len(failures) < 3:
+                failures.append(descriptor)
+                raise BlockingIOError(11, "Resource temporarily unavailable")
+            return spawn(descriptor, inherited)
+
+        monkeypatch.setattr(slot_module, "_spawn", no_process)
+        os.kill(pool.relay.workers[0], signal.SIGKILL)
+        with trio.fail_after(8):
+            while len(failures) < 3 or not pool.relay.workers:
+                await trio.sleep(0.02)
+        await pool.until_workers(1)
+        await (await pool.call()).aclose()
+
+
 async def test_limit_holds_for_all_workers_together() -> None:
     async with backend(echo) as port, pool_of({WEB: [endpoint(port)]}, limits=Limits(max_connections=10)) as pool:
         clients = [await pool.call() for _ in range(10)]

@@ -32,6 +32,7 @@ from .errors import (
 )
 from .tokens import TokenSource
 
+_INDEX_DIGITS = 20  # Of a number of 64 bits.
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 
@@ -197,7 +198,7 @@ class HttpClient(base.HTTPClient):
         index = headers.get("X-Consul-Index", "")
         return Reply(
             value,
-            index=int(index) if index.isascii() and index.isdigit() else None,
+            index=int(index) if index.isascii() and index.isdigit() and len(index) <= _INDEX_DIGITS else None,
             content_hash=headers.get("X-Consul-ContentHash", ""),
             filtered=headers.get("X-Consul-Results-Filtered-By-ACLs", "") == "true",
             known_leader=headers.get("X-Consul-KnownLeader", "true") == "true",

@@ -85,6 +85,10 @@ class _Subset(msgspec.Struct, rename="pascal"):
     only_passing: bool | None = False
 
 
+# More choices than that find the least loaded endpoint no better, and each costs time for each stream.
+_MOST_CHOICES = 16
+
+
 class _LeastRequest(msgspec.Struct, rename="pascal"):
     choice_count: int | None = 0
 
@@ -264,7 +268,7 @@ def _resolver(entry: _Resolver) -> Resolver:
         default_subset=entry.default_subset or "",
         connect_timeout=_timeout(entry.connect_timeout or ""),
         policy=Policy(named) if followed else Policy.ROUND_ROBIN,
-        choices=(balancer.least_request_config or _LeastRequest()).choice_count or 2,
+        choices=min(max((balancer.least_request_config or _LeastRequest()).choice_count or 2, 2), _MOST_CHOICES),
         ignored_policy="" if followed else named,
     )
 

@@ -38,6 +38,8 @@ log = logging.getLogger("meshgate.relay")
 CHECKPOINT_SECONDS: Final = 0.01
 _LEG_EVENTS: Final = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET
 _BATCH: Final = 512
+_EVENTS_PER_LOOK: Final = 8
+_DEFECTS_TOLD: Final = 20
 _MAX_PIPES: Final = 64  # Of 1 MiB each, that blocked streams may fill; past it streams are copied.
 
 
@@ -206,16 +208,24 @@ class Engine:
                 await trio.lowlevel.wait_readable(descriptor)
                 rested = trio.current_time()
                 continue
-            self.now = now = trio.current_time()
-            self._dispatch(events)
-            self._give_turns()
-            if now - rested > CHECKPOINT_SECONDS:
+            if not events and trio.current_time() - rested > CHECKPOINT_SECONDS:
                 await trio.lowlevel.checkpoint()
-                rested = now
+                rested = trio.current_time()
+            rested = await self._dispatch(events, rested)
+            self._give_turns()
 
-    def _dispatch(self, events: list[tuple[int, int]]) -> None:
+    async def _dispatch(self, events: list[tuple[int, int]], rested: float) -> float:
+        """Handle a batch; gives the time of the last checkpoint.
+
+        A batch of costly events must not keep the rest of the process waiting: the clock is looked at between them.
+        """
         watched = self.watched
-        for descriptor, mask in events:
+        for number, (descriptor, mask) in enumerate(events):
+            if not number % _EVENTS_PER_LOOK:
+                self.now = trio.current_time()
+                if self.now - rested > CHECKPOINT_SECONDS:
+                    await trio.lowlevel.checkpoint()
+                    self.now = rested = trio.current_time()
             # A stream that ended earlier in this batch may have taken this socket with it.
             target = watched.get(descriptor)
             if target is None:
@@ -224,6 +234,7 @@ class Engine:
                 target.on_event(mask)
             except Exception:  # noqa: BLE001  (logged there)
                 self._on_defect(target)
+        return rested
 
     def _give_turns(self) -> None:
         for _ in range(len(self._pending)):
@@ -232,7 +243,8 @@ class Engine:
 
     def _on_defect(self, target: Watched) -> None:
         self.counters.internal_errors += 1
-        log.exception("internal error in a stream, it is reset; please report this")
+        if self.counters.internal_errors <= _DEFECTS_TOLD:
+            log.exception("internal error in a stream, it is reset; please report this")
         if isinstance(target, Leg) and not target.connection.closed:
             target.connection.abort()
 

@@ -18,10 +18,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("meshgate.relay")
 
-_BATCH: Final = 64  # Streams that exist get their turn between batches of new ones.
+_BATCH: Final = 8  # Streams that exist get their turn between batches of new ones.
 _NO_DESCRIPTOR: Final = (errno.EMFILE, errno.ENFILE)
 _NO_MEMORY: Final = (errno.ENOMEM, errno.ENOBUFS)
 _PAUSE_SECONDS: Final = 0.2
+_CLOSING_SECONDS: Final = 0.5  # For the clients that wait when a listener closes; others are reset by the kernel.
 
 
 class Listener:
@@ -48,7 +49,8 @@ class Listener:
 
     def close(self) -> None:
         """Give the address back. Clients that wait already are accepted first: closing would reset them."""
-        while self._accept():
+        until = self._engine.clock() + _CLOSING_SECONDS
+        while self._accept() and self._engine.clock() < until:
             pass
         self._engine.disarm(self)
         self._engine.forget(self)

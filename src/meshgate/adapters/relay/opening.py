@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .connection import Connection
 
 MAX_ATTEMPTS: Final = 5
+_PROTOCOLS_KEPT: Final = 8  # For the access log; a stream must not keep all that a stranger can put into a hello.
 
 
 class Opening:
@@ -116,7 +117,7 @@ class Opening:
 
     def _place(self, hello: Hello) -> None:
         connection = self._connection
-        connection.server_name, connection.alpn = hello.server_name, hello.alpn
+        connection.server_name, connection.alpn = hello.server_name, hello.alpn[:_PROTOCOLS_KEPT]
         if hello.server_name is None:
             connection.refuse(Reason.NO_SNI, "the hello names no server")
             return
@@ -147,7 +148,7 @@ class Opening:
         engine.placing.trying(endpoint, engine.now)
         try:
             sock, error = sockets.dial(endpoint.address, endpoint.port, engine.limits.keepalive)
-        except OSError as failure:
+        except (OSError, OverflowError) as failure:
             # No socket could be had: the fault is ours, and no other endpoint would fare better.
             connection.refuse(Reason.CONNECT_FAILED, str(failure))
             return

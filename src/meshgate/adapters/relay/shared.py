@@ -1,17 +1,19 @@
 """Counts that all worker processes share, so that limits hold for the gateway and not for each worker.
 
 A file in memory that every worker maps: each writes its own row only and reads all rows, without locks. A count is
-therefore exact for a worker's own streams and at most moments old for the others'. Clients are counted in two hashed
-places, of which the smaller count is believed; two clients are taken for one only if both places collide.
+therefore exact for a worker's own streams and at most moments old for the others'. Clients are counted in two places
+each, which a secret hash picks, and the smaller count is believed: a client is charged for others only if both of its
+places are shared, which nobody outside can bring about on purpose.
 """
 
 import mmap
 import os
-import zlib
+from hashlib import blake2b
 from typing import Final
 
 _PLACES: Final = 1 << 18
 _HEADER_BYTES: Final = 64
+_KEY: Final = slice(16, 32)  # Where the secret of the hash lies, in the first row's header.
 _ROW_BYTES: Final = _HEADER_BYTES + 2 * _PLACES
 _MOST: Final = 0xFFFF
 
@@ -33,12 +35,14 @@ class SharedCounts:
         self._active = [each[:_HEADER_BYTES].cast("Q") for each in rows]
         self._clients = [each[_HEADER_BYTES:].cast("H") for each in rows]
         self._row = row
+        self._key = bytes(self._map[_KEY])
 
     @staticmethod
     def create(workers: int) -> int:
         """A descriptor of new rows, all zero. Pages that are never written cost nothing."""
         descriptor = os.memfd_create("meshgate-counts", os.MFD_CLOEXEC)
         os.ftruncate(descriptor, workers * _ROW_BYTES)
+        os.pwrite(descriptor, os.urandom(_KEY.stop - _KEY.start), _KEY.start)
         return descriptor
 
     @property
@@ -52,21 +56,21 @@ class SharedCounts:
 
     def client(self, key: str) -> int:
         """Streams of a client open in all workers."""
-        first, second = _places(key)
+        first, second = self._places(key)
         return min(sum(row[first] for row in self._clients), sum(row[second] for row in self._clients))
 
     def add_client(self, key: str, change: int) -> None:
         """Count streams of a client of this worker in or out."""
         row = self._clients[self._row]
-        for place in _places(key):
+        for place in self._places(key):
             row[place] = min(row[place] + change, _MOST)
 
     def clear(self) -> None:
         """Forget the row: the worker it belonged to is dead."""
-        start = self._row * _ROW_BYTES
-        self._map[start : start + _ROW_BYTES] = bytes(_ROW_BYTES)
+        self._active[self._row][0] = 0
+        start = self._row * _ROW_BYTES + _HEADER_BYTES
+        self._map[start : start + _ROW_BYTES - _HEADER_BYTES] = bytes(_ROW_BYTES - _HEADER_BYTES)
 
-
-def _places(key: str) -> tuple[int, int]:
-    data = key.encode()
-    return zlib.crc32(data) % _PLACES, zlib.adler32(data + data) % _PLACES
+    def _places(self, key: str) -> tuple[int, int]:
+        digest = blake2b(key.encode(), digest_size=8, key=self._key).digest()
+        return int.from_bytes(digest[:4]) % _PLACES, int.from_bytes(digest[4:]) % _PLACES

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
+import msgspec
 import structlog
 import trio
 
@@ -93,7 +94,11 @@ class WorkerSlot:
         pause = 0.0
         while True:
             started = trio.current_time()
-            reason = await self._live()
+            try:
+                reason = await self._live()
+            except (OSError, msgspec.MsgspecError) as error:
+                # No process or descriptor could be had, or what the worker said made no sense.
+                reason = repr(error)
             lived = trio.current_time() - started
             lost, self.active = self.active, 0
             self._row.clear()
@@ -105,7 +110,11 @@ class WorkerSlot:
         """The life of one worker; gives the reason of its end."""
         ours, theirs = socket.socketpair()
         with theirs:
-            process = _spawn(theirs.fileno(), self._owner.inherited())
+            try:
+                process = _spawn(theirs.fileno(), self._owner.inherited())
+            except OSError:
+                ours.close()
+                raise
         self.pid = process.pid
         channel = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
         outbox, inbox = trio.open_memory_channel[bytes](float("inf"))
