@@ -17,6 +17,7 @@ The parts:
     control     route look-ups, a table update under load
     rest        memory of the whole product with nothing to do
     items       the list of work items, and how much of each
+    runner      does them: peers in turn, round after round
     results     numbers, medians, ratios, goals
     tables, charts, page    the same as text, as SVG, and written into docs/performance.md
 """

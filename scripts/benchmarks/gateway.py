@@ -2,7 +2,8 @@
 
 Its first line has the routes, which it answers with its port. Of the later ones, `{"do": "learn", "services": N}` makes
 up a catalog with N services, `{"do": "update"}` builds the table of that catalog and installs it while streams go on
-(the answer has the milliseconds of both steps), and `{"do": "restore"}` installs the first table again.
+(the answer has the milliseconds of both steps), `{"do": "change"}` does so after a change of one service of it, and
+`{"do": "restore"}` installs the first table again.
 """
 
 import json
@@ -10,6 +11,7 @@ import os
 import sys
 import time
 from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import trio
@@ -43,8 +45,8 @@ def table_of(routes: Mapping[str, int]) -> RouteTable:
     )
 
 
-def snapshot_of(services: int) -> Snapshot:
-    """A catalog with so many services, in which every instance has its two usual checks."""
+def snapshot_of(services: int, routes: Mapping[str, int]) -> Snapshot:
+    """A catalog with so many services and those that `routes` name; every instance has its two usual checks."""
     checks = (Check("serfHealth", "passing"), Check("service:1", "passing"))
 
     def instance(service: str, number: int) -> Instance:
@@ -61,14 +63,16 @@ def snapshot_of(services: int) -> Snapshot:
             checks=checks,
         )
 
-    return Snapshot(
-        "dc1",
-        TRUST_DOMAIN,
-        services=tuple(
-            Service(name, tuple(instance(name, INSTANCES * number + each) for each in range(INSTANCES)))
-            for number, name in ((number, f"service-{number}") for number in range(services))
-        ),
+    def real(service: str, port: int) -> Service:
+        local = Instance("node0", "dc1", service, service, "127.0.0.1", port, "127.0.0.1", checks=checks)
+        return Service(service, (local,))
+
+    made_up = (
+        Service(name, tuple(instance(name, INSTANCES * number + each) for each in range(INSTANCES)))
+        for number, name in ((number, f"service-{number}") for number in range(services))
     )
+    named = (real(name.partition(".")[0], port) for name, port in routes.items())
+    return Snapshot("dc1", TRUST_DOMAIN, services=(*made_up, *named))
 
 
 class Silent:
@@ -95,13 +99,18 @@ async def main() -> None:
         nursery.start_soon(relay.run)
         relay.listen()
         _tell(port)
-        snapshot = snapshot_of(0)
+        snapshot = snapshot_of(0, routes)
         async for message in messages:
             match message["do"]:
                 case "learn":
-                    snapshot = snapshot_of(message["services"])
+                    snapshot = snapshot_of(message["services"], routes)
                     _tell(len(snapshot.services))
                 case "update":
+                    _tell(_update(relay, snapshot))
+                case "change":
+                    first_service, *others = snapshot.services
+                    fewer = replace(first_service, instances=first_service.instances[1:])
+                    snapshot = replace(snapshot, services=(fewer, *others))
                     _tell(_update(relay, snapshot))
                 case "restore":
                     relay.install(table_of(routes))

@@ -32,14 +32,6 @@ class Cores:
         return cls(usable[0], usable[-1])
 
 
-@dataclass(frozen=True, slots=True)
-class Memory:
-    """Of a process and its descendants, in bytes. `proportional` counts a shared page once among who shares it."""
-
-    resident: int
-    proportional: int
-
-
 class Running:
     """A child process and its descendants. Standard error goes to `log`, which errors quote."""
 
@@ -56,8 +48,8 @@ class Running:
                     total += int((task / "schedstat").read_text().split()[0])
         return total
 
-    def memory(self) -> Memory:
-        """What is resident now."""
+    def memory(self) -> int:
+        """What is resident now, in bytes."""
         return memory_of(self.child.pid)
 
     def check(self) -> None:
@@ -94,15 +86,19 @@ def tree(root: int) -> list[int]:
     return found
 
 
-def memory_of(root: int) -> Memory:
-    """What a process and its descendants hold now."""
-    resident = proportional = 0
+def memory_of(root: int) -> int:
+    """What is resident of a process and its descendants, in bytes; what they share is counted once.
+
+    The kernel tells of each process how much of its memory is shared, but not with whom: the largest share among them
+    is taken for what all of them have together. (Its proportional size would depend on who else uses a library.)
+    """
+    private, shared = 0, [0]
     for pid in tree(root):
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
         sizes = {key: int(size.split()[0]) * 1024 for key, size in (line.split(":") for line in lines)}
-        resident += sizes["Rss"]
-        proportional += sizes["Pss"]
-    return Memory(resident, proportional)
+        private += sizes["Private_Clean"] + sizes["Private_Dirty"]
+        shared.append(sizes["Shared_Clean"] + sizes["Shared_Dirty"])
+    return private + max(shared)
 
 
 def start(

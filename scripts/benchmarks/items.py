@@ -1,0 +1,219 @@
+"""The work items: what is done, by whom, how much of it, and which numbers come of it."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+from . import control, rest, traffic
+from .handshakes import handshakes
+from .peers import Place, Subject
+
+ROUTES = 10  # in every peer's table while streams flow
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A number of a work item. `digits` behind the point; `more_is_better` where a ratio above 1 is good."""
+
+    key: str
+    title: str
+    digits: int = 1
+    more_is_better: bool = False
+
+
+CPU = Metric("cpu_us", "CPU µs")
+PER_SECOND = Metric("per_s", "per s", 0, more_is_better=True)
+P50 = Metric("p50_us", "p50 µs", 0)
+P99 = Metric("p99_us", "p99 µs", 0)
+CPU_PER_GB = Metric("cpu_s_per_gb", "CPU s/GB", 3)
+GB_PER_SECOND = Metric("gb_per_s", "GB/s", 2, more_is_better=True)
+OPERATION = (CPU, PER_SECOND, P50, P99)
+
+Work = Callable[[Place, Subject], Mapping[str, float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A work item. The first metric is the one that ratios and charts are about.
+
+    Args:
+        name: for `--only` and in results; what comes before the last dash names a chart.
+        work: one measurement of a running peer.
+        alone: or one that needs no running peer and is about meshgate itself.
+        peers: the names of those that take part; empty for all.
+        routes: how many the peers have.
+        workers: not the usual peers, but meshgate with so many workers.
+        fresh: whether every round has a new process of the peer.
+        once: whether one round is enough, whatever was asked for.
+    """
+
+    name: str
+    title: str
+    metrics: tuple[Metric, ...]
+    work: Work | None = None
+    alone: Callable[[Place], Mapping[str, float]] | None = None
+    peers: frozenset[str] = frozenset()
+    routes: int = ROUTES
+    workers: tuple[int, ...] = ()
+    fresh: bool = False
+    once: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """How much of everything.
+
+    `seconds` is the length of one measurement of a rate, `bulk` the bytes of one run, `product` whether `meshgate run`
+    is measured too, for which Consul is started.
+    """
+
+    rounds: int
+    seconds: float
+    bulk: int
+    round_trips: tuple[int, ...]
+    bulk_streams: tuple[int, ...]
+    idle: int
+    scale: tuple[int, ...]
+    services: int
+    lookups: tuple[int, ...]
+    rest_routes: int
+    product: bool = True
+
+
+FULL = Sizes(5, 1.0, 1_000_000_000, (1, 32, 512, 5000), (1, 4, 32), 5000, (100, 1000, 9000), 5000, (10, 100_000), 100)
+QUICK = Sizes(2, 0.3, 300_000_000, (1, 32, 512, 5000), (1, 4, 32), 5000, (100, 9000), 5000, (10, 100_000), 100)
+# Enough to see that everything works, and for no other conclusion.
+SMOKE = Sizes(1, 0.04, 4_000_000, (1, 8), (2,), 50, (20,), 50, (10, 100), 10, product=False)
+
+
+def work_items(sizes: Sizes, tls_name: str, tls_port: int) -> list[Item]:
+    """All items in the order in which they are done.
+
+    Args:
+        tls_name: the server name that leads to a TLS server, and
+        tls_port: its port.
+    """
+    seconds = sizes.seconds
+    others = frozenset(("meshgate", "envoy", "haproxy", "nginx"))
+    ours = frozenset(("meshgate",))
+
+    def tls(place: Place, subject: Subject) -> Mapping[str, float]:
+        if subject.own_backend:
+            return handshakes(place, subject, server_name=tls_name, port=subject.port, seconds=2 * seconds)
+        # Without a relay there is no CPU time of one.
+        numbers = handshakes(place, subject, server_name=tls_name, port=tls_port, seconds=2 * seconds)
+        return {key: value for key, value in numbers.items() if key != CPU.key}
+
+    return [
+        *(
+            Item(
+                f"roundtrip-{streams}",
+                f"Round trip of 64 B, {streams:,} connection{'s' if streams > 1 else ''}",
+                OPERATION,
+                partial(traffic.round_trips, streams=streams, seconds=seconds),
+            )
+            for streams in sizes.round_trips
+        ),
+        Item(
+            "connection-16",
+            "Connect, hello, one round trip, close; 16 at a time",
+            OPERATION,
+            partial(traffic.connections, at_once=16, seconds=seconds),
+        ),
+        *(
+            Item(
+                f"{'bothways' if both else 'upload'}-{streams}",
+                f"Bulk {'both ways' if both else 'one way'}, {streams} stream{'s' if streams > 1 else ''}",
+                (CPU_PER_GB, GB_PER_SECOND),
+                partial(traffic.bulk, streams=streams, total=sizes.bulk, both=both),
+            )
+            for both in (False, True)
+            for streams in sizes.bulk_streams
+        ),
+        Item("handshake-2", "Real mTLS 1.3 handshake and one round trip, 2 clients", OPERATION, tls),
+        Item(
+            "fairness-4",
+            "Round trip of 64 B, 32 connections, beside 4 bulk uploads",
+            (P99, P50, Metric("gb_per_s", "bulk GB/s", 2, more_is_better=True)),
+            partial(traffic.beside_bulk, streams=32, uploads=4, seconds=seconds),
+        ),
+        Item(
+            f"idle-{sizes.idle}",
+            f"Memory of an idle connection, {sizes.idle:,} of them",
+            (Metric("kb_per_stream", "kB each", 2), Metric("mb", "MB in all")),
+            partial(traffic.idle, streams=sizes.idle),
+            peers=others,
+            fresh=True,
+        ),
+        *(
+            Item(
+                f"scale-{streams}",
+                f"A connection, and a round trip, beside {streams:,} idle connections",
+                (Metric("connection_us", "CPU µs connection"), Metric("round_trip_us", "CPU µs round trip")),
+                partial(traffic.beside_idle, others=streams, at_once=16, seconds=seconds),
+                peers=ours,
+            )
+            for streams in sizes.scale
+        ),
+        *(
+            Item(
+                f"scalememory-{streams}",
+                f"Memory of an idle connection, {streams:,} of them",
+                (Metric("kb_per_stream", "kB each", 2), Metric("mb", "MB in all")),
+                partial(traffic.idle, streams=streams),
+                peers=ours,
+                fresh=True,
+                once=True,
+            )
+            for streams in sizes.scale
+        ),
+        Item(
+            "workers-2",
+            "A connection, and a round trip, with two workers on one core",
+            (Metric("connection_us", "CPU µs connection"), Metric("round_trip_us", "CPU µs round trip")),
+            partial(traffic.beside_idle, others=1, at_once=16, seconds=seconds),
+            workers=(1, 2),
+        ),
+        *(
+            Item(
+                f"lookup-{routes}",
+                f"Looking up a route among {routes:,}",
+                (Metric("hit_ns", "ns a hit", 0), Metric("miss_ns", "ns a miss", 0)),
+                alone=partial(control.lookup, routes=routes),
+            )
+            for routes in sizes.lookups
+        ),
+        Item(
+            f"update-{sizes.services}",
+            f"A new table with {sizes.services:,} services under load: the longest round trip",
+            (
+                Metric("whole_max_ms", "ms, all new"),
+                Metric("one_max_ms", "ms, one changed"),
+                Metric("calm_max_ms", "ms, no change"),
+                Metric("plan_ms", "ms to plan"),
+                Metric("install_ms", "ms to install"),
+            ),
+            partial(control.update, services=sizes.services, seconds=seconds),
+            peers=ours,
+        ),
+        Item(
+            f"rest-{sizes.rest_routes}",
+            f"Memory at rest with {sizes.rest_routes} routes (meshgate: the relay alone)",
+            (Metric("mb", "MB"),),
+            rest.at_rest,
+            peers=others,
+            routes=sizes.rest_routes,
+            once=True,
+        ),
+        *([_product(sizes.rest_routes)] if sizes.product else []),
+    ]
+
+
+def _product(services: int) -> Item:
+    return Item(
+        f"product-{services}",
+        f"Memory of `meshgate run` at rest, {services} services, 2 workers",
+        (Metric("mb", "MB"),),
+        alone=partial(rest.product_at_rest, services=services, workers=2),
+        once=True,
+    )
