@@ -15,3 +15,8 @@ def consul_binary() -> str:
         return find_consul(fetched)
     except FileNotFoundError as error:
         pytest.fail(f"{error}; scripts/test fetches one", pytrace=False)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that must stay together on one worker go first: they are the long ones, and the others fill the gaps."""
+    items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)

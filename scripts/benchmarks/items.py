@@ -81,7 +81,7 @@ class Sizes:
 
 
 FULL = Sizes(5, 1.0, 1_000_000_000, (1, 32, 512, 5000), (1, 4, 32), 5000, (100, 1000, 9000), 5000, (10, 100_000), 100)
-QUICK = Sizes(2, 0.3, 300_000_000, (1, 32, 512, 5000), (1, 4, 32), 5000, (100, 9000), 5000, (10, 100_000), 100)
+QUICK = Sizes(2, 0.3, 200_000_000, (1, 32, 512, 5000), (1, 4, 32), 5000, (100, 9000), 5000, (10, 100_000), 100)
 # Enough to see that everything works, and for no other conclusion.
 SMOKE = Sizes(1, 0.04, 4_000_000, (1, 8), (2,), 50, (20,), 50, (10, 100), 10, product=False)
 
@@ -144,6 +144,7 @@ def work_items(sizes: Sizes, tls_name: str, tls_port: int) -> list[Item]:
             partial(traffic.idle, streams=sizes.idle),
             peers=others,
             fresh=True,
+            once=True,
         ),
         *(
             Item(
