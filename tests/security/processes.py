@@ -1,5 +1,6 @@
 """What the kernel tells of a process: what it listens on, what it holds, what others can read of it."""
 
+import contextlib
 import ipaddress
 import os
 import sys
@@ -85,6 +86,16 @@ def shown_to_others(pid: int) -> bytes:
 def children(pid: int) -> list[int]:
     threads = (Path("/proc") / str(pid) / "task").iterdir()
     return [int(child) for thread in threads for child in (thread / "children").read_text().split()]
+
+
+def workers(pid: int) -> list[int]:
+    """The relay workers of a gateway. A child that loading a library starts for a moment (`ldconfig`) is none."""
+    found = []
+    for child in children(pid):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            if b"meshgate.adapters.relay.worker" in of(child, "cmdline"):
+                found.append(child)
+    return found
 
 
 def _inodes(pid: int) -> set[str]:

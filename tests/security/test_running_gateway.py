@@ -75,10 +75,10 @@ async def asked(client: httpx.AsyncClient, method: str, path: str, **options: An
 
 async def workers_of(gateway: GatewayProcess, count: int) -> list[int]:
     async def found() -> int:
-        return len(processes.children(gateway.child.pid))
+        return len(processes.workers(gateway.child.pid))
 
     await until_equal("the workers", found, count, seconds=10)
-    return processes.children(gateway.child.pid)
+    return processes.workers(gateway.child.pid)
 
 
 def files_in(folder: Path) -> dict[str, bytes]:
@@ -180,11 +180,11 @@ async def test_a_token_given_as_a_flag_is_gone_from_the_command_line(world: Worl
     gateway = Child([*command, f"--admin-bind=127.0.0.1:{admin}"], name="gateway", log=tmp_path / "log")
     try:
 
-        async def children() -> int:
-            return len(processes.children(gateway.pid))
+        async def workers() -> int:
+            return len(processes.workers(gateway.pid))
 
-        await until_equal("the worker", children, 1, seconds=20)
-        for pid in (gateway.pid, *processes.children(gateway.pid)):
+        await until_equal("the worker", workers, 1, seconds=20)
+        for pid in (gateway.pid, *processes.workers(gateway.pid)):
             shown = processes.shown_to_others(pid)
             assert world.token.encode() not in shown
         cmdline = processes.of(gateway.pid, "cmdline").decode()

@@ -66,6 +66,7 @@ class FakeConsul:
         self.port = 0
         self._scopes: list[trio.CancelScope] = []
         self._connections = 0
+        self._stopped = False
 
     def set(self, path: str, body: Any = None, **fields: Any) -> Resource:
         """Give a path a new answer and wake the queries that are held on it. The index grows unless it is given."""
@@ -89,7 +90,15 @@ class FakeConsul:
             scope.cancel()
         self._scopes.clear()
 
+    def stop(self) -> None:
+        """Close every connection, those too that the kernel has queued for a listener that is still open."""
+        self._stopped = True
+        self.drop_connections()
+
     async def serve_stream(self, stream: trio.abc.Stream) -> None:
+        if self._stopped:
+            await trio.aclose_forcefully(stream)
+            return
         self._connections += 1
         number = self._connections
         scope = trio.CancelScope()

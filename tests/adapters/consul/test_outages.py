@@ -323,7 +323,7 @@ async def test_unix_socket_of_the_agent_that_is_replaced_is_followed(fast_clock:
         async with following(f"unix://{path}") as follower:
             await follower.until(lambda: follower.ports == {"web": {1}})
             path.unlink()
-            old.drop_connections()
+            old.stop()
             await follower.until(lambda: follower.failing() == {"unreachable"})
             assert follower.ports == {"web": {1}}
             async with fake_consul(unix=path) as new:
