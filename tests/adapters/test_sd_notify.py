@@ -1,5 +1,6 @@
 import os
 import socket
+import time
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,10 @@ def test_every_state_arrives(systemd: Any) -> None:
     assert sock.recv(1000) == b"STATUS=draining, 3 streams"
     assert notifier.watchdog()
     assert sock.recv(1000) == b"WATCHDOG=1"
+    assert notifier.reloading()
+    first, second = sock.recv(1000).decode().splitlines()
+    assert first == "RELOADING=1"
+    assert abs(int(second.removeprefix("MONOTONIC_USEC=")) / 1e6 - time.monotonic()) < 60
     assert notifier.stopping("bye")
     assert sock.recv(1000) == b"STOPPING=1\nSTATUS=bye"
 

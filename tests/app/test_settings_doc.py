@@ -2,9 +2,10 @@ from pathlib import Path
 
 from meshgate.app.setting_table import TABLE
 from meshgate.app.settings import Settings
-from meshgate.app.settings_doc import env_example
+from meshgate.app.settings_doc import env_example, reference
 
 COMMITTED = Path(__file__).parents[2] / ".env.example"
+PAGE = Path(__file__).parents[2] / "docs" / "configuration.md"
 
 
 def test_the_committed_example_is_up_to_date() -> None:
@@ -28,3 +29,11 @@ def test_the_example_names_every_setting_with_a_default_that_works(tmp_path: Pat
         Settings.load({}, environ={}, env_file="/dev/null"),
     )
     assert [edited.shown(setting.name) for setting in TABLE] == [untouched.shown(setting.name) for setting in TABLE]
+
+
+def test_the_committed_page_is_up_to_date_and_has_every_setting() -> None:
+    assert PAGE.read_text() == reference(), (
+        "make it anew: python -m meshgate config --reference > docs/configuration.md"
+    )
+    for setting in TABLE:
+        assert f"| `{setting.name}` |" in reference()

@@ -5,6 +5,7 @@ Nothing here ever raises or waits: a supervisor that does not listen must not di
 
 import os
 import socket
+import time
 from collections.abc import Mapping
 
 
@@ -29,6 +30,10 @@ class Notifier:
     def ready(self, status: str = "") -> bool:
         """Start-up is complete."""
         return self._send("READY=1", status)
+
+    def reloading(self) -> bool:
+        """A reload has begun; `ready` ends it. The time tells systemd which of its requests is meant."""
+        return self._send(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}", "")
 
     def stopping(self, status: str = "") -> bool:
         """The process is on its way out."""

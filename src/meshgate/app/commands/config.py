@@ -7,7 +7,7 @@ import click
 from meshgate.app.failures import ConfigError
 from meshgate.app.setting_table import TABLE
 from meshgate.app.settings import Settings
-from meshgate.app.settings_doc import env_example
+from meshgate.app.settings_doc import env_example, reference
 
 from .options import Command, with_settings
 from .output import Printer
@@ -18,14 +18,18 @@ from .output import Printer
 @click.option(
     "--env-example", "example", is_flag=True, help="Print a .env file with every setting, commented, instead."
 )
+@click.option("--reference", "page", is_flag=True, help="Print the page of all settings, in Markdown, instead.")
 @with_settings()
-def config(settings: Settings, *, as_json: bool, example: bool) -> None:
+def config(settings: Settings, *, as_json: bool, example: bool, page: bool) -> None:
     """Print the effective settings and where each came from, secrets masked.
 
     Takes the flags of run, and shows what run would use. Exits with 2 if run would refuse it.
     """
     if example:
         click.echo(env_example(), nl=False)
+        return
+    if page:
+        click.echo(reference(), nl=False)
         return
     shown = {setting.name: (settings.shown(setting.name), settings.origin(setting.name).value) for setting in TABLE}
     if as_json:
