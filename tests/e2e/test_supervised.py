@@ -55,6 +55,7 @@ async def test_systemd_is_told_of_start_life_reload_and_end(world: World, system
         await supervisor.until("READY=1")
         gateway.child.signal(signal.SIGTERM)
         await supervisor.until("STOPPING=1")
+        with trio.fail_after(30):
+            assert await gateway.child.wait() == 0
     finally:
         await gateway.stop()
-    assert gateway.child.returncode == 0
