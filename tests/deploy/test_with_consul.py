@@ -43,6 +43,15 @@ def test_agent_takes_its_configuration(consul_binary: str, tmp_path: Path, path:
     assert "valid" in consul(consul_binary, "validate", tmp_path / "agent.hcl")
 
 
+def test_agent_takes_the_configuration_of_the_walkthrough(consul_binary: str, tmp_path: Path) -> None:
+    page = (DEPLOY.parent / "docs" / "start.md").read_text()
+    lines = page.partition("of dc1:\n\n")[2].partition("\n\n")[0].splitlines()
+    joined = page.partition("and\n\n")[2].partition("\n\n")[0].strip()
+    text = "\n".join(line.removeprefix("    ") for line in lines).replace("/opt/consul", str(tmp_path / "data"))
+    (tmp_path / "agent.hcl").write_text(f"{text}\n{joined}\n".replace("10.0.1.5", "127.0.0.1"))
+    assert "valid" in consul(consul_binary, "validate", tmp_path / "agent.hcl")
+
+
 async def test_setup_of_the_compose_example_makes_what_gateways_and_services_need(
     world: World, consul_binary: str
 ) -> None:
