@@ -123,6 +123,12 @@ def test_routes_prints_a_line_a_route_with_whole_names(gateway: Any, capsys: pyt
     assert dc2 == [f"*.dc2.internal.{DOMAIN}", "datacenter", "1/1", "198.51.100.7:443"]
 
 
+def test_routes_says_on_the_side_that_there_are_none(gateway: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert execute(["routes", "no-such-name"]) == 0
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err) == ("", "no route in which no-such-name occurs in datacenter dc1\n")
+
+
 @pytest.mark.parametrize(
     ("text", "found"),
     [

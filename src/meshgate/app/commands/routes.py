@@ -5,6 +5,7 @@ import msgspec
 
 from meshgate.app.admin_client import ask, decoded
 from meshgate.app.settings import Settings
+from meshgate.app.text import printable
 
 from .answers import Route, Routes
 from .options import Command, with_settings
@@ -25,7 +26,7 @@ def routes(settings: Settings, text: str, *, as_json: bool) -> None:
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(answer), indent=2))
     else:
-        _show(answer, Printer())
+        _show(answer, Printer(), f" in which {text} occurs" if text else "")
 
 
 def _mentions(route: Route, text: str) -> bool:
@@ -35,14 +36,16 @@ def _mentions(route: Route, text: str) -> bool:
     return any(text in word.lower() for word in words)
 
 
-def _show(answer: Routes, printer: Printer) -> None:
+def _show(answer: Routes, printer: Printer, wanted: str) -> None:
     ending = f".{answer.trust_domain}"
     if printer.is_terminal:
         count = f"{len(answer.routes)} route{'' if len(answer.routes) == 1 else 's'}"
         printer.line(f"{count} of datacenter {answer.datacenter}, partition {answer.partition}")
         printer.line(f"every name ends in {ending}", "dim")
         printer.line()
-    elif not answer.routes:
+    if not answer.routes:
+        # Not among the output: whoever counts its lines counts routes.
+        click.echo(printable(f"no route{wanted} in datacenter {answer.datacenter}"), err=True)
         return
     rows = [
         (
