@@ -271,7 +271,7 @@ def terminal() -> Any:
 
 def test_the_route_table_fits_a_terminal_of_80_columns(terminal: Any) -> None:
     printer, console = terminal
-    routes_command._show(msgspec.convert(msgspec.to_builtins(routes_view(TABLE)), Routes), printer)
+    routes_command._show(msgspec.convert(msgspec.to_builtins(routes_view(TABLE)), Routes), printer, "")
     lines = console.export_text().splitlines()
     assert max(map(len, lines)) <= 80
     assert lines[:2] == ["3 routes of datacenter dc1, partition default", f"every name ends in .{DOMAIN}"]
