@@ -280,7 +280,7 @@ async def test_probe_shows_an_endpoint_that_the_gateway_cannot_reach(world: Worl
         await until_equal("the wrong port", partial(remote.endpoints, world.sni("ghost")), {ghost.port: True}, 20)
         outcome = await probe(world.federation.dc1, world.token, "ghost", "--dc=dc2")
         assert outcome.data["failure"]["alert"] == "internal_error"
-        assert "could not reach any endpoint" in outcome.data["failure"]["meaning"]
+        assert "could not reach any endpoint, or none is healthy" in outcome.data["failure"]["meaning"]
         assert real != ghost.port
 
 

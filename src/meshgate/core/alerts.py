@@ -9,8 +9,8 @@ from typing import Final
 _MEANINGS: Final = {
     "unrecognized_name": "the gateway has no route for this name; `meshgate explain` with it says why",
     "internal_error": (
-        "a gateway on the way had no healthy endpoint or could reach none, or the destination failed; `meshgate explain` "
-        "with the name says which, on this gateway and on the one of the destination's datacenter"
+        "a gateway on the way could not reach any endpoint, or none is healthy, or the destination failed; "
+        "`meshgate explain` with the name says which, on this gateway and on the one of the destination's datacenter"
     ),
     "decode_error": "the gateway could not read the ClientHello",
     "bad_certificate": "the destination refuses this caller: no intention allows it, or it distrusts the certificate",
