@@ -331,7 +331,7 @@ def test_work_is_linear_in_the_stream(packet: int, sizes: tuple[int, ...], monke
         verdict = parser.feed(Counted(stream[at : at + packet]))
         kept = max(kept, len(parser._message))
     assert isinstance(verdict, Hello)
-    assert Counted.taken == len(stream)
+    assert Counted.taken <= 2 * len(stream)
     assert kept <= len(stream)
 
 

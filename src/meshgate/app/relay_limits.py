@@ -1,22 +1,35 @@
 """The relay's limits: what was set for this gateway, else what Consul says of it, else the defaults."""
 
 from meshgate.adapters.relay import Limits
-from meshgate.core.gateway_options import NO_OPTIONS, GatewayOptions
+from meshgate.core.gateway_options import KEEPALIVE_UNSET, NO_OPTIONS, GatewayOptions
 
 from .setting_sources import Origin
 from .settings import Settings
 
 
-def limits_of(settings: Settings, options: GatewayOptions = NO_OPTIONS) -> Limits:
-    """Combine them. `options` is what the registration holds, central configuration merged."""
-    central = {"MESHGATE_CONNECT_TIMEOUT": options.connect_timeout, "MESHGATE_KEEPALIVE": options.keepalive}
-    used = {name: value for name, value in central.items() if value and settings.origin(name) is Origin.DEFAULT}
+def limits_of(settings: Settings, options: GatewayOptions = NO_OPTIONS, most: int = 0) -> Limits:
+    """Combine them.
+
+    Args:
+        settings: of this process; a connect timeout or keepalive that was set here counts before Consul's.
+        options: what the registration holds, central configuration merged.
+        most: connections of each destination by the gateway's service-defaults; 0: no limit.
+    """
+    timeout = options.connect_timeout if _is_default(settings, "MESHGATE_CONNECT_TIMEOUT") else None
+    keepalive = options.remote_keepalive if _is_default(settings, "MESHGATE_KEEPALIVE") else None
     return Limits(
         hello_timeout=settings.hello_timeout,
-        connect_timeout=used.get("MESHGATE_CONNECT_TIMEOUT", settings.connect_timeout),
+        connect_timeout=timeout or settings.connect_timeout,
         idle_timeout=settings.idle_timeout,
-        keepalive=used.get("MESHGATE_KEEPALIVE", settings.keepalive),
+        keepalive=settings.keepalive,
         max_connections=settings.max_connections,
         max_connections_per_client=settings.max_connections_per_client,
+        max_pending_per_endpoint=settings.max_pending_per_endpoint,
         max_hello_bytes=settings.max_hello_bytes,
+        remote_keepalive=keepalive or KEEPALIVE_UNSET,
+        max_connections_per_destination=most,
     )
+
+
+def _is_default(settings: Settings, name: str) -> bool:
+    return settings.origin(name) is Origin.DEFAULT

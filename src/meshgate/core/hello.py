@@ -5,8 +5,8 @@ stream into packets and records, and hands it to `hello_message`. What always ho
 
 - Nothing raises, whatever the bytes are, and a verdict once given stays.
 - A verdict depends on the stream alone, never on how it was cut into packets.
-- Each byte is looked at once, and no more than the handshake message is kept, so the work is linear in what arrives
-  and the memory is bounded by `max_bytes`.
+- No byte is looked at more than twice, and no more than the handshake message is kept, so the work is linear in what
+  arrives and the memory is bounded by `max_bytes`.
 - A refusal comes as early as it is certain: plain text is refused at its first byte, a hello that cannot fit
   `max_bytes` at the length that says so.
 - Bytes behind the hello are never read. That there are some in the same record follows from its length, and counts
@@ -105,12 +105,38 @@ class HelloParser:
     def _advance(self, data: Bytes) -> Hello | Refusal | None:
         position = 0
         while position < len(data):
+            position = self._take_small_records(data, position)
+            if position == len(data):
+                break
             take = self._take_message if self._left else self._take_record_header
             position += take(data, position)
             if len(self._message) == self._needed:
                 fills_record = not self._left
                 return _judge(self._message, _MESSAGE_HEADER, self._needed, self._wire, fills_record=fills_record)
         return None
+
+    def _take_small_records(self, data: Bytes, position: int) -> int:
+        """Takes records that lie in `data` as a whole and raise no question; gives where they end.
+
+        A hello may be cut into thousands of records of a byte each. This is the short way for them; everything else,
+        the end of the message and all that is wrong, is left to the methods below.
+        """
+        message, end = self._message, len(data) - _RECORD_HEADER
+        # A record that leaves more than itself to come, and room for it, changes no verdict.
+        room = self._max_bytes - self._wire - (self._needed // _MAX_RECORD + 2) * _RECORD_HEADER
+        if self._header or self._left or len(message) < _MESSAGE_HEADER:
+            return position
+        start, rest = position, self._needed - len(message)
+        while position < end and data[position] == _HANDSHAKE and data[position + 1] == _TLS_MAJOR:
+            size = data[position + 3] << 8 | data[position + 4]
+            stop = position + _RECORD_HEADER + size
+            if not 0 < size < min(rest, _MAX_RECORD) or stop > len(data) or stop - start + rest - size > room:
+                break
+            message += data[position + _RECORD_HEADER : stop]
+            rest -= size
+            position = stop
+        self._wire += position - start
+        return position
 
     def _take_record_header(self, data: Bytes, position: int) -> int:
         """Takes what there is of a record header, and judges it as soon as a byte of it can be wrong."""

@@ -45,6 +45,7 @@ _OCSP_STATUS_TYPE: Final = 1
 _PLAIN_OCSP_REQUEST: Final = b"\x01\0\0\0\0"  # no responders, no request extensions
 _MIN_BINDER: Final = 32
 _MAX_PROTOCOLS: Final = 64
+_ANY_NUMBER: Final = 1 << 16
 _MAX_AUTHORITIES: Final = 2048
 
 _short = Struct(">H").unpack_from
@@ -73,10 +74,15 @@ def _contents(data: Bytes, start: int, end: int, width: int) -> int:
     return body
 
 
-def _items(data: Bytes, start: int, end: int, width: int, *, before: int = 0, after: int = 0) -> list[tuple[int, int]]:
-    """The bounds of the vectors that data[start:end] is made of, each non-empty and amid `before` and `after` bytes."""
-    items = []
-    while start < end:
+def _items(
+    data: Bytes, start: int, end: int, width: int, *, before: int = 0, after: int = 0, most: int = _ANY_NUMBER
+) -> list[tuple[int, int]]:
+    """The bounds of the vectors that data[start:end] is made of, each non-empty and amid `before` and `after` bytes.
+
+    One more than `most` are read, so that the caller sees that there are too many.
+    """
+    items: list[tuple[int, int]] = []
+    while start < end and len(items) <= most:
         body = start + before + width
         if body > end:
             raise MalformedError("an item that is cut short")
@@ -106,12 +112,16 @@ def _read_server_name(data: Bytes, start: int, end: int) -> bytes:
     if vector_end(data, start + 1, 2, end) != end:
         raise MalformedError("more than one name")
     name = bytes(data[start + 3 : end])
-    if len(name) > _MAX_HOST_NAME or not _HOST_NAME.fullmatch(name):
-        raise MalformedError(_what_is_wrong_with(name))
+    fault = host_name_fault(name)
+    if fault:
+        raise MalformedError(fault)
     return name
 
 
-def _what_is_wrong_with(name: bytes) -> str:
+def host_name_fault(name: bytes) -> str:
+    """What is wrong with a server name, such that a hello with it is refused as malformed; empty where nothing is."""
+    if len(name) <= _MAX_HOST_NAME and _HOST_NAME.fullmatch(name):
+        return ""
     if not name:
         return "an empty name"
     if len(name) > _MAX_HOST_NAME:
@@ -129,7 +139,7 @@ def _what_is_wrong_with(name: bytes) -> str:
 
 def _read_protocols(data: Bytes, start: int, end: int) -> tuple[str, ...]:
     """The ALPN protocols (RFC 7301 section 3.1): printable ASCII, other bytes and backslashes escaped as in Python."""
-    items = _items(data, _contents(data, start, end, 2), end, 1)
+    items = _items(data, _contents(data, start, end, 2), end, 1, most=_MAX_PROTOCOLS)
     if not items:
         raise MalformedError("an empty list")
     if len(items) > _MAX_PROTOCOLS:
@@ -154,16 +164,16 @@ def _read_numbers(data: Bytes, start: int, end: int, width: int = 2) -> tuple[in
 _read_short_list_of_numbers: Final = partial(_read_numbers, width=1)
 
 
-def _read_key_share(data: Bytes, start: int, end: int) -> set[int]:
-    """The groups of the key shares (RFC 8446 section 4.2.8)."""
-    groups = set()
+def _read_key_share(data: Bytes, start: int, end: int) -> dict[int, int]:
+    """The groups of the key shares (RFC 8446 section 4.2.8), and where the key of each begins."""
+    groups: dict[int, int] = {}
     for body, stop in _items(data, _contents(data, start, end, 2), end, 2, before=2):
         (group,) = _short(data, body - 4)
         if group in groups:
             raise MalformedError(f"two shares of group {group}")
         if not is_public_key(group, data, body, stop):
             raise MalformedError(f"a share that is no public key of group {group}")
-        groups.add(group)
+        groups[group] = body
     return groups
 
 

@@ -7,17 +7,18 @@ keys are not looked at.
 
 from typing import Final, TypeAlias
 
-__all__ = ["Bytes", "is_public_key"]
+__all__ = ["X25519", "Bytes", "is_public_key"]
 
 Bytes: TypeAlias = bytes | bytearray | memoryview
 
+X25519: Final = 29
 _UNCOMPRESSED: Final = 4
 
 _SIZES: Final = {
     23: 65,  # secp256r1
     24: 97,  # secp384r1
     25: 133,  # secp521r1
-    29: 32,  # x25519
+    X25519: 32,
     30: 56,  # x448
     256: 256,  # ffdhe2048
     257: 384,  # ffdhe3072

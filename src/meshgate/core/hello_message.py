@@ -5,7 +5,7 @@ routed by a name that its destination would not come to see. What is unknown (ve
 extensions, the reserved values of RFC 8701) is passed over.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from struct import Struct, unpack_from
 from typing import Any, Final
 
@@ -22,6 +22,7 @@ from meshgate.core.hello_extensions import (
     MalformedError,
     vector_end,
 )
+from meshgate.core.hello_key_share import X25519
 
 __all__ = ["Bytes", "Hello", "MalformedError", "read_hello"]
 
@@ -56,6 +57,9 @@ class Hello:
     """The versions offered (0x0304 is TLS 1.3), unknown and reserved ones among them, in the client's order."""
     length: int
     """How many bytes of the stream the hello takes from the start to its end, record headers included."""
+    share: int | None = field(default=None, compare=False, repr=False)
+    """Where in the message's body an X25519 key lies that is the only key share, when no session is to be resumed. Its
+    32 bytes, the random and the session id are what has no bearing on anything above."""
 
 
 def read_hello(data: Bytes, start: int, end: int, length: int, *, fills_record: bool) -> Hello:
@@ -94,12 +98,17 @@ def read_hello(data: Bytes, start: int, end: int, length: int, *, fills_record: 
     if offers_1_3 and KEY_SHARE in values:
         if SUPPORTED_GROUPS not in values:
             raise MalformedError("key_share without supported_groups")
-        if not values[KEY_SHARE].issubset(values[SUPPORTED_GROUPS]):
+        if not values[KEY_SHARE].keys() <= set(values[SUPPORTED_GROUPS]):
             raise MalformedError("key_share: a share of a group that supported_groups does not list")
 
     raw_name: bytes | None = values.get(SERVER_NAME)
     name = None if raw_name is None else raw_name.decode("ascii").lower()
-    return Hello(name, raw_name, values.get(PROTOCOLS, ()), versions, length)
+    return Hello(name, raw_name, values.get(PROTOCOLS, ()), versions, length, _only_share(values, start))
+
+
+def _only_share(values: dict[int, Any], start: int) -> int | None:
+    shares: dict[int, int] = values.get(KEY_SHARE, {})
+    return shares[X25519] - start if shares.keys() == {X25519} and PRE_SHARED_KEY not in values else None
 
 
 def _read_extensions(data: Bytes, position: int, end: int) -> dict[int, Any]:

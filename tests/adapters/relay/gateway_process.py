@@ -15,10 +15,12 @@ import trio
 GATEWAY = """
 import json, resource, sys, time, trio
 from meshgate.adapters.relay import Limits, pump
-from tests.adapters.relay.streams import WEB, endpoint, open_descriptors, running
+from meshgate.app.limits import raise_descriptor_limit
+from tests.adapters.relay.streams import WEB, endpoint, open_descriptors, resident_bytes, running
 
 async def main():
     port, descriptors, held = map(int, sys.argv[1:])
+    raise_descriptor_limit()
     pump.HELD_BYTES = held or pump.HELD_BYTES
     async with running({WEB: [endpoint(port)]}, Limits(max_connections=9000)) as gateway:
         if descriptors:
@@ -27,9 +29,10 @@ async def main():
         while await trio.to_thread.run_sync(sys.stdin.readline):
             counters = gateway.relay.counters()
             print(json.dumps({
-                "active": counters.active, "shed": counters.refused.get("max_connections", 0),
+                "active": counters.active, "shed": sum(counters.refused.values()),
                 "errors": counters.internal_errors, "received": counters.bytes_received,
                 "cpu": time.process_time(), "held": gateway.relay._engine.pump.held,
+                "resident": 0 if descriptors else resident_bytes(),
             }), flush=True)
 
 trio.run(main)
@@ -46,6 +49,7 @@ class State:
     received: int
     cpu: float
     held: int
+    resident: int
 
 
 class GatewayProcess:

@@ -1,5 +1,6 @@
 """Which endpoint a stream gets, and what happens when endpoints fail."""
 
+import select
 import socket
 from collections import Counter
 from collections.abc import Iterator
@@ -171,6 +172,17 @@ async def test_client_that_leaves_while_connecting_is_forgotten() -> None:
             await client.aclose()
             await gateway.until(lambda: gateway.relay.active == 0)
             assert gateway.refused == []
+
+
+async def test_event_of_another_stream_ends_no_stream_that_is_connecting() -> None:
+    """Descriptors are used again at once: an event may reach a stream that was meant for the one before it."""
+    with black_hole() as hole:
+        async with running({WEB: [endpoint(hole)]}) as gateway, await gateway.dial() as client:
+            await client.send_all(HELLO)
+            await gateway.until(lambda: [each.state for each in gateway.relay.connections()] == ["connecting"])
+            for watched in list(gateway.relay._engine.watched.values()):
+                watched.on_event(select.EPOLLIN | select.EPOLLHUP | select.EPOLLERR | select.EPOLLRDHUP)
+            assert [each.state for each in gateway.relay.connections()] == ["connecting"]
 
 
 async def test_what_the_client_sends_while_connecting_follows_the_hello() -> None:

@@ -9,7 +9,7 @@ import trio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from meshgate.adapters.relay.pump import BUFFER_BYTES
+from meshgate.adapters.relay.pump import HEAVY_READ_BYTES
 
 from .streams import WEB, backend, endpoint, hello_for, open_descriptors, reset, resident_bytes, running
 
@@ -39,7 +39,7 @@ class Side:
             await stream.send_all(prefix)
             left = self.size
             while left:
-                chunk = self.plan.randbytes(min(left, self.plan.choice((1, 100, 5_000, BUFFER_BYTES, 300_000))))
+                chunk = self.plan.randbytes(min(left, self.plan.choice((1, 100, 5_000, HEAVY_READ_BYTES, 300_000))))
                 await stream.send_all(chunk)
                 self.sent.update(chunk)
                 left -= len(chunk)
@@ -54,7 +54,7 @@ class Side:
 
     async def _receive(self, stream: trio.SocketStream) -> None:
         try:
-            while chunk := await stream.receive_some(self.plan.choice((100, 5_000, BUFFER_BYTES))):
+            while chunk := await stream.receive_some(self.plan.choice((100, 5_000, HEAVY_READ_BYTES))):
                 self.got.update(chunk)
                 self.got_bytes += len(chunk)
                 if self.plan.random() < 0.1:
@@ -121,6 +121,7 @@ def check(sender: Side, receiver: Side) -> None:
 @settings(max_examples=5, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(seed=st.integers(0, 2**32))
 def test_random_streams_lose_nothing(seed: int) -> None:
+    gc.collect()
     descriptors = open_descriptors()
     trio.run(exchange, seed)
     gc.collect()

@@ -90,9 +90,10 @@ async def test_health_check_that_connects_and_closes_is_no_refusal() -> None:
 
 async def test_limit_of_connections_sheds_and_recovers() -> None:
     async with backend(echo) as port, running({WEB: [endpoint(port)]}, Limits(max_connections=2)) as gateway:
-        async with await gateway.dial() as first, await gateway.dial():
-            await first.send_all(hello_for(WEB))
-            await receive_exactly(first, 100)
+        async with await gateway.dial() as first, await gateway.dial() as second:
+            for client in (first, second):
+                await client.send_all(hello_for(WEB))
+                await receive_exactly(client, 100)
             await gateway.until(lambda: gateway.relay.active == 2)
             async with await gateway.dial() as third:
                 assert await receive_all(third) == b""

@@ -8,7 +8,9 @@ instance, which one trio task owns. A worker imports nothing that it does not ne
     shared      counts that all workers share, for the limits
     relay       the relay of one process
     engine      the epoll loop: events and deadlines in, turns out; fair between streams
+    protocols   whom the engine calls
     listener    accepts, sheds what is over a limit, survives running out of descriptors
+    pressure    cuts silent clients when slots or descriptors run short
     connection  one stream: relaying, refusal, endings
     opening     its beginning: hello, route, dialling
     leg         one of its two sockets
@@ -19,8 +21,8 @@ instance, which one trio task owns. A worker imports nothing that it does not ne
     counters, records   what happened, as numbers and as lines
 """
 
-from .counters import CONNECT_BUCKETS, Counters, OpenStream, Refused, StreamRecord
+from .counters import CONNECT_BUCKETS, STREAM_BUCKETS, Counters, OpenStream, Refused, StreamRecord
 from .limits import Limits
 from .relay import Relay
 
-__all__ = ["CONNECT_BUCKETS", "Counters", "Limits", "OpenStream", "Refused", "Relay", "StreamRecord"]
+__all__ = ["CONNECT_BUCKETS", "STREAM_BUCKETS", "Counters", "Limits", "OpenStream", "Refused", "Relay", "StreamRecord"]

@@ -11,17 +11,17 @@ after all bytes before it, and leaves the other direction alive; a reset is pass
 stale one does no harm, because every step asks the kernel first.
 """
 
+import os
 import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from meshgate.core.reasons import Reason, alert_record
 
-from . import sockets
 from .counters import Refused
 from .leg import READABLE, Leg
 from .opening import Opening
-from .pump import Moved
+from .pump import AGAIN, BLOCKED, DESTINATION_BROKEN, DRY, EOF, READ_BYTES, SOURCE_BROKEN, Moved
 
 if TYPE_CHECKING:
     from meshgate.core.routes import Endpoint, Route
@@ -33,15 +33,17 @@ _LINGER_BYTES: Final = 1 << 18
 
 
 class Connection:
-    """A stream. Created by the listener with an accepted socket; call `start` once it is registered.
+    """A stream. Created by the listener with an accepted socket; call `start`.
 
-    `touched` is when bytes last moved. `abort_flag` is Envoy's letters for an end that was not in order.
+    `charged` is the destination whose connections it counts among; "" while nobody counts. `touched` is when bytes
+    last moved. `abort_flag` is Envoy's letters for an end that was not in order.
     """
 
     __slots__ = (
         "abort_flag",
         "alpn",
         "attempts",
+        "charged",
         "client",
         "client_address",
         "closed",
@@ -59,7 +61,9 @@ class Connection:
         "upstream",
     )
 
-    def __init__(self, engine: "Engine", sock: socket.socket, client_address: tuple[str, int], listener: str) -> None:
+    def __init__(
+        self, engine: "Engine", sock: socket.SocketType, client_address: tuple[str, int], listener: str
+    ) -> None:
         self.engine = engine
         self.client = Leg(self, sock)
         self.upstream: Leg | None = None
@@ -77,11 +81,19 @@ class Connection:
         self.attempts = 0
         self.reason: Reason | None = None
         self.abort_flag = ""
+        self.charged = ""
+
+    @property
+    def carried(self) -> tuple[int, int]:
+        """Bytes received from the client, and sent to it."""
+        return self.client.received, self.upstream.received if self.upstream is not None else 0
 
     def start(self) -> None:
         """Begin with what has come already."""
         assert self.opening is not None
         self.opening.start()
+        if not self.closed:
+            self.engine.register(self.client)
 
     def on_early_event(self, leg: Leg, events: int) -> None:
         """An event while the stream is not relaying."""
@@ -109,6 +121,8 @@ class Connection:
         assert route is not None
         assert endpoint is not None
         engine.placing.began(route, endpoint)
+        if self.opening is not None:
+            self.opening.on_end()
         self.opening = None
         self.relaying = True
         self.touched = engine.now
@@ -128,16 +142,22 @@ class Connection:
             or destination.pipe is not None
         ):
             return
-        moved = self.engine.pump.move(source, destination)
-        if moved is Moved.DRY:
+        self.on_moved(source, self.engine.pump.move(source, destination))
+
+    def on_moved(self, source: Leg, moved: Moved) -> None:
+        """A turn has ended: see to it that the next one comes, or to what has ended with it."""
+        destination = source.other
+        if moved is DRY:
             source.readable = False
-        elif moved is Moved.AGAIN:
+        elif moved is AGAIN:
             self.engine.promise_turn(source)
-        elif moved is Moved.EOF:
+        elif moved is BLOCKED:
+            self.engine.register_writer(destination)
+        elif moved is EOF:
             self._end_of(source)
-        elif moved is Moved.SOURCE_BROKEN:
+        elif moved is SOURCE_BROKEN:
             self._abort_by(source)
-        elif moved is Moved.DESTINATION_BROKEN:
+        elif moved is DESTINATION_BROKEN:
             self._broken(destination)
 
     def resume(self, leg: Leg) -> None:
@@ -153,19 +173,19 @@ class Connection:
         source.eof = True
         source.readable = False
         destination = source.other
+        if destination.eof:
+            self.close()  # That passes the end on as well.
+            return
         try:
             destination.sock.shutdown(socket.SHUT_WR)
         except OSError:
             self._broken(destination)
-            return
-        if destination.eof:
-            self.close()
 
     def _broken(self, leg: Leg) -> None:
         """A leg takes no more bytes: its peer reset it. What the peer sent before that is still to be delivered."""
         self.engine.pump.release(leg)
         if not leg.eof and leg.other.held is None and leg.other.pipe is None:
-            while self.engine.pump.move(leg, leg.other) is Moved.AGAIN:
+            while self.engine.pump.move(leg, leg.other) is AGAIN:
                 pass
         self._abort_by(leg)
 
@@ -197,6 +217,8 @@ class Connection:
         engine = self.engine
         self.opening = None
         self.reason = reason
+        if self.route is not None:
+            engine.counters.count_failed(self.route.kind, self.route.destination, reason)
         engine.on_refused(Refused(self.client_address[0], self.server_name, reason, detail, self.attempts))
         try:
             self.client.sock.send(alert_record(reason))
@@ -207,11 +229,17 @@ class Connection:
         engine.arm(self, LINGER_SECONDS)
         self._discard()
 
+    def shed(self, reason: Reason, detail: str) -> None:
+        """End a stream whose hello is not complete, at once and without a word: its slot is needed."""
+        self.reason = reason
+        self.engine.on_refused(Refused(self.client_address[0], None, reason, detail))
+        self.abort()
+
     def _discard(self) -> None:
         discarded = 0
         while not self.closed:
             try:
-                count = self.client.sock.recv_into(self.engine.pump.buffer)
+                count = len(os.read(self.client.descriptor, READ_BYTES))
             except BlockingIOError:
                 return
             except OSError:
@@ -222,18 +250,22 @@ class Connection:
 
     def abort(self) -> None:
         """End the stream with a reset on both legs."""
-        self._end(sockets.reset)
+        self._end(Leg.reset)
 
     def close(self) -> None:
         """End the stream in order."""
-        self._end(socket.socket.close)
+        self._end(Leg.close)
 
-    def _end(self, shut: Callable[[socket.socket], None]) -> None:
+    def _end(self, shut: Callable[[Leg], None]) -> None:
         if self.closed:
             return
         engine = self.engine
         if self.relaying and self.route is not None and self.endpoint is not None:
             engine.placing.ended(self.route, self.endpoint)
+            destination = (self.route.kind, self.route.destination)
+            engine.counters.count_ended(destination, engine.clock() - self.started, self.carried, self.abort_flag)
+        if self.opening is not None:
+            self.opening.on_end()
         self.closed = True
         self.relaying = False
         self.opening = None
@@ -242,5 +274,5 @@ class Connection:
             if leg is not None:
                 engine.forget(leg)
                 engine.pump.release(leg)
-                shut(leg.sock)
+                shut(leg)
         engine.on_ended(self)

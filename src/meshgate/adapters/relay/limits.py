@@ -2,13 +2,18 @@
 
 from dataclasses import dataclass
 
+from meshgate.core.gateway_options import KEEPALIVE_UNSET, Keepalive
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
     """Times are in seconds; 0 switches `idle_timeout`, `keepalive` and `max_connections_per_client` off.
 
+    `remote_keepalive` takes the place of `keepalive` towards gateways elsewhere, as far as it says anything.
     `max_connections_per_client` counts an IPv4 address, or an IPv6 /64, as one client. `max_hello_bytes` counts wire
-    bytes up to the end of the ClientHello.
+    bytes up to the end of the ClientHello. `max_connections_per_destination` counts the streams of a service, a subset
+    or a remote datacenter, from the moment that one is to be dialled; 0: no limit. `max_pending_per_endpoint` counts,
+    for each worker, the connections to one address and port that are dialled and do not stand yet; 0: no limit.
     """
 
     hello_timeout: float = 15.0
@@ -18,3 +23,11 @@ class Limits:
     max_connections: int = 9000
     max_connections_per_client: int = 0
     max_hello_bytes: int = 16384
+    remote_keepalive: Keepalive = KEEPALIVE_UNSET
+    max_connections_per_destination: int = 0
+    max_pending_per_endpoint: int = 1024
+
+    @property
+    def pressure_from(self) -> int:
+        """The number of streams from which on clients that say nothing have to go."""
+        return self.max_connections - self.max_connections // 16

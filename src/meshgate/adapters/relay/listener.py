@@ -5,11 +5,12 @@ import errno
 import logging
 import os
 import socket
-from select import EPOLLIN
+from select import EPOLLEXCLUSIVE, EPOLLIN
 from typing import TYPE_CHECKING, Final
 
 from meshgate.core.reasons import Reason
 
+from . import sockets
 from .connection import Connection
 from .counters import Refused
 
@@ -19,23 +20,25 @@ if TYPE_CHECKING:
 log = logging.getLogger("meshgate.relay")
 
 _BATCH: Final = 8  # Streams that exist get their turn between batches of new ones.
-_NO_DESCRIPTOR: Final = (errno.EMFILE, errno.ENFILE)
 _NO_MEMORY: Final = (errno.ENOMEM, errno.ENOBUFS)
 _PAUSE_SECONDS: Final = 0.2
+_TELL_SECONDS: Final = 30.0
 _CLOSING_SECONDS: Final = 0.5  # For the clients that wait when a listener closes; others are reset by the kernel.
 
 
 class Listener:
     """One listening socket, registered level-triggered: what a batch leaves behind raises the next event."""
 
-    __slots__ = ("_engine", "_spare", "name", "sock", "tick")
+    __slots__ = ("_engine", "_family", "_spare", "_tells_at", "name", "sock", "tick")
 
     def __init__(self, engine: "Engine", name: str, sock: socket.socket) -> None:
         self._engine = engine
         self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         self.name = name
         self.sock = sock
+        self._family = int(sock.family)
         self.tick = 0
+        self._tells_at = float("-inf")
 
     def on_event(self, _events: int) -> None:
         """Clients wait: accept a batch of them."""
@@ -45,7 +48,7 @@ class Listener:
 
     def on_deadline(self) -> None:
         """A pause for lack of memory is over."""
-        self._engine.watch(self, EPOLLIN)
+        self._engine.watch(self, EPOLLIN | EPOLLEXCLUSIVE)
 
     def close(self) -> None:
         """Give the address back. Clients that wait already are accepted first: closing would reset them."""
@@ -61,47 +64,53 @@ class Listener:
     def _accept(self) -> bool:
         """Accept one client; False when none is left, or none can be had now."""
         try:
-            sock, address = self.sock.accept()
+            client = sockets.accept(self.sock, self._family)
         except BlockingIOError:
             return False
         except OSError as error:
-            if error.errno in _NO_DESCRIPTOR:
+            if error.errno in sockets.NO_DESCRIPTOR:
+                if self._engine.pressure.free_descriptors():
+                    return True
                 self._shed_with_spare()
             elif error.errno in _NO_MEMORY:
                 self._pause()
             # Anything else concerns the one client that gave up while it waited (accept(2), "Error handling").
             return False
-        self._admit(sock, address[0], address[1])
+        self._admit(*client)
         return True
 
-    def _admit(self, sock: socket.socket, host: str, port: int) -> None:
+    def _admit(self, sock: socket.SocketType, host: str, port: int) -> None:
         engine = self._engine
-        sock.setblocking(False)
         refusal = engine.admit(host)
         if refusal is not None:
             engine.on_refused(Refused(host, None, refusal, "a limit is reached"))
             sock.close()
             return
         connection = Connection(engine, sock, (host, port), self.name)
-        engine.register(connection.client)
         engine.guard(connection.client, connection.start)
 
     def _shed_with_spare(self) -> None:
         """No descriptor is left: give one up to accept a client with and close it, so that it does not hang."""
         if self._spare >= 0:
             os.close(self._spare)
-        with contextlib.suppress(OSError):
+            self._spare = -1
+        try:
             sock, address = self.sock.accept()
+        except OSError as error:
+            helpless = error.errno in sockets.NO_DESCRIPTOR  # Others were faster to take what was given up.
+        else:
+            helpless = False
             sock.close()
             self._engine.on_refused(Refused(address[0], None, Reason.MAX_CONNECTIONS, "descriptors are used up"))
-        try:
+        with contextlib.suppress(OSError):
             self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            # Another part of the process took the descriptor. Without a spare there is nothing to do but wait.
-            self._spare = -1
+        if helpless or self._spare < 0:
             self._pause()
 
     def _pause(self) -> None:
-        log.warning("no descriptor or memory for new clients, they wait: listener=%s", self.name)
+        now = self._engine.clock()
+        if now >= self._tells_at:
+            self._tells_at = now + _TELL_SECONDS
+            log.warning("no descriptor or memory for new clients, they wait: listener=%s", self.name)
         self._engine.unwatch(self)
         self._engine.arm(self, _PAUSE_SECONDS)

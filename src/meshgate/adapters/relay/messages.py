@@ -3,6 +3,12 @@
 Only the two ends of one gateway of one version ever speak this, over a socket that nobody else can open.
 """
 
+import contextlib
+import os
+import signal
+import socket
+from array import array
+from collections import deque
 from typing import Final, Generic, TypeVar
 
 import msgspec
@@ -12,11 +18,14 @@ from meshgate.core.balance import Policy
 from meshgate.core.changes import TableChange
 from meshgate.core.routes import Endpoint, Route, RouteKind
 
-from .counters import Counters, OpenStream, Refused, StreamRecord
+from .counters import Carried, Counters, OpenStream, Refused, StreamRecord
 from .limits import Limits
 
+# The parent's business. Workers begin with them blocked, and ignore them.
+SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _LENGTH_BYTES: Final = 4
 _CHUNK_BYTES: Final = 1 << 16
+_ANCILLARY_BYTES: Final = socket.CMSG_SPACE(array("i").itemsize)  # The kernel never joins two descriptors' messages.
 
 
 class Setup(msgspec.Struct, tag=True, frozen=True):
@@ -102,6 +111,26 @@ class Listen(msgspec.Struct, tag=True, frozen=True):
     """Accept clients from now on."""
 
 
+class AddListener(msgspec.Struct, tag=True, frozen=True):
+    """Another address. Its descriptor travels beside this message, and counts as listening if it is to listen."""
+
+    name: str
+    listening: bool
+
+
+class RemoveListener(msgspec.Struct, tag=True, frozen=True):
+    """Accept the clients that wait at an address, then give it back."""
+
+    host: str
+    port: int
+
+
+class WantRecords(msgspec.Struct, tag=True, frozen=True):
+    """Tell of each stream that has ended, from now on, or tell no more of them."""
+
+    wanted: bool
+
+
 class StopListening(msgspec.Struct, tag=True, frozen=True):
     """Accept the clients that wait, then no more."""
 
@@ -131,6 +160,7 @@ class Beat(msgspec.Struct, tag=True, frozen=True):
     question: int = 0
     open_received: int = 0
     open_sent: int = 0
+    open_carried: Carried = {}
     streams: list[OpenStream] = []
 
 
@@ -141,11 +171,40 @@ class LogLine(msgspec.Struct, tag=True, frozen=True):
     text: str
 
 
-ToWorker = Setup | Change | Limit | Listen | StopListening | Quit | Ask
+ToWorker = Setup | Change | Limit | Listen | AddListener | RemoveListener | WantRecords | StopListening | Quit | Ask
 ToParent = Beat | LogLine
 
 
 Incoming = TypeVar("Incoming")
+
+
+class Parcel:
+    """A message with a descriptor of its own beside it, a copy of the one that is given."""
+
+    def __init__(self, data: bytes, descriptor: int) -> None:
+        self.data = data
+        self._descriptor = os.dup(descriptor)
+
+    async def send(self, stream: trio.SocketStream) -> None:
+        """Send both, and let the copy go.
+
+        Raises:
+            trio.BrokenResourceError: the other end has died.
+        """
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", [self._descriptor]))]
+        try:
+            sent = await stream.socket.sendmsg([self.data], rights)
+        except OSError as error:
+            raise trio.BrokenResourceError from error
+        finally:
+            self.drop()
+        await stream.send_all(self.data[sent:])
+
+    def drop(self) -> None:
+        """Let the copy go without sending it."""
+        descriptor, self._descriptor = self._descriptor, -1
+        with contextlib.suppress(OSError):
+            os.close(descriptor)
 
 
 def encode(message: ToWorker | ToParent) -> bytes:
@@ -155,12 +214,28 @@ def encode(message: ToWorker | ToParent) -> bytes:
 
 
 class Receiver(Generic[Incoming]):
-    """The messages of the other end. Cancelling `next` loses nothing."""
+    """The messages of the other end. Cancelling `next` loses nothing.
 
-    def __init__(self, stream: trio.SocketStream, decoder: "msgspec.msgpack.Decoder[Incoming]") -> None:
+    `descriptors` are those that came with the messages so far, in their order; they are the caller's to take and close.
+
+    Args:
+        stream: to the other end.
+        decoder: of its messages.
+        takes_descriptors: whether it may send any; else the kernel closes them, so that none can pile up here.
+    """
+
+    def __init__(
+        self,
+        stream: trio.SocketStream,
+        decoder: "msgspec.msgpack.Decoder[Incoming]",
+        *,
+        takes_descriptors: bool = False,
+    ) -> None:
+        self.descriptors: deque[int] = deque()
         self._stream = stream
         self._decoder = decoder
         self._buffer = bytearray()
+        self._ancillary_bytes = _ANCILLARY_BYTES if takes_descriptors else 0
 
     async def next(self) -> Incoming | None:
         """The next message; None when the other end has closed or died.
@@ -176,12 +251,15 @@ class Receiver(Generic[Incoming]):
                 del buffer[:end]
                 return self._decoder.decode(message)
             try:
-                data = await self._stream.receive_some(_CHUNK_BYTES)
-            except trio.BrokenResourceError:
+                data, ancillary, _, _ = await self._stream.socket.recvmsg(_CHUNK_BYTES, self._ancillary_bytes)
+            except OSError:
                 return None
             if not data:
                 return None
             buffer += data
+            for level, kind, content in ancillary:
+                if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                    self.descriptors += array("i", content)
 
 
 TO_WORKER: Final = msgspec.msgpack.Decoder[ToWorker](ToWorker)

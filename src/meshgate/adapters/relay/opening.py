@@ -5,20 +5,24 @@ Another endpoint is tried only while no byte has gone to one. The hello is kept 
 limits allow; what the client sends behind it waits in the kernel.
 """
 
+from os import read, write
+from socket import SO_ERROR, SOL_SOCKET
 from typing import TYPE_CHECKING, Final
 
-from meshgate.core.hello import Hello, HelloParser, Refusal, parse_hello
+from meshgate.core.gateway_options import KEEPALIVE_UNSET
+from meshgate.core.hello import Hello, HelloParser, Refusal
 from meshgate.core.reasons import Reason
-from meshgate.core.routes import Endpoint, Route
+from meshgate.core.routes import Endpoint, Route, RouteKind
 
 from . import sockets
 from .leg import BROKEN, Leg
-from .pump import BUFFER_BYTES
+from .pump import READ_BYTES
 
 if TYPE_CHECKING:
     from .connection import Connection
 
 MAX_ATTEMPTS: Final = 5
+_TO_GATEWAYS: Final = (RouteKind.DATACENTER, RouteKind.PARTITION, RouteKind.PEER_IMPORT)
 _PROTOCOLS_KEPT: Final = 8  # For the access log; a stream must not keep all that a stranger can put into a hello.
 
 
@@ -28,21 +32,23 @@ class Opening:
     `connecting` is False while the hello is read.
     """
 
-    __slots__ = ("_connection", "_hello", "_parser", "_started", "_tried", "connecting")
+    __slots__ = ("_connection", "_hello", "_parser", "_pending", "_started", "_tried", "connecting")
 
     def __init__(self, connection: "Connection") -> None:
         self.connecting = False
         self._connection = connection
         self._hello: bytearray | bytes = b""
         self._parser: HelloParser | None = None
+        self._pending: Endpoint | None = None  # Whose connection is awaited, and counted.
         self._tried: tuple[int, ...] = ()
         self._started = 0.0
 
     def start(self) -> None:
         """Read what has come already; often the whole hello."""
-        engine = self._connection.engine
-        engine.arm(self._connection, engine.limits.hello_timeout)
+        connection = self._connection
         self._read_hello()
+        if connection.opening is self and not self.connecting:
+            connection.engine.arm(connection, connection.engine.limits.hello_timeout)
 
     def on_event(self, leg: Leg, events: int) -> None:
         """Something has happened on a socket of the stream."""
@@ -50,8 +56,16 @@ class Opening:
             self._read_hello()
         elif leg is self._connection.upstream:
             self._try_upstream()
-        elif events & BROKEN:
-            self._connection.close()  # The client is gone; nobody waits for the endpoint any more.
+        elif events & BROKEN and leg.sock.getsockopt(SOL_SOCKET, SO_ERROR):
+            # The client is gone; nobody waits for the endpoint any more. The socket is asked, because the event may be
+            # left from a stream that had the same descriptor and ended in the same batch.
+            self._connection.close()
+
+    def on_end(self) -> None:
+        """The stream goes on without this, or ends."""
+        if self._pending is not None:
+            self._connection.engine.placing.settled(self._pending)
+            self._pending = None
 
     def on_deadline(self) -> None:
         """The time for the hello, or for one connection attempt, is over."""
@@ -66,36 +80,36 @@ class Opening:
 
     def _read_hello(self) -> None:
         connection = self._connection
-        client, pump = connection.client, connection.engine.pump
+        client = connection.client
         while connection.opening is self and not self.connecting:
             try:
-                count = client.sock.recv_into(pump.buffer)
+                data = read(client.descriptor, READ_BYTES)
             except BlockingIOError:
                 client.readable = False
                 return
             except OSError:
                 connection.close()
                 return
-            if not count:
+            if not data:
                 self._client_left()
                 return
-            client.received += count
-            if count < BUFFER_BYTES and not client.hung_up:
+            client.received += len(data)
+            if len(data) < READ_BYTES and not client.hung_up:
                 client.readable = False  # As in the pump: a short read has emptied the socket.
-            self._on_bytes(pump.view[:count])
+            self._on_bytes(data)
             if not client.readable:
                 return
 
-    def _on_bytes(self, data: memoryview) -> None:
+    def _on_bytes(self, data: bytes) -> None:
         most = self._connection.engine.limits.max_hello_bytes
         if self._parser is None:
-            verdict = parse_hello(data, most)
+            verdict = self._connection.engine.hellos.parse(data, most)
             if verdict is None:
                 self._parser = HelloParser(most)
                 verdict = self._parser.feed(data)
                 self._hello = bytearray(data)
             else:
-                self._hello = bytes(data)
+                self._hello = data
         else:
             self._hello += data
             verdict = self._parser.feed(data)
@@ -125,6 +139,10 @@ class Opening:
         if route is None:
             connection.refuse(Reason.UNKNOWN_SNI, "no route for this name")
             return
+        if not connection.engine.charge(connection, route):
+            most = connection.engine.limits.max_connections_per_destination
+            connection.refuse(Reason.MAX_CONNECTIONS, f"{route.destination} has its {most} connections")
+            return
         self.connecting = True
         self._attempt(route, Reason.NO_HEALTHY_ENDPOINT, f"none of {len(route.endpoints)} endpoints is healthy")
 
@@ -132,7 +150,12 @@ class Opening:
         """Dial the next endpoint of the route; refuse with `failure` when there is none left to try."""
         connection = self._connection
         engine = connection.engine
-        position = engine.placing.next(route, self._tried, engine.now) if connection.attempts < MAX_ATTEMPTS else None
+        tried, most = self._tried, engine.limits.max_pending_per_endpoint
+        if most and engine.placing.pending >= most and (full := engine.placing.full(route, most)):
+            tried += full
+            if connection.attempts == 0:
+                failure, detail = Reason.CONNECT_FAILED, f"{most} connections that do not stand yet are under way there"
+        position = engine.placing.next(route, tried, engine.now) if connection.attempts < MAX_ATTEMPTS else None
         if position is None:
             connection.refuse(failure, detail)
             return
@@ -147,8 +170,13 @@ class Opening:
         self._started = engine.clock()
         engine.placing.trying(endpoint, engine.now)
         try:
-            sock, error = sockets.dial(endpoint.address, endpoint.port, engine.limits.keepalive)
+            chosen = engine.limits.remote_keepalive if route.kind in _TO_GATEWAYS else KEEPALIVE_UNSET
+            sock, error = sockets.dial(endpoint.address, endpoint.port, engine.limits.keepalive, chosen)
         except (OSError, OverflowError) as failure:
+            number = failure.errno if isinstance(failure, OSError) else 0
+            if number in sockets.NO_DESCRIPTOR and engine.pressure.free_descriptors():
+                self._dial(route, endpoint)
+                return
             # No socket could be had: the fault is ours, and no other endpoint would fare better.
             connection.refuse(Reason.CONNECT_FAILED, str(failure))
             return
@@ -157,25 +185,32 @@ class Opening:
         if error not in sockets.UNDER_WAY:
             self._attempt_failed(Reason.CONNECT_FAILED, sockets.describe(error))
             return
-        engine.arm(connection, route.connect_timeout or engine.limits.connect_timeout)
-        engine.register(upstream)
         self._try_upstream()
+        if connection.opening is self and connection.upstream is upstream:
+            engine.arm(connection, route.connect_timeout or engine.limits.connect_timeout)
 
     def _try_upstream(self) -> None:
         """Send the hello. Once a byte of it is taken, the endpoint is settled."""
         connection = self._connection
         upstream = connection.upstream
         assert upstream is not None
+        engine = connection.engine
         try:
-            sent = upstream.sock.send(self._hello)
+            sent = write(upstream.descriptor, self._hello)
         except BlockingIOError:
+            engine.register_writer(upstream)
+            if self._pending is None and connection.endpoint is not None:
+                self._pending = connection.endpoint
+                engine.placing.awaited(connection.endpoint)
             return
         except OSError as failure:
             self._attempt_failed(Reason.CONNECT_FAILED, sockets.describe(failure.errno or 0))
             return
         if sent < len(self._hello):
-            connection.engine.pump.hold(upstream, self._hello[sent:])
-        engine = connection.engine
+            engine.pump.hold(upstream, bytes(self._hello[sent:]))
+            engine.register_writer(upstream)
+        elif not upstream.reports_writable:
+            engine.register(upstream)
         engine.counters.count_connect(engine.clock() - self._started)
         connection.relay()
 
@@ -185,9 +220,10 @@ class Opening:
         assert endpoint is not None
         assert route is not None
         connection.engine.placing.failed(endpoint, connection.engine.now)
+        self.on_end()
         if connection.upstream is not None:
             connection.engine.forget(connection.upstream)
-            connection.upstream.sock.close()
+            connection.upstream.close()
             connection.upstream = None
         where = sockets.host_port(endpoint.address, endpoint.port)
         self._attempt(route, reason, f"{where} {detail}, attempt {connection.attempts}")

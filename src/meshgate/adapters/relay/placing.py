@@ -6,22 +6,35 @@ from meshgate.core.balance import Policy
 from meshgate.core.ejection import Address, Ejections
 from meshgate.core.routes import Endpoint, Route, RouteTable
 
+# An enum's members are slow to get at (as in the pump).
+_ROUND_ROBIN, _LEAST_REQUEST, _RANDOM = Policy
+
 
 class Placing:
-    """What placing remembers between streams. Times are in seconds on the engine's clock."""
+    """What placing remembers between streams. Times are in seconds on the engine's clock.
+
+    `pending` is how many connections to endpoints are dialled and do not stand yet.
+    """
 
     def __init__(self) -> None:
         self._turns: dict[str, int] = {}
         self._ejections = Ejections()
         self._loads: dict[Address, int] = {}
+        self.pending = 0
+        self._pending: dict[Address, int] = {}
 
     def next(self, route: Route, tried: tuple[int, ...], now: float) -> int | None:
         """The position of the candidate to try; None when all are tried.
 
-        Endpoints that failed of late come last: they are only taken when every other one has been tried.
+        Endpoints that failed of late come last: they are only taken when every other one has been tried. The nearest
+        ones come before those that are farther away.
         """
-        if len(self._ejections):
-            shunned = self._ejections.shunned(route.candidates, now)
+        shunned = self._ejections.shunned(route.candidates, now) if len(self._ejections) else ()
+        if route.far:
+            position = self._choose(route, tried + shunned + route.far)
+            if position is not None:
+                return position
+        if shunned:
             position = self._choose(route, tried + shunned)
             if position is not None:
                 return position
@@ -31,6 +44,29 @@ class Placing:
         """A connection to the endpoint begins."""
         self._ejections.trying(endpoint, now)
 
+    def awaited(self, endpoint: Endpoint) -> None:
+        """The connection does not stand at once."""
+        address = (endpoint.address, endpoint.port)
+        self.pending += 1
+        self._pending[address] = self._pending.get(address, 0) + 1
+
+    def settled(self, endpoint: Endpoint) -> None:
+        """One that was awaited stands, has failed or is given up."""
+        address = (endpoint.address, endpoint.port)
+        self.pending -= 1
+        self._pending[address] -= 1
+        if not self._pending[address]:
+            del self._pending[address]
+
+    def full(self, route: Route, most: int) -> tuple[int, ...]:
+        """The positions of the candidates that have `most` connections pending: they get no more for now."""
+        pending = self._pending
+        return tuple(
+            position
+            for position, endpoint in enumerate(route.candidates)
+            if pending.get((endpoint.address, endpoint.port), 0) >= most
+        )
+
     def failed(self, endpoint: Endpoint, now: float) -> None:
         """It could not be had."""
         self._ejections.failed(endpoint, now)
@@ -39,13 +75,13 @@ class Placing:
         """It stands, and carries a stream."""
         if len(self._ejections):
             self._ejections.succeeded(endpoint)
-        if route.policy is Policy.LEAST_REQUEST:
+        if route.policy is _LEAST_REQUEST:
             address = (endpoint.address, endpoint.port)
             self._loads[address] = self._loads.get(address, 0) + 1
 
     def ended(self, route: Route, endpoint: Endpoint) -> None:
         """A stream that began has ended."""
-        if route.policy is Policy.LEAST_REQUEST:
+        if route.policy is _LEAST_REQUEST:
             address = (endpoint.address, endpoint.port)
             self._loads[address] -= 1
             if not self._loads[address]:
@@ -61,9 +97,9 @@ class Placing:
             )
 
     def _choose(self, route: Route, excluded: tuple[int, ...]) -> int | None:
-        if route.policy is Policy.ROUND_ROBIN:
+        if route.policy is _ROUND_ROBIN:
             return route.rotation.pick(self._turn(route), excluded)
-        if route.policy is Policy.RANDOM:
+        if route.policy is _RANDOM:
             return route.rotation.draw(random.random(), excluded)  # noqa: S311  (balance, not secrecy)
         drawn = {route.rotation.draw(random.random(), excluded) for _ in range(route.choices)}  # noqa: S311
         return min((each for each in drawn if each is not None), key=lambda each: self._load(route, each), default=None)

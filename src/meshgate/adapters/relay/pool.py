@@ -16,18 +16,21 @@ from meshgate.core.routes import RouteTable
 
 from . import sockets
 from .counters import Counters, OpenStream
-from .engine import Observer
 from .limits import Limits
 from .messages import (
+    AddListener,
     Beat,
     Change,
     Limit,
     Listen,
+    RemoveListener,
     Setup,
     StopListening,
     ToWorker,
+    WantRecords,
     encode,
 )
+from .protocols import Observer
 from .shared import SharedCounts
 from .slot import WorkerSlot
 
@@ -58,13 +61,15 @@ class RelayPool:
         self._sockets: list[tuple[str, socket.socket]] = []
         self._listening = False
         self._totals = Counters()
+        self.untold = 0
+        """Refusals and ended streams that were too many to be told of, ever."""
         self._counts = SharedCounts.create(workers)
         self._slots = [WorkerSlot(self, number, workers, self._counts) for number in range(workers)]
 
     def bind(self, name: str, host: str, port: int) -> tuple[str, int]:
         """Take a numeric address ("" is every IPv4 address, port 0 a free one). Clients are refused until `listen`.
 
-        To be called before `run`.
+        Before `run` or later: workers that run already get the address too, and let clients in if others may come in.
 
         Returns:
             The address it is bound to.
@@ -73,9 +78,24 @@ class RelayPool:
             OSError: the address cannot be bound.
         """
         sock = sockets.bind(host, port, self._limits.keepalive)
+        try:
+            if self._listening:
+                sock.listen(sockets.BACKLOG)
+        except OSError:
+            sock.close()
+            raise
         self._sockets.append((name, sock))
+        for slot in self._slots:
+            slot.hand(encode(AddListener(name, self._listening)), sock.fileno())
         bound = sock.getsockname()
         return str(bound[0]), int(bound[1])
+
+    def unbind(self, host: str, port: int) -> None:
+        """Give an address back that `bind` returned: who waits there is let in, then no more. Open streams live on."""
+        for entry in [each for each in self._sockets if each[1].getsockname()[:2] == (host, port)]:
+            self._sockets.remove(entry)
+            entry[1].close()
+        self._tell_all(RemoveListener(host, port))
 
     def listen(self) -> None:
         """Let clients in.
@@ -103,6 +123,11 @@ class RelayPool:
         self._tell_all(Change.of(change))
 
     @property
+    def addresses(self) -> list[tuple[str, int]]:
+        """The addresses that are bound."""
+        return [sock.getsockname()[:2] for _, sock in self._sockets]
+
+    @property
     def limits(self) -> Limits:
         """The limits in force."""
         return self._limits
@@ -112,6 +137,10 @@ class RelayPool:
         if limits != self._limits:
             self._limits = limits
             self._tell_all(Limit(limits))
+
+    def want_records(self, wanted: bool) -> None:
+        """Have the observer told of ended streams from now on, or not; its `wants_records` says the same."""
+        self._tell_all(WantRecords(wanted))
 
     @property
     def active(self) -> int:
@@ -123,6 +152,16 @@ class RelayPool:
         """The process ids of the workers that live."""
         return [slot.pid for slot in self._slots if slot.pid]
 
+    @property
+    def loads(self) -> list[tuple[int, int]]:
+        """For each worker's place the process id, 0 while it is empty, and the streams open there as last heard."""
+        return [(slot.pid, slot.active) for slot in self._slots]
+
+    @property
+    def totals(self) -> Counters:
+        """The totals as last heard, up to half a second old, without the bytes of open streams. Not to be changed."""
+        return self._totals
+
     async def counters(self) -> Counters:
         """The totals of all workers, those that died included; asked for now, so a moment old at most."""
         beats = await self._ask(streams=False)
@@ -130,6 +169,8 @@ class RelayPool:
         counters.active = self.active
         counters.bytes_received += sum(beat.open_received for beat in beats)
         counters.bytes_sent += sum(beat.open_sent for beat in beats)
+        for beat in beats:
+            counters.add_carried(beat.open_carried)
         return counters
 
     async def connections(self) -> list[OpenStream]:
@@ -175,6 +216,7 @@ class RelayPool:
             self._observer.on_refused(refused)
         for record in beat.ended:
             self._observer.on_ended(record)
+        self.untold += beat.dropped
         if beat.dropped:
             log.warning("more streams ended than could be told", left_out=beat.dropped)
 

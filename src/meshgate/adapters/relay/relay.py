@@ -11,10 +11,11 @@ from select import EPOLLEXCLUSIVE, EPOLLIN
 from meshgate.core.routes import RouteTable
 
 from . import sockets
-from .counters import Counters, OpenStream
-from .engine import Engine, Observer
+from .counters import Carried, Counters, Destination, OpenStream
+from .engine import Engine
 from .limits import Limits
 from .listener import Listener
+from .protocols import Observer
 from .records import open_stream
 from .shared import SharedCounts
 
@@ -76,6 +77,17 @@ class Relay:
             # Of the processes that listen on a socket the kernel wakes one for a client, not all.
             self._engine.watch(listener, EPOLLIN | EPOLLEXCLUSIVE)
 
+    def listen_also(self, name: str, sock: socket.socket) -> None:
+        """Take over a socket that listens already, while others are in use."""
+        self.adopt(name, sock)
+        self._engine.watch(self._listeners[-1], EPOLLIN | EPOLLEXCLUSIVE)
+
+    def close_listener(self, host: str, port: int) -> None:
+        """Accept the clients that wait at an address, then close it. Streams that came by it live on."""
+        for listener in [each for each in self._listeners if each.sock.getsockname()[:2] == (host, port)]:
+            self._listeners.remove(listener)
+            listener.close()
+
     def stop_listening(self) -> None:
         """Accept the clients that wait already, then close the listeners. Streams that are open live on."""
         while self._listeners:
@@ -88,6 +100,10 @@ class Relay:
     def limit(self, limits: Limits) -> None:
         """Use other limits for streams that come from now on."""
         self._engine.limits = limits
+
+    def relieve(self) -> None:
+        """Cut silent clients if slots are short. Accepting does this too; alone it would leave it to the others."""
+        self._engine.relieve()
 
     @property
     def table(self) -> RouteTable:
@@ -103,20 +119,27 @@ class Relay:
         """A copy of the totals; bytes are those of streams that have ended."""
         return self._engine.counters.copy()
 
-    def open_bytes(self) -> tuple[int, int]:
-        """Bytes received and sent by the streams that are open now."""
+    def open_bytes(self) -> tuple[int, int, Carried]:
+        """Bytes received and sent by the streams that are open now, and those of routed ones by destination."""
         received = sent = 0
+        routed: dict[Destination, list[int]] = {}
         for connection in self._engine.connections():
-            received += connection.client.received
-            sent += connection.upstream.received if connection.upstream is not None else 0
-        return received, sent
+            (got, gave), route = connection.carried, connection.route
+            received += got
+            sent += gave
+            if route is not None and connection.relaying:
+                both = routed.setdefault((route.kind, route.destination), [0, 0])
+                both[0] += got
+                both[1] += gave
+        return received, sent, {key: (both[0], both[1]) for key, both in routed.items()}
 
     def counters(self) -> Counters:
         """A copy of the totals, with the bytes of the streams still open in them."""
         counters = self.ended()
-        received, sent = self.open_bytes()
+        received, sent, carried = self.open_bytes()
         counters.bytes_received += received
         counters.bytes_sent += sent
+        counters.add_carried(carried)
         return counters
 
     def connections(self) -> list[OpenStream]:

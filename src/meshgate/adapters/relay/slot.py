@@ -18,13 +18,14 @@ import msgspec
 import structlog
 import trio
 
-from .messages import TO_PARENT, Ask, Beat, LogLine, Quit, Receiver, ToWorker, encode
+from .messages import SIGNALS, TO_PARENT, Ask, Beat, LogLine, Parcel, Quit, Receiver, ToParent, ToWorker, encode
 from .shared import SharedCounts
 
 log = structlog.get_logger(module="meshgate.relay")
 
+STARTING_SECONDS: Final = 60.0  # Until the first word: a slow disk or a busy machine is no reason to begin again.
 HANG_SECONDS: Final = 5.0
-FAREWELL_SECONDS: Final = 1.0
+FAREWELL_SECONDS: Final = 2.0
 _LOOK_SECONDS: Final = 0.5
 _HEALTHY_SECONDS: Final = 5.0
 _LONGEST_PAUSE: Final = 5.0
@@ -58,15 +59,22 @@ class WorkerSlot:
         self.pid = 0
         self._owner = owner
         self._row = SharedCounts(counts, workers, number)
-        self._outbox: trio.MemorySendChannel[bytes] | None = None
+        self._outbox: trio.MemorySendChannel[bytes | Parcel] | None = None
         self._questions: dict[int, Callable[[Beat], None]] = {}
         self._asked = 0
         self._heard_at = 0.0
+        self._has_spoken = False
+        self._nonsense = ""
 
     def send(self, data: bytes) -> None:
         """Send a message to the worker, if there is one; a new one is told everything anyway."""
         if self._outbox is not None:
             self._outbox.send_nowait(data)
+
+    def hand(self, data: bytes, descriptor: int) -> None:
+        """Send a message with a descriptor beside it, which stays the caller's to close."""
+        if self._outbox is not None:
+            self._outbox.send_nowait(Parcel(data, descriptor))
 
     async def ask(self, *, streams: bool) -> Beat | None:
         """The worker's answer; None when it dies before. Wait with a deadline: it may hang."""
@@ -96,9 +104,8 @@ class WorkerSlot:
             started = trio.current_time()
             try:
                 reason = await self._live()
-            except (OSError, msgspec.MsgspecError) as error:
-                # No process or descriptor could be had, or what the worker said made no sense.
-                reason = repr(error)
+            except OSError as error:
+                reason = repr(error)  # No process or descriptor could be had.
             lived = trio.current_time() - started
             lost, self.active = self.active, 0
             self._row.clear()
@@ -117,50 +124,62 @@ class WorkerSlot:
                 raise
         self.pid = process.pid
         channel = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
-        outbox, inbox = trio.open_memory_channel[bytes](float("inf"))
+        outbox, inbox = trio.open_memory_channel[bytes | Parcel](float("inf"))
         self._outbox = outbox
+        receiver = Receiver(channel, TO_PARENT)
         self._heard_at = trio.current_time()
+        self._has_spoken = False
+        self._nonsense = ""
         for word in self._owner.first_words(self):
             self.send(encode(word))
         hung = False
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._send, channel, inbox)
-                nursery.start_soon(self._receive, channel, nursery.cancel_scope)
+                nursery.start_soon(self._receive, receiver, nursery.cancel_scope)
                 hung = await self._until_hung()
                 nursery.cancel_scope.cancel()
         finally:
             self._outbox = None
+            drop_parcels(inbox)
             self.pid = 0
-            if not hung:
-                await _part(channel, process)
+            if not hung and not self._nonsense:
+                await self._part(channel, receiver, process)
             channel.socket.close()
             process.kill()
             code = process.wait()
+        if self._nonsense:
+            return f"what it said made no sense, and it was killed: {self._nonsense}"
         return "it hung and was killed" if hung else _ending(code)
 
     async def _until_hung(self) -> bool:
-        """True when nothing was heard for too long. When this process itself slept, nobody hangs for that."""
+        """True when nothing was heard for too long. When this process itself slept, nobody hangs for that.
+
+        A worker that has not spoken yet may still be reading its modules from a slow disk.
+        """
         while True:
             looked = trio.current_time()
             await trio.sleep(_LOOK_SECONDS)
             now = trio.current_time()
             if now - looked > 2 * _LOOK_SECONDS:
                 self._heard_at = now
-            if now - self._heard_at > HANG_SECONDS:
+            if now - self._heard_at > (HANG_SECONDS if self._has_spoken else STARTING_SECONDS):
                 return True
 
-    async def _send(self, channel: trio.SocketStream, inbox: trio.MemoryReceiveChannel[bytes]) -> None:
+    async def _send(self, channel: trio.SocketStream, inbox: trio.MemoryReceiveChannel[bytes | Parcel]) -> None:
         try:
-            async for data in inbox:
-                await channel.send_all(data)
+            async for message in inbox:
+                if isinstance(message, Parcel):
+                    await message.send(channel)
+                else:
+                    await channel.send_all(message)
         except trio.BrokenResourceError:
             pass  # It is dead; the receiving side ends its life.
 
-    async def _receive(self, channel: trio.SocketStream, scope: trio.CancelScope) -> None:
-        receiver = Receiver(channel, TO_PARENT)
-        while (message := await receiver.next()) is not None:
+    async def _receive(self, receiver: Receiver[ToParent], scope: trio.CancelScope) -> None:
+        while (message := await self._next(receiver)) is not None:
             self._heard_at = trio.current_time()
+            self._has_spoken = True
             if isinstance(message, LogLine):
                 level = logging.getLevelName(message.level).lower()
                 getattr(log, level, log.warning)(message.text, worker=self.number)
@@ -171,23 +190,54 @@ class WorkerSlot:
                 self._questions[message.question](message)
         scope.cancel()
 
+    async def _next(self, receiver: Receiver[ToParent]) -> ToParent | None:
+        """The worker's next message; None at its end, and when it makes no sense."""
+        try:
+            return await receiver.next()
+        except msgspec.MsgspecError as error:
+            self._nonsense = str(error)
+            return None
+
+    async def _part(
+        self, channel: trio.SocketStream, receiver: Receiver[ToParent], process: "subprocess.Popen[bytes]"
+    ) -> None:
+        """Tell a worker to end, and hear how its streams ended; killed, it would seem to have ended them in order."""
+        with trio.move_on_after(FAREWELL_SECONDS, shield=True) as scope:
+            with contextlib.suppress(trio.BrokenResourceError):
+                await channel.send_all(encode(Quit()))
+                with trio.CancelScope() as heard:
+                    await self._receive(receiver, heard)
+            while process.poll() is None:  # noqa: ASYNC110 (the standard library has no event for it)
+                await trio.sleep(0.01)
+        if scope.cancelled_caught:
+            log.warning("a relay worker did not end by itself and is killed", worker=self.number)
+
+
+def drop_parcels(inbox: "trio.MemoryReceiveChannel[bytes | Parcel]") -> None:
+    """Let descriptors go that were never sent."""
+    with contextlib.suppress(trio.WouldBlock):
+        while True:
+            message = inbox.receive_nowait()
+            if isinstance(message, Parcel):
+                message.drop()
+
 
 def _spawn(descriptor: int, inherited: Sequence[int]) -> "subprocess.Popen[bytes]":
-    """Start a worker. It shares nothing with this process but the descriptors."""
-    return subprocess.Popen(  # noqa: S603 (this very Python)
-        [*_COMMAND, str(descriptor)],
-        stdin=subprocess.DEVNULL,
-        env={name: value for name, value in os.environ.items() if name.startswith(_WORKER_VARIABLES)},
-        pass_fds=[descriptor, *inherited],
-    )
+    """Start a worker. It shares nothing with this process but the descriptors.
 
-
-async def _part(channel: trio.SocketStream, process: "subprocess.Popen[bytes]") -> None:
-    """Tell a worker to end, and give it a moment to reset its streams: killed, it would seem to have ended them."""
-    with trio.move_on_after(FAREWELL_SECONDS, shield=True), contextlib.suppress(trio.BrokenResourceError):
-        await channel.send_all(encode(Quit()))
-        while process.poll() is None:  # noqa: ASYNC110 (the standard library has no event for it)
-            await trio.sleep(0.01)
+    Signals that are not its business, and that a terminal or a supervisor sends to all processes, would end it until
+    it ignores them. So it begins with them blocked.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        return subprocess.Popen(  # noqa: S603 (this very Python)
+            [*_COMMAND, str(descriptor)],
+            stdin=subprocess.DEVNULL,
+            env={name: value for name, value in os.environ.items() if name.startswith(_WORKER_VARIABLES)},
+            pass_fds=[descriptor, *inherited],
+        )
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _ending(code: int) -> str:

@@ -19,7 +19,9 @@ from meshgate.core.routes import RouteTable
 
 from .counters import Counters, Refused, StreamRecord
 from .messages import (
+    SIGNALS,
     TO_WORKER,
+    AddListener,
     Ask,
     Beat,
     Change,
@@ -28,9 +30,11 @@ from .messages import (
     LogLine,
     Quit,
     Receiver,
+    RemoveListener,
     Setup,
     StopListening,
     ToWorker,
+    WantRecords,
     encode,
 )
 from .relay import Relay, Share
@@ -85,11 +89,15 @@ class Worker:
             nursery.start_soon(self._beat)
             order = await receiver.next()
             while order is not None and not isinstance(order, Quit):
-                await self._obey(order)
+                if isinstance(order, AddListener):
+                    self._add_listener(order, receiver.descriptors.popleft())
+                else:
+                    await self._obey(order)
                 order = await receiver.next()
             if order is None:
                 await self._drain()
             nursery.cancel_scope.cancel()
+        await self._tell()  # How the streams ended that were cut.
 
     async def _drain(self) -> None:
         """The parent is gone: let the open streams end."""
@@ -98,6 +106,14 @@ class Worker:
             while self._relay.active:  # noqa: ASYNC110 (a stream's end wakes nobody)
                 await trio.sleep(0.05)
 
+    def _add_listener(self, order: AddListener, descriptor: int) -> None:
+        sock = socket.socket(fileno=descriptor)
+        sock.setblocking(False)
+        if order.listening:
+            self._relay.listen_also(order.name, sock)
+        else:
+            self._relay.adopt(order.name, sock)
+
     async def _obey(self, order: ToWorker) -> None:
         if isinstance(order, Change):
             self._relay.install(changed(self._relay.table, order.table_change()))
@@ -105,6 +121,10 @@ class Worker:
             self._relay.limit(order.limits)
         elif isinstance(order, Listen):
             self._relay.listen()
+        elif isinstance(order, RemoveListener):
+            self._relay.close_listener(order.host, order.port)
+        elif isinstance(order, WantRecords):
+            self.wants_records = order.wanted
         elif isinstance(order, StopListening):
             self._relay.stop_listening()
             await self._tell()
@@ -113,12 +133,13 @@ class Worker:
 
     async def _beat(self) -> None:
         while True:
+            self._relay.relieve()
             await self._tell()
             await trio.sleep(BEAT_SECONDS)
 
     async def _tell(self, question: Ask | None = None) -> None:
         now = self._relay.ended()
-        received, sent = self._relay.open_bytes() if question is not None else (0, 0)
+        received, sent, carried = self._relay.open_bytes() if question is not None else (0, 0, {})
         beat = Beat(
             now.since(self._told),
             self._refused,
@@ -127,11 +148,18 @@ class Worker:
             question=question.question if question is not None else 0,
             open_received=received,
             open_sent=sent,
+            open_carried=carried,
             streams=self._relay.connections() if question is not None and question.streams else [],
         )
         lines, self._log = self._log, []
         data = b"".join(map(encode, lines)) + encode(beat)
         self._told, self._refused, self._ended, self._dropped = now, [], [], 0
+        # What is taken out has to be told, and a half message would be the end of all understanding. The parent reads,
+        # or is dead.
+        with trio.CancelScope(shield=True):
+            await self._send(data)
+
+    async def _send(self, data: bytes) -> None:
         async with self._sending:
             # Where it fails the parent is gone, which `run` notices by itself.
             with contextlib.suppress(trio.BrokenResourceError):
@@ -151,7 +179,7 @@ class _ToParent(logging.Handler):
 
 async def _main(descriptor: int) -> None:
     channel = trio.SocketStream(trio.socket.from_stdlib_socket(socket.socket(fileno=descriptor)))
-    receiver = Receiver(channel, TO_WORKER)
+    receiver = Receiver(channel, TO_WORKER, takes_descriptors=True)
     setup = await receiver.next()
     if not isinstance(setup, Setup):
         return
@@ -161,6 +189,7 @@ async def _main(descriptor: int) -> None:
 
 
 if __name__ == "__main__":
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     trio.run(_main, int(sys.argv[1]))

@@ -1,0 +1,78 @@
+"""The system itself is out of descriptors (ENFILE): nothing can be accepted, nor shed, for a while."""
+
+import errno
+import logging
+import socket
+
+import pytest
+import trio
+
+from meshgate.adapters.relay import sockets
+
+from .streams import WEB, backend, echo, endpoint, hello_for, receive_exactly, running
+
+HELLO = hello_for(WEB)
+
+
+class Shortage:
+    """Stands before every accept of the relay."""
+
+    def __init__(self) -> None:
+        self.lasts = False
+        self.calls = 0
+
+    def __enter__(self) -> None:
+        self.lasts = True
+
+    def __exit__(self, *_error: object) -> None:
+        self.lasts = False
+
+    def before(self) -> None:
+        self.calls += 1
+        if self.lasts:
+            raise OSError(errno.ENFILE, "Too many open files in system")
+
+
+@pytest.fixture
+def shortage(monkeypatch: pytest.MonkeyPatch) -> Shortage:
+    shortage = Shortage()
+    accept, accept_and_shed = sockets.accept, socket.socket.accept
+
+    def accepting(*arguments: object) -> object:
+        shortage.before()
+        return accept(*arguments)  # type: ignore[arg-type]
+
+    def shedding(sock: socket.socket) -> object:
+        shortage.before()
+        return accept_and_shed(sock)
+
+    monkeypatch.setattr(sockets, "accept", accepting)
+    monkeypatch.setattr(socket.socket, "accept", shedding)
+    return shortage
+
+
+async def test_clients_wait_without_a_busy_loop_or_a_storm_of_lines_and_are_served_afterwards(
+    shortage: Shortage, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with backend(echo) as port, running({WEB: [endpoint(port)]}) as gateway:
+        open_stream = await gateway.dial()
+        await open_stream.send_all(HELLO)
+        assert await receive_exactly(open_stream, len(HELLO)) == HELLO
+        with shortage, caplog.at_level(logging.WARNING, "meshgate.relay"):
+            before = shortage.calls
+            waiting = [await gateway.dial() for _ in range(5)]
+            for client in waiting:
+                await client.send_all(HELLO)
+            await trio.sleep(1.5)
+            assert 0 < shortage.calls - before < 50
+            assert [record.getMessage().partition(":")[0] for record in caplog.records] == [
+                "no descriptor or memory for new clients, they wait"
+            ]
+            await open_stream.send_all(b"alive")
+            assert await receive_exactly(open_stream, 5) == b"alive"
+        with trio.fail_after(20):
+            for client in waiting:
+                assert await receive_exactly(client, len(HELLO)) == HELLO
+        assert gateway.refused == []
+        for client in (open_stream, *waiting):
+            await client.aclose()

@@ -1,0 +1,184 @@
+"""A worker's first and last moments: slow starts, signals that come too early, and what it says before it goes."""
+
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import structlog
+import trio
+
+from meshgate.adapters.relay import Limits
+from meshgate.adapters.relay import slot as slot_module
+from meshgate.adapters.relay.pool import RelayPool
+
+from .streams import WEB, Watcher, backend, echo, endpoint, hello_for, open_descriptors, receive_exactly, table_of
+from .test_pool import Pool, pool_of
+
+HELLO = hello_for(WEB)
+
+# What a slow disk does: the interpreter runs, the worker's modules are not there yet.
+HELD = """
+import os, runpy, sys, time
+while not os.path.exists(sys.argv[1]):
+    time.sleep(0.02)
+del sys.argv[1]
+runpy.run_module("meshgate.adapters.relay.worker", run_name="__main__")
+"""
+
+
+@asynccontextmanager
+async def held_pool(backend_port: int, gate: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Pool]:
+    """A pool of one worker that goes no further than its interpreter until the file `gate` is there."""
+    monkeypatch.setattr(slot_module, "_COMMAND", (sys.executable, "-c", HELD, str(gate)))
+    watcher = Watcher()
+    relay = RelayPool(1, Limits(), watcher, drain_seconds=5.0)
+    _, port = relay.bind("default", "127.0.0.1", 0)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(relay.run)
+        relay.install(table_of({WEB: [endpoint(backend_port)]}))
+        relay.listen()
+        with trio.fail_after(20):
+            while not relay.workers:
+                await trio.sleep(0.01)
+        yield Pool(relay, port, watcher)
+        nursery.cancel_scope.cancel()
+
+
+async def test_worker_that_starts_slowly_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slot_module, "HANG_SECONDS", 1.0)
+    async with backend(echo) as port, held_pool(port, tmp_path / "gate", monkeypatch) as pool:
+        first = pool.relay.workers
+        await trio.sleep(3.5)
+        assert pool.relay.workers == first
+        monkeypatch.setattr(slot_module, "HANG_SECONDS", 30.0)
+        (tmp_path / "gate").touch()
+        await (await pool.call()).aclose()
+        assert pool.relay.workers == first
+
+
+async def test_worker_that_never_speaks_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slot_module, "STARTING_SECONDS", 1.0)
+    async with backend(echo) as port, held_pool(port, tmp_path / "gate", monkeypatch) as pool:
+        first = pool.relay.workers
+        with trio.fail_after(30):
+            while pool.relay.workers in ([], first):
+                await trio.sleep(0.02)
+        monkeypatch.setattr(slot_module, "STARTING_SECONDS", 60.0)
+        (tmp_path / "gate").touch()
+        await (await pool.call()).aclose()
+
+
+async def test_signals_to_the_process_group_do_not_end_a_worker_that_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with backend(echo) as port, held_pool(port, tmp_path / "gate", monkeypatch) as pool:
+        first = pool.relay.workers
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            os.kill(first[0], number)
+        (tmp_path / "gate").touch()
+        client = await pool.call()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            os.kill(first[0], number)
+        await client.send_all(b"alive")
+        assert await receive_exactly(client, 5) == b"alive"
+        assert pool.relay.workers == first
+        # Neither blocked for good, nor the parent's own signals held back.
+        assert signal.pthread_sigmask(signal.SIG_BLOCK, ()).isdisjoint({signal.SIGINT, signal.SIGTERM})
+        await client.aclose()
+
+
+async def test_how_streams_ended_that_were_cut_at_the_end_is_still_told() -> None:
+    async with backend(echo) as port:
+        async with pool_of({WEB: [endpoint(port)]}) as pool:
+            clients = [await pool.call() for _ in range(12)]
+            assert pool.watcher.ended == []
+        assert [(record.sni, record.bytes_sent) for record in pool.watcher.ended] == [(WEB, len(HELLO))] * 12
+        for client in clients:
+            await client.aclose()
+
+
+async def test_loss_of_a_worker_is_logged_with_its_reason_and_what_it_cost() -> None:
+    with structlog.testing.capture_logs() as logs:
+        async with backend(echo) as port, pool_of({WEB: [endpoint(port)]}, workers=1) as pool:
+            clients = [await pool.call() for _ in range(3)]
+            with trio.fail_after(20):
+                while pool.relay.active < 3:
+                    await trio.sleep(0.02)
+            os.kill(pool.relay.workers[0], signal.SIGKILL)
+            await (await pool.call()).aclose()
+            for client in clients:
+                await client.aclose()
+    lost = [entry for entry in logs if "worker ended" in entry["event"]]
+    assert [(entry["reason"], entry["streams_lost"], entry["log_level"]) for entry in lost] == [
+        ("killed by SIGKILL", 3, "error")
+    ]
+
+
+async def test_clients_that_wait_when_listening_stops_are_still_let_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slot_module, "HANG_SECONDS", 60.0)
+    async with backend(echo) as port, pool_of({WEB: [endpoint(port)]}, workers=1) as pool:
+        os.kill(pool.relay.workers[0], signal.SIGSTOP)
+        clients = [await pool.dial() for _ in range(20)]
+        for client in clients:
+            await client.send_all(HELLO)
+        pool.relay.stop_listening()
+        os.kill(pool.relay.workers[0], signal.SIGCONT)
+        with trio.fail_after(30):
+            for client in clients:
+                assert await receive_exactly(client, len(HELLO)) == HELLO
+        for client in clients:
+            await client.aclose()
+
+
+# A worker that somebody took over: it sends descriptors, and never a whole message.
+HOARDER = """
+import array, os, socket, sys
+parent = socket.socket(fileno=int(sys.argv[1]))
+rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [0] * 50))]
+for _ in range(20):
+    parent.sendmsg([b"\\0"], rights)
+parent.recv(1)
+parent.shutdown(socket.SHUT_WR)
+"""
+
+
+async def test_worker_cannot_use_up_its_parents_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slot_module, "_COMMAND", (sys.executable, "-c", HOARDER))
+    relay = RelayPool(1, Limits(), Watcher(), drain_seconds=5.0)
+    before = open_descriptors()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(relay.run)
+        with structlog.testing.capture_logs() as logs, trio.fail_after(30):
+            while not any("worker ended" in entry["event"] for entry in logs):
+                assert open_descriptors() < before + 100
+                await trio.sleep(0.01)
+        nursery.cancel_scope.cancel()
+
+
+BABBLER = """
+import socket, sys
+parent = socket.socket(fileno=int(sys.argv[1]))
+parent.sendall(b"\\0\\0\\0\\4" + b"\\xc1" * 4)
+parent.recv(1 << 20)
+parent.recv(1 << 20)
+"""
+
+
+async def test_worker_that_talks_nonsense_is_replaced_and_harms_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with backend(echo) as port, pool_of({WEB: [endpoint(port)]}) as pool:
+        _, other = pool.relay.workers
+        with structlog.testing.capture_logs() as logs:
+            sane = slot_module._COMMAND
+            monkeypatch.setattr(slot_module, "_COMMAND", (sys.executable, "-c", BABBLER))
+            os.kill(pool.relay.workers[0], signal.SIGKILL)
+            with trio.fail_after(30):
+                while not any("made no sense" in entry.get("reason", "") for entry in logs):
+                    await trio.sleep(0.01)
+            monkeypatch.setattr(slot_module, "_COMMAND", sane)
+            assert other in pool.relay.workers
+            await (await pool.call()).aclose()
+        await pool.until_workers(2)
