@@ -1,3 +1,4 @@
+import os
 from typing import Any, cast
 
 import pytest
@@ -6,14 +7,8 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from meshgate.adapters.admin.messages import Request
-from meshgate.adapters.admin.metrics import (
-    MAX_DESTINATIONS,
-    Destination,
-    GatewayStats,
-    Histogram,
-    Metrics,
-    endpoint_counts,
-)
+from meshgate.adapters.admin.metrics import MAX_DESTINATIONS, Metrics
+from meshgate.adapters.admin.stats import Destination, GatewayStats, Histogram, StreamEnd, Worker, endpoint_counts
 from meshgate.core.reasons import Reason
 from meshgate.core.routes import Endpoint, Route, RouteKind, RouteTable
 
@@ -26,6 +21,12 @@ STATS = GatewayStats(
     bytes_sent=1 << 53,
     refused={Reason.UNKNOWN_SNI: 4},
     connect_seconds=Histogram((0.001, 0.5, 5.0), (1, 2, 0, 4), 42.5),
+    stream_seconds=Histogram((1.0, 60.0), (2, 0, 1), 3601.5),
+    stream_ends={StreamEnd.IN_ORDER: 2, StreamEnd.CLIENT_RESET: 1},
+    destination_bytes={Destination(RouteKind.SERVICE, "web"): (11, 22)},
+    destination_refused={(Destination(RouteKind.SERVICE, "web"), Reason.CONNECT_FAILED): 3},
+    accepted=99,
+    workers=(Worker(os.getpid(), 2), Worker(0, 0)),
     watch_age_seconds={"services": 1.5},
     consul_errors={"500": 2, "timeout": 1},
     endpoints={("web", "healthy"): 2, ("web", "unhealthy"): 1},
@@ -41,7 +42,16 @@ STATS = GatewayStats(
     watches={"failing": 2},
     token_problem=True,
     log_lines_dropped={"process": 0, "access": 9},
+    statsd_dropped=8,
 )
+
+
+def of(destination: str, **labels: str) -> tuple[tuple[str, str], ...]:
+    return tuple(sorted({"kind": "service", "destination": destination, **labels}.items()))
+
+
+def of_web(**labels: str) -> tuple[tuple[str, str], ...]:
+    return of("web", **labels)
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +85,21 @@ def test_every_number_has_its_promised_name_and_labels(metrics: Metrics, accept:
         ("meshgate_connect_seconds_bucket", (("le", "+Inf"),)): 7,
         ("meshgate_connect_seconds_count", ()): 7,
         ("meshgate_connect_seconds_sum", ()): 42.5,
+        ("meshgate_stream_seconds_bucket", (("le", "1.0"),)): 2,
+        ("meshgate_stream_seconds_bucket", (("le", "60.0"),)): 2,
+        ("meshgate_stream_seconds_bucket", (("le", "+Inf"),)): 3,
+        ("meshgate_stream_seconds_count", ()): 3,
+        ("meshgate_stream_seconds_sum", ()): 3601.5,
+        ("meshgate_stream_ends_total", (("end", "in_order"),)): 2,
+        ("meshgate_stream_ends_total", (("end", "client_reset"),)): 1,
+        ("meshgate_stream_ends_total", (("end", "idle_timeout"),)): 0,
+        ("meshgate_destination_bytes_total", of_web(direction="received")): 11,
+        ("meshgate_destination_bytes_total", of_web(direction="sent")): 22,
+        ("meshgate_destination_refused_total", of_web(reason="connect_failed")): 3,
+        ("meshgate_accepted_total", ()): 99,
+        ("meshgate_worker_up", (("worker", "0"),)): 1,
+        ("meshgate_worker_up", (("worker", "1"),)): 0,
+        ("meshgate_worker_connections_active", (("worker", "0"),)): 2,
         ("meshgate_watch_age_seconds", (("watch", "services"),)): 1.5,
         ("meshgate_consul_errors_total", (("status", "500"),)): 2,
         ("meshgate_consul_errors_total", (("status", "timeout"),)): 1,
@@ -94,10 +119,20 @@ def test_every_number_has_its_promised_name_and_labels(metrics: Metrics, accept:
         ("meshgate_token_problem", ()): 1,
         ("meshgate_log_lines_dropped_total", (("log", "process"),)): 0,
         ("meshgate_log_lines_dropped_total", (("log", "access"),)): 9,
+        ("meshgate_statsd_datagrams_dropped_total", ()): 8,
     }
     assert {key: got.get(key) for key in expected} == expected
+    used = {
+        "meshgate_worker_resident_memory_bytes",
+        "meshgate_worker_cpu_seconds_total",
+        "meshgate_worker_open_fds",
+        "meshgate_worker_max_fds",
+    }
     ours = {key[0] for key in got if key[0].startswith("meshgate_")}
-    assert ours == {key[0] for key in expected}
+    assert ours == {key[0] for key in expected} | used
+    for name in used:
+        assert got[name, (("worker", "0"),)] > 0
+        assert (name, (("worker", "1"),)) not in got
     assert {"process_resident_memory_bytes", "process_open_fds", "python_info"} <= {key[0] for key in got}
     assert any(name.startswith("python_gc_") for name, _ in got)
 
@@ -106,7 +141,7 @@ def test_types_are_declared(metrics: Metrics) -> None:
     types = {family.name: family.type for family in parse_text(metrics.render(STATS)[0].decode())}
     assert types["meshgate_connections"] == types["meshgate_refused"] == "counter"
     assert types["meshgate_connections_active"] == "gauge"
-    assert types["meshgate_connect_seconds"] == "histogram"
+    assert types["meshgate_connect_seconds"] == types["meshgate_stream_seconds"] == "histogram"
 
 
 def test_the_content_type_is_negotiated(metrics: Metrics) -> None:
@@ -173,7 +208,18 @@ def test_destinations_are_bounded(metrics: Metrics) -> None:
     surplus = 10
     connections = {Destination(RouteKind.SERVICE, f"s{n}"): 1 for n in range(MAX_DESTINATIONS + surplus)}
     endpoints = {(f"s{n}", state): 1 for n in range(MAX_DESTINATIONS + surplus) for state in ("healthy", "unhealthy")}
-    got = samples(metrics.render(GatewayStats("1", connections=connections, endpoints=endpoints))[0])
+    stats = GatewayStats(
+        "1",
+        connections=connections,
+        endpoints=endpoints,
+        destination_bytes=dict.fromkeys(connections, (1, 2)),
+        destination_refused={(each, reason): 1 for each in connections for reason in (Reason.DRAINING, Reason.NO_SNI)},
+    )
+    got = samples(metrics.render(stats)[0])
+    assert got["meshgate_destination_bytes_total", of("other", direction="sent")] == 2 * surplus
+    assert got["meshgate_destination_refused_total", of("other", reason="draining")] == surplus
+    assert sum(name == "meshgate_destination_bytes_total" for name, _ in got) == 2 * MAX_DESTINATIONS + 2
+    assert sum(name == "meshgate_destination_refused_total" for name, _ in got) == 2 * MAX_DESTINATIONS + 2
     assert got["meshgate_connections_total", (("destination", "other"), ("kind", "service"))] == surplus
     assert got["meshgate_endpoints", (("destination", "other"), ("state", "unhealthy"))] == surplus
     assert sum(name == "meshgate_connections_total" for name, _ in got) == MAX_DESTINATIONS + 1

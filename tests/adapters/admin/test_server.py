@@ -3,7 +3,7 @@ import json
 import re
 import socket
 import time
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import pytest
 import structlog
 import trio
 
-from meshgate.adapters.admin import server as server_module
+from meshgate.adapters.admin import listener as listener_module
 from meshgate.adapters.admin.messages import Response, json_response, text_response
 from meshgate.adapters.admin.server import AdminServer, Limits
 
@@ -322,15 +322,52 @@ async def test_a_client_that_does_not_read_is_dropped(serve: Any) -> None:
         assert received < 1 << 24
 
 
-async def test_too_many_connections_get_a_503_and_room_is_made_when_one_ends(serve: Any) -> None:
-    bound = await serve(max_connections=2)
+async def test_too_many_requests_at_once_get_a_503_and_room_is_made_when_one_ends(serve: Any) -> None:
+    done = trio.Event()
+
+    async def wait(request: Any) -> Any:
+        await done.wait()
+        return text_response("done")
+
+    bound = await serve(routes=ROUTES | {("GET", "/wait"): wait}, max_connections=2)
     async with raw(bound) as first, raw(bound) as second:
         for stream in (first, second):
-            await stream.send_all(get())
+            await stream.send_all(get("/wait"))
+        with trio.fail_after(20):
+            while statuses(await exchange(bound, get(extra=LAST))) != [503]:
+                await trio.sleep(0.01)
+        done.set()
+        for stream in (first, second):
             assert statuses(await stream.receive_some()) == [200]
-        assert statuses(await exchange(bound, get())) == [503]
-        await first.aclose()
-        with trio.fail_after(5):
+        assert statuses(await exchange(bound, get(extra=LAST))) == [200]
+
+
+@pytest.mark.parametrize("said", [b"", b"GET / HTTP/1.1\r\nx:", get(), get() + b"GET"], ids=repr)
+async def test_silent_connections_keep_nobody_out(serve: Any, said: bytes) -> None:
+    """An attack: as many connections as the server takes, which then say nothing more."""
+    bound = await serve(max_connections=8)
+    async with AsyncExitStack() as stack:
+        silent = [await stack.enter_async_context(raw(bound)) for _ in range(40)]
+        for stream in silent:
+            with suppress(trio.BrokenResourceError):
+                await stream.send_all(said)
+        for _ in range(20):
+            assert statuses(await exchange(bound, get(extra=LAST))) == [200]
+        # The first to come are the first to go.
+        with trio.fail_after(20), suppress(trio.BrokenResourceError):
+            while await silent[0].receive_some():
+                pass
+
+
+async def test_clients_that_do_not_read_keep_nobody_out(serve: Any) -> None:
+    bound = await serve(max_connections=4)
+    async with AsyncExitStack() as stack:
+        for _ in range(12):
+            stream = await stack.enter_async_context(raw(bound))
+            with suppress(trio.BrokenResourceError):
+                await stream.send_all(get("/big"))
+        with trio.fail_after(20):
+            # A moment passes until the answers are made and only the reading is left.
             while statuses(await exchange(bound, get(extra=LAST))) != [200]:
                 await trio.sleep(0.01)
 
@@ -347,7 +384,7 @@ async def test_a_client_that_resets_harms_nobody(serve: Any) -> None:
 
 
 async def test_running_out_of_descriptors_pauses_and_goes_on(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server_module, "_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(listener_module, "_PAUSE_SECONDS", 0.01)
     accept, failures = trio.SocketListener.accept, iter([24, 23])
 
     async def fails_twice(self: trio.SocketListener) -> trio.SocketStream:

@@ -9,12 +9,17 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
+import structlog
 import trio
+
+_log = structlog.get_logger(module="meshgate.admin")
 
 Bind = tuple[str, int] | Path
 """An IP address (without brackets) and a port, 0 for a free one; or the path of a unix socket."""
 
 _BACKLOG: Final = 128
+_PAUSE_SECONDS: Final = 1.0
+_EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
 
 
 @contextmanager
@@ -31,6 +36,18 @@ def listening(bind: Bind) -> Iterator[tuple[trio.SocketListener, Bind]]:
         bound: Bind = bind if isinstance(bind, Path) else sock.getsockname()[:2]
         sock.listen(_BACKLOG)
         yield trio.SocketListener(trio.socket.from_stdlib_socket(sock)), bound
+
+
+async def accept(listener: trio.SocketListener) -> trio.SocketStream:
+    """The next connection. Waits while the machine has no descriptor or memory for one."""
+    while True:
+        try:
+            return await listener.accept()
+        except OSError as error:
+            if error.errno not in _EXHAUSTED:
+                raise
+            _log.warning("cannot accept a connection to the admin address", error=error.strerror)
+            await trio.sleep(_PAUSE_SECONDS)
 
 
 @contextmanager

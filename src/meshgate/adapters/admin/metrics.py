@@ -1,16 +1,14 @@
 """The metrics page: plain numbers in, Prometheus text out.
 
-The gateway counts as it likes and hands over a `GatewayStats`; nothing is counted here and no state is kept, so a page
-can be made in a thread. Label values are bounded by construction: kinds and reasons are enumerations, destinations are
-Consul's names for routes and at most `MAX_DESTINATIONS` of a family, the rest is summed up under `other`. No server
-name that a client sent is anywhere in `GatewayStats`.
+No state is kept, so a page can be made in a thread. Label values are bounded by construction: kinds and reasons are
+enumerations, destinations are Consul's names for routes and at most `MAX_DESTINATIONS` of a family, the rest is summed
+up under `other`. No server name that a client sent is anywhere in `GatewayStats`.
 """
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import Final, NamedTuple
+from typing import Final
 
 import prometheus_client
 import trio
@@ -21,95 +19,14 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 from meshgate.core.reasons import Reason
-from meshgate.core.routes import RouteKind, RouteTable
+from meshgate.core.routes import RouteKind
 
 from .messages import Request, Response
+from .processes import usage_of
+from .stats import Destination, GatewayStats, Histogram, StreamEnd, Worker
 
 MAX_DESTINATIONS: Final = 5000
 OTHER: Final = "other"
-
-
-class Destination(NamedTuple):
-    """What a routed stream counts for: the kind and the destination of its route."""
-
-    kind: RouteKind
-    name: str
-
-
-@dataclass(frozen=True, slots=True)
-class Histogram:
-    """How often something took how long. `counts` has one slot for each of `bounds` (seconds) and one above them."""
-
-    bounds: tuple[float, ...]
-    counts: tuple[int, ...]
-    sum: float
-
-    def __post_init__(self) -> None:
-        if len(self.counts) != len(self.bounds) + 1:
-            raise ValueError("a histogram has one count more than bounds")
-
-
-@dataclass(frozen=True, slots=True)
-class GatewayStats:
-    """All numbers of the gateway at one moment.
-
-    Attributes:
-        version: of the product.
-        connections: routed streams since the start.
-        connections_active: streams open now.
-        bytes_received: bytes from clients.
-        bytes_sent: bytes to clients.
-        refused: streams not carried, by reason; a missing reason counts 0.
-        connect_seconds: how long connections to endpoints took to stand.
-        watch_age_seconds: time since each watch of Consul last heard anything, by its name.
-        consul_errors: failed requests to Consul, by HTTP status or kind of failure.
-        endpoints: known endpoints, by destination and state; `endpoint_counts` makes it.
-        catalog_stale: whether the last known good catalog is served, because Consul is not heard.
-        ca_root_expiry: when the CA root that ends first ends, in Unix time; None while no root is known.
-        ca_intermediate_expiry: when the CA intermediate that signs ends, in Unix time; None where the root signs.
-        draining: whether the gateway is on its way out.
-        ready: whether new streams are served.
-        routes: routes in the table.
-        connections_limit: how many streams may be open at once.
-        idle_timeouts: streams that were closed because nothing moved.
-        internal_errors: streams that were ended by a fault of the gateway's own.
-        watches: watches of Consul by state, `working` or `failing`.
-        token_problem: whether Consul refuses the token somewhere, or its file cannot be used.
-        log_lines_dropped: lines that were not written, by log: `process` or `access`.
-    """
-
-    version: str
-    connections: Mapping[Destination, int] = field(default_factory=dict)
-    connections_active: int = 0
-    bytes_received: int = 0
-    bytes_sent: int = 0
-    refused: Mapping[Reason, int] = field(default_factory=dict)
-    connect_seconds: Histogram = Histogram((), (0,), 0.0)
-    watch_age_seconds: Mapping[str, float] = field(default_factory=dict)
-    consul_errors: Mapping[str, int] = field(default_factory=dict)
-    endpoints: Mapping[tuple[str, str], int] = field(default_factory=dict)
-    catalog_stale: bool = False
-    ca_root_expiry: float | None = None
-    ca_intermediate_expiry: float | None = None
-    draining: bool = False
-    ready: bool = False
-    routes: int = 0
-    connections_limit: int = 0
-    idle_timeouts: int = 0
-    internal_errors: int = 0
-    watches: Mapping[str, int] = field(default_factory=dict)
-    token_problem: bool = False
-    log_lines_dropped: Mapping[str, int] = field(default_factory=dict)
-
-
-def endpoint_counts(table: RouteTable) -> dict[tuple[str, str], int]:
-    """How many endpoints each destination has in the states `healthy` and `unhealthy`; zeros included."""
-    counts: Counter[tuple[str, str]] = Counter()
-    for route in table:
-        healthy = sum(endpoint.healthy for endpoint in route.endpoints)
-        counts[route.destination, "healthy"] += healthy
-        counts[route.destination, "unhealthy"] += len(route.endpoints) - healthy
-    return dict(counts)
 
 
 class Metrics:
@@ -141,11 +58,12 @@ class _Page(Collector):
         self._stats = stats
 
     def collect(self) -> Iterator[Metric]:
-        yield from _families(self._stats)
+        yield from families(self._stats)
         yield from self._process.collect()
 
 
-def _families(stats: GatewayStats) -> Iterator[Metric]:
+def families(stats: GatewayStats) -> Iterator[Metric]:
+    """The gateway's own numbers, without those of its process."""
     yield _gauge("build_info", "The version that runs.", {(stats.version,): 1}, ("version",))
     yield _counter(
         "connections", "Streams that were routed.", _by_destination(stats.connections), ("kind", "destination")
@@ -165,6 +83,7 @@ def _families(stats: GatewayStats) -> Iterator[Metric]:
         ("reason",),
     )
     yield _histogram("connect_seconds", "Time for a connection to an endpoint to stand.", stats.connect_seconds)
+    yield from _stream_families(stats)
     yield _gauge(
         "watch_age_seconds",
         "Time since a watch of Consul last got an answer.",
@@ -193,6 +112,76 @@ def _families(stats: GatewayStats) -> Iterator[Metric]:
     yield from _more_families(stats)
 
 
+def _stream_families(stats: GatewayStats) -> Iterator[Metric]:
+    """What became of streams, all together and by destination."""
+    yield _counter("accepted", "Connections of clients that were taken.", {(): stats.accepted})
+    yield _histogram("stream_seconds", "How long routed streams lived that have ended.", stats.stream_seconds)
+    ends = dict.fromkeys(StreamEnd, 0) | {StreamEnd(end): count for end, count in stats.stream_ends.items()}
+    yield _counter(
+        "stream_ends", "How routed streams ended.", {(end.value,): count for end, count in ends.items()}, ("end",)
+    )
+    carried: Counts = {
+        (destination, (direction,)): count
+        for destination, both in stats.destination_bytes.items()
+        for direction, count in zip(("received", "sent"), both, strict=True)
+    }
+    yield _counter(
+        "destination_bytes",
+        "Bytes relayed for a destination: received from clients, sent to clients.",
+        _bounded(carried),
+        ("kind", "destination", "direction"),
+    )
+    refused: Counts = {
+        (destination, (Reason(reason).value,)): count
+        for (destination, reason), count in stats.destination_refused.items()
+    }
+    yield _counter(
+        "destination_refused",
+        "Streams for a destination that were not carried.",
+        _bounded(refused),
+        ("kind", "destination", "reason"),
+    )
+
+
+def _worker_families(workers: Iterable[Worker]) -> Iterator[Metric]:
+    """The relay processes one by one; `process_*` of the page is their parent."""
+    numbered = {str(number): worker for number, worker in enumerate(workers)}
+    usages = {number: usage_of(worker.pid) for number, worker in numbered.items()}
+    known = {number: usage for number, usage in usages.items() if usage is not None}
+    up: Samples = {(number,): number in known for number in numbered}
+    yield _gauge("worker_up", "1 while the relay process lives.", up, ("worker",))
+    yield _gauge(
+        "worker_connections_active",
+        "Streams that are open in a relay process.",
+        {(number,): worker.active for number, worker in numbered.items()},
+        ("worker",),
+    )
+    yield _gauge(
+        "worker_resident_memory_bytes",
+        "Resident memory of a relay process.",
+        {(number,): usage.resident_bytes for number, usage in known.items()},
+        ("worker",),
+    )
+    yield _counter(
+        "worker_cpu_seconds",
+        "User and system CPU time of a relay process.",
+        {(number,): usage.cpu_seconds for number, usage in known.items()},
+        ("worker",),
+    )
+    yield _gauge(
+        "worker_open_fds",
+        "Open descriptors of a relay process.",
+        {(number,): usage.open_fds for number, usage in known.items() if usage.open_fds is not None},
+        ("worker",),
+    )
+    yield _gauge(
+        "worker_max_fds",
+        "Descriptors that a relay process may have open.",
+        {(number,): usage.max_fds for number, usage in known.items() if usage.max_fds is not None},
+        ("worker",),
+    )
+
+
 def _more_families(stats: GatewayStats) -> Iterator[Metric]:
     """What the gateway has beside the streams and the catalog."""
     yield _gauge("ready", "1 while new streams are served.", {(): stats.ready})
@@ -211,9 +200,12 @@ def _more_families(stats: GatewayStats) -> Iterator[Metric]:
         {(log,): count for log, count in stats.log_lines_dropped.items()},
         ("log",),
     )
+    yield _counter("statsd_datagrams_dropped", "Datagrams for statsd that were not sent.", {(): stats.statsd_dropped})
+    yield from _worker_families(stats.workers)
 
 
 Samples = Mapping[tuple[str, ...], float]
+Counts = Mapping[tuple[Destination, tuple[str, ...]], int]
 
 
 def _gauge(name: str, help_: str, samples: Samples, labels: Iterable[str] = ()) -> Metric:
@@ -239,10 +231,17 @@ def _histogram(name: str, help_: str, histogram: Histogram) -> Metric:
 
 
 def _by_destination(connections: Mapping[Destination, int]) -> Samples:
+    return _bounded({(destination, ()): count for destination, count in connections.items()})
+
+
+def _bounded(counts: Counts) -> Samples:
+    """Samples by kind, destination and what else they have; the destinations past the bound are summed up."""
     samples: Counter[tuple[str, ...]] = Counter()
-    for (kind, destination), count in connections.items():
-        known = len(samples) < MAX_DESTINATIONS
-        samples[RouteKind(kind).value, destination if known else OTHER] += count
+    known: set[Destination] = set()
+    for (destination, more), count in counts.items():
+        if len(known) < MAX_DESTINATIONS:
+            known.add(destination)
+        samples[RouteKind(destination[0]).value, destination[1] if destination in known else OTHER, *more] += count
     return samples
 
 

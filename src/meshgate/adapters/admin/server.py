@@ -2,15 +2,16 @@
 
 h11 reads and writes the protocol; this module adds limits, timeouts and the table of routes. Every connection is one
 task that answers one request after the other. Nothing a client sends can stop the server, take more memory than the
-limits allow, or hold a connection longer than the timeouts.
+limits allow, or hold a connection longer than the timeouts. Clients that say nothing or read nothing keep nobody out:
+at the limit the one that has been silent longest makes room for a new one.
 """
 
 import email.utils
-import errno
 import http
 import inspect
 import socket
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 from urllib.parse import parse_qsl
@@ -20,7 +21,7 @@ import structlog
 import trio
 
 from .guard import refusal
-from .listener import Bind, listening
+from .listener import Bind, accept, listening
 from .messages import Request, Response, error_response
 
 Handler = Callable[[Request], Response | Awaitable[Response]]
@@ -32,8 +33,6 @@ _CHUNK: Final = 16 * 1024
 _MAX_QUERY_FIELDS: Final = 32
 _LINGER_SECONDS: Final = 1.0
 _LINGER_BYTES: Final = 1 << 20
-_PAUSE_SECONDS: Final = 1.0
-_EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
 
 _HEADERS: Final = {
     "cache-control": "no-store",
@@ -49,7 +48,9 @@ class Limits:
     """What a client may take. Sizes are in bytes, times in seconds.
 
     `request_timeout` runs from the first byte of a request to its last, `idle_timeout` between two requests,
-    `write_timeout` while an answer is sent. More than `max_connections` get a 503 and are closed.
+    `write_timeout` while an answer is sent. Of more than `max_connections` the one that has been longest without a
+    whole request is closed, else the one that takes longest to read its answer; where an answer is being made for each
+    of them, the new one gets a 503.
     """
 
     header_bytes: int = 16 * 1024
@@ -81,6 +82,9 @@ class AdminServer:
             if "GET" in handlers:
                 handlers.setdefault("HEAD", handlers["GET"])
         self._open = 0
+        # Who has not sent a whole request yet, and who has not read its answer yet; the longest first.
+        self._asking: dict[_Connection, trio.CancelScope] = {}
+        self._reading: dict[_Connection, trio.CancelScope] = {}
 
     async def serve(self, bind: Bind, *, task_status: trio.TaskStatus[Bind] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve at `bind` until cancelled; `nursery.start` gives the address with the real port.
@@ -93,7 +97,7 @@ class AdminServer:
             async with trio.open_nursery() as nursery:
                 task_status.started(bound)
                 while True:
-                    stream = await _accept(listener)
+                    stream = await accept(listener)
                     nursery.start_soon(self._serve_connection, stream, names)
 
     async def _serve_connection(self, stream: trio.SocketStream, names: Collection[str] | None) -> None:
@@ -101,12 +105,12 @@ class AdminServer:
         self._open += 1
         try:
             async with stream:
-                if self._open > self._limits.max_connections:
+                if self._open > self._limits.max_connections and not self._make_room():
                     await connection.refuse(error_response(503, "too many connections to the admin address"))
                     return
-                while request := await connection.read_request():
+                while request := await self._next_request(connection):
                     response = refusal(request, names) or await self._handle(request)
-                    if not await connection.send(response, head=request.method == "HEAD"):
+                    if not await self._answer(connection, response, head=request.method == "HEAD"):
                         return
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass  # the client has gone
@@ -114,6 +118,25 @@ class AdminServer:
             _log.error("a connection failed", exc_info=error)
         finally:
             self._open -= 1
+
+    async def _next_request(self, connection: "_Connection") -> Request | None:
+        with trio.CancelScope() as scope, _listed(connection, scope, self._asking):
+            return await connection.read_request()
+        return None
+
+    async def _answer(self, connection: "_Connection", response: Response, *, head: bool) -> bool:
+        with trio.CancelScope() as scope, _listed(connection, scope, self._reading):
+            return await connection.send(response, head=head)
+        return False
+
+    def _make_room(self) -> bool:
+        """Close the connection that the client has left waiting longest; says whether there was one."""
+        for listed in (self._asking, self._reading):
+            for connection, scope in listed.items():
+                del listed[connection]
+                scope.cancel()
+                return True
+        return False
 
     async def _handle(self, request: Request) -> Response:
         handlers = self._routes.get(request.path)
@@ -128,6 +151,18 @@ class AdminServer:
         except Exception as error:  # noqa: BLE001 - whatever it is, the client learns nothing of it
             _log.error("a request failed", method=request.method, path=request.path, exc_info=error)
             return error_response(500)
+
+
+@contextmanager
+def _listed(
+    connection: "_Connection", scope: trio.CancelScope, among: "dict[_Connection, trio.CancelScope]"
+) -> Iterator[None]:
+    """For the length of the block; whoever cancels the scope takes the connection off the list."""
+    among[connection] = scope
+    try:
+        yield
+    finally:
+        among.pop(connection, None)
 
 
 class _Connection:
@@ -251,14 +286,3 @@ def _request(method: str, target: str, headers: Mapping[str, str], body: bytes) 
     except ValueError:
         raise _BadRequestError(400, "too many fields in the query") from None
     return Request(method, path, dict(fields), headers, body)
-
-
-async def _accept(listener: trio.SocketListener) -> trio.SocketStream:
-    while True:
-        try:
-            return await listener.accept()
-        except OSError as error:
-            if error.errno not in _EXHAUSTED:
-                raise
-            _log.warning("cannot accept a connection to the admin address", error=error.strerror)
-            await trio.sleep(_PAUSE_SECONDS)

@@ -64,13 +64,7 @@ class Explanation(msgspec.Struct):
 class Stream(msgspec.Struct):
     """An open stream, an item of `/connections`."""
 
-    id: int
-    worker: int
     route: str | None
-    endpoint: str | None
-    state: str
-    bytes_received: int
-    bytes_sent: int
 
 
 class ServerInfo(msgspec.Struct):

@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from meshgate.app.setting_table import TABLE, Setting
+from meshgate.app.setting import Setting
+from meshgate.app.setting_table import TABLE
 from meshgate.app.settings import Settings
 
 Function = Callable[..., Any]

@@ -1,7 +1,7 @@
 """What `meshgate top` shows: two looks at the gateway, and the picture of the time between them. Pure values.
 
-Rates are per second. A rate is None in a first look, and where the gateway was replaced meanwhile. What streams carry
-is known per destination only while `/connections` is asked, which very busy gateways are spared.
+Rates are per second. A rate is None in a first look, and where the gateway was replaced meanwhile. How many streams
+are open is known per destination only while `/connections` is asked, which very busy gateways are spared.
 """
 
 from collections import defaultdict
@@ -56,7 +56,7 @@ class Look:
 
 @dataclass(frozen=True, slots=True)
 class DestinationRow:
-    """A route. `open`, and `received` and `sent` (bytes per second, of open streams) are None where not known."""
+    """A route. `received` and `sent` are bytes per second, from clients and to them; None is what is not known."""
 
     name: str
     kind: str
@@ -171,21 +171,35 @@ class _Rates:
         grown = self._after.metrics.total(name, **labels) - self._before.metrics.total(name, **labels)
         return max(0.0, grown / self._seconds)
 
-    def carried(self) -> dict[str, tuple[float, float]] | None:
-        """Bytes per second from and to clients, by route; of streams that are open still."""
-        if self._before is None or self._seconds <= 0 or self._before.streams is None or self._after.streams is None:
+    def by_destination(self, name: str, **labels: str) -> "_PerDestination":
+        """How fast a counter of destinations grew for each of them, from one walk over its samples."""
+        before = None if self._before is None or self._seconds <= 0 else _totals(self._before.metrics, name, labels)
+        return _PerDestination(before, _totals(self._after.metrics, name, labels), self._seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class _PerDestination:
+    """Totals by kind and destination, before and after so many seconds."""
+
+    before: Mapping[tuple[str, str], float] | None
+    after: Mapping[tuple[str, str], float]
+    seconds: float
+
+    def total(self, kind: str, name: str) -> int:
+        return round(self.after.get((kind, name), 0.0))
+
+    def rate(self, kind: str, name: str) -> float | None:
+        if self.before is None:
             return None
-        earlier = {(stream.worker, stream.id): stream for stream in self._before.streams}
-        sums: dict[str, tuple[float, float]] = defaultdict(lambda: (0.0, 0.0))
-        for stream in self._after.streams:
-            if stream.route is None:
-                continue
-            then = earlier.get((stream.worker, stream.id))
-            received = stream.bytes_received - (then.bytes_received if then else 0)
-            sent = stream.bytes_sent - (then.bytes_sent if then else 0)
-            so_far = sums[stream.route]
-            sums[stream.route] = (so_far[0] + received / self._seconds, so_far[1] + sent / self._seconds)
-        return sums
+        return max(0.0, (self.after.get((kind, name), 0.0) - self.before.get((kind, name), 0.0)) / self.seconds)
+
+
+def _totals(metrics: Metrics, name: str, wanted: Mapping[str, str]) -> dict[tuple[str, str], float]:
+    return {
+        (labels["kind"], labels["destination"]): value
+        for labels, value in metrics.all(name)
+        if wanted.items() <= labels.items()
+    }
 
 
 def _destinations(look: Look, rates: _Rates) -> list[DestinationRow]:
@@ -198,22 +212,22 @@ def _destinations(look: Look, rates: _Rates) -> list[DestinationRow]:
         (labels["kind"], labels["destination"].lower()): labels["destination"]
         for labels, _ in look.metrics.all("meshgate_connections_total")
     }
-    carried = rates.carried()
+    new = rates.by_destination("meshgate_connections_total")
+    received = rates.by_destination("meshgate_destination_bytes_total", direction="received")
+    sent = rates.by_destination("meshgate_destination_bytes_total", direction="sent")
     rows = []
     for route in look.routes.routes:
         found = destination_of(route, look.routes)
         name = spelled.get((route.kind, found), found)
-        # Of streams that came and went between the looks nothing is known: without an open one, nothing is said.
-        flows = None if carried is None else carried.get(route.sni)
         rows.append(
             DestinationRow(
                 name=name,
                 kind=route.kind,
                 open=None if look.streams is None else open_by_route[route.sni],
-                new=rates.of("meshgate_connections_total", kind=route.kind, destination=name),
-                received=None if flows is None else flows[0],
-                sent=None if flows is None else flows[1],
-                total=round(look.metrics.total("meshgate_connections_total", kind=route.kind, destination=name)),
+                new=new.rate(route.kind, name),
+                received=received.rate(route.kind, name),
+                sent=sent.rate(route.kind, name),
+                total=new.total(route.kind, name),
                 healthy=route.healthy,
                 endpoints=len(route.endpoints),
             )

@@ -1,0 +1,36 @@
+"""`meshgate top` as an SVG: the very lines that a terminal shows, without the web font that rich would ask for."""
+
+import io
+import re
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.terminal_theme import MONOKAI
+
+from meshgate.app.commands.top_frame import Look, frame
+from meshgate.app.commands.top_view import screen
+from meshgate.app.setting_types import HostPort
+
+from .stage import Stage
+
+WIDTH, HEIGHT = 88, 26
+
+
+def picture_of_top(there: Stage, path: Path) -> None:
+    """Looks twice, two seconds apart, and writes the second picture to `path`."""
+    host, _, port = there.gateway.admin.partition(":")
+    before = _look(HostPort(host, int(port)))
+    time.sleep(2)
+    picture = frame(before, _look(HostPort(host, int(port))))
+    console = Console(
+        record=True, width=WIDTH, height=HEIGHT, file=io.StringIO(), force_terminal=True, color_system="truecolor"
+    )
+    console.print(screen(picture, "", WIDTH, HEIGHT))
+    drawn = console.export_svg(title="meshgate top", theme=MONOKAI)
+    drawn = re.sub(r"@font-face\s*\{[^}]*\}\s*", "", drawn).replace("Fira Code", "ui-monospace, Menlo, Consolas")
+    path.write_text(drawn)
+
+
+def _look(bind: HostPort) -> Look:
+    return Look.take(bind, time.monotonic(), time.time())

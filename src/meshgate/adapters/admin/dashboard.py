@@ -1,0 +1,62 @@
+"""The dashboard's files: one page with its own scripts and style, which ask the admin address and nobody else.
+
+They are package data beside this module and hold no value of the gateway's: all that changes comes as JSON, and the
+scripts write it as text. The policies in the headers hold that up: no script or style that is not one of these files
+runs, nothing else is asked, and text can never become markup (Trusted Types).
+"""
+
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import PurePosixPath
+from typing import Final
+
+from .messages import Request, Response
+from .server import Handler
+
+FOLDER: Final = "/dashboard"
+"""Where the files other than the page are, and what they ask: `/dashboard/state`."""
+
+_TYPES: Final = {
+    ".html": "text/html; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
+}
+_POLICY: Final = "; ".join(
+    (
+        "default-src 'none'",
+        "script-src 'self'",
+        "style-src 'self'",
+        "img-src 'self'",
+        "connect-src 'self'",
+        "base-uri 'none'",
+        "form-action 'none'",
+        "frame-ancestors 'none'",
+        "require-trusted-types-for 'script'",
+        "trusted-types 'none'",
+    )
+)
+_HEADERS: Final = (
+    ("content-security-policy", _POLICY),
+    ("cross-origin-opener-policy", "same-origin"),
+    ("permissions-policy", "camera=(), geolocation=(), microphone=(), payment=(), usb=()"),
+    ("x-frame-options", "DENY"),
+)
+
+
+def page_routes() -> Mapping[tuple[str, str], Handler]:
+    """Handlers for `/` and the files it needs; the files are read now."""
+    routes: dict[tuple[str, str], Handler] = {}
+    for file in (files(__package__) / "page").iterdir():
+        path = "/" if file.name == "index.html" else f"{FOLDER}/{file.name}"
+        kind = _TYPES.get(PurePosixPath(file.name).suffix)
+        if kind is not None:
+            routes["GET", path] = _answering(Response(200, file.read_bytes(), kind, _HEADERS))
+    return routes
+
+
+def _answering(response: Response) -> Handler:
+    def answer(_request: Request) -> Response:
+        return response
+
+    return answer

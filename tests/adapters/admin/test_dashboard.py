@@ -1,0 +1,172 @@
+"""The dashboard's files and the values that it shows."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+import meshgate.adapters.admin
+from meshgate.adapters.admin.dashboard import FOLDER, page_routes
+from meshgate.adapters.admin.dashboard_view import (
+    MAX_ENDPOINTS,
+    MAX_PLACES,
+    MAX_ROWS,
+    Sample,
+    Span,
+    destinations_view,
+    places_view,
+    refused_view,
+    totals_view,
+)
+from meshgate.adapters.admin.messages import Request, Response
+from meshgate.core.reasons import Reason
+from meshgate.core.routes import Endpoint, Route, RouteKind, RouteTable
+
+PAGE = Path(meshgate.adapters.admin.__file__).parent / "page"
+SERVICE = RouteKind.SERVICE
+
+
+def answer(path: str) -> Response:
+    response = page_routes()["GET", path](Request("GET", path, {}, {}))
+    assert isinstance(response, Response)
+    return response
+
+
+def route(name: str, *healthy: bool, kind: RouteKind = SERVICE, port: int = 1) -> Route:
+    endpoints = tuple(Endpoint("10.0.0.1", port + at, ok, 1, "n", name, "") for at, ok in enumerate(healthy))
+    return Route(f"{name}.td".lower(), kind, name, endpoints, suffix=kind is RouteKind.DATACENTER)
+
+
+def table(*routes: Route) -> RouteTable:
+    return RouteTable.of("dc1", "td", "default", iter(routes))
+
+
+NOW = Span(None, Sample(10.0))
+
+
+def test_page_and_its_files_are_served_with_a_policy_that_lets_nothing_else_run() -> None:
+    paths = {path for _, path in page_routes()}
+    assert {"/", f"{FOLDER}/main.js", f"{FOLDER}/style.css", f"{FOLDER}/icon.svg"} <= paths
+    for path in paths:
+        response = answer(path)
+        headers = dict(response.headers)
+        policy = headers["content-security-policy"]
+        assert "default-src 'none'" in policy
+        assert "unsafe" not in policy
+        assert "require-trusted-types-for 'script'" in policy
+        assert headers["x-frame-options"] == "DENY"
+    assert answer("/").content_type == "text/html; charset=utf-8"
+    assert answer(f"{FOLDER}/main.js").content_type == "text/javascript; charset=utf-8"
+
+
+def test_page_has_nothing_inline_and_asks_for_nothing_that_is_not_served() -> None:
+    page = (PAGE / "index.html").read_text()
+    assert not re.search(r"<style|\sstyle=|\son\w+=|<script(?![^>]*\ssrc=)", page)
+    served = {path.removeprefix("/") for _, path in page_routes()}
+    wanted = set(re.findall(r'(?:src|href)="(dashboard/[^"]+)"', page))
+    assert wanted
+    assert wanted <= served
+    scripts = [path.read_text() for path in PAGE.glob("*.js")]
+    imported = {f"dashboard/{name}" for script in scripts for name in re.findall(r'from "\./([^"]+)"', script)}
+    assert imported <= served
+    for text in (page, *scripts):
+        assert not re.search(r"https?://(?!www\.w3\.org/)", text)
+        assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\b", text)
+
+
+def test_files_stay_small() -> None:
+    assert sum(path.stat().st_size for path in PAGE.iterdir()) < 80_000
+
+
+def test_rates_are_unknown_at_first_and_then_those_between_the_samples() -> None:
+    key = (SERVICE, "web")
+    before = Sample(10.0, received=100, connections={key: 4}, refused={Reason.NO_SNI: 1}, connect_counts=(1, 0))
+    after = Sample(12.0, 3, 500, 7, {key: 10}, {Reason.NO_SNI: 2}, (1, 5), carried={key: (400, 6)}, open={"web.td": 3})
+    assert totals_view(Span(None, after))["streams_rate"] is None
+    assert totals_view(Span(before, after)) == {
+        "open": 3,
+        "streams": 10,
+        "refused": 2,
+        "received": 500,
+        "sent": 7,
+        "streams_rate": 3.0,
+        "refused_rate": 0.5,
+        "received_rate": 200.0,
+        "sent_rate": 3.5,
+        "connects": [0, 5],
+    }
+    assert refused_view(Span(before, after)) == [{"reason": "no_sni", "total": 2, "rate": 0.5}]
+    (row,) = destinations_view(table(route("web", True)), Span(before, after))["rows"]
+    assert (row["open"], row["streams"], row["rate"], row["received_rate"], row["sent_rate"]) == (
+        3,
+        10,
+        3.0,
+        200.0,
+        3.0,
+    )
+
+
+def test_counters_that_went_back_give_no_negative_rate() -> None:
+    before, after = Sample(1.0, received=10), Sample(2.0, received=5)
+    assert totals_view(Span(before, after))["received_rate"] == 0
+
+
+def test_destinations_are_filtered_by_name_sni_and_kind() -> None:
+    routes = table(route("Web", True), route("dc2", True, kind=RouteKind.DATACENTER), route("mail", True))
+
+    def found(wanted: str) -> list[str]:
+        return [row["name"] for row in destinations_view(routes, NOW, wanted=wanted, sort="name")["rows"]]
+
+    assert found(" WEB ") == ["Web"]
+    assert found("datacenter") == ["dc2"]
+    assert found("mail.td") == ["mail"]
+    assert found("x") == []
+    assert destinations_view(routes, NOW, wanted="x")["total"] == 3
+
+
+@pytest.mark.parametrize(
+    ("sort", "names"), [("busy", ["b", "a", "c"]), ("name", ["a", "b", "c"]), ("health", ["c", "a", "b"])]
+)
+def test_destinations_are_ordered_as_asked(sort: str, names: list[str]) -> None:
+    routes = table(route("a", True, False), route("b", True), route("c", False))
+    span = Span(None, Sample(1.0, connections={(SERVICE, "b"): 2, (SERVICE, "a"): 1}))
+    assert [row["name"] for row in destinations_view(routes, span, sort=sort)["rows"]] == names  # type: ignore[arg-type]
+
+
+def test_answer_is_bounded_and_says_what_it_leaves_out() -> None:
+    many = [route(f"s{number}", *[True] * 30) for number in range(MAX_ROWS + 5)]
+    view = destinations_view(table(*many), NOW)
+    assert (view["total"], view["matching"], len(view["rows"])) == (MAX_ROWS + 5, MAX_ROWS + 5, MAX_ROWS)
+    assert (view["rows"][0]["endpoints"], len(view["rows"][0]["listed"])) == (30, MAX_ENDPOINTS)
+    datacenters = [route(f"dc{number}", True, kind=RouteKind.DATACENTER) for number in range(MAX_PLACES + 3)]
+    places = places_view(table(*datacenters), NOW)
+    assert (len(places["shown"]), places["left_out"]) == (MAX_PLACES, 3)
+
+
+def test_unhealthy_endpoints_are_listed_first() -> None:
+    (row,) = destinations_view(table(route("web", True, True, False)), NOW)["rows"]
+    assert [endpoint["healthy"] for endpoint in row["listed"]] == [False, True, True]
+
+
+def test_places_sum_up_what_belongs_together() -> None:
+    routes = table(
+        route("web", True, False),
+        route("mail", False, port=9),
+        route("v2.web", True, kind=RouteKind.SUBSET),
+        route("dc2", True, kind=RouteKind.DATACENTER),
+        route("n1.server.dc1", True, kind=RouteKind.SERVER),
+        route("server.dc1", True, kind=RouteKind.SERVER),
+    )
+    after = Sample(2.0, connections={(SERVICE, "web"): 5, (RouteKind.SUBSET, "v2.web"): 2}, open={"web.td": 1})
+    services, servers, dc2 = places_view(routes, Span(Sample(1.0), after))["shown"]
+    assert (services["kind"], services["destinations"], services["endpoints"]) == ("services", 2, 3)
+    assert (services["healthy"], services["down"], services["streams"], services["rate"]) == (1, 1, 7, 7.0)
+    assert services["open"] == 1
+    # Both names are of one server.
+    assert (servers["kind"], servers["destinations"], servers["endpoints"]) == ("servers", 2, 1)
+    assert (dc2["kind"], dc2["name"], dc2["open"]) == ("datacenter", "dc2", 0)
+
+
+def test_every_kind_of_route_has_its_place() -> None:
+    routes = table(*(route(f"x{kind.value}", True, kind=kind) for kind in RouteKind))
+    assert sum(place["destinations"] for place in places_view(routes, NOW)["shown"]) >= len(RouteKind) - 1

@@ -1,0 +1,259 @@
+"""The dashboard in a real Chromium, of a gateway with what Consul rarely has: hostile names, thousands of names."""
+
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from playwright.sync_api import Page, expect
+
+from meshgate.core.reasons import Reason
+from meshgate.core.routes import RouteKind
+from tests.app.dashboard_double import GatewayDouble, refused, route
+
+from .browser import Chromium, chromium, opened, place
+
+pytestmark = pytest.mark.xdist_group("dashboard-page")
+
+HOSTILE = (
+    "<img src=x onerror=document.title='injected'>",
+    "</script><script>document.title='injected'</script>",
+    "'\"><svg/onload=document.title='injected'>",
+    "{{constructor.constructor('document.title=1')()}}",
+    "javascript:document.title='injected'",
+    "\u202egnp.exe\u2066",
+)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Chromium]:
+    with chromium() as running:
+        yield running
+
+
+def full_double() -> GatewayDouble:
+    """Something of everything, with long names."""
+    double = GatewayDouble(
+        routes=[
+            route("orders", healthy=2, unhealthy=1),
+            route("mail", healthy=0, unhealthy=1),
+            route("a-service-with-a-name-that-is-as-long-as-a-label-of-dns-may-be-1", healthy=3),
+            route("dc2", RouteKind.DATACENTER, healthy=2),
+            route("europe-west-with-a-long-name", RouteKind.DATACENTER, healthy=0, unhealthy=2),
+        ],
+        wrong=['the token lacks service_prefix "" read', "x" * 200],
+        recent=[
+            (time.time(), refused("no." * 60 + "such", detail="d" * 150)),
+            (time.time(), refused(None, Reason.NOT_TLS)),
+        ],
+        catalog_stale=True,
+    )
+    double.counters.refused = {Reason.UNKNOWN_SNI: 12, Reason.MAX_CONNECTIONS_PER_CLIENT: 4}
+    double.counters.connections = {(RouteKind.SERVICE, "orders"): 1_234_567, (RouteKind.DATACENTER, "dc2"): 88}
+    return double
+
+
+async def test_hostile_names_are_text_and_the_policy_lets_nothing_else_run(
+    nursery: trio.Nursery, browser: Chromium
+) -> None:
+    double = GatewayDouble(routes=[route(name) for name in HOSTILE], wrong=list(HOSTILE))
+    double.recent += [(time.time() + number, refused(name, detail=name)) for number, name in enumerate(HOSTILE)]
+    double.counters.refused = {Reason.UNKNOWN_SNI: 1}
+    admin = await double.serve(nursery)
+    async with opened(browser, admin) as watched:
+
+        def all_is_text(page: Page) -> None:
+            for where in ("#destinations .title", "#problem-list li", "#recent .mono"):
+                expect(page.locator(where)).to_have_count(len(HOSTILE))
+                assert set(page.locator(where).all_text_contents()) == set(HOSTILE)
+            for name in HOSTILE:
+                page.get_by_label("Server name (SNI)").fill(name)
+                page.get_by_label("Server name (SNI)").press("Enter")
+                expect(page.locator("#explanation .verdict .mono")).to_have_text(name.strip())
+            assert page.locator("#main :is(img, script, b, iframe), #main svg:not(.spark, #links)").count() == 0
+            assert page.title() == "mesh-gateway dc1 ready"
+
+        await browser.do(all_is_text, watched.page)
+
+    watched = await browser.open(admin)
+    try:
+
+        def nothing_runs(page: Page) -> None:
+            expect(page.locator("#live")).to_have_text("live")
+            page.evaluate(
+                """() => {
+                    window.violated = [];
+                    addEventListener('securitypolicyviolation', (event) => violated.push(event.effectiveDirective));
+                }"""
+            )
+            assert (
+                page.evaluate(
+                    """() => { try { document.body.innerHTML = '<p>'; return 'markup' } catch (e) { return e.name } }"""
+                )
+                == "TypeError"
+            )
+            page.evaluate(
+                """() => {
+                    const style = document.createElement('style');
+                    style.textContent = 'body { display: none }';
+                    document.head.append(style);
+                    document.body.setAttribute('style', 'display: none');
+                    const image = new Image();
+                    image.src = 'http://127.0.0.1:9/x.png';
+                    fetch('http://127.0.0.1:9/').catch(() => {});
+                }"""
+            )
+            page.wait_for_function("violated.length >= 5")
+            found = set(page.evaluate("violated"))
+            assert {"require-trusted-types-for", "style-src-elem", "style-src-attr", "img-src", "connect-src"} <= found
+            assert page.locator("h1").is_visible()
+
+        await browser.do(nothing_runs, watched.page)
+    finally:
+        await browser.close(watched)
+
+
+async def test_thousands_of_destinations_are_filtered_by_the_gateway(nursery: trio.Nursery, browser: Chromium) -> None:
+    double = GatewayDouble(routes=[route(f"service-{number:04}") for number in range(5000)])
+    double.counters.connections = {(RouteKind.SERVICE, "service-4321"): 7}
+    async with opened(browser, await double.serve(nursery)) as watched:
+
+        def shows_some(page: Page) -> None:
+            expect(page.locator("#shown")).to_have_text("5,000 routes")
+            expect(page.locator("#destinations .title")).to_have_count(200)
+            expect(page.locator("#destinations .title").first).to_have_text("service-4321")
+            expect(page.locator("#more")).to_have_text("and 4,800 more: narrow them down with the filter")
+            expect(place(page, "Services of dc1")).to_contain_text("5,000 services")
+            page.get_by_label("Filter").fill("SERVICE-007")
+            expect(page.locator("#destinations .title")).to_have_count(10)
+            expect(page.locator("#shown")).to_have_text("10 of 5,000 match")
+            expect(page.locator("#more")).to_be_hidden()
+            page.get_by_label("Filter").fill("nothing of the kind")
+            expect(page.locator("#more")).to_have_text("No destination matches the filter.")
+            page.get_by_label("Filter").fill("")
+            page.get_by_label("Order").select_option("by name")
+            expect(page.locator("#destinations .title").first).to_have_text("service-0000")
+
+        await browser.do(shows_some, watched.page)
+
+
+CONTRAST = (Path(__file__).parent / "contrast.js").read_text()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [360, 1280])
+async def test_page_is_readable_at_any_width_in_both_schemes(
+    nursery: trio.Nursery, browser: Chromium, width: int, scheme: Any
+) -> None:
+    double = full_double()
+    async with opened(browser, await double.serve(nursery), width=width, color_scheme=scheme) as watched:
+
+        def is_readable(page: Page) -> None:
+            expect(page.locator("#live")).to_have_text("live")
+            page.get_by_label("Server name (SNI)").fill(double.routes[0].sni)
+            page.get_by_label("Server name (SNI)").press("Enter")
+            expect(page.locator("#explanation .pill")).to_be_visible()
+            for button in page.locator("#destinations .name").all():
+                button.click()
+            expect(page.locator("#destinations .detail").first).to_be_visible()
+            # A page that scrolls sideways has something wider than the window.
+            assert page.evaluate("document.documentElement.scrollWidth") == width
+            beyond = "filter(e => e.getBoundingClientRect().right > innerWidth + 0.5).map(e => e.outerHTML)"
+            assert page.evaluate(f"[...document.querySelectorAll('main *')].{beyond}") == []
+            seen, weak = page.evaluate(CONTRAST)
+            assert seen > 100
+            assert weak == []
+            dark = page.evaluate("getComputedStyle(document.documentElement).backgroundColor") == "rgb(14, 19, 24)"
+            assert dark == (scheme == "dark")
+
+        await browser.do(is_readable, watched.page)
+
+
+async def test_page_stands_still_for_who_wants_that(nursery: trio.Nursery, browser: Chromium) -> None:
+    double = full_double()
+    async with opened(browser, await double.serve(nursery), reduced_motion="reduce") as watched:
+
+        def rests(page: Page) -> None:
+            expect(page.locator("#live")).to_have_text("live")
+            assert page.evaluate("document.getAnimations().length") == 0
+
+        await browser.do(rests, watched.page)
+
+
+async def test_page_is_worked_by_keyboard_and_read_by_a_screen_reader(nursery: trio.Nursery, browser: Chromium) -> None:
+    double = full_double()
+    async with opened(browser, await double.serve(nursery)) as watched:
+
+        def by_keyboard(page: Page) -> None:
+            expect(page.locator("#live")).to_have_text("live")
+            page.keyboard.press("Tab")
+            expect(page.get_by_role("link", name="Skip to content")).to_be_focused()
+            expect(page.get_by_role("link", name="Skip to content")).to_be_in_viewport()
+            page.keyboard.press("Enter")
+            reached = []
+            for _ in range(40):
+                page.keyboard.press("Tab")
+                focused = page.locator(":focus")
+                reached.append(focused.evaluate("e => e.id || e.textContent"))
+                assert focused.evaluate("e => getComputedStyle(e).outlineStyle") == "solid", reached[-1]
+                if "orders" in reached[-1]:
+                    break
+            assert reached[:4] == ["sni", "Explain", "filter", "sort"]
+            page.keyboard.press("Enter")
+            expect(page.locator(":focus")).to_have_attribute("aria-expanded", "true")
+            page.keyboard.press("Tab")
+            page.keyboard.press("Enter")
+            expect(page.locator("#explanation .pill")).to_have_text("✓ routed")
+            expect(page.locator("#sni")).to_be_focused()
+
+        def by_ear(page: Page) -> None:
+            for name in (
+                "Where streams go",
+                "Explain a name",
+                "Destinations",
+                "Refused",
+                "News from Consul",
+                "This gateway",
+            ):
+                expect(page.get_by_role("region", name=name, exact=True)).to_be_visible()
+            for role in ("banner", "main", "search", "contentinfo"):
+                expect(page.get_by_role(role)).to_have_count(1)
+            expect(page.get_by_role("table", name="Destinations").get_by_role("columnheader")).to_have_count(8)
+            expect(page.get_by_role("status")).to_have_text(
+                re.compile("mesh-gateway in dc1 / default is ready, its catalog is stale")
+            )
+            expect(page.get_by_role("list", name="Places that streams go to")).to_match_aria_snapshot(
+                """
+                - list "Places that streams go to":
+                  - listitem:
+                    - text: Services of dc1 3 services ✕ 5 of 7 endpoints healthy, 1 not served
+                """
+            )
+            unnamed = page.evaluate(
+                """[...document.querySelectorAll('input, select, button, a')]
+                    .filter(e => !(e.labels?.length || e.textContent.trim() || e.ariaLabel)).map(e => e.outerHTML)"""
+            )
+            assert unnamed == []
+
+        await browser.do(by_keyboard, watched.page)
+        await browser.do(by_ear, watched.page)
+
+
+async def test_focus_stays_on_a_row_that_changes_its_place(nursery: trio.Nursery, browser: Chromium) -> None:
+    double = GatewayDouble(routes=[route("one"), route("three"), route("two")])
+    async with opened(browser, await double.serve(nursery)) as watched:
+
+        def focus(page: Page) -> None:
+            page.get_by_role("button", name=re.compile("^two")).focus()
+
+        await browser.do(focus, watched.page)
+        double.counters.connections = {(RouteKind.SERVICE, "two"): 9, (RouteKind.SERVICE, "three"): 5}
+
+        def still_there(page: Page) -> None:
+            expect(page.locator("#destinations .title")).to_have_text(["two", "three", "one"])
+            expect(page.get_by_role("button", name=re.compile("^two"))).to_be_focused()
+
+        await browser.do(still_there, watched.page)
