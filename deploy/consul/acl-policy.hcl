@@ -22,6 +22,11 @@ node_prefix "" {
   policy = "read"
 }
 
+# Cluster peering: which clusters are peered, and which services are exported to them. Only Consul 1.13 and later knows
+# these two; without peering they can be left out.
+peering = "read"
+mesh    = "read"
+
 # The name of its own datacenter, from the local agent.
 agent_prefix "" {
   policy = "read"

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from . import control, rest, traffic
+from .catalog import large_catalog
 from .handshakes import handshakes
 from .peers import Place, Subject
 
@@ -206,7 +207,7 @@ def work_items(sizes: Sizes, tls_name: str, tls_port: int) -> list[Item]:
             routes=sizes.rest_routes,
             once=True,
         ),
-        *([_product(sizes.rest_routes)] if sizes.product else []),
+        *([_product(sizes.rest_routes), _catalog(sizes.services, seconds)] if sizes.product else []),
     ]
 
 
@@ -216,5 +217,24 @@ def _product(services: int) -> Item:
         f"Memory of `meshgate run` at rest, {services} services, 2 workers",
         (Metric("mb", "MB"),),
         alone=partial(rest.product_at_rest, services=services, workers=2),
+        once=True,
+    )
+
+
+def _catalog(services: int, seconds: float) -> Item:
+    return Item(
+        f"catalog-{services}",
+        f"`meshgate run` beside a Consul with {services:,} services, of which one changes each second",
+        (
+            Metric("cpu_percent", "% of a core", 2),
+            Metric("quiet_percent", "% at rest", 2),
+            Metric("table_ms", "ms to the table, in use", 0),
+            Metric("cold_s", "s, not in use"),
+            Metric("first_ms", "ms, first stream"),
+            Metric("kb_per_service", "kB a service"),
+            Metric("start_s", "s to start"),
+            Metric("connections", "connections", 0),
+        ),
+        alone=partial(large_catalog, services=services, seconds=20 * seconds),
         once=True,
     )

@@ -75,7 +75,7 @@ def _json(data: bytes, others: Sequence[bytes], rng: Random) -> bytes:
     return json.dumps(value, ensure_ascii=rng.random() < 0.8).encode("utf-8", "surrogatepass")
 
 
-def _collect(value: Any, places: list[tuple[Any, Any]], depth: int = 0) -> None:
+def _collect(value: object, places: list[tuple[Any, Any]], depth: int = 0) -> None:
     if depth > 40:
         return
     keys: Sequence[Any] = ()
@@ -85,4 +85,4 @@ def _collect(value: Any, places: list[tuple[Any, Any]], depth: int = 0) -> None:
         keys = range(len(value))
     for key in keys:
         places.append((value, key))
-        _collect(value[key], places, depth + 1)
+        _collect(places[-1][0][key], places, depth + 1)

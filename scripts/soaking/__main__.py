@@ -11,6 +11,7 @@ from meshgate.app.demo.cluster import find_consul
 
 from .faults import FAULTS
 from .ledger import Ledger
+from .network import enter
 from .report import as_text
 from .run import Options, default_seed, soak
 
@@ -28,6 +29,8 @@ def main() -> int:
     parser.add_argument("--callers", type=int, default=24, help="streams at once (default: 24)")
     parser.add_argument("--gap", type=float, default=3.0, metavar="SECONDS", help="between faults, on average (3)")
     parser.add_argument("--only", action="append", default=[], choices=FAULTS, metavar="FAULT", help="repeatable")
+    parser.add_argument("--flat", action="store_true", help="no network namespaces and no partitions")
+    parser.add_argument("--small", action="store_true", help="two services instead of five, and shorter streams")
     parser.add_argument("--list", action="store_true", help="print the names of the faults and end")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report there as well")
     parser.add_argument("--events", type=Path, metavar="FILE", help="write there what happened when")
@@ -36,21 +39,20 @@ def main() -> int:
     if given.list:
         print("\n".join(FAULTS))
         return 0
-    seed = default_seed() if given.seed is None else given.seed
     binary = find_consul(_ROOT / ".cache" / "consul" / "consul")
-    options = Options(given.minutes * 60, seed, binary, given.callers, given.gap, tuple(given.only), given.logs)
+    uncut = "told not to" if given.flat else enter()
+    seed = default_seed() if given.seed is None else given.seed
+    only = tuple(given.only)
+    options = Options(given.minutes * 60, seed, binary, given.callers, given.gap, only, given.logs, uncut, given.small)
 
     def say(text: str) -> None:
         print(f"soak: {text}", file=sys.stderr, flush=True)
 
-    ledger = Ledger()
+    ledger = Ledger(events_file=given.events)
     try:
         data = trio.run(soak, options, ledger, say)
     except KeyboardInterrupt:
         return 130
-    finally:
-        if given.events is not None:
-            given.events.write_text("\n".join(ledger.events) + "\n")
     if given.json is not None:
         given.json.write_text(json.dumps(data, indent=1) + "\n")
     print(as_text(data))

@@ -1,33 +1,51 @@
 """The gateways: two in each datacenter, replaced and restarted as the faults will have it."""
 
 import signal
+import ssl
+import sys
 from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+import httpx
 import trio
 
 from meshgate.app.demo.agent import Consul, ConsulError
 from meshgate.app.demo.gateway import GatewayProcess
-from meshgate.app.demo.waiting import LateError
+from meshgate.app.demo.process import Child, child_environment
+from meshgate.app.demo.waiting import LateError, until
 
 from . import kernel
 from .ledger import Death, Ledger
+from .messages import spot
+from .network import Network, Place
 
 WORKERS: Final = 2
 DRAIN_SECONDS: Final = 6.0
 _LOOK_SECONDS: Final = 0.2
+# For what has to end by itself. Far more than it takes: a machine that is busy with other things is no fault.
+_END_SECONDS: Final = 60.0
+_READY_SECONDS: Final = 60.0
+_NO_AUTHORITIES: Final = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 
 class Gateway(GatewayProcess):
-    """One gateway. `takes` says whether callers may open streams through it."""
+    """One gateway at its place. `takes` says whether callers may open streams through it."""
 
-    def __init__(self, consul: Consul, instance: str, token_file: Path) -> None:
+    def __init__(self, consul: Consul, instance: str, token_file: Path, place: Place) -> None:
         super().__init__(consul, "", instance=instance)
+        self.place = place
+        self.address = (place.address, self.address[1])
+        self.admin_socket = consul.folder / f"{instance}.sock"
         self.takes = False
         self.state = consul.folder / f"state-{instance}"
         self._token_file = token_file
+
+    @property
+    def processes(self) -> list[int]:
+        """The process ids of its workers and, last, its own."""
+        return [*self.workers, self.child.pid]
 
     @property
     def port(self) -> int:
@@ -39,28 +57,58 @@ class Gateway(GatewayProcess):
         """The process ids of its workers."""
         return kernel.workers_of(self.child.pid)
 
+    async def until_workers(self, seconds: float, without: int = 0) -> None:
+        """Waits until as many workers as there should be take connections, not counting that one.
+
+        Raises:
+            LateError: not in time.
+        """
+
+        async def missing() -> str | None:
+            count = sum(kernel.listens(pid) for pid in self.workers if pid != without)
+            return None if count == WORKERS else f"{count} workers"
+
+        await until(f"the workers of {self.instance}", missing, seconds=seconds)
+
     def spawn(self, extra: object = None) -> None:
         """Starts it, and does not wait."""
         del extra
         self.state.mkdir(mode=0o700, exist_ok=True)
-        super().spawn(
-            {
-                "CONSUL_HTTP_TOKEN_FILE": str(self._token_file),
-                "MESHGATE_WORKERS": str(WORKERS),
-                "MESHGATE_DRAIN_TIMEOUT": f"{DRAIN_SECONDS:g}s",
-                "MESHGATE_STATE_DIR": str(self.state),
-            }
+        address = spot(*self.address)
+        self._child = Child(
+            [*self.place.prefix, sys.executable, "-m", "meshgate", "run"],
+            name=f"gateway {self.instance} of {self.consul.datacenter}",
+            log=self.consul.folder / f"{self.instance}.log",
+            env=child_environment(
+                CONSUL_HTTP_ADDR=self.consul.http_addr,
+                CONSUL_HTTP_TOKEN_FILE=str(self._token_file),
+                MESHGATE_SERVICE=self.service,
+                MESHGATE_PROXY_ID=self.instance,
+                MESHGATE_ADDRESS=address,
+                MESHGATE_WAN_ADDRESS=address,
+                # Out of the reach of partitions.
+                MESHGATE_ADMIN_BIND=f"unix://{self.admin_socket}",
+                MESHGATE_WORKERS=str(WORKERS),
+                MESHGATE_DRAIN_TIMEOUT=f"{DRAIN_SECONDS:g}s",
+                MESHGATE_STATE_DIR=str(self.state),
+            ),
         )
+
+    async def _fetch(self, path: str) -> bytes:
+        transport = httpx.AsyncHTTPTransport(verify=_NO_AUTHORITIES, uds=str(self.admin_socket))
+        async with httpx.AsyncClient(transport=transport, trust_env=False, timeout=10) as client:
+            return (await client.get(f"http://localhost{path}")).content
 
 
 class Fleet:
     """All gateways by datacenter."""
 
-    def __init__(self, datacenters: Collection[Consul], token_file: Path, ledger: Ledger) -> None:
+    def __init__(self, datacenters: Collection[Consul], token_file: Path, ledger: Ledger, network: Network) -> None:
         self.by_datacenter: dict[str, list[Gateway]] = {consul.datacenter: [] for consul in datacenters}
         self._consuls = {consul.datacenter: consul for consul in datacenters}
         self._token_file = token_file
         self._ledger = ledger
+        self._network = network
         self._numbers = iter(range(1, 1_000_000))
         self.gone: list[Gateway] = []
 
@@ -75,15 +123,18 @@ class Fleet:
 
     async def add(self, datacenter: str) -> Gateway:
         """A new gateway, ready and known to the others."""
-        gateway = Gateway(self._consuls[datacenter], f"gateway-{next(self._numbers)}", self._token_file)
+        number, place = next(self._numbers), await self._network.place()
+        gateway = Gateway(self._consuls[datacenter], f"gateway-{number}", self._token_file, place)
         self.by_datacenter[datacenter].append(gateway)
         await self.bring_up(gateway)
         return gateway
 
     async def bring_up(self, gateway: Gateway) -> None:
-        """Starts it, and lets callers in once it is ready."""
+        """Starts it, and lets callers in once it is ready, with all its workers."""
         try:
-            await gateway.start()
+            gateway.spawn()
+            await gateway.until_ready(_READY_SECONDS)
+            await gateway.until_workers(_READY_SECONDS)
         except LateError as error:
             self._ledger.violation(f"a gateway was not ready in time: {error}")
             return
@@ -100,19 +151,19 @@ class Fleet:
         # Whoever has not heard yet still comes.
         await trio.sleep(0.3)
         gateway.takes = False
-        with trio.move_on_after(DRAIN_SECONDS + 10) as scope:
-            await self.see_off(death, [gateway.child.pid, *workers], gateway.port)
+        with trio.move_on_after(DRAIN_SECONDS + _END_SECONDS) as scope:
+            await self.see_off(death, [gateway.child.pid, *workers])
         if scope.cancelled_caught:
-            self._ledger.violation(f"{gateway.instance} did not end {DRAIN_SECONDS + 10:g} s after SIGTERM")
+            self._ledger.violation(f"{gateway.instance} did not end {DRAIN_SECONDS + _END_SECONDS:g} s after SIGTERM")
             await gateway.child.kill()
         elif gateway.child.returncode != 0:
             self._ledger.violation(f"{gateway.instance} drained and ended with {gateway.child.returncode}")
 
-    async def see_off(self, death: Death, pids: Collection[int], port: int) -> None:
+    async def see_off(self, death: Death, pids: Collection[int]) -> None:
         """Keeps account of the connections of processes that will end by themselves, until they have."""
         while any(map(kernel.alive, pids)):
             # All that were ever seen: the processes end one after another.
-            death.legs = frozenset(death.legs) | kernel.legs_of(pids, port)
+            death.legs = frozenset(death.legs) | kernel.legs_of(pids)
             await trio.sleep(_LOOK_SECONDS)
 
     async def stop_all(self) -> None:

@@ -8,13 +8,12 @@ from typing import Final
 
 import trio
 
-from meshgate.app.demo.instance import HOST
-
 from .ledger import Ledger
 
 _ALERT: Final = 21
 _CLIENTS: Final = 40
-_PATIENCE: Final = 25.0
+# The hello may take 15 s, and a gateway may pause meanwhile.
+_PATIENCE: Final = 60.0
 
 
 def _hello(name: str) -> bytes:
@@ -26,21 +25,21 @@ def _hello(name: str) -> bytes:
     return outgoing.read()
 
 
-async def attack(port: int, rng: Random, ledger: Ledger) -> None:
+async def attack(address: tuple[str, int], rng: Random, ledger: Ledger) -> None:
     """A wave of them against one gateway, until the last has been turned away."""
     async with trio.open_nursery() as nursery:
         for _ in range(_CLIENTS):
-            nursery.start_soon(_client, port, Random(rng.random()), ledger)
+            nursery.start_soon(_client, address, Random(rng.random()), ledger)
 
 
-async def _client(port: int, rng: Random, ledger: Ledger) -> None:
+async def _client(address: tuple[str, int], rng: Random, ledger: Ledger) -> None:
     kind = rng.choice(
         ("garbage", "half hello", "dripping hello", "nobody's name", "plain text", "huge hello", "silent")
     )
     ledger.hostile[kind] += 1
     answer = bytearray()
     with trio.move_on_after(_PATIENCE) as scope, suppress(OSError, trio.BrokenResourceError):
-        async with await trio.open_tcp_stream(HOST, port) as stream:
+        async with await trio.open_tcp_stream(*address) as stream:
             with suppress(trio.BrokenResourceError):
                 async for piece in _pieces(kind, rng):
                     await stream.send_all(piece)

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import socket
+import struct
 from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
@@ -11,6 +13,7 @@ from typing import Final
 import trio
 
 from .ledger import Leg
+from .messages import spot
 
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 _LISTEN: Final = "0A"
@@ -69,17 +72,36 @@ def resident(pid: int) -> int:
         return 0
 
 
-def legs_of(pids: Collection[int], listening_on: int) -> frozenset[Leg]:
-    """The TCP connections that these processes hold, of gateways that listen on that port."""
+def legs_of(pids: Collection[int]) -> frozenset[Leg]:
+    """The TCP connections that these processes hold. They share a network namespace."""
     targets = (target for pid in pids for target in _targets(pid))
     inodes = {target[8:-1] for target in targets if target.startswith("socket:[")}
     legs: set[Leg] = set()
-    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
-        words = line.split()
-        if words[9] in inodes and words[3] != _LISTEN:
-            local, remote = (int(word.rpartition(":")[2], 16) for word in words[1:3])
-            legs.add((remote, local) if local == listening_on else (local, remote))
+    for pid in pids:
+        with suppress(OSError):
+            for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]:
+                words = line.split()
+                if words[9] in inodes and words[3] != _LISTEN:
+                    legs.add(frozenset(map(_spot, words[1:3])))
+            break
     return frozenset(legs)
+
+
+def listens(pid: int) -> bool:
+    """Whether the process takes TCP connections."""
+    inodes = {target[8:-1] for target in _targets(pid) if target.startswith("socket:[")}
+    with suppress(OSError):
+        for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]:
+            words = line.split()
+            if words[3] == _LISTEN and words[9] in inodes:
+                return True
+    return False
+
+
+def _spot(words: str) -> str:
+    """One end as /proc/net/tcp has it: the address in the machine's byte order, the port in hexadecimal."""
+    address, _, port = words.partition(":")
+    return spot(socket.inet_ntoa(struct.pack("=I", int(address, 16))), int(port, 16))
 
 
 async def stop(pid: int) -> bool:

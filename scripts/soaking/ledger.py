@@ -2,30 +2,33 @@
 
 A break after the greeting needs the death of something that carried this very stream: the connection that the caller
 had with its gateway, or the one that a gateway had with the endpoint, must be among those that the dead process held.
-They are read from the kernel while the process is stopped, right before it is killed. Only where a stream breaks
-before its second connection is known, and where a fault makes gateways refuse, a span of time is what explains it.
+They are read from the kernel while the process is stopped, right before it is killed. A stream that is refused before
+its greeting, when its caller does not know the second connection yet, needs a disturbance of what it was on its way to:
+most of them excuse only streams that had been begun when it happened, some last for a while.
 """
 
 import time
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TypeAlias
 
-# A TCP connection on this machine: the port that dialled, the port that was dialled.
-Leg: TypeAlias = tuple[int, int]
+# A TCP connection by its two ends, each `address:port`.
+Leg: TypeAlias = frozenset[str]
 
 
 @dataclass
 class Route:
     """The way of one stream, as far as its caller knows it.
 
-    `near` is the gateway that it dialled, `far` the datacenter whose gateways come after that one, if any do.
+    `near` is the gateway that it dialled, in `home`; `far` the datacenter whose gateways come after it, if any do.
     """
 
     service: str
     mode: str
     near: str
+    home: str
     far: str | None
     opened: float = field(default_factory=time.monotonic)
     legs: set[Leg] = field(default_factory=set)
@@ -44,16 +47,31 @@ class Death:
 
 @dataclass
 class Disturbance:
-    """A span in which new streams may be refused, by name of a gateway, of a service or `behind` a datacenter."""
+    """A span in which new streams may be refused, and with `alert` only by that one.
+
+    `about` are names of gateways, of services, `behind` a datacenter, `from` a datacenter to those behind another.
+    """
 
     cause: str
     about: frozenset[str]
     start: float
     end: float = float("inf")
+    alert: str | None = None
 
-    def close(self, grace: float = 1.0) -> None:
-        """It is over, up to what is under way."""
-        self.end = time.monotonic() + grace
+    def close(self) -> None:
+        """It is over: whoever begins a stream from now on must be served."""
+        self.end = time.monotonic()
+
+
+@dataclass
+class Verdict:
+    """A stream without a cause so far. `broke` says that it had been greeted."""
+
+    route: Route
+    why: str
+    broke: bool
+    alert: str | None = None
+    at: float = field(default_factory=time.monotonic)
 
 
 @dataclass
@@ -72,8 +90,13 @@ class Ledger:
     streams: Counter[str] = field(default_factory=Counter)
     violations: list[str] = field(default_factory=list)
     events: list[str] = field(default_factory=list)
+    events_file: Path | None = None
     deaths: list[Death] = field(default_factory=list)
     disturbances: list[Disturbance] = field(default_factory=list)
+    pending: list[Verdict] = field(default_factory=list)
+    # Seconds at most between what Consul listed and a table that says the same; how often Consul itself was behind.
+    follow_seconds: float = 0.0
+    consul_behind: int = 0
 
     @property
     def age(self) -> float:
@@ -82,7 +105,11 @@ class Ledger:
 
     def note(self, text: str) -> None:
         """Something that a reader of a violation will want to know."""
-        self.events.append(f"{self.age:7.1f} s  {text}")
+        line = f"{self.age:7.1f} s  {text}"
+        self.events.append(line)
+        if self.events_file is not None:
+            with self.events_file.open("a") as file:
+                file.write(f"{line}\n")
 
     def violation(self, text: str) -> None:
         """An invariant did not hold."""
@@ -95,41 +122,65 @@ class Ledger:
         self.deaths.append(death)
         return death
 
-    def disturb(self, cause: str, *about: str, seconds: float | None = None) -> Disturbance:
-        """From now on, for `seconds` or until closed, new streams may be refused."""
-        now = time.monotonic()
-        disturbance = Disturbance(cause, frozenset(about), now, now + seconds if seconds is not None else float("inf"))
+    def disturb(self, cause: str, *about: str) -> Disturbance:
+        """From now on, until closed, new streams may be refused."""
+        disturbance = Disturbance(cause, frozenset(about), time.monotonic())
         self.disturbances.append(disturbance)
         return disturbance
 
+    def shock(self, cause: str, *about: str) -> None:
+        """Streams that have been begun may be refused, and no later ones."""
+        self.disturb(cause, *about).close()
+
     def broke(self, route: Route, why: str) -> None:
         """A stream that had been greeted ended otherwise than in order."""
-        cause = self._cause_of_death(route)
-        if cause is None:
-            self.violation(f"a stream broke without a cause: {route}: {why}")
-        self.breaks[cause or "UNEXPLAINED"] += 1
+        self._judge(Verdict(route, why, broke=True))
 
-    def refused(self, route: Route, why: str) -> None:
+    def refused(self, route: Route, why: str, alert: str | None = None) -> None:
         """A stream did not come as far as its greeting."""
-        cause = self._cause_of_death(route) or self._disturbance(route)
-        if cause is None:
-            self.violation(f"a stream was refused without a cause: {route}: {why}")
-        self.refusals[cause or "UNEXPLAINED"] += 1
+        self._judge(Verdict(route, why, broke=False, alert=alert))
 
-    def _cause_of_death(self, route: Route) -> str | None:
-        now = time.monotonic()
+    def settle(self, patience: float = 0.0) -> None:
+        """Judges what is older than `patience`: what explains a refusal may become known a little after it."""
+        due = [verdict for verdict in self.pending if verdict.at <= time.monotonic() - patience]
+        self.pending = [verdict for verdict in self.pending if verdict not in due]
+        for verdict in due:
+            self._judge(verdict, last=True)
+
+    def _judge(self, verdict: Verdict, *, last: bool = False) -> None:
+        cause = self._cause_of_death(verdict)
+        if cause is None and not verdict.broke:
+            cause = self._disturbance(verdict)
+        if cause is None and not last:
+            self.pending.append(verdict)
+            self.note(f"no cause yet: {verdict.route}: {verdict.why}")
+            return
+        if cause is None:
+            what = "broke" if verdict.broke else "was refused"
+            ago = time.monotonic() - verdict.at
+            self.violation(f"a stream {what} without a cause, {ago:.1f} s ago: {verdict.route}: {verdict.why}")
+        counts = self.breaks if verdict.broke else self.refusals
+        counts[cause or "UNEXPLAINED"] += 1
+
+    def _cause_of_death(self, verdict: Verdict) -> str | None:
+        route = verdict.route
         for death in reversed(self.deaths):
-            if route.opened <= death.earliest + 0.5 and death.earliest <= now:
+            if route.opened <= death.earliest + 0.5 and death.earliest <= verdict.at:
                 if route.incarnation and route.incarnation == death.incarnation:
                     return death.cause
                 if not route.legs.isdisjoint(death.legs):
                     return death.cause
         return None
 
-    def _disturbance(self, route: Route) -> str | None:
-        now = time.monotonic()
-        about = {route.near, route.service, f"behind {route.far}"}
+    def _disturbance(self, verdict: Verdict) -> str | None:
+        route = verdict.route
+        about = {route.near, route.service, f"behind {route.far}", f"from {route.home} behind {route.far}"}
         for disturbance in reversed(self.disturbances):
-            if disturbance.about & about and disturbance.start <= now and disturbance.end >= route.opened:
+            if (
+                disturbance.about & about
+                and disturbance.start <= verdict.at
+                and disturbance.end >= route.opened
+                and disturbance.alert in (None, verdict.alert)
+            ):
                 return disturbance.cause
         return None

@@ -10,7 +10,9 @@ import struct
 from random import Random
 from typing import Final
 
-from meshgate.adapters.mesh_tls import TlsStream
+import trio
+
+from meshgate.adapters.mesh_tls import RefusedError, TlsStream
 
 _HEAD: Final = struct.Struct(">IQB")
 _DIGEST: Final = 16
@@ -24,6 +26,15 @@ class DamagedError(Exception):
 
 class OverError(Exception):
     """The other side ended the connection, in order as far as TLS can tell, before its last frame."""
+
+
+# Whatever a broken connection may raise.
+BROKEN: Final = (RefusedError, OverError, trio.BrokenResourceError, trio.ClosedResourceError, OSError)
+
+
+def spot(address: str, port: int) -> str:
+    """One end of a TCP connection."""
+    return f"{address}:{port}"
 
 
 def noise(rng: Random, size: int) -> bytes:

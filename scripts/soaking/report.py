@@ -9,7 +9,9 @@ from .kernel import Usage
 from .ledger import Ledger
 
 
-def as_data(ledger: Ledger, seed: int, before: Mapping[str, Usage], after: Mapping[str, Usage]) -> dict[str, Any]:
+def as_data(
+    ledger: Ledger, seed: int, uncut: str, before: Mapping[str, Usage], after: Mapping[str, Usage]
+) -> dict[str, Any]:
     """Everything that was counted."""
     return {
         "seed": seed,
@@ -26,6 +28,8 @@ def as_data(ledger: Ledger, seed: int, before: Mapping[str, Usage], after: Mappi
         "hostile": {"total": ledger.hostile.total(), **_sorted(ledger.hostile)},
         "breaks": _sorted(ledger.breaks),
         "refusals": _sorted(ledger.refusals),
+        "partitions": uncut or "possible",
+        "tables": {"follow_seconds": round(ledger.follow_seconds, 2), "consul_behind": ledger.consul_behind},
         "violations": ledger.violations,
         "before": {name: asdict(usage) for name, usage in before.items()},
         "after": {name: asdict(usage) for name, usage in after.items()},
@@ -47,6 +51,13 @@ def as_text(data: dict[str, Any]) -> str:
         ),
         f"bytes: {amount['up'] / 1e6:.1f} MB up, {amount['down'] / 1e6:.1f} MB down, every one checked",
     ]
+    if data["partitions"] != "possible":
+        lines.append(f"no partitions: {data['partitions']}")
+    tables = data["tables"]
+    lines.append(
+        f"tables said what Consul says at most {tables['follow_seconds']:g} s after all was put right; "
+        f"Consul itself was behind {tables['consul_behind']} times"
+    )
     for title in ("faults", "hostile", "breaks", "refusals"):
         lines.append(f"{title}:")
         lines += [f"  {count:6}  {name}" for name, count in data[title].items()]

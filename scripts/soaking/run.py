@@ -8,36 +8,47 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 import trio
 
 from meshgate.adapters.consul.policy import acl_policy
 from meshgate.app.demo.agent import Consul
-from meshgate.app.demo.cluster import Federation, two_datacenters
 from meshgate.app.demo.identity import mesh_context
 
-from .faults import FAULTS, Stage, federated_ports, inject, replace
+from .datacenters import PlacedFederation, two_placed_datacenters
+from .faults import FAULTS, inject
 from .fleet import Fleet, Gateway
 from .kernel import Usage
 from .ledger import Ledger
+from .network import Network
 from .report import as_data
-from .services import SoakInstance, service_context
+from .services import SoakInstance, write_leaf
+from .stage import Stage, difference, passing, replace
 from .traffic import Traffic, until_idle
 
-SERVICES: Final = {"web": "dc2", "api": "dc2", "vault": "dc2", "stock": "dc1", "mail": "dc1"}
+# The first two are those of a small run.
+SERVICES: Final = {"web": "dc2", "stock": "dc1", "api": "dc2", "vault": "dc2", "mail": "dc1"}
 _INSTANCES: Final = 3
 _GATEWAYS: Final = 2
 _PROGRESS_SECONDS: Final = 10.0
-_SETTLE_SECONDS: Final = 30.0
+_SETTLE_SECONDS: Final = 90.0
+# What explains a refusal is known by then: a restarted Consul has been asked.
+_JUDGEMENT_SECONDS: Final = 300.0
 _MOST_AT_ONCE: Final = 3
+# What the pauses in streams of a small run are multiplied by, so that it ends soon.
+_SMALL_PACE: Final = 0.3
 # A worker keeps up to 32 empty pipes of two descriptors each.
 _KEPT_PIPES: Final = 64
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the user asked for. `gap` is the mean of seconds between the beginnings of two faults."""
+    """What the user asked for. `gap` is the mean of seconds between the beginnings of two faults.
+
+    `uncut` says why the network cannot be cut, empty where it can.
+    """
 
     seconds: float
     seed: int
@@ -46,18 +57,36 @@ class Options:
     gap: float = 3.0
     only: tuple[str, ...] = ()
     logs: Path | None = None
+    uncut: str = ""
+    small: bool = False
+
+    @property
+    def services(self) -> dict[str, str]:
+        """The services and where they are."""
+        return dict(list(SERVICES.items())[: 2 if self.small else None])
+
+    @property
+    def faults(self) -> list[str]:
+        """The names of those to inject."""
+        wanted = [name for name in FAULTS if not self.only or name in self.only]
+        return [name for name in wanted if not (FAULTS[name].cuts and self.uncut)]
 
 
 async def soak(options: Options, ledger: Ledger, say: Callable[[str], None]) -> dict[str, Any]:
     """Keeps the accounts in `ledger` and gives the report."""
-    async with two_datacenters(options.binary, say) as federation, _stage(federation, options, ledger) as stage:
+    if options.uncut:
+        say(f"no partitions: {options.uncut}")
+    async with _stage(options, ledger, say) as stage:
+        federation = stage.federation
         contexts = {consul.datacenter: await _caller_context(stage, consul) for consul in federation.datacenters}
-        traffic = Traffic(stage.fleet, ledger, contexts, SERVICES, federation.trust_domain, options.seed)
+        pace = _SMALL_PACE if options.small else 1.0
+        services, domain = options.services, federation.trust_domain
+        traffic = Traffic(stage.fleet, ledger, contexts, services, domain, options.seed, pace)
         before = _usage(stage.fleet)
         ledger.started = time.monotonic()
         say(f"under load for {options.seconds:g} s, seed {options.seed}")
         async with trio.open_nursery() as watching:
-            watching.start_soon(_tell, ledger, traffic, say)
+            watching.start_soon(_watch, stage, traffic, say)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(traffic.run, options.callers)
                 await _inject_all(stage, options)
@@ -68,40 +97,64 @@ async def soak(options: Options, ledger: Ledger, say: Callable[[str], None]) -> 
         await until_idle(traffic, 5)
         await _settle(stage, before)
         after = _usage(stage.fleet)
-        return as_data(ledger, options.seed, before, after)
+        _look_after(stage)
+        ledger.settle()
+        return as_data(ledger, options.seed, options.uncut, before, after)
 
 
 @asynccontextmanager
-async def _stage(federation: Federation, options: Options, ledger: Ledger) -> AsyncIterator[Stage]:
-    token_file = federation.folder / "token"
-    replace(token_file, await federation.create_policy_token(acl_policy(), "mesh-gateway-0"))
-    fleet = Fleet(federation.datacenters, token_file, ledger)
-    async with trio.open_nursery() as nursery:
-        instances = []
-        for service, datacenter in SERVICES.items():
-            consul = next(each for each in federation.datacenters if each.datacenter == datacenter)
-            context = await service_context(consul, service, federation.folder)
-            for number in range(_INSTANCES):
-                instance = SoakInstance(consul, service, number, context, ledger, nursery)
-                await instance.listen()
-                await instance.register()
-                instances.append(instance)
+async def _stage(options: Options, ledger: Ledger, say: Callable[[str], None]) -> AsyncIterator[Stage]:
+    with TemporaryDirectory(prefix="meshgate-soak-") as folder:
+        network = Network(options.uncut, Path(folder))
         try:
-            for consul in federation.datacenters:
-                for _ in range(_GATEWAYS):
-                    await fleet.add(consul.datacenter)
-            stage = Stage(federation, fleet, instances, token_file, ledger, Random(f"{options.seed} faults"))
-            await _until_complete(stage)
-            yield stage
+            async with two_placed_datacenters(options.binary, network, say) as federation:
+                stage = await _prepared(federation, network, options, ledger)
+                try:
+                    await _populate(stage, options.services)
+                    yield stage
+                finally:
+                    with trio.CancelScope(shield=True):
+                        await stage.fleet.stop_all()
+                        for instance in stage.instances:
+                            await instance.stop()
+                        if options.logs is not None:
+                            _keep_logs(federation, options.logs)
         finally:
             with trio.CancelScope(shield=True):
-                await fleet.stop_all()
-                if options.logs is not None:
-                    _keep_logs(federation, options.logs)
-            nursery.cancel_scope.cancel()
+                await network.close()
 
 
-def _keep_logs(federation: Federation, folder: Path) -> None:
+async def _prepared(federation: PlacedFederation, network: Network, options: Options, ledger: Ledger) -> Stage:
+    token_file = federation.folder / "token"
+    replace(token_file, await federation.create_policy_token(acl_policy(), "mesh-gateway-0"))
+    fleet = Fleet(federation.datacenters, token_file, ledger, network)
+    rng = Random(f"{options.seed} faults")
+    return Stage(federation, fleet, [], token_file, ledger, rng, network)
+
+
+async def _populate(stage: Stage, services: Mapping[str, str]) -> None:
+    """Instances and gateways, all known to each other."""
+    for service, datacenter in services.items():
+        at = stage.consul(datacenter)
+        leaf = await write_leaf(at, service, stage.federation.folder)
+        for number in range(_INSTANCES):
+            place = await stage.network.place()
+            stage.instances.append(SoakInstance(at, service, number, place, leaf, stage.ledger))
+    async with trio.open_nursery() as nursery:
+        for consul in stage.federation.datacenters:
+            for _ in range(_GATEWAYS):
+                nursery.start_soon(stage.fleet.add, consul.datacenter)
+        for instance in stage.instances:
+            nursery.start_soon(_bring_up, instance)
+    await _until_complete(stage)
+
+
+async def _bring_up(instance: SoakInstance) -> None:
+    await instance.start()
+    await instance.register()
+
+
+def _keep_logs(federation: PlacedFederation, folder: Path) -> None:
     """The logs of Consul and of all gateways that there were."""
     folder.mkdir(parents=True, exist_ok=True)
     for consul in federation.datacenters:
@@ -118,7 +171,7 @@ async def _caller_context(stage: Stage, consul: Consul) -> ssl.SSLContext:
 async def _inject_all(stage: Stage, options: Options) -> None:
     """Faults until the time is over: each kind once before any comes again, a few at once."""
     rng, held, deck = stage.rng, set[str](), list[str]()
-    names = [name for name in FAULTS if not options.only or name in options.only]
+    names = options.faults
     running = 0
 
     async def one(name: str, datacenter: str, needs: set[str]) -> None:
@@ -134,7 +187,7 @@ async def _inject_all(stage: Stage, options: Options) -> None:
             if not deck:
                 deck = rng.sample(names, len(names))
             name, datacenter = deck.pop(), rng.choice(("dc1", "dc2"))
-            needs = {need.replace("*", datacenter) for need in FAULTS[name][1]}
+            needs = {need.replace("*", datacenter) for need in FAULTS[name].needs}
             while (held & needs or running >= _MOST_AT_ONCE) and time.monotonic() < end:  # noqa: ASYNC110
                 await trio.sleep(0.05)
             if time.monotonic() < end:
@@ -144,15 +197,26 @@ async def _inject_all(stage: Stage, options: Options) -> None:
                 await trio.sleep(min(rng.expovariate(1 / options.gap), 4 * options.gap))
 
 
-async def _tell(ledger: Ledger, traffic: Traffic, say: Callable[[str], None]) -> None:
+async def _watch(stage: Stage, traffic: Traffic, say: Callable[[str], None]) -> None:
+    """Judges and tells, every few seconds."""
+    ledger = stage.ledger
     while True:
         await trio.sleep(_PROGRESS_SECONDS)
+        _look_after(stage)
+        ledger.settle(_JUDGEMENT_SECONDS)
         say(
             f"{ledger.age:5.0f} s: {ledger.opened} streams ({traffic.active.total()} open), "
             f"{(ledger.bytes_up + ledger.bytes_down) / 1e6:.0f} MB, {ledger.faults.total()} faults, "
-            f"{ledger.breaks.total()} broke, {ledger.refusals.total()} refused, "
+            f"{ledger.breaks.total()} broke, {ledger.refusals.total()} refused, {len(ledger.pending)} to be explained, "
             f"{len(ledger.violations)} violations"
         )
+
+
+def _look_after(stage: Stage) -> None:
+    """What the services have to say."""
+    for instance in stage.instances:
+        for text in instance.damage():
+            stage.ledger.violation(text)
 
 
 # --- the accounts ------------------------------------------------------------------------------------------------
@@ -194,14 +258,11 @@ async def _held_by(gateway: Gateway, before: Mapping[str, Usage]) -> list[str]:
 
 async def _until_complete(stage: Stage) -> None:
     """Every gateway knows every instance of its datacenter as healthy, and all gateways of the other one."""
-    domain = stage.federation.trust_domain
     wanted: dict[str, dict[str, set[int]]] = {"dc1": {}, "dc2": {}}
     for instance in stage.instances:
         datacenter = instance.consul.datacenter
-        name = f"{instance.service}.default.{datacenter}.internal.{domain}"
+        name = f"{instance.service}.default.{datacenter}.internal.{stage.federation.trust_domain}"
         wanted[datacenter].setdefault(name, set()).add(instance.port)
-    for here, there in (("dc1", "dc2"), ("dc2", "dc1")):
-        wanted[here][f"*.{there}.internal.{domain}"] = {each.port for each in stage.fleet.by_datacenter[there]}
     wrong = ""
     with trio.move_on_after(_SETTLE_SECONDS):
         while wrong := await _difference(stage, wanted):  # noqa: ASYNC110
@@ -232,10 +293,13 @@ async def _difference(stage: Stage, wanted: Mapping[str, Mapping[str, set[int]]]
             return f"{gateway.instance} does not run"
         for name, ports in wanted[gateway.consul.datacenter].items():
             found = {port for port, healthy in (await gateway.endpoints(name)).items() if healthy}
-            if name.startswith("*."):
-                found -= await federated_ports(gateway.consul, name.split(".")[1]) - ports
             if found != ports:
                 return f"{gateway.instance}: {name} goes to {sorted(found)}, not {sorted(ports)}"
+        other = stage.other(gateway.consul.datacenter)
+        if await passing(gateway.consul, other) != {each.port for each in stage.fleet.by_datacenter[other]}:
+            return f"the agent of {gateway.instance} does not list the gateways of {other}"
+        if lacking := await difference(stage, gateway, other):
+            return lacking
     return ""
 
 

@@ -1,84 +1,84 @@
-"""Services of the mesh in this process: they prove their name by a certificate and say it on every stream.
-
-An instance can be made critical, leave the catalog, move to another port, and die with its open streams.
-"""
+"""The instances of the services: a process each, which may die, pause, move to another port and leave the catalog."""
 
 import json
-import socket
-import ssl
-from contextlib import suppress
+import os
+import signal
+import sys
 from pathlib import Path
-from random import Random
 from typing import Final
 
-import trio
-
-from meshgate.adapters.mesh_tls import RefusedError, TlsStream
 from meshgate.app.demo.agent import Consul
-from meshgate.app.demo.identity import mesh_context
-from meshgate.app.demo.instance import HOST, Instance
+from meshgate.app.demo.instance import Instance
+from meshgate.app.demo.ports import free_ports
+from meshgate.app.demo.process import Child, child_environment
+from meshgate.app.demo.waiting import until
 
+from . import kernel
 from .ledger import Ledger
-from .messages import DamagedError, OverError, Receiver, Sender, noise
+from .network import Place
 
-_RESET: Final = b"\x01\0\0\0\0\0\0\0"
-_BACKLOG: Final = 256
-# Whatever a broken connection may raise.
-BROKEN: Final = (RefusedError, OverError, trio.BrokenResourceError, trio.ClosedResourceError, OSError)
-
-
-def shut_hard(transport: trio.SocketStream) -> None:
-    """Close with a reset, as the kernel does for a process that died with unread bytes."""
-    with suppress(OSError, trio.ClosedResourceError):
-        transport.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-    transport.socket.close()
+_SECONDS: Final = 60.0
 
 
 class SoakInstance(Instance):
-    """One instance. `incarnation` changes when it dies."""
+    """One instance at its place. `incarnation` changes when it dies or moves.
 
-    def __init__(
-        self, consul: Consul, service: str, number: int, context: ssl.SSLContext, ledger: Ledger, nursery: trio.Nursery
-    ) -> None:
+    `leaf` is the file with its certificate and key.
+    """
+
+    def __init__(self, consul: Consul, service: str, number: int, place: Place, leaf: Path, ledger: Ledger) -> None:
         name = f"{service}-{number}"
         super().__init__(consul, service, name, listed_as=name)
-        self.listed = False
-        self._context = context
+        self.place = place
+        self._leaf = leaf
         self._ledger = ledger
-        self._nursery = nursery
         self._lives = 0
-        self._listener: trio.SocketListener | None = None
-        self._open: dict[int, tuple[trio.SocketStream, trio.CancelScope]] = {}
+        self._children: list[Child] = []
+        self._seen_damage = 0
+
+    @property
+    def child(self) -> Child:
+        """The process that listens."""
+        return self._children[-1]
 
     @property
     def incarnation(self) -> str:
         """The name of this life of it."""
         return f"{self.instance}/{self._lives}"
 
-    async def listen(self, port: int = 0) -> None:
-        """Takes connections on `port`, 0 for a free one."""
-        sock = trio.socket.socket()
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        await sock.bind((HOST, port))
-        sock.listen(_BACKLOG)
-        self.port = sock.getsockname()[1]
-        self._listener = trio.SocketListener(sock)
-        self._nursery.start_soon(self._accept, self._listener)
-
-    def stop_listening(self) -> None:
-        """Takes no more connections; those that are open live on."""
-        if self._listener is not None:
-            self._listener.socket.close()
-            self._listener = None
-
-    def die(self) -> None:
-        """The end of a process: no listener, all connections reset."""
-        self._ledger.death("endpoint killed", incarnation=self.incarnation)
+    async def start(self, port: int = 0) -> None:
+        """A process that takes connections on `port`, 0 for a free one; returns when it listens."""
         self._lives += 1
-        self.stop_listening()
-        for transport, scope in list(self._open.values()):
-            shut_hard(transport)
-            scope.cancel()
+        self.port = port or free_ports(1)[0]
+        argv = [self.service, self.incarnation, self.place.address, str(self.port), str(self._leaf)]
+        child = Child(
+            [*self.place.prefix, sys.executable, "-m", "soaking.sidecar", *argv],
+            name=f"{self.incarnation}",
+            log=self._leaf.parent / f"{self.instance}-{self._lives}.sidecar",
+            env=child_environment(PYTHONPATH=os.pathsep.join(path for path in sys.path if path)),
+        )
+        self._children.append(child)
+        await self._until_said(child, "listening")
+
+    async def go_deaf(self, child: Child) -> None:
+        """An earlier process of it takes no more connections; those that are open live on."""
+        child.signal(signal.SIGUSR1)
+        await self._until_said(child, "deaf")
+
+    async def die(self) -> None:
+        """SIGKILL, with all that it carries; also for what is left of it at other ports."""
+        # Nothing that it carries changes between the look and the end.
+        for child in [child for child in self._children if child.running]:
+            if await kernel.stop(child.pid):
+                incarnation = child.name
+                self._ledger.death("endpoint killed", kernel.legs_of([child.pid]), incarnation=incarnation)
+                await child.kill()
+
+    def damage(self) -> list[str]:
+        """What its processes have said of damaged streams, each once, and whether one ended that nobody had ended."""
+        said = [line for child in self._children for line in child.log.read_text().splitlines() if "DAMAGE" in line]
+        fresh, self._seen_damage = said[self._seen_damage :], len(said)
+        return [f"{self.instance} received damage: {line}" for line in fresh]
 
     async def register(self) -> None:
         """Puts it into the catalog at its present address and waits until it is there."""
@@ -86,73 +86,33 @@ class SoakInstance(Instance):
             {
                 "ID": self.instance,
                 "Name": self.service,
-                "Address": HOST,
+                "Address": self.place.address,
                 "Port": self.port,
                 "Connect": {"Native": True},
                 "Checks": [self.check],
             }
         )
         await self.set_health("passing")
-        self.listed = True
 
-    async def _accept(self, listener: trio.SocketListener) -> None:
-        with suppress(trio.ClosedResourceError):
-            while True:
-                self._nursery.start_soon(self._serve, await listener.accept())
+    async def stop(self) -> None:
+        """Ends all its processes."""
+        for child in self._children:
+            await child.kill()
 
-    async def _serve(self, transport: trio.SocketStream) -> None:
-        with trio.CancelScope() as scope:
-            self._open[id(transport)] = transport, scope
-            try:
-                # A peer that broke off is the caller's business: it judges all its streams.
-                with suppress(*BROKEN):
-                    await self._converse(transport)
-            except DamagedError as error:
-                self._ledger.violation(f"{self.instance} received damage: {error}")
-            finally:
-                self._open.pop(id(transport), None)
-                transport.socket.close()
+    async def _until_said(self, child: Child, word: str) -> None:
+        async def missing() -> str | None:
+            if not child.running and word == "listening":
+                raise OSError(f"{child.name} ended with {child.returncode}: {child.last_lines()}")
+            return None if word in child.log.read_text().split() or not child.running else f"not {word}"
 
-    async def _converse(self, transport: trio.SocketStream) -> None:
-        incarnation = self.incarnation
-        leg = [transport.socket.getpeername()[1], transport.socket.getsockname()[1]]
-        stream = TlsStream(transport, self._context, server=True)
-        with trio.move_on_after(30) as scope:
-            await stream.do_handshake()
-            receiver, sender = Receiver(stream, self.service), Sender(stream, self.service)
-            plan = json.loads(await receiver.receive())
-        if scope.cancelled_caught:
-            return
-        who = {"instance": self.instance, "incarnation": incarnation, "leg": leg}
-        await sender.send(json.dumps(who).encode())
-        done = trio.Event()
-
-        async def receive() -> None:
-            while await receiver.receive():
-                pass
-            done.set()
-
-        trouble: list[BaseException] = []
-        try:
-            async with trio.open_nursery(strict_exception_groups=True) as nursery:
-                nursery.start_soon(receive)
-                rng = Random(plan["seed"])
-                for size, pause in plan["down"]:
-                    await sender.send(noise(rng, size))
-                    await trio.sleep(pause)
-                await done.wait()
-        except* (*BROKEN, DamagedError) as group:
-            trouble.extend(group.exceptions)
-        if trouble:
-            raise next((each for each in trouble if isinstance(each, DamagedError)), trouble[0])
-        await sender.send(json.dumps({"received": receiver.received, "digest": receiver.digest}).encode())
-        await sender.send(b"")
-        await stream.send_eof()
-        await receiver.expect_end()
+        await until(f"{child.name} to be {word}", missing, seconds=_SECONDS)
 
 
-async def service_context(consul: Consul, service: str, folder: Path) -> ssl.SSLContext:
-    """The TLS context of a service, from its leaf."""
+async def write_leaf(consul: Consul, service: str, folder: Path) -> Path:
+    """The file with the certificate and key of a service, and the roots."""
     leaf = await consul.get(f"/v1/agent/connect/ca/leaf/{service}")
     roots = await consul.get("/v1/agent/connect/ca/roots")
-    return mesh_context(leaf, roots, folder, server=True)
+    file = folder / f"{service}.leaf"
+    file.touch(mode=0o600)
+    file.write_text(json.dumps({"leaf": leaf, "roots": roots}))
+    return file

@@ -1,6 +1,7 @@
 """Callers that open streams of random size and length through random gateways, and judge each of them."""
 
 import json
+import socket
 import ssl
 from collections import Counter
 from contextlib import suppress
@@ -10,16 +11,23 @@ from typing import Final
 import trio
 
 from meshgate.adapters.mesh_tls import RefusedError, TlsStream, WrongPeerError, peer_of, shake_hands
-from meshgate.app.demo.instance import HOST
 
 from .fleet import Fleet
 from .ledger import Ledger, Route
-from .messages import MOST, DamagedError, OverError, Receiver, Sender, noise
-from .services import BROKEN, shut_hard
+from .messages import BROKEN, MOST, DamagedError, OverError, Receiver, Sender, noise, spot
 
-OPEN_SECONDS: Final = 20.0
-_SLACK_SECONDS: Final = 40.0
+# More than the longest pause takes, and the repetitions of what was lost meanwhile.
+OPEN_SECONDS: Final = 90.0
+_SLACK_SECONDS: Final = 150.0
+_RESET: Final = b"\x01\0\0\0\0\0\0\0"
 _Plan = list[tuple[int, float]]
+
+
+def shut_hard(transport: trio.SocketStream) -> None:
+    """Close with a reset, as the kernel does for a process that died with unread bytes."""
+    with suppress(OSError, trio.ClosedResourceError):
+        transport.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+    transport.socket.close()
 
 
 class CorruptError(Exception):
@@ -29,7 +37,8 @@ class CorruptError(Exception):
 class Traffic:
     """`callers` tasks, each with one stream at a time.
 
-    `contexts` are the callers' identities by datacenter, `services` the datacenter of each service.
+    `contexts` are the callers' identities by datacenter, `services` the datacenter of each service,
+    `pace` what the pauses in streams are multiplied by.
     """
 
     def __init__(
@@ -40,6 +49,7 @@ class Traffic:
         services: dict[str, str],
         trust_domain: str,
         seed: int,
+        pace: float = 1.0,
     ) -> None:
         self.stopping = False
         self.active: Counter[str] = Counter()
@@ -49,6 +59,7 @@ class Traffic:
         self._services = services
         self._trust_domain = trust_domain
         self._seed = seed
+        self._pace = pace
 
     async def run(self, callers: int) -> None:
         """Opens streams until told to stop, then waits for those that are open."""
@@ -66,9 +77,10 @@ class Traffic:
             near = self._fleet.taking(ours if mode == "local" else theirs)
             if near:
                 gateway = rng.choice(near)
-                route = Route(service, mode, gateway.instance, theirs if mode == "local" else None)
+                home = gateway.consul.datacenter
+                route = Route(service, mode, gateway.instance, home, theirs if mode == "local" else None)
                 self.active[service] += 1
-                await self._stream(rng, route, gateway.port, self._contexts[ours])
+                await self._stream(rng, route, gateway.address, self._contexts[ours])
                 self.active[service] -= 1
             await trio.sleep(rng.expovariate(1 / 0.4))
 
@@ -76,14 +88,14 @@ class Traffic:
         """The name that a stream to a service carries."""
         return f"{service}.default.{self._services[service]}.internal.{self._trust_domain}"
 
-    async def _stream(self, rng: Random, route: Route, port: int, context: ssl.SSLContext) -> None:
+    async def _stream(self, rng: Random, route: Route, address: tuple[str, int], context: ssl.SSLContext) -> None:
         ledger = self._ledger
         ledger.opened += 1
         ledger.streams[f"{route.mode} {route.service}"] += 1
-        plan = _Stream(rng, route, ledger)
+        plan = _Stream(rng, route, ledger, self._pace)
         try:
             with trio.move_on_after(OPEN_SECONDS + _SLACK_SECONDS + plan.seconds) as scope:
-                await plan.open(port, context, self.sni(route.service), self._spiffe(route.service))
+                await plan.open(address, context, self.sni(route.service), self._spiffe(route.service))
                 await plan.converse()
                 ledger.in_order += 1
             if scope.cancelled_caught:
@@ -97,7 +109,7 @@ class Traffic:
             elif plan.greeted:
                 ledger.broke(route, f"{error!r}, {plan.progress}")
             else:
-                ledger.refused(route, repr(error))
+                ledger.refused(route, repr(error), getattr(error, "alert", None))
         finally:
             plan.close()
 
@@ -108,13 +120,13 @@ class Traffic:
 class _Stream:
     """One stream of a caller."""
 
-    def __init__(self, rng: Random, route: Route, ledger: Ledger) -> None:
+    def __init__(self, rng: Random, route: Route, ledger: Ledger, pace: float) -> None:
         self.greeted = False
         self.left_by_us = False
         self._rng = rng
         self._route = route
         self._ledger = ledger
-        self._up, self._down = _plan(rng), _plan(rng)
+        self._up, self._down = _plan(rng, pace), _plan(rng, pace)
         self._leaves = rng.random() < 0.03
         self._half_closes = rng.random() < 0.5
         self._transport: trio.SocketStream | None = None
@@ -141,11 +153,11 @@ class _Stream:
         if self._transport is not None:
             self._transport.socket.close()
 
-    async def open(self, port: int, context: ssl.SSLContext, sni: str, spiffe: str) -> None:
+    async def open(self, address: tuple[str, int], context: ssl.SSLContext, sni: str, spiffe: str) -> None:
         """Up to the greeting, which must come from the service that the SNI names."""
         with trio.move_on_after(OPEN_SECONDS):
-            transport = self._transport = await trio.open_tcp_stream(HOST, port)
-            self._route.legs.add((transport.socket.getsockname()[1], port))
+            transport = self._transport = await trio.open_tcp_stream(*address)
+            self._route.legs.add(frozenset((spot(*transport.socket.getsockname()), spot(*address))))
             stream = self._stream = TlsStream(transport, context, sni=sni)
             await shake_hands(stream, seconds=OPEN_SECONDS)
             met = peer_of(stream.tls)
@@ -156,7 +168,7 @@ class _Stream:
             await self._sender.send(json.dumps({"seed": self._rng.random(), "down": self._down}).encode())
             who = json.loads(await self._receiver.receive())
             self._route.incarnation = who["incarnation"]
-            self._route.legs.add((who["leg"][0], who["leg"][1]))
+            self._route.legs.add(frozenset(who["leg"]))
             self.greeted = True
             return
         raise RefusedError("handshake", None, f"no greeting within {OPEN_SECONDS:g} s")
@@ -208,7 +220,7 @@ class _Stream:
         await self._receiver.expect_end()
 
 
-def _plan(rng: Random) -> _Plan:
+def _plan(rng: Random, pace: float) -> _Plan:
     """Sizes and the pauses behind them: most streams are short, some are large, some last."""
     match rng.choices(("short", "large", "steady", "long"), (50, 12, 25, 13))[0]:
         case "short":
@@ -216,9 +228,9 @@ def _plan(rng: Random) -> _Plan:
         case "large":
             return [(MOST, 0.0) for _ in range(rng.randint(4, 40))]
         case "steady":
-            return [(rng.randint(1, MOST), rng.uniform(0, 0.3)) for _ in range(rng.randint(5, 20))]
+            return [(rng.randint(1, MOST), rng.uniform(0, 0.3) * pace) for _ in range(rng.randint(5, 20))]
         case _:
-            return [(rng.randint(1, 9000), rng.uniform(0.2, 1.5)) for _ in range(rng.randint(8, 22))]
+            return [(rng.randint(1, 9000), rng.uniform(0.2, 1.5) * pace) for _ in range(rng.randint(8, 22))]
 
 
 async def until_idle(traffic: Traffic, seconds: float) -> None:

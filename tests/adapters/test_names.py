@@ -8,7 +8,11 @@ from trio.testing import MockClock
 
 from meshgate.adapters.names import REFRESH_SECONDS, NameKeeper
 
-Answers = dict[str, list[str] | OSError]
+Answers = dict[str, list[str] | OSError | None]  # None: nobody answers
+
+
+def family(address: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
 
 
 class Resolver(trio.abc.HostnameResolver):
@@ -19,13 +23,15 @@ class Resolver(trio.abc.HostnameResolver):
         self.asked: list[str] = []
 
     async def getaddrinfo(self, host, *_args, **_options):  # type: ignore[no-untyped-def]
-        await trio.lowlevel.checkpoint()
         name = host.decode()
+        await trio.sleep(0.02 if name == "two.example" else 0)
         self.asked.append(name)
         answer = self.answers[name]
+        if answer is None:
+            await trio.sleep_forever()
         if isinstance(answer, OSError):
             raise answer
-        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 0)) for address in answer]
+        return [(family(address), socket.SOCK_STREAM, 6, "", (address, 0)) for address in answer]
 
     async def getnameinfo(self, sockaddr, flags):  # type: ignore[no-untyped-def]
         raise NotImplementedError
@@ -47,6 +53,46 @@ async def test_all_addresses_of_a_new_name_are_known_at_once(answers: Answers, n
     with trio.fail_after(2):
         await changed.wait()
     assert keeper.addresses == {"one.example": ("192.0.2.1", "192.0.2.2")}
+
+
+async def test_addresses_of_both_families_are_known(
+    answers: Answers, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    answers["one.example"] = ["2001:db8::1", "192.0.2.1", "2001:db8::2"]
+    trio.socket.set_custom_hostname_resolver(Resolver(answers))
+    keeper = NameKeeper(lambda: None)
+    keeper.want({"one.example"})
+    nursery.start_soon(keeper.run)
+    await trio.sleep(1)
+    assert keeper.addresses == {"one.example": ("192.0.2.1", "2001:db8::1", "2001:db8::2")}
+
+
+async def test_name_that_nobody_answers_for_holds_up_no_other(
+    answers: Answers, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    answers["dead.example"] = None
+    trio.socket.set_custom_hostname_resolver(Resolver(answers))
+    keeper = NameKeeper(lambda: None)
+    keeper.want({"one.example", "dead.example"})
+    nursery.start_soon(keeper.run)
+    await trio.sleep(1)
+    assert keeper.addresses == {"one.example": ("192.0.2.1", "192.0.2.2")}
+    answers["one.example"] = ["192.0.2.7"]
+    keeper.want({"one.example", "dead.example", "two.example"})
+    await trio.sleep(REFRESH_SECONDS + 1)
+    assert keeper.addresses == {"one.example": ("192.0.2.7",), "two.example": ("192.0.2.9",)}
+
+
+async def test_answers_that_come_together_are_one_change(
+    answers: Answers, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    trio.socket.set_custom_hostname_resolver(Resolver(answers))
+    changes: list[float] = []
+    keeper = NameKeeper(lambda: changes.append(trio.current_time()))
+    keeper.want({"one.example", "two.example"})
+    nursery.start_soon(keeper.run)
+    await trio.sleep(5 * REFRESH_SECONDS)
+    assert len(changes) == 1
 
 
 async def test_last_answer_is_kept_when_dns_fails_and_replaced_when_it_is_back(

@@ -12,8 +12,9 @@ import structlog
 import trio
 
 from meshgate.adapters.admin.messages import Request, Response, json_response
-from meshgate.adapters.admin.metrics import GatewayStats, Metrics
+from meshgate.adapters.admin.metrics import Metrics
 from meshgate.adapters.admin.server import AdminServer
+from meshgate.adapters.admin.stats import GatewayStats
 from meshgate.adapters.admin.views import routes_view
 from meshgate.adapters.relay import Limits
 from meshgate.adapters.relay.counters import OpenStream

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from meshgate.adapters.admin.metrics import Destination, GatewayStats, endpoint_counts
+from meshgate.adapters.admin.stats import Destination, GatewayStats, endpoint_counts
 from meshgate.adapters.relay.counters import OpenStream
 from meshgate.app.cli import execute
 from meshgate.app.commands.top_frame import DestinationRow, Frame, Look, RefusedRow, frame
@@ -59,6 +59,7 @@ STATS = GatewayStats(
     watch_age_seconds={"services": 12.0, "resolvers": 100.0},
     endpoints=endpoint_counts(TABLE),
     ca_root_expiry=1_900_000_000.0,
+    destination_bytes={Destination(RouteKind.SERVICE, "Web"): (1000, 2000)},
 )
 STREAMS = [
     OpenStream(1, "192.0.2.1:1", WEB, WEB, "10.0.0.7:21000", "relaying", 9.0, 1000, 2000, 0),
@@ -75,6 +76,7 @@ LATER = replace(
     connections={Destination(RouteKind.SERVICE, "Web"): 120, Destination(RouteKind.DATACENTER, "dc2"): 10},
     bytes_received=1_400_000,
     refused={Reason.UNKNOWN_SNI: 50, Reason.NO_SNI: 1},
+    destination_bytes={Destination(RouteKind.SERVICE, "Web"): (5200, 10_000)},
 )
 
 
@@ -119,8 +121,8 @@ def test_destinations_are_the_routes_the_busiest_first(looks: tuple[Look, Look])
     assert frame(*looks).destinations == [
         DestinationRow("Web", "service", 2, 10.0, 2100.0, 4000.0, 120, 1, 2),
         DestinationRow("dc2", "datacenter", 1, 0.0, 0.0, 0.0, 10, 1, 1),
-        DestinationRow("api", "service", 0, 0.0, None, None, 0, 0, 1),
-        DestinationRow("canary.web", "subset", 0, 0.0, None, None, 0, 1, 1),
+        DestinationRow("api", "service", 0, 0.0, 0.0, 0.0, 0, 0, 1),
+        DestinationRow("canary.web", "subset", 0, 0.0, 0.0, 0.0, 0, 1, 1),
     ]
 
 
@@ -154,7 +156,7 @@ def test_a_very_busy_gateway_is_not_asked_for_its_streams() -> None:
     with gateway.serving() as address:
         look = looked(gateway, 10.0, address)
     assert look.streams is None
-    assert {(row.open, row.received) for row in frame(look, replace(look, at=12.0)).destinations} == {(None, None)}
+    assert {(row.open, row.received) for row in frame(look, replace(look, at=12.0)).destinations} == {(None, 0.0)}
 
 
 @pytest.mark.parametrize(
@@ -215,8 +217,8 @@ def test_the_screen_is_readable_at_80_columns(looks: tuple[Look, Look]) -> None:
         "DESTINATION KIND       OPEN NEW/S   IN/S  OUT/S HEALTHY",
         "Web         service       2  10.0 2.1 kB 4.0 kB     1/2",
         "dc2         datacenter    1   0.0    0 B    0 B     1/1",
-        "api         service       0   0.0      -      -     0/1",
-        "canary.web  subset        0   0.0      -      -     1/1",
+        "api         service       0   0.0    0 B    0 B     0/1",
+        "canary.web  subset        0   0.0    0 B    0 B     1/1",
         "",
         "refused: unknown_sni 50 (5.0/s), no_sni 1 (0.5/s)",
         "unhealthy: api [2001:db8::8]:21000 on n2, web [2001:db8::8]:21000 on n2",

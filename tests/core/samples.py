@@ -44,5 +44,5 @@ def suffix(name: str, *endpoints: Endpoint, **fields: Any) -> Route:
 
 def table(*routes: Route, **fields: str) -> RouteTable:
     """The table of a gateway in dc1 of TD3."""
-    place = {"datacenter": "dc1", "trust_domain": TD3, "partition": "default"} | fields
+    place: dict[str, Any] = {"datacenter": "dc1", "trust_domain": TD3, "partition": "default"} | fields
     return RouteTable.of(**place, routes=iter(routes))

@@ -3,7 +3,18 @@
 from dataclasses import replace
 
 from meshgate.core.carrying import Unanswered, carry_over
-from meshgate.core.catalog import Instance, RemoteDatacenter, Service, Snapshot, Subset
+from meshgate.core.catalog import (
+    ChainTarget,
+    Export,
+    ImportedService,
+    Instance,
+    PeerServers,
+    RemoteDatacenter,
+    RemotePartition,
+    Service,
+    Snapshot,
+    Subset,
+)
 
 
 def rows(*ports: int, service: str = "web") -> tuple[Instance, ...]:
@@ -76,3 +87,73 @@ def test_nothing_is_carried_from_elsewhere() -> None:
         replace(NOTHING, trust_domain="other.consul"),
     ):
         assert carry_over(fresh, LAST, everything) is fresh
+
+
+# --- Enterprise and peering -------------------------------------------------------------------------------------------
+
+TEAM_WEB = replace(WEB, namespace="team")
+
+
+def test_services_of_one_name_in_two_namespaces_are_two() -> None:
+    last = replace(LAST, services=(WEB, TEAM_WEB))
+    assert carry_over(NOTHING, last, Unanswered(services=frozenset({"team/web"}))).services == (TEAM_WEB,)
+    assert carry_over(NOTHING, last, Unanswered(services=frozenset({"web"}))).services == (WEB,)
+
+
+def test_subset_of_another_namespace_has_it_in_its_account() -> None:
+    fresh = replace(NOTHING, services=(replace(TEAM_WEB, subsets=(Subset("v1"),)),))
+    last = replace(LAST, services=(TEAM_WEB,))
+    assert carry_over(fresh, last, Unanswered(subsets=frozenset({"v1.web"}))) is fresh
+    assert carry_over(fresh, last, Unanswered(subsets=frozenset({"team/v1.web"}))).services[0].subsets[0] == Subset(
+        "v1", instances=rows(1)
+    )
+
+
+def test_namespace_whose_services_are_not_listed_yet_keeps_them_all() -> None:
+    last = replace(LAST, services=(API, TEAM_WEB))
+    late = Service("late", rows(9), namespace="team")
+    fresh = replace(NOTHING, services=(late,))
+    carried = carry_over(fresh, last, Unanswered(namespaces=frozenset({"team"})))
+    assert carried.services == (late, TEAM_WEB)
+
+
+P1, P2 = RemotePartition("p1", rows(1)), RemotePartition("p2", rows(2))
+
+
+def test_partition_of_which_nothing_is_proven_keeps_its_gateways() -> None:
+    last = replace(LAST, partitions=(P1, P2))
+    fresh = replace(NOTHING, partitions=(RemotePartition("p1", ()),))
+    assert carry_over(fresh, last, Unanswered(partitions=frozenset({"p1"}))).partitions == (P1,)
+    assert carry_over(fresh, last, Unanswered(partitions=frozenset({"p2"}))).partitions == (*fresh.partitions, P2)
+    moved = replace(NOTHING, partitions=(RemotePartition("p1", rows(9)),))
+    assert carry_over(moved, last, Unanswered(partitions=frozenset({"p1"}))) is moved
+
+
+def test_imported_service_without_an_answer_stays() -> None:
+    db, api = ImportedService("db", "us", rows(1)), ImportedService("api", "us", rows(2), "team")
+    last = replace(LAST, imports=(db, api))
+    keys = frozenset({"db of peer us", "team/api of peer us"})
+    assert carry_over(NOTHING, last, Unanswered()).imports == ()
+    assert carry_over(NOTHING, last, Unanswered(imports=keys)).imports == (db, api)
+    fresh = replace(NOTHING, imports=(ImportedService("db", "us", rows(9)),))
+    assert carry_over(fresh, last, Unanswered(imports=keys)).imports == (*fresh.imports, api)
+
+
+def test_exports_and_their_chains_stay_until_they_are_known() -> None:
+    known = Export("web", peers=("us",), protocol="tcp", target=ChainTarget("web"))
+    last = replace(LAST, exports=(known,))
+    assert carry_over(NOTHING, last, Unanswered()).exports == ()
+    assert carry_over(NOTHING, last, Unanswered(exports=True)).exports == (known,)
+    fresh = replace(NOTHING, exports=(Export("new"), Export("web", peers=("eu",))))
+    waiting = Unanswered(chains=frozenset({"web", "new"}))
+    assert carry_over(fresh, last, waiting).exports == (Export("new"), replace(known, peers=("eu",)))
+    assert carry_over(fresh, last, Unanswered()) is fresh
+
+
+def test_control_plane_of_peers_stays_until_it_is_known() -> None:
+    last = replace(
+        LAST, peer_servers=(PeerServers("us", "server.us.peering.x", (("192.0.2.9", 1),)),), peer_through=True
+    )
+    carried = carry_over(NOTHING, last, Unanswered(peers=True))
+    assert (carried.peer_servers, carried.peer_through) == (last.peer_servers, True)
+    assert carry_over(NOTHING, last, Unanswered()) is NOTHING

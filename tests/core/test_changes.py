@@ -35,3 +35,11 @@ def test_only_what_differs_is_sent() -> None:
     change = difference(table(kept, moved, gone), table(kept, elsewhere, new))
     assert change.routes == (elsewhere, new)
     assert change.removed == ("*.gone",)
+
+
+def test_a_change_leaves_the_table_that_is_in_use_alone() -> None:
+    kept, gone, new = exact("kept"), suffix("gone"), exact("new")
+    before = table(kept, gone)
+    after = changed(before, difference(before, table(kept, new)))
+    assert (after.find("new"), after.find("x.gone")) == (new, None)
+    assert (before.find("new"), before.find("x.gone")) == (None, gone)

@@ -9,10 +9,12 @@ from hypothesis import strategies as st
 from meshgate.core.balance import Policy
 from meshgate.core.catalog import RemoteDatacenter, Service, Snapshot, Subset
 from meshgate.core.explain import MAX_SHOWN, Explanation, Step, explain
+from meshgate.core.hello import Hello
 from meshgate.core.planner import plan
 from meshgate.core.reasons import Reason
 from meshgate.core.routes import Endpoint, Route, RouteKind, RouteTable
 
+from .hellos import hello, judge, malformed, server_name
 from .samples import TD1, TD3, endpoint, exact, instance, suffix, table, unhealthy
 
 WEB = (instance(),)
@@ -153,7 +155,7 @@ def test_the_form_says_what_the_name_asks_for(name: str, form: str) -> None:
         ),
         pytest.param(
             f"web.default.p1.dc1.internal-v1.{TD3}",
-            Step("partition", "the name's is p1, this gateway's is default"),
+            Step("partition", "no gateway of partition p1 is known; known are default (this gateway's)"),
             id="partition here",
         ),
         pytest.param(
@@ -210,17 +212,21 @@ def test_the_form_says_what_the_name_asks_for(name: str, form: str) -> None:
         ),
         pytest.param(
             f"bar.default.default.peer-a.external.{TD3}",
-            Step("peering", "no service that is exported to a peer or imported from one has this name"),
+            Step("peering", "no service that is exported to a peer or imported from one has this name; known are none"),
             id="not exported",
         ),
         pytest.param(
             f"bar.default.default.peer-a.external.{TD1}",
-            Step("peering", "no service that is exported to a peer or imported from one has this name"),
+            Step("peering", "no service that is exported to a peer or imported from one has this name; known are none"),
             id="not imported",
         ),
         pytest.param(
             f"server.dc1.peering.{TD1}",
-            Step("peering", "this gateway has no route to a control plane of this name"),
+            Step(
+                "peering",
+                "this gateway has no route to a control plane of this name; it has one only with "
+                "Peering.PeerThroughMeshGateways in the mesh entry, and in the default partition",
+            ),
             id="peering control plane",
         ),
         pytest.param(
@@ -233,21 +239,6 @@ def test_the_form_says_what_the_name_asks_for(name: str, form: str) -> None:
             Step("form", "services are asked for as [subset.]service.namespace.datacenter.internal.trust-domain"),
             id="namespace left out",
         ),
-        pytest.param(
-            f"web.default.dc1.internal.{TD3}.",
-            Step("form", "the name has an empty label, or a dot at its end; neither belongs in an SNI"),
-            id="final dot",
-        ),
-        pytest.param(
-            f"web..dc1.internal.{TD3}",
-            Step("form", "the name has an empty label, or a dot at its end; neither belongs in an SNI"),
-            id="empty label",
-        ),
-        pytest.param(
-            f"{'a' * 200}.default.dc2.internal.{TD3}",
-            Step("length", "265 characters; names longer than 255 match nothing"),
-            id="too long for the suffix that it has",
-        ),
     ],
 )
 def test_a_name_without_a_route_is_told_what_is_wrong_with_it(name: str, step: Step) -> None:
@@ -257,6 +248,30 @@ def test_a_name_without_a_route_is_told_what_is_wrong_with_it(name: str, step: S
     assert [step.rule for step in explanation.steps[:2]] == ["server name", "form"]
     assert told(explanation)[2:-1] == [("exact match", "no"), ("longest suffix match", "no")]
     assert explanation.steps[-1] == step
+
+
+@pytest.mark.parametrize(
+    ("name", "fault"),
+    [
+        pytest.param(f"web.default.dc1.internal.{TD3}.", "a name with a final dot", id="final dot"),
+        pytest.param(f"web..dc1.internal.{TD3}", "a name that is no host name", id="empty label"),
+        pytest.param(f"{'a' * 200}.default.dc2.internal.{TD3}", "a name longer than 255 bytes", id="too long"),
+        pytest.param("10.0.0.7", "an IP address", id="IPv4 address"),
+        pytest.param("::1", "an IP address", id="IPv6 address"),
+        pytest.param(f"b\u00fcro.default.dc1.internal.{TD3}", "a name that is not ASCII", id="not ASCII"),
+        pytest.param("a\udcff", "a name that is not ASCII", id="half a pair"),
+        pytest.param("we b", "a name that is no host name", id="blank"),
+        pytest.param("web\0", "a name with a NUL byte", id="NUL"),
+    ],
+)
+def test_a_name_that_no_hello_may_carry_is_refused_as_the_relay_refuses_it(name: str, fault: str) -> None:
+    explanation = explain(MESH, name)
+    assert (explanation.decision, explanation.reason) == ("refused", Reason.HELLO_MALFORMED)
+    assert (explanation.route, explanation.kind, explanation.endpoints) == (None, None, ())
+    assert [step.rule for step in explanation.steps] == ["server name", "host name"]
+    assert explanation.steps[-1].outcome.startswith(f"{fault}: ")
+    # The same name in a hello, as far as a hello can carry it.
+    assert fault in malformed(hello(server_name(name.encode("utf-8", "surrogatepass"))))
 
 
 def test_before_the_trust_domain_is_known_that_is_the_cause() -> None:
@@ -273,7 +288,7 @@ def test_a_gateway_of_another_partition_than_the_default_one_says_its_own() -> N
     routes = table(exact(f"web.default.p1.dc1.internal-v1.{TD3}"), partition="P1", datacenter="DC1")
     assert explain(routes, f"web.default.p1.dc1.internal-v1.{TD3}").decision == "routed"
     assert explain(routes, f"web.default.dc1.internal.{TD3}").steps[-1] == Step(
-        "partition", "the name's is default, this gateway's is p1"
+        "partition", "no gateway of partition default is known; known are p1 (this gateway's)"
     )
     assert explain(routes, f"wbe.default.p1.dc1.internal-v1.{TD3}").steps[-1].rule == "service"
 
@@ -438,6 +453,10 @@ def test_the_explanation_never_disagrees_with_what_the_relay_does(case: tuple[Ro
     routes, name = case
     route = routes.find(name)
     explanation = explain(routes, name)
+    encoded = name.encode("utf-8", "surrogatepass")
+    if name and not isinstance(judge(hello(server_name(encoded[:400]))), Hello):
+        assert (explanation.decision, explanation.reason) == ("refused", Reason.HELLO_MALFORMED)
+        return
     assert explanation.decision == ("routed" if route is not None and route.candidates else "refused")
     assert explanation.route is route
     if not name:

@@ -2,7 +2,10 @@
 
 import pytest
 
-from meshgate.core.gateway_options import NO_OPTIONS, GatewayOptions, gateway_options
+from meshgate.core.gateway_options import NO_OPTIONS, GatewayOptions, Keepalive, gateway_options
+
+KEEPALIVE = "envoy_gateway_remote_tcp_keepalive"
+ENABLE = {"envoy_gateway_remote_tcp_enable_keepalive": True}
 
 
 @pytest.mark.parametrize(
@@ -17,21 +20,36 @@ from meshgate.core.gateway_options import NO_OPTIONS, GatewayOptions, gateway_op
         ({"connect_timeout_ms": True}, NO_OPTIONS),
         ({"connect_timeout_ms": None}, NO_OPTIONS),
         ({"connect_timeout_ms": float("inf")}, NO_OPTIONS),
-        ({"envoy_gateway_remote_tcp_keepalive_time": 30}, NO_OPTIONS),
-        (
-            {"envoy_gateway_remote_tcp_enable_keepalive": True, "envoy_gateway_remote_tcp_keepalive_time": 30},
-            GatewayOptions(keepalive=30.0),
-        ),
-        (
-            {"envoy_gateway_remote_tcp_enable_keepalive": True, "envoy_gateway_remote_tcp_keepalive_time": 0},
-            NO_OPTIONS,
-        ),
-        (
-            {"envoy_gateway_remote_tcp_enable_keepalive": True, "envoy_gateway_remote_tcp_keepalive_time": 86400},
-            GatewayOptions(keepalive=32767),
-        ),
+        ({"connect_timeout_ms": 10**400}, NO_OPTIONS),
+        ({"envoy_dns_discovery_type": "logical_dns"}, GatewayOptions(one_host_name=True)),
+        ({"envoy_dns_discovery_type": "STRICT_DNS"}, NO_OPTIONS),
+        ({"envoy_dns_discovery_type": 7}, NO_OPTIONS),
         ({"envoy_stats_bind_addr": "127.0.0.1:9102"}, NO_OPTIONS),
     ],
 )
 def test_options(config: dict[str, object], options: GatewayOptions) -> None:
     assert gateway_options(config) == options
+
+
+@pytest.mark.parametrize(
+    ("config", "keepalive"),
+    [
+        ({f"{KEEPALIVE}_time": 30}, None),
+        (ENABLE, Keepalive()),
+        ({"envoy_gateway_remote_tcp_enable_keepalive": "true"}, Keepalive()),
+        ({"envoy_gateway_remote_tcp_enable_keepalive": 1}, Keepalive()),
+        ({"envoy_gateway_remote_tcp_enable_keepalive": "no"}, None),
+        ({"envoy_gateway_remote_tcp_enable_keepalive": []}, None),
+        (
+            ENABLE | {f"{KEEPALIVE}_time": 30, f"{KEEPALIVE}_interval": "10", f"{KEEPALIVE}_probes": 3.0},
+            Keepalive(30, 10, 3),
+        ),
+        (ENABLE | {f"{KEEPALIVE}_time": 0, f"{KEEPALIVE}_interval": -1}, Keepalive()),
+        (
+            ENABLE | {f"{KEEPALIVE}_time": 86400, f"{KEEPALIVE}_interval": 10**9, f"{KEEPALIVE}_probes": 1000},
+            Keepalive(32767, 32767, 127),
+        ),
+    ],
+)
+def test_keepalive_towards_other_gateways(config: dict[str, object], keepalive: Keepalive | None) -> None:
+    assert gateway_options(config) == GatewayOptions(remote_keepalive=keepalive)

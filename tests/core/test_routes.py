@@ -188,3 +188,11 @@ def test_find_agrees_with_the_rule_said_slowly(exacts: list[str], suffixes: list
         ]
         expected = f"*.{max(fitting, key=len)}" if fitting else None
     assert found(routes, name) == expected
+
+
+def test_a_table_knows_the_routes_it_has_by_the_names_that_users_write() -> None:
+    made = table(exact("web"), suffix("dc2.internal"))
+    assert made.has("web")
+    assert made.has("*.dc2.internal")
+    assert not made.has("dc2.internal")
+    assert not made.has("*.web")

@@ -50,6 +50,7 @@ def test_there_is_a_target_for_every_decoder_and_a_corpus_for_every_target() -> 
         ("agent_facts", '{"Config": "\\ud800"}'),
         ("datacenters", '"\\ud800"'),
         ("instances", "[" * 5000),
+        ("chain", '{"Chain": {"ServiceName": "\\n", "StartNode": "x"}}'),
     ],
 )
 def test_what_once_broke_a_promise_does_not_again(target: str, text: str, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
+from unittest.mock import MagicMock
 
 import httpx
 import pytest
@@ -50,7 +51,7 @@ HOSTILE = [
 
 def routes() -> list[tuple[str, str]]:
     """Every method and path that the admin address knows, whoever added it."""
-    return list(admin_routes(cast("Any", object())))
+    return list(admin_routes(cast("Any", MagicMock())))
 
 
 def paths(method: str) -> list[str]:

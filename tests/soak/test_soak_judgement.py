@@ -1,53 +1,124 @@
 """The soak can fail: what has no cause is a violation, and damage is found."""
 
+import contextlib
+import io
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 
 
 def run(code: str) -> str:
-    env = {**os.environ, "PYTHONPATH": str(ROOT / "scripts")}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False, timeout=60
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    """What the code prints, with the package of the soak at hand."""
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+        patch.syspath_prepend(str(ROOT / "scripts"))
+        exec(compile(code, "judgement", "exec"), {"__name__": "judgement"})
+    return printed.getvalue()
 
 
 LEDGER = """
 from soaking.ledger import Ledger, Route
 ledger = Ledger()
-route = Route("web", "local", "gateway-1", "dc2", legs={(40001, 8443), (40002, 9000)}, incarnation="web-1/0")
+near, far = frozenset(("a:40001", "b:8443")), frozenset(("c:40002", "d:9000"))
+route = Route("web", "local", "gateway-1", "dc1", "dc2", legs={near, far}, incarnation="web-1/0")
 """
 
 
 def test_a_break_without_a_death_is_a_violation() -> None:
-    assert run(f"{LEDGER}\nledger.broke(route, 'reset'); print(len(ledger.violations))") == "1\n"
+    code = "ledger.broke(route, 'reset'); ledger.settle(); print(len(ledger.violations))"
+    assert run(f"{LEDGER}\n{code}") == "1\n"
 
 
 def test_the_death_of_another_process_is_no_cause() -> None:
-    code = "ledger.death('worker killed', {(40001, 8444), (40003, 9000)}); ledger.broke(route, 'reset')"
+    legs = "{frozenset(('a:40001', 'b:8444')), frozenset(('e:40002', 'd:9000'))}"
+    code = f"ledger.death('worker killed', {legs}); ledger.broke(route, 'reset'); ledger.settle()"
     assert run(f"{LEDGER}\n{code}; print(len(ledger.violations))") == "1\n"
 
 
 def test_the_death_of_what_carried_the_stream_is_a_cause_on_either_leg_and_at_the_endpoint() -> None:
-    for death in ("'a', {(40001, 8443)}", "'a', {(40002, 9000)}", "'a', incarnation='web-1/0'"):
+    for death in ("'a', {near}", "'a', {far}", "'a', incarnation='web-1/0'"):
         code = f"ledger.death({death}); ledger.broke(route, 'reset'); print(ledger.violations, dict(ledger.breaks))"
         assert run(f"{LEDGER}\n{code}") == "[] {'a': 1}\n"
 
 
 def test_a_break_before_the_drain_timeout_is_a_violation() -> None:
-    code = "ledger.death('drain', {(40001, 8443)}, after=5); ledger.broke(route, 'x'); print(len(ledger.violations))"
-    assert run(f"{LEDGER}\n{code}") == "1\n"
+    code = "ledger.death('drain', {near}, after=5); ledger.broke(route, 'x'); ledger.settle()"
+    assert run(f"{LEDGER}\n{code}; print(len(ledger.violations))") == "1\n"
 
 
 def test_a_refusal_is_explained_only_by_what_concerns_it() -> None:
-    for about, violations in (("gateway-1", 0), ("behind dc2", 0), ("web", 0), ("gateway-2", 1), ("behind dc1", 1)):
-        code = f"ledger.disturb('x', '{about}'); ledger.refused(route, 'alert'); print(len(ledger.violations))"
-        assert run(f"{LEDGER}\n{code}") == f"{violations}\n"
+    concerned = ("gateway-1", "behind dc2", "web", "from dc1 behind dc2")
+    for about in (*concerned, "gateway-2", "behind dc1", "from dc2 behind dc2"):
+        code = f"ledger.disturb('x', '{about}'); ledger.refused(route, 'alert'); ledger.settle()"
+        violations = 0 if about in concerned else 1
+        assert run(f"{LEDGER}\n{code}; print(len(ledger.violations))") == f"{violations}\n"
+
+
+def test_what_lasts_no_longer_excuses_only_streams_begun_before() -> None:
+    begun = "ledger.shock('x', 'web'); ledger.refused(route, 'reset'); ledger.settle(); print(len(ledger.violations))"
+    assert run(f"{LEDGER}\n{begun}") == "0\n"
+    before = LEDGER.replace("route =", "ledger.shock('x', 'web')\nroute =")
+    assert run(f"{before}\nledger.refused(route, 'reset'); ledger.settle(); print(len(ledger.violations))") == "1\n"
+
+
+def test_a_refusal_by_another_alert_than_the_disturbance_names_is_a_violation() -> None:
+    for alert, violations in (("internal_error", 0), ("decode_error", 1), (None, 1)):
+        code = f"ledger.disturb('x', 'web').alert = 'internal_error'; ledger.refused(route, 'x', {alert!r})"
+        assert run(f"{LEDGER}\n{code}; ledger.settle(); print(len(ledger.violations))") == f"{violations}\n"
+
+
+def test_a_cause_that_becomes_known_later_counts_and_nothing_is_judged_before() -> None:
+    code = "ledger.refused(route, 'x'); ledger.settle(60); ledger.disturb('late', 'web').start = 0; ledger.settle()"
+    assert run(f"{LEDGER}\n{code}; print(ledger.violations, dict(ledger.refusals))") == "[] {'late': 1}\n"
+
+
+NETWORK = """
+import os, socket, subprocess, sys, tempfile
+from pathlib import Path
+import trio
+from soaking.network import Network, enter
+if why := enter():
+    print(why)
+    sys.exit()
+SERVER = "import socket; s = socket.create_server(('', 7000)); print('up', flush=True)\\nwhile True: s.accept()"
+async def main():
+    with tempfile.TemporaryDirectory() as folder:
+        network = Network("", Path(folder))
+        one, two, three = [await network.place() for _ in range(3)]
+        server = subprocess.Popen([*one.prefix, sys.executable, "-c", SERVER], stdout=subprocess.PIPE)
+        server.stdout.readline()
+        def reaches(place):
+            client = f"import socket; socket.create_connection(('{one.address}', 7000), 1.5)"
+            done = subprocess.run([*place.prefix, sys.executable, "-c", client], capture_output=True)
+            return "yes" if done.returncode == 0 else "no"
+        print(reaches(two), reaches(three))
+        network.cut([one], [two])
+        print(reaches(two), reaches(three))
+        network.heal([one], [two])
+        print(reaches(two), reaches(three))
+        server.kill()
+        await network.close()
+trio.run(main)
+"""
+
+
+def test_places_that_are_cut_from_each_other_do_not_reach_each_other_and_all_others_do(tmp_path: Path) -> None:
+    script = tmp_path / "network.py"
+    script.write_text(NETWORK)
+    env = {**os.environ, "PYTHONPATH": str(ROOT / "scripts")}
+    done = subprocess.run(
+        [sys.executable, str(script)], env=env, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    if len(lines) == 1:
+        pytest.skip(f"no network to cut here: {lines[0]}")
+    assert lines == ["yes yes", "no yes", "yes yes"]
 
 
 STREAM = """

@@ -1,7 +1,8 @@
 """Keeps the addresses of host names, so that nothing on the data path ever waits for DNS.
 
-Names are asked for again every REFRESH_SECONDS, as Consul's Envoy gateway does; getaddrinfo tells no time to live. What
-a name resolved to last is kept when asking fails: an outage of DNS is no outage of traffic.
+Names are asked for again every REFRESH_SECONDS, as Consul's Envoy gateway does; getaddrinfo tells no time to live. All
+addresses of a name count, of both families. What a name resolved to last is kept when asking fails: an outage of DNS is
+no outage of traffic. A name whose servers do not answer holds up no other.
 """
 
 import socket
@@ -14,7 +15,9 @@ import trio
 log = structlog.get_logger(module="meshgate.names")
 
 REFRESH_SECONDS: Final = 10.0
-_AT_ONCE: Final = 8
+_AT_ONCE: Final = 32
+# Answers that come together make one change.
+_TOGETHER_SECONDS: Final = 0.05
 
 
 class NameKeeper:
@@ -30,11 +33,12 @@ class NameKeeper:
         self._wanted: frozenset[str] = frozenset()
         self._failing: set[str] = set()
         self._news = trio.Event()
+        self._change = trio.Event()
 
     def want(self, names: Iterable[str]) -> None:
         """Set the names to keep; new ones are asked for at once, others are forgotten."""
         wanted = frozenset(names)
-        if wanted - self._wanted:
+        if wanted != self._wanted:
             self._news.set()
         self._wanted = wanted
         self._failing &= wanted
@@ -47,16 +51,30 @@ class NameKeeper:
     async def run(self) -> None:
         """Resolve until cancelled."""
         limiter = trio.CapacityLimiter(_AT_ONCE)
-        while True:
-            self._news = trio.Event()
-            before = dict(self.addresses)
-            async with trio.open_nursery() as nursery:
-                for name in self._wanted:
-                    nursery.start_soon(self._resolve, name, limiter)
-            if self.addresses != before:
-                self._on_change()
-            with trio.move_on_after(REFRESH_SECONDS if self._wanted else float("inf")):
+        following: dict[str, trio.CancelScope] = {}
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._tell)
+            while True:
+                self._news = trio.Event()
+                for name in following.keys() - self._wanted:
+                    following.pop(name).cancel()
+                for name in self._wanted - following.keys():
+                    following[name] = trio.CancelScope()
+                    nursery.start_soon(self._follow, name, following[name], limiter)
                 await self._news.wait()
+
+    async def _follow(self, name: str, scope: trio.CancelScope, limiter: trio.CapacityLimiter) -> None:
+        with scope:
+            while True:
+                await self._resolve(name, limiter)
+                await trio.sleep(REFRESH_SECONDS)
+
+    async def _tell(self) -> None:
+        while True:
+            await self._change.wait()
+            await trio.sleep(_TOGETHER_SECONDS)
+            self._change = trio.Event()
+            self._on_change()
 
     async def _resolve(self, name: str, limiter: trio.CapacityLimiter) -> None:
         try:
@@ -73,5 +91,7 @@ class NameKeeper:
         if name in self._failing:
             self._failing.discard(name)
             log.info("host name resolves again", name=name)
-        if name in self._wanted:
-            self.addresses[name] = tuple(sorted({str(address[0]) for *_, address in found}))
+        addresses = tuple(sorted({str(address[0]) for *_, address in found}))
+        if name in self._wanted and self.addresses.get(name) != addresses:
+            self.addresses[name] = addresses
+            self._change.set()

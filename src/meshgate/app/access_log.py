@@ -9,6 +9,7 @@ import atexit
 import json
 import os
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, Final, Self
@@ -23,6 +24,8 @@ from .log_writer import QUEUE_LINES, LogWriter
 
 log = structlog.get_logger(module="meshgate.access")
 
+Line = Callable[[StreamRecord], str | None]
+
 _STANDARD: Final = {"stdout": 1, "stderr": 2}
 _MODE: Final = 0o640
 _RETRY_SECONDS: Final = 1.0
@@ -35,11 +38,15 @@ class AccessLog:
         target: what users call it.
         fd: where to.
         path: of the file that `reopen` opens again; None for a standard stream.
+        line: makes the line of a record, or None for one that is not to be written; this product's own by default.
         limit: lines that may wait for a slow target.
     """
 
-    def __init__(self, target: str, fd: int, path: str | None, *, limit: int = QUEUE_LINES) -> None:
+    def __init__(
+        self, target: str, fd: int, path: str | None, *, line: Line | None = None, limit: int = QUEUE_LINES
+    ) -> None:
         self._target = target
+        self._line = line or line_of
         self._fd = fd
         self._path = path
         self._reopen_fails = False
@@ -47,7 +54,7 @@ class AccessLog:
         self._writer = LogWriter(fd, self._tell_dropped, on_error=self._tell_error, limit=limit)
 
     @classmethod
-    def open(cls, target: str, *, limit: int = QUEUE_LINES) -> Self | None:
+    def open(cls, target: str, *, line: Line | None = None, limit: int = QUEUE_LINES) -> Self | None:
         """The access log that `settings.access_log` asks for; None for `off`.
 
         A file is appended to. A new one gets mode 0640, or less where the umask wants it so.
@@ -63,7 +70,7 @@ class AccessLog:
             os.fstat(fd)
         except OSError as error:
             raise ConfigError(f"MESHGATE_ACCESS_LOG={target}: cannot be opened: {error.strerror}") from None
-        access_log = cls(target, fd, path, limit=limit)
+        access_log = cls(target, fd, path, line=line, limit=limit)
         atexit.register(access_log.close)
         return access_log
 
@@ -77,7 +84,9 @@ class AccessLog:
         if self._reopen_fails and time.monotonic() >= self._retry_at:
             self._retry_at = time.monotonic() + _RETRY_SECONDS
             self.reopen()
-        self._writer.write(line_of(record))
+        line = self._line(record)
+        if line is not None:
+            self._writer.write(line)
 
     def reopen(self) -> None:
         """Open the file by its name again, after what was taken so far is written: it may have been rotated.

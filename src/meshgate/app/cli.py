@@ -14,38 +14,42 @@ import click
 
 from meshgate import __version__
 
-from .commands.completion import completion
-from .commands.config import config
-from .commands.demo import demo
-from .commands.doctor import doctor
-from .commands.drain import drain
-from .commands.explain import explain
-from .commands.modes import modes
 from .commands.options import Session
-from .commands.policy import policy
-from .commands.probe import probe
-from .commands.routes import routes
-from .commands.run import run
-from .commands.top import top
 from .failures import CommandError, ConfigError
 from .go_flags import normalised, options_of
+from .on_demand import OnDemand, chosen
 from .setting_sources import MASK
 from .text import printable
 
 _INTERRUPTED = 130
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+_NAMES = (
+    "run",
+    "demo",
+    "doctor",
+    "explain",
+    "routes",
+    "top",
+    "drain",
+    "probe",
+    "modes",
+    "policy",
+    "config",
+    "completion",
+)
+
+
+@click.group(
+    commands=OnDemand(f"{__package__}.commands", _NAMES),
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
 @click.version_option(__version__, prog_name="meshgate", message="%(prog)s %(version)s")
 def cli() -> None:
     """A Consul mesh gateway: forwards mTLS streams by SNI and never terminates them.
 
     Flags come after the command, with one dash or two: -token=... or --token ...
     """
-
-
-for _command in (run, demo, doctor, explain, routes, top, drain, probe, modes, policy, config, completion):
-    cli.add_command(_command)
 
 
 def main() -> NoReturn:
@@ -62,7 +66,10 @@ def execute(arguments: Sequence[str]) -> int:
     session = Session()
     try:
         result = cli.main(
-            normalised(arguments, options_of(cli)), prog_name="meshgate", standalone_mode=False, obj=session
+            normalised(arguments, options_of(chosen(cli, list(arguments)))),
+            prog_name="meshgate",
+            standalone_mode=False,
+            obj=session,
         )
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()

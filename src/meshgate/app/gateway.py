@@ -21,8 +21,6 @@ from meshgate.adapters.admin.server import AdminServer
 from meshgate.adapters.consul import (
     CatalogWatcher,
     ConsulClient,
-    OwnRegistration,
-    Registrar,
     WatchHub,
     wait_for_agent,
 )
@@ -31,20 +29,25 @@ from meshgate.adapters.relay import Limits, OpenStream
 from meshgate.adapters.relay.pool import RelayPool
 from meshgate.adapters.sd_notify import Notifier
 from meshgate.core.catalog import Snapshot
-from meshgate.core.gateway_options import gateway_options
-from meshgate.core.planner import host_names, plan
+from meshgate.core.planner import Planner
 from meshgate.core.routes import RouteTable
 
 from .access_log import AccessLog
 from .admin_routes import admin_routes
 from .failures import CommandError
+from .health_history import HealthHistory
 from .last_known import AGENT_PATIENCE, CATALOG_PATIENCE, LastKnown
+from .own_addresses import OwnAddressKeeper
+from .own_registration import RegistrationKeeper
 from .refusal_log import RefusalLog
-from .registration import definition_of, listen_addresses
 from .relay_limits import limits_of
 from .settings import Settings
 from .stream_observer import StreamObserver
+from .supervision import obey_signals, ping_watchdog
 from .table_log import tell_table
+from .telemetry import Telemetry
+from .tenancy import export_problems, export_rules, is_enterprise, partition_of
+from .use import tell_use
 
 log = structlog.get_logger(module="meshgate")
 
@@ -66,21 +69,23 @@ class Gateway:
     def __init__(self, settings: Settings, client: ConsulClient, notifier: Notifier) -> None:
         self.settings = settings
         self.client = client
-        self.access_log = AccessLog.open(settings.access_log)
-        observer = StreamObserver(RefusalLog(log), self.access_log)
-        self.relay = RelayPool(settings.workers, limits_of(settings), observer, settings.drain_timeout)
+        self.observer = StreamObserver(RefusalLog(log), AccessLog.open(settings.access_log))
+        self.relay = RelayPool(settings.workers, limits_of(settings), self.observer, settings.drain_timeout)
         self.table: RouteTable | None = None
         self._snapshot: Snapshot | None = None
         self.watcher: CatalogWatcher | None = None
         self.metrics = Metrics()
+        self.health = HealthHistory()
         self.listening = False
         self.draining = False
         self._notifier = notifier
         self._hub = WatchHub(token_version=lambda: client.token.version)
-        self._registrar = Registrar(
-            client, self._hub, definition_of(settings), register=settings.register, on_change=self._on_registration
-        )
+        self.registration = RegistrationKeeper(settings, client, self._hub, self.relay, self._replan)
+        self.telemetry = Telemetry(self)
+        self.registration.on_registration = self.telemetry.follow
         self._names = NameKeeper(self._replan)
+        self._planner = Planner()
+        self._own_addresses = OwnAddressKeeper(settings)
         self.last_known = LastKnown(
             settings.state_dir,
             settings.service,
@@ -104,7 +109,13 @@ class Gateway:
     def problems(self) -> list[str]:
         """What is missing or failing, a line each."""
         failing = [state.error for state in self._hub.states() if state.error]
-        return [*(failing if self.watcher is None else self.watcher.problems()), *self.last_known.problems()]
+        return [
+            *filter(None, [self.client.token.problem]),
+            *(failing if self.watcher is None else self.watcher.problems()),
+            *self.last_known.problems(),
+            *self.registration.problems(),
+            *export_problems(self.relay_table()),
+        ]
 
     @property
     def limits(self) -> Limits:
@@ -125,15 +136,17 @@ class Gateway:
         Raises:
             CommandError: an address cannot be bound.
         """
-        self._bind()
+        self.registration.bind()
         await self.last_known.load()
         async with trio.open_nursery() as services, trio.open_nursery() as nursery:
             services.start_soon(self.relay.run)
             if self.settings.admin_bind is not None:
                 await self._serve_admin(services, AdminServer(admin_routes(self)))
             services.start_soon(self._names.run)
-            services.start_soon(self._ping_watchdog)
-            services.start_soon(self._handle_signals)
+            services.start_soon(self.telemetry.statsd.run)
+            services.start_soon(self.registration.listeners.run)
+            services.start_soon(ping_watchdog, self._notifier)
+            services.start_soon(obey_signals, self._stop_at, self._reload)
             services.start_soon(self.last_known.run)
             nursery.start_soon(self._stand_in_for_consul)
             services.start_soon(self._follow_consul, nursery)
@@ -143,14 +156,6 @@ class Gateway:
             services.cancel_scope.cancel()
 
     # --- starting ------------------------------------------------------------------------------------------------
-
-    def _bind(self) -> None:
-        for bind in listen_addresses(self.settings):
-            try:
-                self.relay.bind(bind.name, bind.address, bind.port)
-            except OSError as error:
-                shown = f"{bind.name}={bind.address or '*'}:{bind.port}"
-                raise CommandError(f"cannot bind {shown}: {error.strerror}") from None
 
     async def _serve_admin(self, nursery: trio.Nursery, server: AdminServer) -> None:
         try:
@@ -163,9 +168,13 @@ class Gateway:
     async def _follow_consul(self, nursery: trio.Nursery) -> None:
         facts = await wait_for_agent(self.client, self._hub)
         log.info("agent found", datacenter=facts.datacenter, node=facts.node, consul=facts.version or "unknown")
-        partition = facts.partition or "default"
+        partition = partition_of(self.settings, facts)
         self._check_last_known(facts.datacenter, partition)
         self._agent_known.set()
+        exposed = self.settings.expose_servers
+        if not self.settings.register:
+            nursery.start_soon(self.registration.run)
+            exposed = await self.registration.existing()
         self.watcher = CatalogWatcher(
             self.client,
             self._hub,
@@ -174,13 +183,18 @@ class Gateway:
             partition=partition,
             gateway_service=self.settings.service,
             catalog_watches=self.settings.catalog_watches,
+            enterprise=is_enterprise(self.settings, facts),
+            enforce_exports=self.settings.enforce_exports,
         )
-        self.watcher.name_servers(facts.dns_domain, expose=self.settings.expose_servers)
+        self.watcher.name_servers(facts.dns_domain, expose=exposed)
         nursery.start_soon(self.watcher.run)
+        nursery.start_soon(tell_use, self.relay, self.watcher.used)
+        nursery.start_soon(self.registration.follow_limits)
         nursery.start_soon(self._complete_catalog, self.watcher)
         await self._catalog_known.wait()
         self._listen()
-        nursery.start_soon(self._registrar.run)
+        if self.settings.register:
+            nursery.start_soon(self.registration.run)
 
     def _listen(self) -> None:
         if self.listening or self.draining:
@@ -212,6 +226,7 @@ class Gateway:
         if kept is not None:
             self._names.remember(kept.addresses)
             self._use(replace(kept.snapshot, expose_servers=self.settings.expose_servers))
+            self.registration.stand_in()
             self._listen()
 
     def _check_last_known(self, datacenter: str, partition: str) -> None:
@@ -243,23 +258,25 @@ class Gateway:
 
     def _use(self, snapshot: Snapshot) -> None:
         self._snapshot = snapshot
-        self._names.want(host_names(snapshot))
         self._replan()
-
-    def _on_registration(self, registration: OwnRegistration | None) -> None:
-        """Follow what central configuration says of the gateway, as far as the operator set nothing here."""
-        if registration is not None:
-            self.relay.limit(limits_of(self.settings, gateway_options(registration.config)))
 
     def _replan(self) -> None:
         """Make a table of what is known now, and place new streams by it."""
         if self._snapshot is None:
             return
-        table = plan(self._snapshot, panic_threshold=self.settings.panic_threshold, addresses=self._names.addresses)
+        table = self._planner.plan(
+            self.registration.seen(self._snapshot),
+            panic_threshold=self.settings.panic_threshold,
+            rules=export_rules(self.settings),
+            addresses=self._names.addresses,
+            own=self._own_addresses.now(self.relay.addresses),
+        )
+        self._names.want(self._planner.host_names)
         before, self.table = self.relay_table(), table
         self.relay.install(table)
         self._catalog_known.set()
         self.last_known.keep(self._snapshot, self._names.addresses)
+        self.health.note(table)
         tell_table(before, table)
         self._notifier.status(f"{len(table)} routes in {table.datacenter}")
 
@@ -270,8 +287,7 @@ class Gateway:
         self._notifier.stopping()
         log.info("draining", streams=self.relay.active, timeout=self.settings.drain_timeout)
         with trio.move_on_after(self.settings.drain_timeout):
-            if self._registrar.registration is not None and self.settings.register:
-                self._registrar.stop()
+            if self.registration.give_back():
                 await trio.sleep(min(PROPAGATION_SECONDS, self.settings.drain_timeout / 10))
             self.relay.stop_listening()
             await self._wait_for_streams()
@@ -290,24 +306,19 @@ class Gateway:
                 told = trio.current_time()
                 log.info("draining", streams=self.relay.active)
 
-    async def _handle_signals(self) -> None:
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
-            async for number in signals:
-                name = signal.Signals(number).name
-                if number == signal.SIGHUP:
-                    if self.access_log is not None:
-                        self.access_log.reopen()
-                    log.info("SIGHUP: log files are reopened; a changed token file is noticed by itself")
-                elif self.draining or self._drain.is_set():
-                    log.warning("second signal: stopping at once", signal=name, streams=self.relay.active)
-                    raise SystemExit(128 + number)
-                else:
-                    log.info("signal received", signal=name)
-                    self.drain()
+    def _stop_at(self, number: signal.Signals) -> None:
+        if self.draining or self._drain.is_set():
+            log.warning("second signal: stopping at once", signal=number.name, streams=self.relay.active)
+            raise SystemExit(128 + number)
+        log.info("signal received", signal=number.name)
+        self.drain()
 
-    async def _ping_watchdog(self) -> None:
-        if self._notifier.watchdog_seconds is None:
-            return
-        while True:
-            self._notifier.watchdog()
-            await trio.sleep(self._notifier.watchdog_seconds)
+    def _reload(self) -> None:
+        self._notifier.reloading()
+        self.observer.reopen()
+        # A changed token file is noticed by itself; whoever asks need not wonder when.
+        self.client.token.refresh()
+        problem = self.client.token.problem or "none"
+        log.info("SIGHUP: log files are reopened, the token file was looked at", token_problem=problem)
+        if self.listening:
+            self._notifier.ready()

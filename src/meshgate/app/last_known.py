@@ -19,6 +19,8 @@ from meshgate.adapters.state import Kept, StateFileError, StateKeeper, read
 from meshgate.core.carrying import Unanswered, carry_over
 from meshgate.core.catalog import Snapshot
 
+from .unanswered import unanswered_of
+
 log = structlog.get_logger(module="meshgate.state")
 
 # Seconds that the start waits for the agent, and, once it has answered, for the catalog, before the file is used.
@@ -110,21 +112,8 @@ class LastKnown:
         """What the watches of Consul have not answered yet, of what the file has."""
         if self.kept is None:
             return Unanswered()
-        silent: dict[str, set[str]] = {}
-        asked: set[str] = set()
-        for state in states:
-            asked.add(state.name)
-            if state.last_success is None and state.status != "400":
-                silent.setdefault(state.kind, set()).add(state.name)
         early = self._first_answer is None or trio.current_time() - self._first_answer < REMOTES_PATIENCE
-        remotes = (remote for remote in self.kept.snapshot.remotes if remote.gateways)
-        return Unanswered(
-            services=frozenset(silent.get("health", ())),
-            subsets=frozenset(silent.get("subset", ())),
-            resolvers="resolvers" in silent,
-            remotes=frozenset(remote.name for remote in remotes if _unproven(remote.name, asked, silent, early=early)),
-            servers="servers" in silent,
-        )
+        return unanswered_of(self.kept.snapshot, states, early=early)
 
     def completed(self, snapshot: Snapshot, unanswered: Unanswered) -> Snapshot:
         """Consul's catalog, and what it has not answered for as the file has it."""
@@ -169,14 +158,10 @@ class LastKnown:
         self.from_disk = False
 
 
-def _unproven(datacenter: str, asked: set[str], silent: Mapping[str, set[str]], *, early: bool) -> bool:
-    """Whether an empty or missing list of a datacenter's gateways proves nothing yet."""
-    ours = {name for name in asked if name.endswith(f" in {datacenter}")}
-    if ours:
-        return not ours.isdisjoint(silent.get("gateways", ()))
-    return early or "datacenters" in silent
-
-
 def _differences(one: Snapshot, other: Snapshot) -> int:
     """How many records of the one are not those of the other; what is not carried over is the same object."""
-    return len({id(it) for it in (*one.services, *one.remotes)} - {id(it) for it in (*other.services, *other.remotes)})
+    return len({id(it) for it in _records(one)} - {id(it) for it in _records(other)})
+
+
+def _records(snapshot: Snapshot) -> tuple[object, ...]:
+    return (*snapshot.services, *snapshot.remotes, *snapshot.partitions, *snapshot.imports, *snapshot.exports)

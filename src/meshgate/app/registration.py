@@ -1,24 +1,30 @@
-"""The gateway's registration as the settings describe it."""
+"""The gateway's registration: as the settings describe it, and what one that the agent holds means for this process."""
 
-from meshgate.adapters.consul import BindAddress, GatewayDefinition
-from meshgate.adapters.consul.registration import can_bind
+from meshgate.adapters.consul import BindAddress, GatewayDefinition, OwnRegistration
+from meshgate.core.listeners import ListenPlan, listen_plan
 
 from .settings import Settings
 
+WAN_FEDERATION = "consul-wan-federation"
 
-def listen_addresses(settings: Settings) -> list[BindAddress]:
-    """Where the relay listens, as the registration says.
+
+def listen_addresses(settings: Settings) -> tuple[BindAddress, ...]:
+    """Where the relay listens by the settings alone: what the agent will say of the definition, but for central keys.
 
     The bind addresses and nothing else where there are some; else the LAN address, and the WAN address too where this
     machine has it.
     """
-    if settings.bind_address:
-        return [BindAddress(bind.name, bind.host, bind.port) for bind in settings.bind_address]
-    lan, wan = settings.address, settings.wan_address
-    addresses = [BindAddress("default", lan.host, lan.port)]
-    if lan.host and wan is not None and wan != lan and can_bind(wan.host):
-        addresses.append(BindAddress("wan", wan.host, wan.port))
-    return addresses
+    return definition_of(settings).listen_plan().addresses
+
+
+def plan_of(registration: OwnRegistration) -> ListenPlan:
+    """Where a registration that the agent holds wants the gateway to listen, central configuration merged."""
+    return listen_plan(registration.address, registration.port, registration.tagged, registration.config)
+
+
+def exposes_servers(registration: OwnRegistration) -> bool:
+    """Whether a registration offers Consul's servers to other datacenters: that very text, as Consul has it."""
+    return registration.meta.get(WAN_FEDERATION) == "1"
 
 
 def definition_of(settings: Settings) -> GatewayDefinition:

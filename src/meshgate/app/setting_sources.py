@@ -13,7 +13,8 @@ from dotenv import dotenv_values
 from dotenv.parser import parse_stream
 
 from .failures import ConfigError
-from .setting_table import BY_NAME, TABLE, Setting
+from .setting import Setting
+from .setting_table import BY_NAME, TABLE
 from .text import printable
 
 DEFAULT_ENV_FILE: Final = Path(".env")

@@ -4,74 +4,17 @@ The flags of the commands, `.env.example`, `meshgate config` and the reference p
 is its environment variable; a `MESHGATE_` row's value is the field of `Settings` with the rest of that name.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final
 
 from . import limits, setting_types
+from .setting import Setting
+from .setting import boolean as _boolean
+from .setting import duration as _duration
 
 CONSUL: Final = "Consul"
 REGISTRATION: Final = "Registration"
 RELAY: Final = "Streams"
 OPERATION: Final = "Operation"
-
-
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """A row.
-
-    Attributes:
-        name: the environment variable.
-        flag: its twin on the command line; "" where there is none.
-        section: under which heading users find it.
-        help: what it does, one sentence.
-        default: its default as a user would write it, or a function that finds it on this machine; "" for none.
-        default_note: the default in words, where it depends on something.
-        parse: from text to value; raises ValueError with what is allowed.
-        metavar: the shape of the value.
-        secret: never to be shown.
-    """
-
-    name: str
-    flag: str
-    section: str
-    help: str
-    default: str | Callable[[], str] = ""
-    default_note: str = ""
-    parse: Callable[[str], object] = str
-    metavar: str = "TEXT"
-    secret: bool = False
-
-    @property
-    def is_boolean(self) -> bool:
-        """Whether its flag takes no value: `--name`, `--no-name`, `--name=true`."""
-        return self.parse is setting_types.boolean
-
-    @property
-    def is_repeatable(self) -> bool:
-        """Whether its flag may come several times."""
-        return self.parse is setting_types.bind_addresses
-
-    @property
-    def field(self) -> str:
-        """Its field in `Settings`; "" for Consul's own variables."""
-        return self.name.removeprefix("MESHGATE_").lower() if self.name.startswith("MESHGATE_") else ""
-
-    def default_text(self) -> str:
-        """The default on this machine, as a user would write it."""
-        return self.default if isinstance(self.default, str) else self.default()
-
-
-def _boolean(name: str, flag: str, section: str, help_: str, default: str) -> Setting:
-    return Setting(name, flag, section, help_, default, parse=setting_types.boolean, metavar="BOOL")
-
-
-def _duration(name: str, section: str, help_: str, default: str, parse: Callable[[str], float]) -> Setting:
-    return Setting(f"MESHGATE_{name}", _flag(name), section, help_, default, parse=parse, metavar="DURATION")
-
-
-def _flag(name: str) -> str:
-    return "--" + name.lower().replace("_", "-")
 
 
 def _max_connections() -> str:
@@ -244,6 +187,15 @@ _RELAY_ROWS: Final = (
         metavar="NUMBER",
     ),
     Setting(
+        "MESHGATE_MAX_PENDING_PER_ENDPOINT",
+        "--max-pending-per-endpoint",
+        RELAY,
+        "Connections a worker may be opening to one endpoint; more go elsewhere or are refused; 0: no limit.",
+        "1024",
+        parse=setting_types.whole(0, 10_000_000),
+        metavar="NUMBER",
+    ),
+    Setting(
         "MESHGATE_MAX_HELLO_BYTES",
         "--max-hello-bytes",
         RELAY,
@@ -260,6 +212,20 @@ _RELAY_ROWS: Final = (
         "0",
         parse=setting_types.whole(0, 100, "a percentage"),
         metavar="PERCENT",
+    ),
+    _boolean(
+        "MESHGATE_ENFORCE_EXPORTS",
+        "--enforce-exports",
+        RELAY,
+        "Route only services that an exported-services entry opens to another partition (Enterprise).",
+        "false",
+    ),
+    _boolean(
+        "MESHGATE_PASS_HTTP_EXPORTS",
+        "--pass-http-exports",
+        RELAY,
+        "Pass streams of peers to exported http, http2 and grpc services on unterminated, instead of refusing them.",
+        "false",
     ),
     Setting(
         "MESHGATE_WORKERS",
@@ -304,7 +270,7 @@ _OPERATION_ROWS: Final = (
         "MESHGATE_ACCESS_LOG",
         "--access-log",
         OPERATION,
-        "One JSON line a stream: off, stdout, stderr or a path.",
+        "One JSON line a stream: off, stdout, stderr or a path. Not set: what AccessLogs of proxy-defaults asks for.",
         "off",
         parse=setting_types.access_log,
         metavar="TARGET",

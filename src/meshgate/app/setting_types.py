@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from meshgate.core.durations import format_duration, parse_duration
+from meshgate.core.sockaddr import evaluate, is_template
 
 LOG_LEVELS: Final = ("trace", "debug", "info", "warn", "error")
 
@@ -94,7 +95,7 @@ def whole(low: int, high: int, what: str = "a number") -> Callable[[str], int]:
 def lan_address(text: str) -> HostPort:
     """`:port`, `host:port` or `[v6]:port`; the host may be missing, the port may not be 0."""
     allowed = "must be :port, host:port or [IPv6]:port with a port from 1 to 65535"
-    found = _host_port(text, allowed)
+    found = _host_port(_evaluated(text), allowed)
     if found.host and not _is_host(found.host):
         raise ValueError(allowed)
     return _not_any(found, f":{found.port} registers the node's address and listens on all")
@@ -103,7 +104,7 @@ def lan_address(text: str) -> HostPort:
 def wan_address(text: str) -> HostPort:
     """`host:port` or `[v6]:port`: what other datacenters dial."""
     allowed = "must be host:port or [IPv6]:port with a port from 1 to 65535"
-    found = _host_port(text, allowed)
+    found = _host_port(_evaluated(text), allowed)
     if not _is_host(found.host):
         raise ValueError(allowed)
     return _not_any(found, "other datacenters need an address that they can dial")
@@ -113,7 +114,7 @@ def bind_addresses(text: str) -> tuple[BindAddress, ...]:
     """`name=ip:port`, several separated by commas; every name and every address once."""
     allowed = "must be name=ip:port, several separated by commas"
     found: list[BindAddress] = []
-    for item in text.split(","):
+    for item in _evaluated(text).split(","):
         label, equals, address = item.strip().partition("=")
         if not (equals and _BIND_NAME.fullmatch(label)):
             raise ValueError(allowed)
@@ -167,6 +168,18 @@ def log_level(text: str) -> str:
     if text.lower() not in LOG_LEVELS:
         raise ValueError(f"must be one of {', '.join(LOG_LEVELS)}")
     return text.lower()
+
+
+def _evaluated(text: str) -> str:
+    """The text with go-sockaddr templates replaced by addresses of this machine, as Consul's own flags have it."""
+    if not is_template(text):
+        return text
+    from meshgate.adapters.interfaces import interfaces  # noqa: PLC0415 - ctypes, and few settings need it
+
+    try:
+        return evaluate(text, interfaces())
+    except OSError as error:
+        raise ValueError(f"the addresses of this machine cannot be listed: {error.strerror}") from None
 
 
 def _host_port(text: str, allowed: str, *, lowest: int = 1) -> HostPort:

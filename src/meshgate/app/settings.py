@@ -48,9 +48,12 @@ class Settings:
     drain_timeout: float
     max_connections: int
     max_connections_per_client: int
+    max_pending_per_endpoint: int
     max_hello_bytes: int
     catalog_watches: int
     panic_threshold: int
+    enforce_exports: bool
+    pass_http_exports: bool
     access_log: str
     log_level: str
     log_json: bool

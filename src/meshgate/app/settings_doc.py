@@ -3,7 +3,8 @@
 import textwrap
 from itertools import groupby
 
-from .setting_table import TABLE, Setting
+from .setting import Setting
+from .setting_table import TABLE
 
 _INTRODUCTION = """\
 # Settings of meshgate. Copy this file to .env in the directory that meshgate is started in, or name it with --env-file,

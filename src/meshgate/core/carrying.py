@@ -8,7 +8,7 @@ the last known catalog until Consul has answered for them, and not a moment long
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from .catalog import RemoteDatacenter, Service, Snapshot, Subset
+from .catalog import Export, RemoteDatacenter, RemotePartition, Service, Snapshot, Subset, in_namespace
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,9 +16,12 @@ class Unanswered:
     """For what Consul has not answered yet.
 
     `services` are names that its list has and whose instances are not known; `subsets` are written as
-    `subset.service`; `resolvers` stands for all service-resolvers. `remotes` are the datacenters of which an empty or
-    missing list of gateways proves nothing yet. `servers` stands for Consul's own servers. All names are in lower case
-    but those of datacenters.
+    `subset.service`, both with the namespace in front where it is not the default one; `namespaces` are those whose
+    services are not listed yet; `resolvers` stands for all service-resolvers. `remotes` are the datacenters, and
+    `partitions` the partitions, of which an empty or missing list of gateways proves nothing yet. `servers` stands for
+    Consul's own servers. `imports` are keys of imported services, `exports` stands for what is exported, `chains` are
+    keys of exported services whose discovery chain is not known; `peers` stands for the servers of peers. All names are
+    in lower case but those of datacenters, partitions and what is exported or imported.
     """
 
     services: frozenset[str] = frozenset()
@@ -26,6 +29,12 @@ class Unanswered:
     resolvers: bool = False
     remotes: frozenset[str] = frozenset()
     servers: bool = False
+    namespaces: frozenset[str] = frozenset()
+    partitions: frozenset[str] = frozenset()
+    imports: frozenset[str] = frozenset()
+    exports: bool = False
+    chains: frozenset[str] = frozenset()
+    peers: bool = False
 
 
 def carry_over(fresh: Snapshot, last: Snapshot, unanswered: Unanswered) -> Snapshot:
@@ -36,14 +45,22 @@ def carry_over(fresh: Snapshot, last: Snapshot, unanswered: Unanswered) -> Snaps
     """
     if _place(fresh) != _place(last):
         return fresh
-    known = {service.name: service for service in last.services}
-    services = {service.name: _completed(service, known.get(service.name), unanswered) for service in fresh.services}
-    services |= {name: known[name] for name in known.keys() & unanswered.services if name not in services}
+    known = {service.key: service for service in last.services}
+    services = {service.key: _completed(service, known.get(service.key), unanswered) for service in fresh.services}
+    for key, service in known.items():
+        if key in unanswered.services or service.namespace in unanswered.namespaces:
+            services.setdefault(key, service)
+    imports = {it.key: it for it in last.imports if it.key in unanswered.imports} | {it.key: it for it in fresh.imports}
     result = replace(
         fresh,
-        services=tuple(services[name] for name in sorted(services)),
+        services=tuple(sorted(services.values(), key=lambda service: (service.namespace, service.name))),
         remotes=tuple(_remotes(fresh, last, unanswered.remotes)),
         servers=fresh.servers or (last.servers if unanswered.servers else ()),
+        partitions=tuple(_partitions(fresh, last, unanswered.partitions)),
+        imports=tuple(sorted(imports.values(), key=lambda it: (it.peer, it.namespace, it.name))),
+        exports=tuple(_exports(fresh, last, unanswered)),
+        peer_servers=fresh.peer_servers or (last.peer_servers if unanswered.peers else ()),
+        peer_through=fresh.peer_through or (last.peer_through and unanswered.peers),
     )
     return fresh if result == fresh else result
 
@@ -60,7 +77,8 @@ def _completed(service: Service, last: Service | None, unanswered: Unanswered) -
     known = {subset.name: subset for subset in last.subsets}
 
     def completed(subset: Subset) -> Subset:
-        waiting = subset.instances is None and f"{subset.name}.{service.name}" in unanswered.subsets
+        name = in_namespace(service.namespace, f"{subset.name}.{service.name}")
+        waiting = subset.instances is None and name in unanswered.subsets
         return replace(subset, instances=known[subset.name].instances) if waiting and subset.name in known else subset
 
     subsets = tuple(map(completed, service.subsets))
@@ -74,3 +92,20 @@ def _remotes(fresh: Snapshot, last: Snapshot, unanswered: frozenset[str]) -> Ite
             seen[remote.name] = remote
     for name in sorted(seen):
         yield seen[name]
+
+
+def _partitions(fresh: Snapshot, last: Snapshot, unanswered: frozenset[str]) -> Iterator[RemotePartition]:
+    seen = {partition.name: partition for partition in fresh.partitions}
+    for partition in last.partitions:
+        if partition.name in unanswered and not (partition.name in seen and seen[partition.name].gateways):
+            seen[partition.name] = partition
+    for name in sorted(seen):
+        yield seen[name]
+
+
+def _exports(fresh: Snapshot, last: Snapshot, unanswered: Unanswered) -> Iterator[Export]:
+    known = {(export.namespace, export.service): export for export in last.exports}
+    for export in fresh.exports or (last.exports if unanswered.exports else ()):
+        before = known.get((export.namespace, export.service))
+        waiting = not export.protocol and in_namespace(export.namespace, export.service) in unanswered.chains
+        yield replace(export, protocol=before.protocol, target=before.target) if waiting and before else export

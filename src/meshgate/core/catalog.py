@@ -30,6 +30,17 @@ class WanAddress:
 
 
 @dataclass(frozen=True, slots=True)
+class Locality:
+    """Region and zone of a cloud provider; "" where Consul does not know."""
+
+    region: str = ""
+    zone: str = ""
+
+
+NOWHERE = Locality()
+
+
+@dataclass(frozen=True, slots=True)
 class Instance:
     """One row of `/v1/health/*`: a service instance on its node, with all checks that count for it."""
 
@@ -49,6 +60,11 @@ class Instance:
     modify_index: int = 0
     partition: str = DEFAULT
     meta: tuple[tuple[str, str], ...] = ()
+    # Of an instance in a peered cluster: the names by which its exporter routes to it (`Connect.PeerMeta.SNI`).
+    peer_sni: tuple[str, ...] = ()
+    # Where it runs, if Consul was told (1.17 and later), and how far that is from the gateway; see `locality`.
+    locality: Locality = NOWHERE
+    distance: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +97,11 @@ class Service:
     policy: Policy = Policy.ROUND_ROBIN
     choices: int = 2
 
+    @property
+    def key(self) -> str:
+        """The name, with its namespace in front where that is not the default one."""
+        return in_namespace(self.namespace, self.name)
+
 
 @dataclass(frozen=True, slots=True)
 class RemoteDatacenter:
@@ -91,12 +112,73 @@ class RemoteDatacenter:
 
 
 @dataclass(frozen=True, slots=True)
+class RemotePartition:
+    """Another admin partition of the gateway's own datacenter (Enterprise) and its mesh gateways."""
+
+    name: str
+    gateways: tuple[Instance, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ChainTarget:
+    """Where a discovery chain leads, in the gateway's own datacenter and partition; "" is the unnamed subset."""
+
+    service: str
+    namespace: str = DEFAULT
+    subset: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """A service of the gateway's partition that an exported-services entry opens to peers and other partitions.
+
+    `protocol` is that of its discovery chain, "" while it is not known. `target` is where the chain's first resolver
+    leads, None where that is out of the gateway's datacenter or partition. Routers and splitters are not followed: with
+    one of them in front the target is the service itself.
+    """
+
+    service: str
+    namespace: str = DEFAULT
+    peers: tuple[str, ...] = ()
+    partitions: tuple[str, ...] = ()
+    protocol: str = ""
+    target: ChainTarget | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ImportedService:
+    """A service of a peered cluster: the instances stand for the peer's mesh gateways and name their own SNIs."""
+
+    name: str
+    peer: str
+    instances: tuple[Instance, ...]
+    namespace: str = DEFAULT
+
+    @property
+    def key(self) -> str:
+        """Unique among all that is imported."""
+        return f"{in_namespace(self.namespace, self.name)} of peer {self.peer}"
+
+
+@dataclass(frozen=True, slots=True)
+class PeerServers:
+    """The servers of a peered cluster, as this cluster dials them: pairs of host and port, by one server name."""
+
+    peer: str
+    server_name: str
+    addresses: tuple[tuple[str, int], ...]
+    modify_index: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """All that routing depends on, at one moment.
 
     `expose_servers` is whether this gateway carries the traffic of Consul's own servers (WAN federation through
-    gateways); only then are `servers`, those of its own datacenter, known. `domain` is the agents' DNS domain, by
-    which servers are named, with or without its final dot; it is not the trust domain.
+    gateways), and `peer_through` whether the peering control plane goes through gateways
+    (`Peering.PeerThroughMeshGateways` of the mesh entry); only with one of them are `servers`, those of its own
+    datacenter, known. `domain` is the agents' DNS domain, by which servers are named, with or without its final dot; it
+    is not the trust domain.
     """
 
     datacenter: str
@@ -107,6 +189,16 @@ class Snapshot:
     servers: tuple[Instance, ...] = ()
     domain: str = "consul"
     expose_servers: bool = False
+    partitions: tuple[RemotePartition, ...] = ()
+    exports: tuple[Export, ...] = ()
+    imports: tuple[ImportedService, ...] = ()
+    peer_servers: tuple[PeerServers, ...] = ()
+    peer_through: bool = False
+
+
+def in_namespace(namespace: str, name: str) -> str:
+    """A name as people and accounts of ours write it: the default namespace is left out."""
+    return name if namespace in ("", DEFAULT) else f"{namespace}/{name}"
 
 
 def newer_gateways(direct: Iterable[Instance], federated: Iterable[Instance]) -> tuple[Instance, ...]:

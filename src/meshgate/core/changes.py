@@ -1,8 +1,13 @@
 """What is different between two route tables, so that a large table need not be sent again for a small change."""
 
 from dataclasses import dataclass
+from operator import itemgetter
+from types import MappingProxyType
+from typing import Final
 
 from .routes import Route, RouteTable
+
+_ANY: Final = "*."  # How `Route.sni` writes a suffix; no exact name begins so.
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,25 +24,36 @@ class TableChange:
 
 def difference(before: RouteTable, after: RouteTable) -> TableChange:
     """The change that makes `after` of `before`."""
-    old = {route.sni: route for route in before}
-    new = {route.sni: route for route in after}
+    routes: list[Route] = []
+    removed: list[str] = []
+    for old, new in ((before.exact, after.exact), (before.suffixes, after.suffixes)):
+        # Nearly all routes are the same objects as before, and tables are large: `is` comes first.
+        fresh = [(name, route) for name, route in new.items() if old.get(name) is not route]
+        routes += [route for name, route in sorted(fresh, key=itemgetter(0)) if old.get(name) != route]
+        removed += [old[name].sni for name in sorted(old.keys() - new.keys())]
     return TableChange(
         after.datacenter,
         after.trust_domain,
         after.partition,
-        routes=tuple(route for name, route in new.items() if old.get(name) != route),
-        removed=tuple(name for name in old if name not in new),
+        routes=tuple(routes),
+        removed=tuple(removed),
         conflicts=after.conflicts,
     )
 
 
 def changed(table: RouteTable, change: TableChange) -> RouteTable:
     """The table that a change makes of another one."""
-    routes = {route.sni: route for route in table}
+    # Copies: streams that are being placed hold the table.
+    exact, suffixes = dict(table.exact), dict(table.suffixes)
     for name in change.removed:
-        routes.pop(name, None)
-    routes.update((route.sni, route) for route in change.routes)
-    made = RouteTable.of(change.datacenter, change.trust_domain, change.partition, iter(routes.values()))
+        (suffixes if name.startswith(_ANY) else exact).pop(name.removeprefix(_ANY), None)
+    for route in change.routes:
+        (suffixes if route.suffix else exact)[route.name] = route
     return RouteTable(
-        made.datacenter, made.trust_domain, made.partition, made.exact, made.suffixes, conflicts=change.conflicts
+        change.datacenter,
+        change.trust_domain,
+        change.partition,
+        MappingProxyType(exact),
+        MappingProxyType(suffixes),
+        conflicts=change.conflicts,
     )

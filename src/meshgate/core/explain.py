@@ -12,8 +12,9 @@ from difflib import get_close_matches
 from typing import Final, Literal
 
 from .balance import Policy
+from .hello_extensions import host_name_fault
 from .reasons import Reason
-from .routes import MAX_NAME, Endpoint, Route, RouteKind, RouteTable
+from .routes import Endpoint, Route, RouteKind, RouteTable
 from .sni import (
     DEFAULT,
     GatewaySni,
@@ -79,11 +80,16 @@ def explain(table: RouteTable, server_name: str, *, domain: str = "consul", note
     if not server_name:
         step = Step("server name", "the client sent none, and a gateway has nothing else to route by")
         return Explanation(server_name, "refused", Reason.NO_SNI, None, (*notes, step))
-    route = table.find(server_name)
     name = _Name(table, server_name, domain)
+    compared = Step("server name", f"compared as {_shown(name.text)}")
+    fault = host_name_fault(server_name.encode("utf-8", "surrogatepass"))
+    if fault:
+        step = Step("host name", f"{fault}: no name of the mesh is one, and a hello with it is refused before routing")
+        return Explanation(server_name, "refused", Reason.HELLO_MALFORMED, None, (*notes, compared, step))
+    route = table.find(server_name)
     steps = [
         *notes,
-        Step("server name", f"compared as {_shown(name.text)}"),
+        compared,
         Step("form", name.form()),
         *_matching(route),
     ]
@@ -142,7 +148,6 @@ class _Name:
 
     def __init__(self, table: RouteTable, server_name: str, domain: str) -> None:
         self.text = text = server_name.lower()
-        self._length = len(server_name)
         self._table = table
         self._trust_domain = table.trust_domain.lower()
         self._partition = table.partition.lower() or DEFAULT
@@ -173,17 +178,19 @@ class _Name:
         """The first thing that keeps the name from matching; only for a name without a route."""
         if not self._trust_domain:
             return Step("trust domain", "this mesh's is not known yet, so no name has a route")
-        if self._length > MAX_NAME:
-            return Step("length", f"{self._length} characters; names longer than {MAX_NAME} match nothing")
+        if (reason := self._table.withheld.get(self.text)) is not None:
+            return Step("withheld", _shown(reason))
         match self._sni:
             case None:
                 return self._formless()
             case QuerySni():
                 return Step("prepared query", "gateways never route these; the upstream has to name a service")
             case PeeredServiceSni():
-                return Step("peering", "no service that is exported to a peer or imported from one has this name")
+                return self._unknown_peered()
             case PeeringServerSni():
-                return Step("peering", "this gateway has no route to a control plane of this name")
+                lacking = "this gateway has no route to a control plane of this name; it has one only with "
+                where = "Peering.PeerThroughMeshGateways in the mesh entry, and in the default partition"
+                return Step("peering", lacking + where)
             case ServerSni() as server:
                 return self._unknown_server(server)
             case place:
@@ -204,9 +211,13 @@ class _Name:
         place = self._place(sni.datacenter)
         return Step("servers", f"no gateway of {place} that exposes Consul servers is known; known are {known}")
 
+    def _unknown_peered(self) -> Step:
+        routes = [it for it in self._table if it.kind in (RouteKind.PEER_EXPORT, RouteKind.PEER_IMPORT)]
+        known = _listed([f"{route.kind} {route.destination}" for route in routes]) or "none"
+        said = "no service that is exported to a peer or imported from one has this name"
+        return Step("peering", f"{said}; known are {known}")
+
     def _formless(self) -> Step:
-        if not all(self.text.split(".")):
-            return Step("form", "the name has an empty label, or a dot at its end; neither belongs in an SNI")
         if not self.text.endswith(f".{self._trust_domain}"):
             return Step("trust domain", f"the name does not end in this mesh's, {_shown(self._trust_domain)}")
         return Step("form", "services are asked for as [subset.]service.namespace.datacenter.internal.trust-domain")
@@ -220,6 +231,8 @@ class _Name:
         known = sorted(route.destination for route in remotes)
         if sni.datacenter != self._here and sni.datacenter not in map(str.lower, known):
             listed = _listed([f"{self._table.datacenter} (this one)", *known])
+            if self._partition != DEFAULT:
+                listed += f"; only gateways of partition {DEFAULT} know other datacenters"
             return Step("datacenter", f"no gateway of datacenter {_shown(sni.datacenter)} is known; known are {listed}")
         if isinstance(sni, GatewaySni):
             return Step("datacenter", "its bare name leads nowhere, only names of services in it do")
@@ -227,7 +240,9 @@ class _Name:
             return Step("partition", f"no gateway of partition {_shown(sni.partition)} in that datacenter is known")
         if sni.partition != self._partition:
             ours = _shown(self._partition)
-            return Step("partition", f"the name's is {_shown(sni.partition)}, this gateway's is {ours}")
+            others = [route.destination for route in self._table if route.kind is RouteKind.PARTITION]
+            listed = _listed([f"{ours} (this gateway's)", *others])
+            return Step("partition", f"no gateway of partition {_shown(sni.partition)} is known; known are {listed}")
         return self._unknown_service(sni)
 
     def _unknown_service(self, sni: ServiceSni) -> Step:

@@ -33,7 +33,11 @@ class RouteKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """An address to dial. `cause` says why it is unhealthy; empty while it is healthy."""
+    """An address to dial. `cause` says why it is unhealthy; empty while it is healthy.
+
+    A weight of 0 is for what must never be dialled, in panic mode neither. `distance` orders endpoints that are not
+    equally near: farther ones only get what no nearer one takes.
+    """
 
     address: str
     port: int
@@ -42,6 +46,7 @@ class Endpoint:
     node: str
     instance: str
     cause: str = ""
+    distance: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +55,8 @@ class Route:
 
     `name` is the exact SNI, or the suffix without its `*.`. `destination` is what metrics call the route: a service, a
     subset or a datacenter of Consul's, never a stranger's text. `candidates` are the endpoints that may get traffic,
-    all known ones are in `endpoints`. `connect_timeout` is in seconds, None for the gateway's own. `choices` is how
+    all known ones are in `endpoints`; `far` are the positions of the candidates that are not among the nearest.
+    `connect_timeout` is in seconds, None for the gateway's own. `choices` is how
     many endpoints the policy `least_request` looks at.
     """
 
@@ -64,14 +70,19 @@ class Route:
     choices: int = 2
     candidates: tuple[Endpoint, ...] = field(init=False)
     rotation: Rotation = field(init=False, compare=False, repr=False)
+    far: tuple[int, ...] = field(init=False, compare=False, repr=False)
     panic_threshold: int = 0
 
     def __post_init__(self) -> None:
         healthy = tuple(endpoint for endpoint in self.endpoints if endpoint.healthy)
         # Envoy's panic mode: too few healthy hosts, so all are tried. Off (0) unless the operator wants it.
         panic = len(healthy) * 100 < self.panic_threshold * len(self.endpoints)
-        object.__setattr__(self, "candidates", self.endpoints if panic else healthy)
+        candidates = tuple(endpoint for endpoint in self.endpoints if endpoint.weight) if panic else healthy
+        object.__setattr__(self, "candidates", candidates)
         object.__setattr__(self, "rotation", Rotation([endpoint.weight for endpoint in self.candidates]))
+        nearest = min((endpoint.distance for endpoint in candidates), default=0)
+        far = tuple(position for position, endpoint in enumerate(candidates) if endpoint.distance > nearest)
+        object.__setattr__(self, "far", far)
 
     @property
     def sni(self) -> str:
@@ -89,6 +100,8 @@ class RouteTable:
     """Everything the relay needs to know to place a stream. Build it with `RouteTable.of`.
 
     `conflicts` lists names that two different things in Consul claim and that therefore have only one of them.
+    `withheld` says of names that somebody might expect to have a route why they have none; it is for people, and no
+    part of what a table is.
     """
 
     datacenter: str
@@ -97,17 +110,29 @@ class RouteTable:
     exact: Mapping[str, Route]
     suffixes: Mapping[str, Route]
     conflicts: tuple[str, ...] = ()
+    withheld: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     @classmethod
-    def of(cls, datacenter: str, trust_domain: str, partition: str, routes: Iterator[Route]) -> "RouteTable":
+    def of(
+        cls,
+        datacenter: str,
+        trust_domain: str,
+        partition: str,
+        routes: Iterator[Route],
+        withheld: Mapping[str, str] = MappingProxyType({}),
+    ) -> "RouteTable":
         """Make a table. Of two routes for one name the first is kept and the other one noted as a conflict."""
-        exact: dict[str, Route] = {}
-        suffixes: dict[str, Route] = {}
-        conflicts = [
-            route.sni
-            for route in routes
-            if (suffixes if route.suffix else exact).setdefault(route.name, route) is not route
-        ]
+        all_routes = list(routes)
+        exact = {route.name: route for route in all_routes if not route.suffix}
+        suffixes = {route.name: route for route in all_routes if route.suffix}
+        conflicts: list[str] = []
+        if len(exact) + len(suffixes) < len(all_routes):
+            exact, suffixes = {}, {}
+            conflicts = [
+                route.sni
+                for route in all_routes
+                if (suffixes if route.suffix else exact).setdefault(route.name, route) is not route
+            ]
         return cls(
             datacenter,
             trust_domain,
@@ -115,6 +140,7 @@ class RouteTable:
             MappingProxyType(exact),
             MappingProxyType(suffixes),
             tuple(sorted(conflicts)),
+            withheld,
         )
 
     def find(self, server_name: str) -> Route | None:
@@ -135,6 +161,10 @@ class RouteTable:
             route = self.suffixes.get(name)
             if route is not None:
                 return route
+
+    def has(self, sni: str) -> bool:
+        """Whether there is a route that users write so (`Route.sni`)."""
+        return sni in self.exact or (sni.startswith("*.") and sni.removeprefix("*.") in self.suffixes)
 
     def __iter__(self) -> Iterator[Route]:
         """All routes, ordered by name, exact ones first."""

@@ -154,15 +154,26 @@ class FakeConsul:
             else:
                 return None
 
+    def key_of(self, seen: Seen) -> str:
+        """Under which key of `resources` the answer to a request is."""
+        return seen.path + (f"?dc={seen.query['dc']}" if "dc" in seen.query else "")
+
+    def refusal(self, seen: Seen) -> Resource | None:
+        """The answer to a request that is refused whatever it asks for."""
+        return None
+
     async def _answer_of(self, seen: Seen) -> Resource:
-        key = seen.path + (f"?dc={seen.query['dc']}" if "dc" in seen.query else "")
+        if (refusal := self.refusal(seen)) is not None:
+            return refusal
+        key = self.key_of(seen)
         missing = Resource("Invalid URL path: not a recognized HTTP API endpoint", index=None, status=404)
         resource = self.resources.get(key, missing)
         query = seen.query
         waits = ("index" in query and resource.index is not None and int(query["index"]) >= resource.index) or (
             "hash" in query and query["hash"] == resource.hash
         )
-        if waits and resource.holds and resource.status == 200:
+        # The absence of a config entry has an index too.
+        if waits and resource.holds and resource.status in (200, 404):
             self.held += 1
             with trio.move_on_after(parse_duration(query.get("wait", "5m"))):
                 await resource.changed.wait()

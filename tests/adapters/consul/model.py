@@ -32,6 +32,7 @@ from meshgate.adapters.consul import (
     Rule,
     ServerError,
 )
+from meshgate.adapters.consul.mesh_records import Chain, Exported, Peering, Tenant
 from meshgate.adapters.consul.records import Instances, Resolver
 from meshgate.core.catalog import Check, Instance
 
@@ -96,6 +97,8 @@ class Model:
     # Services that have instances in the mesh without being registered under their own name.
     unlisted: set[str] = field(default_factory=set)
     reports_filtering: bool = False
+    # Whether it has the list that Consul's web pages are made of.
+    summarizes: bool = True
     token_known: bool = True
     # Failures: of everything, or of one method (its name, or "name:argument").
     down: ConsulError | None = None
@@ -107,9 +110,12 @@ class Model:
     index: int = 10
     held: int = 0
     most_held: int = 0
+    # Queries that were given up while they were held.
+    abandoned: int = 0
     waits: list[float] = field(default_factory=list)
     connections: int = 0
     most_connections: int = 0
+    most_connections_of: dict[str, int] = field(default_factory=dict)
     facts: AgentFacts = field(default_factory=lambda: AgentFacts(OWN))
     registered: list[Mapping[str, Any]] = field(default_factory=list)
     deregistered: list[str] = field(default_factory=list)
@@ -176,6 +182,16 @@ class Model:
         rows = world.get(service, ()) if self._may_read(service) else ()
         return self._visible(tuple(row for row in rows if not kind or row.kind == kind))
 
+    async def summaries(self, cursor: Cursor) -> Page[Mapping[str, int]]:
+        await self._turn("summaries", cursor)
+        if not self.summarizes:
+            raise NotFoundError("no such endpoint", "404")
+        registered = {name: hash(rows) for name, rows in self.plain.items()}
+        for rows in self.connect.values():
+            for row in rows:
+                registered[row.service] = hash((registered.get(row.service), row.node, row.checks))
+        return Page(registered, self.index)
+
     async def resolvers(self, cursor: Cursor) -> Page[tuple[Resolver, ...]]:
         await self._turn("resolvers", cursor)
         return Page(tuple(entry for entry in self.entries if self._may_read(entry.name)), self.index)
@@ -219,6 +235,10 @@ class Model:
             raise NotFoundError(f"unknown service ID: {service_id}", "404")
         return Page(self.agent[service_id], content_hash=self.agent[service_id].content_hash)
 
+    async def max_connections(self, service: str) -> int:
+        await self._turn(f"max_connections:{service}", Cursor())
+        return self.most_connections_of.get(service, 0)
+
     async def register(self, payload: Mapping[str, Any]) -> None:
         await self._turn("register", Cursor())
         if not self._may_read(payload["Name"]):
@@ -237,6 +257,40 @@ class Model:
         self.agent.pop(service_id, None)
         self.change()
 
+    # --- Enterprise and peering, of which this model has none: see `mesh_double` for a double that has ----------------
+
+    def within(self, tenant: Tenant) -> "Model":
+        assert tenant == Tenant(), "the community edition is asked for nothing of Enterprise"
+        return self
+
+    def scoped(self, tenant: Tenant) -> "Model":
+        return self.within(tenant)
+
+    async def namespaces(self, cursor: Cursor) -> Page[tuple[str, ...]]:
+        raise AssertionError("the community edition has no namespaces")
+
+    async def partitions(self) -> Page[tuple[str, ...]]:
+        raise AssertionError("the community edition has no partitions")
+
+    async def nodes_visible(self) -> bool:
+        return self.sees_nodes
+
+    async def peerings(self) -> Page[tuple[Peering, ...] | None]:
+        await self._turn("peerings", Cursor())
+        return Page(None)
+
+    async def peer_through(self, cursor: Cursor) -> Page[bool]:
+        raise AssertionError("there is no peering")
+
+    async def exported_services(self, cursor: Cursor) -> Page[tuple[Exported, ...]]:
+        raise AssertionError("there is no peering")
+
+    async def exported_entry(self, cursor: Cursor, partition: str) -> Page[tuple[Exported, ...]]:
+        raise AssertionError("there is no peering")
+
+    async def discovery_chain(self, service: str, cursor: Cursor) -> Page[Chain]:
+        raise AssertionError("there is no peering")
+
     # --- how it answers ------------------------------------------------------------------------------------------
 
     async def _turn(self, call: str, cursor: Cursor, datacenter: str = "") -> None:
@@ -252,6 +306,9 @@ class Model:
             try:
                 with trio.move_on_after(cursor.wait):
                     await self.changed.wait()
+            except trio.Cancelled:
+                self.abandoned += 1
+                raise
             finally:
                 self.held -= 1
             self._raise(call, datacenter)

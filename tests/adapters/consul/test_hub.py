@@ -65,6 +65,13 @@ async def test_a_refused_token_is_tried_again_soon_and_then_slowly(autojump_cloc
     assert all(15 <= pause <= 30.001 for pause in pauses[6:])
 
 
+async def test_a_token_that_a_starting_agent_does_not_know_yet_is_tried_again_soon(autojump_clock: MockClock) -> None:
+    script = Script([*[UNREACHABLE] * 8, DENIED, DENIED, Page("a", 5)])
+    await run(script, 200)
+    assert script.times[9] - script.times[8] <= 1
+    assert script.times[10] - script.times[9] <= 2
+
+
 async def test_what_is_not_ready_is_asked_about_once_a_second(autojump_clock: MockClock) -> None:
     script = Script([NotReadyError("no trust domain", "not_ready")])
     await run(script, 60)
@@ -192,3 +199,35 @@ async def test_an_outage_of_all_watches_is_one_line_and_so_is_its_end(autojump_c
                 script = Script([UNREACHABLE, Page("a", 1)], hold=lambda cursor: cursor.blocks)
                 nursery.start_soon(script.watch(hub, name=str(number)).run)
     assert [entry["log_level"] for entry in logs if entry["log_level"] != "debug"] == ["warning", "info"]
+
+
+async def test_a_watch_that_fails_from_the_start_does_not_say_that_anything_is_known(
+    autojump_clock: MockClock,
+) -> None:
+    with capture_logs() as logs:
+        await run(Script([UNREACHABLE]), 3)
+        await run(Script([Page("a", 1), UNREACHABLE]), 3)
+    assert [entry["event"] for entry in logs if entry["log_level"] == "warning"] == [
+        "Consul watch fails from the start",
+        "Consul watch fails, what is known stays in use",
+    ]
+
+
+async def test_what_is_only_swept_neither_hides_nor_makes_an_outage(autojump_clock: MockClock) -> None:
+    hub = WatchHub()
+    for number in range(20):
+        hub.enlist("health", f"swept{number}").swept = True
+    script = Script([UNREACHABLE, UNREACHABLE, Page("a", 1)])
+    script.hold = lambda cursor: cursor.blocks
+    recovered = trio.Event()
+
+    async def wait() -> None:
+        await hub.recovery()
+        recovered.set()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(wait)
+        nursery.start_soon(script.watch(hub).run)
+        with trio.fail_after(60):
+            await recovered.wait()
+        nursery.cancel_scope.cancel()

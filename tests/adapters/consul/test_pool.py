@@ -85,3 +85,30 @@ async def test_a_budget_that_is_too_small_still_leaves_one_query(autojump_clock:
         looks = await follow(model, pool, names(3), 60)
     assert model.most_held == 1
     assert min(len(times) for times in looks.values()) >= 8
+
+
+async def test_a_connection_of_ones_own_counts_in_the_budget(autojump_clock: MockClock) -> None:
+    model = Model()
+    async with ReaderPool(model, budget=RESERVED + 6) as pool, pool.dedicated(), pool.dedicated():
+        await follow(model, pool, names(12), 30)
+        assert model.most_connections == 6
+        assert model.most_held == 4
+        assert pool.room(0) == 4
+    assert model.connections == 0
+    async with ReaderPool(model, budget=RESERVED + 6) as pool:
+        assert pool.room(0) == 6
+
+
+async def test_the_room_is_what_others_leave(autojump_clock: MockClock) -> None:
+    async with ReaderPool(Model(), budget=RESERVED + 6) as pool:
+        with pool.watching(), pool.watching():
+            assert (pool.room(0), pool.room(1), pool.room(2)) == (4, 5, 6)
+        async with pool.dedicated(), pool.dedicated(), pool.dedicated():
+            with pool.watching():
+                assert pool.room(0) == 2
+
+
+async def test_a_query_may_be_held_for_less_where_that_is_wanted(autojump_clock: MockClock) -> None:
+    model = Model()
+    async with ReaderPool(model, budget=RESERVED + 6) as pool, pool.turn(Cursor(1), 7.5) as (_, turn):
+        assert turn.wait == 7.5

@@ -340,3 +340,29 @@ def _filled(body: Any) -> Any:
     if isinstance(body, dict):
         return {key: _filled(value) for key, value in body.items() if value not in (None, {}, [], "")}
     return body
+
+
+async def test_a_registration_with_a_check_of_another_id_starts_as_passing_and_leaves_no_check_behind(
+    federation: Federation, token: str
+) -> None:
+    dc1 = federation.dc1
+    # Nobody listens there, so the check is critical once it has run.
+    payload = GatewayDefinition(service="mesh-gateway", proxy_id="again", address="127.0.0.1", port=1).payload()
+    address = ConsulAddress.from_settings({"CONSUL_HTTP_ADDR": dc1.http_addr, "CONSUL_HTTP_TOKEN": token})
+
+    async def states() -> dict[str, str]:
+        checks = await dc1.get("/v1/agent/checks")
+        return {name: check["Status"] for name, check in checks.items() if check["ServiceID"] == "again"}
+
+    async with ConsulClient(address) as client:
+        await client.register(payload)
+        assert await states() == {"service:again": "passing"}
+        with trio.fail_after(60):
+            while await states() != {"service:again": "critical"}:
+                await trio.sleep(0.1)
+        await client.register(payload)
+        assert await states() == {"service:again": "critical"}
+        await client.register({**payload, "Check": {**payload["Check"], "CheckID": "service:again:2"}})
+        assert await states() == {"service:again:2": "passing"}
+        await client.deregister("again")
+        assert await states() == {}

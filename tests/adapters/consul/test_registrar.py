@@ -77,6 +77,40 @@ async def test_a_registration_that_the_agent_has_lost_is_sent_again(autojump_clo
         assert "mesh-gateway" in model.agent
 
 
+async def test_a_registration_of_a_token_that_was_replaced_is_sent_again_with_the_new_one(
+    autojump_clock: MockClock,
+) -> None:
+    model, version = Model(), [1]
+    registrar = Registrar(model, WatchHub(token_version=lambda: version[0]), GatewayDefinition())
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(registrar.run)
+        await registrar.registered()
+        await trio.sleep(300)
+        assert len(model.registered) == 1
+        version[0] += 1
+        await trio.sleep(2)
+        assert len(model.registered) == 2
+        await trio.sleep(300)
+        assert len(model.registered) == 2
+        registrar.stop()
+
+
+async def test_after_an_outage_the_registration_is_sent_again_with_a_check_that_starts_anew(
+    autojump_clock: MockClock,
+) -> None:
+    model = Model()
+    async with registering(model) as (registrar, _, _):
+        await registrar.registered()
+        for _ in range(2):
+            model.fail(unreachable())
+            await trio.sleep(60)
+            model.fail(None)
+            await trio.sleep(31)
+    checks = [payload["Check"] for payload in model.registered]
+    assert [check["Status"] for check in checks] == ["passing"] * 3
+    assert len({check.get("CheckID") for check in checks}) == 3
+
+
 async def test_an_agent_that_is_not_there_yet_is_waited_for(autojump_clock: MockClock) -> None:
     model = Model(down=unreachable())
     async with registering(model) as (registrar, hub, _):
@@ -106,6 +140,22 @@ async def test_a_refused_gateway_leaves_nothing_to_take_back(autojump_clock: Moc
     async with registering(model):
         await trio.sleep(20)
     assert model.deregistered == []
+
+
+async def test_a_gateway_whose_new_token_is_refused_still_takes_its_registration_back(
+    autojump_clock: MockClock,
+) -> None:
+    model, version = Model(), [1]
+    registrar = Registrar(model, WatchHub(token_version=lambda: version[0]), GatewayDefinition())
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(registrar.run)
+        await registrar.registered()
+        model.denied.add("mesh-gateway")
+        version[0] += 1
+        await trio.sleep(20)
+        model.denied.clear()
+        registrar.stop()
+    assert model.deregistered == ["mesh-gateway"]
 
 
 async def test_stop_takes_the_registration_back_and_ends(autojump_clock: MockClock) -> None:

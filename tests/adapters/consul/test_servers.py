@@ -125,3 +125,20 @@ async def test_the_first_snapshot_waits_for_the_servers_but_not_for_ever(autojum
     async with watching(Federated(model)) as federated:
         assert 5 <= trio.current_time() - start < 6
         assert federated.servers() == ()
+
+
+async def test_the_watch_of_the_servers_takes_its_connection_from_the_others(autojump_clock: MockClock) -> None:
+    datacenters = [f"dc{number}" for number in range(2, 20)]
+    most = {}
+    for expose in (False, True):
+        model = Model(
+            wan=(OWN, *datacenters), remote={name: {"gw": (gateway(name, name="gw"),)} for name in datacenters}
+        )
+        model.plain["mesh-gateway"] = (gateway(OWN),)
+        watcher = CatalogWatcher(model, WatchHub(), lambda _: None, datacenter=OWN, catalog_watches=10)
+        watcher.name_servers("consul", expose=expose)
+        with trio.move_on_after(60):
+            await watcher.run()
+        most[expose] = model.most_connections
+        assert any(state == "instances:consul" for _, state in model.calls) is expose
+    assert most[True] == most[False] < 10

@@ -70,3 +70,32 @@ async def test_after_the_start_nothing_is_expected(autojump_clock: MockClock) ->
     progress.expect("b")
     assert progress.missing == []
     await progress.settled()
+
+
+async def test_a_start_gives_up_what_is_slow_only_when_nothing_else_comes(autojump_clock: MockClock) -> None:
+    progress = Progress("slow", *map(str, range(10)))
+    start = trio.current_time()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(progress.settled, 5.0)
+        for number in range(10):
+            await trio.sleep(4)
+            progress.done(str(number))
+            progress.done("unknown")
+    assert trio.current_time() - start == 40 + 5
+    assert progress.missing == ["slow"]
+
+
+async def test_who_tells_again_and_again_that_he_is_done_prolongs_nothing(autojump_clock: MockClock) -> None:
+    progress = Progress("slow", "loud")
+    with trio.move_on_after(60) as limit:
+        async with trio.open_nursery() as nursery:
+
+            async def tell() -> None:
+                while True:
+                    progress.done("loud")
+                    await trio.sleep(1)
+
+            nursery.start_soon(tell)
+            await progress.settled(5.0)
+            nursery.cancel_scope.cancel()
+    assert not limit.cancelled_caught

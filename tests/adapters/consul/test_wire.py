@@ -9,9 +9,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshgate.adapters.consul import InvalidAnswerError, OwnRegistration, wire
-from meshgate.adapters.consul.records import BindAddress, CaRoots, Resolver, SubsetRule
-from meshgate.core.catalog import Check, Instance, WanAddress
+from meshgate.adapters.consul import InvalidAnswerError, OwnRegistration, registration_wire, wire
+from meshgate.adapters.consul.records import CaRoots, Resolver, SubsetRule
+from meshgate.core.catalog import Check, Instance, Locality, WanAddress
+from meshgate.core.listeners import BindAddress
 
 FULL: dict[str, Any] = {
     "Node": {
@@ -212,23 +213,46 @@ def test_only_mesh_gateways_count_as_gateway_names() -> None:
 def test_an_own_registration_keeps_the_opaque_configuration() -> None:
     body = {
         "ID": "gw-1",
+        "Kind": "mesh-gateway",
         "Service": "gw",
         "Address": "",
         "Port": 8443,
         "TaggedAddresses": {"wan": {"Address": "192.0.2.1", "Port": 443}, "lan": {"Address": "10.0.0.7", "Port": 8443}},
         "Meta": None,
-        "Proxy": {"Config": {"connect_timeout_ms": 300, "envoy_gateway_bind_addresses": {"a": {"port": 1}}}},
+        "Proxy": {
+            "Config": {"connect_timeout_ms": 300, "envoy_gateway_bind_addresses": {"a": {"port": 1}}},
+            "AccessLogs": {"Enabled": True, "Type": "file", "Path": "/log"},
+        },
         "ContentHash": "abc",
     }
-    assert wire.decode_own_registration(encoded(body)) == OwnRegistration(
+    assert registration_wire.decode_own_registration(encoded(body)) == OwnRegistration(
         id="gw-1",
         service="gw",
         address="",
         port=8443,
         tagged=(BindAddress("lan", "10.0.0.7", 8443), BindAddress("wan", "192.0.2.1", 443)),
         config={"connect_timeout_ms": 300, "envoy_gateway_bind_addresses": {"a": {"port": 1}}},
+        access_logs={"Enabled": True, "Type": "file", "Path": "/log"},
         content_hash="abc",
     )
+
+
+@pytest.mark.parametrize(
+    ("service", "node", "found"),
+    [
+        ({"Region": "us-west-1", "Zone": "a"}, {"Region": "us-east-1", "Zone": "b"}, Locality("us-west-1", "a")),
+        (None, {"Region": "us-east-1", "Zone": None}, Locality("us-east-1")),
+        (None, None, Locality()),
+    ],
+)
+def test_locality_of_an_instance_is_that_of_its_service_else_of_its_node(
+    service: object, node: object, found: Locality
+) -> None:
+    row = {"Node": {"Node": "n1", "Locality": node}, "Service": {"ID": "gw", "Locality": service}}
+    (instance,) = wire.decode_instances(encoded([row]))
+    assert instance.locality == found
+    own = registration_wire.decode_own_registration(encoded({"ID": "gw", "Locality": service}))
+    assert own.locality == (found if service else Locality())
 
 
 def test_agent_facts_are_read_from_old_and_new_versions() -> None:
@@ -250,8 +274,8 @@ def test_facts_without_a_datacenter_are_an_invalid_answer(value: Any) -> None:
 
 
 def test_names_and_datacenters_are_sorted_and_tolerate_null() -> None:
-    assert wire.service_names({"b": [], "a": None}) == ("a", "b")
-    assert wire.service_names(None) == ()
+    assert wire.decode_service_names(b'{"b": [], "a": null}') == ("a", "b")
+    assert wire.decode_service_names(b"null") == ()
     assert wire.datacenters(["dc2", "dc1"]) == ("dc1", "dc2")
     assert wire.datacenters(None) == ()
 

@@ -2,7 +2,21 @@
 
 from meshgate.adapters.state import Kept
 from meshgate.core.balance import Policy
-from meshgate.core.catalog import Check, Instance, RemoteDatacenter, Service, Snapshot, Subset, WanAddress
+from meshgate.core.catalog import (
+    ChainTarget,
+    Check,
+    Export,
+    ImportedService,
+    Instance,
+    Locality,
+    PeerServers,
+    RemoteDatacenter,
+    RemotePartition,
+    Service,
+    Snapshot,
+    Subset,
+    WanAddress,
+)
 
 TRUST_DOMAIN = "11111111-2222-3333-4444-555555555555.consul"
 
@@ -24,6 +38,9 @@ def instance(service: str, number: int = 1, *, datacenter: str = "dc1", port: in
         checks=(Check("serfHealth", "passing", "Serf"), Check("c", "warning", 'a "name"\n with é')),
         modify_index=1 << 40,
         meta=(("version", "1"),),
+        peer_sni=(f"{service}.default.default.us.external.{TRUST_DOMAIN}",),
+        locality=Locality("us-west-1", "us-west-1a"),
+        distance=1,
     )
 
 
@@ -50,6 +67,14 @@ def catalog(services: int = 2) -> Snapshot:
         servers=(instance("consul", 5),),
         domain="example",
         expose_servers=True,
+        partitions=(RemotePartition("p1", (instance("mesh-gateway", 6),)), RemotePartition("p2", ())),
+        exports=(
+            Export("web", "team", ("us",), ("p1",), "tcp", ChainTarget("web", "team", "v1")),
+            Export("api", peers=("us",)),
+        ),
+        imports=(ImportedService("db", "us", (instance("db", 7),), "team"),),
+        peer_servers=(PeerServers("us", "server.us.peering.x", (("192.0.2.9", 8443),), 7),),
+        peer_through=True,
     )
 
 

@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,21 @@ def test_no_field_of_a_catalog_is_left_out() -> None:
                 if value != field.default:
                     differing.add((type(record).__name__, field.name))
     assert {name for name in every - differing if name[1] not in only_in_enterprise} == set()
+
+
+def test_file_of_an_older_meshgate_that_knew_less_is_read(tmp_path: Path) -> None:
+    """Fields with defaults may be added without another version, to a catalog and to all that is in it."""
+    write(tmp_path, kept())
+    *lines, _ = map(json.loads, (tmp_path / NAME).read_bytes().splitlines())
+    for name in ("partitions", "exports", "imports", "peer_servers", "peer_through"):
+        del lines[0]["catalog"][name]
+    del lines[1]["instances"][0]["peer_sni"]
+    found = read(store(tmp_path, sealed(*lines)))
+    assert found is not None
+    older = replace(kept().snapshot, partitions=(), exports=(), imports=(), peer_servers=(), peer_through=False)
+    web = older.services[0]
+    instances = (replace(web.instances[0], peer_sni=()), *web.instances[1:])
+    assert found.snapshot == replace(older, services=(replace(web, instances=instances), *older.services[1:]))
 
 
 def test_without_a_file_or_a_folder_there_is_nothing(tmp_path: Path) -> None:

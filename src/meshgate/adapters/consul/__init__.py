@@ -4,9 +4,12 @@
 keeps the gateway registered, and `WatchHub` is what the two share. Everything runs in trio.
 """
 
+from meshgate.core.listeners import BindAddress
+
 from .address import FLAG_TOKEN, FLAG_TOKEN_FILE, ConsulAddress, ConsulConfigError
 from .agent import wait_for_agent
 from .catalog import CatalogWatcher
+from .checks import Checks, NodeCheck
 from .client import ConsulClient
 from .errors import (
     BadRequestError,
@@ -23,7 +26,7 @@ from .errors import (
 )
 from .hub import WatchHub, WatchState
 from .policy import acl_policy
-from .records import AgentFacts, BindAddress, CaRoots, Client, Cursor, OwnRegistration, Page, Reader
+from .records import AgentFacts, CaRoots, Client, Cursor, OwnRegistration, Page, Reader
 from .registrar import Registrar
 from .registration import GatewayDefinition, RegistrationError
 from .tokens import TokenSource
@@ -36,6 +39,7 @@ __all__ = [
     "BindAddress",
     "CaRoots",
     "CatalogWatcher",
+    "Checks",
     "Client",
     "ConsulAddress",
     "ConsulClient",
@@ -45,6 +49,7 @@ __all__ = [
     "Cursor",
     "GatewayDefinition",
     "InvalidAnswerError",
+    "NodeCheck",
     "NotFoundError",
     "NotReadyError",
     "OwnRegistration",

@@ -2,31 +2,37 @@
 
 What always holds: a snapshot is published only if it differs from the last one; nothing is published before the trust
 domain and the list of services are known; after that the first one waits until each source has answered or failed
-once, but not longer than `start_deadline`; and once published, nothing is taken back because Consul is unreachable,
-refuses the token, or shows less to it than before.
+once, as long as one does within `start_deadline` seconds; and once published, nothing is taken back because Consul is
+unreachable, refuses the token, or shows less to it than before.
 
 Sources: Consul's `agent/proxycfg` (what its own gateway watches, and when it counts as valid).
 """
 
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Iterable
+from typing import Any, Final
 
 import structlog
 import trio
 
-from meshgate.core.catalog import Snapshot
+from meshgate.core.catalog import RemoteDatacenter, Snapshot
 from meshgate.core.sni import DEFAULT
 
 from .explain import Explainer
+from .exports import LocalExports
 from .hub import WatchHub, WatchState
+from .mesh_records import MeshClient, Tenant
+from .namespaces import LocalCatalog
+from .partitions import Partitions
+from .peerings import Peerings
 from .pool import ReaderPool
-from .records import GATEWAY_KIND, CaRoots, Client
-from .remotes import DATACENTERS, FEDERATION, RemoteGateways
+from .records import GATEWAY_KIND, CaRoots
+from .remotes import RemoteGateways
 from .servers import LocalServers
-from .services import LocalServices
+from .services import NAMES
 from .sight import Sight
-from .subsets import RESOLVERS, Subsets
-from .tasks import Progress
+from .subsets import RESOLVERS
+from .tasks import KeyedTasks, Progress
+from .tenancy import sight_in_partition
 from .watch import Watch
 
 log = structlog.get_logger(module="meshgate.consul")
@@ -35,10 +41,14 @@ log = structlog.get_logger(module="meshgate.consul")
 COALESCE: Final = 0.1
 # Seconds that an essential watch may fail before the catalog counts as stale.
 STALE_AFTER: Final = 10.0
+# Seconds that the first snapshot waits however many sources there are.
+LONGEST_START: Final = 300.0
 ROOTS: Final = "CA roots"
+_SERVERS: Final = "servers"
+_EXPORTS: Final = "exports"
 
-# While one of these fails, what is served may be old as a whole.
-_ESSENTIAL: Final = frozenset(("roots", "services", "resolvers"))
+# While one of these fails, what is served may be old as a whole; those of a single namespace have other names.
+_ESSENTIAL: Final = frozenset((ROOTS, NAMES, RESOLVERS))
 # What one line can say for every watch that it hits.
 _COMMON: Final = frozenset(("403", "429", "unreachable", "timeout"))
 
@@ -54,12 +64,14 @@ class CatalogWatcher:
         partition: the gateway's own.
         gateway_service: the name under which the gateway is registered.
         catalog_watches: how many blocking queries the gateway may hold at once (see `pool`).
-        start_deadline: seconds that the first snapshot waits for slow sources.
+        enterprise: whether Consul has namespaces and partitions; the community edition refuses to be asked for them.
+        enforce_exports: whether exports decide what is routed, so that they are followed without a peering too.
+        start_deadline: seconds that the first snapshot waits for slow sources, since the last one that was not.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - most by keyword
         self,
-        client: Client,
+        client: MeshClient,
         hub: WatchHub,
         publish: Callable[[Snapshot], None],
         *,
@@ -68,31 +80,51 @@ class CatalogWatcher:
         gateway_service: str = GATEWAY_KIND,
         catalog_watches: int = 100,
         start_deadline: float = 5.0,
+        enterprise: bool = False,
+        enforce_exports: bool = False,
     ) -> None:
         self.snapshot: Snapshot | None = None
-        self._client = client
+        # A gateway is in the namespace default, whatever namespace its token would make Consul assume.
+        self._client = client.scoped(Tenant(namespace=DEFAULT)) if enterprise else client
         self._hub = hub
         self._publish = publish
         self._datacenter = datacenter
         self._partition = partition
         self._start_deadline = start_deadline
         self._domain = "consul"
-        self._sight = Sight(client, gateway_service)
+        self._expose_servers = False
+        self._enforce_exports = enforce_exports
+        sight = Sight(client, gateway_service)
+        self._sight = sight if partition == DEFAULT else sight_in_partition(sight, client)
         self._servers: LocalServers | None = None
         self._roots: CaRoots | None = None
-        self._progress = Progress(RESOLVERS, DATACENTERS, FEDERATION)
+        self._progress = Progress()
         self._change = trio.Event()
-        self._pool = ReaderPool(client, catalog_watches)
-        self._explainer = Explainer(client)
-        shared = (client, hub, self._pool, self._sight)
-        self._subsets = Subsets(*shared, progress=self._progress, changed=self._changed)
-        self._services = LocalServices(*shared, self._subsets, progress=self._progress, changed=self._changed)
-        self._remotes = RemoteGateways(
+        self._tasks: KeyedTasks[str] | None = None
+        self._pool = ReaderPool(self._client, catalog_watches)
+        self._explainer = Explainer(self._client, enterprise=enterprise)
+        shared = (self._client, hub, self._pool, self._sight)
+        account: dict[str, Any] = {"progress": self._progress, "changed": self._changed}
+        gateways = {"gateway_service": gateway_service} | account
+        central = partition == DEFAULT
+        self._services = LocalCatalog(*shared, enterprise=enterprise, **account)
+        # Only gateways of the default partition look into other datacenters.
+        self._remotes = RemoteGateways(*shared, datacenter=datacenter, **gateways) if central else None
+        self._partitions = Partitions(*shared, partition=partition, **gateways) if enterprise else None
+        self._peerings = Peerings(
             *shared,
-            datacenter=datacenter,
-            gateway_service=gateway_service,
+            enterprise=enterprise,
+            control_plane=central,
             progress=self._progress,
-            changed=self._changed,
+            changed=self._peerings_changed,
+        )
+        self._exports = LocalExports(
+            hub,
+            self._pool,
+            partition=partition,
+            enterprise=enterprise,
+            services=self._services.services,
+            **account,
         )
 
     def name_servers(self, domain: str, *, expose: bool) -> None:
@@ -105,21 +137,30 @@ class CatalogWatcher:
             expose: whether the gateway is registered for servers (WAN federation through gateways).
         """
         self._domain = domain
-        if expose and self._partition == DEFAULT:
-            self._servers = LocalServers(
-                self._client, self._hub, self._sight, progress=self._progress, changed=self._changed
-            )
+        self._expose_servers = expose and self._partition == DEFAULT
+        self._want_servers()
 
     async def run(self) -> None:
         """Watch and publish until cancelled."""
         async with self._pool, trio.open_nursery() as nursery:
+            self._tasks = KeyedTasks(nursery)
             nursery.start_soon(self._follow_roots)
-            nursery.start_soon(self._subsets.run)
             nursery.start_soon(self._services.run)
-            nursery.start_soon(self._remotes.run)
-            if self._servers is not None:
-                nursery.start_soon(self._servers.run)
+            nursery.start_soon(self._peerings.run)
+            if self._remotes is not None:
+                nursery.start_soon(self._remotes.run)
+            if self._partitions is not None:
+                nursery.start_soon(self._partitions.run)
+            self._adjust()
             await self._publish_changes()
+
+    def used(self, services: Iterable[str]) -> None:
+        """Streams were placed for these services: they are to be followed closely (see `attention`).
+
+        Lower-case names; unknown ones are ignored.
+        """
+        names = set(services)
+        self._services.used(names | self._exports.behind(names))
 
     def states(self) -> list[WatchState]:
         """How each watch is doing, those of the hub's other users included."""
@@ -131,7 +172,8 @@ class CatalogWatcher:
         lines = [
             state.error if state.status in _COMMON else f"{state.kind} {state.name}: {state.error}" for state in failing
         ]
-        lines += [*self._services.problems(), *self._subsets.problems(), *self._remotes.problems()]
+        lines += [*self._services.problems(), *self._peerings.problems()]
+        lines += [] if self._remotes is None else self._remotes.problems()
         return list(dict.fromkeys(lines))
 
     @property
@@ -139,7 +181,7 @@ class CatalogWatcher:
         """Whether what is served is only the last that was known: an essential watch has been failing for long."""
         limit = trio.current_time() - STALE_AFTER
         return any(
-            state.kind in _ESSENTIAL and state.failing_since is not None and state.failing_since <= limit
+            state.name in _ESSENTIAL and state.failing_since is not None and state.failing_since <= limit
             for state in self._hub.states()
         )
 
@@ -161,7 +203,7 @@ class CatalogWatcher:
         return await self._explainer.why_missing(service)
 
     async def _follow_roots(self) -> None:
-        async with self._client.dedicated() as reader:
+        async with self._pool.dedicated() as reader:
             await Watch(self._hub, "roots", ROOTS, reader.ca_roots, self._roots_changed).run()
 
     def _roots_changed(self, roots: CaRoots) -> None:
@@ -171,12 +213,39 @@ class CatalogWatcher:
     def _changed(self) -> None:
         self._change.set()
 
+    def _peerings_changed(self) -> None:
+        self._adjust()
+        self._changed()
+
+    def _adjust(self) -> None:
+        """Follow what is needed now: servers and exports depend on what else is found."""
+        if self._tasks is None:
+            return
+        self._want_servers()
+        wanted = {_SERVERS} if self._servers is not None else set()
+        if self._peerings.any or self._enforce_exports:
+            self._exports.begin()
+            wanted.add(_EXPORTS)
+        self._tasks.keep(wanted, self._follow)
+
+    def _want_servers(self) -> None:
+        if self._servers is None and (self._expose_servers or self._peerings.through):
+            self._servers = LocalServers(
+                self._pool, self._hub, self._sight, progress=self._progress, changed=self._changed
+            )
+
+    async def _follow(self, what: str) -> None:
+        if what == _EXPORTS:
+            await self._exports.run()
+        elif self._servers is not None:
+            await self._servers.run()
+
     async def _publish_changes(self) -> None:
         while self._roots is None or not self._services.known:
             self._change = trio.Event()
             await self._change.wait()
-        with trio.move_on_after(self._start_deadline):
-            await self._progress.settled()
+        with trio.move_on_after(LONGEST_START):
+            await self._progress.settled(self._start_deadline)
         if missing := self._progress.missing:
             log.warning("catalog is incomplete at the start", waited_for=missing[:5], more=len(missing[5:]))
         self._progress.close()
@@ -185,24 +254,33 @@ class CatalogWatcher:
             self._publish_if_new(self._roots.trust_domain)
             await self._change.wait()
             await trio.sleep(COALESCE)
+            self._exports.reconcile()
 
     def _publish_if_new(self, trust_domain: str) -> None:
         snapshot = Snapshot(
             self._datacenter,
             trust_domain,
             self._partition,
-            services=tuple(self._subsets.apply(*service) for service in sorted(self._services.instances().items())),
-            remotes=self._remotes.remotes(),
+            services=self._services.services(),
+            remotes=self._remote_datacenters(),
             servers=() if self._servers is None else self._servers.instances(),
             domain=self._domain,
-            expose_servers=self._servers is not None,
+            expose_servers=self._expose_servers,
+            partitions=() if self._partitions is None else self._partitions.partitions(),
+            exports=self._exports.exports(),
+            imports=self._peerings.imports(),
+            peer_servers=self._peerings.servers(),
+            peer_through=self._peerings.through,
         )
         if snapshot != self.snapshot:
             self.snapshot = snapshot
             self._publish(snapshot)
 
+    def _remote_datacenters(self) -> tuple[RemoteDatacenter, ...]:
+        return () if self._remotes is None else self._remotes.remotes()
+
 
 def _needless(state: WatchState) -> bool:
     """Whether a watch fails only because this Consul is too old for what it watches, or waits for older servers."""
     absent = state.status == "404" or "currently disabled" in state.error
-    return absent and state.kind in ("federation-states", "gateway-names")
+    return absent and state.kind in ("federation-states", "gateway-names", "summaries")

@@ -9,7 +9,8 @@ from typing import Final, Self
 import trio
 
 from .address import ConsulAddress
-from .endpoints import Endpoints
+from .mesh_endpoints import MeshEndpoints
+from .mesh_records import MeshReader, Tenant
 from .tls import tls_context
 from .tokens import TokenSource
 from .transport import HttpClient
@@ -18,7 +19,7 @@ from .transport import HttpClient
 SHORT_CONNECTIONS: Final = 4
 
 
-class ConsulClient(Endpoints):
+class ConsulClient(MeshEndpoints):
     """A client for short requests, which makes clients with a connection of their own for those that are held.
 
     Use it as an asynchronous context manager. `errors` counts failed requests by status, those of dedicated clients
@@ -46,16 +47,39 @@ class ConsulClient(Endpoints):
         await _close(self._http)
 
     @asynccontextmanager
-    async def dedicated(self) -> AsyncIterator[Endpoints]:
+    async def dedicated(self) -> AsyncIterator[MeshEndpoints]:
         """A client with one connection, closed at the end of the block."""
         http = self._connections(1)
         try:
-            yield Endpoints(http, self.errors)
+            yield MeshEndpoints(http, self.errors)
         finally:
             await _close(http)
 
+    def scoped(self, tenant: Tenant) -> "ScopedClient":
+        """The same client, for requests elsewhere. It lives as long as this one does."""
+        return ScopedClient(self, tenant)
+
     def _connections(self, number: int) -> HttpClient:
         return HttpClient(self.address, self.token, self._context, connections=number)
+
+
+class ScopedClient(MeshEndpoints):
+    """A view of a client, whose requests go to another namespace, partition or peer."""
+
+    def __init__(self, client: "ConsulClient | ScopedClient", tenant: Tenant) -> None:
+        super().__init__(client.http_at(tenant), client.errors)
+        self._client = client
+        self._tenant = tenant
+
+    @asynccontextmanager
+    async def dedicated(self) -> AsyncIterator[MeshReader]:
+        """As that of the client."""
+        async with self._client.dedicated() as reader:
+            yield reader.within(self._tenant)
+
+    def scoped(self, tenant: Tenant) -> "ScopedClient":
+        """A view of this view."""
+        return ScopedClient(self, tenant)
 
 
 async def _close(http: HttpClient) -> None:

@@ -6,17 +6,19 @@ of ours. Each failure is counted by its status.
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from meshgate.core.durations import format_duration
 
-from . import wire
+from . import registration_wire, wire
+from .checks import NodeCheck, decode_node_checks
 from .errors import ConsulError, InvalidAnswerError, NotFoundError, NotReadyError, PermissionDeniedError, Rule
 from .records import GATEWAY_KIND, AgentFacts, CaRoots, Cursor, Instances, OwnRegistration, Page, Resolver
-from .transport import HttpClient, MeshConsul, Reply, accepted, decoded
+from .summaries import decode_summaries
+from .transport import HttpClient, MeshConsul, Reply, accepted, decoded, segment
 
 T = TypeVar("T")
 
@@ -35,6 +37,7 @@ class Endpoints:
         self._http = http
         self._consul = MeshConsul(http)
         self.errors = errors
+        self._names = Remembered(wire.decode_service_names)
 
     async def ca_roots(self, cursor: Cursor) -> Page[CaRoots]:
         """`/v1/connect/ca/roots`. A secondary datacenter has no trust domain at first: NotReadyError."""
@@ -47,8 +50,8 @@ class Endpoints:
     async def service_names(self, cursor: Cursor) -> Page[tuple[str, ...]]:
         """`/v1/catalog/services`. A token without rights gets an empty list, not an error."""
         with self._counted(SEE_SERVICES):
-            reply = await self._consul.catalog.services(cursor.index or None, format_duration(cursor.wait))
-            return _page(replace(reply, value=wire.service_names(reply.value[1])))
+            # Not by python-consul2's method: it decodes the tags of all services, each time one of them changes.
+            return _page(await self._http.get(decoded(self._names), "/v1/catalog/services", _held(cursor)))
 
     async def connect_instances(self, service: str, cursor: Cursor, *, subset_filter: str = "") -> Page[Instances]:
         """`/v1/health/connect/:service`: sidecars, native instances and terminating gateways for a service.
@@ -57,7 +60,7 @@ class Endpoints:
         looked up, with index 1 and without a known leader, and does so at once: that counts as a refusal too.
         """
         with self._counted(Rule("service", service)):
-            path = f"/v1/health/connect/{service}"
+            path = f"/v1/health/connect/{segment(service)}"
             reply = await self._http.get(decoded(wire.decode_instances), path, _held(cursor, filter=subset_filter))
             if not reply.value and not reply.known_leader and (reply.index or 0) <= 1:
                 raise PermissionDeniedError("Consul answered an empty list without a look")
@@ -68,9 +71,23 @@ class Endpoints:
         with self._counted(Rule("service", service)):
             chosen = f'Service.Kind == "{kind}"' if kind else ""
             params = _held(cursor, dc=datacenter, filter=chosen)
-            reply = await self._http.get(decoded(wire.decode_instances), f"/v1/health/service/{service}", params)
+            reply = await self._http.get(
+                decoded(wire.decode_instances), f"/v1/health/service/{segment(service)}", params
+            )
             rows = tuple(instance for instance in reply.value if not kind or instance.kind == kind)
             return _page(replace(reply, value=rows))
+
+    async def node_checks(self, node: str, *, datacenter: str = "") -> tuple[NodeCheck, ...]:
+        """`/v1/health/node/:node`: the checks of a node with what they last said."""
+        with self._counted(Rule("node", node)):
+            params = _held(Cursor(), dc=datacenter)
+            return (await self._http.get(decoded(decode_node_checks), f"/v1/health/node/{segment(node)}", params)).value
+
+    async def summaries(self, cursor: Cursor) -> Page[Mapping[str, int]]:
+        """`/v1/internal/ui/services` (undocumented, there since 1.6), as far as it tells of changes."""
+        with self._counted(SEE_SERVICES):
+            path = "/v1/internal/ui/services"
+            return _page(await self._http.get(decoded(decode_summaries), path, _held(cursor)))
 
     async def resolvers(self, cursor: Cursor) -> Page[tuple[Resolver, ...]]:
         """`/v1/config/service-resolver`; entries of services that the token may not read are left out silently."""
@@ -81,7 +98,7 @@ class Endpoints:
     async def resolver_exists(self, service: str, *, datacenter: str = "") -> bool:
         """`/v1/config/service-resolver/:service`: of all versions the one read that tells "none" from "may not"."""
         with self._counted(Rule("service", service)), suppress(NotFoundError):
-            await self._consul.config.get("service-resolver", service, datacenter or None)
+            await self._consul.config.get("service-resolver", segment(service), datacenter or None)
             return True
         return False
 
@@ -120,19 +137,31 @@ class Endpoints:
     async def agent_service(self, service_id: str, cursor: Cursor) -> Page[OwnRegistration]:
         """`/v1/agent/service/:id`; held by its content hash instead of an index."""
         with self._counted(Rule("service", service_id)):
-            path = f"/v1/agent/service/{service_id}"
-            reply = await self._http.get(decoded(wire.decode_own_registration), path, _held(cursor))
+            path = f"/v1/agent/service/{segment(service_id)}"
+            reply = await self._http.get(decoded(registration_wire.decode_own_registration), path, _held(cursor))
             return Page(reply.value, content_hash=reply.content_hash)
 
+    async def max_connections(self, service: str) -> int:
+        """`/v1/config/service-defaults/:service`: how many connections a destination may have; 0 where none is set."""
+        with self._counted(Rule("service", service)), suppress(NotFoundError):
+            path = f"/v1/config/service-defaults/{service}"
+            return (await self._http.get(decoded(registration_wire.decode_max_connections), path)).value
+        return 0
+
     async def register(self, payload: Mapping[str, Any]) -> None:
-        """`PUT /v1/agent/service/register`. A registration of the same ID is replaced."""
+        """`PUT /v1/agent/service/register`. A registration of the same ID is replaced, its checks with it."""
         with self._counted(Rule("service", str(payload["Name"]), "write")):
-            await self._http.put(accepted(), "/v1/agent/service/register", data=json.dumps(payload))
+            await self._http.put(
+                accepted(),
+                "/v1/agent/service/register",
+                params=[("replace-existing-checks", "true")],
+                data=json.dumps(payload),
+            )
 
     async def deregister(self, service_id: str) -> None:
         """`PUT /v1/agent/service/deregister/:id`."""
         with self._counted(Rule("service", service_id, "write")):
-            await self._consul.agent.service.deregister(service_id)
+            await self._consul.agent.service.deregister(segment(service_id))
 
     @contextmanager
     def _counted(self, needs: Rule | None = None) -> Iterator[None]:
@@ -145,6 +174,20 @@ class Endpoints:
         except ConsulError as error:
             self.errors[error.status] += 1
             raise
+
+
+class Remembered(Generic[T]):
+    """A decoder that knows the last answer, since an index may move without a change of what is asked for."""
+
+    def __init__(self, decode: Callable[[bytes], T]) -> None:
+        self._decode = decode
+        self._last: tuple[bytes, T] | None = None
+
+    def __call__(self, content: bytes) -> T:
+        """What the content means; the same object for the same content."""
+        if self._last is None or self._last[0] != content:
+            self._last = content, self._decode(content)
+        return self._last[1]
 
 
 def _held(cursor: Cursor, **params: str) -> list[tuple[str, str]]:

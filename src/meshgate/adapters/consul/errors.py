@@ -4,7 +4,10 @@ Each error is one clear line and never holds a token. `status` is its label in m
 `unreachable`, `timeout`, `invalid`, `not_ready`.
 """
 
+import os
 import re
+import socket
+import ssl
 from dataclasses import dataclass
 from typing import Final
 
@@ -52,7 +55,12 @@ class NotReadyError(ConsulError):
 
 
 class NotFoundError(ConsulError):
-    """404: what was asked for does not exist, or this Consul is too old to have the endpoint."""
+    """404: what was asked for does not exist, or this Consul is too old to have the endpoint.
+
+    `index` is where a query for it may wait until it exists; None where Consul tells none.
+    """
+
+    index: int | None = None
 
 
 class BadRequestError(ConsulError):
@@ -116,3 +124,24 @@ def _may_not(rule: Rule) -> str:
         return f"token may not {verb} {rule.resource}"
     name = f"every {rule.resource}" if rule.prefix and not rule.name else f'{rule.resource} "{rule.name}"'
     return f"token may not {verb} {name}"
+
+
+def reason_of(error: BaseException) -> str:
+    """Why a request failed: httpx's own text is often empty, and the cause at the bottom says more."""
+    texts = [type(error).__name__]
+    at: BaseException | None = error
+    while at is not None:
+        if isinstance(at, BaseExceptionGroup):
+            at = at.exceptions[0]
+            continue
+        if text := _text(at):
+            texts.append(text)
+        at = at.__cause__ or at.__context__
+    return ": ".join((texts[0], texts[-1])) if len(texts) > 1 else texts[0]
+
+
+def _text(error: BaseException) -> str:
+    """What an exception says; of a system call just that, since trio repeats in its text who was called."""
+    if isinstance(error, OSError) and error.errno and not isinstance(error, ssl.SSLError | socket.gaierror):
+        return f"[Errno {error.errno}] {os.strerror(error.errno)}"
+    return str(error)

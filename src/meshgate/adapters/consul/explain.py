@@ -6,7 +6,8 @@ from typing import Final
 import trio
 
 from .errors import ConsulError, PermissionDeniedError
-from .records import Cursor, Reader
+from .mesh_records import MeshReader, Tenant
+from .records import Cursor
 
 # An answer is good for this many seconds, and so many are remembered.
 _FRESH: Final = 5.0
@@ -18,13 +19,17 @@ _LONGEST_NAME: Final = 255
 class Explainer:
     """Answers one question at a time, and repeats an answer that is fresh: strangers' names must not load Consul."""
 
-    def __init__(self, client: Reader) -> None:
+    def __init__(self, client: MeshReader, *, enterprise: bool = False) -> None:
         self._client = client
+        self._enterprise = enterprise
         self._lock = trio.Lock()
         self._answers: OrderedDict[str, tuple[float, str | None]] = OrderedDict()
 
     async def why_missing(self, service: str) -> str | None:
-        """A line that says why; None where the token sees mesh instances of the service."""
+        """A line that says why; None where the token sees mesh instances of the service.
+
+        `service` may have its namespace in front (`team/web`), which only Enterprise is asked for.
+        """
         if not service or len(service) > _LONGEST_NAME:
             return "no such service registered"
         with trio.move_on_after(_PATIENCE):
@@ -43,23 +48,25 @@ class Explainer:
             self._answers.popitem(last=False)
 
     async def _ask(self, service: str) -> str | None:
+        namespace, _, name = service.rpartition("/")
+        reader = self._client.within(Tenant(namespace=namespace)) if namespace and self._enterprise else self._client
         try:
-            await self._client.resolver_exists(service)
-            page = await self._client.connect_instances(service, Cursor())
+            await reader.resolver_exists(name)
+            page = await reader.connect_instances(name, Cursor())
             if page.value:
                 return None
-            if not (await self._client.instances(service, Cursor())).value:
+            if not (await reader.instances(name, Cursor())).value:
                 return "no such service registered"
-            return await self._without_sidecar(service, filtered=page.filtered)
+            return await self._without_sidecar(reader, name, filtered=page.filtered)
         except PermissionDeniedError as error:
             return f"the {error}"
         except ConsulError as error:
             return f"not known: {error}"
 
-    async def _without_sidecar(self, service: str, *, filtered: bool) -> str:
+    async def _without_sidecar(self, reader: MeshReader, service: str, *, filtered: bool) -> str:
         """A sidecar has a name of its own, which the token may not be allowed to read."""
         try:
-            await self._client.resolver_exists(f"{service}-sidecar-proxy")
+            await reader.resolver_exists(f"{service}-sidecar-proxy")
         except PermissionDeniedError as error:
             return f"registered, but its sidecars may be hidden: the {error}"
         if filtered:

@@ -1,4 +1,4 @@
-"""The mesh gateways of one other datacenter, in its own catalog.
+"""The mesh gateways of one other datacenter, in its own catalog, or of one other admin partition.
 
 There is no public query for "all mesh gateways of a datacenter", only for the instances of a service whose name is
 known. The names are learned from Consul's list of services for its web pages, which is polled with the datacenters;
@@ -24,20 +24,21 @@ POLL: Final = 30.0
 
 
 class Gateways:
-    """Follows the gateways of a datacenter.
+    """Follows the gateways of a datacenter or partition.
 
     Args:
         hub: shared by all watches.
         pool: connections for the watches of single names.
         sight: decides whether a shorter answer is believed.
         client: for short requests.
-        datacenter: the remote one.
+        datacenter: the remote one; empty for the own one, of which all that is given then sees another partition.
+        place: how the accounts of the watches name it.
         guesses: names to watch while none is known.
         tried: called whenever a name has been asked for, with or without success.
         changed: called whenever `instances()` may have changed.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - most by keyword
         self,
         hub: WatchHub,
         pool: ReaderPool,
@@ -45,6 +46,7 @@ class Gateways:
         client: Reader,
         *,
         datacenter: str,
+        place: str,
         guesses: frozenset[str],
         tried: Callable[[], None],
         changed: Callable[[], None],
@@ -54,6 +56,7 @@ class Gateways:
         self._sight = sight
         self._client = client
         self._datacenter = datacenter
+        self._place = place
         self._guesses = guesses
         self._tried = tried
         self._changed = changed
@@ -70,7 +73,7 @@ class Gateways:
             await Watch(
                 self._hub,
                 "gateway-names",
-                self._datacenter,
+                self._place,
                 self._ask_names,
                 self._names_listed,
                 on_error=lambda _: self._names_listed(self._listed or frozenset()),
@@ -129,7 +132,7 @@ class Gateways:
             self._changed()
 
         with self._pool.watching():
-            watched = f"{name} in {self._datacenter}"
+            watched = f"{name} in {self._place}"
             await Watch(self._hub, "gateways", watched, ask, self._answered, on_error=failed).run()
 
     def _answered(self, gateways: Instances) -> None:

@@ -44,7 +44,8 @@ _exponential: Final = wait_random_exponential(multiplier=0.5, max=LONGEST_PAUSE)
 class WatchState:
     """How one watch is doing. Times are those of trio's clock, in seconds.
 
-    `kind` is one of a handful, `name` is for people. `error` and `status` are empty while the last request succeeded;
+    `kind` is one of a handful, `name` is for people. `swept` is whether it has no query that is held, but is asked now
+    and then (see `attention`). `error` and `status` are empty while the last request succeeded;
     `failures` counts the failed ones since then, and `failing_since` is when the first of them was.
     """
 
@@ -57,9 +58,15 @@ class WatchState:
     failures: int = 0
     failing_since: float | None = None
     index: int = 0
+    swept: bool = False
 
     def age(self, now: float) -> float:
-        """Seconds since Consul last answered, or since the watch began if it never did."""
+        """Seconds since Consul last answered, or since the watch began if it never did.
+
+        0 for a query that is `swept`, as long as it succeeds: when it is to be asked again, others know.
+        """
+        if self.swept and self.last_success is not None and not self.error:
+            return 0.0
         return now - (self.started if self.last_success is None else self.last_success)
 
 
@@ -72,7 +79,7 @@ class WatchHub:
 
     def __init__(self, *, token_version: Callable[[], int] = lambda: 0) -> None:
         self.token_version = token_version
-        self._states: list[WatchState] = []
+        self._states: dict[WatchState, None] = {}
         self._recovery = trio.Event()
 
     def states(self) -> list[WatchState]:
@@ -82,12 +89,21 @@ class WatchHub:
     @contextmanager
     def watching(self, kind: str, name: str) -> Iterator[WatchState]:
         """A new state, listed for the time of the block. Needs a running trio."""
-        state = WatchState(kind, name, trio.current_time())
-        self._states.append(state)
+        state = self.enlist(kind, name)
         try:
             yield state
         finally:
-            self._states.remove(state)
+            self.strike(state)
+
+    def enlist(self, kind: str, name: str) -> WatchState:
+        """A new state, listed until `strike`. Needs a running trio."""
+        state = WatchState(kind, name, trio.current_time())
+        self._states[state] = None
+        return state
+
+    def strike(self, state: WatchState) -> None:
+        """List a state no longer."""
+        self._states.pop(state, None)
 
     async def persist(
         self, state: WatchState, request: Callable[[], Awaitable[T]], on_error: Callable[[ConsulError], None]
@@ -98,12 +114,12 @@ class WatchHub:
         """
         retrying = AsyncRetrying(
             sleep=partial(self._pause, state),
-            wait=_bound,
+            wait=_Bound(),
             retry=retry_if_exception_type(ConsulError),
             before_sleep=partial(self._failed, state, on_error),
         )
         result: T = await retrying(request)
-        self._succeeded(state)
+        self.succeeded(state)
         return result
 
     async def recovery(self) -> None:
@@ -112,6 +128,11 @@ class WatchHub:
 
     def _failed(self, state: WatchState, on_error: Callable[[ConsulError], None], attempt: RetryCallState) -> None:
         error = _error(attempt)
+        self.failed(state, error)
+        on_error(error)
+
+    def failed(self, state: WatchState, error: ConsulError) -> None:
+        """Note that a request has failed."""
         state.failures += 1
         if state.failing_since is None:
             state.failing_since = trio.current_time()
@@ -119,18 +140,19 @@ class WatchHub:
             # An outage hits all watches at once: the first one to notice speaks for those that see the same.
             known = any(other.error == str(error) for other in self._states)
             state.error, state.status = str(error), error.status
+            event = "fails, what is known stays in use" if state.last_success is not None else "fails from the start"
             (log.debug if known else log.warning)(
-                "Consul watch fails, what is known stays in use", watch=state.name, kind=state.kind, error=state.error
+                f"Consul watch {event}", watch=state.name, kind=state.kind, error=state.error
             )
-        on_error(error)
 
-    def _succeeded(self, state: WatchState) -> None:
+    def succeeded(self, state: WatchState) -> None:
+        """Note that a request has succeeded."""
         state.last_success = trio.current_time()
         if state.failing_since is None:
             return
-        unreachable = sum(_out_of_reach(other) for other in self._states)
         # One connection that Consul reset, of many that work, is no outage of the agent.
-        if _out_of_reach(state) and unreachable * 2 >= len(self._states):
+        asking = [other for other in self._states if other is state or not other.swept]
+        if _out_of_reach(state) and sum(map(_out_of_reach, asking)) * 2 >= len(asking):
             self._recovery.set()
             self._recovery = trio.Event()
         error, seconds = state.error, state.last_success - state.failing_since
@@ -154,15 +176,27 @@ class WatchHub:
                 return
 
 
-def _bound(attempt: RetryCallState) -> float:
+class _Bound:
     """Seconds to wait before the next try, by what failed.
 
-    A refusal starts at about a second, since a secondary datacenter learns of a new token that late, and becomes
-    slow; where only an operator can help, or Consul asks for less, it is slow from the start.
+    A refusal starts at about a second, since a secondary datacenter learns of a new token that late, and an agent that
+    starts knows no token at first; it becomes slow when it stays. Where only an operator can help, or Consul asks for
+    less, it is slow from the start.
     """
+
+    def __init__(self) -> None:
+        self._refusals = 0
+
+    def __call__(self, attempt: RetryCallState) -> float:
+        self._refusals = self._refusals + 1 if isinstance(_error(attempt), PermissionDeniedError) else 0
+        if self._refusals:
+            # Other failures before, of an outage perhaps, do not make it slow.
+            return random.uniform(0.5, 1) * min(LONGEST_PAUSE, 2.0 ** min(self._refusals - 1, 10))  # noqa: S311
+        return _wait_after(attempt)
+
+
+def _wait_after(attempt: RetryCallState) -> float:
     error = _error(attempt)
-    if isinstance(error, PermissionDeniedError):
-        return random.uniform(0.5, 1) * min(LONGEST_PAUSE, 2.0 ** min(attempt.attempt_number - 1, 10))  # noqa: S311
     if isinstance(error, NotReadyError):
         return random.uniform(0.5, 1.5)  # noqa: S311
     slow = isinstance(error, BadRequestError | NotFoundError | RateLimitedError | UnexpectedStatusError)

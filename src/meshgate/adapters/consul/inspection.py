@@ -24,7 +24,7 @@ from .inspection_records import (
     TokenFacts,
 )
 from .records import Instances
-from .transport import decoded
+from .transport import decoded, segment
 from .wire import decode_instances
 
 
@@ -53,7 +53,7 @@ class ConsulInspector(ConsulClient):
     async def leaf(self, service: str) -> LeafCertificate:
         """`/v1/agent/connect/ca/leaf/:service`: a certificate with its key. It stays in the agent's cache for days."""
         with self._counted(Rule("service", service, "write")):
-            path = f"/v1/agent/connect/ca/leaf/{service}"
+            path = f"/v1/agent/connect/ca/leaf/{segment(service)}"
             return (await self._http.get(decoded(wire.decode_leaf), path)).value
 
     async def token_self(self, datacenter: str = "") -> TokenFacts:
@@ -98,7 +98,7 @@ class ConsulInspector(ConsulClient):
         """`/v1/config/service-defaults/:service`."""
         with self._counted(Rule("service", service)), suppress(NotFoundError):
             params = _params(ns=namespace, partition=partition)
-            path = f"/v1/config/service-defaults/{service}"
+            path = f"/v1/config/service-defaults/{segment(service)}"
             return (await self._http.get(decoded(wire.decode_service_defaults), path, params)).value
         return ServiceDefaults()
 
@@ -109,7 +109,9 @@ class ConsulInspector(ConsulClient):
         with self._counted(Rule("service", service)):
             params = [("compile-dc", datacenter)] if datacenter else []
             params += _params(ns=namespace, partition=partition)
-            return (await self._http.get(decoded(wire.decode_targets), f"/v1/discovery-chain/{service}", params)).value
+            return (
+                await self._http.get(decoded(wire.decode_targets), f"/v1/discovery-chain/{segment(service)}", params)
+            ).value
 
     async def instances_at(
         self,
@@ -127,7 +129,7 @@ class ConsulInspector(ConsulClient):
         """
         with self._counted(Rule("service", service)):
             params = _params(dc=datacenter, ns=namespace, partition=partition, peer=peer)
-            path = f"/v1/health/{'service' if kind else 'connect'}/{service}"
+            path = f"/v1/health/{'service' if kind else 'connect'}/{segment(service)}"
             reply = await self._http.get(decoded(decode_instances), path, params)
             if not reply.value and not reply.known_leader and (reply.index or 0) <= 1:
                 raise PermissionDeniedError("Consul answered an empty list without a look")
@@ -136,7 +138,7 @@ class ConsulInspector(ConsulClient):
     async def exports(self, partition: str) -> tuple[Export, ...]:
         """What a partition exports (`/v1/config/exported-services/:partition`, since 1.11)."""
         with self._counted(Rule("mesh")), suppress(NotFoundError):
-            path = f"/v1/config/exported-services/{partition}"
+            path = f"/v1/config/exported-services/{segment(partition)}"
             return (await self._http.get(decoded(wire.decode_exports), path, _params(partition=partition))).value
         return ()
 

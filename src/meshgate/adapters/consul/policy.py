@@ -1,4 +1,4 @@
-"""The ACL policy that the gateway's token needs, and no more: the one source of `deploy/consul/acl-policy.hcl`."""
+"""The ACL policy that the gateway's token needs, and no more: the one source of `deploy/consul/acl-policy*.hcl`."""
 
 import re
 
@@ -32,19 +32,68 @@ node_prefix "" {{
   policy = "read"
 }}
 
+# Cluster peering: which clusters are peered, and which services are exported to them. Only Consul 1.13 and later knows
+# these two; without peering they can be left out.
+peering = "read"
+mesh    = "read"
+
 # The name of its own datacenter, from the local agent.
 agent_prefix "" {{
   policy = "read"
 }}
 """
 
+_ENTERPRISE = """\
+# What a meshgate mesh gateway needs of the ACL system of Consul Enterprise, with admin partitions and namespaces.
+#
+#   consul acl policy create -name {name} -rules @acl-policy-enterprise.hcl
+#   consul acl token create -description "{name}" -policy-name {name}
+#
+# Make policy and token in the partition "default" of the primary datacenter, as a global token (not -local): from
+# there alone rules for other partitions are possible.
 
-def acl_policy(service_name: str = GATEWAY_KIND) -> str:
+# Which other partitions there are.
+operator = "read"
+
+partition_prefix "" {{
+  # Cluster peering: which clusters are peered, and which services are exported.
+  peering = "read"
+  mesh    = "read"
+
+  # The name of its own datacenter, from the local agent.
+  agent_prefix "" {{
+    policy = "read"
+  }}
+
+  # Its own registration. For a gateway of one partition this may stand in partition "its-name" alone.
+  namespace "default" {{
+    service "{name}" {{
+      policy = "write"
+    }}
+  }}
+
+  # The services of its own partition, and the gateways of the others, with their nodes.
+  namespace_prefix "" {{
+    service_prefix "" {{
+      policy = "read"
+    }}
+
+    node_prefix "" {{
+      policy = "read"
+    }}
+  }}
+}}
+"""
+
+
+def acl_policy(service_name: str = GATEWAY_KIND, *, enterprise: bool = False) -> str:
     """The policy in HCL for a gateway that is registered under `service_name`.
+
+    With `enterprise` for all partitions and namespaces, which the community edition does not know.
 
     Raises:
         ValueError: the name holds characters that cannot stand in HCL.
     """
     if not _PLAIN.fullmatch(service_name):
         raise ValueError(f"{service_name!r} is no service name for an ACL rule")
-    return _POLICY.format(name=service_name)
+    return (_ENTERPRISE if enterprise else _POLICY).format(name=service_name)

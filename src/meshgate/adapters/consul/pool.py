@@ -4,6 +4,7 @@ Consul's agent gives a client 200 connections and resets what goes beyond, so th
 once is bounded, whatever the number of services. While there are as many connections as watches, each watch holds its
 query for the full wait. With more watches than connections, queries are held only for `ROTATION_WAIT` and the watches
 take turns in their order: with n watches on s connections, each looks at least every n / s * ROTATION_WAIT seconds.
+(Services are watched by `attention`, which never has more watches than that; remote gateways may.)
 First reads, which Consul answers at once, use the shared connections and never wait for a turn.
 """
 
@@ -19,8 +20,8 @@ from .records import LONGEST_WAIT, Client, Cursor, Reader
 
 # Seconds a query is held while watches take turns: long enough that turns cost little, short enough to be followed.
 ROTATION_WAIT: Final = 2.0
-# Of the budget, for the watches that have a connection of their own: roots, names, resolvers, federation states and
-# the gateway's own registration.
+# Of the budget, for the watches that always have a connection of their own, which is not from here: roots, names,
+# resolvers, federation states and the gateway's own registration.
 RESERVED: Final = 5
 
 
@@ -30,16 +31,21 @@ class ReaderPool:
     Args:
         client: makes the connections, and answers first reads.
         budget: how many queries all watches of the gateway may hold at once, those with a connection of their own
-            included. At least one connection is left for the pool.
+            included. At least one connection is left for the watches that take turns.
     """
 
     def __init__(self, client: Client, budget: int) -> None:
         self._watches = 0
         self._client = client
-        self._size = max(1, budget - RESERVED)
+        self._budget = budget - RESERVED
+        self._given = 0
         self._turns = trio.CapacityLimiter(self._size)
         self._idle: list[Reader] = []
         self._connections = AsyncExitStack()
+
+    @property
+    def _size(self) -> int:
+        return max(1, self._budget - self._given)
 
     async def __aenter__(self) -> Self:
         await self._connections.__aenter__()
@@ -51,8 +57,32 @@ class ReaderPool:
         await self._connections.__aexit__(kind, error, traceback)
 
     @asynccontextmanager
-    async def turn(self, cursor: Cursor) -> AsyncIterator[tuple[Reader, Cursor]]:
-        """A reader for one query, and the cursor with the wait that is fair. The reader is one's own until the end."""
+    async def dedicated(self) -> AsyncIterator[Reader]:
+        """A reader with a connection of its own, for a watch that takes no turns and is not there always.
+
+        It counts in the budget.
+        """
+        self._give(1)
+        try:
+            async with self._client.dedicated() as reader:
+                yield reader
+        finally:
+            self._give(-1)
+
+    def _give(self, connections: int) -> None:
+        self._given += connections
+        self._turns.total_tokens = self._size
+
+    def room(self, own: int) -> int:
+        """How many watches of somebody who has `own` of them can hold their queries at once; at least one."""
+        return max(1, self._size - (self._watches - own))
+
+    @asynccontextmanager
+    async def turn(self, cursor: Cursor, wait: float = LONGEST_WAIT) -> AsyncIterator[tuple[Reader, Cursor]]:
+        """A reader for one query, and the cursor with the wait that is fair. The reader is one's own until the end.
+
+        `wait` is how many seconds the query may be held where nobody waits for a turn.
+        """
         if not cursor.blocks:
             yield self._client, cursor
             return
@@ -61,7 +91,7 @@ class ReaderPool:
                 self._idle.append(await self._connections.enter_async_context(self._client.dedicated()))
             reader = self._idle.pop()
             try:
-                yield reader, replace(cursor, wait=LONGEST_WAIT if self._watches <= self._size else ROTATION_WAIT)
+                yield reader, replace(cursor, wait=wait if self._watches <= self._size else ROTATION_WAIT)
             finally:
                 self._idle.append(reader)
 

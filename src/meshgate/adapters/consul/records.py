@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Generic, Protocol, TypeVar
 
 from meshgate.core.balance import Policy
-from meshgate.core.catalog import Instance
+from meshgate.core.catalog import NOWHERE, Instance, Locality
+from meshgate.core.listeners import BindAddress
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -108,21 +109,17 @@ class AgentFacts:
     server: bool = False
     limited: str = ""
 
-
-@dataclass(frozen=True, slots=True)
-class BindAddress:
-    """A named address: a listener of the gateway, or one of its tagged addresses."""
-
-    name: str
-    address: str
-    port: int
+    @property
+    def enterprise(self) -> bool:
+        """Whether this is Consul Enterprise, by its version (`1.18.2+ent`)."""
+        return "+ent" in self.version
 
 
 @dataclass(frozen=True, slots=True)
 class OwnRegistration:
     """The gateway's registration as the agent holds it, merged with the central configuration (proxy-defaults).
 
-    `config` is `Proxy.Config`, as decoded from JSON.
+    `config` is `Proxy.Config`, as decoded from JSON; so is `access_logs` (`Proxy.AccessLogs`, Consul 1.15 and later).
     """
 
     id: str
@@ -133,6 +130,9 @@ class OwnRegistration:
     meta: Mapping[str, str] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
     content_hash: str = ""
+    kind: str = GATEWAY_KIND
+    locality: Locality = NOWHERE
+    access_logs: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Reader(Protocol):
@@ -152,6 +152,10 @@ class Reader(Protocol):
 
     async def instances(self, service: str, cursor: Cursor, *, datacenter: str = "", kind: str = "") -> Page[Instances]:
         """The instances that have this very name, of one kind only where `kind` is given."""
+        ...
+
+    async def summaries(self, cursor: Cursor) -> Page[Mapping[str, int]]:
+        """For each service a number that changes with its instances, their nodes or their health; for this run only."""
         ...
 
     async def resolvers(self, cursor: Cursor) -> Page[tuple[Resolver, ...]]:
@@ -180,6 +184,10 @@ class Reader(Protocol):
 
     async def agent_service(self, service_id: str, cursor: Cursor) -> Page[OwnRegistration]:
         """A registration as the agent holds it; NotFoundError where it holds none of this ID."""
+        ...
+
+    async def max_connections(self, service: str) -> int:
+        """How many connections each destination of a gateway may have by its service-defaults; 0: no limit."""
         ...
 
     async def register(self, payload: Mapping[str, Any]) -> None:

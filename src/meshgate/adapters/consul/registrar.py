@@ -1,9 +1,12 @@
 """Keeps the gateway registered with its agent, and follows what the agent makes of the registration.
 
 The agent merges central configuration (proxy-defaults) into a registration, so what it holds may differ from what was
-sent, and change later. It forgets registrations when it is restarted without its data; they are then sent again.
+sent, and change later. It forgets registrations when it is restarted without its data; they are then sent again. So
+are those of a token that has been replaced: the agent keeps a registration in the catalog, and takes it back at the
+end, by the token that it came with (Consul's anti-entropy), which may have been deleted by then.
 """
 
+import secrets
 from collections.abc import Callable
 from functools import partial
 from typing import Final
@@ -59,6 +62,7 @@ class Registrar:
         # Whether the agent has to be sent the definition still, and whether it may hold one that was sent.
         self._due = register
         self._sent = False
+        self._token_version = 0
 
     async def run(self) -> None:
         """Register and follow until `stop()` or cancellation, then take the registration back.
@@ -68,7 +72,9 @@ class Registrar:
         try:
             async with self._client.dedicated() as reader, trio.open_nursery() as nursery:
                 name = self._definition.id
-                watch = Watch(self._hub, "registration", name, partial(self._look, reader), self._held)
+                watch = Watch(
+                    self._hub, "registration", name, partial(self._look, reader), self._held, minds_token=True
+                )
                 nursery.start_soon(watch.run)
                 await self._stop.wait()
                 nursery.cancel_scope.cancel()
@@ -92,9 +98,13 @@ class Registrar:
         try:
             return await self._look_or_register(reader, cursor)
         except ConsulUnreachableError:
-            # A restarted agent takes its checks for critical until they have run, up to 10 s; a registration that is
-            # sent again starts as passing, so that the outage of an agent is no outage of the gateway.
-            self._due = self._payload is not None
+            # A restarted agent takes its checks for critical until they have run, up to 10 s. A registration that is
+            # sent again with a check of another ID starts as passing (one of the same ID keeps its state), so that the
+            # outage of an agent is no outage of the gateway.
+            if self._payload is not None:
+                self._due = True
+                check = {**self._payload["Check"], "CheckID": f"service:{definition.id}:{secrets.token_hex(4)}"}
+                self._payload = {**self._payload, "Check": check}
             raise
         except PermissionDeniedError as error:
             access = "read" if self._payload is None else "write"
@@ -102,7 +112,8 @@ class Registrar:
 
     async def _look_or_register(self, reader: Reader, cursor: Cursor) -> Page[OwnRegistration | None]:
         definition = self._definition
-        if self._due:
+        replaced = self._payload is not None and self._hub.token_version() != self._token_version
+        if self._due or replaced:
             await self._register(reader)
             cursor = Cursor()
         try:
@@ -118,11 +129,12 @@ class Registrar:
     async def _register(self, reader: Reader) -> None:
         assert self._payload is not None
         # A request without an answer may have arrived; one that was refused has not.
-        self._due = self._sent = True
+        before, self._sent, self._due = self._sent, True, True
+        self._token_version = self._hub.token_version()
         try:
             await reader.register(self._payload)
         except PermissionDeniedError:
-            self._sent = False
+            self._sent = before
             raise
         self._due = False
         log.info("registered with the agent", service=self._definition.service, id=self._definition.id)

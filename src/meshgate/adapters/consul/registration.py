@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from meshgate.core.durations import format_duration
+from meshgate.core.listeners import BindAddress, ListenPlan, listen_plan
 
-from .records import GATEWAY_KIND, BindAddress
+from .records import GATEWAY_KIND
 
 CHECK_INTERVAL: Final = "10s"
 
@@ -75,6 +76,11 @@ class GatewayDefinition:
         }
         return body | {key: value for key, value in optional.items() if value}
 
+    def listen_plan(self) -> ListenPlan:
+        """Where the gateway listens by this definition, whether or not this machine has the LAN address."""
+        tagged = (BindAddress(tag, place["Address"], place["Port"]) for tag, place in self._tagged())
+        return listen_plan(self.address, self.port, tagged, self._listeners(can_bind))
+
     def _tagged(self) -> Iterator[tuple[str, dict[str, Any]]]:
         if self.address:
             yield "lan", {"Address": self.address, "Port": self.port}
@@ -94,17 +100,20 @@ class GatewayDefinition:
         }
 
     def _proxy(self, bindable: Callable[[str], bool]) -> dict[str, Any]:
-        if self.bind_addresses:
-            listeners = {bind.name: {"Address": bind.address, "Port": bind.port} for bind in self.bind_addresses}
-            return _config(envoy_gateway_no_default_bind=True, envoy_gateway_bind_addresses=listeners)
-        if not self.address:
-            return {}
-        if not bindable(self.address):
+        if self.address and not self.bind_addresses and not bindable(self.address):
             raise RegistrationError(
                 f"the LAN address {self.address!r} cannot be bound here: set one that can, or name bind addresses"
             )
-        if self.wan_address and bindable(self.wan_address):
-            return _config(envoy_gateway_no_default_bind=True, envoy_gateway_bind_tagged_addresses=True)
+        listeners = self._listeners(bindable)
+        return {"Config": listeners} if listeners else {}
+
+    def _listeners(self, bindable: Callable[[str], bool]) -> dict[str, Any]:
+        """The opaque keys that say where to listen; none where the default does."""
+        if self.bind_addresses:
+            listeners = {bind.name: {"Address": bind.address, "Port": bind.port} for bind in self.bind_addresses}
+            return {"envoy_gateway_no_default_bind": True, "envoy_gateway_bind_addresses": listeners}
+        if self.address and self.wan_address and bindable(self.wan_address):
+            return {"envoy_gateway_no_default_bind": True, "envoy_gateway_bind_tagged_addresses": True}
         return {}
 
 
@@ -118,7 +127,3 @@ def can_bind(address: str) -> bool:
     except OSError:
         return False
     return True
-
-
-def _config(**entries: object) -> dict[str, Any]:
-    return {"Config": entries}

@@ -38,9 +38,9 @@ class RemoteGateways:
     """Follows the remote datacenters.
 
     Args:
-        client: for short requests, and for the federation states' own connection.
+        client: for short requests.
         hub: shared by all watches.
-        pool: connections for the watches of single gateway services.
+        pool: connections for the federation states, and for the watches of single gateway services.
         sight: decides whether a shorter answer is believed.
         datacenter: the gateway's own, which is none of the remote ones.
         gateway_service: the gateway's own name: others are probably called the same.
@@ -73,10 +73,12 @@ class RemoteGateways:
         self._federated: Mapping[str, Instances] = {}
         self._hidden: dict[str, str] = {}
         self._tasks: KeyedTasks[str]
+        progress.expect(DATACENTERS)
+        progress.expect(FEDERATION)
 
     async def run(self) -> None:
         """Follow until cancelled."""
-        async with self._client.dedicated() as reader, trio.open_nursery() as nursery:
+        async with self._pool.dedicated() as reader, trio.open_nursery() as nursery:
             self._tasks = KeyedTasks(nursery)
             federation = Watch(
                 self._hub,
@@ -140,6 +142,7 @@ class RemoteGateways:
                 self._sight,
                 self._client,
                 datacenter=name,
+                place=name,
                 guesses=frozenset((self._gateway_service, GATEWAY_KIND)),
                 tried=partial(self._progress.done, _source(name)),
                 changed=self._changed,

@@ -11,7 +11,8 @@ from typing import Final
 
 from .errors import PermissionDeniedError, Rule
 from .hub import WatchHub
-from .records import Client, Cursor, Instances, Page, Reader
+from .pool import ReaderPool
+from .records import Cursor, Instances, Page, Reader
 from .sight import SERVERS, HeldInstances, Sight
 from .tasks import Progress
 from .watch import Watch
@@ -23,7 +24,7 @@ class LocalServers:
     """Follows the servers.
 
     Args:
-        client: gives the connection of the watch.
+        pool: gives the connection of the watch.
         hub: shared by all watches.
         sight: decides whether a shorter answer is believed.
         progress: told when the servers are known, or cannot be.
@@ -31,9 +32,9 @@ class LocalServers:
     """
 
     def __init__(
-        self, client: Client, hub: WatchHub, sight: Sight, *, progress: Progress, changed: Callable[[], None]
+        self, pool: ReaderPool, hub: WatchHub, sight: Sight, *, progress: Progress, changed: Callable[[], None]
     ) -> None:
-        self._client = client
+        self._pool = pool
         self._hub = hub
         self._progress = progress
         self._changed = changed
@@ -42,7 +43,7 @@ class LocalServers:
 
     async def run(self) -> None:
         """Follow until cancelled."""
-        async with self._client.dedicated() as reader:
+        async with self._pool.dedicated() as reader:
             await Watch(
                 self._hub,
                 "servers",

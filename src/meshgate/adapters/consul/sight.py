@@ -81,6 +81,8 @@ class HeldInstances:
     `value` is what is in use, `known` says whether an answer was accepted yet, and `service` is the name to ask for.
     """
 
+    __slots__ = ("_datacenter", "_filtered", "_sight", "known", "service", "value")
+
     def __init__(self, sight: Sight, service: str, *, datacenter: str = "", start: Instances = ()) -> None:
         self.value = start
         self.known = False
@@ -97,7 +99,10 @@ class HeldInstances:
                 raise PermissionDeniedError(f"Consul now leaves out instances of {self.service}", _SEE_NODES)
             await self._sight.confirm(self.service, since=since, datacenter=self._datacenter)
         self._filtered = page.filtered
-        self.value, self.known = page.value, True
+        if page.value != self.value:
+            # What is equal stays the same object, so that nothing is planned again for it.
+            self.value = page.value
+        self.known = True
 
 
 def vanished(before: Instances, after: Instances) -> Instances:

@@ -1,24 +1,28 @@
 """Service-resolvers, and the instances of each subset that they define.
 
-A subset's filter is evaluated by Consul itself, with a watch of its own for each subset that has a filter; a subset
+A subset's filter is evaluated by Consul itself, with a query of its own for each subset that has a filter; a subset
 without one is all of the service. A filter that does not compile takes its own subset out and nothing else. Subsets of
-services without instances are not watched: Consul's gateway ignores them too.
+services without instances are not followed: Consul's gateway ignores them too. How a subset is followed is decided in
+`attention`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
 import trio
 
 from meshgate.core.catalog import Service, Subset
+from meshgate.core.sni import DEFAULT
 
+from .attention import Attention
 from .errors import BadRequestError, ConsulError, PermissionDeniedError
+from .followed import Followed
 from .hub import WatchHub
 from .pool import ReaderPool
 from .records import Client, Cursor, Instances, Page, Reader, Resolver, SubsetRule
 from .sight import HeldInstances, Sight
-from .tasks import KeyedTasks, Progress
+from .tasks import Progress
 from .watch import Watch
 
 RESOLVERS = "service-resolvers"
@@ -26,7 +30,7 @@ RESOLVERS = "service-resolvers"
 
 @dataclass(frozen=True, slots=True)
 class _Key:
-    """Which watch: another filter is another watch. `service` is the lower-case name."""
+    """Which query: another filter is another one. `service` is the lower-case name."""
 
     service: str
     spelling: str
@@ -37,14 +41,33 @@ class _Key:
         return f"{self.subset}.{self.service}"
 
 
-@dataclass(slots=True)
-class _Filtered:
-    held: HeldInstances
-    refused: bool = False
+class _Filtered(Followed):
+    __slots__ = ("_key", "_subsets", "refused")
+
+    def __init__(self, subsets: "Subsets", key: _Key, held: HeldInstances) -> None:
+        super().__init__("subset", str(key), key.service, held)
+        self.refused = False
+        self._key = key
+        self._subsets = subsets
+
+    async def ask(self, reader: Reader, cursor: Cursor) -> Page[Instances]:
+        page = await reader.connect_instances(self._key.spelling, cursor, subset_filter=self._key.filter)
+        if self.refused:
+            self.refused = False
+            self.answered()
+        return page
+
+    def answered(self) -> None:
+        self._subsets.tried(self._key)
+
+    def failed(self, error: ConsulError) -> None:
+        if isinstance(error, BadRequestError):
+            self.refused = True
+        self._subsets.tried(self._key)
 
 
 class Subsets:
-    """Follows resolvers and subsets.
+    """Follows resolvers and subsets. `attention` follows the subsets, and the services too.
 
     Args:
         client: for short requests, and for the list's own connection.
@@ -67,35 +90,41 @@ class Subsets:
     ) -> None:
         self._client = client
         self._hub = hub
-        self._pool = pool
+        self.attention = Attention(client, hub, pool)
         self._sight = sight
         self._progress = progress
         self._changed = changed
-        self._served: Mapping[str, str] = {}
+        self._served: dict[str, str] = {}
         self._resolvers: Mapping[str, Resolver] = {}
         self._hidden: dict[str, str] = {}
-        self._filtered: dict[_Key, _Filtered] = {}
-        self._tasks: KeyedTasks[_Key] | None = None
+        self._filtered: dict[str, dict[_Key, _Filtered]] = {}
+        self._touched: set[str] = set()
 
     async def run(self) -> None:
         """Follow until cancelled."""
         async with self._client.dedicated() as reader, trio.open_nursery() as nursery:
-            self._tasks = KeyedTasks(nursery)
+            nursery.start_soon(self.attention.run)
             ask = partial(self._ask, reader)
             await Watch(self._hub, "resolvers", RESOLVERS, ask, self._resolved, minds_token=True).run()
 
-    def serve(self, services: Mapping[str, str]) -> None:
-        """Watch the subsets of these services: lower-case name and spelling of each that has instances."""
-        if services != self._served:
-            self._served = services
-            self._reconcile()
+    def serve(self, name: str, spelling: str) -> None:
+        """Follow the subsets of a service that has instances: its lower-case name, and how it is spelled."""
+        if self._served.get(name) != spelling:
+            self._served[name] = spelling
+            self._reconcile((name,))
 
-    def apply(self, name: str, instances: Instances) -> Service:
+    def leave(self, name: str) -> None:
+        """The service has no instances any more."""
+        if self._served.pop(name, None) is not None:
+            self._reconcile((name,))
+
+    def apply(self, name: str, instances: Instances, namespace: str = DEFAULT) -> Service:
         """A service with its instances, its subsets and its resolver's settings."""
-        resolver = self._resolvers.get(name, Resolver(name))
+        resolver = self._resolvers.get(name) or Resolver(name)
         return Service(
             name,
             instances,
+            namespace,
             subsets=tuple(
                 Subset(rule.name, rule.only_passing, instances if not rule.filter else self._of(name, rule))
                 for rule in resolver.subsets
@@ -105,6 +134,11 @@ class Subsets:
             policy=resolver.policy,
             choices=resolver.choices,
         )
+
+    def touched(self) -> set[str]:
+        """The services that `apply` may make something else of than when this was asked last."""
+        touched, self._touched = self._touched, set()
+        return touched
 
     def problems(self) -> list[str]:
         """Resolvers that the token can no longer read, and policies that a gateway cannot follow."""
@@ -131,60 +165,51 @@ class Subsets:
         return Page(resolvers, index=page.index)
 
     def _resolved(self, resolvers: Mapping[str, Resolver]) -> None:
-        self._resolvers = resolvers
-        self._reconcile()
+        before, self._resolvers = self._resolvers, resolvers
+        self._touched.update(
+            name for name in before.keys() | resolvers.keys() if before.get(name) != resolvers.get(name)
+        )
+        self._reconcile(self._served.keys() & (resolvers.keys() | self._filtered.keys()))
         self._progress.done(RESOLVERS)
         self._changed()
 
-    def _reconcile(self) -> None:
-        wanted = [
-            _Key(service, spelling, rule.name, rule.filter)
-            for service, spelling in self._served.items()
-            for rule in (self._resolvers[service].subsets if service in self._resolvers else ())
-            if rule.filter
-        ]
-        before = self._filtered
-        # With a new filter, what the old one left stays in use until Consul has answered.
-        last = {str(key): it.held for key, it in before.items() if it.held.known and not it.refused}
-        self._filtered = {key: before.get(key) or self._new(key, last.get(str(key))) for key in wanted}
-        for key in before.keys() - self._filtered.keys():
-            self._progress.done(_source(key))
-        if self._tasks is not None:
-            self._tasks.keep(wanted, self._follow)
+    def _reconcile(self, services: Iterable[str]) -> None:
+        for service in services:
+            before = self._filtered.get(service, {})
+            wanted = self._wanted(service)
+            if not before and not wanted:
+                continue
+            # With a new filter, what the old one left stays in use until Consul has answered.
+            last = {str(key): it.held for key, it in before.items() if it.held.known and not it.refused}
+            self._filtered[service] = {key: before.get(key) or self._new(key, last.get(str(key))) for key in wanted}
+            for key in before.keys() - wanted:
+                self.attention.leave(before[key])
+                self._progress.done(_source(key))
+            if not wanted:
+                del self._filtered[service]
+
+    def _wanted(self, service: str) -> list[_Key]:
+        if service not in self._served or service not in self._resolvers:
+            return []
+        rules = self._resolvers[service].subsets
+        return [_Key(service, self._served[service], rule.name, rule.filter) for rule in rules if rule.filter]
 
     def _new(self, key: _Key, last: HeldInstances | None) -> _Filtered:
         self._progress.expect(_source(key))
         held = HeldInstances(self._sight, key.spelling, start=() if last is None else last.value)
         held.known = last is not None
-        return _Filtered(held)
+        query = _Filtered(self, key, held)
+        self.attention.follow(query)
+        return query
 
     def _of(self, service: str, rule: SubsetRule) -> Instances | None:
         key = _Key(service, self._served.get(service, ""), rule.name, rule.filter)
-        it = self._filtered.get(key)
+        it = self._filtered.get(service, {}).get(key)
         return it.held.value if it is not None and it.held.known and not it.refused else None
 
-    async def _follow(self, key: _Key) -> None:
-        it = self._filtered[key]
-
-        async def ask(cursor: Cursor) -> Page[Instances]:
-            async with self._pool.turn(cursor) as (reader, turn):
-                page = await reader.connect_instances(key.spelling, turn, subset_filter=key.filter)
-            await it.held.accept(page)
-            it.refused = False
-            return page
-
-        def answered(_: object) -> None:
-            self._tried(key)
-
-        def failed(error: ConsulError) -> None:
-            if isinstance(error, BadRequestError):
-                it.refused = True
-            self._tried(key)
-
-        with self._pool.watching():
-            await Watch(self._hub, "subset", str(key), ask, answered, on_error=failed).run()
-
-    def _tried(self, key: _Key) -> None:
+    def tried(self, key: _Key) -> None:
+        """Consul was asked for a subset."""
+        self._touched.add(key.service)
         self._progress.done(_source(key))
         self._changed()
 

@@ -55,14 +55,18 @@ class Progress:
 
     def done(self, source: str) -> None:
         """This source has answered or failed, or is no longer wanted."""
-        self._expected.discard(source)
-        self._step.set()
+        if source in self._expected:
+            self._expected.remove(source)
+            self._step.set()
 
-    async def settled(self) -> None:
-        """Wait until nothing is expected."""
+    async def settled(self, patience: float = float("inf")) -> None:
+        """Wait until nothing is expected, or until so many seconds have passed since a source was done."""
         while self._expected:
             self._step = trio.Event()
-            await self._step.wait()
+            with trio.move_on_after(patience):
+                await self._step.wait()
+                continue
+            return
 
     def close(self) -> None:
         """From now on nothing is expected."""

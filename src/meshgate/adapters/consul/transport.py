@@ -4,13 +4,18 @@ python-consul2's endpoint methods return whatever its HTTP client returns, so wi
 coroutines they become awaitable under trio. Ours keeps next to each value what python-consul2 drops (the index as a
 number, the content hash, whether Consul filtered the answer), gives each request a timeout that suits a held query,
 adds the credentials, and turns every failure into an error of `errors`.
+
+What always holds: a name that Consul's catalog holds cannot lead a request to another path, and whatever answers can
+neither fill this process nor keep a request busy: an answer has a largest size and a time in which it must be whole.
 """
 
 import logging
 import ssl
 from collections.abc import Callable, Coroutine, Iterable, Mapping
+from copy import copy
 from dataclasses import dataclass
 from typing import Any, Final, Generic, TypeVar
+from urllib.parse import quote, unquote, urlencode
 
 import httpx
 import trio
@@ -29,6 +34,7 @@ from .errors import (
     RateLimitedError,
     ServerError,
     UnexpectedStatusError,
+    reason_of,
 )
 from .tokens import TokenSource
 
@@ -41,6 +47,12 @@ Params = Mapping[str, str] | Iterable[tuple[str, str]] | None
 CONNECT_TIMEOUT: Final = 5.0
 # Seconds of silence after which a request that is not held by Consul has failed; the grace of one that is.
 GRACE: Final = 10.0
+# Seconds in which a whole answer must have come, besides those for which Consul may hold the query.
+ANSWER_SECONDS: Final = 60.0
+# Octets of an answer: room for a list of 50,000 services with their nodes, or for 50,000 instances of one service.
+LARGEST_ANSWER: Final = 64 << 20
+# Parts of a path that servers and proxies take out, so that it becomes another one.
+_NO_PARTS: Final = frozenset(("", ".", ".."))
 _LONGEST_QUOTE: Final = 300
 _NO_FILTER: Final = "boolean expression evaluator"
 
@@ -94,9 +106,8 @@ class HttpClient(base.HTTPClient):
         self.base_uri = address.base_url
         self._address = address
         self._token = token
-        self._scope = [
-            (key, value) for key, value in (("ns", address.namespace), ("partition", address.partition)) if value
-        ]
+        scope = {"ns": address.namespace, "partition": address.partition}
+        self._scope = {name: value for name, value in scope.items() if value}
         self._extensions = {"sni_hostname": address.tls_server_name} if address.tls_server_name else {}
         # Requests wait here in their order, so httpx's own queue with its timeout is never used.
         self._turn = trio.Semaphore(connections)
@@ -112,6 +123,12 @@ class HttpClient(base.HTTPClient):
             ),
             trust_env=False,
         )
+
+    def within(self, **scope: str) -> "HttpClient":
+        """The same connections, for requests with these parameters; what is empty stays as it is."""
+        view = copy(self)
+        view._scope = self._scope | {name: value for name, value in scope.items() if value}  # noqa: SLF001 - its own
+        return view
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -156,28 +173,51 @@ class HttpClient(base.HTTPClient):
         """A POST, like `get`."""
         return self._send("POST", callback, path, params, data)
 
+    def uri(self, path: str, params: Iterable[tuple[str, str]] | None = None) -> str:
+        """The address of a path, whose names need no quotes or have them (`segment`).
+
+        Raises:
+            BadRequestError: servers and proxies would read the path as another one.
+        """
+        if not _NO_PARTS.isdisjoint(unquote(path).split("/")[1:]):
+            raise BadRequestError(f"{path!r} is not asked for: it would be read as another path", "invalid")
+        return self.base_uri + quote(path, safe="/:%") + (f"?{urlencode(list(params))}" if params else "")
+
     async def _send(
         self, method: str, callback: Callable[[base.Response], T], path: str, params: Params, data: bytes | str = b""
     ) -> Reply[T]:
         query = list(params.items() if isinstance(params, Mapping) else params or ())
+        asked = {name for name, _ in query}
+        scope = [(name, value) for name, value in self._scope.items() if name not in asked]
         try:
-            async with (
-                self._turn,
-                self._client.stream(
-                    method,
-                    self.uri(path, query + self._scope),
-                    headers=self._token.header() | {"Accept-Encoding": "identity"},
-                    content=data or None,
-                    timeout=_timeout(dict(query)),
-                    extensions=self._extensions,
-                ) as response,
-            ):
-                content = b"".join([chunk async for chunk in response.aiter_raw()])
+            async with self._turn:
+                answer = await self._exchange(method, self.uri(path, query + scope), data, _held(dict(query)))
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             # The exception of httpx holds the request with its headers, so it does not travel on.
             raise self._unreachable(error) from None
-        answer = base.Response(response.status_code, response.headers, content.decode("utf-8", "replace"), content)
         return self._reply(answer, callback)
+
+    async def _exchange(self, method: str, uri: str, data: bytes | str, held: float) -> base.Response:
+        content = bytearray()
+        with trio.move_on_after(held + ANSWER_SECONDS) as patience:
+            async with self._client.stream(
+                method,
+                uri,
+                headers=self._token.header() | {"Accept-Encoding": "identity"},
+                content=data or None,
+                timeout=httpx.Timeout(CONNECT_TIMEOUT, read=held + GRACE),
+                extensions=self._extensions,
+            ) as response:
+                async for chunk in response.aiter_raw():
+                    content += chunk
+                    if len(content) > LARGEST_ANSWER:
+                        # Not by leaving: the generators of httpcore come to a good end only where they wait.
+                        patience.cancel()
+        if len(content) > LARGEST_ANSWER:
+            raise InvalidAnswerError(f"Consul's answer is larger than {LARGEST_ANSWER} bytes", "invalid")
+        if patience.cancelled_caught:
+            raise self._failed(f"no whole answer within {held + ANSWER_SECONDS:g} s", "timeout")
+        return base.Response(response.status_code, response.headers, content.decode("utf-8", "replace"), bytes(content))
 
     def _reply(self, answer: base.Response, callback: Callable[[base.Response], T]) -> Reply[T]:
         text = self._quote(answer.body)
@@ -185,7 +225,9 @@ class HttpClient(base.HTTPClient):
         if _NO_FILTER in text and status >= 400:
             raise BadRequestError(f"Consul does not understand the filter: {text}", str(status))
         if status == 404:
-            raise NotFoundError(f"Consul answered 404: {text or 'no such endpoint'}", "404")
+            missing = NotFoundError(f"Consul answered 404: {text or 'no such endpoint'}", "404")
+            missing.index = _index(answer.headers)
+            raise missing
         if not 200 <= status < 300 and not 400 <= status < 600:
             raise UnexpectedStatusError(f"not an answer of Consul: status {status}", str(status))
         try:
@@ -195,23 +237,29 @@ class HttpClient(base.HTTPClient):
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise InvalidAnswerError(f"{type(error).__name__} in Consul's answer: {text[:80]!r}", "invalid") from None
         headers = answer.headers
-        index = headers.get("X-Consul-Index", "")
         return Reply(
             value,
-            index=int(index) if index.isascii() and index.isdigit() and len(index) <= _INDEX_DIGITS else None,
+            index=_index(headers),
             content_hash=headers.get("X-Consul-ContentHash", ""),
             filtered=headers.get("X-Consul-Results-Filtered-By-ACLs", "") == "true",
             known_leader=headers.get("X-Consul-KnownLeader", "true") == "true",
         )
 
     def _unreachable(self, error: Exception) -> ConsulUnreachableError:
-        reason = self._quote(_reason(error))
         status = "timeout" if isinstance(error, httpx.TimeoutException) else "unreachable"
-        return ConsulUnreachableError(f"cannot reach Consul at {self._address.url}: {reason}", status)
+        return self._failed(reason_of(error), status)
+
+    def _failed(self, reason: str, status: str) -> ConsulUnreachableError:
+        return ConsulUnreachableError(f"cannot reach Consul at {self._address.url}: {self._quote(reason)}", status)
 
     def _quote(self, text: str) -> str:
         """One line of bounded length, without a token that somebody repeated."""
         return " ".join(self._token.redact(text[: 4 * _LONGEST_QUOTE]).split())[:_LONGEST_QUOTE]
+
+
+def segment(name: str) -> str:
+    """A name as one part of a path: no character of it means anything there."""
+    return quote(name, safe="")
 
 
 def decoded(decode: Callable[[bytes], T]) -> Callable[[base.Response], T]:
@@ -225,10 +273,14 @@ def accepted() -> Callable[[base.Response], bool]:
     return base.CB.bool()
 
 
-def _timeout(query: Mapping[str, str]) -> httpx.Timeout:
-    """Silence is fine for as long as Consul may hold a query: `wait` and up to a sixteenth of it."""
-    held = parse_duration(query["wait"]) * 17 / 16 if "wait" in query else 0.0
-    return httpx.Timeout(connect=CONNECT_TIMEOUT, write=CONNECT_TIMEOUT, pool=CONNECT_TIMEOUT, read=held + GRACE)
+def _index(headers: Mapping[str, str]) -> int | None:
+    text = headers.get("X-Consul-Index", "")
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= _INDEX_DIGITS else None
+
+
+def _held(query: Mapping[str, str]) -> float:
+    """Seconds for which Consul may hold a query: `wait` and up to a sixteenth of it."""
+    return parse_duration(query["wait"]) * 17 / 16 if "wait" in query else 0.0
 
 
 def _translated(error: base.ConsulException, status: int, text: str) -> ConsulError:
@@ -242,17 +294,3 @@ def _translated(error: base.ConsulException, status: int, text: str) -> ConsulEr
     if isinstance(error, base.ClientError | base.ACLDisabled):
         return UnexpectedStatusError(f"Consul answered {status}: {text}", str(status))
     return ServerError(f"Consul failed: {status} {text}", str(status))
-
-
-def _reason(error: BaseException) -> str:
-    """Why a request failed: httpx's own text is often empty, and the cause at the bottom says more."""
-    texts = [type(error).__name__]
-    at: BaseException | None = error
-    while at is not None:
-        if isinstance(at, BaseExceptionGroup):
-            at = at.exceptions[0]
-            continue
-        if str(at) and str(at) not in texts:
-            texts.append(str(at))
-        at = at.__cause__ or at.__context__
-    return ": ".join((texts[0], texts[-1])) if len(texts) > 1 else texts[0]

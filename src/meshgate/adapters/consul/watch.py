@@ -6,6 +6,7 @@ the first answer after an outage is the present state, whatever became of Consul
 """
 
 from collections.abc import Awaitable, Callable
+from contextlib import nullcontext, suppress
 from typing import Final, Generic, NoReturn, TypeVar
 
 import trio
@@ -64,21 +65,43 @@ class Watch(Generic[T]):
         self._on_error = on_error
         self._interval = interval
         self._minds_token = minds_token
+        self._state: WatchState | None = None
+        self._wanted: Callable[[], bool] = lambda: True
+        self._pace = PACE
+        self._begun = False
         self._asking = trio.CancelScope()
         self._cursor = Cursor()
         self._last: tuple[T] | None = None
 
-    async def run(self) -> NoReturn:
-        """Watch until cancelled."""
-        if not self._minds_token:
-            await self._follow()
+    def only_while(
+        self, wanted: Callable[[], bool], *, state: WatchState | None = None, pace: float = PACE
+    ) -> "Watch[T]":
+        """The watch itself, which now ends when it is no longer wanted.
+
+        Args:
+            wanted: asked before each request but the first. A query that is held is not given up for its answer.
+            state: of the watch, where somebody else keeps it listed.
+            pace: seconds that answers may come apart in the long run.
+        """
+        self._wanted, self._state, self._pace = wanted, state, pace
+        return self
+
+    async def run(self) -> None:
+        """Watch until cancelled or no longer wanted."""
+        with suppress(_UnwantedError):
+            if not self._minds_token:
+                await self._follow()
+            await self._follow_minding_the_token()
+
+    async def _follow_minding_the_token(self) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._mind_token)
             await self._follow()
 
     async def _follow(self) -> NoReturn:
-        with self._hub.watching(self._kind, self._name) as state:
-            pace = Pace()
+        listed = self._hub.watching(self._kind, self._name) if self._state is None else nullcontext(self._state)
+        with listed as state:
+            pace = Pace(self._pace)
             while True:
                 await pace.take()
                 page = await self._hub.persist(state, self._request, self._failed)
@@ -89,6 +112,9 @@ class Watch(Generic[T]):
                         await self._hub.recovery()
 
     async def _request(self) -> Page[T]:
+        if self._begun and not self._wanted():
+            raise _UnwantedError
+        self._begun = True
         with trio.CancelScope() as self._asking:
             return await self._ask(self._cursor)
         self._cursor = Cursor()
@@ -115,16 +141,21 @@ class Watch(Generic[T]):
             self._on_value(page.value)
 
 
-class Pace:
-    """A token bucket that holds `BURST` tokens and gains one each `PACE` seconds."""
+class _UnwantedError(Exception):
+    """Ends a watch that is no longer wanted."""
 
-    def __init__(self) -> None:
+
+class Pace:
+    """A token bucket that holds `BURST` tokens and gains one each so many seconds."""
+
+    def __init__(self, seconds: float = PACE) -> None:
+        self._seconds = seconds
         self._full_at = trio.current_time()
 
     async def take(self) -> None:
         """Wait for a token."""
         now = trio.current_time()
-        self._full_at = max(self._full_at, now) + PACE
-        excess = self._full_at - now - BURST * PACE
+        self._full_at = max(self._full_at, now) + self._seconds
+        excess = self._full_at - now - BURST * self._seconds
         if excess > 0:
             await trio.sleep(excess)

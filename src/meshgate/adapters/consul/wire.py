@@ -11,14 +11,19 @@ from typing import Any, TypeVar
 import msgspec
 
 from meshgate.core.balance import Policy
-from meshgate.core.catalog import Check, Instance, WanAddress
+from meshgate.core.catalog import NOWHERE, Check, Instance, Locality, WanAddress
 from meshgate.core.durations import parse_duration
 from meshgate.core.sni import DEFAULT
 
 from .errors import InvalidAnswerError
-from .records import GATEWAY_KIND, AgentFacts, BindAddress, CaRoots, Instances, OwnRegistration, Resolver, SubsetRule
+from .records import GATEWAY_KIND, AgentFacts, CaRoots, Instances, Resolver, SubsetRule
 
 T = TypeVar("T")
+
+
+class _Locality(msgspec.Struct, rename="pascal"):
+    region: str | None = ""
+    zone: str | None = ""
 
 
 class _Node(msgspec.Struct, rename="pascal"):
@@ -27,6 +32,7 @@ class _Node(msgspec.Struct, rename="pascal"):
     datacenter: str | None = ""
     partition: str | None = ""
     tagged_addresses: dict[str, str] | None = None
+    locality: _Locality | None = None
 
 
 class _Address(msgspec.Struct, rename="pascal"):
@@ -39,16 +45,28 @@ class _Weights(msgspec.Struct, rename="pascal"):
     warning: int = 1
 
 
+class _PeerMeta(msgspec.Struct, rename="pascal"):
+    """What the exporter of a peered instance says of it."""
+
+    sni: list[str] | None = msgspec.field(name="SNI", default=None)
+
+
+class _Connect(msgspec.Struct, rename="pascal"):
+    peer_meta: _PeerMeta | None = None
+
+
 class _Service(msgspec.Struct, rename="pascal"):
     id: str = msgspec.field(name="ID", default="")
     service: str = ""
     kind: str | None = ""
+    connect: _Connect | None = None
     address: str | None = ""
     port: int | None = 0
     tagged_addresses: dict[str, _Address] | None = None
     weights: _Weights | None = None
     meta: dict[str, str] | None = None
     modify_index: int | None = 0
+    locality: _Locality | None = None
 
 
 class _Check(msgspec.Struct, rename="pascal"):
@@ -136,23 +154,6 @@ class _AgentSelf(msgspec.Struct, rename="pascal"):
     debug_config: _DebugConfig | None = None
 
 
-class _Proxy(msgspec.Struct, rename="pascal"):
-    config: dict[str, Any] | None = None
-
-
-class _AgentService(msgspec.Struct, rename="pascal"):
-    """`/v1/agent/service/:id`."""
-
-    id: str = msgspec.field(name="ID", default="")
-    service: str = ""
-    address: str | None = ""
-    port: int | None = 0
-    tagged_addresses: dict[str, _Address] | None = None
-    meta: dict[str, str] | None = None
-    proxy: _Proxy | None = None
-    content_hash: str | None = ""
-
-
 def decoder(shape: object, build: Callable[[Any], T]) -> Callable[[bytes], T]:
     """A decoder of JSON text of a shape, which then makes a record of it."""
     json_decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(shape)
@@ -174,9 +175,9 @@ def _convert(value: object, shape: type[T]) -> T:
         raise _unreadable(error) from None
 
 
-def service_names(value: object) -> tuple[str, ...]:
+def _service_names(answer: dict[str, msgspec.Raw] | None) -> tuple[str, ...]:
     """The names in `/v1/catalog/services`, a map from name to tags."""
-    return tuple(sorted(_convert(value or {}, dict[str, Any])))
+    return tuple(sorted(answer or ()))
 
 
 def datacenters(value: object) -> tuple[str, ...]:
@@ -208,6 +209,7 @@ def _instance(row: _Row) -> Instance:
     node, service = row.node, row.service
     wan = (service.tagged_addresses or {}).get("wan")
     weights = service.weights or _Weights()
+    place = service.locality or node.locality
     checks = (Check(check.check_id, check.status or "", check.name or "") for check in row.checks or ())
     return Instance(
         node=node.node,
@@ -226,6 +228,8 @@ def _instance(row: _Row) -> Instance:
         modify_index=service.modify_index or 0,
         partition=node.partition or DEFAULT,
         meta=tuple(sorted((service.meta or {}).items())),
+        locality=Locality(place.region or "", place.zone or "") if place else NOWHERE,
+        peer_sni=tuple(((service.connect or _Connect()).peer_meta or _PeerMeta()).sni or ()),
     )
 
 
@@ -273,20 +277,6 @@ def _resolver(entry: _Resolver) -> Resolver:
     )
 
 
-def _own_registration(answer: _AgentService) -> OwnRegistration:
-    tagged = (BindAddress(tag, at.address or "", at.port or 0) for tag, at in (answer.tagged_addresses or {}).items())
-    return OwnRegistration(
-        id=answer.id,
-        service=answer.service,
-        address=answer.address or "",
-        port=answer.port or 0,
-        tagged=tuple(sorted(tagged, key=lambda address: address.name)),
-        meta=answer.meta or {},
-        config=(answer.proxy or _Proxy()).config or {},
-        content_hash=answer.content_hash or "",
-    )
-
-
 def _federated(answer: Mapping[str, list[_Row] | None] | None) -> dict[str, Instances]:
     return {datacenter: _instances(rows) for datacenter, rows in (answer or {}).items()}
 
@@ -315,9 +305,9 @@ def _unreadable(error: Exception) -> InvalidAnswerError:
     return InvalidAnswerError(f"Consul's answer cannot be read: {error}", "invalid")
 
 
+decode_service_names = decoder(dict[str, msgspec.Raw] | None, _service_names)
 decode_instances = decoder(list[_Row] | None, _instances)
 decode_ca_roots = decoder(_Roots, _ca_roots)
 decode_resolvers = decoder(list[_Resolver] | None, _resolvers)
 decode_federated_gateways = decoder(dict[str, list[_Row] | None] | None, _federated)
 decode_gateway_names = decoder(list[_UiService] | None, _gateway_names)
-decode_own_registration = decoder(_AgentService, _own_registration)

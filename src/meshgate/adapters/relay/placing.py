@@ -89,8 +89,7 @@ class Placing:
 
     def keep_only(self, table: RouteTable) -> None:
         """Forget what is not in the table any more."""
-        names = {route.sni for route in table}
-        self._turns = {name: turn for name, turn in self._turns.items() if name in names}
+        self._turns = {name: turn for name, turn in self._turns.items() if table.has(name)}
         if len(self._ejections):
             self._ejections.keep_only(
                 {(endpoint.address, endpoint.port) for route in table for endpoint in route.candidates}

@@ -12,6 +12,8 @@ from meshgate.app.demo.waiting import until
 Health: TypeAlias = Literal["passing", "warning", "critical"]
 
 HOST: Final = "127.0.0.1"
+# It takes a fraction of a second; the rest is for a machine that is busy with other things.
+_CATALOG_SECONDS: Final = 30.0
 
 
 class Instance:
@@ -64,7 +66,7 @@ class Instance:
                     return None if states == {self.health} else f"it is {states or 'without its check'}"
             return "it is not listed"
 
-        await until(f"{self.instance} in the catalog of {self.consul.datacenter}", missing)
+        await until(f"{self.instance} in the catalog of {self.consul.datacenter}", missing, seconds=_CATALOG_SECONDS)
 
     async def deregister(self) -> None:
         """Removes it from Consul and waits until the datacenter's catalog lacks it; it goes on listening."""
@@ -75,7 +77,9 @@ class Instance:
             gone = rows is not None and all(row["Service"]["ID"] != self.listed_as for row in rows)
             return None if gone else "still listed"
 
-        await until(f"{self.instance} to leave the catalog of {self.consul.datacenter}", missing)
+        await until(
+            f"{self.instance} to leave the catalog of {self.consul.datacenter}", missing, seconds=_CATALOG_SECONDS
+        )
 
     async def forget(self) -> None:
         """Takes it out of Consul at the end, where Consul still answers. Not cancellable, at most 5 s."""

@@ -154,6 +154,7 @@ def _show_world(console: Console, stage: Stage) -> None:
     for consul, gateway in zip(federation.datacenters, (stage.local, stage.remote), strict=True):
         host, port = gateway.address
         console.print(f"  {consul.datacenter}  Consul {consul.http_addr}  gateway {host}:{port}  admin {gateway.admin}")
+        console.print(f"       dashboard http://{gateway.admin}/")
     console.print(f"  the caller holds {stage.caller.spiffe_id}\n")
 
 
@@ -215,7 +216,8 @@ async def _show_wrong_name(console: Console, stage: Stage) -> None:
 async def _show_traffic(console: Console, stage: Stage) -> None:
     """Calls in both modes, and one line about them, until cancelled."""
     console.print("\nTraffic goes on; Ctrl-C ends it and removes everything.", style="bold")
-    console.print(f"Meanwhile, for example: meshgate routes --admin-bind {stage.local.admin}\n", style="dim")
+    console.print(f"Meanwhile watch it: http://{stage.local.admin}/ (dc1), http://{stage.remote.admin}/ (dc2)")
+    console.print(f"or, for example: meshgate top --admin-bind {stage.local.admin}\n", style="dim")
     seconds: dict[str, deque[float]] = {mode: deque(maxlen=_LATENCIES_KEPT) for mode in ("local", "remote")}
     calls = failed = 0
     told = time.monotonic()

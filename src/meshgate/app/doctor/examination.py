@@ -14,7 +14,7 @@ from meshgate.app.settings import Settings
 from meshgate.core import prerequisites
 from meshgate.core.prerequisites import Finding, Status
 
-from . import host, network, permissions
+from . import host, network, peering, permissions
 
 
 async def examine(client: ConsulInspector, settings: Settings) -> list[Finding]:
@@ -44,6 +44,8 @@ async def examine(client: ConsulInspector, settings: Settings) -> list[Finding]:
     findings += await network.federation(client, (trust_domain, primary or own), others)
     findings += await permissions.elsewhere(client, others, report)
     findings += await network.gateways(client, settings, others)
+    findings += await peering.partitions(client, settings, report)
+    findings += await peering.peerings(client, settings, report)
     findings += host.addresses(settings, federated=bool(others) or not own)
     findings += await host.ports(settings)
     findings.append(prerequisites.clock(skew))

@@ -1,0 +1,39 @@
+# What a meshgate mesh gateway needs of the ACL system of Consul Enterprise, with admin partitions and namespaces.
+#
+#   consul acl policy create -name mesh-gateway -rules @acl-policy-enterprise.hcl
+#   consul acl token create -description "mesh-gateway" -policy-name mesh-gateway
+#
+# Make policy and token in the partition "default" of the primary datacenter, as a global token (not -local): from
+# there alone rules for other partitions are possible.
+
+# Which other partitions there are.
+operator = "read"
+
+partition_prefix "" {
+  # Cluster peering: which clusters are peered, and which services are exported.
+  peering = "read"
+  mesh    = "read"
+
+  # The name of its own datacenter, from the local agent.
+  agent_prefix "" {
+    policy = "read"
+  }
+
+  # Its own registration. For a gateway of one partition this may stand in partition "its-name" alone.
+  namespace "default" {
+    service "mesh-gateway" {
+      policy = "write"
+    }
+  }
+
+  # The services of its own partition, and the gateways of the others, with their nodes.
+  namespace_prefix "" {
+    service_prefix "" {
+      policy = "read"
+    }
+
+    node_prefix "" {
+      policy = "read"
+    }
+  }
+}

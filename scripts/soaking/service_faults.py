@@ -1,0 +1,61 @@
+"""What may happen to the instances of services, and what strangers may do."""
+
+import signal
+
+import trio
+
+from . import hostile, kernel
+from .stage import Stage
+
+
+async def critical(stage: Stage, datacenter: str) -> None:
+    """An instance is critical for a while and goes on working: its streams stay."""
+    instance = stage.instance(datacenter)
+    await instance.set_health("critical")
+    await trio.sleep(stage.rng.uniform(0.5, 4))
+    await instance.set_health("passing")
+
+
+async def deregistered(stage: Stage, datacenter: str) -> None:
+    """An instance leaves the catalog for a while and goes on working: its streams stay."""
+    instance = stage.instance(datacenter)
+    await instance.deregister()
+    await trio.sleep(stage.rng.uniform(0.5, 4))
+    await instance.register()
+
+
+async def moved(stage: Stage, datacenter: str) -> None:
+    """An instance takes connections on another port from now on; those that it has stay."""
+    instance = stage.instance(datacenter)
+    old = instance.child
+    await instance.start()
+    await instance.register()
+    await instance.go_deaf(old)
+    # Who was let in by the kernel and not yet by the service was reset.
+    stage.ledger.shock("endpoint moved", instance.service)
+
+
+async def killed(stage: Stage, datacenter: str) -> None:
+    """SIGKILL for an instance with its streams; it comes back at the same address."""
+    instance = stage.instance(datacenter)
+    stage.ledger.note(f"{instance.incarnation} killed")
+    await instance.die()
+    stage.ledger.shock("endpoint killed", instance.service)
+    await trio.sleep(stage.rng.uniform(0.2, 4))
+    await instance.start(instance.port)
+    await instance.set_health("passing")
+
+
+async def stopped(stage: Stage, datacenter: str) -> None:
+    """SIGSTOP for an instance for 1 to 8 s: whoever is with it waits, and no stream ends."""
+    instance = stage.instance(datacenter)
+    seconds = stage.rng.uniform(1, 8)
+    stage.ledger.note(f"{instance.incarnation} stopped for {seconds:.1f} s")
+    if await kernel.stop(instance.child.pid):
+        await trio.sleep(seconds)
+        instance.child.signal(signal.SIGCONT)
+
+
+async def hostile_clients(stage: Stage, datacenter: str) -> None:
+    """Clients that send garbage, half hellos, dripping hellos and names of nobody."""
+    await hostile.attack(stage.gateway(datacenter).address, stage.rng, stage.ledger)

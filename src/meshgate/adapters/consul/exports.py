@@ -1,0 +1,196 @@
+"""What the gateway's partition exports, and where the discovery chain of each exported service leads.
+
+Consul 1.17.3 and later say which services are exported to whom. Older ones are asked for the config entry as it was
+written: `*` in it is resolved here against the services that are known, sameness groups are not. Chains are watched for
+services that are exported to peers; between partitions nothing depends on them.
+"""
+
+from collections.abc import Callable, Collection, Iterable
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from typing import Final, cast
+
+import trio
+
+from meshgate.core.catalog import Export, Service, in_namespace
+from meshgate.core.sni import DEFAULT
+
+from .errors import NotFoundError
+from .hub import WatchHub
+from .mesh_records import Chain, Exported, MeshReader, Tenant
+from .pool import ReaderPool
+from .records import Cursor, Page
+from .tasks import KeyedTasks, Progress
+from .watch import Watch
+
+EXPORTS: Final = "exported services"
+_ANY: Final = "*"
+_Key = tuple[str, str]
+
+
+class LocalExports:
+    """Follows the exports, while they are wanted.
+
+    Args:
+        hub: shared by all watches.
+        pool: connections for all queries.
+        partition: the gateway's own.
+        enterprise: whether namespaces may be named.
+        services: those known now, of the gateway's partition.
+        progress: told of each source that is to be waited for at the start.
+        changed: called whenever `exports()` may have changed.
+    """
+
+    def __init__(
+        self,
+        hub: WatchHub,
+        pool: ReaderPool,
+        *,
+        partition: str,
+        enterprise: bool,
+        services: Callable[[], Iterable[Service]],
+        progress: Progress,
+        changed: Callable[[], None],
+    ) -> None:
+        self._hub = hub
+        self._pool = pool
+        self._partition = partition
+        self._enterprise = enterprise
+        self._services = services
+        self._progress = progress
+        self._changed = changed
+        self._raw = False
+        self._exported: tuple[Exported, ...] = ()
+        self._chains: dict[_Key, Chain] = {}
+        self._followed: frozenset[_Key] = frozenset()
+        self._begun = False
+        self._tasks: KeyedTasks[_Key] | None = None
+
+    def begin(self) -> None:
+        """Count as expected at the start; before `run`, which may begin late."""
+        if not self._begun:
+            self._begun = True
+            self._progress.expect(EXPORTS)
+
+    async def run(self) -> None:
+        """Follow until cancelled; then nothing is exported any more."""
+        done = partial(self._progress.done, EXPORTS)
+        try:
+            async with trio.open_nursery() as nursery:
+                self._tasks = KeyedTasks(nursery)
+                watch = Watch(
+                    self._hub,
+                    "exports",
+                    EXPORTS,
+                    self._ask,
+                    self._listed,
+                    on_error=lambda _: done(),
+                    minds_token=True,
+                )
+                with self._pool.watching():
+                    await watch.run()
+        finally:
+            self._tasks, self._begun = None, False
+            self._exported, self._chains, self._followed = (), {}, frozenset()
+            done()
+            self._changed()
+
+    def exports(self) -> tuple[Export, ...]:
+        """What is exported, as far as it is known."""
+        return tuple(
+            Export(
+                row.service,
+                row.namespace,
+                row.peers,
+                row.partitions,
+                protocol=chain.protocol if chain else "",
+                target=chain.target if chain else None,
+            )
+            for row in self._resolved()
+            for chain in (self._chains.get((row.namespace, row.service)),)
+        )
+
+    def behind(self, services: Collection[str]) -> set[str]:
+        """The services to which the chains of these exported ones lead; lower-case names without namespaces."""
+        return {
+            chain.target.service.lower()
+            for (_, service), chain in self._chains.items()
+            if chain.target is not None and service.lower() in services
+        }
+
+    def reconcile(self) -> None:
+        """Watch the chains of what is exported now; to be called when services have changed."""
+        if self._tasks is None:
+            return
+        wanted = frozenset((row.namespace, row.service) for row in self._resolved() if row.peers)
+        for key in self._followed - wanted:
+            self._chains.pop(key, None)
+            self._progress.done(_source(key))
+        for key in wanted - self._followed:
+            self._progress.expect(_source(key))
+        self._followed = wanted
+        self._tasks.keep(wanted, self._follow)
+
+    def _resolved(self) -> tuple[Exported, ...]:
+        """The exports without wildcards; what several rows say of one service is one row."""
+        merged: dict[_Key, Exported] = {}
+        for row in self._exported:
+            for one in self._spelled_out(row) if self._raw else (row,):
+                key = one.namespace, one.service
+                before = merged.get(key, replace(one, peers=(), partitions=()))
+                merged[key] = replace(
+                    one,
+                    peers=tuple(sorted({*before.peers, *one.peers})),
+                    partitions=tuple(sorted({*before.partitions, *one.partitions})),
+                )
+        return tuple(merged[key] for key in sorted(merged))
+
+    def _spelled_out(self, row: Exported) -> Iterable[Exported]:
+        if _ANY not in (row.service, row.namespace):
+            return (row,)
+        return (
+            replace(row, service=service.name, namespace=service.namespace)
+            for service in self._services()
+            if row.service in (_ANY, service.name) and row.namespace in (_ANY, service.namespace)
+        )
+
+    async def _ask(self, cursor: Cursor) -> Page[tuple[Exported, ...]]:
+        async with self._pool.turn(cursor) as (pooled, turn):
+            reader = cast("MeshReader", pooled)
+            if not cursor.blocks:
+                # A first read, or one after a failure: Consul may have been upgraded meanwhile.
+                self._raw = False
+            if not self._raw:
+                with suppress(NotFoundError):
+                    return await reader.exported_services(turn)
+                self._raw = True
+            return await reader.exported_entry(turn, self._partition)
+
+    def _listed(self, exported: tuple[Exported, ...]) -> None:
+        self._exported = exported
+        self.reconcile()
+        self._progress.done(EXPORTS)
+        self._changed()
+
+    async def _follow(self, key: _Key) -> None:
+        namespace, service = key
+        tenant = Tenant(namespace=namespace if self._enterprise else "")
+
+        async def ask(cursor: Cursor) -> Page[Chain]:
+            async with self._pool.turn(cursor) as (reader, turn):
+                return await cast("MeshReader", reader).within(tenant).discovery_chain(service, turn)
+
+        def answered(chain: Chain) -> None:
+            self._chains[key] = chain
+            self._progress.done(_source(key))
+            self._changed()
+
+        with self._pool.watching():
+            name = in_namespace(namespace, service)
+            done = _source(key)
+            await Watch(self._hub, "chain", name, ask, answered, on_error=lambda _: self._progress.done(done)).run()
+
+
+def _source(key: _Key) -> str:
+    return f"chain of {in_namespace(key[0] or DEFAULT, key[1])}"

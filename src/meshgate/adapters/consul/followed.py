@@ -1,0 +1,51 @@
+"""What is followed: a query for instances, of a service or of one of its subsets. How it is, `attention` decides."""
+
+from abc import abstractmethod
+from typing import TYPE_CHECKING, Final
+
+from .errors import ConsulError
+from .records import Cursor, Instances, Page, Reader
+from .sight import HeldInstances
+
+if TYPE_CHECKING:
+    from .hub import WatchState
+
+# Sidecars are registered as services of this name, unless somebody says otherwise.
+SIDECAR: Final = "-sidecar-proxy"
+# The interest in what was never used.
+NEVER: Final = float("-inf")
+
+
+class Followed:
+    """A query for the instances of something that belongs to a service; `service` is its lower-case name.
+
+    `kind` and `name` are those of its `WatchState`. `held` has what is known. `interest` is when it was last used, on
+    trio's clock.
+    """
+
+    __slots__ = ("held", "interest", "kind", "name", "service", "state")
+
+    def __init__(self, kind: str, name: str, service: str, held: HeldInstances) -> None:
+        self.kind = kind
+        self.name = name
+        self.service = service
+        self.held = held
+        self.interest = NEVER
+        self.state: WatchState | None = None
+
+    @abstractmethod
+    async def ask(self, reader: Reader, cursor: Cursor) -> Page[Instances]:
+        """One request."""
+
+    @abstractmethod
+    def answered(self) -> None:
+        """There is a first answer, or another one than before; `held` has it."""
+
+    @abstractmethod
+    def failed(self, error: ConsulError) -> None:
+        """A request has failed."""
+
+
+def nothing_expected(query: Followed) -> bool:
+    """Whether a query was answered with nothing, as are those for sidecars by their own names."""
+    return query.service.endswith(SIDECAR) and query.held.known and not query.held.value

@@ -1,0 +1,200 @@
+"""The services of the gateway's partition, of all its namespaces.
+
+The community edition has one namespace and is asked without naming it. In Enterprise one gateway, in the namespace
+`default`, serves all namespaces of its partition; HTTP has no wildcard for services, so each namespace has its own
+list, asked for in turns of the pool. A namespace that is no longer listed is given up when it holds no instance any
+more: the list leaves out silently what a token has no right in.
+"""
+
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final, cast
+
+import trio
+
+from meshgate.core.catalog import Service, in_namespace
+from meshgate.core.sni import DEFAULT
+
+from .hub import WatchHub
+from .mesh_records import MeshClient, MeshReader, Tenant
+from .pool import ReaderPool
+from .records import Client, Cursor, Page, Reader, Resolver
+from .services import NAMES, LocalServices
+from .sight import Sight
+from .subsets import RESOLVERS, Subsets
+from .tasks import KeyedTasks, Progress
+from .tenancy import hub_at, pool_at, progress_at, sight_at
+from .watch import Watch
+
+NAMESPACES: Final = "namespaces"
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    services: LocalServices
+    subsets: Subsets
+
+
+class LocalCatalog:
+    """Follows the services.
+
+    Args:
+        client: asks in the default namespace.
+        hub: shared by all watches.
+        pool: connections for the watches of single services; its readers ask as `client` does.
+        sight: decides whether a shorter answer is believed.
+        enterprise: whether there may be other namespaces.
+        progress: told of each source that is to be waited for at the start.
+        changed: called whenever `services()` may have changed.
+    """
+
+    def __init__(
+        self,
+        client: MeshClient,
+        hub: WatchHub,
+        pool: ReaderPool,
+        sight: Sight,
+        *,
+        enterprise: bool,
+        progress: Progress,
+        changed: Callable[[], None],
+    ) -> None:
+        self._client = client
+        self._hub = hub
+        self._pool = pool
+        self._sight = sight
+        self._enterprise = enterprise
+        self._progress = progress
+        self._changed = changed
+        self._listed: frozenset[str] = frozenset()
+        self._tasks: KeyedTasks[str] | None = None
+        subsets = Subsets(client, hub, pool, sight, progress=progress, changed=changed)
+        services = LocalServices(client, hub, sight, subsets, progress=progress, changed=changed)
+        progress.expect(RESOLVERS)
+        self._places: dict[str, _Place] = {DEFAULT: _Place(services, subsets)}
+        if enterprise:
+            progress.expect(NAMESPACES)
+
+    @property
+    def known(self) -> bool:
+        """Whether the services of the default namespace are known."""
+        return self._places[DEFAULT].services.known
+
+    async def run(self) -> None:
+        """Follow until cancelled."""
+        async with trio.open_nursery() as nursery:
+            self._tasks = KeyedTasks(nursery)
+            self._reconcile()
+            if self._enterprise:
+                with self._pool.watching():
+                    await Watch(
+                        self._hub,
+                        "namespaces",
+                        NAMESPACES,
+                        self._ask,
+                        self._named,
+                        on_error=lambda _: self._progress.done(NAMESPACES),
+                        minds_token=True,
+                    ).run()
+
+    def services(self) -> tuple[Service, ...]:
+        """Those that have instances in the mesh, by namespace and name."""
+        return tuple(
+            service
+            for namespace in sorted(self._places)
+            for service in self._places[namespace].services.services(namespace)
+        )
+
+    def used(self, services: Iterable[str]) -> None:
+        """These names have streams, in whatever namespace."""
+        names = tuple(services)
+        for place in self._places.values():
+            place.subsets.attention.used(names)
+
+    def problems(self) -> list[str]:
+        """What the token is known not to see, and what cannot be followed."""
+        places = self._places.values()
+        return [line for place in places for line in (*place.services.problems(), *place.subsets.problems())]
+
+    async def _ask(self, cursor: Cursor) -> Page[tuple[str, ...]]:
+        async with self._pool.turn(cursor) as (reader, turn):
+            return await cast("MeshReader", reader).namespaces(turn)
+
+    def _named(self, names: tuple[str, ...]) -> None:
+        self._listed = frozenset(names)
+        self._reconcile()
+        self._progress.done(NAMESPACES)
+        self._changed()
+
+    def _reconcile(self) -> None:
+        occupied = {namespace for namespace, place in self._places.items() if place.services.instances()}
+        wanted = self._listed | occupied | {DEFAULT}
+        for namespace in self._places.keys() - wanted:
+            del self._places[namespace]
+            self._progress.done(in_namespace(namespace, NAMES))
+        for namespace in wanted - self._places.keys():
+            self._places[namespace] = self._place(namespace)
+        if self._tasks is not None:
+            self._tasks.keep(wanted, self._follow)
+
+    def _place(self, namespace: str) -> _Place:
+        tenant = Tenant(namespace=namespace)
+        label = partial(in_namespace, namespace)
+        client = self._client.scoped(tenant)
+        pool = pool_at(self._pool, tenant)
+        hub = hub_at(self._hub, label)
+        sight = sight_at(self._sight, client)
+        progress = progress_at(self._progress, label)
+        progress.expect(RESOLVERS)
+        progress.expect(NAMES)
+        lists = cast("Client", _TakingTurns(client, pool))
+        changed = partial(self._changed_in, namespace)
+        subsets = Subsets(lists, hub, pool, sight, progress=progress, changed=changed)
+        return _Place(LocalServices(lists, hub, sight, subsets, progress=progress, changed=changed), subsets)
+
+    def _changed_in(self, namespace: str) -> None:
+        place = self._places.get(namespace)
+        if place is not None and place.services.known:
+            self._progress.done(in_namespace(namespace, NAMES))
+            if namespace not in self._listed and not place.services.instances():
+                self._reconcile()
+        self._changed()
+
+    async def _follow(self, namespace: str) -> None:
+        place = self._places[namespace]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(place.subsets.run)
+            await place.services.run()
+
+
+class _TakingTurns:
+    """A client, or a pool, whose readers for lists take turns instead of having connections of their own."""
+
+    def __init__(self, shared: object, pool: ReaderPool) -> None:
+        self._shared = shared
+        self._pool = pool
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever the shared part has
+        return getattr(self._shared, name)
+
+    @asynccontextmanager
+    async def dedicated(self) -> AsyncIterator[Reader]:
+        with self._pool.watching():
+            yield cast("Reader", _Lists(self._pool))
+
+
+class _Lists:
+    """The lists of one namespace: there may be more namespaces than connections."""
+
+    def __init__(self, pool: ReaderPool) -> None:
+        self._pool = pool
+
+    async def service_names(self, cursor: Cursor) -> Page[tuple[str, ...]]:
+        async with self._pool.turn(cursor) as (reader, turn):
+            return await reader.service_names(turn)
+
+    async def resolvers(self, cursor: Cursor) -> Page[tuple[Resolver, ...]]:
+        async with self._pool.turn(cursor) as (reader, turn):
+            return await reader.resolvers(turn)

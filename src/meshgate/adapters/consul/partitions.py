@@ -1,0 +1,129 @@
+"""The other admin partitions of the gateway's datacenter and their mesh gateways (Enterprise).
+
+The list of partitions cannot be held, so it is polled; it takes `operator:read`. Without that right the default
+partition, which always exists, is followed all the same. A partition that is gone from the list is given up at once:
+Consul refuses the list to a token without the right instead of shortening it.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Final
+
+import trio
+
+from meshgate.core.catalog import RemotePartition
+from meshgate.core.sni import DEFAULT
+
+from .errors import NotFoundError
+from .gateways import POLL, Gateways
+from .hub import WatchHub
+from .mesh_records import MeshClient, Tenant
+from .pool import ReaderPool
+from .records import GATEWAY_KIND, Cursor, Page
+from .sight import Sight
+from .tasks import KeyedTasks, Progress
+from .tenancy import pool_at, sight_at
+from .watch import Watch
+
+PARTITIONS: Final = "partitions"
+
+
+class Partitions:
+    """Follows the partitions.
+
+    Args:
+        client: for short requests.
+        hub: shared by all watches.
+        pool: connections for the watches of single gateway services.
+        sight: decides whether a shorter answer is believed.
+        partition: the gateway's own, which is none of the others.
+        gateway_service: the gateway's own name: others are probably called the same.
+        progress: told of each source that is to be waited for at the start.
+        changed: called whenever `partitions()` may have changed.
+    """
+
+    def __init__(
+        self,
+        client: MeshClient,
+        hub: WatchHub,
+        pool: ReaderPool,
+        sight: Sight,
+        *,
+        partition: str,
+        gateway_service: str,
+        progress: Progress,
+        changed: Callable[[], None],
+    ) -> None:
+        self._client = client
+        self._hub = hub
+        self._pool = pool
+        self._sight = sight
+        self._partition = partition
+        self._guesses = frozenset((gateway_service, GATEWAY_KIND))
+        self._progress = progress
+        self._changed = changed
+        self._gateways: dict[str, Gateways] = {}
+        self._tasks: KeyedTasks[str]
+        progress.expect(PARTITIONS)
+
+    async def run(self) -> None:
+        """Follow until cancelled."""
+        async with trio.open_nursery() as nursery:
+            self._tasks = KeyedTasks(nursery)
+            await Watch(
+                self._hub, "partitions", PARTITIONS, self._ask, self._listed, on_error=self._failed, interval=POLL
+            ).run()
+
+    def partitions(self) -> tuple[RemotePartition, ...]:
+        """Every other partition with its gateways."""
+        return tuple(RemotePartition(name, self._gateways[name].instances()) for name in sorted(self._gateways))
+
+    async def _ask(self, _: Cursor) -> Page[tuple[str, ...]]:
+        try:
+            return await self._client.partitions()
+        except NotFoundError:
+            return Page(())  # Enterprise before 1.11 has no partitions, and no default one to go to
+
+    def _failed(self, _: object) -> None:
+        if not self._gateways:
+            self._listed((DEFAULT,))
+        self._progress.done(PARTITIONS)
+
+    def _listed(self, names: tuple[str, ...]) -> None:
+        wanted = set(names) - {self._partition}
+        for name in self._gateways.keys() - wanted:
+            del self._gateways[name]
+            self._progress.done(_source(name))
+        for name in wanted - self._gateways.keys():
+            self._progress.expect(_source(name))
+            self._gateways[name] = self._follower(name)
+        self._tasks.keep(wanted, self._follow)
+        self._progress.done(PARTITIONS)
+        self._changed()
+
+    def _follower(self, name: str) -> Gateways:
+        tenant = Tenant(namespace=DEFAULT, partition=name)
+        client = self._client.scoped(tenant)
+        return Gateways(
+            self._hub,
+            pool_at(self._pool, tenant),
+            sight_at(self._sight, client),
+            client,
+            datacenter="",
+            place=place_of(name),
+            guesses=self._guesses,
+            tried=partial(self._progress.done, _source(name)),
+            changed=self._changed,
+        )
+
+    async def _follow(self, name: str) -> None:
+        await self._gateways[name].run()
+
+
+def place_of(partition: str) -> str:
+    """How the accounts of the watches name a partition."""
+    return f"partition {partition}"
+
+
+def _source(name: str) -> str:
+    return f"gateways of {place_of(name)}"

@@ -1,0 +1,77 @@
+"""A catalog watcher that follows the double of Enterprise and peering over real sockets."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import trio
+
+from meshgate.adapters.consul import CatalogWatcher, ConsulAddress, ConsulClient, WatchHub
+from meshgate.core.catalog import Snapshot
+from meshgate.core.exports import AS_CONSUL, ExportRules
+from meshgate.core.planner import plan
+from meshgate.core.routes import RouteTable
+
+from .mesh_double import MeshDouble
+
+PATIENCE = 20
+
+
+@dataclass
+class Following:
+    """A watcher that runs, and what it published."""
+
+    double: MeshDouble
+    watcher: CatalogWatcher
+    client: ConsulClient
+    hub: WatchHub
+    published: list[Snapshot] = field(default_factory=list)
+
+    @property
+    def last(self) -> Snapshot:
+        return self.published[-1]
+
+    def table(self, rules: ExportRules = AS_CONSUL) -> RouteTable:
+        return plan(self.last, rules=rules)
+
+    def routes(self, rules: ExportRules = AS_CONSUL) -> dict[str, list[str]]:
+        """Each name with the addresses of its healthy endpoints."""
+        return {route.sni: [f"{one.address}:{one.port}" for one in route.candidates] for route in self.table(rules)}
+
+    async def until(self, condition: Callable[[Snapshot], object]) -> Snapshot:
+        """Wait until the last snapshot satisfies a condition."""
+        with trio.move_on_after(PATIENCE):
+            while not (self.published and condition(self.last)):
+                await trio.sleep(0.01)
+        assert self.published, "nothing was published"
+        assert condition(self.last), self.last
+        return self.last
+
+
+@asynccontextmanager
+async def following(
+    double: MeshDouble, *, partition: str = "", namespace: str = "", expose: bool = False, **options: bool | int
+) -> AsyncIterator[Following]:
+    settings = {
+        "CONSUL_HTTP_ADDR": f"127.0.0.1:{double.port}",
+        "CONSUL_PARTITION": partition,
+        "CONSUL_NAMESPACE": namespace,
+    }
+    async with ConsulClient(ConsulAddress.from_settings(settings)) as client, trio.open_nursery() as nursery:
+        hub = WatchHub()
+        published: list[Snapshot] = []
+        watcher = CatalogWatcher(
+            client,
+            hub,
+            published.append,
+            datacenter="dc1",
+            partition=partition or "default",
+            enterprise=double.enterprise,
+            **options,  # type: ignore[arg-type]
+        )
+        watcher.name_servers("consul", expose=expose)
+        nursery.start_soon(watcher.run)
+        followed = Following(double, watcher, client, hub, published)
+        await followed.until(lambda _: True)
+        yield followed
+        nursery.cancel_scope.cancel()

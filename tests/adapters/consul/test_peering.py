@@ -1,0 +1,372 @@
+"""Cluster peering, followed over HTTP against the double: imports, exports, and the control plane."""
+
+import pytest
+import trio
+from structlog.testing import capture_logs
+
+from meshgate.adapters.consul import peerings
+from meshgate.adapters.consul.attention import Attention
+from meshgate.core.exports import ExportRules
+from meshgate.core.routes import RouteKind
+
+from .fake_consul import FakeConsul, row
+from .mesh_double import TRUST_DOMAIN, MeshDouble, chain, exported, key, mesh_double, peering
+from .mesh_watched import following
+
+PASSED = ExportRules(pass_http=True)
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Look at the list of peerings more often than one should."""
+    monkeypatch.setattr(peerings, "POLL", 0.2)
+
+
+def external(service: str, peer: str, ns: str = "default", partition: str = "default") -> str:
+    return f"{service}.{ns}.{partition}.{peer}.external.{TRUST_DOMAIN}"
+
+
+def absent(
+    double: FakeConsul, text: bytes = b"Invalid URL path: not a recognized HTTP API endpoint", status: int = 404
+) -> None:
+    double.set("/v1/peerings", text, status=status, index=None)
+
+
+# --- none at all ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("status", "text"),
+    [
+        pytest.param(404, b"Invalid URL path: not a recognized HTTP API endpoint", id="before 1.13"),
+        pytest.param(500, b"rpc error: peering must be enabled to use this endpoint", id="switched off"),
+        pytest.param(412, b"peering must be enabled to use this endpoint", id="switched off, otherwise said"),
+    ],
+)
+async def test_consul_without_peering_is_asked_once_and_nothing_is_said_of_it(status: int, text: bytes) -> None:
+    async with mesh_double(enterprise=False, version="1.8.7") as double:
+        double.serve("web", row("web-sidecar-proxy"))
+        absent(double, text, status)
+        with capture_logs() as logs:
+            async with following(double) as followed:
+                await followed.until(lambda seen: seen.services)
+                await trio.sleep(1)
+                assert double.paths().count("/v1/peerings") == 1
+                assert not {"/v1/exported-services", "/v1/config/mesh/mesh"} & set(double.paths())
+                assert followed.watcher.problems() == []
+                assert not {"peerings", "mesh-entry", "exports"} & {state.kind for state in followed.hub.states()}
+                assert dict(followed.client.errors) == {}
+        assert [entry for entry in logs if entry["log_level"] != "info"] == []
+
+
+async def test_peering_that_comes_with_an_upgrade_of_consul_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peerings, "RARELY", 0.2)
+    async with mesh_double(enterprise=False) as double:
+        absent(double)
+        async with following(double) as followed:
+            name = double.import_from("east", "web", ("198.18.2.1", 443))
+            double.peering(peering("east", "web"))
+            await followed.until(lambda seen: seen.imports)
+            assert followed.routes() == {name: ["198.18.2.1:443"]}
+
+
+async def test_a_token_without_the_right_to_peerings_is_a_notice_and_no_failure() -> None:
+    async with mesh_double(enterprise=False) as double:
+        absent(double, b"Permission denied: token with AccessorID 'x' lacks permission 'peering:read'", 403)
+        async with following(double) as followed:
+            assert [line for line in followed.watcher.problems() if 'peering = "read"' in line]
+            assert [state for state in followed.hub.states() if state.error] == []
+            double.import_from("east", "web", ("198.18.2.1", 443))
+            double.peering(peering("east", "web"))
+            await followed.until(lambda seen: seen.imports)
+            assert followed.watcher.problems() == []
+
+
+# --- importing --------------------------------------------------------------------------------------------------------
+
+
+async def test_imported_services_are_routed_by_the_name_that_their_exporter_gave_them() -> None:
+    async with mesh_double(enterprise=False) as double:
+        web = double.import_from("east", "web", ("198.18.2.1", 443), ("198.18.2.2", 8443))
+        api = double.import_from("west", "api", ("198.18.3.1", 443), sni="api.default.default.me.external.3.consul")
+        double.peering(peering("east", "web"), peering("west", "api"))
+        async with following(double) as followed:
+            await followed.until(lambda seen: len(seen.imports) == 2)
+            assert followed.routes() == {web: ["198.18.2.1:443", "198.18.2.2:8443"], api: ["198.18.3.1:443"]}
+            assert {route.kind for route in followed.table()} == {RouteKind.PEER_IMPORT}
+            assert {route.destination for route in followed.table()} == {"web of peer east", "api of peer west"}
+
+
+async def test_the_first_snapshot_has_the_imports() -> None:
+    async with mesh_double(enterprise=False) as double:
+        double.import_from("east", "web", ("198.18.2.1", 443))
+        double.peering(peering("east", "web"))
+        async with following(double) as followed:
+            assert [service.key for service in followed.published[0].imports] == ["web of peer east"]
+
+
+async def test_a_gateway_of_the_peer_that_is_replaced_is_followed_at_once() -> None:
+    async with mesh_double(enterprise=False) as double:
+        name = double.import_from("east", "web", ("198.18.2.1", 443))
+        double.peering(peering("east", "web"))
+        async with following(double) as followed:
+            await followed.until(lambda seen: seen.imports)
+            double.import_from("east", "web", ("198.18.2.1", 443), ("198.18.2.9", 443))
+            await followed.until(lambda _: followed.routes() == {name: ["198.18.2.1:443", "198.18.2.9:443"]})
+            double.import_from("east", "web", ("198.18.2.9", 443))
+            await followed.until(lambda _: followed.routes() == {name: ["198.18.2.9:443"]})
+
+
+async def test_what_the_leader_forgets_after_an_election_stays_while_something_answers_for_it() -> None:
+    async with mesh_double(enterprise=False) as double:
+        double.import_from("east", "web", ("198.18.2.1", 443))
+        double.peering(peering("east", "web"))
+        async with following(double) as followed:
+            await followed.until(lambda seen: seen.imports)
+            double.peering(peering("east"))
+            asked = len(double.requests("/v1/peerings"))
+            await followed.until(lambda _: len(double.requests("/v1/peerings")) > asked + 2)
+            assert [service.key for service in followed.last.imports] == ["web of peer east"]
+            double.import_from("east", "web")
+            await followed.until(lambda seen: not seen.imports)
+            assert [state for state in followed.hub.states() if state.kind == "imports"] == []
+
+
+@pytest.mark.parametrize(
+    "fields", [{"State": "TERMINATED"}, {"State": "DELETING"}, {"DeletedAt": "2023-01-01T00:00:00Z"}]
+)
+async def test_a_peering_that_ends_takes_its_imports_with_it(fields: dict[str, str]) -> None:
+    async with mesh_double(enterprise=False) as double:
+        double.import_from("east", "web", ("198.18.2.1", 443))
+        double.peering(peering("east", "web"))
+        async with following(double) as followed:
+            await followed.until(lambda seen: seen.imports)
+            double.peering(peering("east", "web", **fields))
+            await followed.until(lambda seen: not seen.imports)
+
+
+async def test_imports_outlive_a_token_that_loses_its_rights_and_consul_that_fails() -> None:
+    async with mesh_double(enterprise=False) as double:
+        double.import_from("east", "web", ("198.18.2.1", 443))
+        double.peering(peering("east", "web"))
+        async with following(double) as followed:
+            await followed.until(lambda seen: seen.imports)
+            absent(double, b"Permission denied", 403)
+            await followed.until(lambda _: [it for it in followed.hub.states() if it.kind == "peerings" and it.error])
+            assert followed.last.imports
+            assert any('peering = "read"' in line for line in followed.watcher.problems())
+
+
+async def test_in_enterprise_an_import_has_the_namespace_that_its_name_says() -> None:
+    async with mesh_double() as double:
+        name = double.import_from("east", "web", ("198.18.2.1", 443), ns="team")
+        double.peering(peering("east", "default/team/web"))
+        async with following(double) as followed:
+            await followed.until(lambda seen: seen.imports)
+            assert followed.routes() == {name: ["198.18.2.1:443"]}
+            assert followed.last.imports[0].key == "team/web of peer east"
+
+
+# --- exporting --------------------------------------------------------------------------------------------------------
+
+
+def exporting(double: MeshDouble, **place: str) -> None:
+    """web and db are exported to east, web also to west; db's resolver redirects to store, subset v2."""
+    double.peering(peering("east"), peering("west"), **place)
+    for name in ("web", "db"):
+        double.serve(name, row(f"{name}-sidecar-proxy"))
+    double.serve("store", row("store-sidecar-proxy", address="10.0.0.9"))
+    entry = {"Kind": "service-resolver", "Name": "store", "Subsets": {"v2": {}}}
+    double.set_at("/v1/config/service-resolver", [entry])
+    double.set_at("/v1/exported-services", [exported("web", peers=("east", "west")), exported("db", peers=("east",))])
+    double.set_at("/v1/discovery-chain/web", chain("web"))
+    double.set_at("/v1/discovery-chain/db", chain("db", target="store", subset="v2"))
+
+
+OWN = {f"{name}.default.dc1.internal.{TRUST_DOMAIN}" for name in ("web", "db", "store", "v2.store")}
+
+
+async def test_tcp_exports_are_routed_for_each_peer_along_redirects_and_subsets() -> None:
+    async with mesh_double(enterprise=False) as double:
+        exporting(double)
+        async with following(double) as followed:
+            await followed.until(lambda seen: len(seen.exports) == 2 and all(it.protocol for it in seen.exports))
+            await followed.until(lambda seen: len(seen.services) == 3 and seen.services[1].subsets)
+            routes = followed.routes()
+            assert set(routes) - OWN == {external("web", "east"), external("web", "west"), external("db", "east")}
+            assert routes[external("web", "west")] == ["10.0.0.7:21000"]
+            assert routes[external("db", "east")] == ["10.0.0.9:21000"]
+
+
+async def test_the_first_snapshot_has_the_exports_with_their_chains() -> None:
+    async with mesh_double(enterprise=False) as double:
+        exporting(double)
+        async with following(double) as followed:
+            assert [it.protocol for it in followed.published[0].exports] == ["tcp", "tcp"]
+
+
+async def test_a_service_that_changes_its_protocol_is_withdrawn_with_a_reason_or_passed_on() -> None:
+    async with mesh_double(enterprise=False) as double:
+        exporting(double)
+        async with following(double) as followed:
+            await followed.until(lambda _: external("web", "east") in followed.routes())
+            double.set_at("/v1/discovery-chain/web", chain("web", protocol="http", start="router"))
+            await followed.until(lambda _: external("web", "east") not in followed.routes())
+            assert "web is exported with protocol http" in followed.table().withheld[external("web", "east")]
+            assert followed.routes(PASSED)[external("web", "east")] == ["10.0.0.7:21000"]
+
+
+async def test_streams_for_an_export_count_for_the_service_that_it_leads_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[set[str]] = []
+    monkeypatch.setattr(Attention, "used", lambda _, services: told.append(set(services)))
+    async with mesh_double(enterprise=False) as double:
+        exporting(double)
+        async with following(double) as followed:
+            await followed.until(lambda _: external("db", "east") in followed.routes())
+            followed.watcher.used(("db",))
+            assert told == [{"db", "store"}]
+
+
+async def test_an_export_that_ends_and_one_that_begins_are_followed() -> None:
+    async with mesh_double(enterprise=False) as double:
+        exporting(double)
+        async with following(double) as followed:
+            await followed.until(lambda _: external("web", "west") in followed.routes())
+            double.set_at("/v1/discovery-chain/store", chain("store"))
+            double.set_at("/v1/exported-services", [exported("store", peers=("west",))])
+            await followed.until(lambda _: set(followed.routes()) - OWN == {external("store", "west")})
+            assert {state.name for state in followed.hub.states() if state.kind == "chain"} == {"store"}
+
+
+async def test_the_last_peering_that_ends_takes_the_exports_with_it_and_a_new_one_brings_them_back() -> None:
+    async with mesh_double(enterprise=False) as double:
+        exporting(double)
+        async with following(double) as followed:
+            await followed.until(lambda _: external("web", "east") in followed.routes())
+            double.peering()
+            await followed.until(lambda seen: not seen.exports)
+            assert not {"exports", "chain"} & {state.kind for state in followed.hub.states()}
+            double.peering(peering("east"))
+            await followed.until(lambda _: external("web", "east") in followed.routes())
+
+
+async def test_before_1_17_3_the_entry_is_read_and_its_wildcards_resolved() -> None:
+    async with mesh_double(enterprise=False, version="1.14.4") as double:
+        exporting(double)
+        missing = b"Invalid URL path: not a recognized HTTP API endpoint"
+        double.set("/v1/exported-services", missing, status=404, index=None)
+        entry = {
+            "Kind": "exported-services",
+            "Name": "default",
+            "Services": [
+                {"Name": "*", "Consumers": [{"Peer": "east"}]},
+                {"Name": "web", "Consumers": [{"PeerName": "west"}, {"Partition": "p9"}]},
+            ],
+        }
+        double.set_at("/v1/config/exported-services/default", entry)
+        double.set_at("/v1/discovery-chain/store", chain("store"))
+        async with following(double) as followed:
+            wanted = {external(name, "east") for name in ("web", "db", "store")} | {external("web", "west")}
+            await followed.until(lambda _: set(followed.routes()) - OWN == wanted)
+            double.serve("late", row("late-sidecar-proxy"))
+            double.set_at("/v1/discovery-chain/late", chain("late"))
+            await followed.until(lambda _: external("late", "east") in followed.routes())
+
+
+async def test_an_entry_that_does_not_exist_yet_is_waited_for() -> None:
+    async with mesh_double(enterprise=False, version="1.14.4") as double:
+        exporting(double)
+        double.set("/v1/exported-services", b"Invalid URL path", status=404, index=None)
+        async with following(double) as followed:
+            assert not followed.last.exports
+            assert followed.watcher.problems() == []
+            double.set_at(
+                "/v1/config/exported-services/default",
+                {"Services": [{"Name": "web", "Consumers": [{"Peer": "east"}]}]},
+            )
+            await followed.until(lambda _: external("web", "east") in followed.routes())
+
+
+async def test_exports_that_the_token_may_not_read_are_a_problem_with_the_rule() -> None:
+    async with mesh_double(enterprise=False) as double:
+        exporting(double)
+        double.set("/v1/exported-services", b"Permission denied", status=403, index=None)
+        async with following(double) as followed:
+            await followed.until(lambda _: any('mesh = "read"' in line for line in followed.watcher.problems()))
+
+
+async def test_in_enterprise_exports_have_their_namespace_and_partition() -> None:
+    async with mesh_double() as double:
+        double.tenant("p1")
+        double.tenant("p1", "team")
+        double.peering(peering("east"), partition="p1")
+        double.serve("web", row("web-sidecar-proxy"), partition="p1", ns="team")
+        double.set_at("/v1/exported-services", [exported("web", peers=("east",), ns="team")], partition="p1")
+        here = {"Namespace": "team", "Partition": "p1"}
+        found = chain("web", **here)
+        found["Chain"] |= here
+        double.set_at("/v1/discovery-chain/web", found, partition="p1", ns="team")
+        async with following(double, partition="p1") as followed:
+            name = external("web", "east", "team", "p1")
+            await followed.until(lambda _: followed.routes().get(name) == ["10.0.0.7:21000"])
+
+
+# --- the control plane ------------------------------------------------------------------------------------------------
+
+
+def servers(double: MeshDouble, through: bool = True) -> None:
+    found = row("consul", address="10.0.0.1", port=8300, kind="")
+    found["Service"]["Meta"] = {"grpc_tls_port": "8503"}
+    double.set_at("/v1/health/service/consul", [found])
+    entry = {"Kind": "mesh", "Peering": {"PeerThroughMeshGateways": through}}
+    double.set_at("/v1/config/mesh/mesh", entry)
+    dialled = {"PeerServerName": "server.us.peering.x.consul", "PeerServerAddresses": ["198.18.2.1:443", "[::1]:8443"]}
+    double.peering(peering("east", **dialled))
+
+
+CONTROL = {
+    f"server.dc1.peering.{TRUST_DOMAIN}": ["10.0.0.1:8503"],
+    "server.us.peering.x.consul": ["198.18.2.1:443", "::1:8443"],
+}
+
+
+async def test_the_control_plane_is_routed_both_ways_while_the_mesh_entry_says_so() -> None:
+    async with mesh_double(enterprise=False) as double:
+        servers(double)
+        async with following(double) as followed:
+            await followed.until(lambda seen: seen.servers)
+            assert followed.routes() == CONTROL
+            assert {route.kind for route in followed.table()} == {RouteKind.PEER_SERVER}
+            double.set_at("/v1/config/mesh/mesh", {"Kind": "mesh", "Peering": None})
+            await followed.until(lambda _: followed.routes() == {})
+
+
+async def test_a_mesh_entry_that_does_not_exist_is_waited_for_without_a_word() -> None:
+    async with mesh_double(enterprise=False) as double:
+        servers(double)
+        del double.resources["/v1/config/mesh/mesh"]
+        async with following(double) as followed:
+            await followed.until(lambda _: double.requests("/v1/config/mesh/mesh"))
+            assert followed.routes() == {}
+            assert followed.watcher.problems() == []
+            servers(double)
+            await followed.until(lambda _: followed.routes() == CONTROL)
+
+
+async def test_the_first_snapshot_has_the_control_plane() -> None:
+    async with mesh_double(enterprise=False) as double:
+        servers(double)
+        async with following(double) as followed:
+            assert followed.published[0].servers
+            assert followed.published[0].peer_through
+
+
+async def test_a_gateway_of_another_partition_has_no_control_plane() -> None:
+    async with mesh_double() as double:
+        double.tenant("p1")
+        servers(double)
+        double.peering(peering("east", PeerServerName="s", PeerServerAddresses=["198.18.2.1:443"]), partition="p1")
+        async with following(double, partition="p1") as followed:
+            await followed.until(lambda seen: seen.peer_servers)
+            assert followed.routes() == {}
+            assert key("/v1/config/mesh/mesh") not in double.paths()

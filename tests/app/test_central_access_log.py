@@ -1,0 +1,127 @@
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog
+import trio
+
+from meshgate.adapters.relay import StreamRecord
+from meshgate.app.central_access_log import CentralAccessLog
+from meshgate.app.refusal_log import RefusalLog
+from meshgate.app.settings import Settings
+from meshgate.app.stream_observer import StreamObserver
+
+from .test_access_format import RECORD, REFUSED
+
+
+def settings_of(**environ: str) -> Settings:
+    return Settings.load({}, environ=environ, env_file=os.devnull)
+
+
+class Followed:
+    """A central access log, and what it made of what it was told."""
+
+    def __init__(self, **environ: str) -> None:
+        self.wanted: list[bool] = []
+        self.observer = StreamObserver(RefusalLog(structlog.get_logger()), None)
+        self.log = CentralAccessLog(settings_of(**environ), self.observer, self.wanted.append)
+
+    def write(self, *records: StreamRecord) -> None:
+        for record in records:
+            self.observer.on_ended(record)
+
+
+def written(path: Path) -> list[str]:
+    return path.read_text().splitlines() if path.exists() else []
+
+
+async def lines_of(path: Path, count: int) -> list[str]:
+    with trio.fail_after(20):
+        while len(written(path)) < count:
+            await trio.sleep(0.01)
+    return written(path)
+
+
+def to_file(path: Path, **more: Any) -> dict[str, Any]:
+    return {"Enabled": True, "Type": "file", "Path": str(path), **more}
+
+
+async def test_what_proxy_defaults_asks_for_is_written(tmp_path: Path) -> None:
+    followed = Followed()
+    followed.log.follow(to_file(tmp_path / "text", TextFormat="%REQUESTED_SERVER_NAME% %DURATION%\n"))
+    followed.write(RECORD, REFUSED)
+    assert await lines_of(tmp_path / "text", 2) == [f"{RECORD.sni} 1234", "- 1234"]
+    followed.log.follow(to_file(tmp_path / "json", JSONFormat='{"n": "%BYTES_SENT%"}'))
+    followed.write(RECORD)
+    assert await lines_of(tmp_path / "json", 1) == ['{"n":20}']
+    followed.log.follow(to_file(tmp_path / "default"))
+    followed.write(RECORD)
+    assert len(json.loads((await lines_of(tmp_path / "default", 1))[0])) == 24
+    assert followed.wanted == [True, True, True]
+    assert followed.observer.wants_records
+    followed.log.follow({})
+    followed.write(RECORD)
+    assert followed.wanted[-1] is False
+    assert len((tmp_path / "text").read_text().splitlines()) == 2
+
+
+async def test_streams_that_found_no_route_can_be_left_out(tmp_path: Path) -> None:
+    followed = Followed()
+    followed.log.follow(to_file(tmp_path / "log", TextFormat="%RESPONSE_FLAGS%", DisableListenerLogs=True))
+    followed.write(REFUSED, RECORD)
+    assert await lines_of(tmp_path / "log", 1) == ["UC"]
+
+
+@pytest.mark.parametrize("own", ["off", "stderr"])
+async def test_what_was_set_for_this_gateway_itself_counts_before_consul(own: str, tmp_path: Path) -> None:
+    followed = Followed(MESHGATE_ACCESS_LOG=own)
+    followed.log.follow(to_file(tmp_path / "log"))
+    followed.write(RECORD)
+    assert followed.wanted == []
+    assert not (tmp_path / "log").exists()
+
+
+@pytest.mark.parametrize(
+    ("asked", "why"),
+    [
+        ({"Type": "syslog"}, "is none of stdout, stderr and file"),
+        ({"Type": "file"}, "needs an absolute Path"),
+        ({"Type": "file", "Path": "relative"}, "needs an absolute Path"),
+        ({"Type": "file", "Path": "/nonexistent-folder/log"}, "cannot be opened"),
+        ({"Type": "file", "Path": "/a\0b"}, "null byte"),
+        ({"JSONFormat": "no JSON"}, "is no JSON"),
+        ({"TextFormat": "%DURATION:" + "9" * 5000 + "%"}, "digits"),
+    ],
+)
+async def test_what_cannot_be_followed_is_said_once_and_harms_nothing(asked: dict[str, str], why: str) -> None:
+    followed = Followed()
+    with structlog.testing.capture_logs() as entries:
+        for _ in range(3):
+            followed.log.follow({"Enabled": True, **asked})
+    (entry,) = entries
+    assert entry["log_level"] == "warning"
+    assert why in entry["error"]
+    followed.write(RECORD)
+    assert not followed.observer.wants_records
+
+
+async def test_operators_that_are_not_known_are_named_once(tmp_path: Path) -> None:
+    followed = Followed()
+    with structlog.testing.capture_logs() as entries:
+        for _ in range(3):
+            followed.log.follow(to_file(tmp_path / "log", TextFormat="%NO_SUCH% %OTHER% %NO_SUCH%"))
+    assert [entry["operators"] for entry in entries if entry["log_level"] == "warning"] == ["NO_SUCH, OTHER"]
+    followed.write(RECORD)
+    assert await lines_of(tmp_path / "log", 1) == ["- - -"]
+
+
+async def test_lines_that_were_lost_stay_counted_when_the_log_changes(tmp_path: Path) -> None:
+    followed = Followed()
+    followed.log.follow(to_file(tmp_path / "first"))
+    access = followed.observer._access
+    assert access is not None
+    access._writer.dropped = 5
+    followed.log.follow(to_file(tmp_path / "second"))
+    assert followed.observer.dropped == 5

@@ -1,0 +1,192 @@
+"""What `/explain` says beside the decision: which check failed, since when, what it said, how old all of that is."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from meshgate.adapters.consul import ConsulUnreachableError, NodeCheck, WatchState
+from meshgate.app.consul_facts import ConsulFacts
+from meshgate.app.health_history import HealthHistory
+from meshgate.core.explain import Explanation, explain
+from meshgate.core.routes import Endpoint, Route, RouteKind, RouteTable
+
+WEB = "web.default.dc1.internal.td.consul"
+DC2 = "web.default.dc2.internal.td.consul"
+SICK = Endpoint("10.0.0.7", 21000, False, 1, "n1", "web-1", "check service:web-1 is critical")
+WELL = Endpoint("10.0.0.8", 21000, True, 1, "n2", "web-2")
+OUTPUT = "dial tcp 10.0.0.7:21000: connect: connection refused"
+CHECKS = (
+    NodeCheck("serfHealth", "Serf Health Status", "passing", "Agent alive"),
+    NodeCheck("slow", "Slow", "warning", "", "web-1"),
+    NodeCheck("service:web-1", "Web TCP", "critical", OUTPUT, "web-1"),
+    NodeCheck("service:api-1", "Api", "critical", "not of this service", "api-1"),
+)
+
+
+def table_of(*endpoints: Endpoint) -> RouteTable:
+    routes = [
+        Route(WEB, RouteKind.SERVICE, "web", endpoints),
+        Route("dc2.internal.td.consul", RouteKind.DATACENTER, "dc2", endpoints, suffix=True),
+    ]
+    return RouteTable.of("dc1", "td.consul", "default", iter(routes))
+
+
+class Gateway:
+    """What `ConsulFacts` asks of one."""
+
+    def __init__(self, table: RouteTable, checks: tuple[NodeCheck, ...] | Exception = CHECKS) -> None:
+        now = trio.current_time()
+        self.client = self.watcher = self
+        self.health = HealthHistory()
+        self.last_known = SimpleNamespace(from_disk=False, age=0.0)
+        self.asked: list[tuple[str, str]] = []
+        self.watches = [
+            WatchState("health", "web", now - 100, last_success=now - 42),
+            WatchState("health", "api", now - 100, last_success=now),
+            WatchState("gateways", "mesh-gateway in dc2", now - 100, last_success=now - 7),
+        ]
+        self._checks = checks
+        self.use(table)
+
+    def use(self, table: RouteTable) -> None:
+        self._table = table
+        self.health.note(table)
+
+    def relay_table(self) -> RouteTable:
+        return self._table
+
+    def states(self) -> list[WatchState]:
+        return self.watches
+
+    async def why_missing(self, service: str) -> str | None:
+        return f"no such service registered: {service}"
+
+    async def node_checks(self, node: str, *, datacenter: str = "") -> tuple[NodeCheck, ...]:
+        self.asked.append((node, datacenter))
+        if isinstance(self._checks, Exception):
+            raise self._checks
+        return self._checks
+
+
+async def told(gateway: Any, sni: str) -> list[tuple[str, str]]:
+    """The steps that came to those of the core."""
+    explanation: Explanation = explain(gateway.relay_table(), sni)
+    more = await ConsulFacts(gateway).added_to(explanation)
+    assert more.steps[: len(explanation.steps)] == explanation.steps
+    return [(step.rule, step.outcome) for step in more.steps[len(explanation.steps) :]]
+
+
+async def test_an_unhealthy_endpoint_is_told_with_its_check_and_what_it_said(autojump_clock: MockClock) -> None:
+    gateway = Gateway(table_of(Endpoint(SICK.address, SICK.port, True, 1, SICK.node, SICK.instance), WELL))
+    await trio.sleep(30)
+    gateway.use(table_of(SICK, WELL))
+    await trio.sleep(90)
+    assert await told(gateway, WEB) == [
+        (
+            "why unhealthy",
+            (
+                f'web-1 on n1 for 1m30s: check service:web-1 (Web TCP) is critical, it says "{OUTPUT}"; '
+                "check slow (Slow) is warning, it says nothing"
+            ),
+        ),
+        ("age of this", "Consul last answered 2m42s ago and is asked to tell of each change at once"),
+    ]
+    assert gateway.asked == [("n1", "")]
+
+
+async def test_what_was_unhealthy_from_the_start_is_so_for_an_unknown_time(autojump_clock: MockClock) -> None:
+    gateway = Gateway(table_of(SICK))
+    await trio.sleep(5)
+    ((_, why), _) = await told(gateway, WEB)
+    assert why.startswith("web-1 on n1 for 5s or longer (it was when this gateway first saw it): check")
+
+
+async def test_another_datacenter_is_asked_for_its_checks_and_decides_the_rest(autojump_clock: MockClock) -> None:
+    gateway = Gateway(table_of(SICK, WELL))
+    steps = await told(gateway, DC2)
+    assert gateway.asked == [("n1", "dc2")]
+    assert [rule for rule, _ in steps] == ["why unhealthy", "age of this", "next"]
+    assert steps[1][1].startswith("Consul last answered 7s ago")
+    assert "ask a gateway of datacenter dc2" in steps[2][1]
+
+
+@pytest.mark.parametrize(
+    ("kind", "there"),
+    [
+        (RouteKind.PARTITION, "partition p1"),
+        (RouteKind.PEER_IMPORT, "the peer that exports p1"),
+        (RouteKind.SERVER, ""),
+    ],
+)
+async def test_nodes_that_the_agent_does_not_know_are_not_asked_for(
+    kind: RouteKind, there: str, autojump_clock: MockClock
+) -> None:
+    routes = [Route("p1.td.consul", kind, "p1", (SICK,), suffix=True)]
+    gateway = Gateway(RouteTable.of("dc1", "td.consul", "default", iter(routes)))
+    steps = dict(await told(gateway, "web.p1.td.consul"))
+    assert gateway.asked == []
+    assert steps["why unhealthy"].endswith(": check service:web-1 is critical")
+    assert steps.get("next", "").startswith(f"ask a gateway of {there}," if there else "")
+
+
+async def test_a_hostile_output_stays_one_line_and_short(autojump_clock: MockClock) -> None:
+    hostile = "\x1b[31mred\n\n\u202eevil\udcff " + "x" * 5000
+    gateway = Gateway(table_of(SICK), (NodeCheck("c", "C\x07", "critical", hostile, "web-1"),))
+    ((_, why), _) = await told(gateway, WEB)
+    assert why.isascii()
+    assert why.isprintable()
+    assert "\\x1b[31mred \\u202eevil\\udcff" in why
+    assert len(why) < 500
+
+
+async def test_many_unhealthy_endpoints_and_checks_are_counted_and_not_all_told(autojump_clock: MockClock) -> None:
+    sick = [Endpoint("10.0.0.7", port, False, 1, f"n{port}", "web-1", "x") for port in range(1, 9)]
+    checks = tuple(NodeCheck(f"c{number}", "C", "critical", "", "web-1") for number in range(5))
+    gateway = Gateway(table_of(*sick), checks)
+    steps = await told(gateway, WEB)
+    assert len(gateway.asked) == 5
+    assert [outcome for rule, outcome in steps if rule == "why unhealthy"][-1] == "3 more endpoints are not asked about"
+    assert steps[0][1].endswith("; 2 more checks fail")
+
+
+@pytest.mark.parametrize(
+    ("checks", "said"),
+    [
+        (ConsulUnreachableError("cannot reach Consul", "unreachable"), "its checks are not known: cannot reach Consul"),
+        ((), "check service:web-1 is critical; Consul shows no failing check at this moment"),
+    ],
+)
+async def test_where_consul_shows_no_check_the_tables_cause_stands(
+    checks: Any, said: str, autojump_clock: MockClock
+) -> None:
+    ((_, why), _) = await told(Gateway(table_of(SICK), checks), WEB)
+    assert why.endswith(said)
+
+
+async def test_data_that_grows_old_says_why(autojump_clock: MockClock) -> None:
+    gateway = Gateway(table_of(WELL))
+    gateway.watches[0].error = "cannot reach Consul"
+    assert await told(gateway, WEB) == [
+        ("age of this", "42s: Consul has not answered since: cannot reach Consul"),
+        ("age of the data", "1 watches fail, the oldest answer is 42 s old"),
+    ]
+
+
+async def test_a_missing_service_of_this_datacenter_is_asked_for(autojump_clock: MockClock) -> None:
+    gateway = Gateway(table_of(WELL))
+    assert await told(gateway, "nope.default.dc1.internal.td.consul") == [
+        ("consul", "no such service registered: nope"),
+    ]
+    assert await told(gateway, "nope.default.dc9.internal.td.consul") == []
+    assert await told(gateway, "not a host name") == []
+
+
+async def test_before_consul_has_answered_that_is_said(autojump_clock: MockClock) -> None:
+    gateway: Any = Gateway(table_of(SICK))
+    gateway.watcher = None
+    assert await told(gateway, WEB) == [("catalog", "not known yet: Consul has not answered")]
+    gateway.last_known = SimpleNamespace(from_disk=True, age=61.0)
+    assert await told(gateway, WEB) == [("catalog", "from disk, 61 s old: Consul has not answered yet")]

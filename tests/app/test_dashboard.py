@@ -1,0 +1,141 @@
+"""What the dashboard asks, and how often the workers are asked for it."""
+
+import json
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+import trio
+
+from meshgate.adapters.admin.messages import Request, Response
+from meshgate.adapters.consul.hub import WatchState
+from meshgate.adapters.relay import OpenStream
+from meshgate.app.dashboard import dashboard_routes
+from meshgate.app.dashboard_sampler import FRESH, MOST_STREAMS, STALE, Sampler
+from meshgate.core.reasons import Reason
+from meshgate.core.routes import RouteKind
+
+from .dashboard_double import GatewayDouble, refused, route
+
+WEB = (RouteKind.SERVICE, "web")
+
+
+def asking(double: GatewayDouble) -> Callable[..., Awaitable[tuple[int, Any]]]:
+    gateway: Any = double
+    handler: Any = dashboard_routes(gateway)["GET", "/dashboard/state"]
+
+    async def ask(**query: str) -> tuple[int, Any]:
+        response: Response = await handler(Request("GET", "/dashboard/state", query, {}))
+        return response.status, json.loads(response.body)
+
+    return ask
+
+
+def stream(number: int, to: str | None) -> OpenStream:
+    return OpenStream(number, "192.0.2.1:5", to, to, "10.0.0.7:1", "relaying", 1.0, 5, 6, 0)
+
+
+async def test_state_tells_the_gateway_its_destinations_and_its_news(autojump_clock: trio.testing.MockClock) -> None:
+    double = GatewayDouble(routes=[route("web", healthy=1, unhealthy=1)])
+    double.streams = [stream(1, double.routes[0].sni), stream(2, None)]
+    double.counters.active = 2
+    double.recent += [(5.0, refused("first")), (6.0, refused(None, Reason.NOT_TLS, "plain text"))]
+    now = trio.current_time()
+    double.states += [
+        WatchState("roots", "CA roots", now - 9, last_success=now - 4),
+        WatchState("health", "web", now - 9, last_success=now - 2),
+        WatchState("health", "mail", now - 9, error="500 broken", failures=2),
+    ]
+    ask = asking(double)
+    await ask()
+    double.counters.connections = {WEB: 8}
+    double.counters.carried = {WEB: (400, 40)}
+    await trio.sleep(2)
+    status, state = await ask()
+    assert status == 200
+    gateway = state["gateway"]
+    assert (gateway["service"], gateway["datacenter"], gateway["state"]) == ("mesh-gateway", "dc1", "ready")
+    assert gateway["listeners"] == [{"name": "default", "address": "127.0.0.1:8443"}]
+    assert gateway["workers"] == [{"pid": 4711, "open": 2}, {"pid": None, "open": 0}]
+    assert abs(gateway["now"] - time.time()) < 60
+    assert state["totals"]["streams_rate"] == 4.0
+    (row,) = state["destinations"]["rows"]
+    assert (row["name"], row["healthy"], row["endpoints"], row["open"]) == ("web", 1, 2, 1)
+    assert (row["rate"], row["received_rate"], row["sent_rate"]) == (4.0, 200.0, 20.0)
+    assert [(each["reason"], each["sni"]) for each in state["refused"]["recent"]] == [
+        ("not_tls", None),
+        ("unknown_sni", "first"),
+    ]
+    health, roots = state["consul"]["watches"]
+    assert (roots["kind"], roots["count"], roots["failing"], roots["age_seconds"]) == ("roots", 1, 0, 6.0)
+    assert (health["count"], health["failing"], health["error"], health["age_seconds"]) == (2, 1, "500 broken", 11.0)
+    assert state["consul"]["ca_root_expiry"] == 4e9
+
+
+@pytest.mark.parametrize(
+    ("flags", "word"), [({}, "ready"), ({"ready": False}, "starting"), ({"ready": False, "draining": True}, "draining")]
+)
+async def test_state_has_a_word_for_each_phase(flags: dict[str, bool], word: str) -> None:
+    _, state = await asking(GatewayDouble(**flags))()  # type: ignore[arg-type]
+    assert state["gateway"]["state"] == word
+
+
+async def test_order_that_is_none_is_an_error() -> None:
+    status, answer = await asking(GatewayDouble())(sort="colour")
+    assert (status, answer["error"]) == (400, "sort is one of busy, name, health")
+
+
+async def test_filter_and_order_choose_destinations() -> None:
+    ask = asking(GatewayDouble(routes=[route("web"), route("mail")]))
+    _, state = await ask(filter="WE")
+    assert [row["name"] for row in state["destinations"]["rows"]] == ["web"]
+    _, state = await ask(sort="name")
+    assert [row["name"] for row in state["destinations"]["rows"]] == ["mail", "web"]
+
+
+async def test_half_a_character_in_a_name_does_not_break_the_answer() -> None:
+    double = GatewayDouble(wrong=["\ud800"])
+    double.recent.append((1.0, refused("\udfff", detail="\ud800")))
+    status, state = await asking(double)()
+    assert (status, state["problems"]) == (200, ["\\ud800"])
+
+
+async def test_many_viewers_ask_the_workers_once(autojump_clock: trio.testing.MockClock) -> None:
+    double = GatewayDouble()
+    ask = asking(double)
+    async with trio.open_nursery() as nursery:
+        for _ in range(10):
+            nursery.start_soon(ask)
+    assert double.listed == 1
+    await trio.sleep(FRESH)
+    await ask()
+    assert double.listed == 2
+
+
+async def test_very_busy_gateway_is_not_asked_for_its_streams(autojump_clock: trio.testing.MockClock) -> None:
+    double = GatewayDouble(routes=[route("web")])
+    double.counters.active = MOST_STREAMS + 1
+    _, state = await asking(double)()
+    assert double.listed == 0
+    assert state["destinations"]["rows"][0]["open"] is None
+
+
+async def test_old_samples_give_no_rates(autojump_clock: trio.testing.MockClock) -> None:
+    double = GatewayDouble()
+    sampler = Sampler(double.relay.counters, double.relay.connections)
+    first = (await sampler.span()).after
+    await trio.sleep(1)
+    assert (await sampler.span()).before is first
+    await trio.sleep(STALE + 2)
+    assert (await sampler.span()).before is None
+
+
+async def test_rates_are_of_the_last_seconds(autojump_clock: trio.testing.MockClock) -> None:
+    sampler = Sampler(*(getattr(GatewayDouble().relay, name) for name in ("counters", "connections")))
+    for _ in range(9):
+        await sampler.span()
+        await trio.sleep(1)
+    span = await sampler.span()
+    assert span.before is not None
+    assert 3 <= span.after.at - span.before.at <= 4

@@ -1,0 +1,36 @@
+"""Commands are imported when they are asked for."""
+
+import sys
+
+import click
+
+from meshgate.app.cli import cli
+from meshgate.app.on_demand import OnDemand, chosen
+
+PACKAGE = "meshgate.app.commands"
+
+
+def test_a_command_is_imported_by_its_name_and_no_other_is() -> None:
+    commands = OnDemand(PACKAGE, ("policy", "top"))
+    assert list(commands) == ["policy", "top"]
+    sys.modules.pop(f"{PACKAGE}.policy", None)
+    kept = sys.modules.pop(f"{PACKAGE}.top", None)
+    assert commands["policy"].params
+    assert f"{PACKAGE}.policy" in sys.modules
+    assert f"{PACKAGE}.top" not in sys.modules
+    assert commands["policy"] is commands.get("policy")
+    assert commands.get("nonsense") is None
+    if kept is not None:
+        sys.modules[f"{PACKAGE}.top"] = kept
+
+
+def test_every_command_has_the_name_under_which_it_is_found() -> None:
+    assert all(command.name == name for name, command in cli.commands.items())
+    assert len(list(cli.commands.values())) == len(cli.commands)
+
+
+def test_of_a_command_line_only_the_named_command_is_asked_for() -> None:
+    group = click.Group(commands=[click.Command("one"), click.Command("two")])
+    assert list(chosen(group, ["two", "--flag", "one"]).commands) == ["two"]
+    assert chosen(group, ["--help"]) is group
+    assert chosen(group, []) is group

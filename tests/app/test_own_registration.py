@@ -1,0 +1,296 @@
+"""What the agent makes of the gateway's registration takes effect: listeners, limits, names."""
+
+import errno
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, cast
+
+import pytest
+import trio
+from structlog.testing import capture_logs
+from trio.testing import MockClock
+
+from meshgate.adapters.consul import ConsulClient, OwnRegistration, WatchHub
+from meshgate.adapters.relay import Limits
+from meshgate.app.failures import CommandError
+from meshgate.app.listeners import Listeners
+from meshgate.app.own_registration import RegistrationKeeper
+from meshgate.app.settings import Settings
+from meshgate.core.catalog import Locality, RemoteDatacenter, Snapshot
+from meshgate.core.gateway_options import KEEPALIVE_UNSET, Keepalive
+from meshgate.core.listeners import BindAddress, ListenPlan
+from tests.adapters.consul.model import Model, gateway
+
+if TYPE_CHECKING:
+    from meshgate.adapters.relay.pool import RelayPool
+
+A, B, C = (BindAddress(name, f"127.0.0.{number}", 8443) for number, name in enumerate("abc", 1))
+ANY = BindAddress("any", "", 8443)
+
+
+@dataclass
+class Pool:
+    """A relay that is only told."""
+
+    bound: list[tuple[str, int]] = field(default_factory=list)
+    failing: dict[str, int] = field(default_factory=dict)
+    limits: Limits = field(default_factory=Limits)
+    steps: list[str] = field(default_factory=list)
+
+    def bind(self, _name: str, host: str, port: int) -> tuple[str, int]:
+        code = self.failing.get(host)
+        taken = any(port == other and "" in (host, place) for place, other in self.bound)
+        if code or taken:
+            code = code or errno.EADDRINUSE
+            raise OSError(code, os.strerror(code))
+        self.bound.append((host, port))
+        self.steps.append(f"+{host}")
+        return host, port
+
+    def unbind(self, host: str, port: int) -> None:
+        self.bound.remove((host, port))
+        self.steps.append(f"-{host}")
+
+    def limit(self, limits: Limits) -> None:
+        self.limits = limits
+
+
+def listeners_of(pool: Pool) -> Listeners:
+    return Listeners(cast("RelayPool", pool))
+
+
+@asynccontextmanager
+async def following(pool: Pool, *bound: BindAddress) -> AsyncIterator[Listeners]:
+    listeners = listeners_of(pool)
+    listeners.bind(bound)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(listeners.run)
+        yield listeners
+        nursery.cancel_scope.cancel()
+
+
+async def test_what_stays_is_not_touched_and_new_comes_before_old_goes(autojump_clock: MockClock) -> None:
+    pool = Pool()
+    async with following(pool, A, B) as listeners:
+        listeners.want(ListenPlan((B, C)))
+        await trio.sleep(1)
+        assert pool.steps == ["+127.0.0.1", "+127.0.0.2", "+127.0.0.3", "-127.0.0.1"]
+        assert listeners.addresses == (B, C)
+
+
+async def test_one_address_of_many_can_follow_the_one_that_stands_for_all(autojump_clock: MockClock) -> None:
+    pool = Pool()
+    async with following(pool, ANY) as listeners:
+        listeners.want(ListenPlan((A,)))
+        await trio.sleep(1)
+        assert pool.bound == [("127.0.0.1", 8443)]
+        assert listeners.problems() == []
+
+
+async def test_old_address_stays_while_nothing_of_the_new_can_be_had(autojump_clock: MockClock) -> None:
+    pool = Pool(failing={B.address: errno.EADDRNOTAVAIL})
+    async with following(pool, A) as listeners:
+        with capture_logs() as logs:
+            listeners.want(ListenPlan((B,)))
+            await trio.sleep(100)
+        assert pool.bound == [("127.0.0.1", 8443)]
+        assert listeners.problems() == ["cannot bind b=127.0.0.2:8443: Cannot assign requested address"]
+        assert len(logs) == 1
+        pool.failing.clear()
+        await trio.sleep(10)
+        assert pool.bound == [("127.0.0.2", 8443)]
+        assert listeners.problems() == []
+
+
+async def test_plan_without_an_address_changes_nothing_and_is_a_problem(autojump_clock: MockClock) -> None:
+    pool = Pool()
+    async with following(pool, A) as listeners:
+        listeners.want(ListenPlan((), ("listener x: nonsense",)))
+        await trio.sleep(1)
+        assert pool.bound == [("127.0.0.1", 8443)]
+        problems = ["listener x: nonsense", "the registration leaves no address to listen on, so nothing changes"]
+        assert listeners.problems() == problems
+        listeners.want(ListenPlan((A,)))
+        await trio.sleep(1)
+        assert listeners.problems() == []
+
+
+async def test_nothing_changes_once_the_gateway_stops(autojump_clock: MockClock) -> None:
+    pool = Pool()
+    async with following(pool, A) as listeners:
+        listeners.stop()
+        listeners.want(ListenPlan((B,)))
+        await trio.sleep(1)
+        assert pool.bound == [("127.0.0.1", 8443)]
+
+
+async def test_address_that_cannot_be_had_at_the_start_ends_the_gateway() -> None:
+    listeners = listeners_of(Pool(failing={B.address: errno.EACCES}))
+    with pytest.raises(CommandError, match=r"cannot bind b=127\.0\.0\.2:8443: Permission denied"):
+        listeners.bind((A, B))
+
+
+# --- the registration --------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Kept:
+    keeper: RegistrationKeeper
+    model: Model
+    pool: Pool
+    replans: list[None] = field(default_factory=list)
+
+    async def merged(self, **config: Any) -> None:
+        """Central configuration changes, and the agent merges it."""
+        held = self.model.agent["mesh-gateway"]
+        number = len(self.model.calls)
+        self.model.agent["mesh-gateway"] = replace(held, config=config, content_hash=f"merged-{number}")
+        self.model.change()
+        await trio.sleep(2)
+
+
+@asynccontextmanager
+async def kept(**values: str) -> AsyncIterator[Kept]:
+    settings = Settings.load(environ={"MESHGATE_MAX_CONNECTIONS": "100"} | values)
+    pool, model, replans = Pool(), Model(), list[None]()
+    keeper = RegistrationKeeper(
+        settings,
+        cast("ConsulClient", model),
+        WatchHub(),
+        cast("RelayPool", pool),
+        lambda: replans.append(None),
+    )
+    keeper.bind()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(keeper.listeners.run)
+        nursery.start_soon(keeper.follow_limits)
+        nursery.start_soon(keeper.run)
+        await trio.sleep(1)
+        yield Kept(keeper, model, pool, replans)
+        nursery.cancel_scope.cancel()
+
+
+async def test_listeners_and_limits_follow_central_configuration(autojump_clock: MockClock) -> None:
+    async with kept() as it:
+        assert it.pool.bound == [("", 8443)]
+        extra = {"extra": {"address": "127.0.0.9", "port": 9443}}
+        key = "envoy_gateway_remote_tcp"
+        await it.merged(
+            envoy_gateway_bind_addresses=extra,
+            connect_timeout_ms=250,
+            **{f"{key}_enable_keepalive": True, f"{key}_keepalive_time": 33},
+        )
+        assert it.pool.bound == [("", 8443), ("127.0.0.9", 9443)]
+        assert it.pool.limits.connect_timeout == 0.25
+        assert it.pool.limits.remote_keepalive == Keepalive(33)
+        assert it.pool.limits.keepalive == 60
+        await it.merged()
+        assert it.pool.bound == [("", 8443)]
+        assert (it.pool.limits.connect_timeout, it.pool.limits.remote_keepalive) == (5, KEEPALIVE_UNSET)
+
+
+async def test_what_was_set_here_counts_before_central_configuration(autojump_clock: MockClock) -> None:
+    async with kept(MESHGATE_CONNECT_TIMEOUT="3s", MESHGATE_KEEPALIVE="0") as it:
+        await it.merged(
+            connect_timeout_ms=250,
+            envoy_gateway_remote_tcp_enable_keepalive=True,
+            envoy_gateway_remote_tcp_keepalive_time=33,
+        )
+        assert (it.pool.limits.connect_timeout, it.pool.limits.keepalive) == (3, 0)
+        assert it.pool.limits.remote_keepalive == KEEPALIVE_UNSET
+
+
+async def test_limit_of_the_gateways_own_service_defaults_is_followed(autojump_clock: MockClock) -> None:
+    async with kept() as it:
+        assert it.pool.limits.max_connections_per_destination == 0
+        it.model.most_connections_of["mesh-gateway"] = 7
+        await trio.sleep(11)
+        assert it.pool.limits.max_connections_per_destination == 7
+        await it.merged(connect_timeout_ms=250)
+        assert it.pool.limits.max_connections_per_destination == 7
+        it.model.most_connections_of.clear()
+        await trio.sleep(11)
+        assert it.pool.limits.max_connections_per_destination == 0
+
+
+async def test_one_host_name_is_used_only_where_logical_dns_is_set(autojump_clock: MockClock) -> None:
+    named = tuple(gateway("dc2", number, address=f"{number}.example.com") for number in (1, 2))
+    snapshot = Snapshot("dc1", "td.consul", remotes=(RemoteDatacenter("dc2", named),))
+    async with kept() as it:
+        assert it.keeper.seen(snapshot) is snapshot
+        await it.merged(envoy_dns_discovery_type="logical_dns")
+        assert [each.gateways for each in it.keeper.seen(snapshot).remotes] == [named[:1]]
+        assert len(it.replans) == 1
+        await it.merged()
+        assert it.keeper.seen(snapshot) is snapshot
+        assert len(it.replans) == 2
+
+
+async def test_locality_of_the_registration_tells_how_far_others_are(autojump_clock: MockClock) -> None:
+    places = (Locality("us-west-1", "b"), Locality("us-west-1", "a"), Locality("us-east-1", "a"))
+    gateways = tuple(gateway("dc2", number, locality=place) for number, place in enumerate(places))
+    snapshot = Snapshot("dc1", "td.consul", remotes=(RemoteDatacenter("dc2", gateways),))
+    async with kept() as it:
+        assert it.keeper.seen(snapshot) is snapshot
+        held = it.model.agent["mesh-gateway"]
+        there = replace(held, locality=Locality("us-west-1", "a"), content_hash="there")
+        it.model.agent["mesh-gateway"] = there
+        it.model.change()
+        await trio.sleep(2)
+        assert [each.distance for each in it.keeper.seen(snapshot).remotes[0].gateways] == [1, 0, 2]
+        assert len(it.replans) == 1
+
+
+async def test_existing_registration_is_waited_for_and_never_taken_back(autojump_clock: MockClock) -> None:
+    async with kept(MESHGATE_REGISTER="false") as it:
+        assert it.pool.bound == []
+        await trio.sleep(3)
+        assert it.keeper.problems() == [
+            "the agent holds no registration 'mesh-gateway', and MESHGATE_REGISTER is false"
+        ]
+        it.model.agent["mesh-gateway"] = OwnRegistration(
+            "mesh-gateway", "mesh-gateway", "127.0.0.1", 9000, meta={"consul-wan-federation": "1"}, content_hash="x"
+        )
+        it.model.change()
+        with trio.fail_after(10):
+            assert await it.keeper.existing() is True
+        assert it.pool.bound == [("127.0.0.1", 9000)]
+        assert it.keeper.problems() == []
+        assert it.keeper.give_back() is False
+    assert it.model.registered == []
+    assert it.model.deregistered == []
+
+
+async def test_without_consul_an_existing_registration_is_replaced_by_the_settings(autojump_clock: MockClock) -> None:
+    async with kept(MESHGATE_REGISTER="false", MESHGATE_ADDRESS="127.0.0.1:9100") as it:
+        it.keeper.stand_in()
+        await trio.sleep(1)
+        assert it.pool.bound == [("127.0.0.1", 9100)]
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"kind": "connect-proxy"}, "the registration is of another kind"),
+        ({"meta": {"consul-wan-federation": "1"}}, "whether servers are exposed has changed"),
+    ],
+)
+async def test_registration_that_is_not_what_it_should_be_is_told(
+    autojump_clock: MockClock, change: dict[str, Any], told: str
+) -> None:
+    async with kept() as it:
+        with capture_logs() as logs:
+            held = it.model.agent["mesh-gateway"]
+            it.model.agent["mesh-gateway"] = replace(held, content_hash="other", **change)
+            it.model.change()
+            await trio.sleep(2)
+        assert [entry["event"].startswith(told) for entry in logs] == [True]
+
+
+async def test_stop_gives_the_registration_back(autojump_clock: MockClock) -> None:
+    async with kept() as it:
+        assert it.keeper.give_back() is True
+        await trio.sleep(1)
+        assert it.model.deregistered == ["mesh-gateway"]

@@ -1,0 +1,99 @@
+"""What the watches of Enterprise and peering have not answered yet, of what the state file has."""
+
+from dataclasses import replace
+
+import pytest
+
+from meshgate.adapters.consul import WatchState
+from meshgate.app.unanswered import unanswered_of
+from meshgate.core.carrying import Unanswered
+from meshgate.core.catalog import (
+    Export,
+    ImportedService,
+    Instance,
+    PeerServers,
+    RemotePartition,
+    Service,
+    Snapshot,
+)
+
+ROW = Instance("n1", "dc1", "web-1", "web", "10.0.0.1", 21000, "10.0.0.1")
+LAST = Snapshot(
+    "dc1",
+    "td.consul",
+    services=(Service("web", (ROW,)), Service("api", (ROW,), namespace="team")),
+    partitions=(RemotePartition("p1", (ROW,)), RemotePartition("p2", ())),
+    exports=(Export("web", peers=("us",)),),
+    imports=(ImportedService("db", "us", (ROW,)),),
+    peer_servers=(PeerServers("us", "server.us.peering.x", (("192.0.2.9", 1),)),),
+    peer_through=True,
+)
+
+
+def state(kind: str, name: str, *, answered: bool = True) -> WatchState:
+    return WatchState(kind, name, 0.0, last_success=1.0 if answered else None, status="" if answered else "500")
+
+
+ALL = [
+    state("namespaces", "namespaces"),
+    state("services", "team/service names"),
+    state("partitions", "partitions"),
+    state("gateways", "mesh-gateway in partition p1"),
+    state("peerings", "peerings"),
+    state("mesh-entry", "mesh entry"),
+    state("imports", "db of peer us"),
+    state("exports", "exported services"),
+    state("servers", "local servers"),
+]
+
+
+def but(kind: str) -> list[WatchState]:
+    """All is answered but this."""
+    return [replace(it, last_success=None, status="500") if it.kind == kind else it for it in ALL]
+
+
+def without(kind: str) -> list[WatchState]:
+    """All is answered, and this is not asked for."""
+    return [it for it in ALL if it.kind != kind]
+
+
+def test_when_all_is_answered_nothing_is_carried() -> None:
+    assert unanswered_of(LAST, ALL, early=False) == Unanswered()
+    # Of imports the leader itself may know too little yet.
+    assert unanswered_of(LAST, ALL, early=True) == Unanswered(imports=frozenset({"db of peer us"}))
+
+
+def test_where_there_is_nothing_to_carry_nothing_is_waited_for() -> None:
+    assert unanswered_of(Snapshot("dc1", "td.consul"), [], early=True) == Unanswered()
+
+
+@pytest.mark.parametrize(
+    ("states", "fields"),
+    [
+        (but("namespaces"), {"namespaces": frozenset({"team"})}),
+        (without("namespaces"), {"namespaces": frozenset({"team"})}),
+        (but("services"), {"namespaces": frozenset({"team"})}),
+        (but("gateways"), {"partitions": frozenset({"p1"})}),
+        ([*but("partitions"), state("x", "y")], {}),
+        ([it for it in but("partitions") if it.kind != "gateways"], {"partitions": frozenset({"p1"})}),
+        (without("gateways"), {}),
+        (but("imports"), {"imports": frozenset({"db of peer us"})}),
+        (but("exports"), {"exports": True}),
+        (but("servers"), {"servers": True}),
+        ([*ALL, state("chain", "web", answered=False)], {"chains": frozenset({"web"})}),
+        (without("peerings"), {}),
+    ],
+)
+def test_what_is_silent_is_carried(states: list[WatchState], fields: dict[str, frozenset[str] | bool]) -> None:
+    assert unanswered_of(LAST, states, early=False) == Unanswered(**fields)  # type: ignore[arg-type]
+
+
+def test_before_peerings_are_looked_for_all_of_them_is_carried() -> None:
+    found = unanswered_of(LAST, [state("namespaces", "namespaces")], early=True)
+    assert (found.imports, found.exports, found.peers, found.servers) == (
+        frozenset({"db of peer us"}),
+        True,
+        True,
+        True,
+    )
+    assert unanswered_of(LAST, but("mesh-entry"), early=True).peers

@@ -1,0 +1,88 @@
+"""Gateways elsewhere by their distance, where Consul was told regions and zones."""
+
+import pytest
+
+from meshgate.core.catalog import (
+    NOWHERE,
+    Check,
+    ImportedService,
+    Instance,
+    Locality,
+    RemoteDatacenter,
+    RemotePartition,
+    Snapshot,
+)
+from meshgate.core.locality import distance, measured
+from meshgate.core.planner import plan
+from meshgate.core.routes import Route
+
+from .samples import TD3, instance
+
+HERE = Locality("us-west-1", "us-west-1a")
+NEAR = Locality("us-west-1", "us-west-1a")
+REGION = Locality("us-west-1", "us-west-1b")
+FAR = Locality("us-east-1", "us-east-1a")
+DOWN = (Check("up", "critical"),)
+
+
+@pytest.mark.parametrize(
+    ("here", "there", "steps"),
+    [
+        (HERE, NEAR, 0),
+        (HERE, REGION, 1),
+        (HERE, Locality("us-west-1"), 1),
+        (HERE, FAR, 2),
+        (HERE, NOWHERE, 2),
+        (HERE, Locality("us-east-1", "us-west-1a"), 2),
+        (NOWHERE, NEAR, 2),
+        (NOWHERE, NOWHERE, 2),
+        (Locality("us-west-1"), Locality("us-west-1"), 0),
+    ],
+)
+def test_distance(here: Locality, there: Locality, steps: int) -> None:
+    assert distance(here, there) == steps
+
+
+def gateway(address: str, locality: Locality, **fields: object) -> Instance:
+    return instance(address, datacenter="dc2", kind="mesh-gateway", locality=locality, **fields)
+
+
+def far(route: Route) -> list[str]:
+    return [route.candidates[position].address for position in route.far]
+
+
+def dc2(here: Locality, *gateways: Instance) -> Route:
+    (route,) = plan(measured(Snapshot("dc1", TD3, remotes=(RemoteDatacenter("dc2", gateways),)), here))
+    return route
+
+
+def test_nearest_gateways_come_first_and_all_others_after_them() -> None:
+    gateways = gateway("10.0.0.1", FAR), gateway("10.0.0.2", NEAR), gateway("10.0.0.3", REGION)
+    assert far(dc2(HERE, *gateways)) == ["10.0.0.1", "10.0.0.3"]
+    assert far(dc2(Locality("us-east-1", "us-east-1b"), *gateways)) == ["10.0.0.2", "10.0.0.3"]
+
+
+def test_gateway_that_is_not_healthy_is_no_nearest_one() -> None:
+    gateways = gateway("10.0.0.1", FAR), gateway("10.0.0.2", NEAR, checks=DOWN), gateway("10.0.0.3", REGION)
+    assert far(dc2(HERE, *gateways)) == ["10.0.0.1"]
+
+
+@pytest.mark.parametrize("here", [NOWHERE, HERE])
+def test_equally_far_gateways_are_all_the_same(here: Locality) -> None:
+    assert far(dc2(here, gateway("10.0.0.1", FAR), gateway("10.0.0.2", NOWHERE))) == []
+
+
+def test_partitions_and_peers_are_measured_and_services_are_not() -> None:
+    gateways = (gateway("10.0.0.1", FAR), gateway("10.0.0.2", NEAR))
+    snapshot = Snapshot(
+        "dc1",
+        TD3,
+        remotes=(RemoteDatacenter("dc2", gateways),),
+        partitions=(RemotePartition("billing", gateways),),
+        imports=(ImportedService("web", "peer-a", gateways),),
+    )
+    seen = measured(snapshot, HERE)
+    wanted = [2, 0]
+    assert [each.distance for each in seen.remotes[0].gateways] == wanted
+    assert [each.distance for each in seen.partitions[0].gateways] == wanted
+    assert [each.distance for each in seen.imports[0].instances] == wanted
