@@ -65,7 +65,7 @@ class Gateway(GatewayProcess):
         """
 
         async def missing() -> str | None:
-            count = sum(kernel.listens(pid) for pid in self.workers if pid != without)
+            count = sum(kernel.relays(pid) for pid in self.workers if pid != without)
             return None if count == WORKERS else f"{count} workers"
 
         await until(f"the workers of {self.instance}", missing, seconds=seconds)

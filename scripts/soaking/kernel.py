@@ -87,15 +87,12 @@ def legs_of(pids: Collection[int]) -> frozenset[Leg]:
     return frozenset(legs)
 
 
-def listens(pid: int) -> bool:
-    """Whether the process takes TCP connections."""
-    inodes = {target[8:-1] for target in _targets(pid) if target.startswith("socket:[")}
-    with suppress(OSError):
-        for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]:
-            words = line.split()
-            if words[3] == _LISTEN and words[9] in inodes:
-                return True
-    return False
+def relays(pid: int) -> bool:
+    """Whether a worker is set up: it has a poll for its streams, beside the one that each has from the start.
+
+    That it holds a socket that listens says nothing, because it inherits those.
+    """
+    return _targets(pid).count("anon_inode:[eventpoll]") > 1
 
 
 def _spot(words: str) -> str:

@@ -88,7 +88,7 @@ async def test_doctor_finds_a_running_gateway_in_order(world: World) -> None:
             "ACL replication to dc2",
             "gateways of dc2",
             "LAN address",
-            "port default",
+            "port lan",
             "admin port",
             "WAN address answers",
             "clock",
@@ -97,7 +97,7 @@ async def test_doctor_finds_a_running_gateway_in_order(world: World) -> None:
             assert found[name]["status"] == "ok", found[name]
         assert world.federation.trust_domain in found["connect"]["detail"]
         assert str(remote.address[1]) in found["gateways of dc2"]["detail"]
-        assert "a meshgate is running" in found["port default"]["detail"]
+        assert "a meshgate is running" in found["port lan"]["detail"]
         # The demo's agents have no gRPC port, and everything is on one machine.
         assert {name for name, check in found.items() if check["status"] == "warning"} <= {
             "gRPC port",

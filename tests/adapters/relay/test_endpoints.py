@@ -229,3 +229,25 @@ async def test_endpoints_of_both_families_are_reached(address: str) -> None:
             await client.send_all(HELLO)
             assert await receive_exactly(client, len(HELLO)) == HELLO
         nursery.cancel_scope.cancel()
+
+
+async def test_what_an_endpoint_says_before_its_connection_was_noticed_is_delivered() -> None:
+    """One event tells of both, and no other comes."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        listener.settimeout(20)
+        address = listener.getsockname()
+        with socket.create_connection(address, 20):  # The queue of waiting clients is full.
+            async with running({WEB: [endpoint(address[1])]}) as gateway, await gateway.dial() as client:
+                await client.send_all(HELLO)
+                await gateway.until(lambda: gateway.relay._engine.placing.pending == 1, 20)
+                # The relay gets no turn before all of this has happened.
+                listener.accept()[0].close()
+                server, _ = listener.accept()
+                with server:
+                    server.sendall(b"who is there?")
+                    with trio.fail_after(20):
+                        assert await receive_exactly(client, 13) == b"who is there?"
+                        server.settimeout(20)
+                        assert server.recv(len(HELLO), socket.MSG_WAITALL) == HELLO

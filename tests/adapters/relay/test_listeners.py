@@ -1,12 +1,16 @@
 """Addresses that are added and taken back while workers run, and no stream that notices."""
 
+import contextlib
 import errno
+import itertools
 import os
+import resource
 import signal
 import socket
 from pathlib import Path
 
 import pytest
+import structlog.testing
 import trio
 
 from meshgate.adapters.relay.messages import Parcel
@@ -33,8 +37,11 @@ def holders(pool: Pool) -> list[bool]:
 
 
 def sockets_of(pid: int) -> set[str]:
-    folder = Path(f"/proc/{pid}/fd")
-    return {os.readlink(each) for each in folder.iterdir()}
+    found = set()
+    for each in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # It was closed meanwhile.
+            found.add(os.readlink(each))
+    return found
 
 
 async def until_all_hold(pool: Pool) -> None:
@@ -119,6 +126,37 @@ async def test_descriptor_that_its_worker_never_got_is_closed() -> None:
         outbox.send_nowait(Parcel(b"an address", sock.fileno()))
     drop_parcels(inbox)
     assert open_descriptors() == before
+
+
+@pytest.mark.parametrize("left", [0, 1])
+async def test_worker_without_a_descriptor_for_an_address_keeps_its_streams(left: int) -> None:
+    """It may get lost on its way to the worker (0), or be more than it can hold ready to serve (1)."""
+    with structlog.testing.capture_logs() as told:
+        async with backend(echo) as port, pool_of({WEB: [endpoint(port)]}, workers=1) as pool:
+            client = await call(pool.port)
+            (pid,) = pool.relay.workers
+            used = {int(name) for name in os.listdir(f"/proc/{pid}/fd")}
+            free = next(number for number in itertools.count() if number not in used)
+            soft, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, (free + left, hard))
+            pool.relay.bind("late", "127.0.0.1", 0)
+            with trio.fail_after(20):
+                while not any("listener=late" in entry["event"] for entry in told):
+                    await trio.sleep(0.02)
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, (soft, hard))
+            await client.send_all(b"still here")
+            assert await receive_exactly(client, 10) == b"still here"
+            assert pool.relay.workers == [pid]
+
+            _, later = pool.relay.bind("later", "127.0.0.1", 0)  # Descriptors are not mixed up by that.
+            await (await call(later)).aclose()
+            assert {stream.client for stream in await pool.relay.connections()} == {client_of(client)}
+            await client.aclose()
+
+
+def client_of(stream: trio.SocketStream) -> str:
+    host, port = stream.socket.getsockname()
+    return f"{host}:{port}"
 
 
 def worker_descriptors(pool: Pool) -> list[int]:

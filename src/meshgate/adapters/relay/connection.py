@@ -130,6 +130,9 @@ class Connection:
         self._arm_idle()
         # The client may have sent more behind its hello, or closed its side, while nobody looked.
         self.forward(self.client)
+        upstream = self.upstream
+        if upstream is not None and upstream.readable:
+            self.forward(upstream)  # It spoke first, or hung up, before its connection was noticed to stand.
 
     def forward(self, source: Leg) -> None:
         """Move what a leg has to the other one, as far as the budget and the other one allow."""
@@ -203,7 +206,7 @@ class Connection:
 
     def _check_idle(self) -> None:
         # The deadline is not moved with every byte, only looked at again when it comes.
-        if self.engine.now - self.touched >= self.engine.limits.idle_timeout:
+        if 0 < self.engine.limits.idle_timeout <= self.engine.now - self.touched:
             self.engine.counters.idle_timeouts += 1
             self.abort_flag = "SI"
             self.close()

@@ -55,8 +55,13 @@ class Listener:
         until = self._engine.clock() + _CLOSING_SECONDS
         while self._accept() and self._engine.clock() < until:
             pass
+        self.drop()
+
+    def drop(self) -> None:
+        """Give the address back and leave the clients that wait to the other processes, or to the kernel's reset."""
         self._engine.disarm(self)
-        self._engine.forget(self)
+        # Others may have the socket, too: closing it here would not take it out of the epoll instance.
+        self._engine.unwatch(self)
         self.sock.close()
         if self._spare >= 0:
             os.close(self._spare)

@@ -217,6 +217,7 @@ class Receiver(Generic[Incoming]):
     """The messages of the other end. Cancelling `next` loses nothing.
 
     `descriptors` are those that came with the messages so far, in their order; they are the caller's to take and close.
+    One that got lost, because this process has none left, is -1.
 
     Args:
         stream: to the other end.
@@ -251,7 +252,7 @@ class Receiver(Generic[Incoming]):
                 del buffer[:end]
                 return self._decoder.decode(message)
             try:
-                data, ancillary, _, _ = await self._stream.socket.recvmsg(_CHUNK_BYTES, self._ancillary_bytes)
+                data, ancillary, flags, _ = await self._stream.socket.recvmsg(_CHUNK_BYTES, self._ancillary_bytes)
             except OSError:
                 return None
             if not data:
@@ -260,6 +261,8 @@ class Receiver(Generic[Incoming]):
             for level, kind, content in ancillary:
                 if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
                     self.descriptors += array("i", content)
+            if flags & socket.MSG_CTRUNC and self._ancillary_bytes:
+                self.descriptors.append(-1)
 
 
 TO_WORKER: Final = msgspec.msgpack.Decoder[ToWorker](ToWorker)

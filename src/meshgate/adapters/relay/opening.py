@@ -182,6 +182,7 @@ class Opening:
             return
         upstream = connection.upstream = Leg(connection, sock)
         upstream.other, connection.client.other = connection.client, upstream
+        upstream.readable = False  # An event will say so; one that comes with the connection must not be forgotten.
         if error not in sockets.UNDER_WAY:
             self._attempt_failed(Reason.CONNECT_FAILED, sockets.describe(error))
             return

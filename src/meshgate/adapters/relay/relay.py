@@ -151,4 +151,6 @@ class Relay:
         try:
             await self._engine.run()
         finally:
-            self.stop_listening()
+            # Who waits there is nobody's any more: nothing could come of accepting them now.
+            while self._listeners:
+                self._listeners.pop().drop()

@@ -40,6 +40,8 @@ from .messages import (
 from .relay import Relay, Share
 from .shared import SharedCounts
 
+log = logging.getLogger("meshgate.relay")
+
 BEAT_SECONDS: Final = 0.5
 _MOST_TOLD: Final = 10_000  # Refusals and records kept between two beats; what is over is counted.
 
@@ -107,12 +109,20 @@ class Worker:
                 await trio.sleep(0.05)
 
     def _add_listener(self, order: AddListener, descriptor: int) -> None:
+        # Open streams are worth more than a listener: what takes more descriptors than there are must not end them.
+        if descriptor < 0:
+            log.error("no descriptor left for a listener, other workers serve it: listener=%s", order.name)
+            return
         sock = socket.socket(fileno=descriptor)
-        sock.setblocking(False)
-        if order.listening:
-            self._relay.listen_also(order.name, sock)
-        else:
-            self._relay.adopt(order.name, sock)
+        try:
+            sock.setblocking(False)
+            if order.listening:
+                self._relay.listen_also(order.name, sock)
+            else:
+                self._relay.adopt(order.name, sock)
+        except OSError as error:
+            sock.close()
+            log.error("a listener cannot be served here, other workers do: listener=%s: %s", order.name, error)  # noqa: TRY400
 
     async def _obey(self, order: ToWorker) -> None:
         if isinstance(order, Change):
