@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable
 from typing import Any, Final, TypeAlias
 
-from meshgate.adapters.consul import InvalidAnswerError, inspection_wire, mesh_wire, registration_wire, wire
+from meshgate.adapters.consul import InvalidAnswerError, agent_wire, inspection_wire, mesh_wire, registration_wire, wire
 from meshgate.adapters.state.encoding import StateFileError, decode
 from meshgate.core.hello import Hello, HelloParser, parse_hello
 
@@ -84,7 +84,7 @@ def _decoders() -> dict[str, Target]:
         for name, each in vars(module).items():
             if name.startswith("decode_"):
                 found[name.removeprefix("decode_")] = _decoder(each)
-    for build in (wire.agent_facts, wire.datacenters):
+    for build in (agent_wire.agent_facts, wire.datacenters):
         found[build.__name__] = _decoder(_of_json(build))
     return found
 

@@ -11,7 +11,6 @@ What always holds: nothing that happens to Consul touches a stream, and a table 
 import os
 import signal
 from dataclasses import replace
-from typing import Final
 
 import structlog
 import trio
@@ -34,6 +33,7 @@ from meshgate.core.routes import RouteTable
 
 from .access_log import AccessLog
 from .admin_routes import admin_routes
+from .draining import drain_relay
 from .failures import CommandError
 from .health_history import HealthHistory
 from .last_known import AGENT_PATIENCE, CATALOG_PATIENCE, LastKnown
@@ -50,11 +50,6 @@ from .tenancy import export_problems, export_rules, is_enterprise, partition_of
 from .use import tell_use
 
 log = structlog.get_logger(module="meshgate")
-
-# Deregistering reaches sidecars and gateways through their own blocking queries. Whoever has not heard within this
-# time is served all the same. A tenth of the drain timeout, but not longer than this.
-PROPAGATION_SECONDS: Final = 3.0
-_PROGRESS_SECONDS: Final = 5.0
 
 
 class Gateway:
@@ -151,7 +146,9 @@ class Gateway:
             nursery.start_soon(self._stand_in_for_consul)
             services.start_soon(self._follow_consul, nursery)
             await self._drain.wait()
-            await self._stop_serving()
+            self.draining = True
+            self._notifier.stopping()
+            await drain_relay(self.relay, self.registration.give_back, self.settings.drain_timeout)
             nursery.cancel_scope.cancel()
             services.cancel_scope.cancel()
 
@@ -281,30 +278,6 @@ class Gateway:
         self._notifier.status(f"{len(table)} routes in {table.datacenter}")
 
     # --- stopping ------------------------------------------------------------------------------------------------
-
-    async def _stop_serving(self) -> None:
-        self.draining = True
-        self._notifier.stopping()
-        log.info("draining", streams=self.relay.active, timeout=self.settings.drain_timeout)
-        with trio.move_on_after(self.settings.drain_timeout):
-            if self.registration.give_back():
-                await trio.sleep(min(PROPAGATION_SECONDS, self.settings.drain_timeout / 10))
-            self.relay.stop_listening()
-            await self._wait_for_streams()
-        self.relay.stop_listening()
-        left = (await self.relay.counters()).active
-        if left:
-            log.warning("drain timeout: open streams are cut", streams=left)
-        else:
-            log.info("drained")
-
-    async def _wait_for_streams(self) -> None:
-        told = trio.current_time()
-        while (await self.relay.counters()).active:
-            await trio.sleep(0.05)
-            if trio.current_time() - told >= _PROGRESS_SECONDS:
-                told = trio.current_time()
-                log.info("draining", streams=self.relay.active)
 
     def _stop_at(self, number: signal.Signals) -> None:
         if self.draining or self._drain.is_set():

@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshgate.adapters.consul import InvalidAnswerError, OwnRegistration, registration_wire, wire
+from meshgate.adapters.consul import InvalidAnswerError, OwnRegistration, agent_wire, registration_wire, wire
 from meshgate.adapters.consul.records import CaRoots, Resolver, SubsetRule
 from meshgate.core.catalog import Check, Instance, Locality, WanAddress
 from meshgate.core.listeners import BindAddress
@@ -260,17 +260,17 @@ def test_agent_facts_are_read_from_old_and_new_versions() -> None:
         "Config": {"Datacenter": "dc2", "NodeName": "n1", "Version": "1.8.7", "Server": True},
         "DebugConfig": {"DNSDomain": "example.", "PrimaryDatacenter": "dc1"},
     }
-    facts = wire.agent_facts(old)
+    facts = agent_wire.agent_facts(old)
     assert (facts.datacenter, facts.node, facts.version, facts.server) == ("dc2", "n1", "1.8.7", True)
     assert (facts.dns_domain, facts.primary_datacenter, facts.partition) == ("example", "dc1", "default")
-    new = wire.agent_facts({"Config": {"Datacenter": "dc2", "PrimaryDatacenter": "dc1", "Partition": "p1"}})
+    new = agent_wire.agent_facts({"Config": {"Datacenter": "dc2", "PrimaryDatacenter": "dc1", "Partition": "p1"}})
     assert (new.dns_domain, new.primary_datacenter, new.partition) == ("consul", "dc1", "p1")
 
 
 @pytest.mark.parametrize("value", [None, [], {}, {"Config": {}}, {"Config": {"Datacenter": 1}}])
 def test_facts_without_a_datacenter_are_an_invalid_answer(value: Any) -> None:
     with pytest.raises(InvalidAnswerError):
-        wire.agent_facts(value)
+        agent_wire.agent_facts(value)
 
 
 def test_names_and_datacenters_are_sorted_and_tolerate_null() -> None:

@@ -73,7 +73,7 @@ class Running:
     async def dial(self) -> trio.SocketStream:
         return await trio.open_tcp_stream("127.0.0.1", self.port)
 
-    async def until(self, condition: Callable[[], bool], seconds: float = 5.0) -> None:
+    async def until(self, condition: Callable[[], bool], seconds: float = 20.0) -> None:
         with trio.fail_after(seconds):
             while not condition():
                 await trio.sleep(0.005)

@@ -19,7 +19,7 @@ async def refused_answer(gateway: Running, data: bytes) -> bytes:
     """Send bytes, and return everything that comes back until the gateway closes."""
     async with await gateway.dial() as client:
         await client.send_all(data)
-        with trio.fail_after(3):
+        with trio.fail_after(10):
             return await receive_all(client)
 
 
@@ -55,7 +55,7 @@ async def test_refused_client_that_never_closes_is_closed_after_the_linger_time(
     async with running({}) as gateway, await gateway.dial() as client:
         await client.send_all(hello_for(WEB))
         assert await receive_all(client) == UNRECOGNIZED_NAME
-        await gateway.until(lambda: gateway.relay.active == 0, 3)
+        await gateway.until(lambda: gateway.relay.active == 0)
 
 
 async def test_half_a_hello_times_out_with_an_alertless_close() -> None:
@@ -66,7 +66,7 @@ async def test_half_a_hello_times_out_with_an_alertless_close() -> None:
 
 async def test_slow_hello_is_not_prolonged_by_each_byte() -> None:
     async with running({}, Limits(hello_timeout=0.3)) as gateway, await gateway.dial() as client:
-        with trio.fail_after(2), pytest.raises(trio.BrokenResourceError):
+        with trio.fail_after(20), pytest.raises(trio.BrokenResourceError):
             for position in range(100):
                 await client.send_all(hello_for(WEB)[position : position + 1])
                 await trio.sleep(0.03)

@@ -186,17 +186,17 @@ async def test_reader_that_stalls_stops_the_sender_and_loses_nothing() -> None:
 
 
 async def test_idle_stream_is_closed_and_a_busy_one_is_not() -> None:
-    limits = Limits(idle_timeout=0.4)
+    limits = Limits(idle_timeout=1.5)
     async with backend(echo) as port, running({WEB: [endpoint(port)]}, limits) as gateway:
         async with await gateway.dial() as busy, await gateway.dial() as idle:
             for client in (busy, idle):
                 await client.send_all(HELLO)
                 await receive_exactly(client, len(HELLO))
-            for _ in range(10):
-                await trio.sleep(0.08)
+            for _ in range(8):
+                await trio.sleep(0.3)
                 await busy.send_all(b"x")
                 assert await receive_exactly(busy, 1) == b"x"
-            with trio.fail_after(2):
+            with trio.fail_after(20):
                 assert await receive_all(idle) == b""
         assert gateway.relay.counters().idle_timeouts == 1
 
@@ -233,7 +233,7 @@ async def test_other_tasks_get_their_turn_beside_an_endless_stream() -> None:
                     pass
 
             nursery.start_soon(swallow)
-            with trio.fail_after(5):
+            with trio.fail_after(20):
                 for _ in range(50):
                     await trio.sleep(0.001)
             nursery.cancel_scope.cancel()

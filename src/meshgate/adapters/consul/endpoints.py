@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 
 from meshgate.core.durations import format_duration
 
-from . import registration_wire, wire
+from . import agent_wire, registration_wire, wire
 from .checks import NodeCheck, decode_node_checks
 from .errors import ConsulError, InvalidAnswerError, NotFoundError, NotReadyError, PermissionDeniedError, Rule
 from .records import GATEWAY_KIND, AgentFacts, CaRoots, Cursor, Instances, OwnRegistration, Page, Resolver
@@ -127,7 +127,7 @@ class Endpoints:
         try:
             with self._counted(SEE_AGENT):
                 reply = await self._consul.agent.self()
-                return wire.agent_facts(reply.value)
+                return agent_wire.agent_facts(reply.value)
         except PermissionDeniedError as error:
             with suppress(ConsulError):
                 for server in (await self.instances("consul", Cursor())).value:

@@ -16,7 +16,7 @@ from meshgate.core.durations import parse_duration
 from meshgate.core.sni import DEFAULT
 
 from .errors import InvalidAnswerError
-from .records import GATEWAY_KIND, AgentFacts, CaRoots, Instances, Resolver, SubsetRule
+from .records import GATEWAY_KIND, CaRoots, Instances, Resolver, SubsetRule
 
 T = TypeVar("T")
 
@@ -133,27 +133,6 @@ class _UiService(msgspec.Struct, rename="pascal"):
     kind: str | None = ""
 
 
-class _AgentConfig(msgspec.Struct, rename="pascal"):
-    datacenter: str
-    node_name: str | None = ""
-    version: str | None = ""
-    server: bool | None = False
-    primary_datacenter: str | None = ""
-    partition: str | None = ""
-
-
-class _DebugConfig(msgspec.Struct, rename="pascal"):
-    dns_domain: str | None = msgspec.field(name="DNSDomain", default="")
-    primary_datacenter: str | None = ""
-
-
-class _AgentSelf(msgspec.Struct, rename="pascal"):
-    """`/v1/agent/self`."""
-
-    config: _AgentConfig
-    debug_config: _DebugConfig | None = None
-
-
 def decoder(shape: object, build: Callable[[Any], T]) -> Callable[[bytes], T]:
     """A decoder of JSON text of a shape, which then makes a record of it."""
     json_decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(shape)
@@ -167,7 +146,12 @@ def decoder(shape: object, build: Callable[[Any], T]) -> Callable[[bytes], T]:
     return decode
 
 
-def _convert(value: object, shape: type[T]) -> T:
+def converted(value: object, shape: type[T]) -> T:
+    """What JSON was decoded to already, as a shape.
+
+    Raises:
+        InvalidAnswerError: it is of another shape.
+    """
     try:
         return msgspec.convert(value, shape)
     except ValueError as error:
@@ -182,22 +166,7 @@ def _service_names(answer: dict[str, msgspec.Raw] | None) -> tuple[str, ...]:
 
 def datacenters(value: object) -> tuple[str, ...]:
     """`/v1/catalog/datacenters`, in a stable order (Consul sorts by distance)."""
-    return tuple(sorted(_convert(value or [], list[str])))
-
-
-def agent_facts(value: object) -> AgentFacts:
-    """`/v1/agent/self`, with Consul's defaults for what it does not say."""
-    answer = _convert(value, _AgentSelf)
-    config, debug = answer.config, answer.debug_config or _DebugConfig()
-    return AgentFacts(
-        datacenter=config.datacenter,
-        node=config.node_name or "",
-        version=config.version or "",
-        dns_domain=(debug.dns_domain or "consul").rstrip("."),
-        primary_datacenter=config.primary_datacenter or debug.primary_datacenter or "",
-        partition=config.partition or DEFAULT,
-        server=bool(config.server),
-    )
+    return tuple(sorted(converted(value or [], list[str])))
 
 
 def _instances(rows: list[_Row] | None) -> Instances:

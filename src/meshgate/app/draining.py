@@ -1,0 +1,47 @@
+"""How a gateway stops: whoever sends it streams is told first, then no more are taken, then the last ones may end."""
+
+from collections.abc import Callable
+from typing import Final
+
+import structlog
+import trio
+
+from meshgate.adapters.relay.pool import RelayPool
+
+log = structlog.get_logger(module="meshgate")
+
+# Deregistering reaches sidecars and gateways through their own blocking queries. Whoever has not heard within this
+# time is served all the same. A tenth of the drain timeout, but not longer than this.
+PROPAGATION_SECONDS: Final = 3.0
+_PROGRESS_SECONDS: Final = 5.0
+
+
+async def drain_relay(relay: RelayPool, give_back: Callable[[], bool], timeout: float) -> None:
+    """Take streams for a moment longer, then no more, and wait until the last one has ended.
+
+    Args:
+        relay: whose streams these are. What is open at the end is for its own end to cut.
+        give_back: begins to deregister the gateway; whether there was anything to deregister.
+        timeout: seconds that all of it may take.
+    """
+    log.info("draining", streams=relay.active, timeout=timeout)
+    with trio.move_on_after(timeout):
+        if give_back():
+            await trio.sleep(min(PROPAGATION_SECONDS, timeout / 10))
+        relay.stop_listening()
+        await _last_stream(relay)
+    relay.stop_listening()
+    left = (await relay.counters()).active
+    if left:
+        log.warning("drain timeout: open streams are cut", streams=left)
+    else:
+        log.info("drained")
+
+
+async def _last_stream(relay: RelayPool) -> None:
+    told = trio.current_time()
+    while (await relay.counters()).active:
+        await trio.sleep(0.05)
+        if trio.current_time() - told >= _PROGRESS_SECONDS:
+            told = trio.current_time()
+            log.info("draining", streams=relay.active)
