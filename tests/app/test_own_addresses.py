@@ -131,6 +131,25 @@ def test_machine_addresses_are_those_of_the_kernels_tables(tmp_path: Path) -> No
     assert machine_addresses(tmp_path / "none") == frozenset()
 
 
+def test_addresses_that_the_kernel_hands_to_other_machines_are_not_ours(tmp_path: Path) -> None:
+    """With kube-proxy's IPVS mode each node has the cluster addresses of all services on an interface."""
+    leaves = "".join(f"  |-- {address}\n     /32 host LOCAL\n" for address in ("10.0.0.5", "10.96.0.10"))
+    (tmp_path / "fib_trie").write_text(leaves)
+    six = ("fd000000000000000000000000000005", "fd960000000000000000000000000010")
+    (tmp_path / "if_inet6").write_text("".join(f"{address} 02 40 00 80 eth0\n" for address in six))
+    (tmp_path / "ip_vs").write_text(
+        "IP Virtual Server version 1.2.1 (size=4096)\n"
+        "Prot LocalAddress:Port Scheduler Flags\n"
+        "  -> RemoteAddress:Port Forward Weight ActiveConn InActConn\n"
+        "TCP  0A60000A:01BB rr \n"
+        "  -> 0A000005:20FB      Masq    1      0          0         \n"
+        "TCP  [fd96:0000:0000:0000:0000:0000:0000:0010]:01BB rr \n"
+        "  -> [fd00:0000:0000:0000:0000:0000:0000:0005]:20FB      Masq    1      0          0         \n"
+        "FWM  00000001 rr \n"
+    )
+    assert machine_addresses(tmp_path) == {"10.0.0.5", "fd00::5"}
+
+
 def test_machine_addresses_hold_the_one_that_this_machine_sends_from() -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         try:

@@ -11,6 +11,7 @@ import pytest
 import trio
 
 from meshgate.adapters.relay import Limits
+from meshgate.adapters.relay import pool as pool_module
 from meshgate.adapters.relay import slot as slot_module
 from meshgate.adapters.relay.pool import RelayPool
 from meshgate.core.reasons import Reason
@@ -66,14 +67,16 @@ async def pool_of(
     watcher = Watcher()
     relay = RelayPool(workers, limits or Limits(), watcher, drain_seconds=5.0)
     _, port = relay.bind("default", "127.0.0.1", 0)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(relay.run)
-        relay.install(table_of(routes))
-        relay.listen()
-        pool = Pool(relay, port, watcher)
-        await pool.until_workers(workers)
-        yield pool
-        nursery.cancel_scope.cancel()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pool_module, "ANSWER_SECONDS", 5.0)  # A busy machine may take its time.
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(relay.run)
+            relay.install(table_of(routes))
+            relay.listen()
+            pool = Pool(relay, port, watcher)
+            await pool.until_workers(workers)
+            yield pool
+            nursery.cancel_scope.cancel()
 
 
 async def test_streams_of_all_workers_are_carried_counted_and_listed() -> None:
@@ -169,9 +172,10 @@ async def test_worker_that_hangs_is_killed_and_replaced(monkeypatch: pytest.Monk
     async with backend(echo) as port, pool_of({WEB: [endpoint(port)]}, workers=1) as pool:
         pid = pool.relay.workers[0]
         os.kill(pid, signal.SIGSTOP)
-        with trio.fail_after(8):
+        with trio.fail_after(20):
             while pool.relay.workers in ([], [pid]):
                 await trio.sleep(0.02)
+        monkeypatch.setattr(slot_module, "HANG_SECONDS", 60.0)
         await pool.until_workers(1)
         await (await pool.call()).aclose()
 
@@ -189,7 +193,7 @@ async def test_worker_that_cannot_be_started_is_tried_again(monkeypatch: pytest.
 
         monkeypatch.setattr(slot_module, "_spawn", no_process)
         os.kill(pool.relay.workers[0], signal.SIGKILL)
-        with trio.fail_after(8):
+        with trio.fail_after(20):
             while len(failures) < 3 or not pool.relay.workers:
                 await trio.sleep(0.02)
         await pool.until_workers(1)
