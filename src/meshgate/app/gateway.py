@@ -93,8 +93,8 @@ class Gateway:
 
     @property
     def ready(self) -> bool:
-        """Whether streams are served: the catalog is known, the listeners are open, nobody asked to stop."""
-        return self.listening and self.table is not None and not self.draining
+        """Whether streams are served: the catalog is known, listeners are open, a worker is up, nobody asked to end."""
+        return self.listening and self.relay.works and self.table is not None and not self.draining
 
     @property
     def catalog_stale(self) -> bool:
@@ -104,8 +104,9 @@ class Gateway:
     def problems(self) -> list[str]:
         """What is missing or failing, a line each."""
         failing = [state.error for state in self._hub.states() if state.error]
+        idle = "" if self.relay.works else "no relay process is up"
         return [
-            *filter(None, [self.client.token.problem]),
+            *filter(None, [idle, self.client.token.problem]),
             *(failing if self.watcher is None else self.watcher.problems()),
             *self.last_known.problems(),
             *self.registration.problems(),

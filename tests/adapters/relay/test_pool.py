@@ -192,11 +192,17 @@ async def test_worker_that_cannot_be_started_is_tried_again(monkeypatch: pytest.
             return spawn(descriptor, inherited)
 
         monkeypatch.setattr(slot_module, "_spawn", no_process)
+        assert pool.relay.works
         os.kill(pool.relay.workers[0], signal.SIGKILL)
         with trio.fail_after(20):
             while len(failures) < 3 or not pool.relay.workers:
+                # Between two tries there is nobody, and the gateway must not look ready.
+                assert not (failures and pool.relay.works and not pool.relay.workers)
                 await trio.sleep(0.02)
         await pool.until_workers(1)
+        with trio.fail_after(20):
+            while not pool.relay.works:
+                await trio.sleep(0.02)
         await (await pool.call()).aclose()
 
 

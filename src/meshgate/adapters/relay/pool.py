@@ -158,6 +158,11 @@ class RelayPool:
         return [(slot.pid, slot.active) for slot in self._slots]
 
     @property
+    def works(self) -> bool:
+        """Whether there is a worker to take clients; without one they wait in the kernel."""
+        return any(slot.works for slot in self._slots)
+
+    @property
     def totals(self) -> Counters:
         """The totals as last heard, up to half a second old, without the bytes of open streams. Not to be changed."""
         return self._totals

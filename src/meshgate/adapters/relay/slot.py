@@ -66,6 +66,11 @@ class WorkerSlot:
         self._has_spoken = False
         self._nonsense = ""
 
+    @property
+    def works(self) -> bool:
+        """Whether there is a worker that has said its first word."""
+        return self.pid != 0 and self._has_spoken
+
     def send(self, data: bytes) -> None:
         """Send a message to the worker, if there is one; a new one is told everything anyway."""
         if self._outbox is not None:
