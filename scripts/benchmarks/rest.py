@@ -11,6 +11,7 @@ import trio
 from meshgate.app.demo.agent import Consul, Ports, consul_version
 from meshgate.app.demo.cluster import find_consul
 from meshgate.app.demo.gateway import gateway_beside
+from meshgate.app.demo.waiting import until
 
 from .peers import Place, Subject
 from .processes import memory_of
@@ -43,6 +44,11 @@ async def _product_at_rest(place: Place, services: int, workers: int) -> Mapping
         consul.start()
         try:
             await consul.until_leader()
+
+            async def missing() -> str | None:
+                return None if await consul.ask("/v1/agent/self") else "the token is not known yet"
+
+            await until("Consul to know its first token", missing, seconds=20)
             for number in range(services):
                 await consul.register(
                     {"Name": f"service-{number}", "Port": 20000 + number, "Connect": {"Native": True}}
