@@ -246,15 +246,19 @@ class CatalogWatcher:
             await self._change.wait()
         with trio.move_on_after(LONGEST_START):
             await self._progress.settled(self._start_deadline)
+            if not self._progress.missing:
+                # A wildcard may export what became known after the exports did.
+                self._exports.reconcile()
+                await self._progress.settled(self._start_deadline)
         if missing := self._progress.missing:
             log.warning("catalog is incomplete at the start", waited_for=missing[:5], more=len(missing[5:]))
         self._progress.close()
         while True:
             self._change = trio.Event()
+            self._exports.reconcile()
             self._publish_if_new(self._roots.trust_domain)
             await self._change.wait()
             await trio.sleep(COALESCE)
-            self._exports.reconcile()
 
     def _publish_if_new(self, trust_domain: str) -> None:
         snapshot = Snapshot(

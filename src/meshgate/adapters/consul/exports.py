@@ -158,14 +158,15 @@ class LocalExports:
     async def _ask(self, cursor: Cursor) -> Page[tuple[Exported, ...]]:
         async with self._pool.turn(cursor) as (pooled, turn):
             reader = cast("MeshReader", pooled)
-            if not cursor.blocks:
-                # A first read, or one after a failure: Consul may have been upgraded meanwhile.
-                self._raw = False
-            if not self._raw:
+            # At a first read, or one after a failure, Consul may have been upgraded meanwhile.
+            if not self._raw or not cursor.blocks:
                 with suppress(NotFoundError):
-                    return await reader.exported_services(turn)
-                self._raw = True
-            return await reader.exported_entry(turn, self._partition)
+                    page = await reader.exported_services(turn)
+                    self._raw = False
+                    return page
+            page = await reader.exported_entry(turn, self._partition)
+            self._raw = True
+            return page
 
     def _listed(self, exported: tuple[Exported, ...]) -> None:
         self._exported = exported
