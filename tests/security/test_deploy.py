@@ -100,6 +100,7 @@ def test_systemd_sees_a_service_with_little_exposure() -> None:
         ("CapabilityBoundingSet", ""),
         ("LimitCORE", "0"),
         ("StateDirectory", "meshgate"),
+        ("LogsDirectory", "meshgate"),
         ("UMask", "0077"),
     ],
 )

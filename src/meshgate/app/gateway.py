@@ -276,7 +276,7 @@ class Gateway:
         self.last_known.keep(self._snapshot, self._names.addresses)
         self.health.note(table)
         tell_table(before, table)
-        self._notifier.status(f"{len(table)} routes in {table.datacenter}")
+        self._notifier.status(f"{len(table)} route{'' if len(table) == 1 else 's'} in {table.datacenter}")
 
     # --- stopping ------------------------------------------------------------------------------------------------
 
