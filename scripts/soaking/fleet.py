@@ -153,6 +153,8 @@ class Fleet:
         gateway.takes = False
         with trio.move_on_after(DRAIN_SECONDS + _END_SECONDS) as scope:
             await self.see_off(death, [gateway.child.pid, *workers])
+            # A process whose last threads still end is gone for the kernel's lists, and cannot be waited for yet.
+            await gateway.child.wait()
         if scope.cancelled_caught:
             self._ledger.violation(f"{gateway.instance} did not end {DRAIN_SECONDS + _END_SECONDS:g} s after SIGTERM")
             await gateway.child.kill()
