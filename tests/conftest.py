@@ -1,5 +1,6 @@
 """What every kind of test may use."""
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,10 @@ from meshgate.app.demo.cluster import find_consul
 # How long an example takes says something about the machine's other work only.
 settings.register_profile("without-a-clock", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("without-a-clock")
+
+# A shell that starts the tests in the background has SIGINT ignored, and every process of theirs would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
