@@ -5,10 +5,13 @@ started and does not see the other datacenters yet. "Not answered" is no "not th
 the last known catalog until Consul has answered for them, and not a moment longer.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from .catalog import Export, RemoteDatacenter, RemotePartition, Service, Snapshot, Subset, in_namespace
+
+Place = TypeVar("Place", RemoteDatacenter, RemotePartition)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +57,9 @@ def carry_over(fresh: Snapshot, last: Snapshot, unanswered: Unanswered) -> Snaps
     result = replace(
         fresh,
         services=tuple(sorted(services.values(), key=lambda service: (service.namespace, service.name))),
-        remotes=tuple(_remotes(fresh, last, unanswered.remotes)),
+        remotes=tuple(_with_gateways(fresh.remotes, last.remotes, unanswered.remotes)),
         servers=fresh.servers or (last.servers if unanswered.servers else ()),
-        partitions=tuple(_partitions(fresh, last, unanswered.partitions)),
+        partitions=tuple(_with_gateways(fresh.partitions, last.partitions, unanswered.partitions)),
         imports=tuple(sorted(imports.values(), key=lambda it: (it.peer, it.namespace, it.name))),
         exports=tuple(_exports(fresh, last, unanswered)),
         peer_servers=fresh.peer_servers or (last.peer_servers if unanswered.peers else ()),
@@ -85,20 +88,12 @@ def _completed(service: Service, last: Service | None, unanswered: Unanswered) -
     return service if subsets == service.subsets else replace(service, subsets=subsets)
 
 
-def _remotes(fresh: Snapshot, last: Snapshot, unanswered: frozenset[str]) -> Iterator[RemoteDatacenter]:
-    seen = {remote.name: remote for remote in fresh.remotes}
-    for remote in last.remotes:
-        if remote.name in unanswered and not (remote.name in seen and seen[remote.name].gateways):
-            seen[remote.name] = remote
-    for name in sorted(seen):
-        yield seen[name]
-
-
-def _partitions(fresh: Snapshot, last: Snapshot, unanswered: frozenset[str]) -> Iterator[RemotePartition]:
-    seen = {partition.name: partition for partition in fresh.partitions}
-    for partition in last.partitions:
-        if partition.name in unanswered and not (partition.name in seen and seen[partition.name].gateways):
-            seen[partition.name] = partition
+def _with_gateways(fresh: Iterable[Place], last: Iterable[Place], unanswered: frozenset[str]) -> Iterator[Place]:
+    """Other datacenters or partitions, by name."""
+    seen = {place.name: place for place in fresh}
+    for place in last:
+        if place.name in unanswered and not (place.name in seen and seen[place.name].gateways):
+            seen[place.name] = place
     for name in sorted(seen):
         yield seen[name]
 
