@@ -13,7 +13,7 @@ from typing import Any, Final, Literal
 from meshgate.core.reasons import Reason
 from meshgate.core.routes import Endpoint, Route, RouteKind, RouteTable
 
-from .views import safe_text
+from .views import endpoint_view, safe_text
 
 MAX_ROWS: Final = 200
 MAX_ENDPOINTS: Final = 20
@@ -200,15 +200,7 @@ def _row(route: Route, span: Span) -> dict[str, Any]:
 
 
 def _endpoint(endpoint: Endpoint) -> dict[str, Any]:
-    return {
-        "address": safe_text(endpoint.address),
-        "port": endpoint.port,
-        "healthy": endpoint.healthy,
-        "weight": endpoint.weight,
-        "node": safe_text(endpoint.node),
-        "instance": safe_text(endpoint.instance),
-        "cause": safe_text(endpoint.cause[:MAX_TEXT]),
-    }
+    return endpoint_view(endpoint) | {"cause": safe_text(endpoint.cause[:MAX_TEXT])}
 
 
 def _healthy(route: Route) -> int:

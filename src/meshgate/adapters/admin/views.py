@@ -25,7 +25,7 @@ def explain_view(explanation: Explanation) -> dict[str, Any]:
         "reason": explanation.reason,
         "route": safe_text(route.sni) if route else None,
         "kind": explanation.kind,
-        "endpoints": [_endpoint(endpoint) for endpoint in explanation.endpoints],
+        "endpoints": [endpoint_view(endpoint) for endpoint in explanation.endpoints],
         "steps": [{"rule": step.rule, "outcome": safe_text(step.outcome)} for step in explanation.steps],
     }
 
@@ -35,11 +35,12 @@ def _route(route: Route) -> dict[str, Any]:
         "sni": safe_text(route.sni),
         "match": route.match,
         "kind": route.kind,
-        "endpoints": [_endpoint(endpoint) for endpoint in route.endpoints],
+        "endpoints": [endpoint_view(endpoint) for endpoint in route.endpoints],
     }
 
 
-def _endpoint(endpoint: Endpoint) -> dict[str, Any]:
+def endpoint_view(endpoint: Endpoint) -> dict[str, Any]:
+    """An endpoint as `/routes` lists it."""
     return {
         "address": safe_text(endpoint.address),
         "port": endpoint.port,
