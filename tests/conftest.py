@@ -28,5 +28,5 @@ def consul_binary() -> str:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that must stay together on one worker go first: they are the long ones, and the others fill the gaps."""
+    """Files that start datacenters or gateways go first: they take longest, and the others fill the gaps."""
     items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
