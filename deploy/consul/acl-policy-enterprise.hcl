@@ -1,10 +1,12 @@
-# What a meshgate mesh gateway needs of the ACL system of Consul Enterprise, with admin partitions and namespaces.
+# What a meshgate mesh gateway needs of the ACL system of Consul Enterprise, with admin partitions and namespaces. To
+# save and apply it, in the partition "default" of the primary datacenter, with a token that may manage ACLs:
 #
-#   consul acl policy create -name mesh-gateway -rules @acl-policy-enterprise.hcl
-#   consul acl token create -description "mesh-gateway" -policy-name mesh-gateway
+#   meshgate policy --enterprise > mesh-gateway.hcl
+#   consul acl policy create -name mesh-gateway -rules @mesh-gateway.hcl
+#   consul acl token create -description mesh-gateway -policy-name mesh-gateway
 #
-# Make policy and token in the partition "default" of the primary datacenter, as a global token (not -local): from
-# there alone rules for other partitions are possible.
+# The SecretID that this prints is the gateway's token (--token-file). It has to be a global one (not -local), of the
+# partition "default": from there alone rules for other partitions are possible.
 
 # Which other partitions there are.
 operator = "read"

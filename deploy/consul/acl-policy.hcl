@@ -1,10 +1,12 @@
-# What a meshgate mesh gateway needs of Consul's ACL system, and no more.
+# What a meshgate mesh gateway needs of Consul's ACL system, and no more. To save and apply it, in the primary
+# datacenter, with a token that may manage ACLs:
 #
-#   consul acl policy create -name mesh-gateway -rules @acl-policy.hcl
-#   consul acl token create -description "mesh-gateway" -policy-name mesh-gateway
+#   meshgate policy > mesh-gateway.hcl
+#   consul acl policy create -name mesh-gateway -rules @mesh-gateway.hcl
+#   consul acl token create -description mesh-gateway -policy-name mesh-gateway
 #
-# Make the token in the primary datacenter, as a global one (not -local): the gateway asks each other datacenter for
-# its gateways, and that datacenter has to know the token.
+# The SecretID that this prints is the gateway's token (--token-file). It has to be a global one (not -local): the
+# gateway asks each other datacenter for its gateways, and that datacenter has to know the token.
 
 # Its own registration.
 service "mesh-gateway" {

@@ -138,6 +138,20 @@ async def test_rights_are_asked_one_by_one() -> None:
         assert found["token: agent:read"].status is OK
 
 
+async def test_no_token_is_said_first_where_one_is_needed_and_only_there() -> None:
+    async with inspected(HTTP_TOKEN="") as (double, client):
+        assert "token" not in await findings(client)
+        may(double, service_read=False)
+        (name, found), *_ = (await findings(client)).items()
+        assert (name, found.status) == ("token", WARNING)
+        may(double, node_read=False)
+        (name, found), *_ = (await findings(client)).items()
+        assert (name, found.status) == ("token", FAILED)
+        assert found.detail.startswith("no token was given")
+        datacenter(double, ACLsEnabled=False)
+        assert "token" not in await findings(client)
+
+
 async def test_a_narrower_rule_for_nodes_is_no_failure() -> None:
     async with inspected() as (double, client):
         may(double, node_read=False, node_read_n1=True)

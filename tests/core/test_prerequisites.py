@@ -68,9 +68,19 @@ def test_grpc_is_for_envoy_alone_and_so_never_fails() -> None:
 
 
 def test_central_configuration_that_is_off_is_warned_of() -> None:
-    assert central_config(True).status is OK
-    assert "enable_central_service_config" in central_config(False).advice
-    assert central_config(None).status is WARNING
+    on = central_config(True, "1.8.7")
+    assert (on.status, on.detail) == (OK, "on: sidecars here follow proxy-defaults and service-defaults")
+    ignored = "sidecars here ignore proxy-defaults and service-defaults"
+    for version, default in (("1.8.7", ", as by default before 1.9"), ("1.9.0", ""), ("", "")):
+        off = central_config(False, version)
+        assert (off.status, off.detail) == (WARNING, f"off{default}: {ignored}")
+        assert off.advice.startswith("a problem if modes are set there: then set enable_central_service_config = true")
+
+
+def test_central_configuration_that_the_agent_does_not_tell_of_is_not_said_to_be_off() -> None:
+    hidden = central_config(None, "")
+    assert (hidden.status, hidden.detail.split(";")[0]) == (WARNING, "not told")
+    assert "where it is off" in hidden.advice
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from typing import Final, TypeVar
 
 import trio
 
-from meshgate.adapters.consul import ConsulAddress, ConsulConfigError, ConsulError
+from meshgate.adapters.consul import ConsulAddress, ConsulConfigError, ConsulError, PermissionDeniedError
 from meshgate.adapters.consul.inspection import ConsulInspector
 from meshgate.adapters.consul.records import GATEWAY_KIND, Cursor, Instances
 from meshgate.core.catalog import Instance
@@ -19,6 +19,9 @@ T = TypeVar("T")
 
 # Longer than any answer of a healthy agent, and short enough for somebody who waits in front of a terminal.
 PATIENCE: Final = 10.0
+# Said before any rule that is missing: it is the anonymous token that lacks it.
+NONE_GIVEN: Final = "no token was given"
+HOW_TO_GIVE_ONE: Final = "use --token-file (CONSUL_HTTP_TOKEN_FILE) or --token (CONSUL_HTTP_TOKEN)"
 
 
 def inspect(settings: Settings, look: Callable[[ConsulInspector], Awaitable[T]]) -> T:
@@ -40,7 +43,14 @@ def inspect(settings: Settings, look: Callable[[ConsulInspector], Awaitable[T]])
     try:
         return trio.run(main)
     except ConsulError as error:
-        raise CommandError(str(error)) from None
+        raise CommandError(refusal(client, error)) from None
+
+
+def refusal(client: ConsulInspector, error: ConsulError) -> str:
+    """What a command says of an error; where Consul refuses somebody who gave no token, that and nothing of rules."""
+    if isinstance(error, PermissionDeniedError) and not client.token.given:
+        return f"{NONE_GIVEN}, and Consul refuses to answer without: {HOW_TO_GIVE_ONE} ({error.answer})"
+    return str(error)
 
 
 async def gateways_in(

@@ -6,12 +6,14 @@ entries, the compiled discovery chain of each upstream, and who is registered wh
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 from meshgate.adapters.consul import ConsulError
 from meshgate.adapters.consul.inspection import ConsulInspector
-from meshgate.adapters.consul.inspection_records import Export, ServiceDefaults, Sidecar, UpstreamDefinition
-from meshgate.adapters.consul.records import GATEWAY_KIND, Instances
+from meshgate.adapters.consul.inspection_records import ServiceDefaults, Sidecar, UpstreamDefinition
+from meshgate.adapters.consul.mesh_records import Exported, Tenant
+from meshgate.adapters.consul.records import GATEWAY_KIND, Cursor, Instances
 from meshgate.core.health import best_address
 from meshgate.core.modes import (
     Effective,
@@ -27,7 +29,7 @@ from meshgate.core.modes import (
 )
 from meshgate.core.sni import ServiceSni
 
-from .inspection import gateways_in, healthy
+from .inspection import HOW_TO_GIVE_ONE, NONE_GIVEN, gateways_in, healthy, refusal
 from .setting_types import HostPort
 
 T = TypeVar("T")
@@ -114,6 +116,8 @@ class ModesReader:
         self._proxy_defaults = await self._try(("proxy-defaults",), self._client.proxy_defaults_mode) or ""
         chosen = [each for each in await self._client.sidecars() if text in each.id or text in each.service]
         sidecars = [await self._sidecar(sidecar) for sidecar in chosen]
+        if not chosen and report.acls is not False and not self._client.token.given:
+            self._notes.append(f"{NONE_GIVEN}, so this is what anybody may see: {HOW_TO_GIVE_ONE}")
         return ModesReport(self._own, report.central_config, tuple(sidecars), tuple(dict.fromkeys(self._notes)))
 
     async def _sidecar(self, sidecar: Sidecar) -> SidecarReport:
@@ -210,8 +214,32 @@ class ModesReader:
     async def _exported(self, own: Locality, target: Target) -> bool | None:
         if target.peer or target.partition == own.partition or target.datacenter != self._own.datacenter:
             return None
-        exports = await self._try(("exports", target.partition), lambda: self._client.exports(target.partition))
-        return None if exports is None else any(_covers(export, own, target) for export in exports)
+        # Its own entries: each partition has one for each group, too.
+        there = self._client.within(Tenant(partition=target.partition))
+        asked = partial(there.exported_entry, Cursor(), target.partition)
+        exports = await self._try(("exports", target.partition), asked)
+        if exports is None:
+            self._unknown_export(own, target, f"exported-services/{target.partition}")
+            return None
+        rows = [export for export in exports.value if _is_of(export, target)]
+        if any(partition in ("*", own.partition) for row in rows for partition in row.partitions):
+            return True
+        unread = []
+        for name in sorted({name for row in rows for name in row.groups}):
+            group = await self._try(("group", name, target.partition), partial(there.sameness_group, name, Cursor()))
+            if group is None:
+                unread.append(f"sameness-group/{name}")
+            elif own.partition in group.value.partitions:
+                return True
+        if unread:
+            self._unknown_export(own, target, ", ".join(unread))
+        return None if unread else False
+
+    def _unknown_export(self, own: Locality, target: Target, unread: str) -> None:
+        self._notes.append(
+            f"whether partition {target.partition} exports {target.service} to {own.partition} is unknown: "
+            f"{unread} could not be read"
+        )
 
     async def _defaults(self, service: str, namespace: str, partition: str) -> ServiceDefaults:
         found = await self._try(
@@ -227,7 +255,7 @@ class ModesReader:
                 self._known[key] = await ask()
             except ConsulError as error:
                 self._known[key] = None
-                self._notes.append(str(error))
+                self._notes.append(refusal(self._client, error))
         return self._known[key]  # type: ignore[return-value]  # what `ask` of this key gave
 
 
@@ -246,12 +274,8 @@ def _override(sidecar: Sidecar, caller: ServiceDefaults, upstream: UpstreamDefin
     return ""
 
 
-def _covers(export: Export, own: Locality, target: Target) -> bool:
-    return (
-        export.name in ("*", target.service)
-        and export.namespace in ("*", target.namespace)
-        and any(partition in ("*", own.partition) for partition in export.partitions)
-    )
+def _is_of(export: Exported, target: Target) -> bool:
+    return export.service in ("*", target.service) and export.namespace in ("*", target.namespace)
 
 
 def _count(instances: Instances | None) -> int | None:

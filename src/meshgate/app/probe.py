@@ -32,7 +32,7 @@ from meshgate.core.alerts import meaning_of
 from meshgate.core.health import best_address
 from meshgate.core.sni import DEFAULT, ServiceSni
 
-from .inspection import gateways_in, healthy
+from .inspection import gateways_in, healthy, refusal
 from .setting_types import HostPort
 
 LAN: Final = "lan"
@@ -154,7 +154,7 @@ class Probe:
             advice = f'add service "{name}" {{ policy = "write" }} to its policy, or name another identity with --as'
             denied = isinstance(error, PermissionDeniedError)
             why = f"only a token with service:write on {name} gets its certificate: {advice}" if denied else ""
-            self._fail(Failure("leaf", str(error), meaning=why))
+            self._fail(Failure("leaf", refusal(client, error), meaning=why))
         self.caller = leaf.spiffe_id
         context = mesh_context(leaf.certificates, leaf.private_key, roots.roots)
         context.minimum_version = ssl.TLSVersion.TLSv1_3
@@ -171,7 +171,7 @@ class Probe:
         try:
             found = await gateways_in(client, place, guess=self.question.gateway_service)
         except ConsulError as error:
-            self._fail(Failure("gateway", str(error)))
+            self._fail(Failure("gateway", refusal(client, error)))
         if not found:
             self._fail(
                 Failure("gateway", f"{place} has no mesh gateway that the token can see: start one, or use --via")

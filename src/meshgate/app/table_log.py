@@ -1,29 +1,40 @@
-"""Says in the log what a new route table changes."""
+"""Says in the log what a new route table changes, and by which one streams are placed at first."""
+
+from dataclasses import replace
+from typing import Final
 
 import structlog
 
-from meshgate.core.changes import difference
+from meshgate.core.changes import TableChange
 from meshgate.core.own_addresses import LEADS_BACK
 from meshgate.core.routes import Endpoint, Route, RouteTable
 
 log = structlog.get_logger(module="meshgate")
 
 
-def tell_table(before: RouteTable, after: RouteTable) -> None:
+# Why there may be no route at a start that went well. A token that sees no service at all is another thing: with it a
+# gateway does not get ready.
+_NOTHING_YET: Final = "the catalog has no mesh service and no gateway elsewhere yet that the token sees"
+
+
+def tell_ready(table: RouteTable) -> None:
+    """The line that says that streams are taken from now on."""
+    if len(table):
+        log.info("ready", routes=len(table))
+    else:
+        log.info("ready", routes=0, why=_NOTHING_YET)
+
+
+def tell_table(before: RouteTable, after: RouteTable, change: TableChange) -> None:
     """One line with the numbers, and one for each name that two things in Consul claim since now."""
-    change = difference(before, after)
-    added = len(after) - (len(before) - len(change.removed))
-    if change.routes or change.removed:
-        log.info(
-            "routes changed",
-            total=len(after),
-            added=added,
-            removed=len(change.removed),
-            changed=len(change.routes) - added,
-        )
-    for route in change.routes:
-        known = _circles((before.suffixes if route.suffix else before.exact).get(route.name))
-        for endpoint in _circles(route) - known:
+    pairs = [((before.suffixes if each.suffix else before.exact).get(each.name), each) for each in change.routes]
+    added = sum(old is None for old, _ in pairs)
+    # Whether a route is followed closely is no news.
+    changed = sum(old is not None and replace(old, cold=new.cold) != new for old, new in pairs)
+    if added or changed or change.removed:
+        log.info("routes changed", total=len(after), added=added, removed=len(change.removed), changed=changed)
+    for old, route in pairs:
+        for endpoint in _circles(route) - _circles(old):
             log.warning(
                 "an endpoint in Consul is this gateway itself and gets no streams, they would go in circles",
                 sni=route.sni,

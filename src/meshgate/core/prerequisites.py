@@ -11,6 +11,8 @@ from ipaddress import ip_address
 from typing import Final
 
 OLDEST_CONSUL: Final = (1, 8)
+# From here on an agent merges proxy-defaults and service-defaults into registrations unless it is told not to.
+_CENTRAL_BY_DEFAULT: Final = (1, 9)
 # Consul dates a leaf back by a minute, so clocks further apart make fresh certificates invalid.
 WORST_SKEW: Final = 60.0
 SMALL_SKEW: Final = 5.0
@@ -39,14 +41,22 @@ class Finding:
 
 def consul_version(text: str) -> Finding:
     """Consul's version as the agent writes it: 1.8.7, 1.15.3+ent, 1.23.0-dev."""
-    numbers = text.partition("-")[0].partition("+")[0].split(".")
-    if len(numbers) < 2 or not all(number.isdecimal() for number in numbers[:2]):
+    release = _release(text)
+    if release is None:
         return Finding(
             "consul version", Status.WARNING, f"unknown version {text!r}", "meshgate needs Consul 1.8 or newer"
         )
-    if (int(numbers[0]), int(numbers[1])) < OLDEST_CONSUL:
+    if release < OLDEST_CONSUL:
         return Finding("consul version", Status.FAILED, text, "upgrade to Consul 1.8 or newer")
     return Finding("consul version", Status.OK, text)
+
+
+def _release(version: str) -> tuple[int, int] | None:
+    """Major and minor number; None where the text has none."""
+    numbers = version.partition("-")[0].partition("+")[0].split(".")
+    if len(numbers) < 2 or not all(number.isdecimal() for number in numbers[:2]):
+        return None
+    return int(numbers[0]), int(numbers[1])
 
 
 def connect_enabled(enabled: bool | None, trust_domain: str) -> Finding:
@@ -88,14 +98,20 @@ def grpc_port(ports: tuple[int, ...] | None) -> Finding:
     return Finding("gRPC port", Status.OK, ", ".join(map(str, ports)))
 
 
-def central_config(enabled: bool | None) -> Finding:
-    """Whether modes in proxy-defaults and service-defaults reach the sidecars of this agent."""
+def central_config(enabled: bool | None, version: str) -> Finding:
+    """Whether modes in proxy-defaults and service-defaults reach the sidecars of this agent; `version` is Consul's."""
+    check, to_set = "central config", "enable_central_service_config = true"
     if enabled is None:
-        return Finding("central config", Status.WARNING, "the agent does not tell", "it is on by default")
+        advice = f"where it is off, modes in proxy- and service-defaults do nothing: set {to_set}"
+        return Finding(check, Status.WARNING, "not told; by default it is on from Consul 1.9 on, off before", advice)
     if not enabled:
-        advice = "set enable_central_service_config = true, or set modes in each sidecar's registration"
-        return Finding("central config", Status.WARNING, "off: sidecars do not follow service-defaults", advice)
-    return Finding("central config", Status.OK, "on")
+        by_default = (_release(version) or _CENTRAL_BY_DEFAULT) < _CENTRAL_BY_DEFAULT
+        shown = f"off{', as by default before 1.9' if by_default else ''}"
+        advice = f"a problem if modes are set there: then set {to_set} in this agent and restart it"
+        return Finding(
+            check, Status.WARNING, f"{shown}: sidecars here ignore proxy-defaults and service-defaults", advice
+        )
+    return Finding(check, Status.OK, "on: sidecars here follow proxy-defaults and service-defaults")
 
 
 def clock(skew: float | None) -> Finding:

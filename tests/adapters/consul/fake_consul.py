@@ -59,7 +59,8 @@ class FakeConsul:
     """The double; `port` or the socket's path is where it listens."""
 
     def __init__(self) -> None:
-        self.resources: dict[str, Resource] = {}
+        # An agent always has a list of checks, and it can be empty.
+        self.resources: dict[str, Resource] = {"/v1/agent/checks": Resource({}, index=None)}
         self.seen: list[Seen] = []
         self.held = 0
         self.on_put: Callable[[Seen], None] = lambda _: None

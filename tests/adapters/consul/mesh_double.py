@@ -8,7 +8,9 @@ What it imitates, all of it documented or read in Consul's source:
 - `peer` on `/v1/health/connect` shows what was imported, each row with the SNIs that its exporter gave it;
 - a config entry that is absent is a 404 with an index, which can be held; an unknown path is a 404 without one;
 - `/v1/peerings`: before 1.13 there is none; what a peering imports moves no index; without `peering:read` 403;
-- `/v1/exported-services` since 1.17.3; before, only the entry as it was written;
+- `/v1/exported-services` since 1.17.3; before, only the entry as it was written (`exports_as_written`);
+- `/v1/config/sameness-group/:name` since 1.16; before, 500 for a kind that is not known. The community edition refuses
+  to write such an entry, so there it is always absent;
 - `/v1/discovery-chain/:service` with the compiled chain.
 
 A registration with the agent is kept, and shows up in the catalog of its partition.
@@ -36,6 +38,7 @@ class MeshDouble(FakeConsul):
         self.enterprise = enterprise
         self.version = version or ("1.18.2+ent" if enterprise else "1.18.2")
         self.on_put = self._register
+        self._held_back: dict[str, trio.Event] = {}
         self._services: dict[tuple[str, str], dict[str, list[str]]] = {}
         self.set("/v1/catalog/datacenters", ["dc1"], index=None)
         root = {"TrustDomain": TRUST_DOMAIN, "ActiveRootID": "", "Roots": None}
@@ -56,9 +59,20 @@ class MeshDouble(FakeConsul):
             what = "Namespaces" if asked[0] == "ns" else "Partitions"
             text = f'Invalid query parameter: "{asked[0]}" - {what} are a Consul Enterprise feature'
             return Resource(text.encode(), index=None, status=400)
+        if seen.path.startswith("/v1/config/sameness-group") and self._before(1, 16):
+            return Resource(b"invalid config entry kind: sameness-group", index=None, status=500)
         if seen.path.startswith("/v1/config/") and self.key_of(seen) not in self.resources:
             self.set_at(seen.path, b"Config entry not found", **_place_of(seen), status=404)
         return None
+
+    def hold_back(self, path: str) -> trio.Event:
+        """Let requests for a path wait, at whatever place, until the event is set."""
+        return self._held_back.setdefault(path, trio.Event())
+
+    async def _answer_of(self, seen: Seen) -> Resource:
+        if seen.path in self._held_back:
+            await self._held_back[seen.path].wait()
+        return await super()._answer_of(seen)
 
     def set_at(self, path: str, body: Any = None, *, status: int = 200, index: int | None = -1, **place: str) -> None:
         """Give a path a new answer at a place."""
@@ -73,6 +87,7 @@ class MeshDouble(FakeConsul):
         self._services.setdefault((partition, ns), {})
         agent = {"Config": {"Datacenter": "dc1", "NodeName": "n1", "Version": self.version}, "DebugConfig": {}}
         self.set_at("/v1/agent/self", agent, index=None, partition=partition)
+        self.set_at("/v1/agent/checks", {}, index=None, **place)
         self.set_at("/v1/catalog/nodes", [{"Node": "n1"}], partition=partition)
         self.set_at("/v1/config/service-resolver", [], **place)
         self.set_at("/v1/internal/ui/services", [], **place)
@@ -132,6 +147,22 @@ class MeshDouble(FakeConsul):
             rows.append(one)
         self.set_at(f"/v1/health/connect/{service}", rows, peer=peer, ns=ns)
         return name
+
+    def exports_as_written(self, *services: dict[str, Any], partition: str = "default") -> None:
+        """An exported-services entry of a Consul before 1.17.3."""
+        assert self._before(1, 17, 3)
+        missing = b"Invalid URL path: not a recognized HTTP API endpoint"
+        self.set_at("/v1/exported-services", missing, status=404, index=None, partition=partition)
+        entry = {"Kind": "exported-services", "Name": partition, "Services": list(services)}
+        self.set_at(f"/v1/config/exported-services/{partition}", entry, partition=partition)
+
+    def sameness_group(self, name: str, *members: dict[str, str], partition: str = "default") -> None:
+        """A sameness group as a partition sees it."""
+        entry = {"Kind": "sameness-group", "Name": name, "Partition": partition, "Members": list(members)}
+        self.set_at(f"/v1/config/sameness-group/{name}", entry, partition=partition)
+
+    def _before(self, *version: int) -> bool:
+        return tuple(map(int, self.version.removesuffix("+ent").split("."))) < version
 
     def _list_services(self, partition: str, ns: str) -> None:
         listed = dict(self._services[partition, ns])

@@ -32,9 +32,10 @@ from meshgate.adapters.consul import (
     Rule,
     ServerError,
 )
-from meshgate.adapters.consul.mesh_records import Chain, Exported, Peering, Tenant
-from meshgate.adapters.consul.records import Instances, Resolver
+from meshgate.adapters.consul.mesh_records import Chain, Exported, Peering, SamenessGroup, Tenant
+from meshgate.adapters.consul.records import AgentCheck, Instances, Resolver
 from meshgate.core.catalog import Check, Instance
+from meshgate.core.gateway_options import NO_LIMITS, DestinationLimits
 
 OWN = "dc1"
 
@@ -91,6 +92,8 @@ class Model:
     remote: dict[str, dict[str, Instances]] = field(default_factory=dict)
     federation: dict[str, Instances] | None = field(default_factory=dict)
     agent: dict[str, OwnRegistration] = field(default_factory=dict)
+    # The checks of the agent by ID, of services and of its node.
+    checks: dict[str, AgentCheck] = field(default_factory=dict)
     # What the token lacks: service names it may not read ("*" for all), and whether it sees nodes.
     denied: set[str] = field(default_factory=set)
     sees_nodes: bool = True
@@ -115,7 +118,7 @@ class Model:
     waits: list[float] = field(default_factory=list)
     connections: int = 0
     most_connections: int = 0
-    most_connections_of: dict[str, int] = field(default_factory=dict)
+    limits_of: dict[str, DestinationLimits] = field(default_factory=dict)
     facts: AgentFacts = field(default_factory=lambda: AgentFacts(OWN))
     registered: list[Mapping[str, Any]] = field(default_factory=list)
     deregistered: list[str] = field(default_factory=list)
@@ -235,16 +238,24 @@ class Model:
             raise NotFoundError(f"unknown service ID: {service_id}", "404")
         return Page(self.agent[service_id], content_hash=self.agent[service_id].content_hash)
 
-    async def max_connections(self, service: str) -> int:
-        await self._turn(f"max_connections:{service}", Cursor())
-        return self.most_connections_of.get(service, 0)
+    async def destination_limits(self, service: str) -> DestinationLimits:
+        await self._turn(f"destination_limits:{service}", Cursor())
+        return self.limits_of.get(service, NO_LIMITS)
 
-    async def register(self, payload: Mapping[str, Any]) -> None:
+    async def agent_checks(self, service_id: str) -> tuple[AgentCheck, ...]:
+        await self._turn("agent_checks", Cursor())
+        return tuple(check for check in self.checks.values() if check.service_id in ("", service_id))
+
+    async def register(self, payload: Mapping[str, Any], *, keep_checks: bool = False) -> None:
         await self._turn("register", Cursor())
         if not self._may_read(payload["Name"]):
             raise PermissionDeniedError(f"Permission denied: Missing service:write on {payload['Name']}")
         self.registered.append(payload)
         name = payload["Name"]
+        if not keep_checks:
+            self._drop_checks(payload["ID"])
+        check = payload["Check"].get("CheckID", f"service:{payload['ID']}")
+        self.checks[check] = AgentCheck(check, payload["ID"])
         self.agent[payload["ID"]] = OwnRegistration(
             payload["ID"], name, payload.get("Address", ""), payload["Port"], content_hash=f"h{len(self.registered)}"
         )
@@ -255,7 +266,15 @@ class Model:
         await self._turn("deregister", Cursor())
         self.deregistered.append(service_id)
         self.agent.pop(service_id, None)
+        self._drop_checks(service_id)
         self.change()
+
+    async def deregister_check(self, check_id: str) -> None:
+        await self._turn("deregister_check", Cursor())
+        del self.checks[check_id]
+
+    def _drop_checks(self, service_id: str) -> None:
+        self.checks = {name: check for name, check in self.checks.items() if check.service_id != service_id}
 
     # --- Enterprise and peering, of which this model has none: see `mesh_double` for a double that has ----------------
 
@@ -286,6 +305,9 @@ class Model:
         raise AssertionError("there is no peering")
 
     async def exported_entry(self, cursor: Cursor, partition: str) -> Page[tuple[Exported, ...]]:
+        raise AssertionError("there is no peering")
+
+    async def sameness_group(self, name: str, cursor: Cursor) -> Page[SamenessGroup]:
         raise AssertionError("there is no peering")
 
     async def discovery_chain(self, service: str, cursor: Cursor) -> Page[Chain]:

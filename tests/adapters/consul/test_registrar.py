@@ -18,6 +18,8 @@ from meshgate.adapters.consul import (
     ServerError,
     WatchHub,
 )
+from meshgate.adapters.consul.maintenance import maintenance_check
+from meshgate.adapters.consul.records import AgentCheck
 
 from .model import Model, unreachable
 
@@ -109,6 +111,58 @@ async def test_after_an_outage_the_registration_is_sent_again_with_a_check_that_
     checks = [payload["Check"] for payload in model.registered]
     assert [check["Status"] for check in checks] == ["passing"] * 3
     assert len({check.get("CheckID") for check in checks}) == 3
+
+
+def in_maintenance(model: Model) -> None:
+    """What `consul maint -enable -service=mesh-gateway` does."""
+    check = AgentCheck(maintenance_check("mesh-gateway"), "mesh-gateway", "looking at it")
+    model.checks[check.id] = check
+
+
+async def test_maintenance_outlives_a_registration_that_is_sent_again(autojump_clock: MockClock) -> None:
+    model, version = Model(), [1]
+    model.checks["_node_maintenance"] = AgentCheck("_node_maintenance")
+    registrar = Registrar(model, WatchHub(token_version=lambda: version[0]), GatewayDefinition())
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(registrar.run)
+        await registrar.registered()
+        in_maintenance(model)
+        version[0] += 1
+        await trio.sleep(2)
+        assert set(model.checks) == {"_node_maintenance", "_service_maintenance:mesh-gateway", "service:mesh-gateway"}
+        model.fail(unreachable())
+        await trio.sleep(60)
+        model.fail(None)
+        await trio.sleep(31)
+        assert len(model.registered) == 3
+        # The check that the agent takes for critical after an outage is gone, the one that was sent instead is there.
+        sent = model.registered[-1]["Check"]["CheckID"]
+        assert sent != "service:mesh-gateway"
+        assert set(model.checks) == {"_node_maintenance", "_service_maintenance:mesh-gateway", sent}
+        registrar.stop()
+    assert set(model.checks) == {"_node_maintenance"}
+
+
+async def test_gateway_that_starts_again_is_still_held_out_of_service(autojump_clock: MockClock) -> None:
+    """It was killed, so the agent has what was said of it."""
+    model = Model(agent={"mesh-gateway": OwnRegistration("mesh-gateway", "mesh-gateway", "", 1, content_hash="old")})
+    model.checks["theirs"] = AgentCheck("theirs", "mesh-gateway")
+    in_maintenance(model)
+    async with registering(model) as (registrar, _, _):
+        assert (await registrar.registered()).port == 8443
+        assert set(model.checks) == {"_service_maintenance:mesh-gateway", "service:mesh-gateway"}
+
+
+async def test_earlier_checks_that_could_not_be_removed_are_removed_later(autojump_clock: MockClock) -> None:
+    model = Model(checks={"theirs": AgentCheck("theirs", "mesh-gateway")}, broken={"deregister_check": unreachable()})
+    in_maintenance(model)
+    async with registering(model):
+        await trio.sleep(60)
+        assert "theirs" in model.checks
+        model.broken.clear()
+        await trio.sleep(31)
+        assert "theirs" not in model.checks
+        assert "_service_maintenance:mesh-gateway" in model.checks
 
 
 async def test_an_agent_that_is_not_there_yet_is_waited_for(autojump_clock: MockClock) -> None:

@@ -20,6 +20,7 @@ def test_a_fixed_token_goes_as_a_bearer() -> None:
 
 def test_without_a_token_nothing_is_sent() -> None:
     assert TokenSource().header() == {}
+    assert (TokenSource().given, TokenSource(FIRST).given) == (False, True)
 
 
 def test_with_basic_authentication_the_token_has_its_own_header() -> None:

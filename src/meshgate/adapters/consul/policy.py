@@ -8,13 +8,15 @@ from .records import GATEWAY_KIND
 _PLAIN = re.compile(r"[A-Za-z0-9_.:/@+-]+")
 
 _POLICY = """\
-# What a meshgate mesh gateway needs of Consul's ACL system, and no more.
+# What a meshgate mesh gateway needs of Consul's ACL system, and no more. To save and apply it, in the primary
+# datacenter, with a token that may manage ACLs:
 #
-#   consul acl policy create -name {name} -rules @acl-policy.hcl
-#   consul acl token create -description "{name}" -policy-name {name}
+#   {command} > {label}.hcl
+#   consul acl policy create -name {label} -rules @{label}.hcl
+#   consul acl token create -description {label} -policy-name {label}
 #
-# Make the token in the primary datacenter, as a global one (not -local): the gateway asks each other datacenter for
-# its gateways, and that datacenter has to know the token.
+# The SecretID that this prints is the gateway's token (--token-file). It has to be a global one (not -local): the
+# gateway asks each other datacenter for its gateways, and that datacenter has to know the token.
 
 # Its own registration.
 service "{name}" {{
@@ -44,13 +46,15 @@ agent_prefix "" {{
 """
 
 _ENTERPRISE = """\
-# What a meshgate mesh gateway needs of the ACL system of Consul Enterprise, with admin partitions and namespaces.
+# What a meshgate mesh gateway needs of the ACL system of Consul Enterprise, with admin partitions and namespaces. To
+# save and apply it, in the partition "default" of the primary datacenter, with a token that may manage ACLs:
 #
-#   consul acl policy create -name {name} -rules @acl-policy-enterprise.hcl
-#   consul acl token create -description "{name}" -policy-name {name}
+#   {command} > {label}.hcl
+#   consul acl policy create -name {label} -rules @{label}.hcl
+#   consul acl token create -description {label} -policy-name {label}
 #
-# Make policy and token in the partition "default" of the primary datacenter, as a global token (not -local): from
-# there alone rules for other partitions are possible.
+# The SecretID that this prints is the gateway's token (--token-file). It has to be a global one (not -local), of the
+# partition "default": from there alone rules for other partitions are possible.
 
 # Which other partitions there are.
 operator = "read"
@@ -96,4 +100,8 @@ def acl_policy(service_name: str = GATEWAY_KIND, *, enterprise: bool = False) ->
     """
     if not _PLAIN.fullmatch(service_name):
         raise ValueError(f"{service_name!r} is no service name for an ACL rule")
-    return (_ENTERPRISE if enterprise else _POLICY).format(name=service_name)
+    named = "" if service_name == GATEWAY_KIND else f" --service {service_name}"
+    command = f"meshgate policy{named}{' --enterprise' if enterprise else ''}"
+    # Names of policies may have fewer characters than those of services.
+    label = re.sub(r"[^A-Za-z0-9_-]", "-", service_name)
+    return (_ENTERPRISE if enterprise else _POLICY).format(name=service_name, command=command, label=label)

@@ -1,13 +1,14 @@
-"""What the agent says of one of its own registrations, and Consul of the entries that are about a gateway alone."""
+"""What the agent says of a registration of its own and of its checks, and Consul of entries about a gateway alone."""
 
 from typing import Any
 
 import msgspec
 
 from meshgate.core.catalog import Locality
+from meshgate.core.gateway_options import DestinationLimits
 from meshgate.core.listeners import BindAddress
 
-from .records import OwnRegistration
+from .records import AgentCheck, OwnRegistration
 from .wire import decoder
 
 
@@ -41,8 +42,17 @@ class _AgentService(msgspec.Struct, rename="pascal"):
     content_hash: str | None = ""
 
 
+class _Check(msgspec.Struct, rename="pascal"):
+    """A value of `/v1/agent/checks`."""
+
+    check_id: str = msgspec.field(name="CheckID", default="")
+    service_id: str | None = msgspec.field(name="ServiceID", default="")
+    notes: str | None = ""
+
+
 class _Limits(msgspec.Struct, rename="pascal"):
     max_connections: int | None = None
+    max_pending_requests: int | None = None
 
 
 class _Upstream(msgspec.Struct, rename="pascal"):
@@ -77,11 +87,20 @@ def _own_registration(answer: _AgentService) -> OwnRegistration:
     )
 
 
-def _max_connections(entry: _ServiceDefaults) -> int:
-    """`UpstreamConfig.Defaults.Limits.MaxConnections`; 0 where it sets no limit that could be kept."""
+def _agent_checks(rows: dict[str, _Check] | None) -> tuple[AgentCheck, ...]:
+    return tuple(AgentCheck(row.check_id, row.service_id or "", row.notes or "") for row in (rows or {}).values())
+
+
+def _destination_limits(entry: _ServiceDefaults) -> DestinationLimits:
+    """`UpstreamConfig.Defaults.Limits`; 0 for each that is no limit which could be kept.
+
+    `MaxConcurrentRequests` is left out: Envoy holds no TCP connection pool to it (`enforceMaxRequests`).
+    """
     defaults = (entry.upstream_config or _UpstreamConfig()).defaults or _Upstream()
-    return max(0, (defaults.limits or _Limits()).max_connections or 0)
+    limits = defaults.limits or _Limits()
+    return DestinationLimits(max(0, limits.max_connections or 0), max(0, limits.max_pending_requests or 0))
 
 
 decode_own_registration = decoder(_AgentService, _own_registration)
-decode_max_connections = decoder(_ServiceDefaults, _max_connections)
+decode_agent_checks = decoder(dict[str, _Check] | None, _agent_checks)
+decode_destination_limits = decoder(_ServiceDefaults, _destination_limits)

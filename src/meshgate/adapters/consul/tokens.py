@@ -58,6 +58,11 @@ class TokenSource:
         self.refresh()
         return self._version
 
+    @property
+    def given(self) -> bool:
+        """Whether there is a token at all; without one Consul takes a request for the anonymous token's."""
+        return bool(self._token)
+
     def header(self) -> dict[str, str]:
         """The headers that carry the credentials of a request.
 

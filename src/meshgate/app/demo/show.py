@@ -27,7 +27,9 @@ from .agent import AgentStoppedError, ConsulError
 from .caller import Caller
 from .cluster import Federation, StartError, find_consul, two_datacenters
 from .gateway import GatewayProcess, gateway_beside
+from .ports import free_ports
 from .sidecar import sidecar_for
+from .visit import Visitor, command, visitors_token
 from .waiting import LateError, until
 
 SERVICE: Final = "web"
@@ -44,6 +46,7 @@ class Stage:
     local: GatewayProcess
     remote: GatewayProcess
     caller: Caller
+    visitor: Visitor
     sni: str
 
     @property
@@ -100,6 +103,7 @@ async def _show(console: Console, binary: str, once: bool) -> None:
             await _show_mode(console, stage, "remote")
             await _show_no_key(console, stage)
             await _show_wrong_name(console, stage)
+            await _show_questions(console, stage, once)
             if once:
                 console.print("\nAll as promised.", style="bold green")
             else:
@@ -124,12 +128,23 @@ async def _stage(console: Console, binary: str) -> AsyncIterator[Stage]:
         token = await federation.create_policy_token(acl_policy(), "mesh-gateway")
         await federation.set_intention(CALLER, SERVICE, "allow")
         report(f"the service {SERVICE} in dc2, with a real sidecar (consul connect proxy)")
-        async with sidecar_for(federation.dc2, SERVICE, named=True):
+        report(f"the service {CALLER} in dc1, whose sidecar has {SERVICE} in dc2 as an upstream in mode local")
+        upstream = {
+            "DestinationName": SERVICE,
+            "Datacenter": "dc2",
+            "LocalBindPort": free_ports(1)[0],
+            "MeshGateway": {"Mode": "local"},
+        }
+        async with (
+            sidecar_for(federation.dc2, SERVICE, named=True),
+            sidecar_for(federation.dc1, CALLER, upstreams=[upstream]),
+        ):
             report("a meshgate in each datacenter")
             async with gateway_beside(federation.dc2, token) as remote, gateway_beside(federation.dc1, token) as local:
                 caller = await Caller.of(federation.dc1, CALLER, Path(federation.folder))
                 sni = f"{SERVICE}.default.dc2.internal.{federation.trust_domain}"
-                stage = Stage(federation, local, remote, caller, sni)
+                visitor = Visitor(federation.dc1, await visitors_token(federation, CALLER))
+                stage = Stage(federation, local, remote, caller, visitor, sni)
                 report("the gateways learn of each other")
                 await _until_routed(stage)
                 yield stage
@@ -213,11 +228,27 @@ async def _show_wrong_name(console: Console, stage: Stage) -> None:
         console.print(f"    {step['rule']}: {step['outcome']}", soft_wrap=True, markup=False)
 
 
+async def _show_questions(console: Console, stage: Stage, once: bool) -> None:
+    """What can be typed meanwhile, of which the first is tried."""
+    title = "What could be asked now, without --once" if once else "Ask for yourself, in another terminal"
+    console.print(f"\n{title} (the token reads, and is {CALLER}'s; it ends with the demo):", style="bold")
+    question = ("probe", SERVICE, "--dc", "dc2", "--as", CALLER)
+    asked = [question, ("modes",), ("explain", stage.sni, "--admin-bind", stage.local.admin)]
+    for line in (stage.visitor.setting, *(command(*each) for each in asked)):
+        console.print(f"    {line}", markup=False)
+    code, said = await stage.visitor.ask(*question)
+    console.print(f"  {command(*question)} says:")
+    for line in said.splitlines():
+        console.print(f"    {line}", style="dim", markup=False)
+    if code:
+        raise MismatchError(f"meshgate {' '.join(question)} should have met {SERVICE}, and ended with {code}")
+
+
 async def _show_traffic(console: Console, stage: Stage) -> None:
     """Calls in both modes, and one line about them, until cancelled."""
     console.print("\nTraffic goes on; Ctrl-C ends it and removes everything.", style="bold")
     console.print(f"Meanwhile watch it: http://{stage.local.admin}/ (dc1), http://{stage.remote.admin}/ (dc2)")
-    console.print(f"or, for example: meshgate top --admin-bind {stage.local.admin}\n", style="dim")
+    console.print(f"or: {command('top', '--admin-bind', stage.local.admin)}\n", style="dim", markup=False)
     seconds: dict[str, deque[float]] = {mode: deque(maxlen=_LATENCIES_KEPT) for mode in ("local", "remote")}
     calls = failed = 0
     told = time.monotonic()

@@ -5,7 +5,7 @@ It does not carry a half-closed stream: when one side ends sending it drops what
 that matters use `native`.
 """
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 import trio
@@ -22,11 +22,18 @@ class Sidecar(Instance):
     """An instance with its proxy, which listens at `address`."""
 
     def __init__(
-        self, consul: Consul, service: str, instance: str, backend_port: int, extra: Mapping[str, object]
+        self,
+        consul: Consul,
+        service: str,
+        instance: str,
+        backend_port: int,
+        extra: Mapping[str, object],
+        upstreams: Sequence[Mapping[str, object]] = (),
     ) -> None:
         super().__init__(consul, service, instance, listed_as=f"{instance}-sidecar-proxy")
         self._backend_port = backend_port
         self._extra = extra
+        self._upstreams = list(upstreams)
         self._proxy: Child | None = None
 
     async def start(self) -> None:
@@ -70,7 +77,7 @@ class Sidecar(Instance):
         sidecar = {
             "Address": HOST,
             "Port": self.port,
-            "Proxy": {"Config": {"bind_address": HOST}},
+            "Proxy": {"Config": {"bind_address": HOST}, "Upstreams": self._upstreams},
             "Checks": [self.check],
         }
         return {
@@ -85,16 +92,23 @@ class Sidecar(Instance):
 
 @asynccontextmanager
 async def sidecar_for(
-    consul: Consul, service: str, *, instance: str | None = None, named: bool = False, **extra: object
+    consul: Consul,
+    service: str,
+    *,
+    instance: str | None = None,
+    named: bool = False,
+    upstreams: Sequence[Mapping[str, object]] = (),
+    **extra: object,
 ) -> AsyncIterator[Sidecar]:
     """An instance of `service` with a real sidecar and an echoing backend, for the length of the block.
 
     `instance` is its ID (default: the service's name). A `named` backend first says the instance's ID and a newline,
-    which tells instances apart. `extra` goes into the service's registration: `Meta`, `Tags`, `Weights`.
+    which tells instances apart. `upstreams` are the sidecar's, with Consul's own field names. `extra` goes into the
+    service's registration: `Meta`, `Tags`, `Weights`.
     """
     identity = instance or service
     async with backend(f"{identity}\n".encode() if named else b"") as port:
-        sidecar = Sidecar(consul, service, identity, port, extra)
+        sidecar = Sidecar(consul, service, identity, port, extra, upstreams)
         try:
             await sidecar.start()
             yield sidecar

@@ -38,7 +38,8 @@ async def examine(client: ConsulInspector, settings: Settings) -> list[Finding]:
     findings.append(prerequisites.connect_enabled(report.connect if report else None, trust_domain))
     findings.append(roots)
     findings += _agent_settings(report)
-    findings += await permissions.rights(client, settings, report)
+    rights = await permissions.rights(client, settings, report)
+    findings = [*permissions.without_token(client, rights), *findings, *rights]
     others = await network.other_datacenters(client, own, findings)
     primary = report.primary_datacenter if report else ""
     findings += await network.federation(client, (trust_domain, primary or own), others)
@@ -75,7 +76,7 @@ async def _datacenter(client: ConsulInspector) -> str:
 
 
 def _agent_settings(report: AgentReport | None) -> Iterator[Finding]:
-    yield prerequisites.central_config(report.central_config if report else None)
+    yield prerequisites.central_config(report.central_config if report else None, report.version if report else "")
     yield prerequisites.grpc_port(report.grpc_ports if report else None)
 
 

@@ -7,6 +7,7 @@ from meshgate.adapters.consul import ConsulError, PermissionDeniedError, Rule
 from meshgate.adapters.consul.endpoints import SEE_AGENT, SEE_SERVICES
 from meshgate.adapters.consul.inspection import ConsulInspector
 from meshgate.adapters.consul.inspection_records import AgentReport
+from meshgate.app.inspection import HOW_TO_GIVE_ONE, NONE_GIVEN
 from meshgate.app.settings import Settings
 from meshgate.core.prerequisites import Finding, Status
 
@@ -36,6 +37,14 @@ async def rights(client: ConsulInspector, settings: Settings, report: AgentRepor
         if _unknown(error):
             return [Finding("token", Status.FAILED, str(error), "give it one that this datacenter knows")]
         return [Finding("token", Status.WARNING, str(error), advice)]
+
+
+def without_token(client: ConsulInspector, found: Collection[Finding]) -> list[Finding]:
+    """That there is no token, where the rights that were found are not enough: to be said before all else."""
+    if client.token.given or all(finding.status is Status.OK for finding in found):
+        return []
+    worst = Status.FAILED if any(finding.status is Status.FAILED for finding in found) else Status.WARNING
+    return [Finding("token", worst, f"{NONE_GIVEN}, so what follows is what anybody may do", HOW_TO_GIVE_ONE)]
 
 
 async def _right(client: ConsulInspector, rule: Rule, report: AgentReport | None, *, allowed: bool) -> Finding:

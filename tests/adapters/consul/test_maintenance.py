@@ -1,0 +1,62 @@
+"""What the agent tells of maintenance, and requests that leave it alone."""
+
+import pytest
+
+from meshgate.adapters.consul.maintenance import Maintenance, checks_filter, left_over, maintenance_of
+from meshgate.adapters.consul.records import AgentCheck
+
+from .connected import connected
+
+OWN = AgentCheck("_service_maintenance:gw", "gw", "new disk")
+NODE = AgentCheck("_node_maintenance", "", "new rack")
+CHECKS = "/v1/agent/checks"
+
+
+async def test_checks_of_a_service_are_asked_of_the_agent_and_read() -> None:
+    async with connected() as (double, client):
+        rows = {
+            OWN.id: {"CheckID": OWN.id, "ServiceID": "gw", "Notes": "new disk", "Status": "critical"},
+            NODE.id: {"CheckID": NODE.id, "ServiceID": None, "Notes": "new rack"},
+            "x": {"CheckID": "x", "ServiceID": "gw", "Notes": None},
+        }
+        double.set(CHECKS, rows, index=None)
+        assert await client.agent_checks("gw") == (OWN, NODE, AgentCheck("x", "gw"))
+        assert double.seen[0].query == {"filter": 'ServiceID == "gw" or CheckID == "_node_maintenance"'}
+        double.set(CHECKS, None, index=None)
+        assert await client.agent_checks("gw") == ()
+
+
+@pytest.mark.parametrize("odd", ['g"w', "g\\w"])
+async def test_name_that_cannot_stand_in_a_filter_is_looked_for_among_all(odd: str) -> None:
+    assert checks_filter(odd) == ""
+    async with connected() as (double, client):
+        double.set(CHECKS, {}, index=None)
+        await client.agent_checks(odd)
+        assert double.seen[0].query == {}
+
+
+async def test_checks_are_kept_and_removed_one_by_one_where_that_is_asked_for() -> None:
+    async with connected() as (double, client):
+        double.set("/v1/agent/service/register", b"", index=None)
+        double.set("/v1/agent/check/deregister/a/b", b"", index=None)
+        double.set("/v1/agent/check/deregister/a%2Fb", b"", index=None)
+        await client.register({"Name": "gw", "Port": 1}, keep_checks=True)
+        await client.deregister_check("a/b")
+        assert [(seen.method, seen.target) for seen in double.seen] == [
+            ("PUT", "/v1/agent/service/register"),
+            ("PUT", "/v1/agent/check/deregister/a%2Fb"),
+        ]
+
+
+def test_a_service_is_held_out_by_its_own_maintenance_and_that_of_its_node() -> None:
+    other = AgentCheck("_service_maintenance:gw-2", "gw-2", "theirs")
+    assert maintenance_of([NODE, other, OWN, AgentCheck("service:gw", "gw")], "gw") == (
+        Maintenance(node=False, reason="new disk"),
+        Maintenance(node=True, reason="new rack"),
+    )
+    assert maintenance_of([other], "gw") == ()
+
+
+def test_what_a_registration_replaces_is_all_of_the_service_but_its_maintenance_and_what_was_sent() -> None:
+    checks = [NODE, OWN, AgentCheck("service:gw", "gw"), AgentCheck("old", "gw"), AgentCheck("other", "gw-2")]
+    assert list(left_over(checks, "gw", "service:gw")) == ["old"]

@@ -1,0 +1,45 @@
+"""The demo as a newcomer has it: started, read, and asked in another terminal with the lines that it prints."""
+
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+import trio
+
+from meshgate.app.demo.process import Child, child_environment
+from meshgate.app.demo.waiting import until
+
+from .remains import entries
+
+pytestmark = [pytest.mark.consul, pytest.mark.xdist_group("demo-questions")]
+
+
+async def test_lines_that_the_demo_prints_can_be_typed_while_it_runs(consul_binary: str, tmp_path: Path) -> None:
+    environment = child_environment(CONSUL_BIN=consul_binary, TMPDIR=str(tmp_path))
+    log = tmp_path / "demo.log"
+    demo = Child([sys.executable, "-m", "meshgate", "demo"], name="the demo", log=log, env=environment)
+
+    async def missing() -> str | None:
+        assert demo.running, demo.last_lines()
+        return None if "Traffic goes on" in log.read_text() else demo.last_lines(1)
+
+    try:
+        await until("the demo", missing, seconds=90)
+        shown = log.read_text().partition("Ask for yourself")[2].splitlines()[1:]
+        lines = [line.strip() for line in shown if line.startswith("    ")][:4]
+        assert lines[0].startswith("export CONSUL_HTTP_ADDR=127.0.0.1:")
+        done = await trio.run_process(
+            ["/bin/sh", "-ec", "\n".join(lines)], capture_stdout=True, env=child_environment(), cwd=tmp_path
+        )
+        said = done.stdout.decode()
+        assert "ok: web answers and accepts the caller" in said
+        assert "shop-sidecar-proxy (for shop)" in said
+        assert "mode   local, set by registration Proxy.Upstreams" in said
+        assert "routed: datacenter" in said
+        demo.signal(signal.SIGINT)
+        with trio.fail_after(30):
+            assert await demo.wait() == 0
+    finally:
+        await demo.stop()
+    assert entries(tmp_path) == [log]
