@@ -33,6 +33,8 @@ MESH = plan(
     )
 )
 
+DEFAULT_ALONE = "Consul federates datacenters in partition default alone; from here, it takes cluster peering"
+
 
 def told(explanation: Explanation) -> list[tuple[str, str]]:
     return [(step.rule, step.outcome) for step in explanation.steps]
@@ -150,8 +152,18 @@ def test_the_form_says_what_the_name_asks_for(name: str, form: str) -> None:
         ),
         pytest.param(
             f"web.default.p1.dc2.internal-v1.{TD3}",
-            Step("partition", "no gateway of partition p1 in that datacenter is known"),
+            Step("partition", f"no gateway routes to partition p1 of datacenter dc2: {DEFAULT_ALONE}"),
             id="partition elsewhere",
+        ),
+        pytest.param(
+            f"v2.web.team.p1.dc9.internal-v1.{TD3}",
+            Step("partition", f"no gateway routes to partition p1 of datacenter dc9: {DEFAULT_ALONE}"),
+            id="partition of a datacenter that has no gateway either",
+        ),
+        pytest.param(
+            f"p1.dc2.internal-v1.{TD3}",
+            Step("partition", f"no gateway routes to partition p1 of datacenter dc2: {DEFAULT_ALONE}"),
+            id="bare partition elsewhere",
         ),
         pytest.param(
             f"web.default.p1.dc1.internal-v1.{TD3}",
@@ -291,6 +303,18 @@ def test_a_gateway_of_another_partition_than_the_default_one_says_its_own() -> N
         "partition", "no gateway of partition default is known; known are p1 (this gateway's)"
     )
     assert explain(routes, f"wbe.default.p1.dc1.internal-v1.{TD3}").steps[-1].rule == "service"
+
+
+def test_a_gateway_of_a_partition_knows_no_partition_of_another_datacenter_of_its_own_name_either() -> None:
+    routes = table(exact(f"web.default.p1.dc1.internal-v1.{TD3}"), partition="P1", datacenter="DC1")
+    assert explain(routes, f"web.default.p1.dc2.internal-v1.{TD3}").steps[-1] == Step(
+        "partition", f"no gateway routes to partition p1 of datacenter dc2: {DEFAULT_ALONE}"
+    )
+    assert explain(routes, f"web.default.dc2.internal.{TD3}").steps[-1] == Step(
+        "datacenter",
+        "no gateway of datacenter dc2 is known; known are DC1 (this one); only gateways of partition default know "
+        "other datacenters",
+    )
 
 
 def test_a_table_without_a_partition_is_of_the_default_one() -> None:

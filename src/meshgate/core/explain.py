@@ -227,6 +227,10 @@ class _Name:
         if sni.trust_domain != self._trust_domain:
             ours = _shown(self._trust_domain)
             return Step("trust domain", f"the name's is {_shown(sni.trust_domain)}, this mesh's is {ours}")
+        if sni.datacenter != self._here and sni.partition != DEFAULT:
+            which = f"partition {_shown(sni.partition)} of {self._place(sni.datacenter)}"
+            why = f"Consul federates datacenters in partition {DEFAULT} alone; from here, it takes cluster peering"
+            return Step("partition", f"no gateway routes to {which}: {why}")
         remotes = [route for route in self._table.suffixes.values() if route.kind is RouteKind.DATACENTER]
         known = sorted(route.destination for route in remotes)
         if sni.datacenter != self._here and sni.datacenter not in map(str.lower, known):
@@ -236,8 +240,6 @@ class _Name:
             return Step("datacenter", f"no gateway of datacenter {_shown(sni.datacenter)} is known; known are {listed}")
         if isinstance(sni, GatewaySni):
             return Step("datacenter", "its bare name leads nowhere, only names of services in it do")
-        if sni.datacenter != self._here:
-            return Step("partition", f"no gateway of partition {_shown(sni.partition)} in that datacenter is known")
         if sni.partition != self._partition:
             ours = _shown(self._partition)
             others = [route.destination for route in self._table if route.kind is RouteKind.PARTITION]

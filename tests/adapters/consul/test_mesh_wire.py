@@ -7,7 +7,7 @@ import pytest
 
 from meshgate.adapters.consul import InvalidAnswerError
 from meshgate.adapters.consul import mesh_wire as wire
-from meshgate.adapters.consul.mesh_records import Chain, Exported, Peering
+from meshgate.adapters.consul.mesh_records import Chain, Exported, Peering, SamenessGroup
 from meshgate.adapters.consul.wire import decode_instances
 from meshgate.core.catalog import ChainTarget
 
@@ -78,8 +78,15 @@ def test_exported_services_as_they_are_listed() -> None:
 def test_an_exported_services_entry_with_both_names_of_a_peer() -> None:
     consumers = [{"Peer": "b"}, {"PeerName": "a"}, {"Partition": "p2"}, {"SamenessGroup": "all"}, {"Peer": "b"}]
     entry = {"Kind": "exported-services", "Name": "default", "Services": [{"Name": "web", "Consumers": consumers}]}
-    assert wire.decode_exported_entry(text(entry)) == (Exported("web", "default", ("a", "b"), ("p2",)),)
+    assert wire.decode_exported_entry(text(entry)) == (Exported("web", "default", ("a", "b"), ("p2",), ("all",)),)
     assert wire.decode_exported_entry(text({"Services": None})) == ()
+
+
+def test_the_members_of_a_sameness_group() -> None:
+    members = [{"Partition": "p2"}, {"Partition": "p1"}, {"Peer": "east"}, {"Peer": "", "Partition": None}]
+    entry = {"Kind": "sameness-group", "Name": "all", "IncludeLocal": True, "Members": [*members, {"Peer": "east"}]}
+    assert wire.decode_sameness_group(text(entry)) == SamenessGroup(("east",), ("p1", "p2"))
+    assert wire.decode_sameness_group(text({"Members": None})) == SamenessGroup()
 
 
 @pytest.mark.parametrize(

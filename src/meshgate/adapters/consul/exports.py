@@ -1,8 +1,8 @@
 """What the gateway's partition exports, and where the discovery chain of each exported service leads.
 
 Consul 1.17.3 and later say which services are exported to whom. Older ones are asked for the config entry as it was
-written: `*` in it is resolved here against the services that are known, sameness groups are not. Chains are watched for
-services that are exported to peers; between partitions nothing depends on them.
+written: `*` in it is resolved here against the services that are known, and sameness groups by their own entries (see
+`sameness`). Chains are watched for services that are exported to peers; between partitions nothing depends on them.
 """
 
 from collections.abc import Callable, Collection, Iterable
@@ -21,6 +21,7 @@ from .hub import WatchHub
 from .mesh_records import Chain, Exported, MeshReader, Tenant
 from .pool import ReaderPool
 from .records import Cursor, Page
+from .sameness import SamenessGroups
 from .tasks import KeyedTasks, Progress
 from .watch import Watch
 
@@ -66,6 +67,7 @@ class LocalExports:
         self._followed: frozenset[_Key] = frozenset()
         self._begun = False
         self._tasks: KeyedTasks[_Key] | None = None
+        self._groups = SamenessGroups(hub, pool, partition=partition, progress=progress, changed=changed)
 
     def begin(self) -> None:
         """Count as expected at the start; before `run`, which may begin late."""
@@ -79,6 +81,7 @@ class LocalExports:
         try:
             async with trio.open_nursery() as nursery:
                 self._tasks = KeyedTasks(nursery)
+                self._groups.begin(nursery)
                 watch = Watch(
                     self._hub,
                     "exports",
@@ -92,6 +95,7 @@ class LocalExports:
                     await watch.run()
         finally:
             self._tasks, self._begun = None, False
+            self._groups.end()
             self._exported, self._chains, self._followed = (), {}, frozenset()
             done()
             self._changed()
@@ -120,7 +124,7 @@ class LocalExports:
         }
 
     def reconcile(self) -> None:
-        """Watch the chains of what is exported now; to be called when services have changed."""
+        """Watch the chains of what is exported now; to be called when services or `exports()` have changed."""
         if self._tasks is None:
             return
         wanted = frozenset((row.namespace, row.service) for row in self._resolved() if row.peers)
@@ -133,9 +137,9 @@ class LocalExports:
         self._tasks.keep(wanted, self._follow)
 
     def _resolved(self) -> tuple[Exported, ...]:
-        """The exports without wildcards; what several rows say of one service is one row."""
+        """The exports to anybody, without wildcards; what several rows say of one service is one row."""
         merged: dict[_Key, Exported] = {}
-        for row in self._exported:
+        for row in map(self._groups.resolved, self._exported):
             for one in self._spelled_out(row) if self._raw else (row,):
                 key = one.namespace, one.service
                 before = merged.get(key, replace(one, peers=(), partitions=()))
@@ -144,7 +148,7 @@ class LocalExports:
                     peers=tuple(sorted({*before.peers, *one.peers})),
                     partitions=tuple(sorted({*before.partitions, *one.partitions})),
                 )
-        return tuple(merged[key] for key in sorted(merged))
+        return tuple(merged[key] for key in sorted(merged) if merged[key].peers or merged[key].partitions)
 
     def _spelled_out(self, row: Exported) -> Iterable[Exported]:
         if _ANY not in (row.service, row.namespace):
@@ -170,6 +174,7 @@ class LocalExports:
 
     def _listed(self, exported: tuple[Exported, ...]) -> None:
         self._exported = exported
+        self._groups.keep(exported)
         self.reconcile()
         self._progress.done(EXPORTS)
         self._changed()

@@ -9,8 +9,8 @@ from typing import Final, TypeVar
 
 from . import mesh_wire as wire
 from .endpoints import Endpoints, _held, _page
-from .errors import NotFoundError, Rule, ServerError, UnexpectedStatusError
-from .mesh_records import Chain, Exported, Peering, Tenant
+from .errors import BadRequestError, NotFoundError, Rule, ServerError, UnexpectedStatusError
+from .mesh_records import Chain, Exported, Peering, SamenessGroup, Tenant
 from .records import Cursor, Page
 from .transport import HttpClient, decoded, segment
 
@@ -22,6 +22,8 @@ SEE_NODES: Final = Rule("node", prefix=True)
 SEE_PARTITIONS: Final = Rule("operator")
 # Consul with `peering { enabled = false }`.
 _SWITCHED_OFF: Final = "peering must be enabled"
+# Consul before 1.16, of sameness groups; with status 500.
+_UNKNOWN_KIND: Final = "invalid config entry kind"
 
 
 class MeshEndpoints(Endpoints):
@@ -79,6 +81,17 @@ class MeshEndpoints(Endpoints):
         with self._counted(SEE_MESH):
             path = f"/v1/config/exported-services/{segment(partition)}"
             return await self._entry(wire.decode_exported_entry, path, cursor, missing=())
+
+    async def sameness_group(self, name: str, cursor: Cursor) -> Page[SamenessGroup]:
+        """`/v1/config/sameness-group/:name` (Enterprise 1.16 and later). The community edition never has one."""
+        with self._counted(SEE_MESH):
+            path = f"/v1/config/sameness-group/{segment(name)}"
+            try:
+                return await self._entry(wire.decode_sameness_group, path, cursor, missing=SamenessGroup())
+            except ServerError as error:
+                if _UNKNOWN_KIND in str(error):
+                    raise BadRequestError("this version of Consul knows no sameness groups", "400") from error
+                raise
 
     async def discovery_chain(self, service: str, cursor: Cursor) -> Page[Chain]:
         """`/v1/discovery-chain/:service`, as evaluated in this datacenter."""

@@ -49,12 +49,25 @@ class Peering:
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """A service that the partition exports, and to whom. In a raw entry `*` stands for every service or namespace."""
+    """A service that the partition exports, and to whom.
+
+    In a raw entry `*` stands for every service or namespace, and `groups` are the sameness groups to whose members it
+    is exported, too.
+    """
 
     service: str
     namespace: str
     peers: tuple[str, ...]
     partitions: tuple[str, ...]
+    groups: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SamenessGroup:
+    """The members of a sameness group as one partition sees them, itself perhaps among them."""
+
+    peers: tuple[str, ...] = ()
+    partitions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +111,10 @@ class MeshReader(Reader, Protocol):
 
     async def exported_entry(self, cursor: Cursor, partition: str) -> Page[tuple[Exported, ...]]:
         """The same as it was written, for older versions."""
+        ...
+
+    async def sameness_group(self, name: str, cursor: Cursor) -> Page[SamenessGroup]:
+        """The members of a group, none where it does not exist; BadRequestError where Consul knows no groups."""
         ...
 
     async def discovery_chain(self, service: str, cursor: Cursor) -> Page[Chain]:

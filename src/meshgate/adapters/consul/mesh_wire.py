@@ -1,6 +1,7 @@
 """Consul's JSON for namespaces, partitions, peerings and exports, and how it becomes records; see `wire`."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -8,7 +9,7 @@ import msgspec
 from meshgate.core.catalog import ChainTarget
 from meshgate.core.sni import DEFAULT
 
-from .mesh_records import Chain, Exported, Peering
+from .mesh_records import Chain, Exported, Peering, SamenessGroup
 from .wire import decoder
 
 
@@ -64,6 +65,7 @@ class _Consumer(msgspec.Struct, rename="pascal"):
     peer: str | None = ""
     peer_name: str | None = ""
     partition: str | None = ""
+    sameness_group: str | None = ""
 
 
 class _EntryService(msgspec.Struct, rename="pascal"):
@@ -76,6 +78,17 @@ class _Entry(msgspec.Struct, rename="pascal"):
     """An exported-services config entry."""
 
     services: list[_EntryService] | None = None
+
+
+class _Member(msgspec.Struct, rename="pascal"):
+    peer: str | None = ""
+    partition: str | None = ""
+
+
+class _SamenessGroup(msgspec.Struct, rename="pascal"):
+    """A sameness-group config entry (Enterprise 1.16 and later)."""
+
+    members: list[_Member] | None = None
 
 
 class _Resolver(msgspec.Struct, rename="pascal"):
@@ -162,19 +175,28 @@ def _exported(rows: list[_Exported] | None) -> tuple[Exported, ...]:
 def _entry(entry: _Entry) -> tuple[Exported, ...]:
     def one(row: _EntryService) -> Exported:
         to = row.consumers or []
-        peers = [consumer.peer or consumer.peer_name or "" for consumer in to]
-        return _export(row.name, row.namespace, peers, [consumer.partition or "" for consumer in to])
+        peers = [consumer.peer or consumer.peer_name for consumer in to]
+        export = _export(row.name, row.namespace, peers, [consumer.partition for consumer in to])
+        return replace(export, groups=_distinct(consumer.sameness_group for consumer in to))
 
     return tuple(sorted(map(one, entry.services or ()), key=_order))
 
 
-def _export(service: str, namespace: str | None, peers: list[str], partitions: list[str]) -> Exported:
-    return Exported(
-        service,
-        namespace or DEFAULT,
-        tuple(sorted(set(filter(None, peers)))),
-        tuple(sorted(set(filter(None, partitions)))),
+def _export(
+    service: str, namespace: str | None, peers: Iterable[str | None], partitions: Iterable[str | None]
+) -> Exported:
+    return Exported(service, namespace or DEFAULT, _distinct(peers), _distinct(partitions))
+
+
+def _group(entry: _SamenessGroup) -> SamenessGroup:
+    members = entry.members or []
+    return SamenessGroup(
+        _distinct(member.peer for member in members), _distinct(member.partition for member in members)
     )
+
+
+def _distinct(names: Iterable[str | None]) -> tuple[str, ...]:
+    return tuple(sorted({name for name in names if name}))
 
 
 def _order(export: Exported) -> tuple[str, str]:
@@ -205,4 +227,5 @@ decode_peerings = decoder(list[_Peering] | None, _peerings)
 decode_peer_through = decoder(_MeshEntry, _peer_through)
 decode_exported_services = decoder(list[_Exported] | None, _exported)
 decode_exported_entry = decoder(_Entry, _entry)
+decode_sameness_group = decoder(_SamenessGroup, _group)
 decode_chain = decoder(_Compiled, _chain)
