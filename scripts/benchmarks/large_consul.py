@@ -131,6 +131,7 @@ class LargeConsul:
             "/v1/internal/federation-states/mesh-gateways": {name: [self._gateway(name)] for name in self._remotes},
             "/v1/health/service/consul": [self._gateway(datacenter, "consul")],
             "/v1/health/service/mesh-gateway": [self._gateway(datacenter)],
+            "/v1/agent/checks": {},
             "/v1/agent/service/mesh-gateway": {
                 "Kind": "mesh-gateway",
                 "ID": "mesh-gateway",

@@ -10,6 +10,7 @@ from trio.testing import MockClock
 from meshgate.adapters.consul import ConsulUnreachableError, NodeCheck, WatchState
 from meshgate.app.consul_facts import ConsulFacts
 from meshgate.app.health_history import HealthHistory
+from meshgate.core.changes import difference
 from meshgate.core.explain import Explanation, explain
 from meshgate.core.routes import Endpoint, Route, RouteKind, RouteTable
 
@@ -49,11 +50,12 @@ class Gateway:
             WatchState("gateways", "mesh-gateway in dc2", now - 100, last_success=now - 7),
         ]
         self._checks = checks
+        self._table = RouteTable.of("", "", "default", iter(()))
         self.use(table)
 
     def use(self, table: RouteTable) -> None:
+        self.health.note(difference(self._table, table))
         self._table = table
-        self.health.note(table)
 
     def relay_table(self) -> RouteTable:
         return self._table

@@ -2,6 +2,7 @@ import trio
 from trio.testing import MockClock
 
 from meshgate.app.health_history import HealthHistory, Since
+from meshgate.core.changes import difference
 from meshgate.core.routes import Endpoint, Route, RouteKind, RouteTable
 
 
@@ -18,7 +19,7 @@ def table_of(*routes: Route) -> RouteTable:
 
 
 async def test_an_endpoint_is_unhealthy_since_it_was_first_seen_so(autojump_clock: MockClock) -> None:
-    history = HealthHistory()
+    history, table = HealthHistory(), table_of()
     start = trio.current_time()
     seen = [
         route_of(True, False),
@@ -27,7 +28,8 @@ async def test_an_endpoint_is_unhealthy_since_it_was_first_seen_so(autojump_cloc
         route_of(True, False),
     ]
     for number, route in enumerate(seen):
-        history.note(table_of(route))
+        before, table = table, table_of(route)
+        history.note(difference(before, table))
         web0, web1 = route.endpoints
         # The first was seen healthy before; of the second nobody knows since when.
         expected = Since(start + 10, seen=True) if number in (1, 2) else None
@@ -39,7 +41,7 @@ async def test_an_endpoint_is_unhealthy_since_it_was_first_seen_so(autojump_cloc
 async def test_what_is_no_route_any_more_is_forgotten(autojump_clock: MockClock) -> None:
     history = HealthHistory()
     route = route_of(False)
-    history.note(table_of(route))
-    history.note(table_of())
+    history.note(difference(table_of(), table_of(route)))
+    history.note(difference(table_of(route), table_of()))
     assert history.since(route, route.endpoints[0]) is None
     assert history._routes == {}

@@ -17,6 +17,7 @@ from meshgate.app.own_addresses import OwnAddressKeeper
 from meshgate.app.settings import Settings
 from meshgate.app.table_log import tell_table
 from meshgate.core.catalog import Instance, RemoteDatacenter, Service, Snapshot, WanAddress
+from meshgate.core.changes import difference
 from meshgate.core.own_addresses import OwnAddresses
 from meshgate.core.planner import plan
 from meshgate.core.reasons import Reason
@@ -82,13 +83,17 @@ async def test_without_that_knowledge_it_goes_in_circles_until_the_limit() -> No
         assert (await pool.counters()).accepted == MOST
 
 
+def told_of(before: RouteTable, after: RouteTable) -> None:
+    tell_table(before, after, difference(before, after))
+
+
 def test_it_is_said_once() -> None:
     def names(host: str, port: int) -> RouteTable:
         return plan(catalog(port), own=OwnAddresses(frozenset({(host, 7000)})))
 
     before = plan(Snapshot("dc1", TRUST_DOMAIN))
     with structlog.testing.capture_logs() as logs:
-        tell_table(before, names("127.0.0.1", 7000))
+        told_of(before, names("127.0.0.1", 7000))
     told = [entry for entry in logs if "itself" in entry["event"]]
     assert sorted((entry["sni"], entry["endpoint"], entry["instance"]) for entry in told) == [
         (f"*.dc2.internal.{TRUST_DOMAIN}", "127.0.0.1:7000", "gw"),
@@ -99,9 +104,9 @@ def test_it_is_said_once() -> None:
         grown = catalog(7000)
         another = replace(grown.services[0].instances[0], id="web-2", address="10.0.0.9")
         services = (replace(grown.services[0], instances=(*grown.services[0].instances, another)),)
-        tell_table(known, plan(replace(grown, services=services), own=OwnAddresses(frozenset({("127.0.0.1", 7000)}))))
+        told_of(known, plan(replace(grown, services=services), own=OwnAddresses(frozenset({("127.0.0.1", 7000)}))))
         assert [entry["event"] for entry in logs] == ["routes changed"]
-        tell_table(before, names("127.0.0.1", 7001))
+        told_of(before, names("127.0.0.1", 7001))
     assert [entry for entry in logs if "itself" in entry["event"]] == []
 
 

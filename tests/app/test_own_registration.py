@@ -13,13 +13,14 @@ from structlog.testing import capture_logs
 from trio.testing import MockClock
 
 from meshgate.adapters.consul import ConsulClient, OwnRegistration, WatchHub
+from meshgate.adapters.consul.records import AgentCheck
 from meshgate.adapters.relay import Limits
 from meshgate.app.failures import CommandError
 from meshgate.app.listeners import Listeners
 from meshgate.app.own_registration import RegistrationKeeper
 from meshgate.app.settings import Settings
 from meshgate.core.catalog import Locality, RemoteDatacenter, Snapshot
-from meshgate.core.gateway_options import KEEPALIVE_UNSET, Keepalive
+from meshgate.core.gateway_options import KEEPALIVE_UNSET, DestinationLimits, Keepalive
 from meshgate.core.listeners import BindAddress, ListenPlan
 from tests.adapters.consul.model import Model, gateway
 
@@ -166,6 +167,7 @@ async def kept(**values: str) -> AsyncIterator[Kept]:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(keeper.listeners.run)
         nursery.start_soon(keeper.follow_limits)
+        nursery.start_soon(keeper.follow_maintenance)
         nursery.start_soon(keeper.run)
         await trio.sleep(1)
         yield Kept(keeper, model, pool, replans)
@@ -202,17 +204,24 @@ async def test_what_was_set_here_counts_before_central_configuration(autojump_cl
         assert it.pool.limits.remote_keepalive == KEEPALIVE_UNSET
 
 
-async def test_limit_of_the_gateways_own_service_defaults_is_followed(autojump_clock: MockClock) -> None:
+async def test_limits_of_the_gateways_own_service_defaults_are_followed(autojump_clock: MockClock) -> None:
     async with kept() as it:
-        assert it.pool.limits.max_connections_per_destination == 0
-        it.model.most_connections_of["mesh-gateway"] = 7
+
+        def limits() -> tuple[int, int]:
+            return it.pool.limits.max_connections_per_destination, it.pool.limits.max_pending_per_destination
+
+        assert limits() == (0, 0)
+        it.model.limits_of["mesh-gateway"] = DestinationLimits(connections=7, pending=3)
         await trio.sleep(11)
-        assert it.pool.limits.max_connections_per_destination == 7
+        assert limits() == (7, 3)
         await it.merged(connect_timeout_ms=250)
-        assert it.pool.limits.max_connections_per_destination == 7
-        it.model.most_connections_of.clear()
+        assert limits() == (7, 3)
+        it.model.limits_of["mesh-gateway"] = DestinationLimits(pending=4)
         await trio.sleep(11)
-        assert it.pool.limits.max_connections_per_destination == 0
+        assert limits() == (0, 4)
+        it.model.limits_of.clear()
+        await trio.sleep(11)
+        assert limits() == (0, 0)
 
 
 async def test_one_host_name_is_used_only_where_logical_dns_is_set(autojump_clock: MockClock) -> None:
@@ -287,6 +296,37 @@ async def test_registration_that_is_not_what_it_should_be_is_told(
             it.model.change()
             await trio.sleep(2)
         assert [entry["event"].startswith(told) for entry in logs] == [True]
+
+
+@pytest.mark.parametrize(
+    ("check", "words"),
+    [
+        (
+            AgentCheck("_service_maintenance:mesh-gateway", "mesh-gateway", "a new\ndisk"),
+            "it is in maintenance in Consul, so other gateways send it no new streams: a new\\ndisk",
+        ),
+        (
+            AgentCheck("_node_maintenance"),
+            "its node is in maintenance in Consul, so other gateways send it no new streams",
+        ),
+    ],
+    ids=["service", "node"],
+)
+async def test_maintenance_is_a_problem_and_in_the_log_for_as_long_as_it_lasts(
+    autojump_clock: MockClock, check: AgentCheck, words: str
+) -> None:
+    async with kept() as it:
+        with capture_logs() as logs:
+            it.model.checks[check.id] = check
+            await trio.sleep(30)
+            assert it.keeper.problems() == [words]
+            del it.model.checks[check.id]
+            await trio.sleep(11)
+            assert it.keeper.problems() == []
+        assert [entry["event"] for entry in logs] == [
+            "held out of service in Consul: maintenance",
+            "no longer held out of service in Consul",
+        ]
 
 
 async def test_stop_gives_the_registration_back(autojump_clock: MockClock) -> None:

@@ -8,6 +8,7 @@ from meshgate.core.alerts import meaning_of
     [
         ("unrecognized_name", "no route"),
         ("internal_error", "any endpoint"),
+        ("internal_error", "all the connections it may have"),
         ("bad_certificate", "intention"),
         ("unknown_ca", "CA"),
         ("certificate_expired", "clocks"),

@@ -11,6 +11,7 @@ from meshgate.core.catalog import (
     PeerServers,
     RemoteDatacenter,
     RemotePartition,
+    SamenessGroup,
     Service,
     Snapshot,
     Subset,
@@ -148,6 +149,42 @@ def test_exports_and_their_chains_stay_until_they_are_known() -> None:
     waiting = Unanswered(chains=frozenset({"web", "new"}))
     assert carry_over(fresh, last, waiting).exports == (Export("new"), replace(known, peers=("eu",)))
     assert carry_over(fresh, last, Unanswered()) is fresh
+
+
+ALL, OTHERS = SamenessGroup("all", ("eu", "us"), ("p1",)), SamenessGroup("others", ("asia",))
+
+
+def test_sameness_group_without_an_answer_has_its_last_members_in_what_is_exported_to_it_now() -> None:
+    was = (Export("db", peers=("eu", "us")), Export("web", peers=("asia", "eu", "us"), partitions=("p1", "p9")))
+    last = replace(LAST, exports=was, groups=(ALL, OTHERS))
+    # db is no longer exported, nor web to others and to p9; it is now, and new.
+    now = Export("new", "team", groups=("all", "unheard-of")), Export("web", peers=("cn",), groups=("all",))
+    carried = carry_over(replace(NOTHING, exports=now), last, Unanswered())
+    assert carried.exports == (
+        replace(now[0], peers=("eu", "us"), partitions=("p1",)),
+        replace(now[1], peers=("cn", "eu", "us"), partitions=("p1",)),
+    )
+    # They are there for the next restart, too.
+    assert carried.groups == (ALL,)
+    assert carry_over(replace(NOTHING, exports=now), carried, Unanswered()) == carried
+
+
+def test_sameness_group_with_an_answer_is_taken_from_it() -> None:
+    last = replace(LAST, exports=(Export("web", peers=("asia", "eu", "us")),), groups=(ALL, OTHERS))
+    fresh = replace(NOTHING, exports=(Export("web", peers=("cn",)),), groups=(SamenessGroup("all", ("cn",)),))
+    assert carry_over(fresh, last, Unanswered()) is fresh
+    mixed = replace(fresh, exports=(Export("web", peers=("cn",), groups=("others",)),))
+    carried = carry_over(mixed, last, Unanswered())
+    assert carried.exports[0].peers == ("asia", "cn")
+    assert carried.groups == (*fresh.groups, OTHERS)
+
+
+def test_sameness_groups_stay_as_long_as_the_exports_that_name_them() -> None:
+    last = replace(LAST, exports=(Export("web", peers=("eu",)),), groups=(ALL,))
+    assert carry_over(NOTHING, last, Unanswered(exports=True)).groups == (ALL,)
+    assert carry_over(NOTHING, last, Unanswered()).groups == ()
+    fresh = replace(NOTHING, exports=(Export("web", peers=("eu",)),))
+    assert carry_over(fresh, last, Unanswered(exports=True)) is fresh
 
 
 def test_control_plane_of_peers_stays_until_it_is_known() -> None:

@@ -16,7 +16,7 @@ ALERTS = {
     "no_healthy_endpoint": INTERNAL_ERROR,
     "connect_failed": INTERNAL_ERROR,
     "connect_timeout": INTERNAL_ERROR,
-    "max_connections": None,
+    "max_connections": INTERNAL_ERROR,
     "max_connections_per_client": None,
     "draining": INTERNAL_ERROR,
 }

@@ -196,3 +196,45 @@ def test_a_table_knows_the_routes_it_has_by_the_names_that_users_write() -> None
     assert made.has("*.dc2.internal")
     assert not made.has("dc2.internal")
     assert not made.has("*.web")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        pytest.param(f"web.default.dc1.internal.{TD3}", ("web", "default", ""), id="a service"),
+        pytest.param(f"foo.default.dc1.internal.{TD3}", ("foo", "default", ""), id="one that has a route"),
+        pytest.param(f"v2.web.default.dc1.internal.{TD3}", ("web", "default", "v2"), id="a subset"),
+        pytest.param(f"web.team.dc1.internal.{TD3}", ("web", "team", ""), id="a namespace"),
+        pytest.param(f"WEB.Default.DC1.internal.{TD3.upper()}", ("web", "default", ""), id="any case"),
+        pytest.param(f"web.default.dc2.internal.{TD3}", None, id="another datacenter"),
+        pytest.param(f"web.default.p1.dc1.internal-v1.{TD3}", None, id="another partition"),
+        pytest.param(f"web.default.default.dc1.internal-v1.{TD3}", None, id="no name that Consul builds"),
+        pytest.param(f"web.default.dc1.internal.{TD1}", None, id="another trust domain"),
+        pytest.param(f"x.web.default.dc1.internal.y.{TD3}", None, id="labels in between"),
+        pytest.param(f"dc1.internal.{TD3}", None, id="the datacenter itself"),
+        pytest.param(f"web.default.default.peer.external.{TD3}", None, id="a peer's"),
+        pytest.param(f"web.default.dc1.query.{TD3}", None, id="a prepared query"),
+        pytest.param("server.dc1.consul", None, id="the servers"),
+        pytest.param(f".default.dc1.internal.{TD3}", None, id="an empty label"),
+        pytest.param("example.com", None, id="anything"),
+        pytest.param("", None, id="no name"),
+    ],
+)
+def test_a_name_says_which_service_of_the_own_datacenter_and_partition_it_is_of(
+    name: str, said: tuple[str, str, str] | None
+) -> None:
+    service = MESH.own_service(name)
+    assert said == (None if service is None else (service.service, service.namespace, service.subset))
+
+
+def test_own_service_is_of_the_tables_own_partition_and_datacenter_in_any_case() -> None:
+    routes = table(partition="P1", datacenter="DC1", trust_domain=TD3.upper())
+    found = routes.own_service(f"web.default.p1.dc1.internal-v1.{TD3}")
+    assert found is not None
+    assert (found.service, found.partition, found.datacenter) == ("web", "p1", "dc1")
+    assert routes.own_service(f"web.default.dc1.internal.{TD3}") is None
+
+
+def test_a_table_without_a_trust_domain_has_no_services_of_its_own() -> None:
+    for name in ("web.default.dc1.internal.", "web.default.dc1.internal", f"web.default.dc1.internal.{TD3}"):
+        assert table(trust_domain="").own_service(name) is None

@@ -10,6 +10,7 @@ from meshgate.adapters.admin import openapi
 from meshgate.adapters.admin.messages import Request, Response, error_response, json_response, text_response
 from meshgate.adapters.admin.server import Handler
 from meshgate.adapters.admin.views import explain_view, routes_view
+from meshgate.adapters.relay.pool import LEARN_SECONDS
 from meshgate.core.explain import explain
 
 from .admin_operator import operator_routes
@@ -67,6 +68,9 @@ class _Pages:
         name = request.query.get("sni")
         if name is None:
             return error_response(400, "say which name: /explain?sni=NAME")
+        # What a stream of this name would wait for: it is the answer that such a stream would get.
+        with trio.move_on_after(LEARN_SECONDS):
+            await self._gateway.learner.learn(name)
         # Looking for similar names among thousands takes a tenth of a second, which streams should not wait for.
         snapshot = self._gateway.watcher.snapshot if self._gateway.watcher else None
         described = partial(explain, domain=snapshot.domain) if snapshot else explain

@@ -23,30 +23,28 @@ from meshgate.adapters.consul import (
     WatchHub,
     wait_for_agent,
 )
-from meshgate.adapters.names import NameKeeper
 from meshgate.adapters.relay import Limits, OpenStream
 from meshgate.adapters.relay.pool import RelayPool
 from meshgate.adapters.sd_notify import Notifier
 from meshgate.core.catalog import Snapshot
-from meshgate.core.planner import Planner
 from meshgate.core.routes import RouteTable
 
 from .access_log import AccessLog
 from .admin_routes import admin_routes
 from .draining import drain_relay
 from .failures import CommandError
-from .health_history import HealthHistory
 from .last_known import AGENT_PATIENCE, CATALOG_PATIENCE, LastKnown
-from .own_addresses import OwnAddressKeeper
+from .learning import Learner
 from .own_registration import RegistrationKeeper
 from .refusal_log import RefusalLog
 from .relay_limits import limits_of
 from .settings import Settings
 from .stream_observer import StreamObserver
 from .supervision import obey_signals, ping_watchdog
-from .table_log import tell_table
+from .table_keeper import TableKeeper
+from .table_log import tell_ready
 from .telemetry import Telemetry
-from .tenancy import export_problems, export_rules, is_enterprise, partition_of
+from .tenancy import export_problems, is_enterprise, partition_of
 from .use import tell_use
 
 log = structlog.get_logger(module="meshgate")
@@ -65,36 +63,42 @@ class Gateway:
         self.settings = settings
         self.client = client
         self.observer = StreamObserver(RefusalLog(log), AccessLog.open(settings.access_log))
-        self.relay = RelayPool(settings.workers, limits_of(settings), self.observer, settings.drain_timeout)
-        self.table: RouteTable | None = None
-        self._snapshot: Snapshot | None = None
+        self.learner = Learner(self.relay_table, lambda: self.watcher)
+        limits = limits_of(settings)
+        self.relay = RelayPool(settings.workers, limits, self.observer, settings.drain_timeout, self.learner.learn)
         self.watcher: CatalogWatcher | None = None
         self.metrics = Metrics()
-        self.health = HealthHistory()
         self.listening = False
         self.draining = False
         self._notifier = notifier
         self._hub = WatchHub(token_version=lambda: client.token.version)
-        self.registration = RegistrationKeeper(settings, client, self._hub, self.relay, self._replan)
-        self.telemetry = Telemetry(self)
-        self.registration.on_registration = self.telemetry.follow
-        self._names = NameKeeper(self._replan)
-        self._planner = Planner()
-        self._own_addresses = OwnAddressKeeper(settings)
         self.last_known = LastKnown(
             settings.state_dir,
             settings.service,
             settings.consul.get("CONSUL_PARTITION", ""),
             lambda: self.watcher is not None and not self.watcher.stale,
         )
+        self.registration = RegistrationKeeper(settings, client, self._hub, self.relay, self._on_options)
+        self.tables = TableKeeper(settings, self.relay, notifier, self.last_known, self.registration.seen)
+        self.health = self.tables.health
+        self.telemetry = Telemetry(self)
+        self.registration.on_registration = self.telemetry.follow
         self._agent_known = trio.Event()
-        self._catalog_known = trio.Event()
         self._drain = trio.Event()
 
     @property
     def ready(self) -> bool:
         """Whether streams are served: the catalog is known, listeners are open, a worker is up, nobody asked to end."""
         return self.listening and self.relay.works and self.table is not None and not self.draining
+
+    @property
+    def table(self) -> RouteTable | None:
+        """The table in force; None before the catalog is known."""
+        return self.tables.table
+
+    def relay_table(self) -> RouteTable:
+        """The table in force; an empty one before the catalog is known."""
+        return self.tables.in_force()
 
     @property
     def catalog_stale(self) -> bool:
@@ -138,7 +142,7 @@ class Gateway:
             services.start_soon(self.relay.run)
             if self.settings.admin_bind is not None:
                 await self._serve_admin(services, AdminServer(admin_routes(self)))
-            services.start_soon(self._names.run)
+            services.start_soon(self.tables.names.run)
             services.start_soon(self.telemetry.statsd.run)
             services.start_soon(self.registration.listeners.run)
             services.start_soon(ping_watchdog, self._notifier)
@@ -188,8 +192,9 @@ class Gateway:
         nursery.start_soon(self.watcher.run)
         nursery.start_soon(tell_use, self.relay, self.watcher.used)
         nursery.start_soon(self.registration.follow_limits)
+        nursery.start_soon(self.registration.follow_maintenance)
         nursery.start_soon(self._complete_catalog, self.watcher)
-        await self._catalog_known.wait()
+        await self.tables.known.wait()
         self._listen()
         if self.settings.register:
             nursery.start_soon(self.registration.run)
@@ -202,12 +207,8 @@ class Gateway:
         except OSError as error:
             raise CommandError(f"cannot listen: {error.strerror}") from None
         self.listening = True
-        log.info("ready", routes=len(self.relay_table()))
+        tell_ready(self.relay_table())
         self._notifier.ready()
-
-    def relay_table(self) -> RouteTable:
-        """The table in force; an empty one before the catalog is known."""
-        return self.table or RouteTable.of("", "", "default", iter(()))
 
     # --- the catalog ---------------------------------------------------------------------------------------------
 
@@ -217,13 +218,13 @@ class Gateway:
             await self._agent_known.wait()
         if self._agent_known.is_set():
             with trio.move_on_after(CATALOG_PATIENCE):
-                await self._catalog_known.wait()
-        if self._catalog_known.is_set():
+                await self.tables.known.wait()
+        if self.tables.known.is_set():
             return
         kept = self.last_known.stand_in()
         if kept is not None:
-            self._names.remember(kept.addresses)
-            self._use(replace(kept.snapshot, expose_servers=self.settings.expose_servers))
+            self.tables.names.remember(kept.addresses)
+            self.tables.use(replace(kept.snapshot, expose_servers=self.settings.expose_servers))
             self.registration.stand_in()
             self._listen()
 
@@ -232,9 +233,7 @@ class Gateway:
         stood_in = self.last_known.from_disk
         self.last_known.accept(datacenter, partition)
         if stood_in and not self.last_known.from_disk:
-            self._snapshot = self.table = None
-            self.relay.install(self.relay_table())
-            self._catalog_known = trio.Event()
+            self.tables.clear()
 
     async def _complete_catalog(self, watcher: CatalogWatcher) -> None:
         """Let go of what is used from disk as soon as Consul has answered for it."""
@@ -245,38 +244,18 @@ class Gateway:
             if watcher.snapshot is None or unanswered == before:
                 continue
             before, completed = unanswered, self.last_known.completed(watcher.snapshot, unanswered)
-            if completed != self._snapshot:
-                self._use(completed)
+            if completed != self.tables.snapshot:
+                self.tables.use(completed)
+
+    def _on_options(self) -> None:
+        self.tables.renew()
 
     def _on_snapshot(self, snapshot: Snapshot) -> None:
-        if self.last_known.kept is not None:
-            self._names.remember(self.last_known.kept.addresses)
-        unanswered = self.last_known.unanswered(self._hub.states())
-        self._use(self.last_known.completed(snapshot, unanswered))
-
-    def _use(self, snapshot: Snapshot) -> None:
-        self._snapshot = snapshot
-        self._replan()
-
-    def _replan(self) -> None:
-        """Make a table of what is known now, and place new streams by it."""
-        if self._snapshot is None:
-            return
-        table = self._planner.plan(
-            self.registration.seen(self._snapshot),
-            panic_threshold=self.settings.panic_threshold,
-            rules=export_rules(self.settings),
-            addresses=self._names.addresses,
-            own=self._own_addresses.now(self.relay.addresses),
-        )
-        self._names.want(self._planner.host_names)
-        before, self.table = self.relay_table(), table
-        self.relay.install(table)
-        self._catalog_known.set()
-        self.last_known.keep(self._snapshot, self._names.addresses)
-        self.health.note(table)
-        tell_table(before, table)
-        self._notifier.status(f"{len(table)} route{'' if len(table) == 1 else 's'} in {table.datacenter}")
+        kept = self.last_known.kept
+        if kept is not None:
+            self.tables.names.remember(kept.addresses)
+        unanswered = self.last_known.unanswered(self._hub.states() if kept is not None else ())
+        self.tables.use(self.last_known.completed(snapshot, unanswered))
 
     # --- stopping ------------------------------------------------------------------------------------------------
 

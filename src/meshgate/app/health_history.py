@@ -1,11 +1,11 @@
 """Since when endpoints are unhealthy, as far as this gateway has seen it: Consul does not keep the times."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import trio
 
-from meshgate.core.routes import Endpoint, Route, RouteTable
+from meshgate.core.changes import TableChange
+from meshgate.core.routes import Endpoint, Route
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,38 +17,30 @@ class Since:
 
 
 class HealthHistory:
-    """Follows the tables. Costs time only for routes that have changed."""
+    """Follows the tables, by what changes in them."""
 
     def __init__(self) -> None:
         self._routes: dict[str, tuple[Route, dict[Endpoint, Since]]] = {}
 
-    def note(self, table: RouteTable) -> None:
-        """Take the next table."""
-        self._routes = dict(self._noted(table))
+    def note(self, change: TableChange) -> None:
+        """Take the next table: what makes it of the last one, an empty table at first."""
+        for name in change.removed:
+            self._routes.pop(name, None)
+        now = trio.current_time()
+        for route in change.routes:
+            self._routes[route.sni] = route, self._unhealthy(route, now)
 
     def since(self, route: Route, endpoint: Endpoint) -> Since | None:
         """Since when an endpoint of a route is unhealthy; None where it is not, or nothing is known."""
         return self._routes.get(route.sni, (route, {}))[1].get(_same(endpoint))
 
-    def _noted(self, table: RouteTable) -> Iterable[tuple[str, tuple[Route, dict[Endpoint, Since]]]]:
-        now = trio.current_time()
-        for route in table:
-            before = self._routes.get(route.sni)
-            if before is not None and before[0] is route:
-                yield route.sni, before
-                continue
-            known = {} if before is None else {_same(each): each.healthy for each in before[0].endpoints}
-            since = {} if before is None else before[1]
-            yield (
-                route.sni,
-                (
-                    route,
-                    {
-                        key: since.get(key) or Since(now, seen=known.get(key, False))
-                        for key in (_same(each) for each in route.endpoints if not each.healthy)
-                    },
-                ),
-            )
+    def _unhealthy(self, route: Route, now: float) -> dict[Endpoint, Since]:
+        before, since = self._routes.get(route.sni, (None, {}))
+        known = {} if before is None else {_same(each): each.healthy for each in before.endpoints}
+        return {
+            key: since.get(key) or Since(now, seen=known.get(key, False))
+            for key in (_same(each) for each in route.endpoints if not each.healthy)
+        }
 
 
 def _same(endpoint: Endpoint) -> Endpoint:

@@ -8,6 +8,7 @@ refused as soon as that is known.
 
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -74,6 +75,9 @@ class LastKnown:
         if kept is None:
             log.info("no state file yet", folder=str(self._folder))
             return
+        # Where Consul is not there to be asked before a stream is placed, no stream should wait for that.
+        services = tuple(replace(service, cold=False) for service in kept.snapshot.services)
+        kept = replace(kept, snapshot=replace(kept.snapshot, services=services))
         self._loaded_at = trio.current_time()
         self._age_when_loaded = max(0.0, time.time() - kept.saved)
         self.kept = kept

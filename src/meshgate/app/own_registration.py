@@ -14,11 +14,12 @@ from typing import Final
 import structlog
 
 from meshgate.adapters.consul import ConsulClient, Cursor, OwnRegistration, Page, Registrar, WatchHub
+from meshgate.adapters.consul.maintenance import Maintenance, maintenance_of
 from meshgate.adapters.consul.records import GATEWAY_KIND
 from meshgate.adapters.consul.watch import Watch, ignore
 from meshgate.adapters.relay.pool import RelayPool
 from meshgate.core.catalog import NOWHERE, Snapshot
-from meshgate.core.gateway_options import NO_OPTIONS, GatewayOptions, gateway_options
+from meshgate.core.gateway_options import NO_LIMITS, NO_OPTIONS, DestinationLimits, GatewayOptions, gateway_options
 from meshgate.core.host_names import with_one_host_name
 from meshgate.core.listeners import ListenPlan
 from meshgate.core.locality import measured
@@ -27,10 +28,11 @@ from .listeners import Listeners
 from .registration import definition_of, exposes_servers, listen_addresses, plan_of
 from .relay_limits import limits_of
 from .settings import Settings
+from .text import printable
 
 log = structlog.get_logger(module="meshgate")
 
-# Seconds between two looks at the gateway's own service-defaults.
+# Seconds between two looks at what cannot be waited for: the gateway's own service-defaults and its maintenance.
 _LOOK: Final = 10.0
 
 
@@ -63,9 +65,10 @@ class RegistrationKeeper:
         self._on_options = on_options
         self._options: GatewayOptions = NO_OPTIONS
         self._locality = NOWHERE
-        self._most = 0
+        self._of_each = NO_LIMITS
         self._exposes: bool | None = None
         self._missing = False
+        self._held_out: tuple[Maintenance, ...] = ()
         self._registrar = Registrar(
             client, hub, definition_of(settings), register=settings.register, on_change=self._changed
         )
@@ -93,7 +96,8 @@ class RegistrationKeeper:
     def problems(self) -> list[str]:
         """What keeps the gateway from doing what its registration says, a line each."""
         missing = f"the agent holds no registration {self._settings.proxy_id!r}, and MESHGATE_REGISTER is false"
-        return [*([missing] if self._missing else []), *self.listeners.problems()]
+        held_out = [_words(each) for each in self._held_out]
+        return [*([missing] if self._missing else []), *held_out, *self.listeners.problems()]
 
     async def existing(self) -> bool:
         """Wait for a registration that somebody else makes, and for a listener by it; whether it exposes servers."""
@@ -109,10 +113,19 @@ class RegistrationKeeper:
         """Follow the gateway's own service-defaults until cancelled."""
         name = self._settings.service
 
-        async def ask(_: Cursor) -> Page[int]:
-            return Page(await self._client.max_connections(name))
+        async def ask(_: Cursor) -> Page[DestinationLimits]:
+            return Page(await self._client.destination_limits(name))
 
         await Watch(self._hub, "service-defaults", name, ask, self._limited, interval=_LOOK).run()
+
+    async def follow_maintenance(self) -> None:
+        """Follow whether an operator holds the gateway out of service, until cancelled. It serves all the same."""
+        service_id = self._settings.proxy_id
+
+        async def ask(_: Cursor) -> Page[tuple[Maintenance, ...]]:
+            return Page(maintenance_of(await self._client.agent_checks(service_id), service_id))
+
+        await Watch(self._hub, "maintenance", service_id, ask, self._maintained, interval=_LOOK).run()
 
     def give_back(self) -> bool:
         """Take the registration back, where it is ours; whether there was one. Listeners stay as they are."""
@@ -122,11 +135,18 @@ class RegistrationKeeper:
             self._registrar.stop()
         return ours
 
-    def _limited(self, most: int) -> None:
-        if most:
-            log.info("service-defaults limit the connections of each destination", most=most)
-        self._most = most
+    def _limited(self, of_each: DestinationLimits) -> None:
+        if of_each != NO_LIMITS:
+            log.info("service-defaults limit each destination", streams=of_each.connections, pending=of_each.pending)
+        self._of_each = of_each
         self._limit()
+
+    def _maintained(self, causes: tuple[Maintenance, ...]) -> None:
+        for cause in causes:
+            log.warning("held out of service in Consul: maintenance", node=cause.node, reason=cause.reason)
+        if self._held_out and not causes:
+            log.info("no longer held out of service in Consul")
+        self._held_out = causes
 
     def _changed(self, registration: OwnRegistration | None) -> None:
         self._missing = registration is None and not self._settings.register
@@ -152,4 +172,10 @@ class RegistrationKeeper:
         self._exposes = exposes
 
     def _limit(self) -> None:
-        self._relay.limit(limits_of(self._settings, self._options, self._most))
+        self._relay.limit(limits_of(self._settings, self._options, self._of_each))
+
+
+def _words(maintenance: Maintenance) -> str:
+    whose = "its node" if maintenance.node else "it"
+    reason = f": {printable(maintenance.reason)}" if maintenance.reason else ""
+    return f"{whose} is in maintenance in Consul, so other gateways send it no new streams{reason}"

@@ -1,19 +1,21 @@
 """The relay's limits: what was set for this gateway, else what Consul says of it, else the defaults."""
 
 from meshgate.adapters.relay import Limits
-from meshgate.core.gateway_options import KEEPALIVE_UNSET, NO_OPTIONS, GatewayOptions
+from meshgate.core.gateway_options import KEEPALIVE_UNSET, NO_LIMITS, NO_OPTIONS, DestinationLimits, GatewayOptions
 
 from .setting_sources import Origin
 from .settings import Settings
 
 
-def limits_of(settings: Settings, options: GatewayOptions = NO_OPTIONS, most: int = 0) -> Limits:
+def limits_of(
+    settings: Settings, options: GatewayOptions = NO_OPTIONS, of_each: DestinationLimits = NO_LIMITS
+) -> Limits:
     """Combine them.
 
     Args:
         settings: of this process; a connect timeout or keepalive that was set here counts before Consul's.
         options: what the registration holds, central configuration merged.
-        most: connections of each destination by the gateway's service-defaults; 0: no limit.
+        of_each: what each destination may have by the gateway's service-defaults.
     """
     timeout = options.connect_timeout if _is_default(settings, "MESHGATE_CONNECT_TIMEOUT") else None
     keepalive = options.remote_keepalive if _is_default(settings, "MESHGATE_KEEPALIVE") else None
@@ -27,7 +29,8 @@ def limits_of(settings: Settings, options: GatewayOptions = NO_OPTIONS, most: in
         max_pending_per_endpoint=settings.max_pending_per_endpoint,
         max_hello_bytes=settings.max_hello_bytes,
         remote_keepalive=keepalive or KEEPALIVE_UNSET,
-        max_connections_per_destination=most,
+        max_connections_per_destination=of_each.connections,
+        max_pending_per_destination=of_each.pending,
     )
 
 

@@ -31,14 +31,14 @@ async def tell_use(relay: Relay, used: Callable[[Iterable[str]], None]) -> None:
     while True:
         await trio.sleep(LOOK)
         totals = relay.totals
-        services = {_service(*key) for key, count in totals.connections.items() if sent.get(key) != count}
-        services |= {_service(*key[:2]) for key, count in totals.failed.items() if lost.get(key) != count}
+        services = {service_of(*key) for key, count in totals.connections.items() if sent.get(key) != count}
+        services |= {service_of(*key[:2]) for key, count in totals.failed.items() if lost.get(key) != count}
         sent, lost = dict(totals.connections), dict(totals.failed)
         if services:
             used(services)
 
 
-def _service(kind: RouteKind, destination: str) -> str:
+def service_of(kind: RouteKind, destination: str) -> str:
     """The service of a route, by the name under which its streams are counted (`Route.destination`)."""
     if kind is RouteKind.PEER_EXPORT:
         destination = destination.partition(" to peer ")[0]

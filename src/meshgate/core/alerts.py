@@ -9,7 +9,8 @@ from typing import Final
 _MEANINGS: Final = {
     "unrecognized_name": "the gateway has no route for this name; `meshgate explain` with it says why",
     "internal_error": (
-        "a gateway on the way could not reach any endpoint, or none is healthy, or the destination failed; "
+        "a gateway on the way could not reach any endpoint, or none is healthy, or the destination has all the "
+        "connections it may have, or it failed; "
         "`meshgate explain` with the name says which, on this gateway and on the one of the destination's datacenter"
     ),
     "decode_error": "the gateway could not read the ClientHello",

@@ -85,7 +85,7 @@ class Service:
     """A mesh service of the gateway's own datacenter: what answers for it, and its service-resolver.
 
     `connect_timeout` is in seconds; None where the resolver sets none. `choices` is how many endpoints the policy
-    `least_request` looks at.
+    `least_request` looks at. `cold` is whether nobody follows it closely, so that all this may be old.
     """
 
     name: str
@@ -96,6 +96,7 @@ class Service:
     connect_timeout: float | None = None
     policy: Policy = Policy.ROUND_ROBIN
     choices: int = 2
+    cold: bool = False
 
     @property
     def key(self) -> str:
@@ -134,7 +135,8 @@ class Export:
 
     `protocol` is that of its discovery chain, "" while it is not known. `target` is where the chain's first resolver
     leads, None where that is out of the gateway's datacenter or partition. Routers and splitters are not followed: with
-    one of them in front the target is the service itself.
+    one of them in front the target is the service itself. `groups` are the sameness groups that it is opened to and of
+    whose members Consul has not told yet; those of others are among `peers` and `partitions`.
     """
 
     service: str
@@ -143,6 +145,16 @@ class Export:
     partitions: tuple[str, ...] = ()
     protocol: str = ""
     target: ChainTarget | None = None
+    groups: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SamenessGroup:
+    """The members of a sameness group, as one partition sees them (Enterprise 1.16 and later)."""
+
+    name: str
+    peers: tuple[str, ...] = ()
+    partitions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +190,8 @@ class Snapshot:
     gateways), and `peer_through` whether the peering control plane goes through gateways
     (`Peering.PeerThroughMeshGateways` of the mesh entry); only with one of them are `servers`, those of its own
     datacenter, known. `domain` is the agents' DNS domain, by which servers are named, with or without its final dot; it
-    is not the trust domain.
+    is not the trust domain. `groups` are those that exports name, where it is not Consul that resolves them; the
+    gateway's own partition is not among their members.
     """
 
     datacenter: str
@@ -194,6 +207,7 @@ class Snapshot:
     imports: tuple[ImportedService, ...] = ()
     peer_servers: tuple[PeerServers, ...] = ()
     peer_through: bool = False
+    groups: tuple[SamenessGroup, ...] = ()
 
 
 def in_namespace(namespace: str, name: str) -> str:

@@ -28,9 +28,11 @@ def difference(before: RouteTable, after: RouteTable) -> TableChange:
     removed: list[str] = []
     for old, new in ((before.exact, after.exact), (before.suffixes, after.suffixes)):
         # Nearly all routes are the same objects as before, and tables are large: `is` comes first.
-        fresh = [(name, route) for name, route in new.items() if old.get(name) is not route]
-        routes += [route for name, route in sorted(fresh, key=itemgetter(0)) if old.get(name) != route]
-        removed += [old[name].sni for name in sorted(old.keys() - new.keys())]
+        get = old.get
+        fresh = [(name, route) for name, route in new.items() if get(name) is not route]
+        routes += [route for name, route in sorted(fresh, key=itemgetter(0)) if get(name) != route]
+        if len(new) - sum(name not in old for name, _ in fresh) < len(old):
+            removed += [old[name].sni for name in sorted(old.keys() - new.keys())]
     return TableChange(
         after.datacenter,
         after.trust_domain,

@@ -74,6 +74,7 @@ class Exports:
                     connect_timeout=service.connect_timeout,
                     policy=service.policy,
                     choices=service.choices,
+                    cold=service.cold,
                 )
 
     def withheld(self) -> Mapping[str, str]:
@@ -85,7 +86,7 @@ class Exports:
             if isinstance(found := self._destination(export), str)
             for peer in export.peers
         }
-        for service in here.services:
+        for service in here.services if self._rules.enforce else ():
             if not self.admits(service):
                 for subset in ("", *(it.name for it in service.subsets)):
                     place = (here.datacenter, here.trust_domain, service.namespace, here.partition)

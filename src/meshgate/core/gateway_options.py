@@ -2,7 +2,8 @@
 
 The agent merges `proxy-defaults` into the registration, so these can be set centrally and change while the gateway
 runs. Keys keep Consul's names (`agent/xds/config`); unknown keys and unusable values are as if they were not there.
-Where the gateway listens is read in `listeners`.
+Where the gateway listens is read in `listeners`. Limits of destinations are set elsewhere: in the `service-defaults` of
+the gateway's own name.
 """
 
 from collections.abc import Mapping
@@ -42,6 +43,21 @@ class GatewayOptions:
 
 
 NO_OPTIONS = GatewayOptions()
+
+
+@dataclass(frozen=True, slots=True)
+class DestinationLimits:
+    """What each destination may have at once; 0: no limit.
+
+    `connections` counts its streams, `pending` those of them that wait for a connection (Consul's `MaxConnections` and
+    `MaxPendingRequests`).
+    """
+
+    connections: int = 0
+    pending: int = 0
+
+
+NO_LIMITS = DestinationLimits()
 
 
 def gateway_options(config: Mapping[str, object]) -> GatewayOptions:

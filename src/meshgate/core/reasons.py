@@ -37,6 +37,7 @@ _ALERTS: Final = {
     Reason.NO_HEALTHY_ENDPOINT: _INTERNAL_ERROR,
     Reason.CONNECT_FAILED: _INTERNAL_ERROR,
     Reason.CONNECT_TIMEOUT: _INTERNAL_ERROR,
+    Reason.MAX_CONNECTIONS: _INTERNAL_ERROR,  # A destination's: others are noticed before a client has spoken.
     Reason.DRAINING: _INTERNAL_ERROR,
 }
 

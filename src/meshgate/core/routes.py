@@ -12,6 +12,7 @@ from enum import StrEnum
 from types import MappingProxyType
 
 from .balance import Policy, Rotation
+from .sni import ServiceSni, parse
 
 # Octets in a DNS name (RFC 1035 section 2.3.4); no hello can bring a longer one. The bound is for who asks otherwise:
 # trying every suffix of an endless name takes quadratic time.
@@ -57,7 +58,8 @@ class Route:
     subset or a datacenter of Consul's, never a stranger's text. `candidates` are the endpoints that may get traffic,
     all known ones are in `endpoints`; `far` are the positions of the candidates that are not among the nearest.
     `connect_timeout` is in seconds, None for the gateway's own. `choices` is how
-    many endpoints the policy `least_request` looks at.
+    many endpoints the policy `least_request` looks at. `cold` is whether the endpoints may be old, so that Consul is to
+    be asked before a stream is placed.
     """
 
     name: str
@@ -72,6 +74,7 @@ class Route:
     rotation: Rotation = field(init=False, compare=False, repr=False)
     far: tuple[int, ...] = field(init=False, compare=False, repr=False)
     panic_threshold: int = 0
+    cold: bool = False
 
     def __post_init__(self) -> None:
         healthy = tuple(endpoint for endpoint in self.endpoints if endpoint.healthy)
@@ -161,6 +164,12 @@ class RouteTable:
             route = self.suffixes.get(name)
             if route is not None:
                 return route
+
+    def own_service(self, server_name: str) -> ServiceSni | None:
+        """What a name says of a service of the table's own datacenter and partition, whether there is one or not."""
+        said = parse(server_name.lower(), trust_domain=self.trust_domain.lower()) if self.trust_domain else None
+        here = (self.datacenter.lower(), self.partition.lower())
+        return said if isinstance(said, ServiceSni) and (said.datacenter, said.partition) == here else None
 
     def has(self, sni: str) -> bool:
         """Whether there is a route that users write so (`Route.sni`)."""

@@ -6,7 +6,8 @@ default partition is left out of a service's name and selects the label `interna
 selects `internal-v1`; a peered name always carries its partition. Comparison of names is the route table's business
 and happens in lower case; this module neither folds case nor routes.
 
-Routing never needs `parse`: the table is made of built names. Parsing serves explanations.
+Routing never needs `parse`: the table is made of built names. Parsing serves explanations, and says of a name without a
+route which service Consul could be asked for.
 """
 
 from dataclasses import dataclass

@@ -8,8 +8,9 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from meshgate.adapters.consul.attention import IN_USE, PASSING_WAIT, SUMMARY_PACE, SWEEP_PAUSE, SWEEP_PAUSE_ALONE, TICK
+from meshgate.adapters.consul.attention import IN_USE, PASSING_WAIT, TICK
 from meshgate.adapters.consul.records import Resolver, SubsetRule
+from meshgate.adapters.consul.sweep import SUMMARY_PACE, SWEEP_PAUSE, SWEEP_PAUSE_ALONE
 from meshgate.core.catalog import Check
 
 from .model import OWN, Model, gateway, sidecar, unreachable

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from meshgate.adapters.consul import InvalidAnswerError, PermissionDeniedError
+from meshgate.core.gateway_options import NO_LIMITS, DestinationLimits
 
 from .connected import connected
 
@@ -20,28 +21,31 @@ def entry(**limits: object) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("body", "most"),
+    ("body", "limits"),
     [
-        (entry(MaxConnections=512, MaxPendingRequests=7, MaxConcurrentRequests=9), 512),
-        (entry(MaxConnections=None, MaxPendingRequests=7), 0),
-        (entry(MaxConnections=0), 0),
-        (entry(MaxConnections=-1), 0),
-        (entry(), 0),
-        ({"Kind": "service-defaults", "Name": "mesh-gateway", "Protocol": "tcp"}, 0),
-        ({"Kind": "service-defaults", "Name": "mesh-gateway", "UpstreamConfig": None}, 0),
-        ({"Kind": "service-defaults", "Name": "mesh-gateway", "UpstreamConfig": {"Defaults": {"Limits": None}}}, 0),
+        (entry(MaxConnections=512, MaxPendingRequests=7, MaxConcurrentRequests=9), DestinationLimits(512, 7)),
+        (entry(MaxConnections=None, MaxPendingRequests=7), DestinationLimits(pending=7)),
+        (entry(MaxConnections=512, MaxPendingRequests=None), DestinationLimits(512)),
+        (entry(MaxConcurrentRequests=9), NO_LIMITS),
+        (entry(MaxConnections=0, MaxPendingRequests=0), NO_LIMITS),
+        (entry(MaxConnections=-1, MaxPendingRequests=-1), NO_LIMITS),
+        (entry(), NO_LIMITS),
+        ({"Kind": "service-defaults", "Name": "mesh-gateway", "Protocol": "tcp"}, NO_LIMITS),
+        ({"Kind": "service-defaults", "Name": "mesh-gateway", "UpstreamConfig": None}, NO_LIMITS),
+        ({"Name": "mesh-gateway", "UpstreamConfig": {"Defaults": None}}, NO_LIMITS),
+        ({"Name": "mesh-gateway", "UpstreamConfig": {"Defaults": {"Limits": None}}}, NO_LIMITS),
     ],
 )
-async def test_limit_of_connections_is_read(body: dict[str, Any], most: int) -> None:
+async def test_limits_are_read(body: dict[str, Any], limits: DestinationLimits) -> None:
     async with connected() as (double, client):
         double.set(PATH, body)
-        assert await client.max_connections("mesh-gateway") == most
+        assert await client.destination_limits("mesh-gateway") == limits
 
 
 async def test_no_entry_is_no_limit_and_no_error() -> None:
     async with connected() as (double, client):
         double.set(PATH, b'Config entry not found for "service-defaults" / "mesh-gateway"', status=404)
-        assert await client.max_connections("mesh-gateway") == 0
+        assert await client.destination_limits("mesh-gateway") == NO_LIMITS
         assert client.errors == {}
 
 
@@ -49,11 +53,11 @@ async def test_refusal_names_the_rule_to_add() -> None:
     async with connected() as (double, client):
         double.set(PATH, b"Permission denied", status=403)
         with pytest.raises(PermissionDeniedError, match=r'add service "mesh-gateway" \{ policy = "read" \}'):
-            await client.max_connections("mesh-gateway")
+            await client.destination_limits("mesh-gateway")
 
 
 async def test_nonsense_is_an_error() -> None:
     async with connected() as (double, client):
         double.set(PATH, {"UpstreamConfig": []})
         with pytest.raises(InvalidAnswerError):
-            await client.max_connections("mesh-gateway")
+            await client.destination_limits("mesh-gateway")

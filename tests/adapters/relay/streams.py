@@ -4,7 +4,7 @@ import contextlib
 import os
 import socket
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -33,13 +33,22 @@ def endpoint(port: int, *, address: str = "127.0.0.1", healthy: bool = True, wei
     return Endpoint(address, port, healthy, weight, "node1", f"instance-{port}")
 
 
-def table_of(routes: Mapping[str, Sequence[Endpoint]], connect_timeout: float | None = None) -> RouteTable:
+def table_of(
+    routes: Mapping[str, Sequence[Endpoint]], connect_timeout: float | None = None, cold: Collection[str] = ()
+) -> RouteTable:
     return RouteTable.of(
         "dc1",
         TRUST_DOMAIN,
         "default",
         (
-            Route(name, RouteKind.SERVICE, name.partition(".")[0], tuple(endpoints), connect_timeout=connect_timeout)
+            Route(
+                name,
+                RouteKind.SERVICE,
+                name.partition(".")[0],
+                tuple(endpoints),
+                connect_timeout=connect_timeout,
+                cold=name in cold,
+            )
             for name, endpoints in routes.items()
         ),
     )
@@ -80,9 +89,11 @@ class Running:
 
 
 @asynccontextmanager
-async def running(routes: Mapping[str, Sequence[Endpoint]], limits: Limits | None = None) -> AsyncIterator[Running]:
+async def running(
+    routes: Mapping[str, Sequence[Endpoint]], limits: Limits | None = None, ask: Callable[[str], None] | None = None
+) -> AsyncIterator[Running]:
     watcher = Watcher()
-    relay = Relay(table_of(routes), limits or Limits(), watcher)
+    relay = Relay(table_of(routes), limits or Limits(), watcher, ask=ask)
     _, port = relay.bind("default", "127.0.0.1", 0)
     relay.listen()
     async with trio.open_nursery() as nursery:

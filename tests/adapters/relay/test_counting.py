@@ -87,6 +87,7 @@ async def test_ended_streams_are_told_of_while_somebody_wants_to_know() -> None:
         for count, wanted in enumerate((False, True, False, True), 1):
             pool.watcher.wants_records = wanted
             pool.relay.want_records(wanted)
+            await pool.until_workers(2)
             before = len(pool.watcher.ended)
             await (await pool.call()).aclose()
             with trio.fail_after(20):

@@ -23,6 +23,7 @@ from .streams import (
     receive_exactly,
     running,
 )
+from .test_endpoints import INTERNAL_ERROR
 from .test_pool import pool_of
 
 HELLO = hello_for(WEB)
@@ -41,7 +42,7 @@ async def test_destination_takes_so_many_streams_and_others_are_not_charged_for_
 
             open_streams = [(await call(WEB))[0] for _ in range(2)]
             refused, said = await call(WEB)
-            assert said == b""
+            assert said == INTERNAL_ERROR
             assert [(each.reason, each.detail) for each in it.refused] == [
                 (Reason.MAX_CONNECTIONS, "web has its 2 connections")
             ]
@@ -62,7 +63,7 @@ async def test_limit_holds_for_all_workers_together_and_ends_with_its_streams() 
             for _ in range(5):
                 async with await pool.dial() as late:
                     await late.send_all(HELLO)
-                    assert await receive_all(late) == b""
+                    assert await receive_all(late) == INTERNAL_ERROR
             for client in clients:
                 await client.aclose()
             with trio.fail_after(20):
@@ -88,6 +89,7 @@ async def test_what_peers_export_is_not_limited_as_in_consul(kind: RouteKind) ->
         for client in clients:
             await client.send_all(HELLO)
             assert await receive_exactly(client, len(HELLO)) == HELLO
+        for client in clients:
             await client.aclose()
 
 

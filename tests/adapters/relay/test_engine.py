@@ -62,6 +62,19 @@ async def test_clients_that_wait_when_the_relay_is_cancelled_are_no_internal_err
             client.close()
 
 
+async def test_deadlines_of_clients_that_are_let_in_at_the_end_count_from_then() -> None:
+    async with backend(echo) as port, running({WEB: [endpoint(port)]}, Limits(hello_timeout=60.0)) as gateway:
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        with socket.create_connection(("127.0.0.1", gateway.port), 20) as client:
+            gateway.relay._engine.now -= 3600.0  # As after an hour in which nothing happened.
+            gateway.relay.stop_listening()
+            assert gateway.relay.connections()[0].age < 60.0
+            await trio.sleep(0.3)
+            client.sendall(HELLO)
+            await gateway.until(lambda: [stream.state for stream in gateway.relay.connections()] == ["relaying"])
+        assert gateway.refused == []
+
+
 async def test_defect_at_a_deadline_ends_its_stream_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(_self: Connection) -> None:
         raise RuntimeError("a defect")

@@ -4,7 +4,7 @@ import gc
 import os
 import signal
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 import pytest
@@ -62,10 +62,13 @@ class Pool:
 
 @asynccontextmanager
 async def pool_of(
-    routes: Mapping[str, Sequence[Endpoint]], workers: int = 2, limits: Limits | None = None
+    routes: Mapping[str, Sequence[Endpoint]],
+    workers: int = 2,
+    limits: Limits | None = None,
+    learn: Callable[[str], Awaitable[None]] = pool_module._nothing_to_learn,
 ) -> AsyncIterator[Pool]:
     watcher = Watcher()
-    relay = RelayPool(workers, limits or Limits(), watcher, drain_seconds=5.0)
+    relay = RelayPool(workers, limits or Limits(), watcher, drain_seconds=5.0, learn=learn)
     _, port = relay.bind("default", "127.0.0.1", 0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pool_module, "ANSWER_SECONDS", 5.0)  # A busy machine may take its time.

@@ -12,6 +12,7 @@ from meshgate.core.catalog import (
     PeerServers,
     RemoteDatacenter,
     RemotePartition,
+    SamenessGroup,
     Service,
     Snapshot,
     Subset,
@@ -54,6 +55,7 @@ def catalog(services: int = 2) -> Snapshot:
         connect_timeout=2.5,
         policy=Policy.LEAST_REQUEST,
         choices=5,
+        cold=True,
     )
     others = (Service(f"s{number}", (instance(f"s{number}", 3),)) for number in range(1, services))
     return Snapshot(
@@ -70,11 +72,12 @@ def catalog(services: int = 2) -> Snapshot:
         partitions=(RemotePartition("p1", (instance("mesh-gateway", 6),)), RemotePartition("p2", ())),
         exports=(
             Export("web", "team", ("us",), ("p1",), "tcp", ChainTarget("web", "team", "v1")),
-            Export("api", peers=("us",)),
+            Export("api", peers=("us",), groups=("others",)),
         ),
         imports=(ImportedService("db", "us", (instance("db", 7),), "team"),),
         peer_servers=(PeerServers("us", "server.us.peering.x", (("192.0.2.9", 8443),), 7),),
         peer_through=True,
+        groups=(SamenessGroup("all", ("us",), ("p1",)),),
     )
 
 

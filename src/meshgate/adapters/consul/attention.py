@@ -6,46 +6,45 @@ While there are connections for all, every service has a held query of its own. 
   begins to serve.
 - A service in use (streams of the last `IN_USE` seconds, or just registered) has a held query. Where more are in use
   than there are connections they pass them on, and those that wait for one are read every `TICK` seconds.
-- One more held query, for the summaries of all services that Consul's web pages are made of, tells which others have
-  changed (instances, their nodes, their health). Those are read at once. It is answered every `SUMMARY_PACE` seconds at
-  most, for its answer is large.
-- What summaries do not show, such as another port on the same node, is found by a sweep: all services, one after the
-  other, slowly; less slowly where Consul gives no summaries.
+- All others are cold: what is known of them may be old, so the first stream waits until they are read (`learn`), and
+  puts them into use. That they are not far behind when Consul is lost is what `sweep` is for.
 
 A query that is held is never given up for another service: Consul would keep its connection's slot until its wait ends.
 It is passed on when it returns.
 """
 
-import random
-from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
 
 import trio
 
 from .errors import ConsulError
-from .followed import NEVER, SIDECAR, Followed, nothing_expected
+from .followed import NEVER, Followed
 from .hub import WatchHub
 from .pool import ReaderPool
+from .readings import Readings
 from .records import LONGEST_WAIT, Client, Cursor, Instances, Page
+from .sweep import Sweep
 from .watch import Watch
 
 IN_USE: Final = 300.0
 TICK: Final = 5.0
-SUMMARY_PACE: Final = 10.0
-# Seconds between two reads of the sweep, with summaries and without: of 5,000 services a pass takes 42 and 4 minutes.
-SWEEP_PAUSE: Final = 0.5
-SWEEP_PAUSE_ALONE: Final = 0.05
 # Seconds that a query is held while other services in use wait for its connection.
 PASSING_WAIT: Final = 15.0
-SUMMARIES: Final = "summaries of services"
+# Seconds for which what was read is as good as what is read now.
+FRESH: Final = 0.1
 
-# At once, of the connections that short requests share.
-_READERS: Final = 3
 _AT_A_TICK: Final = 50
-# Seconds that readers rest when the agent is out of reach.
-_REST: Final = (1.0, 5.0)
+
+
+@dataclass(slots=True, eq=False)
+class _Held:
+    """A query that is held; `tried` when its first answer has come, or has not."""
+
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    tried: trio.Event = field(default_factory=trio.Event)
 
 
 class Attention:
@@ -58,21 +57,19 @@ class Attention:
     """
 
     def __init__(self, client: Client, hub: WatchHub, pool: ReaderPool) -> None:
-        self._client = client
         self._hub = hub
         self._pool = pool
         self._followed: dict[Followed, None] = {}
         self._by_service: dict[str, tuple[Followed, ...]] = {}
         self._interesting: dict[Followed, None] = {}
-        self._watches: dict[Followed, trio.CancelScope] = {}
+        self._new: dict[Followed, None] = {}
+        self._held: dict[Followed, _Held] = {}
         self._waiting: list[Followed] = []
-        self._due: dict[Followed, None] = {}
-        self._round: deque[Followed] = deque()
-        self._summaries: Mapping[str, int] = {}
-        self._summarized = True
+        self._warm: set[Followed] = set()
         self._fits = True
         self._news = trio.Event()
-        self._work = trio.Event()
+        self._readings = Readings(client, hub, self._is_read)
+        self._sweep = Sweep(hub, pool, self._readings, lambda: tuple(self._followed), self.look)
 
     def follow(self, query: Followed, *, later: bool = False) -> None:
         """Follow a query from now on.
@@ -83,23 +80,28 @@ class Attention:
         """
         query.state = self._hub.enlist(query.kind, query.name)
         query.state.swept = True
+        query.cold = True
         self._followed[query] = None
         self._by_service[query.service] = (*self._by_service.get(query.service, ()), query)
         if not later:
-            self._due[query] = None
+            self._new[query] = None
         self._news.set()
 
     def leave(self, query: Followed) -> None:
         """Follow it no longer."""
-        for queries in (self._followed, self._due, self._interesting):
+        for queries in (self._followed, self._interesting, self._new):
             queries.pop(query, None)
+        self._readings.drop(query)
+        self._warm.discard(query)
         left = tuple(other for other in self._by_service[query.service] if other is not query)
         if left:
             self._by_service[query.service] = left
         else:
             del self._by_service[query.service]
-        if query in self._watches:
-            self._watches.pop(query).cancel()
+        if query in self._held:
+            held = self._held.pop(query)
+            held.scope.cancel()
+            held.tried.set()
         if query.state is not None:
             self._hub.strike(query.state)
         self._news.set()
@@ -116,6 +118,17 @@ class Attention:
             for query in self._by_service.get(service, ()):
                 self._look(query)
 
+    async def learn(self, service: str) -> None:
+        """Put a service into use, and return when it is known as Consul has it now, or when that cannot be had.
+
+        May take as long as a request does; a caller who has less time cancels it.
+        """
+        async with trio.open_nursery() as nursery:
+            for query in self._by_service.get(service, ()):
+                nursery.start_soon(self._learn, query)
+        # Not before: a query that is held answers for itself.
+        self.used((service,))
+
     async def run(self) -> None:
         """Follow until cancelled."""
         try:
@@ -126,10 +139,8 @@ class Attention:
 
     async def _run(self) -> None:
         async with trio.open_nursery() as nursery:
-            for _ in range(_READERS):
-                nursery.start_soon(self._read_what_is_due)
-            nursery.start_soon(self._sweep)
-            nursery.start_soon(self._follow_summaries)
+            nursery.start_soon(self._readings.run)
+            nursery.start_soon(self._sweep.run)
             while True:
                 self._news = trio.Event()
                 self._balance(nursery)
@@ -142,30 +153,41 @@ class Attention:
     # --- who is watched ------------------------------------------------------------------------------------------
 
     def _interest(self, query: Followed) -> None:
-        if query.interest == NEVER or query not in self._watches:
+        if query.interest == NEVER or query not in self._held:
             self._news.set()
         query.interest = trio.current_time()
         self._interesting[query] = None
 
     def _balance(self, nursery: trio.Nursery) -> None:
-        room = self._pool.room(len(self._watches))
+        room = self._pool.room(len(self._held))
         self._fits = len(self._followed) <= room
+        self._sweep.want(not self._fits)
         if self._fits:
             wanted = list(self._followed)
-            self._due.clear()
         else:
             self._forget()
             # Who waits already comes first.
             newest = sorted(self._interesting, key=lambda query: query.interest, reverse=True)
             wanted = list(dict.fromkeys([*(it for it in self._waiting if it in self._interesting), *newest]))
-            self._wake()
-        missing = [query for query in wanted if query not in self._watches]
-        free = max(0, room - len(self._watches))
+        missing = [query for query in wanted if query not in self._held]
+        free = max(0, room - len(self._held))
         self._waiting = missing[free:]
         for query in missing[:free]:
-            scope = self._watches[query] = trio.CancelScope()
-            self._due.pop(query, None)
-            nursery.start_soon(self._watch, query, scope)
+            held = self._held[query] = _Held()
+            self._readings.drop(query)
+            nursery.start_soon(self._watch, query, held)
+        for query in self._new:
+            self._look(query)
+        self._new.clear()
+        self._tell_warm({*self._held, *self._waiting})
+
+    def _tell_warm(self, warm: set[Followed]) -> None:
+        """Tell those queries that are not cold any more, or are now."""
+        for query in warm ^ self._warm:
+            if query in self._followed:
+                query.cold = query not in warm
+                query.turned()
+        self._warm = warm
 
     def _forget(self) -> None:
         unused = [query for query in self._interesting if not self._in_use(query)]
@@ -179,119 +201,51 @@ class Attention:
         """Whether a query whose answer has come is to be held again; it may be until a time, whoever waits."""
         return self._fits or (self._in_use(query) and (not self._waiting or trio.current_time() < until))
 
-    async def _watch(self, query: Followed, scope: trio.CancelScope) -> None:
+    async def _watch(self, query: Followed, held: _Held) -> None:
         async def ask(cursor: Cursor) -> Page[Instances]:
             async with self._pool.turn(cursor, PASSING_WAIT if self._waiting else LONGEST_WAIT) as (reader, turn):
                 page = await query.ask(reader, turn)
             await query.held.accept(page)
             return page
 
-        with scope, self._pool.watching():
-            if scope.cancel_called or query.state is None:
+        def answered(_: Instances) -> None:
+            held.tried.set()
+            query.answered()
+
+        def failed(error: ConsulError) -> None:
+            held.tried.set()
+            query.failed(error)
+
+        with held.scope, self._pool.watching():
+            if held.scope.cancel_called or query.state is None:
                 return
             query.state.swept = False
-            watch = Watch(
-                self._hub,
-                query.kind,
-                query.name,
-                ask,
-                lambda _: query.answered(),
-                on_error=query.failed,
-            )
+            start = Cursor()
+            if self._is_fresh(query):
+                start = Cursor(query.state.index)
+                held.tried.set()
+            watch = Watch(self._hub, query.kind, query.name, ask, answered, on_error=failed)
             until = trio.current_time() + PASSING_WAIT
-            await watch.only_while(partial(self._keeps, query, until), state=query.state).run()
+            await watch.only_while(partial(self._keeps, query, until), state=query.state, start=start).run()
             query.state.swept = True
-            self._watches.pop(query, None)
+            self._held.pop(query, None)
             self._news.set()
 
     # --- who is only read ----------------------------------------------------------------------------------------
 
+    def _is_read(self, query: Followed) -> bool:
+        return query in self._followed and query not in self._held
+
     def _look(self, query: Followed) -> None:
-        if query not in self._watches:
-            self._due[query] = None
-            self._wake()
+        if self._is_read(query):
+            self._readings.due(query)
 
-    def _wake(self) -> None:
-        self._work.set()
-        self._work = trio.Event()
+    async def _learn(self, query: Followed) -> None:
+        if query not in self._held and not self._is_fresh(query):
+            await self._readings.ask(query)
+        if query in self._held:
+            await self._held[query].tried.wait()
 
-    async def _read_what_is_due(self) -> None:
-        while True:
-            while self._fits or not self._due:
-                await self._work.wait()
-            query = next(iter(self._due))
-            del self._due[query]
-            await self._read(query)
-
-    async def _read(self, query: Followed) -> None:
-        if query.state is None or query in self._watches or query not in self._followed:
-            return
-        first = query.state.last_success is None
-        before = query.held.value
-        try:
-            page = await query.ask(self._client, Cursor())
-            await query.held.accept(page)
-        except ConsulError as error:
-            if query in self._followed:
-                self._hub.failed(query.state, error)
-                query.failed(error)
-                await self._rest(query, error)
-            return
-        if query in self._followed and query not in self._watches:
-            self._hub.succeeded(query.state)
-            query.state.index = page.index or 0
-            if first or query.held.value is not before:
-                query.answered()
-
-    async def _rest(self, query: Followed, error: ConsulError) -> None:
-        """What could not be read because nothing can be is tried again; anything else is left to the sweep."""
-        if error.status in ("unreachable", "timeout", "429"):
-            with trio.move_on_after(random.uniform(*_REST)):  # noqa: S311 (spreads load, decides nothing)
-                await self._hub.recovery()
-            if query in self._followed:
-                self._look(query)
-
-    async def _sweep(self) -> None:
-        while True:
-            await trio.sleep(SWEEP_PAUSE if self._summarized else SWEEP_PAUSE_ALONE)
-            if self._fits:
-                self._round.clear()
-                await self._too_many()
-                continue
-            if not self._round:
-                self._round.extend(query for query in self._followed if not nothing_expected(query))
-            if self._round:
-                await self._read(self._round.popleft())
-
-    async def _too_many(self) -> None:
-        """Wait until there are not connections for all."""
-        while self._fits:
-            await self._work.wait()
-
-    # --- what tells of changes -----------------------------------------------------------------------------------
-
-    async def _follow_summaries(self) -> None:
-        while True:
-            await self._too_many()
-            async with self._pool.dedicated() as reader:
-                watch = Watch(
-                    self._hub, "summaries", SUMMARIES, reader.summaries, self._summarize, on_error=self._no_summaries
-                )
-                await watch.only_while(lambda: not self._fits, pace=SUMMARY_PACE).run()
-            self._summaries = {}
-
-    def _no_summaries(self, _: ConsulError) -> None:
-        self._summarized = False
-
-    def _summarize(self, summaries: Mapping[str, int]) -> None:
-        self._summarized = True
-        before, self._summaries = self._summaries, summaries
-        if not before:
-            return
-        changed = {name.lower() for name, digest in summaries.items() if before.get(name) != digest}
-        changed.update(name.lower() for name in before.keys() - summaries.keys())
-        if changed:
-            self.look(changed | {name.removesuffix(SIDECAR) for name in changed})
-            for query in self._followed:
-                if any(instance.service.lower() in changed for instance in query.held.value):
-                    self._look(query)
+    def _is_fresh(self, query: Followed) -> bool:
+        last = None if query.state is None else query.state.last_success
+        return last is not None and trio.current_time() - last <= (TICK if query in self._waiting else FRESH)

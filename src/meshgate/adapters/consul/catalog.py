@@ -162,6 +162,17 @@ class CatalogWatcher:
         names = set(services)
         self._services.used(names | self._exports.behind(names))
 
+    async def learn(self, services: Iterable[str], namespace: str = "") -> None:
+        """Have services published as Consul has them now; return when that is done or cannot be.
+
+        Takes as long as a request to Consul; a caller with less patience cancels it. Lower-case names; with a namespace
+        those that nobody has heard of are looked for in it, without one they are ignored.
+        """
+        names = set(services)
+        await self._services.learn(names | self._exports.behind(names), namespace)
+        if self.snapshot is not None and self._roots is not None:
+            self._publish_if_new(self._roots.trust_domain)
+
     def states(self) -> list[WatchState]:
         """How each watch is doing, those of the hub's other users included."""
         return self._hub.states()
@@ -181,8 +192,7 @@ class CatalogWatcher:
         """Whether what is served is only the last that was known: an essential watch has been failing for long."""
         limit = trio.current_time() - STALE_AFTER
         return any(
-            state.name in _ESSENTIAL and state.failing_since is not None and state.failing_since <= limit
-            for state in self._hub.states()
+            state.failing_since is not None and state.failing_since <= limit for state in self._hub.named(_ESSENTIAL)
         )
 
     @property
@@ -275,6 +285,7 @@ class CatalogWatcher:
             imports=self._peerings.imports(),
             peer_servers=self._peerings.servers(),
             peer_through=self._peerings.through,
+            groups=self._exports.groups(),
         )
         if snapshot != self.snapshot:
             self.snapshot = snapshot

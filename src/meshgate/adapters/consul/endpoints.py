@@ -12,11 +12,13 @@ from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
 from meshgate.core.durations import format_duration
+from meshgate.core.gateway_options import NO_LIMITS, DestinationLimits
 
 from . import agent_wire, registration_wire, wire
 from .checks import NodeCheck, decode_node_checks
 from .errors import ConsulError, InvalidAnswerError, NotFoundError, NotReadyError, PermissionDeniedError, Rule
-from .records import GATEWAY_KIND, AgentFacts, CaRoots, Cursor, Instances, OwnRegistration, Page, Resolver
+from .maintenance import checks_filter
+from .records import GATEWAY_KIND, AgentCheck, AgentFacts, CaRoots, Cursor, Instances, OwnRegistration, Page, Resolver
 from .summaries import decode_summaries
 from .transport import HttpClient, MeshConsul, Reply, accepted, decoded, segment
 
@@ -141,22 +143,38 @@ class Endpoints:
             reply = await self._http.get(decoded(registration_wire.decode_own_registration), path, _held(cursor))
             return Page(reply.value, content_hash=reply.content_hash)
 
-    async def max_connections(self, service: str) -> int:
-        """`/v1/config/service-defaults/:service`: how many connections a destination may have; 0 where none is set."""
+    async def destination_limits(self, service: str) -> DestinationLimits:
+        """`/v1/config/service-defaults/:service`: what each destination of a gateway may have."""
         with self._counted(Rule("service", service)), suppress(NotFoundError):
             path = f"/v1/config/service-defaults/{service}"
-            return (await self._http.get(decoded(registration_wire.decode_max_connections), path)).value
-        return 0
+            return (await self._http.get(decoded(registration_wire.decode_destination_limits), path)).value
+        return NO_LIMITS
 
-    async def register(self, payload: Mapping[str, Any]) -> None:
-        """`PUT /v1/agent/service/register`. A registration of the same ID is replaced, its checks with it."""
+    async def agent_checks(self, service_id: str) -> tuple[AgentCheck, ...]:
+        """`/v1/agent/checks`, those of other services left out as far as the agent can."""
+        with self._counted(Rule("service", service_id)):
+            params = _held(Cursor(), filter=checks_filter(service_id))
+            return (
+                await self._http.get(decoded(registration_wire.decode_agent_checks), "/v1/agent/checks", params)
+            ).value
+
+    async def register(self, payload: Mapping[str, Any], *, keep_checks: bool = False) -> None:
+        """`PUT /v1/agent/service/register`. A registration of the same ID is replaced.
+
+        Its checks go with it, that of its maintenance too, unless `keep_checks`: then those of other IDs stay.
+        """
         with self._counted(Rule("service", str(payload["Name"]), "write")):
             await self._http.put(
                 accepted(),
                 "/v1/agent/service/register",
-                params=[("replace-existing-checks", "true")],
+                params=[] if keep_checks else [("replace-existing-checks", "true")],
                 data=json.dumps(payload),
             )
+
+    async def deregister_check(self, check_id: str) -> None:
+        """`PUT /v1/agent/check/deregister/:id`."""
+        with self._counted():
+            await self._http.put(accepted(), f"/v1/agent/check/deregister/{segment(check_id)}")
 
     async def deregister(self, service_id: str) -> None:
         """`PUT /v1/agent/service/deregister/:id`."""

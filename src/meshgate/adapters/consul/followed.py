@@ -20,10 +20,10 @@ class Followed:
     """A query for the instances of something that belongs to a service; `service` is its lower-case name.
 
     `kind` and `name` are those of its `WatchState`. `held` has what is known. `interest` is when it was last used, on
-    trio's clock.
+    trio's clock. `cold` is whether Consul is asked for it only now and then, so that what is known may be old.
     """
 
-    __slots__ = ("held", "interest", "kind", "name", "service", "state")
+    __slots__ = ("cold", "held", "interest", "kind", "name", "service", "state")
 
     def __init__(self, kind: str, name: str, service: str, held: HeldInstances) -> None:
         self.kind = kind
@@ -31,6 +31,7 @@ class Followed:
         self.service = service
         self.held = held
         self.interest = NEVER
+        self.cold = True
         self.state: WatchState | None = None
 
     @abstractmethod
@@ -44,6 +45,10 @@ class Followed:
     @abstractmethod
     def failed(self, error: ConsulError) -> None:
         """A request has failed."""
+
+    @abstractmethod
+    def turned(self) -> None:
+        """`cold` is not what it was."""
 
 
 def nothing_expected(query: Followed) -> bool:

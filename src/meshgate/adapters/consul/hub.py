@@ -6,7 +6,7 @@ token that was refused has been replaced.
 """
 
 import random
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -80,11 +80,16 @@ class WatchHub:
     def __init__(self, *, token_version: Callable[[], int] = lambda: 0) -> None:
         self.token_version = token_version
         self._states: dict[WatchState, None] = {}
+        self._named: dict[str, tuple[WatchState, ...]] = {}
         self._recovery = trio.Event()
 
     def states(self) -> list[WatchState]:
         """The watches that run now; the records live on, so copy what has to stay as it is."""
         return list(self._states)
+
+    def named(self, names: Iterable[str]) -> list[WatchState]:
+        """The watches of these names that run now."""
+        return [state for name in names for state in self._named.get(name, ())]
 
     @contextmanager
     def watching(self, kind: str, name: str) -> Iterator[WatchState]:
@@ -99,11 +104,17 @@ class WatchHub:
         """A new state, listed until `strike`. Needs a running trio."""
         state = WatchState(kind, name, trio.current_time())
         self._states[state] = None
+        self._named[name] = (*self._named.get(name, ()), state)
         return state
 
     def strike(self, state: WatchState) -> None:
         """List a state no longer."""
-        self._states.pop(state, None)
+        if state not in self._states:
+            return
+        del self._states[state]
+        self._named[state.name] = tuple(other for other in self._named[state.name] if other is not state)
+        if not self._named[state.name]:
+            del self._named[state.name]
 
     async def persist(
         self, state: WatchState, request: Callable[[], Awaitable[T]], on_error: Callable[[ConsulError], None]

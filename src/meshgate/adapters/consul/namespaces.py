@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Any, Final, cast
 
 import trio
@@ -101,17 +102,27 @@ class LocalCatalog:
 
     def services(self) -> tuple[Service, ...]:
         """Those that have instances in the mesh, by namespace and name."""
-        return tuple(
-            service
-            for namespace in sorted(self._places)
-            for service in self._places[namespace].services.services(namespace)
-        )
+        of_each = [self._places[namespace].services.services(namespace) for namespace in sorted(self._places)]
+        return tuple(chain.from_iterable(of_each)) if len(of_each) > 1 else of_each[0]
 
     def used(self, services: Iterable[str]) -> None:
         """These names have streams, in whatever namespace."""
         names = tuple(services)
         for place in self._places.values():
             place.subsets.attention.used(names)
+
+    async def learn(self, services: Iterable[str], namespace: str = "") -> None:
+        """Return when these are known as Consul has them now, or when that cannot be had; lower-case names.
+
+        Without a namespace they are those of all namespaces that are known; with one, unknown names are looked for.
+        """
+        async with trio.open_nursery() as nursery:
+            for name in services:
+                if namespace in self._places:
+                    nursery.start_soon(self._places[namespace].services.learn, name)
+                elif not namespace:
+                    for place in self._places.values():
+                        nursery.start_soon(place.subsets.attention.learn, name)
 
     def problems(self) -> list[str]:
         """What the token is known not to see, and what cannot be followed."""

@@ -10,6 +10,7 @@ from typing import Any, Final, Generic, Protocol, TypeVar
 
 from meshgate.core.balance import Policy
 from meshgate.core.catalog import NOWHERE, Instance, Locality
+from meshgate.core.gateway_options import DestinationLimits
 from meshgate.core.listeners import BindAddress
 
 T_co = TypeVar("T_co", covariant=True)
@@ -135,6 +136,15 @@ class OwnRegistration:
     access_logs: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class AgentCheck:
+    """A check as the agent holds it. `service_id` is empty for one of its node; `notes` are anybody's text."""
+
+    id: str
+    service_id: str = ""
+    notes: str = ""
+
+
 class Reader(Protocol):
     """The requests of the watches. Each raises a `ConsulError`, and leaves nothing behind when it is cancelled."""
 
@@ -186,12 +196,20 @@ class Reader(Protocol):
         """A registration as the agent holds it; NotFoundError where it holds none of this ID."""
         ...
 
-    async def max_connections(self, service: str) -> int:
-        """How many connections each destination of a gateway may have by its service-defaults; 0: no limit."""
+    async def destination_limits(self, service: str) -> DestinationLimits:
+        """What each destination of a gateway may have by the gateway's service-defaults."""
         ...
 
-    async def register(self, payload: Mapping[str, Any]) -> None:
-        """Register a service with the agent."""
+    async def agent_checks(self, service_id: str) -> tuple[AgentCheck, ...]:
+        """The checks that the agent holds of a service, and among others that of the maintenance of its node."""
+        ...
+
+    async def register(self, payload: Mapping[str, Any], *, keep_checks: bool = False) -> None:
+        """Register a service with the agent; its earlier checks go, unless they are to be kept."""
+        ...
+
+    async def deregister_check(self, check_id: str) -> None:
+        """Remove a check from the agent."""
         ...
 
     async def deregister(self, service_id: str) -> None:

@@ -9,6 +9,7 @@ name without instances is dropped at once, since nothing is lost with it.
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from functools import partial
 
 import trio
@@ -42,6 +43,9 @@ class _Service(Followed):
 
     def failed(self, _: ConsulError) -> None:
         self._services.tried(self)
+
+    def turned(self) -> None:
+        self._services.turned(self.name)
 
 
 class LocalServices:
@@ -81,7 +85,10 @@ class LocalServices:
         self._sorted = True
         self._hidden: dict[str, str] = {}
         self._list_filtered = False
-        self._listed: tuple[tuple[str, ...], dict[str, str]] = (), {}
+        # When names were found that no list had yet.
+        self._discovered: dict[str, float] = {}
+        self._listed: tuple[tuple[str, ...], Mapping[str, str]] = (), {}
+        self._followed: Mapping[str, str] = {}
         self._unaskable: tuple[str, ...] = ()
 
     async def run(self) -> None:
@@ -101,7 +108,8 @@ class LocalServices:
         """
         for name in self._touched | self._subsets.touched():
             if name in self._served:
-                self._made[name] = self._subsets.apply(name, self._served[name], namespace)
+                cold = self._services[name].cold
+                self._made[name] = self._subsets.apply(name, self._served[name], namespace, cold=cold)
             else:
                 self._made.pop(name, None)
         if not self._sorted:
@@ -135,12 +143,46 @@ class LocalServices:
         """Consul was asked for a service."""
         self._progress.done(_source(service.name))
 
+    def turned(self, name: str) -> None:
+        """How closely a service is followed has changed."""
+        if name in self._served:
+            self._touched.add(name)
+            self._changed()
+
+    async def learn(self, name: str) -> None:
+        """Return when a service is known as Consul has it now, or when that cannot be had; a lower-case name.
+
+        One that is not listed yet is asked for, too, and followed if there is anything behind it.
+        """
+        if name in self._services:
+            await self._attention.learn(name)
+        elif self.known and _askable(name):
+            with suppress(ConsulError):
+                await self._discover(name)
+
+    async def _discover(self, name: str) -> None:
+        page = await self._client.connect_instances(name, Cursor())
+        if not page.value or name in self._services:
+            return
+        held = HeldInstances(self._sight, name)
+        await held.accept(page)
+        service = self._services[name] = _Service(self, name, held)
+        self._discovered[name] = trio.current_time()
+        self._attention.follow(service)
+        self._attention.used((name,))
+        self.answered(service)
+
     async def _ask_names(self, reader: Reader, cursor: Cursor) -> Page[Mapping[str, str]]:
         page = await reader.service_names(cursor)
         since = trio.current_time()
         if page.value is not self._listed[0]:
-            self._listed = page.value, one_spelling(page.value)
+            spelled = one_spelling(page.value)
+            self._listed = page.value, self._followed if spelled == self._followed else spelled
             self._unaskable = tuple(name for name in page.value if not _askable(name))
+        self._list_filtered = page.filtered
+        if self._listed[1] is self._followed and not self._discovered:
+            # The index moves with every registration, the names hardly ever; of 10,000 looking takes milliseconds.
+            return Page(self._followed, index=page.index)
         spelled = dict(self._listed[1])
         if not spelled:
             await self._sight.confirm_nodes(since=since)
@@ -149,8 +191,11 @@ class LocalServices:
             for name in self._services.keys() - spelled.keys():
                 if self._services[name].held.value:
                     nursery.start_soon(self._look_for, name, since, spelled, hidden)
-        self._hidden, self._list_filtered = hidden, page.filtered
-        return Page(spelled, index=page.index)
+        # An answer does not have what was found after it came.
+        spelled = {name: name for name, found in self._discovered.items() if found >= since} | spelled
+        self._discovered.clear()
+        self._hidden = hidden
+        return Page(self._listed[1] if spelled == self._listed[1] else spelled, index=page.index)
 
     async def _look_for(self, name: str, since: float, spelled: dict[str, str], hidden: dict[str, str]) -> None:
         """Put a name that vanished back into `spelled` unless it is gone for certain."""
@@ -184,6 +229,7 @@ class LocalServices:
             # As if they were in use: what is new is about to change, and to be used.
             self._attention.used(name.removesuffix(SIDECAR) for name in fresh)
         self.known = True
+        self._followed = spelled
         self._changed()
 
     def _leave(self, service: _Service) -> None:

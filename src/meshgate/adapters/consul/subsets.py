@@ -65,6 +65,9 @@ class _Filtered(Followed):
             self.refused = True
         self._subsets.tried(self._key)
 
+    def turned(self) -> None:
+        self._subsets.touch(self._key.service)
+
 
 class Subsets:
     """Follows resolvers and subsets. `attention` follows the subsets, and the services too.
@@ -118,7 +121,7 @@ class Subsets:
         if self._served.pop(name, None) is not None:
             self._reconcile((name,))
 
-    def apply(self, name: str, instances: Instances, namespace: str = DEFAULT) -> Service:
+    def apply(self, name: str, instances: Instances, namespace: str = DEFAULT, *, cold: bool = False) -> Service:
         """A service with its instances, its subsets and its resolver's settings."""
         resolver = self._resolvers.get(name) or Resolver(name)
         return Service(
@@ -133,6 +136,7 @@ class Subsets:
             connect_timeout=resolver.connect_timeout,
             policy=resolver.policy,
             choices=resolver.choices,
+            cold=cold or any(query.cold for query in self._filtered.get(name, {}).values()),
         )
 
     def touched(self) -> set[str]:
@@ -209,8 +213,12 @@ class Subsets:
 
     def tried(self, key: _Key) -> None:
         """Consul was asked for a subset."""
-        self._touched.add(key.service)
         self._progress.done(_source(key))
+        self.touch(key.service)
+
+    def touch(self, service: str) -> None:
+        """`apply` may make something else of a service now."""
+        self._touched.add(service)
         self._changed()
 
 

@@ -10,9 +10,9 @@ import msgspec
 from .wire import decoder
 
 
-class _Summary(msgspec.Struct, rename="pascal"):
+class _Summary(msgspec.Struct, rename="pascal", gc=False):
     name: str
-    nodes: list[str] | None = None
+    nodes: tuple[str, ...] | None = None
     instance_count: int | None = 0
     checks_passing: int | None = 0
     checks_warning: int | None = 0

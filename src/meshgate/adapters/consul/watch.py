@@ -74,7 +74,12 @@ class Watch(Generic[T]):
         self._last: tuple[T] | None = None
 
     def only_while(
-        self, wanted: Callable[[], bool], *, state: WatchState | None = None, pace: float = PACE
+        self,
+        wanted: Callable[[], bool],
+        *,
+        state: WatchState | None = None,
+        pace: float = PACE,
+        start: Cursor = Cursor(),  # noqa: B008 - frozen
     ) -> "Watch[T]":
         """The watch itself, which now ends when it is no longer wanted.
 
@@ -82,8 +87,9 @@ class Watch(Generic[T]):
             wanted: asked before each request but the first. A query that is held is not given up for its answer.
             state: of the watch, where somebody else keeps it listed.
             pace: seconds that answers may come apart in the long run.
+            start: where to begin, if what was true there is known already; `on_value` gets what comes after it.
         """
-        self._wanted, self._state, self._pace = wanted, state, pace
+        self._wanted, self._state, self._pace, self._cursor = wanted, state, pace, start
         return self
 
     async def run(self) -> None:
@@ -136,7 +142,7 @@ class Watch(Generic[T]):
         index = 0 if page.index is None else next_index(self._cursor.index, page.index)
         self._cursor = Cursor(index, page.content_hash)
         state.index = index
-        if self._last is None or self._last[0] != page.value:
+        if self._last is None or (self._last[0] is not page.value and self._last[0] != page.value):
             self._last = (page.value,)
             self._on_value(page.value)
 

@@ -6,6 +6,7 @@ instance, which one trio task owns. A worker imports nothing that it does not ne
 
     pool, worker, messages   the processes, and what they tell each other
     shared      counts that all workers share, for the limits
+    destinations   the limits of each destination
     relay       the relay of one process
     engine      the epoll loop: events and deadlines in, turns out; fair between streams
     protocols   whom the engine calls

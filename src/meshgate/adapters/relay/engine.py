@@ -22,11 +22,13 @@ import trio
 
 from meshgate.core.hello_memory import HelloMemory
 from meshgate.core.reasons import Reason
-from meshgate.core.routes import Route, RouteKind, RouteTable
+from meshgate.core.routes import RouteTable
 
 from .connection import Connection
 from .counters import Counters, Refused
 from .deadlines import Deadlines, Timed
+from .destinations import Destinations
+from .learning import Learning
 from .leg import Leg
 from .limits import Limits
 from .pipes import PipePool
@@ -47,8 +49,6 @@ _LEG_EVENTS: Final = EPOLLIN | EPOLLRDHUP | EPOLLET
 _BATCH: Final = 512
 _EVENTS_PER_LOOK: Final = 8
 _DEFECTS_TOLD: Final = 20
-# What Consul's own gateway leaves out of its limits (`service-defaults` UpstreamConfig).
-_NEVER_FULL: Final = (RouteKind.PEER_EXPORT, RouteKind.PEER_SERVER)
 _MAX_PIPES: Final = 64  # Of 1 MiB each, that blocked streams may fill; past it streams are copied.
 
 
@@ -59,7 +59,13 @@ class Engine:
     """
 
     def __init__(
-        self, table: RouteTable, limits: Limits, counts: SharedCounts, observer: Observer, worker: int = 0
+        self,
+        table: RouteTable,
+        limits: Limits,
+        counts: SharedCounts,
+        observer: Observer,
+        worker: int = 0,
+        ask: Callable[[str], None] | None = None,
     ) -> None:
         self.table = table
         self.limits = limits
@@ -69,6 +75,8 @@ class Engine:
         self.pump = Pump(self._pipes)
         self.hellos = HelloMemory()
         self.placing = Placing()
+        self.destinations = Destinations(counts)
+        self.learning = Learning(ask)
         self.pressure = Pressure(self)
         self.clock = trio.lowlevel.current_clock().current_time
         self.now = self.clock()
@@ -141,19 +149,6 @@ class Engine:
         self.counters.active += 1
         return None
 
-    def charge(self, connection: Connection, route: Route) -> bool:
-        """Count a stream to a destination, where these are limited; False if the destination has all it may have."""
-        most = self.limits.max_connections_per_destination
-        if not most or route.kind in _NEVER_FULL:
-            return True
-        # No client's key looks like this: it is an IPv4 address or hexadecimal.
-        key = f"to {route.sni}"
-        if self._counts.client(key) >= most:
-            return False
-        self._counts.add_client(key, 1)
-        connection.charged = key
-        return True
-
     def on_refused(self, refused: Refused) -> None:
         """A stream was refused, or shed before its hello was read."""
         self.counters.count_refused(refused.reason)
@@ -170,7 +165,7 @@ class Engine:
         if self.limits.max_connections_per_client:
             self._counts.add_client(client_key(connection.client_address[0]), -1)
         if connection.charged:
-            self._counts.add_client(connection.charged, -1)
+            self.destinations.release(connection.charged)
         # A connection that closed without a byte is a health check, not a stream.
         if self._observer.wants_records and (connection.client.received or connection.reason is not None):
             self._observer.on_ended(ended_stream(connection))
@@ -188,6 +183,22 @@ class Engine:
         """Place new streams by another table. Streams that are placed stay where they are."""
         self.table = table
         self.placing.keep_only(table)
+
+    async def learned(self, name: str) -> None:
+        """Place the streams that wait for a name by the table that there is now."""
+        rested = self.clock()
+        for opening in self.learning.learned(name, rested):
+            self.now = self.clock()
+            # There may be thousands. Not after each: it takes a whole round of the loop until it goes on here.
+            if self.now - rested > CHECKPOINT_SECONDS:
+                await trio.lowlevel.checkpoint()
+                self.now = rested = self.clock()
+            self.guard(opening.client, opening.on_learned)
+
+    async def ask_nobody(self) -> None:
+        """Nobody answers any more: place who waits by the table that there is, and let no other stream wait."""
+        for name in self.learning.end():
+            await self.learned(name)
 
     def relieve(self) -> None:
         """Look whether there is pressure that clients of this process cause. To be called every now and then."""

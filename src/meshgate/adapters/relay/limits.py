@@ -12,7 +12,8 @@ class Limits:
     `remote_keepalive` takes the place of `keepalive` towards gateways elsewhere, as far as it says anything.
     `max_connections_per_client` counts an IPv4 address, or an IPv6 /64, as one client. `max_hello_bytes` counts wire
     bytes up to the end of the ClientHello. `max_connections_per_destination` counts the streams of a service, a subset
-    or a remote datacenter, from the moment that one is to be dialled; 0: no limit. `max_pending_per_endpoint` counts,
+    or a remote datacenter, from the moment that one is to be dialled; 0: no limit. `max_pending_per_destination` counts
+    those of them whose connection is dialled and does not stand yet; 0: no limit. `max_pending_per_endpoint` counts,
     for each worker, the connections to one address and port that are dialled and do not stand yet; 0: no limit.
     """
 
@@ -25,6 +26,7 @@ class Limits:
     max_hello_bytes: int = 16384
     remote_keepalive: Keepalive = KEEPALIVE_UNSET
     max_connections_per_destination: int = 0
+    max_pending_per_destination: int = 0
     max_pending_per_endpoint: int = 1024
 
     @property

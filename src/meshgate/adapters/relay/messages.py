@@ -52,6 +52,7 @@ class RouteRecord(msgspec.Struct, array_like=True, frozen=True):
     panic_threshold: int
     policy: Policy
     choices: int
+    cold: bool
 
 
 class Change(msgspec.Struct, tag=True, frozen=True):
@@ -77,6 +78,7 @@ class Change(msgspec.Struct, tag=True, frozen=True):
                 route.panic_threshold,
                 route.policy,
                 route.choices,
+                route.cold,
             )
             for route in change.routes
         ]
@@ -95,6 +97,7 @@ class Change(msgspec.Struct, tag=True, frozen=True):
                 panic_threshold=each.panic_threshold,
                 policy=each.policy,
                 choices=each.choices,
+                cold=each.cold,
             )
             for each in self.routes
         )
@@ -146,6 +149,18 @@ class Ask(msgspec.Struct, tag=True, frozen=True):
     streams: bool
 
 
+class Learned(msgspec.Struct, tag=True, frozen=True):
+    """The streams that wait for this name are to be placed: the table has what could be learned of it."""
+
+    name: str
+
+
+class Learn(msgspec.Struct, tag=True, frozen=True):
+    """A stream waits until this name, which has no route or a cold one, is known as Consul has it now."""
+
+    name: str
+
+
 class Beat(msgspec.Struct, tag=True, frozen=True):
     """I am alive, and this came to pass since the last beat.
 
@@ -171,8 +186,10 @@ class LogLine(msgspec.Struct, tag=True, frozen=True):
     text: str
 
 
-ToWorker = Setup | Change | Limit | Listen | AddListener | RemoveListener | WantRecords | StopListening | Quit | Ask
-ToParent = Beat | LogLine
+ToWorker = (
+    Setup | Change | Limit | Listen | AddListener | RemoveListener | WantRecords | StopListening | Quit | Ask | Learned
+)
+ToParent = Beat | LogLine | Learn
 
 
 Incoming = TypeVar("Incoming")

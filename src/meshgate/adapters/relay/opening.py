@@ -15,6 +15,7 @@ from meshgate.core.reasons import Reason
 from meshgate.core.routes import Endpoint, Route, RouteKind
 
 from . import sockets
+from .learning import LEARN_SECONDS
 from .leg import BROKEN, Leg
 from .pump import READ_BYTES
 
@@ -29,19 +30,36 @@ _PROTOCOLS_KEPT: Final = 8  # For the access log; a stream must not keep all tha
 class Opening:
     """Brings a stream from its first byte to its endpoint.
 
-    `connecting` is False while the hello is read.
+    `connecting` is False while the hello is read, and True from then on.
     """
 
-    __slots__ = ("_connection", "_hello", "_parser", "_pending", "_started", "_tried", "connecting")
+    __slots__ = (
+        "_connection",
+        "_hello",
+        "_learning",
+        "_parser",
+        "_pending",
+        "_started",
+        "_tried",
+        "_waits",
+        "connecting",
+    )
 
     def __init__(self, connection: "Connection") -> None:
         self.connecting = False
         self._connection = connection
         self._hello: bytearray | bytes = b""
         self._parser: HelloParser | None = None
+        self._learning = ""  # The name for which it waits.
         self._pending: Endpoint | None = None  # Whose connection is awaited, and counted.
         self._tried: tuple[int, ...] = ()
+        self._waits = ""  # Among whom it is counted meanwhile, where the destination's are.
         self._started = 0.0
+
+    @property
+    def client(self) -> Leg:
+        """The leg whose stream it is."""
+        return self._connection.client
 
     def start(self) -> None:
         """Read what has come already; often the whole hello."""
@@ -66,11 +84,29 @@ class Opening:
         if self._pending is not None:
             self._connection.engine.placing.settled(self._pending)
             self._pending = None
+            if self._waits:
+                self._connection.engine.destinations.release(self._waits)
+        self._learned()
+
+    def on_learned(self) -> None:
+        """What could be learned of the name is in the table, or cannot be had: it is placed by what there is."""
+        name = self._learned()
+        if name:
+            self._place(self._connection.engine.table.find(name))
+
+    def _learned(self) -> str:
+        """Wait no longer; the name that was waited for, "" where none was."""
+        name, self._learning = self._learning, ""
+        if name:
+            self._connection.engine.learning.leave(self, name)
+        return name
 
     def on_deadline(self) -> None:
-        """The time for the hello, or for one connection attempt, is over."""
+        """The time for the hello, for learning of its name, or for one connection attempt, is over."""
         connection = self._connection
-        if self.connecting:
+        if self._learning:
+            self.on_learned()
+        elif self.connecting:
             self._attempt_failed(Reason.CONNECT_TIMEOUT, "timed out")
         else:
             timeout = connection.engine.limits.hello_timeout
@@ -117,7 +153,7 @@ class Opening:
             self._connection.refuse(verdict.reason, verdict.detail)
         elif isinstance(verdict, Hello):
             self._parser = None
-            self._place(verdict)
+            self._on_hello(verdict)
 
     def _client_left(self) -> None:
         # A connection that closes without a byte is a health check (Consul's own TCP check, a load balancer's).
@@ -129,19 +165,31 @@ class Opening:
 
     # --- placing and dialling ------------------------------------------------------------------------------------
 
-    def _place(self, hello: Hello) -> None:
+    def _on_hello(self, hello: Hello) -> None:
         connection = self._connection
-        connection.server_name, connection.alpn = hello.server_name, hello.alpn[:_PROTOCOLS_KEPT]
-        if hello.server_name is None:
+        engine, name = connection.engine, hello.server_name
+        connection.server_name, connection.alpn = name, hello.alpn[:_PROTOCOLS_KEPT]
+        if name is None:
             connection.refuse(Reason.NO_SNI, "the hello names no server")
             return
-        route = connection.route = connection.engine.table.find(hello.server_name)
+        route = engine.table.find(name)
+        if (route is None or route.cold) and engine.learning.wants(name, route, engine.table, engine.now):
+            self.connecting = True
+            self._learning = name
+            engine.learning.wait(self, name, engine.now)
+            engine.arm(connection, LEARN_SECONDS)
+            return
+        self._place(route)
+
+    def _place(self, route: Route | None) -> None:
+        connection = self._connection
+        connection.route = route
         if route is None:
             connection.refuse(Reason.UNKNOWN_SNI, "no route for this name")
             return
-        if not connection.engine.charge(connection, route):
-            most = connection.engine.limits.max_connections_per_destination
-            connection.refuse(Reason.MAX_CONNECTIONS, f"{route.destination} has its {most} connections")
+        full = connection.engine.destinations.charge(connection, route)
+        if full is not None:
+            connection.refuse(*full)
             return
         self.connecting = True
         self._attempt(route, Reason.NO_HEALTHY_ENDPOINT, f"none of {len(route.endpoints)} endpoints is healthy")
@@ -203,6 +251,7 @@ class Opening:
             if self._pending is None and connection.endpoint is not None:
                 self._pending = connection.endpoint
                 engine.placing.awaited(connection.endpoint)
+                self._waits = engine.destinations.wait(connection)
             return
         except OSError as failure:
             self._attempt_failed(Reason.CONNECT_FAILED, sockets.describe(failure.errno or 0))

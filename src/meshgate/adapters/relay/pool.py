@@ -6,12 +6,14 @@ Totals never go back: what a worker told before it died stays counted.
 """
 
 import os
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final
 
 import structlog
 import trio
 
-from meshgate.core.changes import difference
+from meshgate.core.allowance import Allowance
+from meshgate.core.changes import TableChange, difference
 from meshgate.core.routes import RouteTable
 
 from . import sockets
@@ -21,6 +23,7 @@ from .messages import (
     AddListener,
     Beat,
     Change,
+    Learned,
     Limit,
     Listen,
     RemoveListener,
@@ -40,7 +43,15 @@ if TYPE_CHECKING:
 log = structlog.get_logger(module="meshgate.relay")
 
 ANSWER_SECONDS: Final = 0.5
+LEARN_SECONDS: Final = 1.0
+# Told in the log; a defect may come with each stream.
+_DEFECTS_PER_SECOND: Final = 0.1
+_DEFECTS_AT_ONCE: Final = 10
 _EMPTY: Final = RouteTable.of("", "", "default", iter(()))
+
+
+async def _nothing_to_learn(_: str) -> None:
+    """Where nobody knows more than the table has."""
 
 
 class RelayPool:
@@ -51,12 +62,25 @@ class RelayPool:
         limits: timeouts and bounds; `max_connections` holds for all workers together.
         observer: is told of refused and ended streams, up to half a second later.
         drain_seconds: how long the streams of a worker live on when this process dies.
+        learn: called with a name that has no route or a cold one; returns when `install` was given what Consul has of
+            it. It may be cancelled.
     """
 
-    def __init__(self, workers: int, limits: Limits, observer: Observer, drain_seconds: float) -> None:
+    def __init__(
+        self,
+        workers: int,
+        limits: Limits,
+        observer: Observer,
+        drain_seconds: float,
+        learn: Callable[[str], Awaitable[None]] = _nothing_to_learn,
+    ) -> None:
         self._limits = limits
         self._observer = observer
         self._drain_seconds = drain_seconds
+        self._learn = learn
+        self._asked: dict[str, set[WorkerSlot]] = {}
+        self._defects = Allowance(_DEFECTS_PER_SECOND, _DEFECTS_AT_ONCE)
+        self._nursery: trio.Nursery | None = None
         self._table = _EMPTY
         self._sockets: list[tuple[str, socket.socket]] = []
         self._listening = False
@@ -116,11 +140,16 @@ class RelayPool:
             self._sockets.pop()[1].close()
         self._tell_all(StopListening())
 
-    def install(self, table: RouteTable) -> None:
-        """Place streams that come from now on by `table`. Open ones are never touched."""
+    def install(self, table: RouteTable) -> TableChange:
+        """Place streams that come from now on by `table`. Open ones are never touched.
+
+        Returns:
+            What is different from the table before, an empty one at first.
+        """
         change = difference(self._table, table)
         self._table = table
         self._tell_all(Change.of(change))
+        return change
 
     @property
     def addresses(self) -> list[tuple[str, int]]:
@@ -185,9 +214,9 @@ class RelayPool:
     async def run(self) -> None:
         """Keep the workers running until cancelled; their streams are then cut."""
         try:
-            async with trio.open_nursery() as nursery:
+            async with trio.open_nursery() as self._nursery:
                 for slot in self._slots:
-                    nursery.start_soon(slot.run)
+                    self._nursery.start_soon(slot.run)
         finally:
             for _, sock in self._sockets:
                 sock.close()
@@ -224,6 +253,25 @@ class RelayPool:
         self.untold += beat.dropped
         if beat.dropped:
             log.warning("more streams ended than could be told", left_out=beat.dropped)
+
+    def asked(self, slot: WorkerSlot, name: str) -> None:
+        """A worker has streams that wait until a name is learned."""
+        slots = self._asked.get(name)
+        if slots is not None:
+            slots.add(slot)  # Or it is there already: its worker died, and the next one asks the same.
+        elif self._nursery is not None:
+            self._asked[name] = {slot}
+            self._nursery.start_soon(self._have_learned, name)
+
+    async def _have_learned(self, name: str) -> None:
+        try:
+            with trio.move_on_after(LEARN_SECONDS):
+                await self._learn(name)
+        except Exception:
+            if self._defects.take(trio.current_time()):
+                log.exception("internal error in learning of a name; please report this", sni=name)
+        for slot in self._asked.pop(name):
+            slot.send(encode(Learned(name)))
 
     # --- asking --------------------------------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ processes of their own, with the same tables and counters as messages.
 """
 
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
 from select import EPOLLEXCLUSIVE, EPOLLIN
 
@@ -41,11 +42,19 @@ class Relay:
         limits: timeouts and bounds.
         observer: is told of refused and ended streams.
         share: its place among the gateway's relays; alone by default.
+        ask: has a name learned, and `learned` called then; without it no stream waits for that.
     """
 
-    def __init__(self, table: RouteTable, limits: Limits, observer: Observer, share: Share | None = None) -> None:
+    def __init__(
+        self,
+        table: RouteTable,
+        limits: Limits,
+        observer: Observer,
+        share: Share | None = None,
+        ask: Callable[[str], None] | None = None,
+    ) -> None:
         share = share or Share.alone()
-        self._engine = Engine(table, limits, share.counts, observer, share.worker)
+        self._engine = Engine(table, limits, share.counts, observer, share.worker, ask)
         self._listeners: list[Listener] = []
 
     def bind(self, name: str, host: str, port: int) -> tuple[str, int]:
@@ -96,6 +105,14 @@ class Relay:
     def install(self, table: RouteTable) -> None:
         """Place streams that come from now on by `table`. Open ones are never touched."""
         self._engine.install(table)
+
+    async def learned(self, name: str) -> None:
+        """The table has what could be learned of a name: place the streams that wait for that."""
+        await self._engine.learned(name)
+
+    async def ask_nobody(self) -> None:
+        """Nobody can be asked to have a name learned any more: no stream waits for that from now on."""
+        await self._engine.ask_nobody()
 
     def limit(self, limits: Limits) -> None:
         """Use other limits for streams that come from now on."""

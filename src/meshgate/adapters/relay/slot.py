@@ -18,7 +18,7 @@ import msgspec
 import structlog
 import trio
 
-from .messages import SIGNALS, TO_PARENT, Ask, Beat, LogLine, Parcel, Quit, Receiver, ToParent, ToWorker, encode
+from .messages import SIGNALS, TO_PARENT, Ask, Beat, Learn, LogLine, Parcel, Quit, Receiver, ToParent, ToWorker, encode
 from .shared import SharedCounts
 
 log = structlog.get_logger(module="meshgate.relay")
@@ -47,6 +47,10 @@ class Owner(Protocol):
 
     def heard(self, beat: Beat) -> None:
         """A worker has told what came to pass."""
+        ...
+
+    def asked(self, slot: "WorkerSlot", name: str) -> None:
+        """A worker has streams that wait until a name is learned."""
         ...
 
 
@@ -188,6 +192,9 @@ class WorkerSlot:
             if isinstance(message, LogLine):
                 level = logging.getLevelName(message.level).lower()
                 getattr(log, level, log.warning)(message.text, worker=self.number)
+                continue
+            if isinstance(message, Learn):
+                self._owner.asked(self, message.name)
                 continue
             self.active = message.counters.active
             self._owner.heard(message)

@@ -25,6 +25,8 @@ from .messages import (
     Ask,
     Beat,
     Change,
+    Learn,
+    Learned,
     Limit,
     Listen,
     LogLine,
@@ -53,7 +55,7 @@ class Worker:
         self.wants_records = setup.records
         counts = SharedCounts(setup.counts, setup.workers, setup.worker)
         table = RouteTable.of("", "", "default", iter(()))
-        self._relay = Relay(table, setup.limits, self, Share(setup.worker, counts))
+        self._relay = Relay(table, setup.limits, self, Share(setup.worker, counts), self._ask)
         for name, descriptor in setup.listeners:
             self._relay.adopt(name, socket.socket(fileno=descriptor))
         self._drain_seconds = setup.drain_seconds
@@ -63,6 +65,8 @@ class Worker:
         self._refused: list[Refused] = []
         self._ended: list[StreamRecord] = []
         self._log: list[LogLine] = []
+        self._asked: list[str] = []
+        self._question = trio.Event()
         self._dropped = 0
 
     def on_refused(self, refused: Refused) -> None:
@@ -89,6 +93,7 @@ class Worker:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._relay.run)
             nursery.start_soon(self._beat)
+            nursery.start_soon(self._put_questions)
             order = await receiver.next()
             while order is not None and not isinstance(order, Quit):
                 if isinstance(order, AddListener):
@@ -104,6 +109,7 @@ class Worker:
     async def _drain(self) -> None:
         """The parent is gone: let the open streams end."""
         with trio.move_on_after(self._drain_seconds):
+            await self._relay.ask_nobody()
             self._relay.stop_listening()
             while self._relay.active:  # noqa: ASYNC110 (a stream's end wakes nobody)
                 await trio.sleep(0.05)
@@ -127,6 +133,8 @@ class Worker:
     async def _obey(self, order: ToWorker) -> None:
         if isinstance(order, Change):
             self._relay.install(changed(self._relay.table, order.table_change()))
+        elif isinstance(order, Learned):
+            await self._relay.learned(order.name)
         elif isinstance(order, Limit):
             self._relay.limit(order.limits)
         elif isinstance(order, Listen):
@@ -146,6 +154,18 @@ class Worker:
             self._relay.relieve()
             await self._tell()
             await trio.sleep(BEAT_SECONDS)
+
+    def _ask(self, name: str) -> None:
+        self._asked.append(name)
+        self._question.set()
+
+    async def _put_questions(self) -> None:
+        while True:
+            await self._question.wait()
+            self._question = trio.Event()
+            names, self._asked = self._asked, []
+            with trio.CancelScope(shield=True):
+                await self._send(b"".join(encode(Learn(name)) for name in names))
 
     async def _tell(self, question: Ask | None = None) -> None:
         now = self._relay.ended()

@@ -1,0 +1,95 @@
+"""Reading queries that nobody holds: those that are due, one after the other, and one at once where a stream waits.
+
+What always holds: an answer is taken over only while the query is still to be read, so it never overtakes that of a
+query that is held; and a failure takes nothing back.
+"""
+
+import random
+from collections.abc import Callable
+from typing import Final
+
+import trio
+
+from .errors import ConsulError
+from .followed import Followed
+from .hub import WatchHub
+from .records import Client, Cursor
+
+# At once, of the connections that short requests share.
+_READERS: Final = 3
+# Seconds that readers rest when the agent is out of reach.
+_REST: Final = (1.0, 5.0)
+
+
+class Readings:
+    """Reads queries.
+
+    Args:
+        client: for short requests.
+        hub: shared by all watches.
+        wanted: whether a query is to be read still: it is followed, and not held.
+    """
+
+    def __init__(self, client: Client, hub: WatchHub, wanted: Callable[[Followed], bool]) -> None:
+        self._client = client
+        self._hub = hub
+        self._wanted = wanted
+        self._due: dict[Followed, None] = {}
+        self._work = trio.Event()
+
+    def due(self, query: Followed) -> None:
+        """Read it as soon as those before it are read."""
+        self._due[query] = None
+        self._work.set()
+
+    def drop(self, query: Followed) -> None:
+        """Do not read it after all."""
+        self._due.pop(query, None)
+
+    async def run(self) -> None:
+        """Read what is due until cancelled."""
+        async with trio.open_nursery() as nursery:
+            for _ in range(_READERS):
+                nursery.start_soon(self._read_what_is_due)
+
+    async def _read_what_is_due(self) -> None:
+        while True:
+            while not self._due:
+                if self._work.is_set():
+                    self._work = trio.Event()
+                await self._work.wait()
+            query = next(iter(self._due))
+            del self._due[query]
+            await self.read(query)
+
+    async def read(self, query: Followed) -> None:
+        """Read it. What could not be read because nothing can be is tried again; anything else is left to others."""
+        if not self._wanted(query):
+            return
+        error = await self.ask(query)
+        if error is not None and error.status in ("unreachable", "timeout", "429"):
+            with trio.move_on_after(random.uniform(*_REST)):  # noqa: S311 (spreads load, decides nothing)
+                await self._hub.recovery()
+            if self._wanted(query):
+                self.due(query)
+
+    async def ask(self, query: Followed) -> ConsulError | None:
+        """One request for a query that is to be read, and what became of it."""
+        if query.state is None:
+            return None
+        first = query.state.last_success is None
+        before = query.held.value
+        try:
+            page = await query.ask(self._client, Cursor())
+            await query.held.accept(page)
+        except ConsulError as error:
+            if self._wanted(query):
+                self._hub.failed(query.state, error)
+                query.failed(error)
+            return error
+        if self._wanted(query):
+            self._hub.succeeded(query.state)
+            query.state.index = page.index or 0
+            if first or query.held.value is not before:
+                query.answered()
+        return None

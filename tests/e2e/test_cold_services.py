@@ -1,0 +1,72 @@
+"""The first stream of a service that the gateway does not follow closely, or has not heard of: it is served."""
+
+from contextlib import AsyncExitStack
+
+import pytest
+
+from meshgate.app.demo.gateway import GatewayProcess, gateway_beside
+from meshgate.app.demo.native import native_service
+
+from .world import World
+
+pytestmark = [pytest.mark.consul, pytest.mark.xdist_group("cold-services")]
+
+# One held query is left for services: all others are cold.
+SCARCE = {"MESHGATE_CATALOG_WATCHES": "6"}
+MANY = {"MESHGATE_CATALOG_WATCHES": "100"}
+
+
+async def refused(gateway: GatewayProcess) -> float:
+    return await gateway.counter("meshgate_refused_total")
+
+
+@pytest.mark.parametrize("settings", [SCARCE, MANY])
+async def test_a_service_that_was_just_registered_is_served_at_once(world: World, settings: dict[str, str]) -> None:
+    dc2, folder = world.federation.dc2, world.federation.folder
+    caller = await world.caller()
+    async with gateway_beside(dc2, world.token, **settings) as gateway:
+        for name in ("new-1", "new-2", "new-3", "new-4"):
+            await world.federation.set_intention("shop", name, "allow")
+            # It is called as soon as Consul has it; whether the gateway has heard of it by then is chance.
+            async with native_service(dc2, name, folder, named=True):
+                answer = await caller.call(gateway.address, world.sni(name), b"hi", expect=world.spiffe(name))
+                assert answer.data == name.encode() + b"\nhi"
+        assert await refused(gateway) == 0
+
+
+async def test_a_cold_service_that_moved_is_served_where_it_is_now(world: World) -> None:
+    dc2, folder = world.federation.dc2, world.federation.folder
+    caller = await world.caller()
+    names = [f"cold-{number}" for number in range(4)]
+    async with AsyncExitStack() as stack:
+        for name in names:
+            await world.federation.set_intention("shop", name, "allow")
+            await stack.enter_async_context(native_service(dc2, name, folder))
+        async with gateway_beside(dc2, world.token, **SCARCE) as gateway:
+            for name in names:
+                assert await gateway.endpoints(world.sni(name))
+                # The same node and the same checks: no list and no summary shows that the port is another one.
+                async with native_service(dc2, name, folder, named=True):
+                    answer = await caller.call(gateway.address, world.sni(name), b"hi", expect=world.spiffe(name))
+                    assert answer.data == name.encode() + b"\nhi"
+            assert await refused(gateway) == 0
+
+
+async def test_what_explain_says_is_what_a_stream_of_that_moment_gets(world: World) -> None:
+    dc2, folder = world.federation.dc2, world.federation.folder
+    async with gateway_beside(dc2, world.token, **SCARCE) as gateway:
+        for name in ("asked-1", "asked-2", "asked-3"):
+            async with native_service(dc2, name, folder) as service:
+                explanation = await gateway.ask(f"/explain?sni={world.sni(name)}")
+                assert explanation["decision"] == "routed"
+                assert [endpoint["port"] for endpoint in explanation["endpoints"]] == [service.port]
+
+
+async def test_a_name_that_nobody_has_is_refused_and_told_why(world: World) -> None:
+    caller = await world.caller()
+    async with gateway_beside(world.federation.dc2, world.token, **SCARCE) as gateway:
+        explanation = await gateway.ask(f"/explain?sni={world.sni('nobody')}")
+        assert (explanation["decision"], explanation["reason"]) == ("refused", "unknown_sni")
+        with pytest.raises(Exception, match="unrecognized_name"):
+            await caller.call(gateway.address, world.sni("nobody"))
+        assert await gateway.counter("meshgate_refused_total", reason="unknown_sni") == 1
