@@ -227,10 +227,13 @@ def _catalog(services: int, seconds: float) -> Item:
         f"`meshgate run` beside a Consul with {services:,} services, of which one changes each second",
         (
             Metric("cpu_percent", "% of a core", 2),
+            Metric("used_percent", "% where it is in use", 2),
             Metric("quiet_percent", "% at rest", 2),
             Metric("table_ms", "ms to the table, in use", 0),
             Metric("cold_s", "s, not in use"),
             Metric("first_ms", "ms, first stream"),
+            Metric("first_max_ms", "ms, slowest of 40"),
+            Metric("again_ms", "ms, a later stream"),
             Metric("kb_per_service", "kB a service"),
             Metric("start_s", "s to start"),
             Metric("connections", "connections", 0),

@@ -19,6 +19,7 @@ from .peers import TRUST_DOMAIN
 
 MOST_CONNECTIONS = 200
 PORTS = (20001, 20002)  # Of the instances, in turn.
+GREETING = b"+"
 
 
 class LargeConsul:
@@ -194,7 +195,7 @@ async def main() -> None:
     lines = asyncio.StreamReader()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
     size = json.loads(await lines.readline())
-    backends = [await asyncio.start_server(_swallow, "127.0.0.1", 0) for _ in PORTS]
+    backends = [await asyncio.start_server(_greet, "127.0.0.1", 0) for _ in PORTS]
     ports = tuple(server.sockets[0].getsockname()[1] for server in backends)
     consul = LargeConsul(**size, ports=(ports[0], ports[1]))
     server = await asyncio.start_server(consul.serve, "127.0.0.1", 0, backlog=512)
@@ -209,9 +210,11 @@ async def main() -> None:
                 print(json.dumps([consul.requests, consul.most_connections]), flush=True)
 
 
-async def _swallow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """A service's instance: takes whatever comes."""
+async def _greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """A service's instance: answers a stream's first bytes with `GREETING`, and takes whatever comes then."""
     try:
+        await reader.read(1 << 16)
+        writer.write(GREETING)
         while await reader.read(1 << 16):
             pass
     except ConnectionError:

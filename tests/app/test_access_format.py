@@ -6,27 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshgate.adapters.relay import StreamRecord
 from meshgate.app.access_format import DEFAULT_JSON, FormatError, Formatter
 
-RECORD = StreamRecord(
-    started=1_700_000_000.125,
-    duration=1.2345,
-    client="192.0.2.1:4000",
-    listener="default",
-    sni="web.default.dc2.internal.td.consul",
-    alpn=("consul~tcp",),
-    route="*.dc2.internal.td.consul",
-    kind="datacenter",
-    endpoint="[2001:db8::7]:8443",
-    attempts=2,
-    bytes_received=10,
-    bytes_sent=20,
-    reason=None,
-    flags="UC",
-    worker=1,
-)
-REFUSED = replace(RECORD, sni=None, route=None, kind=None, endpoint=None, reason="no_sni", flags="NR")
+from .stream_records import RECORD, REFUSED
 
 
 @pytest.mark.parametrize(
@@ -44,7 +26,7 @@ REFUSED = replace(RECORD, sni=None, route=None, kind=None, endpoint=None, reason
         ("%UPSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%", "2001:db8::7", "-"),
         ("%UPSTREAM_REMOTE_PORT%", "8443", "-"),
         ("%UPSTREAM_CLUSTER%", "dc2.internal.td.consul", "-"),
-        ("%UPSTREAM_REQUEST_ATTEMPT_COUNT%", "2", "2"),
+        ("%UPSTREAM_REQUEST_ATTEMPT_COUNT%", "2", "0"),
         ("%DOWNSTREAM_REMOTE_ADDRESS%", "192.0.2.1:4000", "192.0.2.1:4000"),
         ("%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%", "192.0.2.1", "192.0.2.1"),
         ("%DOWNSTREAM_REMOTE_PORT%", "4000", "4000"),

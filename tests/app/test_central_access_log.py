@@ -13,7 +13,7 @@ from meshgate.app.refusal_log import RefusalLog
 from meshgate.app.settings import Settings
 from meshgate.app.stream_observer import StreamObserver
 
-from .test_access_format import RECORD, REFUSED
+from .stream_records import RECORD, REFUSED
 
 
 def settings_of(**environ: str) -> Settings:

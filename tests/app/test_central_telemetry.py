@@ -11,7 +11,7 @@ from meshgate.adapters.sd_notify import Notifier
 from meshgate.app.gateway import Gateway
 from meshgate.app.settings import Settings
 
-from .test_access_format import RECORD
+from .stream_records import RECORD
 from .test_central_access_log import lines_of, written
 
 

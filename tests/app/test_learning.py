@@ -80,6 +80,12 @@ async def test_names_that_nobody_has_cost_consul_little(autojump_clock: MockCloc
     assert len(watcher.learned) in range(UNKNOWN_PER_SECOND - 2, UNKNOWN_PER_SECOND + 2)
 
 
+async def test_what_is_followed_closely_is_not_asked_for() -> None:
+    learner, watcher = learner_of(Route(f"web.{HERE}", RouteKind.SERVICE, "web", ()))
+    await learner.learn(f"web.{HERE}")
+    assert watcher.learned == []
+
+
 async def test_nobody_is_asked_while_consul_is_known_not_to_answer() -> None:
     learner, watcher = learner_of(Route(f"web.{HERE}", RouteKind.SERVICE, "web", (), cold=True))
     watcher.stale = True

@@ -104,50 +104,6 @@ async def test_an_agent_that_does_not_merge_is_told_apart_and_flagged() -> None:
         assert not found.sound
 
 
-async def test_a_service_of_another_partition_goes_through_gateways_if_it_is_exported() -> None:
-    async with inspected() as (double, client):
-        gateway(double, "dc1", "10.0.0.5", 8443)
-        sni = "web.shops.ap1.dc1.internal-v1.td.consul"
-        chain(double, Datacenter="dc1", Partition="ap1", Namespace="shops", SNI=sni)
-        sidecar(
-            double,
-            {"Datacenter": "", "DestinationPartition": "ap1", "DestinationNamespace": "shops"},
-            mode="local",
-            Namespace="default",
-            Partition="default",
-        )
-        double.set("/v1/health/connect/web", [row("web", address="10.3.0.9")])
-        services = [
-            {"Name": "web", "Namespace": "shops", "Consumers": [{"Partition": "ap2"}, {"Peer": "cloud"}]},
-            {"Name": "web", "Namespace": "other", "Consumers": [{"Partition": "default"}]},
-            {"Name": "other", "Namespace": "shops", "Consumers": [{"Partition": "default"}]},
-        ]
-        double.set("/v1/config/exported-services/ap1", {"Services": services})
-        found = await one(client)
-        assert [name for name, _ in path(found)] == ["LOCAL_GATEWAY", "REMOTE_GATEWAY", "SIDECAR"]
-        assert found.ways[0].target.sni == sni
-        assert "partition ap1 does not export web to default" in found.ways[0].problems[0]
-        asked = {seen.path: seen.query for seen in double.seen if seen.query.get("partition") == "ap1"}
-        assert asked["/v1/health/connect/web"] == {"ns": "shops", "partition": "ap1"}
-        assert asked["/v1/health/service/mesh-gateway"]["dc"] == "dc1"
-        for consumers, name in (([{"Partition": "default"}], "web"), ([{"Partition": "*"}], "*")):
-            services = [{"Name": name, "Namespace": "shops", "Consumers": consumers}]
-            double.set("/v1/config/exported-services/ap1", {"Services": services})
-            assert (await one(client)).sound
-
-
-async def test_an_export_that_may_not_be_read_is_a_note_and_no_contradiction() -> None:
-    async with inspected() as (double, client):
-        gateway(double, "dc1", "10.0.0.5", 8443)
-        chain(double, Datacenter="dc1", Partition="ap1")
-        sidecar(double, {"Datacenter": "", "DestinationPartition": "ap1"}, mode="local")
-        double.set("/v1/health/connect/web", [row("web")])
-        double.set("/v1/config/exported-services/ap1", b"Permission denied", status=403)
-        report = await ModesReader(client).read()
-        assert report.sound
-        assert any('mesh = "read"' in note for note in report.notes)
-
-
 async def test_nothing_of_enterprise_is_asked_of_a_consul_without_it() -> None:
     async with inspected() as (double, client):
         federated(double)
@@ -178,6 +134,22 @@ async def test_a_chain_that_may_not_be_read_is_replaced_by_the_name_alone() -> N
         way = report.sidecars[0].upstreams[0].ways[0]
         assert way.target.sni == SNI
         assert any('service "web" { policy = "read" }' in note for note in report.notes)
+
+
+async def test_whoever_gives_no_token_is_told_that_instead_of_rules() -> None:
+    async with inspected(HTTP_TOKEN="") as (double, client):
+        federated(double)
+        double.set("/v1/discovery-chain/web", b"Permission denied", status=403)
+        sidecar(double, {}, mode="local")
+        notes = (await ModesReader(client).read()).notes
+        assert [note.partition(":")[0] for note in notes] == [
+            "no token was given, and Consul refuses to answer without"
+        ]
+        double.set("/v1/agent/services", {}, index=None)
+        (note,) = (await ModesReader(client).read()).notes
+        assert note.startswith("no token was given, so this is what anybody may see: use --token-file")
+        datacenter(double, ACLsEnabled=False)
+        assert (await ModesReader(client).read()).notes == ()
 
 
 async def test_a_sidecar_that_is_critical_is_not_shown_as_where_traffic_goes() -> None:

@@ -197,6 +197,21 @@ async def test_gateways_that_may_not_be_seen_are_a_failure_of_that_step() -> Non
         assert 'service "mesh-gateway" { policy = "read" }' in probe.failure.detail
 
 
+@pytest.mark.parametrize(
+    ("path", "step"),
+    [("/v1/agent/connect/ca/leaf/shop", "leaf"), ("/v1/health/service/mesh-gateway?dc=dc1", "gateway")],
+)
+async def test_step_that_is_refused_to_whoever_gives_no_token_says_so(path: str, step: str) -> None:
+    async with inspected(HTTP_TOKEN="") as (double, client):
+        mesh(double)
+        double.set(path, b"Permission denied", status=403)
+        probe = Probe(Question("web", "shop"))
+        await probe.run(client)
+        assert probe.failure is not None
+        assert probe.failure.step == step
+        assert probe.failure.detail.startswith("no token was given, and Consul refuses to answer without")
+
+
 async def test_no_agent_at_all_is_an_error() -> None:
     async with inspected() as (double, client):
         double.set("/v1/agent/self", None, cut=True)

@@ -6,7 +6,7 @@ import pytest
 
 from meshgate.adapters.consul import WatchState
 from meshgate.app.unanswered import unanswered_of
-from meshgate.core.carrying import Unanswered
+from meshgate.core.carrying import Unanswered, carry_over
 from meshgate.core.catalog import (
     Export,
     ImportedService,
@@ -16,6 +16,10 @@ from meshgate.core.catalog import (
     Service,
     Snapshot,
 )
+from meshgate.core.planner import plan
+from tests.adapters.consul.fake_consul import row
+from tests.adapters.consul.mesh_double import chain, mesh_double, peering
+from tests.adapters.consul.mesh_watched import following
 
 ROW = Instance("n1", "dc1", "web-1", "web", "10.0.0.1", 21000, "10.0.0.1")
 LAST = Snapshot(
@@ -79,6 +83,8 @@ def test_where_there_is_nothing_to_carry_nothing_is_waited_for() -> None:
         (without("gateways"), {}),
         (but("imports"), {"imports": frozenset({"db of peer us"})}),
         (but("exports"), {"exports": True}),
+        # Which groups are silent, the exports say.
+        ([*ALL, state("exports", "sameness group all", answered=False)], {}),
         (but("servers"), {"servers": True}),
         ([*ALL, state("chain", "web", answered=False)], {"chains": frozenset({"web"})}),
         (without("peerings"), {}),
@@ -97,3 +103,28 @@ def test_before_peerings_are_looked_for_all_of_them_is_carried() -> None:
         True,
     )
     assert unanswered_of(LAST, but("mesh-entry"), early=True).peers
+
+
+async def test_after_a_restart_a_group_that_does_not_answer_opens_what_it_opened_before() -> None:
+    to_group = {"Consumers": [{"SamenessGroup": "all"}]}
+    async with mesh_double(version="1.16.3+ent") as double:
+        double.peering(peering("east"), peering("west"))
+        for name in ("web", "db"):
+            double.serve(name, row(f"{name}-sidecar-proxy"))
+            double.set_at(f"/v1/discovery-chain/{name}", chain(name))
+        double.exports_as_written({"Name": "web"} | to_group, {"Name": "db"} | to_group)
+        double.sameness_group("all", {"Peer": "east"})
+        async with following(double) as before:
+            last = await before.until(
+                lambda seen: len(seen.exports) == 2 and all(it.peers and it.protocol for it in seen.exports)
+            )
+        double.set_at("/v1/config/sameness-group/all", b"Permission denied", status=403, index=None)
+        double.exports_as_written({"Name": "web"} | to_group, {"Name": "web", "Consumers": [{"Peer": "west"}]})
+        async with following(double) as after:
+            await after.until(lambda seen: [it.protocol for it in seen.exports] == ["tcp"])
+            carried = carry_over(after.last, last, unanswered_of(last, after.hub.states(), early=False))
+            names = {route.sni.partition(".external.")[0] for route in plan(carried) if "external" in route.sni}
+            assert names == {"web.default.default.east", "web.default.default.west"}
+            double.sameness_group("all", {"Peer": "west"})
+            await after.until(lambda seen: seen.groups)
+            assert carry_over(after.last, last, unanswered_of(last, after.hub.states(), early=False)) is after.last

@@ -151,7 +151,8 @@ def test_exports_and_their_chains_stay_until_they_are_known() -> None:
     assert carry_over(fresh, last, Unanswered()) is fresh
 
 
-ALL, OTHERS = SamenessGroup("all", ("eu", "us"), ("p1",)), SamenessGroup("others", ("asia",))
+ALL, OTHERS = SamenessGroup("all", ("eu", "us"), ("p1",)), SamenessGroup("others", partitions=("p7",))
+PEERS = SamenessGroup("peers", ("asia",))
 
 
 def test_sameness_group_without_an_answer_has_its_last_members_in_what_is_exported_to_it_now() -> None:
@@ -170,13 +171,14 @@ def test_sameness_group_without_an_answer_has_its_last_members_in_what_is_export
 
 
 def test_sameness_group_with_an_answer_is_taken_from_it() -> None:
-    last = replace(LAST, exports=(Export("web", peers=("asia", "eu", "us")),), groups=(ALL, OTHERS))
+    last = replace(LAST, exports=(Export("web", peers=("asia", "eu", "us")),), groups=(ALL, OTHERS, PEERS))
     fresh = replace(NOTHING, exports=(Export("web", peers=("cn",)),), groups=(SamenessGroup("all", ("cn",)),))
     assert carry_over(fresh, last, Unanswered()) is fresh
-    mixed = replace(fresh, exports=(Export("web", peers=("cn",), groups=("others",)),))
+    db, web = Export("db", groups=("peers",)), Export("web", peers=("cn",), groups=("others",))
+    mixed = replace(fresh, exports=(db, web))
     carried = carry_over(mixed, last, Unanswered())
-    assert carried.exports[0].peers == ("asia", "cn")
-    assert carried.groups == (*fresh.groups, OTHERS)
+    assert carried.exports == (replace(db, peers=("asia",)), replace(web, partitions=("p7",)))
+    assert carried.groups == (*fresh.groups, OTHERS, PEERS)
 
 
 def test_sameness_groups_stay_as_long_as_the_exports_that_name_them() -> None:

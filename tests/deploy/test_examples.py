@@ -40,6 +40,15 @@ def compose() -> dict[str, Any]:
     return content
 
 
+def agent_files(datacenter: str) -> list[Path]:
+    """The files that the command of an agent of the Compose example names, in its order and as they are mounted."""
+    service = compose()["services"][f"consul-{datacenter}"]
+    mounted = {target: COMPOSE / source for source, target, _ in (each.split(":") for each in service["volumes"])}
+    program, *flags = service["command"]
+    assert program == "agent"
+    return [mounted.pop(flag.removeprefix("-config-file=")) for flag in flags]
+
+
 def manifests() -> Iterator[tuple[str, dict[str, Any]]]:
     for path in sorted(KUBERNETES.rglob("*.yaml")):
         for document in yaml.safe_load_all(path.read_text()):
@@ -76,7 +85,9 @@ def test_compose_has_two_datacenters_with_a_gateway_each_that_knows_its_own_addr
         assert gateway["environment"]["MESHGATE_ADDRESS"] == gateway["environment"]["MESHGATE_WAN_ADDRESS"]
         assert gateway["environment"]["MESHGATE_ADDRESS"] == f"{address}:8443"
         assert gateway["environment"]["CONSUL_HTTP_ADDR"] == f"http://consul-{datacenter}:8500"
-        agent = plain(hcl2.loads((COMPOSE / f"{datacenter}.hcl").read_text()))
+        agent: dict[str, Any] = {}
+        for path in agent_files(datacenter):
+            agent |= plain(hcl2.loads(path.read_text()))
         assert agent["bind_addr"] == consul["networks"]["mesh"]["ipv4_address"]
         assert agent["datacenter"] == datacenter
         assert agent["acl"][0]["tokens"][0]["initial_management"] == content["x-tokens"]["MANAGEMENT_TOKEN"]

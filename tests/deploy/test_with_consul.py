@@ -13,7 +13,7 @@ from meshgate.app.demo.ports import free_ports
 from tests.e2e.conftest import world as world  # noqa: PLC0414 - the fixture
 from tests.e2e.world import World
 
-from .test_examples import COMPOSE, DEPLOY, KUBERNETES, plain
+from .test_examples import COMPOSE, DEPLOY, KUBERNETES, agent_files, plain
 
 pytestmark = [pytest.mark.consul, pytest.mark.xdist_group("deploy")]
 
@@ -30,17 +30,21 @@ def consul(binary: str, *arguments: str | Path, agent: Consul | None = None) -> 
     return ended.stdout
 
 
-@pytest.mark.parametrize("path", [COMPOSE / "dc1.hcl", COMPOSE / "dc2.hcl", KUBERNETES / "agent.hcl"], ids=str)
-def test_agent_takes_its_configuration(consul_binary: str, tmp_path: Path, path: Path) -> None:
-    text = path.read_text()
+@pytest.mark.parametrize(
+    "paths", [agent_files("dc1"), agent_files("dc2"), [KUBERNETES / "agent.hcl"]], ids=["dc1", "dc2", "kubernetes"]
+)
+def test_agent_takes_its_configuration(consul_binary: str, tmp_path: Path, paths: list[Path]) -> None:
     version = consul_version(consul_binary)
-    if version < (1, 11, 0):  # the token's older name
-        text = text.replace("initial_management", "master")
-    if version < (1, 9, 0):  # the block's older form
-        text = text.replace("ui_config {\n  enabled = true\n}", "ui = true")
-    text = text.replace("/consul/data", str(tmp_path / "data")).replace("consul-server.consul.svc", "127.0.0.1")
-    (tmp_path / "agent.hcl").write_text(text)
-    assert "valid" in consul(consul_binary, "validate", tmp_path / "agent.hcl")
+    given = [tmp_path / path.name for path in paths]
+    for path, copy in zip(paths, given, strict=True):
+        text = path.read_text()
+        if version < (1, 11, 0):  # the token's older name
+            text = text.replace("initial_management", "master")
+        if version < (1, 9, 0):  # the block's older form
+            text = text.replace("ui_config {\n  enabled = true\n}", "ui = true")
+        text = text.replace("/consul/data", str(tmp_path / "data")).replace("consul-server.consul.svc", "127.0.0.1")
+        copy.write_text(text)
+    assert "valid" in consul(consul_binary, "validate", *given)
 
 
 def test_agent_takes_the_configuration_of_the_walkthrough(consul_binary: str, tmp_path: Path) -> None:

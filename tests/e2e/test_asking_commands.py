@@ -5,6 +5,7 @@ import socket
 import sys
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -198,6 +199,61 @@ async def test_doctor_without_an_agent_is_one_line_and_exit_code_1(world: World)
     assert (outcome.code, outcome.out) == (1, "")
     assert outcome.err.startswith("meshgate: cannot reach Consul at ")
     assert outcome.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("flags", [(), ("--json",)])
+async def test_doctor_without_a_token_says_that_before_all_else(world: World, flags: tuple[str, ...]) -> None:
+    outcome = await meshgate(world.federation.dc1, "", "doctor", *flags)
+    assert outcome.code == 1
+    detail = "no token was given, so what follows is what anybody may do"
+    advice = "use --token-file (CONSUL_HTTP_TOKEN_FILE) or --token (CONSUL_HTTP_TOKEN)"
+    if flags:
+        assert outcome.data["checks"][0] == {"check": "token", "status": "failed", "detail": detail, "advice": advice}
+    else:
+        lines = outcome.out.splitlines()
+        assert lines[:2] == [f"failed  token: {detail}", f"        -> {advice}"]
+        assert max(map(len, lines)) < 120
+
+
+@pytest.mark.parametrize("command", [("modes",), ("probe", "web")], ids=["modes", "probe"])
+async def test_command_without_a_token_says_so_in_one_line_and_names_no_rule(
+    world: World, command: tuple[str, ...]
+) -> None:
+    outcome = await meshgate(world.federation.dc1, "", *command)
+    assert (outcome.code, outcome.out) == (1, "")
+    assert outcome.err.startswith("meshgate: no token was given, and Consul refuses to answer without: use --token-f")
+    assert outcome.err.count("\n") == 1
+    assert "policy" not in outcome.err
+
+
+# --- policy ----------------------------------------------------------------------------------------------------------
+
+
+async def test_policy_says_how_it_is_saved_and_applied(world: World, consul_binary: str, tmp_path: Path) -> None:
+    """The commands in its comment are run as they stand, with `meshgate` and `consul` on the PATH."""
+    dc1 = world.federation.dc1
+    printed = (await meshgate(dc1, "", "policy", "--service=edge.1")).out
+    commands = [line[1:].strip() for line in printed.splitlines() if line.startswith("#   ")]
+    assert commands[0] == "meshgate policy --service edge.1 > edge-1.hcl"
+    (tmp_path / "consul").symlink_to(consul_binary)
+    (tmp_path / "meshgate").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m meshgate "$@"\n')
+    (tmp_path / "meshgate").chmod(0o755)
+    environment = child_environment(CONSUL_HTTP_ADDR=dc1.http_addr, CONSUL_HTTP_TOKEN=dc1.master_token)
+    environment["PATH"] = f"{tmp_path}:{environment['PATH']}"
+    shell = ["/bin/sh", "-ec", "\n".join(commands)]
+    done = await trio.run_process(shell, capture_stdout=True, cwd=tmp_path, env=environment)
+    assert (tmp_path / "edge-1.hcl").read_text() == printed
+    (token,) = [line.split()[1] for line in done.stdout.decode().splitlines() if line.startswith("SecretID")]
+    outcome = await meshgate(dc1, token, "doctor", "--service=edge.1", "--json")
+    assert {name for name in failed(outcome) if name.startswith("token:")} == set()
+
+
+def test_policy_is_saved_and_applied_as_the_pages_say() -> None:
+    commands = [line[1:].strip() for line in acl_policy().splitlines() if line.startswith("#   ")]
+    root = Path(__file__).parents[2]
+    for page in ("README.md", "docs/start.md"):
+        lines = [line.strip() for line in (root / page).read_text().splitlines()]
+        assert [line for line in lines if line in commands] == commands
 
 
 # --- probe -----------------------------------------------------------------------------------------------------------

@@ -40,6 +40,9 @@ class Learner:
         table = self._table()
         route = table.find(name)
         if route is not None:
-            await watcher.learn([service_of(route.kind, route.destination).lower()])
-        elif (said := table.own_service(name)) is not None and self._unknown.take(trio.current_time()):
+            if route.cold:
+                await watcher.learn([service_of(route.kind, route.destination).lower()])
+            return
+        said = table.own_service(name)
+        if said is not None and self._unknown.take(trio.current_time()):
             await watcher.learn([said.service], said.namespace)

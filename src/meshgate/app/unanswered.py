@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 from meshgate.adapters.consul import WatchState
+from meshgate.adapters.consul.exports import EXPORTS
 from meshgate.core.carrying import Unanswered
 from meshgate.core.catalog import Snapshot, in_namespace
 from meshgate.core.sni import DEFAULT
@@ -67,7 +68,7 @@ def unanswered_of(last: Snapshot, states: Iterable[WatchState], *, early: bool) 
             if it.gateways and asked.unproven(f"partition {it.name}", "partitions", early=early)
         ),
         imports=frozenset(imports if early else imports & asked.silent("imports")),
-        exports=bool(last.exports) and (bool(asked.silent("exports")) or (early and not peered)),
+        exports=bool(last.exports) and (EXPORTS in asked.silent("exports") or (early and not peered)),
         chains=asked.silent("chain"),
         peers=early and not (peered and asked.answered("mesh-entry")) and bool(last.peer_servers or last.peer_through),
     )

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from .catalog import Export, RemoteDatacenter, RemotePartition, Service, Snapshot, Subset, in_namespace
+from .catalog import Export, RemoteDatacenter, RemotePartition, SamenessGroup, Service, Snapshot, Subset, in_namespace
 
 Place = TypeVar("Place", RemoteDatacenter, RemotePartition)
 
@@ -43,6 +43,9 @@ class Unanswered:
 def carry_over(fresh: Snapshot, last: Snapshot, unanswered: Unanswered) -> Snapshot:
     """The present catalog, with what Consul has not answered for as it was last known.
 
+    Which sameness groups it has not answered for, the exports of `fresh` say themselves: of those the last known
+    members are carried over, to the services that are exported to them now.
+
     Nothing is carried from another datacenter, partition or trust domain. Without anything to carry the result is
     `fresh` itself.
     """
@@ -64,6 +67,7 @@ def carry_over(fresh: Snapshot, last: Snapshot, unanswered: Unanswered) -> Snaps
         exports=tuple(_exports(fresh, last, unanswered)),
         peer_servers=fresh.peer_servers or (last.peer_servers if unanswered.peers else ()),
         peer_through=fresh.peer_through or (last.peer_through and unanswered.peers),
+        groups=tuple(_groups(fresh, last, unanswered)),
     )
     return fresh if result == fresh else result
 
@@ -98,9 +102,30 @@ def _with_gateways(fresh: Iterable[Place], last: Iterable[Place], unanswered: fr
         yield seen[name]
 
 
+def _groups(fresh: Snapshot, last: Snapshot, unanswered: Unanswered) -> Iterator[SamenessGroup]:
+    waiting = {name for export in fresh.exports for name in export.groups}
+    yield from fresh.groups
+    yield from (it for it in last.groups if it.name in waiting or (unanswered.exports and not fresh.exports))
+
+
 def _exports(fresh: Snapshot, last: Snapshot, unanswered: Unanswered) -> Iterator[Export]:
     known = {(export.namespace, export.service): export for export in last.exports}
+    groups = {group.name: group for group in last.groups}
     for export in fresh.exports or (last.exports if unanswered.exports else ()):
         before = known.get((export.namespace, export.service))
         waiting = not export.protocol and in_namespace(export.namespace, export.service) in unanswered.chains
-        yield replace(export, protocol=before.protocol, target=before.target) if waiting and before else export
+        found = replace(export, protocol=before.protocol, target=before.target) if waiting and before else export
+        yield _opened(found, [groups[name] for name in export.groups if name in groups])
+
+
+def _opened(export: Export, groups: Iterable[SamenessGroup]) -> Export:
+    """An export that is opened to the members of these groups, too."""
+    peers = {peer for group in groups for peer in group.peers}
+    partitions = {partition for group in groups for partition in group.partitions}
+    if peers <= {*export.peers} and partitions <= {*export.partitions}:
+        return export
+    return replace(
+        export,
+        peers=tuple(sorted(peers.union(export.peers))),
+        partitions=tuple(sorted(partitions.union(export.partitions))),
+    )

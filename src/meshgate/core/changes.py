@@ -46,7 +46,7 @@ def difference(before: RouteTable, after: RouteTable) -> TableChange:
 def changed(table: RouteTable, change: TableChange) -> RouteTable:
     """The table that a change makes of another one."""
     # Copies: streams that are being placed hold the table.
-    exact, suffixes = dict(table.exact), dict(table.suffixes)
+    exact, suffixes = table.exact.copy(), table.suffixes.copy()
     for name in change.removed:
         (suffixes if name.startswith(_ANY) else exact).pop(name.removeprefix(_ANY), None)
     for route in change.routes:

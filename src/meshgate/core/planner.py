@@ -94,7 +94,7 @@ class Planner:
             if key not in gone and not _hold(hosts, addresses):
                 gone.add(key)
                 fresh.append(made[key].service)
-        exact = dict(last.exact)
+        exact = last.exact.copy()
         for key in gone:
             for route in made[key].routes:
                 del exact[route.name]

@@ -110,8 +110,8 @@ class RouteTable:
     datacenter: str
     trust_domain: str
     partition: str
-    exact: Mapping[str, Route]
-    suffixes: Mapping[str, Route]
+    exact: MappingProxyType[str, Route]
+    suffixes: MappingProxyType[str, Route]
     conflicts: tuple[str, ...] = ()
     withheld: Mapping[str, str] = field(default_factory=dict, compare=False)
 

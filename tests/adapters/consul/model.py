@@ -32,9 +32,9 @@ from meshgate.adapters.consul import (
     Rule,
     ServerError,
 )
-from meshgate.adapters.consul.mesh_records import Chain, Exported, Peering, SamenessGroup, Tenant
+from meshgate.adapters.consul.mesh_records import Chain, Exported, Peering, Tenant
 from meshgate.adapters.consul.records import AgentCheck, Instances, Resolver
-from meshgate.core.catalog import Check, Instance
+from meshgate.core.catalog import Check, Instance, SamenessGroup
 from meshgate.core.gateway_options import NO_LIMITS, DestinationLimits
 
 OWN = "dc1"

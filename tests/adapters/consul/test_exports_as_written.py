@@ -9,7 +9,7 @@ import trio
 from structlog.testing import capture_logs
 
 from meshgate.adapters.consul import hub
-from meshgate.core.catalog import ChainTarget, Export
+from meshgate.core.catalog import ChainTarget, Export, SamenessGroup
 from meshgate.core.exports import ExportRules
 
 from .fake_consul import row
@@ -50,10 +50,10 @@ def asked_again(double: MeshDouble, path: str) -> bool:
     return any("index" in seen.query for seen in double.requests(path))
 
 
-def export(service: str, *peers: str, partitions: tuple[str, ...] = ()) -> Export:
-    """As it is known when its chain is; there is one only where there are peers."""
-    known: dict[str, Any] = {"protocol": "tcp", "target": ChainTarget(service)} if peers else {}
-    return Export(service, peers=peers, partitions=partitions, **known)
+def export(service: str, *peers: str, partitions: tuple[str, ...] = (), groups: tuple[str, ...] = ()) -> Export:
+    """As it is known when its chain is; there is one only where there are peers, or may be some in a group."""
+    known: dict[str, Any] = {"protocol": "tcp", "target": ChainTarget(service)} if peers or groups else {}
+    return Export(service, peers=peers, partitions=partitions, groups=groups, **known)
 
 
 # --- what comes late at the start -------------------------------------------------------------------------------------
@@ -150,7 +150,9 @@ async def test_what_was_known_of_a_group_is_forgotten_when_it_is_named_no_more()
             await followed.until(lambda seen: seen.exports == ())
             double.set_at(GROUP, b"Permission denied", status=403, index=None)
             double.exports_as_written(TO_GROUP, {"Name": "db", "Consumers": [{"Peer": "east"}]})
-            await followed.until(lambda seen: seen.exports == (export("db", "east"),))
+            waiting = export("db", "east"), export("web", groups=("all",))
+            await followed.until(lambda seen: (seen.exports, seen.groups) == (waiting, ()))
+            assert {name for name in followed.routes() if ".external." in name} == {external("db", "east")}
 
 
 async def test_groups_are_left_to_consul_where_it_has_come_to_resolve_them() -> None:
@@ -169,13 +171,15 @@ async def test_a_group_that_may_not_be_read_leaves_what_is_exported_by_names_and
         double.set_at(GROUP, b"Permission denied", status=403, index=None)
         async with following(double) as followed:
             await followed.until(lambda _: any('mesh = "read"' in line for line in followed.watcher.problems()))
-            await followed.until(lambda seen: seen.exports == (export("web", "west"),))
-            double.sameness_group("all", {"Peer": "east"})
-            await followed.until(lambda seen: seen.exports == (export("web", "east", "west"),))
+            await followed.until(lambda seen: seen.exports == (export("web", "west", groups=("all",)),))
+            double.sameness_group("all", {"Partition": "default"}, {"Partition": "p1"}, {"Peer": "east"})
+            opened = export("web", "east", "west", partitions=("p1",))
+            await followed.until(lambda seen: seen.exports == (opened,))
+            assert followed.last.groups == (SamenessGroup("all", ("east",), ("p1",)),)
             assert followed.watcher.problems() == []
             double.set_at(GROUP, b"Permission denied", status=403, index=None)
             await followed.until(lambda _: followed.watcher.problems())
-            assert followed.last.exports == (export("web", "east", "west"),)
+            assert followed.last.exports == (opened,)
 
 
 async def test_the_community_edition_has_no_group_of_any_name_and_nothing_is_said_of_it() -> None:
@@ -209,6 +213,7 @@ async def test_consul_that_knows_no_groups_is_one_notice_and_the_rest_is_exporte
             async with following(double, start_deadline=PATIENCE) as followed:
                 assert followed.published[0].exports == (export("web", "west"),)
                 await followed.until(lambda _: len(double.requests(GROUP)) > 3)
+                assert followed.last.groups == (SamenessGroup("all"),)
                 (problem,) = followed.watcher.problems()
                 assert problem.startswith("exports sameness group all: ")
                 assert said in problem

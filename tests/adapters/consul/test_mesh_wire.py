@@ -7,9 +7,9 @@ import pytest
 
 from meshgate.adapters.consul import InvalidAnswerError
 from meshgate.adapters.consul import mesh_wire as wire
-from meshgate.adapters.consul.mesh_records import Chain, Exported, Peering, SamenessGroup
+from meshgate.adapters.consul.mesh_records import Chain, Exported, Peering
 from meshgate.adapters.consul.wire import decode_instances
-from meshgate.core.catalog import ChainTarget
+from meshgate.core.catalog import ChainTarget, SamenessGroup
 
 from .fake_consul import row
 from .mesh_double import chain
@@ -85,8 +85,8 @@ def test_an_exported_services_entry_with_both_names_of_a_peer() -> None:
 def test_the_members_of_a_sameness_group() -> None:
     members = [{"Partition": "p2"}, {"Partition": "p1"}, {"Peer": "east"}, {"Peer": "", "Partition": None}]
     entry = {"Kind": "sameness-group", "Name": "all", "IncludeLocal": True, "Members": [*members, {"Peer": "east"}]}
-    assert wire.decode_sameness_group(text(entry)) == SamenessGroup(("east",), ("p1", "p2"))
-    assert wire.decode_sameness_group(text({"Members": None})) == SamenessGroup()
+    assert wire.decode_sameness_group(text(entry)) == SamenessGroup("all", ("east",), ("p1", "p2"))
+    assert wire.decode_sameness_group(text({"Name": "none", "Members": None})) == SamenessGroup("none")
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from typing import Any, Final
 import structlog
 import trio
 
-from meshgate.core.catalog import RemoteDatacenter, Snapshot
+from meshgate.core.catalog import Snapshot
 from meshgate.core.sni import DEFAULT
 
 from .explain import Explainer
@@ -276,7 +276,7 @@ class CatalogWatcher:
             trust_domain,
             self._partition,
             services=self._services.services(),
-            remotes=self._remote_datacenters(),
+            remotes=() if self._remotes is None else self._remotes.remotes(),
             servers=() if self._servers is None else self._servers.instances(),
             domain=self._domain,
             expose_servers=self._expose_servers,
@@ -290,9 +290,6 @@ class CatalogWatcher:
         if snapshot != self.snapshot:
             self.snapshot = snapshot
             self._publish(snapshot)
-
-    def _remote_datacenters(self) -> tuple[RemoteDatacenter, ...]:
-        return () if self._remotes is None else self._remotes.remotes()
 
 
 def _needless(state: WatchState) -> bool:

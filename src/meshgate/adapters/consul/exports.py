@@ -13,7 +13,7 @@ from typing import Final, cast
 
 import trio
 
-from meshgate.core.catalog import Export, Service, in_namespace
+from meshgate.core.catalog import Export, SamenessGroup, Service, in_namespace
 from meshgate.core.sni import DEFAULT
 
 from .errors import NotFoundError
@@ -110,10 +110,15 @@ class LocalExports:
                 row.partitions,
                 protocol=chain.protocol if chain else "",
                 target=chain.target if chain else None,
+                groups=row.groups,
             )
             for row in self._resolved()
             for chain in (self._chains.get((row.namespace, row.service)),)
         )
+
+    def groups(self) -> tuple[SamenessGroup, ...]:
+        """The sameness groups that are resolved here, as far as their members are known."""
+        return self._groups.known()
 
     def behind(self, services: Collection[str]) -> set[str]:
         """The services to which the chains of these exported ones lead; lower-case names without namespaces."""
@@ -127,7 +132,8 @@ class LocalExports:
         """Watch the chains of what is exported now; to be called when services or `exports()` have changed."""
         if self._tasks is None:
             return
-        wanted = frozenset((row.namespace, row.service) for row in self._resolved() if row.peers)
+        # There may be peers in a group that is not known.
+        wanted = frozenset((row.namespace, row.service) for row in self._resolved() if row.peers or row.groups)
         for key in self._followed - wanted:
             self._chains.pop(key, None)
             self._progress.done(_source(key))
@@ -142,13 +148,15 @@ class LocalExports:
         for row in map(self._groups.resolved, self._exported):
             for one in self._spelled_out(row) if self._raw else (row,):
                 key = one.namespace, one.service
-                before = merged.get(key, replace(one, peers=(), partitions=()))
+                before = merged.get(key, replace(one, peers=(), partitions=(), groups=()))
                 merged[key] = replace(
                     one,
                     peers=tuple(sorted({*before.peers, *one.peers})),
                     partitions=tuple(sorted({*before.partitions, *one.partitions})),
+                    groups=tuple(sorted({*before.groups, *one.groups})),
                 )
-        return tuple(merged[key] for key in sorted(merged) if merged[key].peers or merged[key].partitions)
+        rows = (merged[key] for key in sorted(merged))
+        return tuple(row for row in rows if row.peers or row.partitions or row.groups)
 
     def _spelled_out(self, row: Exported) -> Iterable[Exported]:
         if _ANY not in (row.service, row.namespace):

@@ -15,7 +15,6 @@ from .errors import InvalidAnswerError, NotFoundError, PermissionDeniedError, Ru
 from .inspection_records import (
     AgentReport,
     CaCertificates,
-    Export,
     LeafCertificate,
     Replication,
     ServiceDefaults,
@@ -134,13 +133,6 @@ class ConsulInspector(ConsulClient):
             if not reply.value and not reply.known_leader and (reply.index or 0) <= 1:
                 raise PermissionDeniedError("Consul answered an empty list without a look")
             return tuple(instance for instance in reply.value if not kind or instance.kind == kind)
-
-    async def exports(self, partition: str) -> tuple[Export, ...]:
-        """What a partition exports (`/v1/config/exported-services/:partition`, since 1.11)."""
-        with self._counted(Rule("mesh")), suppress(NotFoundError):
-            path = f"/v1/config/exported-services/{segment(partition)}"
-            return (await self._http.get(decoded(wire.decode_exports), path, _params(partition=partition))).value
-        return ()
 
 
 def _params(**params: str) -> list[tuple[str, str]]:

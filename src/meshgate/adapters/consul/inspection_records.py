@@ -112,13 +112,4 @@ class ServiceDefaults:
     overrides: tuple[UpstreamModes, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Export:
-    """A service of an exported-services entry, and the partitions it is exported to. `*` stands for any."""
-
-    name: str
-    namespace: str
-    partitions: tuple[str, ...]
-
-
 Targets = tuple[Target, ...]

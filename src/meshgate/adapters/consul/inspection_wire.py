@@ -10,7 +10,6 @@ from meshgate.core.sni import DEFAULT
 from .inspection_records import (
     AgentReport,
     CaCertificates,
-    Export,
     LeafCertificate,
     Replication,
     ServiceDefaults,
@@ -155,20 +154,6 @@ class _Compiled(_Struct):
     chain: _Chain
 
 
-class _Consumer(_Struct):
-    partition: str | None = ""
-
-
-class _ExportedService(_Struct):
-    name: str
-    namespace: str | None = ""
-    consumers: list[_Consumer] | None = None
-
-
-class _Exports(_Struct):
-    services: list[_ExportedService] | None = None
-
-
 def _agent_report(answer: _AgentSelf) -> AgentReport:
     config, debug = answer.config, answer.debug_config or _DebugConfig()
     ports = [port for port in (debug.grpc_port, debug.grpc_tls_port) if port is not None]
@@ -265,17 +250,6 @@ def _each_target(targets: Mapping[str, _Target]) -> Iterator[tuple[str, Target]]
         )
 
 
-def _exports(entry: _Exports) -> tuple[Export, ...]:
-    return tuple(
-        Export(
-            each.name,
-            each.namespace or DEFAULT,
-            tuple(consumer.partition for consumer in each.consumers or () if consumer.partition),
-        )
-        for each in entry.services or ()
-    )
-
-
 def _mode(found: _Mode | None) -> str:
     return (found.mode or "") if found else ""
 
@@ -294,4 +268,3 @@ decode_allowed = decoder(list[_Allowed] | None, lambda rows: tuple(bool(row.allo
 decode_sidecars = decoder(dict[str, _AgentService] | None, _sidecars)
 decode_service_defaults = decoder(_ConfigEntry, _service_defaults)
 decode_targets = decoder(_Compiled, _targets)
-decode_exports = decoder(_Exports, _exports)

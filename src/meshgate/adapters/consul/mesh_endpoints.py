@@ -7,10 +7,12 @@ community edition refuses them, the default ones too.
 from collections.abc import Callable
 from typing import Final, TypeVar
 
+from meshgate.core.catalog import SamenessGroup
+
 from . import mesh_wire as wire
 from .endpoints import Endpoints, _held, _page
 from .errors import BadRequestError, NotFoundError, Rule, ServerError, UnexpectedStatusError
-from .mesh_records import Chain, Exported, Peering, SamenessGroup, Tenant
+from .mesh_records import Chain, Exported, Peering, Tenant
 from .records import Cursor, Page
 from .transport import HttpClient, decoded, segment
 
@@ -87,7 +89,7 @@ class MeshEndpoints(Endpoints):
         with self._counted(SEE_MESH):
             path = f"/v1/config/sameness-group/{segment(name)}"
             try:
-                return await self._entry(wire.decode_sameness_group, path, cursor, missing=SamenessGroup())
+                return await self._entry(wire.decode_sameness_group, path, cursor, missing=SamenessGroup(name))
             except ServerError as error:
                 if _UNKNOWN_KIND in str(error):
                     raise BadRequestError("this version of Consul knows no sameness groups", "400") from error

@@ -6,7 +6,7 @@ The followers of these know the client only as a `MeshReader`, as the other watc
 from dataclasses import dataclass
 from typing import Protocol
 
-from meshgate.core.catalog import ChainTarget
+from meshgate.core.catalog import ChainTarget, SamenessGroup
 
 from .records import Client, Cursor, Page, Reader
 
@@ -60,14 +60,6 @@ class Exported:
     peers: tuple[str, ...]
     partitions: tuple[str, ...]
     groups: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class SamenessGroup:
-    """The members of a sameness group as one partition sees them, itself perhaps among them."""
-
-    peers: tuple[str, ...] = ()
-    partitions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,10 +6,10 @@ from typing import Any
 
 import msgspec
 
-from meshgate.core.catalog import ChainTarget
+from meshgate.core.catalog import ChainTarget, SamenessGroup
 from meshgate.core.sni import DEFAULT
 
-from .mesh_records import Chain, Exported, Peering, SamenessGroup
+from .mesh_records import Chain, Exported, Peering
 from .wire import decoder
 
 
@@ -88,6 +88,7 @@ class _Member(msgspec.Struct, rename="pascal"):
 class _SamenessGroup(msgspec.Struct, rename="pascal"):
     """A sameness-group config entry (Enterprise 1.16 and later)."""
 
+    name: str | None = ""
     members: list[_Member] | None = None
 
 
@@ -191,7 +192,9 @@ def _export(
 def _group(entry: _SamenessGroup) -> SamenessGroup:
     members = entry.members or []
     return SamenessGroup(
-        _distinct(member.peer for member in members), _distinct(member.partition for member in members)
+        entry.name or "",
+        _distinct(member.peer for member in members),
+        _distinct(member.partition for member in members),
     )
 
 

@@ -3,7 +3,8 @@
 A consumer `{SamenessGroup: name}` stands for the members of the config entry `sameness-group/<name>` of the same
 partition: other partitions of the datacenter, and peers. The own partition is commonly the first member, for failover,
 and is no consumer of its own services. Only Enterprise has groups, since 1.16; nothing is asked for that no entry
-names. A group that cannot be read has no members until it can, or keeps those that it had.
+names. A group that cannot be read stays named as one whose members are not known, or keeps those that it had; in a
+Consul that knows no groups it has none.
 """
 
 from collections.abc import Callable, Iterable
@@ -13,8 +14,11 @@ from typing import cast
 
 import trio
 
+from meshgate.core.catalog import SamenessGroup
+
+from .errors import BadRequestError, ConsulError
 from .hub import WatchHub
-from .mesh_records import Exported, MeshReader, SamenessGroup
+from .mesh_records import Exported, MeshReader
 from .pool import ReaderPool
 from .records import Cursor, Page
 from .tasks import KeyedTasks, Progress
@@ -65,17 +69,20 @@ class SamenessGroups:
         if self._tasks is not None:
             self._tasks.keep(named, self._follow)
 
+    def known(self) -> tuple[SamenessGroup, ...]:
+        """The groups whose members are known, without the own partition."""
+        return tuple(group for _, group in sorted(self._groups.items()))
+
     def resolved(self, row: Exported) -> Exported:
-        """An export to members instead of groups, as far as those are known."""
+        """An export to members instead of groups, as far as those are known; `groups` are the others."""
         if not row.groups:
             return row
         known = [self._groups[name] for name in row.groups if name in self._groups]
-        partitions = {name for group in known for name in group.partitions} - {self._partition}
         return replace(
             row,
             peers=tuple(sorted({*row.peers, *(name for group in known for name in group.peers)})),
-            partitions=tuple(sorted({*row.partitions, *partitions})),
-            groups=(),
+            partitions=tuple(sorted({*row.partitions, *(name for group in known for name in group.partitions)})),
+            groups=tuple(name for name in row.groups if name not in self._groups),
         )
 
     async def _follow(self, name: str) -> None:
@@ -85,14 +92,17 @@ class SamenessGroups:
             async with self._pool.turn(cursor) as (reader, turn):
                 return await cast("MeshReader", reader).sameness_group(name, turn)
 
-        done = partial(self._progress.done, source)
+        def failed(error: ConsulError) -> None:
+            if isinstance(error, BadRequestError) and name not in self._groups:
+                self._answered(name, SamenessGroup(name))
+            self._progress.done(source)
+
         with self._pool.watching():
-            # Of the same kind as the exports: what is not answered yet is for both that the consumers are not known.
-            watch = Watch(self._hub, "exports", source, ask, partial(self._answered, name), on_error=lambda _: done())
-            await watch.run()
+            await Watch(self._hub, "exports", source, ask, partial(self._answered, name), on_error=failed).run()
 
     def _answered(self, name: str, group: SamenessGroup) -> None:
-        self._groups[name] = group
+        others = tuple(partition for partition in group.partitions if partition != self._partition)
+        self._groups[name] = replace(group, name=name, partitions=others)
         self._progress.done(_source(name))
         self._changed()
 

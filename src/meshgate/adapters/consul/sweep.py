@@ -19,7 +19,7 @@ from .pool import ReaderPool
 from .readings import Readings
 from .watch import Watch
 
-SUMMARY_PACE: Final = 10.0
+SUMMARY_PACE: Final = 30.0
 # Seconds between two reads of the sweep, with summaries and without: a pass over 5,000 services takes 3 hours, or 4
 # minutes.
 SWEEP_PAUSE: Final = 2.0
