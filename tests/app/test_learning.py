@@ -1,13 +1,15 @@
 """What Consul is asked about before a stream is placed."""
 
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import trio
 from trio.testing import MockClock
 
-from meshgate.adapters.consul import CatalogWatcher
 from meshgate.app.learning import UNKNOWN_AT_ONCE, UNKNOWN_PER_SECOND, Learner
 from meshgate.core.routes import Route, RouteKind, RouteTable
+
+if TYPE_CHECKING:
+    from meshgate.adapters.consul import CatalogWatcher
 
 TD = "td.consul"
 HERE = f"default.dc1.internal.{TD}"

@@ -67,6 +67,16 @@ def test_services_that_did_not_change_keep_their_routes() -> None:
     assert route(planner, after, "web") != remade
 
 
+def test_services_keep_their_routes_when_another_datacenter_changes() -> None:
+    planner = Planner()
+    before = Snapshot("dc1", TD3, services=(Service("web", (NUMERIC,)),))
+    dc2 = RemoteDatacenter("dc2", (instance("172.16.2.1", datacenter="dc2"),))
+    kept = route(planner, before, "web")
+    after = replace(before, remotes=(dc2,))
+    assert route(planner, after, "web") is kept
+    assert planner.plan(after) == plan(after)
+
+
 def test_a_service_is_planned_again_when_its_host_name_stands_for_something_else() -> None:
     planner = Planner()
     snapshot = Snapshot("dc1", TD3, services=(Service("web", (NAMED,)), Service("api", (NUMERIC,))))

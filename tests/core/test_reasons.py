@@ -2,7 +2,7 @@
 
 import pytest
 
-from meshgate.core.reasons import Reason, alert_record
+from meshgate.core.reasons import Reason, alert_record, envoy_flags
 
 UNRECOGNIZED_NAME, DECODE_ERROR, INTERNAL_ERROR = 112, 50, 80
 
@@ -31,3 +31,18 @@ def test_what_the_client_is_told(name: str, alert: int | None) -> None:
     # A record of type alert, version 3.3, two bytes long: fatal, and the description.
     expected = b"" if alert is None else b"\x15\x03\x03\x00\x02\x02" + bytes([alert])
     assert alert_record(Reason(name)) == expected
+
+
+def test_the_flags_are_those_that_envoy_writes_for_the_like() -> None:
+    flags = {str(reason): envoy_flags(reason) for reason in Reason}
+    protocol_error = ("not_tls", "hello_malformed", "hello_too_large", "hello_timeout")
+    assert flags == dict.fromkeys(protocol_error, "DPE") | {
+        "no_sni": "NR",
+        "unknown_sni": "NR",
+        "no_healthy_endpoint": "UH",
+        "connect_failed": "UF",
+        "connect_timeout": "UF",
+        "max_connections": "UO",
+        "max_connections_per_client": "UO",
+        "draining": "",
+    }

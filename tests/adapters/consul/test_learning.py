@@ -7,7 +7,8 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from meshgate.adapters.consul.attention import FRESH, IN_USE
+from meshgate.adapters.consul.attention import AT_A_TICK, FRESH, IN_USE
+from meshgate.adapters.consul.publisher import APART
 from meshgate.adapters.consul.records import LONGEST_WAIT, Resolver, SubsetRule
 from meshgate.core.catalog import Service
 
@@ -59,6 +60,38 @@ async def test_a_service_that_waits_for_a_connection_is_not_cold(autojump_clock:
         watched.watcher.used(names()[:60])
         await trio.sleep(3)
         assert [is_cold(watched, name) for name in names()] == [False] * 60 + [True] * 60
+
+
+async def test_of_those_that_wait_as_many_as_can_be_read_are_not_cold(autojump_clock: MockClock) -> None:
+    async with many(world()) as watched:
+        watched.watcher.used(names())
+        await trio.sleep(3)
+        held = watched.model.held
+        warm = [name for name in names() if not is_cold(watched, name)]
+        assert AT_A_TICK < len(warm) < AT_A_TICK + held
+        # What is cold is asked for anew with each stream, and the others every few seconds.
+        for name in names():
+            move(watched.model, name)
+        watched.model.index += 1
+        cold = next(name for name in names() if is_cold(watched, name))
+        await learned(watched, cold)
+        assert watched.services[cold] == watched.model.connect[cold]
+
+
+async def test_those_who_learn_at_the_same_time_share_a_snapshot(autojump_clock: MockClock) -> None:
+    async with many(world()) as watched:
+        await trio.sleep(100)
+        for name in names():
+            move(watched.model, name)
+        watched.model.index += 1
+        published = len(watched.published)
+        start = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            for name in names():
+                nursery.start_soon(watched.watcher.learn, [name])
+        seconds = trio.current_time() - start
+        assert all(watched.services[name] == watched.model.connect[name] for name in names())
+        assert len(watched.published) - published <= 2 + seconds / APART
 
 
 async def test_where_there_are_connections_for_all_nothing_is_cold(autojump_clock: MockClock) -> None:

@@ -109,10 +109,14 @@ async def test_streams_of_all_workers_make_one_question_and_go_where_its_answer_
         backend(named(b"new")) as new,
         asking_pool(consul.learn, old) as pool,
     ):
-        clients = [await send_hello(pool) for _ in range(10)]
+        clients: list[trio.SocketStream] = []
         with trio.fail_after(60):
             while await until_connecting(pool, len(clients)) != {0, 1}:
-                clients.append(await send_hello(pool))
+                # At once, so that there are some left for the worker that comes second.
+                batch = [await pool.dial() for _ in range(20)]
+                for client in batch:
+                    await client.send_all(HELLO)
+                clients += batch
         assert consul.asked == [WEB]
         pool.relay.install(table_of({WEB: [endpoint(new)]}))
         consul.answer.set()

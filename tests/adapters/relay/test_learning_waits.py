@@ -1,6 +1,7 @@
 """What comes to pass while a stream waits until its name is learned, and what it leaves behind."""
 
 import gc
+import os
 from collections import Counter
 
 import pytest
@@ -40,6 +41,7 @@ def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_client_that_resets_while_it_waits_leaves_nothing_behind() -> None:
     async with backend(echo) as port, running({}, ask=lambda _: None) as it:
         it.relay.install(table_of({WEB: [endpoint(port)]}, cold=[WEB]))
+        gc.collect()  # What earlier tests left is not to be missed later.
         descriptors = open_descriptors()
         clients = [await waiter(it) for _ in range(20)]
         for client in clients:
@@ -50,6 +52,21 @@ async def test_client_that_resets_while_it_waits_leaves_nothing_behind() -> None
         await it.relay.learned(WEB)
         assert it.relay.counters().connections == {}
         assert it.relay._engine.learning._questions == {}
+
+
+async def test_client_that_sends_its_hello_and_resets_at_once_leaves_nothing_behind() -> None:
+    """Both come with one event: the reset is told before the hello is read."""
+    slow = f"slow.default.dc1.internal.{TRUST_DOMAIN}"
+    with black_hole() as hole:
+        async with running({}, Limits(connect_timeout=60.0), ask=lambda _: None) as it:
+            it.relay.install(table_of({WEB: [], slow: [endpoint(hole)]}, cold=[WEB]))
+            for hello in (HELLO, hello_for(slow)):
+                client = await it.dial()
+                await client.send_all(hello[:100])
+                await it.until(lambda: [stream.bytes_received for stream in it.relay.connections()] == [100])
+                os.write(client.socket.fileno(), hello[100:])
+                reset(client)
+                await until_over(it)
 
 
 @pytest.mark.parametrize("known", [True, False])

@@ -102,6 +102,24 @@ async def test_many_changes_are_one_write_a_second_and_the_last_one_counts(
     assert len(disk.written) <= 5 / keeper.PACE
 
 
+@pytest.mark.parametrize(("cost", "pause"), [(0.009, 1.0), (0.11, 30.0), (5.0, 60.0)])
+async def test_the_more_processor_time_a_write_takes_the_fewer_there_are(
+    tmp_path: Path, patient_clock: MockClock, monkeypatch: pytest.MonkeyPatch, cost: float, pause: float
+) -> None:
+    began: list[float] = []
+
+    def costly(_folder: Path, _kept: object) -> float:
+        began.append(trio.from_thread.run_sync(trio.current_time))
+        return cost
+
+    monkeypatch.setattr(keeper, "_timed_write", costly)
+    async with keeping(tmp_path) as it:
+        for number in range(4):
+            it.keep(version(str(number)), {})
+            await until(lambda number=number: len(began) > number, seconds=1000, interval=2)
+    assert [later - earlier for earlier, later in pairwise(began)] == pytest.approx([pause] * 3, abs=2.1)
+
+
 async def test_trios_thread_never_waits_for_the_disk(tmp_path: Path, disk: Disk) -> None:
     disk.blocked = threading.Event()
     async with keeping(tmp_path) as it:

@@ -5,7 +5,8 @@ While there are connections for all, every service has a held query of its own. 
 - Each service is read once at the start; the first snapshot waits for that, so no service is unknown when the gateway
   begins to serve.
 - A service in use (streams of the last `IN_USE` seconds, or just registered) has a held query. Where more are in use
-  than there are connections they pass them on, and those that wait for one are read every `TICK` seconds.
+  than there are connections they pass them on, and the first `AT_A_TICK` of those that wait for one are read every
+  `TICK` seconds.
 - All others are cold: what is known of them may be old, so the first stream waits until they are read (`learn`), and
   puts them into use. That they are not far behind when Consul is lost is what `sweep` is for.
 
@@ -31,12 +32,11 @@ from .watch import Watch
 
 IN_USE: Final = 300.0
 TICK: Final = 5.0
+AT_A_TICK: Final = 50
 # Seconds that a query is held while other services in use wait for its connection.
 PASSING_WAIT: Final = 15.0
 # Seconds for which what was read is as good as what is read now.
 FRESH: Final = 0.1
-
-_AT_A_TICK: Final = 50
 
 
 @dataclass(slots=True, eq=False)
@@ -147,7 +147,7 @@ class Attention:
                 with trio.move_on_after(TICK):
                     await self._news.wait()
                     continue
-                for query in self._waiting[:_AT_A_TICK]:
+                for query in self._waiting[:AT_A_TICK]:
                     self._look(query)
 
     # --- who is watched ------------------------------------------------------------------------------------------
@@ -179,7 +179,7 @@ class Attention:
         for query in self._new:
             self._look(query)
         self._new.clear()
-        self._tell_warm({*self._held, *self._waiting})
+        self._tell_warm({*self._held, *self._waiting[:AT_A_TICK]})
 
     def _tell_warm(self, warm: set[Followed]) -> None:
         """Tell those queries that are not cold any more, or are now."""
@@ -248,4 +248,4 @@ class Attention:
 
     def _is_fresh(self, query: Followed) -> bool:
         last = None if query.state is None else query.state.last_success
-        return last is not None and trio.current_time() - last <= (TICK if query in self._waiting else FRESH)
+        return last is not None and trio.current_time() - last <= (FRESH if query.cold else TICK)

@@ -25,6 +25,7 @@ from .namespaces import LocalCatalog
 from .partitions import Partitions
 from .peerings import Peerings
 from .pool import ReaderPool
+from .publisher import Publisher
 from .records import GATEWAY_KIND, CaRoots
 from .remotes import RemoteGateways
 from .servers import LocalServers
@@ -37,8 +38,6 @@ from .watch import Watch
 
 log = structlog.get_logger(module="meshgate.consul")
 
-# Seconds from the first change to the snapshot, in which further changes are gathered. Not prolonged by them.
-COALESCE: Final = 0.1
 # Seconds that an essential watch may fail before the catalog counts as stale.
 STALE_AFTER: Final = 10.0
 # Seconds that the first snapshot waits however many sources there are.
@@ -83,11 +82,10 @@ class CatalogWatcher:
         enterprise: bool = False,
         enforce_exports: bool = False,
     ) -> None:
-        self.snapshot: Snapshot | None = None
         # A gateway is in the namespace default, whatever namespace its token would make Consul assume.
         self._client = client.scoped(Tenant(namespace=DEFAULT)) if enterprise else client
         self._hub = hub
-        self._publish = publish
+        self._publisher = Publisher(self._made, publish)
         self._datacenter = datacenter
         self._partition = partition
         self._start_deadline = start_deadline
@@ -99,7 +97,6 @@ class CatalogWatcher:
         self._servers: LocalServers | None = None
         self._roots: CaRoots | None = None
         self._progress = Progress()
-        self._change = trio.Event()
         self._tasks: KeyedTasks[str] | None = None
         self._pool = ReaderPool(self._client, catalog_watches)
         self._explainer = Explainer(self._client, enterprise=enterprise)
@@ -170,8 +167,12 @@ class CatalogWatcher:
         """
         names = set(services)
         await self._services.learn(names | self._exports.behind(names), namespace)
-        if self.snapshot is not None and self._roots is not None:
-            self._publish_if_new(self._roots.trust_domain)
+        await self._publisher.hurry()
+
+    @property
+    def snapshot(self) -> Snapshot | None:
+        """The last one that was published."""
+        return self._publisher.snapshot
 
     def states(self) -> list[WatchState]:
         """How each watch is doing, those of the hub's other users included."""
@@ -221,7 +222,7 @@ class CatalogWatcher:
         self._changed()
 
     def _changed(self) -> None:
-        self._change.set()
+        self._publisher.changed()
 
     def _peerings_changed(self) -> None:
         self._adjust()
@@ -252,8 +253,7 @@ class CatalogWatcher:
 
     async def _publish_changes(self) -> None:
         while self._roots is None or not self._services.known:
-            self._change = trio.Event()
-            await self._change.wait()
+            await self._publisher.change()
         with trio.move_on_after(LONGEST_START):
             await self._progress.settled(self._start_deadline)
             if not self._progress.missing:
@@ -263,17 +263,12 @@ class CatalogWatcher:
         if missing := self._progress.missing:
             log.warning("catalog is incomplete at the start", waited_for=missing[:5], more=len(missing[5:]))
         self._progress.close()
-        while True:
-            self._change = trio.Event()
-            self._exports.reconcile()
-            self._publish_if_new(self._roots.trust_domain)
-            await self._change.wait()
-            await trio.sleep(COALESCE)
+        await self._publisher.run(self._exports.reconcile)
 
-    def _publish_if_new(self, trust_domain: str) -> None:
-        snapshot = Snapshot(
+    def _made(self) -> Snapshot:
+        return Snapshot(
             self._datacenter,
-            trust_domain,
+            "" if self._roots is None else self._roots.trust_domain,
             self._partition,
             services=self._services.services(),
             remotes=() if self._remotes is None else self._remotes.remotes(),
@@ -287,9 +282,6 @@ class CatalogWatcher:
             peer_through=self._peerings.through,
             groups=self._exports.groups(),
         )
-        if snapshot != self.snapshot:
-            self.snapshot = snapshot
-            self._publish(snapshot)
 
 
 def _needless(state: WatchState) -> bool:

@@ -74,10 +74,20 @@ class Opening:
             self._read_hello()
         elif leg is self._connection.upstream:
             self._try_upstream()
-        elif events & BROKEN and leg.sock.getsockopt(SOL_SOCKET, SO_ERROR):
-            # The client is gone; nobody waits for the endpoint any more. The socket is asked, because the event may be
-            # left from a stream that had the same descriptor and ended in the same batch.
+        elif events & BROKEN:
+            self._close_if_gone()
+
+    def _close_if_gone(self) -> None:
+        """End the stream if its client has reset it: nobody waits for the endpoint any more."""
+        # The socket is asked, because the event may be left from a stream that had the same descriptor and ended in the
+        # same batch.
+        if self.client.sock.getsockopt(SOL_SOCKET, SO_ERROR):
             self._connection.close()
+
+    def _close_if_told(self) -> None:
+        """End it if its client's reset was told before its hello was read; it is not told again."""
+        if self.client.hung_up:
+            self._close_if_gone()
 
     def on_end(self) -> None:
         """The stream goes on without this, or ends."""
@@ -178,6 +188,7 @@ class Opening:
             self._learning = name
             engine.learning.wait(self, name, engine.now)
             engine.arm(connection, LEARN_SECONDS)
+            self._close_if_told()
             return
         self._place(route)
 
@@ -252,6 +263,7 @@ class Opening:
                 self._pending = connection.endpoint
                 engine.placing.awaited(connection.endpoint)
                 self._waits = engine.destinations.wait(connection)
+                self._close_if_told()
             return
         except OSError as failure:
             self._attempt_failed(Reason.CONNECT_FAILED, sockets.describe(failure.errno or 0))

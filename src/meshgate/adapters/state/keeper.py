@@ -20,10 +20,11 @@ from .files import sweep, write
 
 log = structlog.get_logger(module="meshgate.state")
 
-# Seconds between two writes, and how many times the processor time of the last one: a catalog of 5,000 services that
-# changes each second must not keep a core busy with its file.
+# Seconds between two writes, and how many times the processor time of the last one beyond what a small catalog takes:
+# one of 5,000 services that changes each second must not keep a core busy with its file.
 PACE: Final = 1.0
-REST: Final = 100
+REST: Final = 300
+SMALL: Final = 0.01
 # After failures the next try comes later and later, up to this many seconds.
 LONGEST_PAUSE: Final = 60.0
 # An unchanged catalog is written again that often, in seconds, so that the file tells how old it really is.
@@ -71,7 +72,8 @@ class StateKeeper:
                     await self._news.wait()
                 if self._due or self._current():
                     await self._write()
-                await trio.sleep(min(LONGEST_PAUSE, max(PACE * 2**self._failures, REST * self._cost)))
+                pause = max(PACE * 2**self._failures, REST * (self._cost - SMALL))
+                await trio.sleep(min(LONGEST_PAUSE, pause))
         finally:
             if self._due:
                 with trio.move_on_after(FAREWELL, shield=True):
