@@ -27,6 +27,32 @@ def consul_binary() -> str:
         pytest.fail(f"{error}; scripts/test fetches one", pytrace=False)
 
 
+# The files that take longest, the longest first. One of them that began last would be waited for by all.
+LONGEST = (
+    "e2e/test_asking_commands.py",
+    "e2e/test_start_without_consul.py",
+    "e2e/test_modes.py",
+    "core/test_hello_corpus.py",
+    "security/test_running_gateway.py",
+    "e2e/test_following.py",
+    "adapters/consul/test_outages.py",
+    "soak/test_soak_smoke.py",
+    "e2e/test_registration_options.py",
+    "e2e/test_replacement.py",
+    "core/test_hello_against_openssl.py",
+    "e2e/test_maintenance.py",
+    "fuzz/test_fuzz_smoke.py",
+    "core/test_hello_memory.py",
+    "bench/test_bench_smoke.py",
+    "docs/test_site.py",
+)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files that start datacenters or gateways go first: they take longest, and the others fill the gaps."""
-    items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
+    """The longest files go first, then those that start datacenters or gateways; the others fill the gaps."""
+    order = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST)}
+
+    def place(item: pytest.Item) -> tuple[int, bool]:
+        return order.get(item.path, len(order)), item.get_closest_marker("xdist_group") is None
+
+    items.sort(key=place)

@@ -4,10 +4,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+import trio
+
 from meshgate.app.demo.agent import Consul
 from meshgate.app.demo.caller import Caller
 from meshgate.app.demo.cluster import Federation
-from meshgate.app.demo.gateway import GatewayProcess, gateway_beside
+from meshgate.app.demo.gateway import GatewayProcess
 from meshgate.app.demo.waiting import until
 
 
@@ -29,13 +31,20 @@ class World:
 
     @asynccontextmanager
     async def gateways(self, **extra: str) -> AsyncIterator[tuple[GatewayProcess, GatewayProcess]]:
-        """A ready gateway in each datacenter, of which dc1's knows dc2's as healthy."""
-        async with (
-            gateway_beside(self.federation.dc2, self.token, **extra) as remote,
-            gateway_beside(self.federation.dc1, self.token, **extra) as local,
-        ):
+        """A ready gateway in each datacenter, of which dc1's knows dc2's as healthy; they start and end together."""
+        local, remote = (GatewayProcess(consul, self.token) for consul in self.federation.datacenters)
+        try:
+            async with trio.open_nursery() as nursery:
+                for gateway in (local, remote):
+                    nursery.start_soon(gateway.start, extra)
             await self.until_remote(local, remote.address[1])
             yield local, remote
+        finally:
+            # Each is deregistered at once and serves for a second longer.
+            with trio.CancelScope(shield=True):
+                async with trio.open_nursery() as nursery:
+                    for gateway in (local, remote):
+                        nursery.start_soon(gateway.stop)
 
     async def until_remote(self, gateway: GatewayProcess, port: int, seconds: float = 20) -> None:
         """Wait until a gateway of dc1 sends dc2's streams to `port` alone."""

@@ -7,10 +7,9 @@ of both, and keeps to one name only where `LOGICAL_DNS` is set in so many words;
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from ipaddress import ip_address
 
 from .catalog import Instance, Snapshot
-from .health import assess, best_address
+from .health import assess, best_address, is_numeric
 
 
 def with_one_host_name(snapshot: Snapshot) -> Snapshot:
@@ -27,14 +26,6 @@ def with_one_host_name(snapshot: Snapshot) -> Snapshot:
 
 def _one_name(gateways: Iterable[Instance]) -> Iterator[Instance]:
     listed = tuple(gateways)
-    named = [gateway for gateway in listed if not _is_numeric(best_address(gateway, wan=True)[0])]
+    named = [gateway for gateway in listed if not is_numeric(best_address(gateway, wan=True)[0])]
     chosen = next((gateway for gateway in named if assess(gateway).healthy), named[-1] if named else None)
     return (gateway for gateway in listed if gateway not in named or gateway is chosen)
-
-
-def _is_numeric(address: str) -> bool:
-    try:
-        ip_address(address)
-    except ValueError:
-        return False
-    return True

@@ -13,12 +13,11 @@ that do not have the form of one are no routes.
 
 from collections.abc import Iterator
 from dataclasses import replace
-from ipaddress import ip_address
 from typing import Final
 
 from .catalog import Instance, PeerServers, Snapshot
 from .exports import EndpointsOf
-from .health import best_address
+from .health import best_address, is_numeric
 from .routes import Route, RouteKind
 from .sni import DEFAULT, PeeringServerSni, ServerSni, parse
 
@@ -94,7 +93,7 @@ def _servers_of_peers(snapshot: Snapshot, endpoints_of: EndpointsOf) -> Iterator
             chosen[peer.server_name.lower()] = peer
     for name in sorted(chosen):
         peer = chosen[name]
-        named = [address for address in peer.addresses if not _numeric(address[0])]
+        named = [address for address in peer.addresses if not is_numeric(address[0])]
         servers = [
             Instance(peer.peer, snapshot.datacenter, f"server of {peer.peer}", "consul", host, port, host)
             for host, port in named or peer.addresses
@@ -119,11 +118,3 @@ def _is_external(name: str) -> bool:
     """Whether a name has the form of a peered service's, `….external.<trust domain>`; trust domains have two labels."""
     labels = name.lower().split(".")
     return len(labels) > _EXTERNAL and labels[-_EXTERNAL] == "external"
-
-
-def _numeric(host: str) -> bool:
-    try:
-        ip_address(host)
-    except ValueError:
-        return False
-    return True

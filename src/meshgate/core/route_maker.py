@@ -7,13 +7,11 @@ there. The names of Consul's own servers are made in `servers`, those of peered 
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from functools import lru_cache
-from ipaddress import ip_address
 from types import MappingProxyType
 from typing import Final
 
 from .catalog import Instance, RemoteDatacenter, RemotePartition, Service, Snapshot, Subset, in_namespace
-from .health import assess, best_address
+from .health import assess, best_address, is_numeric
 from .own_addresses import LEADS_BACK, OwnAddresses
 from .peering import peering_routes
 from .routes import Endpoint, Route, RouteKind
@@ -142,7 +140,7 @@ class RouteMaker:
             yield Endpoint(address, port, False, verdict.weight, instance.node, instance.id, cause)
             return
         known: tuple[str, ...] = (address,)
-        if not _is_numeric(address):
+        if not is_numeric(address):
             known = self._hosts[address] = self._addresses.get(address, ())
         for numeric in known:
             if self._own.leads_back(numeric, port, elsewhere=elsewhere):
@@ -161,15 +159,6 @@ class RouteMaker:
         if not known:
             cause = verdict.cause or f"no address is known for the host name {address}"
             yield Endpoint(address, port, False, verdict.weight, instance.node, instance.id, cause)
-
-
-@lru_cache(maxsize=1 << 16)
-def _is_numeric(address: str) -> bool:
-    try:
-        ip_address(address)
-    except ValueError:
-        return False
-    return True
 
 
 def _subset_named(service: Service, name: str) -> Subset | None:
