@@ -69,6 +69,7 @@ class StatsSource:
             routes=len(table),
             connections_limit=gateway.limits.max_connections,
             idle_timeouts=counters.idle_timeouts,
+            learned=counters.learned,
             internal_errors=counters.internal_errors,
             watches=Counter("failing" if state.error else "working" for state in states),
             token_problem=bool(gateway.client.token.problem) or any(state.status == "403" for state in states),

@@ -126,6 +126,7 @@ async def test_streams_of_all_workers_make_one_question_and_go_where_its_answer_
         await until_idle(pool)
         assert consul.asked == [WEB]
         assert pool.watcher.refused == []
+        assert (await pool.relay.counters()).learned == len(clients)
 
 
 async def test_unknown_name_is_served_if_it_is_learned_and_refused_if_not() -> None:

@@ -188,6 +188,7 @@ def _more_families(stats: GatewayStats) -> Iterator[Metric]:
     yield _gauge("routes", "Routes in the table.", {(): stats.routes})
     yield _gauge("connections_limit", "Streams that may be open at once.", {(): stats.connections_limit})
     yield _counter("idle_timeouts", "Streams that were closed because nothing moved.", {(): stats.idle_timeouts})
+    yield _counter("learned", "Streams that waited until Consul was asked about their name.", {(): stats.learned})
     yield _counter("internal_errors", "Streams that a fault of the gateway ended.", {(): stats.internal_errors})
     watches = {"working": 0, "failing": 0} | dict(stats.watches)
     yield _gauge("watches", "Watches of Consul.", {(state,): count for state, count in watches.items()}, ("state",))

@@ -81,6 +81,7 @@ class GatewayStats:
         routes: routes in the table.
         connections_limit: how many streams may be open at once.
         idle_timeouts: streams that were closed because nothing moved.
+        learned: streams that waited until Consul was asked about their name.
         internal_errors: streams that were ended by a fault of the gateway's own.
         watches: watches of Consul by state, `working` or `failing`.
         token_problem: whether Consul refuses the token somewhere, or its file cannot be used.
@@ -112,6 +113,7 @@ class GatewayStats:
     routes: int = 0
     connections_limit: int = 0
     idle_timeouts: int = 0
+    learned: int = 0
     internal_errors: int = 0
     watches: Mapping[str, int] = field(default_factory=dict)
     token_problem: bool = False

@@ -81,9 +81,10 @@ class Counters:
     """Totals since the start, and the streams open now.
 
     `connections` counts routed streams by kind and destination of their route. `bytes_received` came from clients,
-    `bytes_sent` went to them. `connect_counts` has one slot for each of CONNECT_BUCKETS and one above them.
-    `stream_counts` has those of STREAM_BUCKETS, for routed streams that have ended; `ends` has how they ended, by
-    Envoy's letters, "" in order, and `carried` their bytes. `failed` has those that had a route and were refused.
+    `bytes_sent` went to them. `learned` counts the streams that waited until Consul was asked about their name.
+    `connect_counts` has one slot for each of CONNECT_BUCKETS and one above them. `stream_counts` has those of
+    STREAM_BUCKETS, for routed streams that have ended; `ends` has how they ended, by Envoy's letters, "" in order,
+    and `carried` their bytes. `failed` has those that had a route and were refused.
     """
 
     accepted: int = 0
@@ -91,6 +92,7 @@ class Counters:
     bytes_received: int = 0
     bytes_sent: int = 0
     idle_timeouts: int = 0
+    learned: int = 0
     internal_errors: int = 0
     connect_sum: float = 0.0
     connect_counts: list[int] = field(default_factory=lambda: [0] * (len(CONNECT_BUCKETS) + 1))
@@ -123,6 +125,7 @@ class Counters:
             bytes_received=self.bytes_received - earlier.bytes_received,
             bytes_sent=self.bytes_sent - earlier.bytes_sent,
             idle_timeouts=self.idle_timeouts - earlier.idle_timeouts,
+            learned=self.learned - earlier.learned,
             internal_errors=self.internal_errors - earlier.internal_errors,
             connect_sum=self.connect_sum - earlier.connect_sum,
             connect_counts=[now - then for now, then in zip(self.connect_counts, earlier.connect_counts, strict=True)],
@@ -141,6 +144,7 @@ class Counters:
         self.bytes_received += more.bytes_received
         self.bytes_sent += more.bytes_sent
         self.idle_timeouts += more.idle_timeouts
+        self.learned += more.learned
         self.internal_errors += more.internal_errors
         self.connect_sum += more.connect_sum
         for slot, count in enumerate(more.connect_counts):

@@ -186,6 +186,7 @@ class Opening:
         if (route is None or route.cold) and engine.learning.wants(name, route, engine.table, engine.now):
             self.connecting = True
             self._learning = name
+            engine.counters.learned += 1
             engine.learning.wait(self, name, engine.now)
             engine.arm(connection, LEARN_SECONDS)
             self._close_if_told()
