@@ -1,5 +1,6 @@
 """What every kind of test may use."""
 
+import os
 import signal
 from pathlib import Path
 
@@ -11,6 +12,11 @@ from meshgate.app.demo.cluster import find_consul
 # How long an example takes says something about the machine's other work only.
 settings.register_profile("without-a-clock", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("without-a-clock")
+
+# The tests of the core call it in this process, and its coverage is judged. To measure each gateway that a test starts
+# as well takes a quarter of the processor time of all tests, so that is done where somebody asks for it.
+if "PYTEST_XDIST_WORKER" in os.environ and os.environ.get("MEASURE_PROCESSES") != "1":
+    os.environ.pop("COVERAGE_PROCESS_CONFIG", None)
 
 # A shell that starts the tests in the background has SIGINT ignored, and every process of theirs would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
