@@ -71,6 +71,11 @@ class Attention:
         self._readings = Readings(client, hub, self._is_read)
         self._sweep = Sweep(hub, pool, self._readings, lambda: tuple(self._followed), self.look)
 
+    @property
+    def fits(self) -> bool:
+        """Whether there are connections for all."""
+        return self._fits
+
     def follow(self, query: Followed, *, later: bool = False) -> None:
         """Follow a query from now on.
 
@@ -118,16 +123,22 @@ class Attention:
             for query in self._by_service.get(service, ()):
                 self._look(query)
 
-    async def learn(self, service: str) -> None:
+    async def learn(self, service: str) -> bool:
         """Put a service into use, and return when it is known as Consul has it now, or when that cannot be had.
 
         May take as long as a request does; a caller who has less time cancels it.
+
+        Returns:
+            Whether there is anything new.
         """
+        queries = self._by_service.get(service, ())
+        before = [(query.held.value, query.held.known) for query in queries]
         async with trio.open_nursery() as nursery:
-            for query in self._by_service.get(service, ()):
+            for query in queries:
                 nursery.start_soon(self._learn, query)
         # Not before: a query that is held answers for itself.
         self.used((service,))
+        return before != [(query.held.value, query.held.known) for query in queries]
 
     async def run(self) -> None:
         """Follow until cancelled."""

@@ -166,8 +166,8 @@ class CatalogWatcher:
         those that nobody has heard of are looked for in it, without one they are ignored.
         """
         names = set(services)
-        await self._services.learn(names | self._exports.behind(names), namespace)
-        await self._publisher.hurry()
+        if await self._services.learn(names | self._exports.behind(names), namespace):
+            await self._publisher.hurry()
 
     @property
     def snapshot(self) -> Snapshot | None:

@@ -21,6 +21,8 @@ from .watch import Watch
 
 # Consul's own gateway polls the datacenters that often, in seconds.
 POLL: Final = 30.0
+# The same for names, while gateways are known: others of another name are in the federation states as a rule.
+KNOWN_POLL: Final = 120.0
 
 
 class Gateways:
@@ -77,7 +79,7 @@ class Gateways:
                 self._ask_names,
                 self._names_listed,
                 on_error=lambda _: self._names_listed(self._listed or frozenset()),
-                interval=POLL,
+                interval=lambda: KNOWN_POLL if self._working else POLL,
             ).run()
 
     def instances(self) -> Instances:

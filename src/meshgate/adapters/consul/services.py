@@ -23,9 +23,11 @@ from .records import Client, Cursor, Instances, Page, Reader
 from .sight import HeldInstances, Sight
 from .subsets import Subsets
 from .tasks import Progress
-from .watch import Watch
+from .watch import PACE, Watch
 
 NAMES = "service names"
+# Seconds between two answers of a list that is long. A stream of a name that it does not have yet finds it by itself.
+_MANY_PACE = 5.0
 
 
 class _Service(Followed):
@@ -95,7 +97,8 @@ class LocalServices:
         """Follow until cancelled."""
         async with self._client.dedicated() as reader:
             ask = partial(self._ask_names, reader)
-            await Watch(self._hub, "services", NAMES, ask, self._named, minds_token=True).run()
+            watch = Watch(self._hub, "services", NAMES, ask, self._named, minds_token=True)
+            await watch.only_while(lambda: True, pace=lambda: PACE if self._attention.fits else _MANY_PACE).run()
 
     def instances(self) -> dict[str, Instances]:
         """The services that have instances in the mesh, by lower-case name. Not to be changed."""
@@ -149,21 +152,27 @@ class LocalServices:
             self._touched.add(name)
             self._changed()
 
-    async def learn(self, name: str) -> None:
+    async def learn(self, name: str) -> bool:
         """Return when a service is known as Consul has it now, or when that cannot be had; a lower-case name.
 
         One that is not listed yet is asked for, too, and followed if there is anything behind it.
+
+        Returns:
+            Whether there is anything new.
         """
         if name in self._services:
-            await self._attention.learn(name)
-        elif self.known and _askable(name):
+            return await self._attention.learn(name)
+        if self.known and _askable(name):
             with suppress(ConsulError):
-                await self._discover(name)
+                return await self._discover(name)
+        return False
 
-    async def _discover(self, name: str) -> None:
+    async def _discover(self, name: str) -> bool:
         page = await self._client.connect_instances(name, Cursor())
-        if not page.value or name in self._services:
-            return
+        if not page.value:
+            return False
+        if name in self._services:
+            return True
         held = HeldInstances(self._sight, name)
         await held.accept(page)
         service = self._services[name] = _Service(self, name, held)
@@ -171,6 +180,7 @@ class LocalServices:
         self._attention.follow(service)
         self._attention.used((name,))
         self.answered(service)
+        return True
 
     async def _ask_names(self, reader: Reader, cursor: Cursor) -> Page[Mapping[str, str]]:
         page = await reader.service_names(cursor)

@@ -87,7 +87,7 @@ class Sweep:
                 watch = Watch(
                     self._hub, "summaries", SUMMARIES, reader.summaries, self._summarize, on_error=self._no_summaries
                 )
-                await watch.only_while(lambda: self._wanted, pace=SUMMARY_PACE).run()
+                await watch.only_while(lambda: self._wanted, pace=lambda: SUMMARY_PACE).run()
             self._summaries = {}
 
     def _no_summaries(self, _: ConsulError) -> None:

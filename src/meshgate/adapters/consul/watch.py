@@ -39,7 +39,8 @@ class Watch(Generic[T]):
         ask: one request; it gets the cursor to go on from and raises `ConsulError`. It may be cancelled.
         on_value: gets the first value, and each later one that is not equal to the one before.
         on_error: hears of each failed request.
-        interval: seconds between two requests, for what Consul cannot hold; None for a blocking query.
+        interval: seconds between two requests, or what tells them, where Consul cannot hold any; None for a blocking
+            query.
         minds_token: give up a query that is held when the token is replaced, and ask anew. Consul answers a held query
             by the rights of the token that it came with, and keeps the slot of one that was given up until its wait
             ends; so this is for the few lists that say what there is, not for the many watches of single services.
@@ -54,7 +55,7 @@ class Watch(Generic[T]):
         on_value: Callable[[T], None],
         *,
         on_error: Callable[[ConsulError], None] = ignore,
-        interval: float | None = None,
+        interval: float | Callable[[], float] | None = None,
         minds_token: bool = False,
     ) -> None:
         self._hub = hub
@@ -67,7 +68,7 @@ class Watch(Generic[T]):
         self._minds_token = minds_token
         self._state: WatchState | None = None
         self._wanted: Callable[[], bool] = lambda: True
-        self._pace = PACE
+        self._pace: Callable[[], float] = lambda: PACE
         self._begun = False
         self._asking = trio.CancelScope()
         self._cursor = Cursor()
@@ -78,7 +79,7 @@ class Watch(Generic[T]):
         wanted: Callable[[], bool],
         *,
         state: WatchState | None = None,
-        pace: float = PACE,
+        pace: Callable[[], float] = lambda: PACE,
         start: Cursor = Cursor(),  # noqa: B008 - frozen
     ) -> "Watch[T]":
         """The watch itself, which now ends when it is no longer wanted.
@@ -86,7 +87,7 @@ class Watch(Generic[T]):
         Args:
             wanted: asked before each request but the first. A query that is held is not given up for its answer.
             state: of the watch, where somebody else keeps it listed.
-            pace: seconds that answers may come apart in the long run.
+            pace: tells how many seconds answers may come apart in the long run.
             start: where to begin, if what was true there is known already; `on_value` gets what comes after it.
         """
         self._wanted, self._state, self._pace, self._cursor = wanted, state, pace, start
@@ -114,7 +115,8 @@ class Watch(Generic[T]):
                 self._advance(state, page)
                 if self._interval is not None:
                     # After an outage there may be news: no need to sit out the rest of the interval.
-                    with trio.move_on_after(self._interval):
+                    seconds = self._interval() if callable(self._interval) else self._interval
+                    with trio.move_on_after(seconds):
                         await self._hub.recovery()
 
     async def _request(self) -> Page[T]:
@@ -154,14 +156,14 @@ class _UnwantedError(Exception):
 class Pace:
     """A token bucket that holds `BURST` tokens and gains one each so many seconds."""
 
-    def __init__(self, seconds: float = PACE) -> None:
+    def __init__(self, seconds: Callable[[], float] = lambda: PACE) -> None:
         self._seconds = seconds
         self._full_at = trio.current_time()
 
     async def take(self) -> None:
         """Wait for a token."""
-        now = trio.current_time()
-        self._full_at = max(self._full_at, now) + self._seconds
-        excess = self._full_at - now - BURST * self._seconds
+        now, seconds = trio.current_time(), self._seconds()
+        self._full_at = max(self._full_at, now) + seconds
+        excess = self._full_at - now - BURST * seconds
         if excess > 0:
             await trio.sleep(excess)
