@@ -114,12 +114,17 @@ async def test_a_service_that_is_no_longer_listed_but_has_hidden_instances_stays
         assert watched.services == {"web": (WEB,)}
 
 
-async def test_one_instance_less_is_believed_after_a_proof(autojump_clock: MockClock) -> None:
+async def test_the_last_instance_less_is_believed_after_a_proof(autojump_clock: MockClock) -> None:
     model = Model(connect={"web": (WEB, API)})
     async with watching(model) as watched:
         model.connect["web"] = (WEB,)
         await watched.change()
         assert watched.services == {"web": (WEB,)}
+        # The other one is the proof: it is shown to nobody who may not read the service.
+        assert model.count("resolver_exists:web") == 0
+        model.connect["web"] = ()
+        await watched.change()
+        assert watched.services == {}
         assert model.count("resolver_exists:web") == 1
 
 

@@ -8,7 +8,7 @@ import trio
 from trio.testing import MockClock
 
 from meshgate.adapters.consul.attention import AT_A_TICK, FRESH, IN_USE
-from meshgate.adapters.consul.publisher import APART
+from meshgate.adapters.consul.publisher import APART, COALESCE
 from meshgate.adapters.consul.records import LONGEST_WAIT, Resolver, SubsetRule
 from meshgate.core.catalog import Service
 
@@ -73,6 +73,7 @@ async def test_of_those_that_wait_as_many_as_can_be_read_are_not_cold(autojump_c
         for name in names():
             move(watched.model, name)
         watched.model.index += 1
+        await trio.sleep(2 * FRESH)
         cold = next(name for name in names() if is_cold(watched, name))
         await learned(watched, cold)
         assert watched.services[cold] == watched.model.connect[cold]
@@ -129,6 +130,17 @@ async def test_what_is_learned_of_a_cold_service_is_published_at_once(autojump_c
         move(watched.model, "s100")
         watched.model.change()
         assert await seconds_until(lambda: watched.services["s100"] == watched.model.connect["s100"]) < 1
+
+
+async def test_what_is_known_and_not_published_yet_is_published_for_who_learns(autojump_clock: MockClock) -> None:
+    async with watching(small()) as watched:
+        await trio.sleep(5)
+        move(watched.model, "web")
+        watched.model.change()
+        await trio.sleep(COALESCE / 2)
+        assert watched.services["web"] == (WEB,)
+        await learned(watched, "web")
+        assert watched.services["web"] == watched.model.connect["web"]
 
 
 async def test_subsets_of_a_cold_service_are_learned_with_it(autojump_clock: MockClock) -> None:

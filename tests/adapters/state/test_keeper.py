@@ -102,7 +102,7 @@ async def test_many_changes_are_one_write_a_second_and_the_last_one_counts(
     assert len(disk.written) <= 5 / keeper.PACE
 
 
-@pytest.mark.parametrize(("cost", "pause"), [(0.009, 1.0), (0.11, 30.0), (5.0, 60.0)])
+@pytest.mark.parametrize(("cost", "pause"), [(0.009, 1.0), (0.04, 30.0), (5.0, 60.0)])
 async def test_the_more_processor_time_a_write_takes_the_fewer_there_are(
     tmp_path: Path, patient_clock: MockClock, monkeypatch: pytest.MonkeyPatch, cost: float, pause: float
 ) -> None:

@@ -123,22 +123,16 @@ class Attention:
             for query in self._by_service.get(service, ()):
                 self._look(query)
 
-    async def learn(self, service: str) -> bool:
+    async def learn(self, service: str) -> None:
         """Put a service into use, and return when it is known as Consul has it now, or when that cannot be had.
 
         May take as long as a request does; a caller who has less time cancels it.
-
-        Returns:
-            Whether there is anything new.
         """
-        queries = self._by_service.get(service, ())
-        before = [(query.held.value, query.held.known) for query in queries]
         async with trio.open_nursery() as nursery:
-            for query in queries:
+            for query in self._by_service.get(service, ()):
                 nursery.start_soon(self._learn, query)
         # Not before: a query that is held answers for itself.
         self.used((service,))
-        return before != [(query.held.value, query.held.known) for query in queries]
 
     async def run(self) -> None:
         """Follow until cancelled."""

@@ -6,7 +6,7 @@ list, asked for in turns of the pool. A namespace that is no longer listed is gi
 more: the list leaves out silently what a token has no right in.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Collection, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -111,26 +111,24 @@ class LocalCatalog:
         for place in self._places.values():
             place.subsets.attention.used(names)
 
-    async def learn(self, services: Iterable[str], namespace: str = "") -> bool:
+    async def learn(self, services: Collection[str], namespace: str = "") -> bool:
         """Return when these are known as Consul has them now, or when that cannot be had; lower-case names.
 
         Without a namespace they are those of all namespaces that are known; with one, unknown names are looked for.
 
         Returns:
-            Whether there is anything new.
+            Whether `services` has something else to say of them than when that was asked last.
         """
         news: list[bool] = []
 
-        async def learn(how: Callable[[str], Awaitable[bool]], name: str) -> None:
-            news.append(await how(name))
+        async def learn(place: _Place, name: str) -> None:
+            news.append(await place.services.learn(name, look=bool(namespace)))
 
         async with trio.open_nursery() as nursery:
-            for name in services:
-                if namespace in self._places:
-                    nursery.start_soon(learn, self._places[namespace].services.learn, name)
-                elif not namespace:
-                    for place in self._places.values():
-                        nursery.start_soon(learn, place.subsets.attention.learn, name)
+            for where, place in self._places.items():
+                if namespace in ("", where):
+                    for name in services:
+                        nursery.start_soon(learn, place, name)
         return any(news)
 
     def problems(self) -> list[str]:

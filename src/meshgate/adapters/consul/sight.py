@@ -12,7 +12,8 @@ what vanished from an answer is only believed when, after that answer came, the 
 
 An answer that fails this is an error of its watch: what was known stays in use, the missing rule is reported, and the
 watch asks again. The proof costs two short requests, so a legitimate removal is not held up. An answer that only adds
-needs no proof, and neither does the first one, except an empty list of services.
+needs no proof, and neither does the first one, except an empty list of services. Instances of a service that are still
+in an answer prove 1 and 2 themselves: they are shown to nobody who may not read the service, and a node.
 """
 
 import trio
@@ -97,7 +98,8 @@ class HeldInstances:
             since = trio.current_time()
             if page.filtered and not self._filtered:
                 raise PermissionDeniedError(f"Consul now leaves out instances of {self.service}", _SEE_NODES)
-            await self._sight.confirm(self.service, since=since, datacenter=self._datacenter)
+            if not page.value:
+                await self._sight.confirm(self.service, since=since, datacenter=self._datacenter)
         self._filtered = page.filtered
         if page.value != self.value:
             # What is equal stays the same object, so that nothing is planned again for it.

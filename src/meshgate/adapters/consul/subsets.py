@@ -66,7 +66,7 @@ class _Filtered(Followed):
         self._subsets.tried(self._key)
 
     def turned(self) -> None:
-        self._subsets.touch(self._key.service)
+        self._subsets.turned(self._key.service)
 
 
 class Subsets:
@@ -102,6 +102,7 @@ class Subsets:
         self._hidden: dict[str, str] = {}
         self._filtered: dict[str, dict[_Key, _Filtered]] = {}
         self._touched: set[str] = set()
+        self._turned: set[str] = set()
 
     async def run(self) -> None:
         """Follow until cancelled."""
@@ -141,8 +142,18 @@ class Subsets:
 
     def touched(self) -> set[str]:
         """The services that `apply` may make something else of than when this was asked last."""
-        touched, self._touched = self._touched, set()
+        touched = self._touched | self._turned
+        self._touched, self._turned = set(), set()
         return touched
+
+    def has_news(self, service: str) -> bool:
+        """Whether `touched` will name a service for more than how closely it is followed."""
+        return service in self._touched
+
+    def turned(self, service: str) -> None:
+        """How closely a subset of a service is followed has changed."""
+        self._turned.add(service)
+        self._changed()
 
     def problems(self) -> list[str]:
         """Resolvers that the token can no longer read, and policies that a gateway cannot follow."""
@@ -213,12 +224,8 @@ class Subsets:
 
     def tried(self, key: _Key) -> None:
         """Consul was asked for a subset."""
+        self._touched.add(key.service)
         self._progress.done(_source(key))
-        self.touch(key.service)
-
-    def touch(self, service: str) -> None:
-        """`apply` may make something else of a service now."""
-        self._touched.add(service)
         self._changed()
 
 

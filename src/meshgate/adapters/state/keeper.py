@@ -23,7 +23,7 @@ log = structlog.get_logger(module="meshgate.state")
 # Seconds between two writes, and how many times the processor time of the last one beyond what a small catalog takes:
 # one of 5,000 services that changes each second must not keep a core busy with its file.
 PACE: Final = 1.0
-REST: Final = 300
+REST: Final = 1000
 SMALL: Final = 0.01
 # After failures the next try comes later and later, up to this many seconds.
 LONGEST_PAUSE: Final = 60.0
