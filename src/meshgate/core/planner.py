@@ -57,6 +57,7 @@ class Planner:
         self._made: dict[int, _Made] = {}
         self._named: dict[int, Hosts] = {}
         self._other_hosts: Hosts = ()
+        self._services: tuple[Service, ...] = ()
         self._world: _World | None = None
         self._table: RouteTable | None = None
 
@@ -77,6 +78,7 @@ class Planner:
             table = self._planned(world, snapshot, maker, addresses)
         hosts = (dict(hosts) for hosts in (self._other_hosts, *self._named.values()))
         self._world, self._table, self.host_names = world, table, frozenset().union(*hosts)
+        self._services = snapshot.services
         return table
 
     def _patched(self, world: _World, snapshot: Snapshot, maker: RouteMaker, addresses: Addresses) -> RouteTable | None:
@@ -86,10 +88,7 @@ class Planner:
         if not same or last is None or not _hold(self._other_hosts, addresses):
             return None
         made = self._made
-        fresh = [service for service in snapshot.services if id(service) not in made]
-        gone: set[int] = set()
-        if len(made) + len(fresh) != len(snapshot.services):
-            gone = made.keys() - set(map(id, snapshot.services))
+        fresh, gone = _exchanged(self._services, snapshot.services)
         for key, hosts in self._named.items():
             if key not in gone and not _hold(hosts, addresses):
                 gone.add(key)
@@ -174,6 +173,18 @@ def host_names(snapshot: Snapshot) -> frozenset[str]:
 
 def _make(maker: RouteMaker, service: Service) -> _Made:
     return _Made(service, tuple(maker.service(service)), maker.hosts())
+
+
+def _exchanged(before: tuple[Service, ...], after: tuple[Service, ...]) -> tuple[list[Service], set[int]]:
+    """The records that are only in the second, and the identities of those that are only in the first.
+
+    Nearly always a few records were exchanged for others in their places, so that is looked at first.
+    """
+    if len(before) == len(after):
+        pairs = [(old, new) for old, new in zip(before, after, strict=True) if old is not new]
+        before, after = tuple(old for old, _ in pairs), tuple(new for _, new in pairs)
+    known, wanted = set(map(id, before)), set(map(id, after))
+    return [service for service in after if id(service) not in known], known - wanted
 
 
 def _hold(hosts: Hosts, addresses: Addresses) -> bool:
