@@ -238,6 +238,6 @@ def _catalog(services: int, seconds: float) -> Item:
             Metric("start_s", "s to start"),
             Metric("connections", "connections", 0),
         ),
-        alone=partial(large_catalog, services=services, seconds=20 * seconds),
+        alone=partial(large_catalog, services=services, seconds=60 * seconds),
         once=True,
     )
