@@ -81,12 +81,15 @@ async def send_hello(pool: Pool, name: str = WEB) -> trio.SocketStream:
 
 
 async def until_connecting(pool: Pool, count: int) -> set[int]:
-    """Wait until so many streams wait, and all of them do; the workers that have them."""
+    """Wait until so many streams wait, and all of them do; the workers that have them, whose questions are heard."""
     with trio.fail_after(20):
         while True:
             streams = await pool.relay.connections()
-            if [stream.state for stream in streams] == ["connecting"] * count:
-                return {stream.worker for stream in streams}
+            workers = {stream.worker for stream in streams}
+            # That a worker's streams wait may be heard before its question is.
+            asked = {slot.number for slots in pool.relay._asked.values() for slot in slots}
+            if [stream.state for stream in streams] == ["connecting"] * count and workers <= asked:
+                return workers
             await trio.sleep(0.02)
 
 
