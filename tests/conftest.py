@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from meshgate.app.demo.cluster import find_consul
+from tests.harness.cluster import find_consul
 
 # How long an example takes says something about the machine's other work only.
 settings.register_profile("without-a-clock", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -7,11 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import trio
-
-from meshgate.app.demo.agent import Consul, Ports, consul_version
-from meshgate.app.demo.cluster import find_consul
-from meshgate.app.demo.gateway import gateway_beside
-from meshgate.app.demo.waiting import until
+from tests.harness.agent import Consul, Ports, consul_version
+from tests.harness.cluster import find_consul
+from tests.harness.gateway import gateway_beside
+from tests.harness.waiting import until
 
 from .peers import Place, Subject
 from .processes import memory_of

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import trio
 from playwright.sync_api import Browser, sync_playwright
-
-from meshgate.app.demo.cluster import find_consul
+from tests.harness.cluster import find_consul
 
 from .stage import Stage, stage
 from .terminal import picture_of_top

@@ -6,16 +6,16 @@ from dataclasses import dataclass
 from functools import partial
 
 import trio
+from tests.harness.agent import Consul
+from tests.harness.caller import Caller
+from tests.harness.cluster import Federation, two_datacenters
+from tests.harness.gateway import GatewayProcess, gateway_beside
+from tests.harness.instance import HOST
+from tests.harness.native import native_service
+from tests.harness.waiting import until
 
 from meshgate.adapters.consul.policy import acl_policy
 from meshgate.adapters.mesh_tls import RefusedError
-from meshgate.app.demo.agent import Consul
-from meshgate.app.demo.caller import Caller
-from meshgate.app.demo.cluster import Federation, two_datacenters
-from meshgate.app.demo.gateway import GatewayProcess, gateway_beside
-from meshgate.app.demo.instance import HOST
-from meshgate.app.demo.native import native_service
-from meshgate.app.demo.waiting import until
 
 # Service, datacenter, how many instances, how many of them critical, pause between two calls in seconds.
 SERVICES = (

@@ -8,9 +8,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.terminal_theme import MONOKAI
 
-from meshgate.app.commands.top_frame import Look, frame
-from meshgate.app.commands.top_view import screen
-from meshgate.app.setting_types import HostPort
+from meshgate.app.cli.commands.top_frame import Look, frame
+from meshgate.app.cli.commands.top_view import screen
+from meshgate.app.settings.setting_types import HostPort
 
 from .stage import Stage
 

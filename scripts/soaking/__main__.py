@@ -6,8 +6,7 @@ import sys
 from pathlib import Path
 
 import trio
-
-from meshgate.app.demo.cluster import find_consul
+from tests.harness.cluster import find_consul
 
 from .faults import FAULTS
 from .ledger import Ledger

@@ -4,9 +4,9 @@ import signal
 from typing import Final
 
 import trio
+from tests.harness.waiting import until
 
 from meshgate.adapters.consul.policy import acl_policy
-from meshgate.app.demo.waiting import until
 
 from .datacenters import PlacedConsul
 from .stage import Stage, checks_of, critical_after_restart, passing, replace

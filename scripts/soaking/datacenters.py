@@ -8,9 +8,9 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import ClassVar, Self
 
-from meshgate.app.demo.agent import Consul, Ports, Version
-from meshgate.app.demo.cluster import Federation, Report
-from meshgate.app.demo.process import Child
+from tests.harness.agent import Consul, Ports, Version
+from tests.harness.cluster import Federation, Report
+from tests.harness.process import Child
 
 from .network import Network, Place
 

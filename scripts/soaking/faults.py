@@ -8,8 +8,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final
 
-from meshgate.app.demo.agent import AgentStoppedError, ConsulError
-from meshgate.app.demo.waiting import LateError
+from tests.harness.agent import AgentStoppedError, ConsulError
+from tests.harness.waiting import LateError
 
 from . import consul_faults, gateway_faults, partitions, service_faults
 from .stage import Stage

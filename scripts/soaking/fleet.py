@@ -10,11 +10,10 @@ from typing import Final
 
 import httpx
 import trio
-
-from meshgate.app.demo.agent import Consul, ConsulError
-from meshgate.app.demo.gateway import GatewayProcess
-from meshgate.app.demo.process import Child, child_environment
-from meshgate.app.demo.waiting import LateError, until
+from tests.harness.agent import Consul, ConsulError
+from tests.harness.gateway import GatewayProcess
+from tests.harness.process import Child, child_environment
+from tests.harness.waiting import LateError, until
 
 from . import kernel
 from .ledger import Death, Ledger

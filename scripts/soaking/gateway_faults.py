@@ -8,8 +8,7 @@ from typing import Final
 
 import httpx
 import trio
-
-from meshgate.app.demo.waiting import LateError, until
+from tests.harness.waiting import LateError, until
 
 from . import kernel
 from .consul_faults import restart

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from meshgate.app.demo.instance import HOST
-from meshgate.app.demo.process import Child
-from meshgate.app.demo.waiting import until
+from tests.harness.instance import HOST
+from tests.harness.process import Child
+from tests.harness.waiting import until
 
 _INSIDE: Final = "SOAKING_NETWORK"
 _TOOLS: Final = ("ip", "nsenter", "unshare")

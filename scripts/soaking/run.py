@@ -12,10 +12,10 @@ from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 import trio
+from tests.harness.agent import Consul
+from tests.harness.identity import mesh_context
 
 from meshgate.adapters.consul.policy import acl_policy
-from meshgate.app.demo.agent import Consul
-from meshgate.app.demo.identity import mesh_context
 
 from .accounts import settle, until_complete, usage
 from .datacenters import PlacedFederation, two_placed_datacenters

@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from meshgate.app.demo.agent import Consul
-from meshgate.app.demo.instance import Instance
-from meshgate.app.demo.ports import free_ports
-from meshgate.app.demo.process import Child, child_environment
-from meshgate.app.demo.waiting import until
+from tests.harness.agent import Consul
+from tests.harness.instance import Instance
+from tests.harness.ports import free_ports
+from tests.harness.process import Child, child_environment
+from tests.harness.waiting import until
 
 from . import kernel
 from .ledger import Ledger

@@ -10,9 +10,8 @@ from typing import Any, Final
 
 import httpx
 import trio
-
-from meshgate.app.demo.agent import Consul
-from meshgate.app.demo.waiting import LateError, until
+from tests.harness.agent import Consul
+from tests.harness.waiting import LateError, until
 
 from .datacenters import PlacedConsul, PlacedFederation
 from .fleet import Fleet, Gateway

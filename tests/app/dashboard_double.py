@@ -11,8 +11,8 @@ from meshgate.adapters.admin.server import AdminServer
 from meshgate.adapters.admin.views import explain_view
 from meshgate.adapters.consul.hub import WatchState
 from meshgate.adapters.relay import Counters, Limits, OpenStream, Refused
-from meshgate.app.dashboard import dashboard_routes
-from meshgate.app.settings import Settings
+from meshgate.app.admin.dashboard import dashboard_routes
+from meshgate.app.settings.settings import Settings
 from meshgate.core.explain import explain
 from meshgate.core.listeners import BindAddress
 from meshgate.core.reasons import Reason

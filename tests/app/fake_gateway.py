@@ -18,8 +18,8 @@ from meshgate.adapters.admin.stats import GatewayStats
 from meshgate.adapters.admin.views import routes_view
 from meshgate.adapters.relay import Limits
 from meshgate.adapters.relay.counters import OpenStream
-from meshgate.app.admin_operator import operator_routes
-from meshgate.app.settings import Settings
+from meshgate.app.admin.admin_operator import operator_routes
+from meshgate.app.settings.settings import Settings
 from meshgate.core.routes import RouteTable
 
 METRICS = Metrics()

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshgate.app.access_format import DEFAULT_JSON, FormatError, Formatter
+from meshgate.app.logs.access_format import DEFAULT_JSON, FormatError, Formatter
 
 from .stream_records import RECORD, REFUSED
 

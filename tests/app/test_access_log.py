@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from meshgate.adapters.relay.counters import StreamRecord
-from meshgate.app import logs
-from meshgate.app.access_log import AccessLog, line_of
-from meshgate.app.failures import ConfigError
+from meshgate.app.errors import ConfigError
+from meshgate.app.logs import logs
+from meshgate.app.logs.access_log import AccessLog, line_of
 
 from .stream_records import RECORD, REFUSED
 
@@ -144,7 +144,7 @@ def test_what_waits_is_written_at_exit(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
         "import sys\n"
-        "from meshgate.app.access_log import AccessLog\n"
+        "from meshgate.app.logs.access_log import AccessLog\n"
         "from tests.app.stream_records import RECORD\n"
         "log = AccessLog.open(sys.argv[1])\n"
         "for _ in range(3000):\n"
@@ -181,7 +181,7 @@ def test_reopen_leaves_the_rotated_file_whole_and_goes_on_in_a_new_one(tmp_path:
 def test_a_file_that_cannot_be_opened_again_stays_in_use_until_it_can(
     tmp_path: Path, told: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("meshgate.app.access_log._RETRY_SECONDS", 0.0)
+    monkeypatch.setattr("meshgate.app.logs.access_log._RETRY_SECONDS", 0.0)
     folder = tmp_path / "logs"
     folder.mkdir()
     log = opened(folder / "access.log")
@@ -229,8 +229,8 @@ def test_a_full_disk_is_said_once_counted_and_tried_again(tmp_path: Path, told: 
 _ON_A_SMALL_DISK = """
 import resource, signal, sys, time
 from dataclasses import replace
-from meshgate.app import logs
-from meshgate.app.access_log import AccessLog
+from meshgate.app.logs import logs
+from meshgate.app.logs.access_log import AccessLog
 from tests.app.stream_records import RECORD
 
 logs.configure(json=True)
@@ -296,8 +296,8 @@ def test_standard_streams_share_with_the_log_and_no_line_is_torn(target: str, tm
 
 _TWO_WRITERS = """
 import sys, structlog
-from meshgate.app import logs
-from meshgate.app.access_log import AccessLog
+from meshgate.app.logs import logs
+from meshgate.app.logs.access_log import AccessLog
 from tests.app.stream_records import RECORD
 
 logs.configure(json=True)

@@ -3,8 +3,8 @@
 import pytest
 
 from meshgate.adapters import interfaces
-from meshgate.app.failures import ConfigError
-from meshgate.app.settings import Settings
+from meshgate.app.errors import ConfigError
+from meshgate.app.settings.settings import Settings
 
 LOOPBACK = (
     '{{ GetAllInterfaces | include "flags" "loopback" | include "type" "ipv4" | sort "type,size" | attr "address" }}'

@@ -16,9 +16,9 @@ from meshgate.adapters.admin.views import routes_view
 from meshgate.adapters.consul import WatchState
 from meshgate.adapters.relay import Limits
 from meshgate.adapters.relay.counters import OpenStream
-from meshgate.app import logs
-from meshgate.app.admin_operator import operator_routes
-from meshgate.app.settings import Settings
+from meshgate.app.admin.admin_operator import operator_routes
+from meshgate.app.logs import logs
+from meshgate.app.settings.settings import Settings
 from meshgate.core.routes import Endpoint, Route, RouteKind, RouteTable
 
 WEB = "web.default.dc1.internal.td.consul"

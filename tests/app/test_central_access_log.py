@@ -8,10 +8,10 @@ import structlog
 import trio
 
 from meshgate.adapters.relay import StreamRecord
-from meshgate.app.central_access_log import CentralAccessLog
-from meshgate.app.refusal_log import RefusalLog
-from meshgate.app.settings import Settings
-from meshgate.app.stream_observer import StreamObserver
+from meshgate.app.gateway.stream_observer import StreamObserver
+from meshgate.app.logs.central_access_log import CentralAccessLog
+from meshgate.app.logs.refusal_log import RefusalLog
+from meshgate.app.settings.settings import Settings
 
 from .stream_records import RECORD, REFUSED
 

@@ -8,8 +8,8 @@ import trio
 from meshgate.adapters.admin.statsd import Target
 from meshgate.adapters.consul import ConsulAddress, ConsulClient, OwnRegistration
 from meshgate.adapters.sd_notify import Notifier
-from meshgate.app.gateway import Gateway
-from meshgate.app.settings import Settings
+from meshgate.app.gateway.gateway import Gateway
+from meshgate.app.settings.settings import Settings
 
 from .stream_records import RECORD
 from .test_central_access_log import lines_of, written

@@ -11,11 +11,11 @@ import pytest
 from click.testing import CliRunner
 
 from meshgate import __version__
-from meshgate.app import cli as cli_module
-from meshgate.app.cli import cli, execute
-from meshgate.app.failures import CommandError, ConfigError
-from meshgate.app.settings import Settings
-from meshgate.app.settings_doc import env_example
+from meshgate.app.cli import main as cli_module
+from meshgate.app.cli.main import cli, execute
+from meshgate.app.errors import CommandError, ConfigError
+from meshgate.app.settings.settings import Settings
+from meshgate.app.settings.settings_doc import env_example
 
 SECRET = "5eb1d3c0-2f6b-token"
 
@@ -32,7 +32,7 @@ def clean_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 @pytest.fixture
 def gateway(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Stands in for the gateway: runs `act` and notes the settings it got."""
-    module = types.ModuleType("meshgate.app.run")
+    module = types.ModuleType("meshgate.app.gateway.run")
     seen = []
 
     def make(act: Any = lambda settings: None) -> Any:
@@ -41,7 +41,7 @@ def gateway(monkeypatch: pytest.MonkeyPatch) -> Any:
             return act(settings)
 
         module.__dict__["run_gateway"] = run_gateway
-        monkeypatch.setitem(sys.modules, "meshgate.app.run", module)
+        monkeypatch.setitem(sys.modules, "meshgate.app.gateway.run", module)
         return seen
 
     return make
@@ -290,12 +290,22 @@ def test_policy_is_for_the_service_of_the_settings(capsys: pytest.CaptureFixture
 
 
 def test_demo_passes_on_whether_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = types.ModuleType("meshgate.app.demo.show")
+    module = types.ModuleType("tests.harness.show")
     seen = []
     module.__dict__["run_demo"] = lambda *, once: seen.append(once)
-    monkeypatch.setitem(sys.modules, "meshgate.app.demo.show", module)
+    monkeypatch.setitem(sys.modules, "tests.harness.show", module)
     assert [execute(["demo", "--once"]), execute(["demo"])] == [0, 0]
     assert seen == [True, False]
+
+
+def test_demo_says_where_to_get_it_outside_a_checkout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("meshgate.__file__", str(tmp_path / "lib" / "site-packages" / "meshgate" / "__init__.py"))
+    assert execute(["demo", "--once"]) == 1
+    assert capsys.readouterr().err == (
+        "meshgate: the demo is not part of an installed meshgate: clone its repository and run scripts/demo\n"
+    )
 
 
 def test_the_installed_command_exits_with_2_for_a_wrong_name() -> None:
@@ -326,10 +336,10 @@ def test_a_closed_pipe_is_no_traceback() -> None:
 
 def test_ctrl_c_of_the_real_process_exits_with_130(tmp_path: Path) -> None:
     code = (
-        "import sys, types, time; m = types.ModuleType('meshgate.app.run');"
+        "import sys, types, time; m = types.ModuleType('meshgate.app.gateway.run');"
         "m.run_gateway = lambda s: (print('up', flush=True), time.sleep(30));"
-        "sys.modules['meshgate.app.run'] = m; sys.argv[1:] = ['run'];"
-        "from meshgate.app.cli import main; main()"
+        "sys.modules['meshgate.app.gateway.run'] = m; sys.argv[1:] = ['run'];"
+        "from meshgate.app.cli.main import main; main()"
     )
     with subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

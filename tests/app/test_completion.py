@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from meshgate.app.cli import cli
+from meshgate.app.cli.main import cli
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

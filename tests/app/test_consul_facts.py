@@ -8,8 +8,8 @@ import trio
 from trio.testing import MockClock
 
 from meshgate.adapters.consul import ConsulUnreachableError, NodeCheck, WatchState
-from meshgate.app.consul_facts import ConsulFacts
-from meshgate.app.health_history import HealthHistory
+from meshgate.app.admin.consul_facts import ConsulFacts
+from meshgate.app.admin.health_history import HealthHistory
 from meshgate.core.changes import difference
 from meshgate.core.explain import Explanation, explain
 from meshgate.core.routes import Endpoint, Route, RouteKind, RouteTable

@@ -11,8 +11,8 @@ import trio
 from meshgate.adapters.admin.messages import Request, Response
 from meshgate.adapters.consul.hub import WatchState
 from meshgate.adapters.relay import OpenStream
-from meshgate.app.dashboard import dashboard_routes
-from meshgate.app.dashboard_sampler import FRESH, MOST_STREAMS, STALE, Sampler
+from meshgate.app.admin.dashboard import dashboard_routes
+from meshgate.app.admin.dashboard_sampler import FRESH, MOST_STREAMS, STALE, Sampler
 from meshgate.core.reasons import Reason
 from meshgate.core.routes import RouteKind
 

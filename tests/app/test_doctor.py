@@ -12,11 +12,11 @@ import trio
 
 from meshgate.adapters.consul import ConsulUnreachableError
 from meshgate.adapters.consul.inspection import ConsulInspector
-from meshgate.app.demo.ports import free_ports
-from meshgate.app.doctor import examine, host
-from meshgate.app.settings import Settings
+from meshgate.app.diagnostics.doctor import examine, host
+from meshgate.app.settings.settings import Settings
 from meshgate.core.prerequisites import Finding, Status
 from tests.adapters.consul.fake_consul import FakeConsul, row
+from tests.harness.ports import free_ports
 
 from .consul_double import RIGHTS, datacenter, gateway, inspected, may
 

@@ -5,8 +5,8 @@ from contextlib import asynccontextmanager
 
 from meshgate.adapters.consul import ConsulAddress
 from meshgate.adapters.consul.inspection import ConsulInspector
-from meshgate.app.doctor import peering as examined
-from meshgate.app.settings import Settings
+from meshgate.app.diagnostics.doctor import peering as examined
+from meshgate.app.settings.settings import Settings
 from meshgate.core.prerequisites import Finding, Status
 from tests.adapters.consul.mesh_double import MeshDouble, chain, exported, mesh_double, peering
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from meshgate.adapters.admin.messages import error_response, text_response
-from meshgate.app.cli import execute
-from meshgate.app.commands import drain as drain_command
+from meshgate.app.cli.commands import drain as drain_command
+from meshgate.app.cli.main import execute
 
 from .fake_gateway import FakeGateway
 from .test_admin_commands import serving

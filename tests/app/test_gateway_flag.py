@@ -2,7 +2,7 @@
 
 import pytest
 
-from meshgate.app.cli import execute
+from meshgate.app.cli.main import execute
 
 SEEN = "MESHGATE_ADMIN_BIND='nonsense' (from the environment): must be ip:port, unix:///path or off"
 

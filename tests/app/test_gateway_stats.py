@@ -8,7 +8,7 @@ import trio.testing
 from meshgate.adapters.admin.stats import Destination, StreamEnd, Worker
 from meshgate.adapters.consul import WatchState
 from meshgate.adapters.relay import Counters
-from meshgate.app.gateway_stats import StatsSource
+from meshgate.app.admin.gateway_stats import StatsSource
 from meshgate.core.reasons import Reason
 from meshgate.core.routes import RouteKind, RouteTable
 

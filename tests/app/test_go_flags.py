@@ -1,8 +1,8 @@
 import click
 import pytest
 
-from meshgate.app.cli import cli
-from meshgate.app.go_flags import normalised, options_of
+from meshgate.app.cli.go_flags import normalised, options_of
+from meshgate.app.cli.main import cli
 
 OPTIONS = options_of(cli)
 

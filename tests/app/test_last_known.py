@@ -10,7 +10,7 @@ from trio.testing import MockClock
 from meshgate.adapters.consul import CatalogWatcher, ServerError, WatchHub, WatchState
 from meshgate.adapters.names import NameKeeper
 from meshgate.adapters.state import Kept, read, write
-from meshgate.app.last_known import REMOTES_PATIENCE, LastKnown
+from meshgate.app.gateway.last_known import REMOTES_PATIENCE, LastKnown
 from meshgate.core.carrying import Unanswered
 from meshgate.core.catalog import Instance, RemoteDatacenter, Service, Snapshot
 from tests.adapters.consul.model import Model

@@ -6,16 +6,16 @@ import sys
 
 import pytest
 
-from meshgate.app.lean import as_if_missing, package_without_its_init
+from meshgate.app.gateway.lean import as_if_missing, package_without_its_init
 
 _IMPORTED = """
 import json, sys
-import meshgate.app.cli
-from meshgate.app.commands.run import run
-import meshgate.app.commands.run as command
+import meshgate.app.cli.main
+from meshgate.app.cli.commands.run import run
+import meshgate.app.cli.commands.run as command
 ran = []
 with command.lean_imports():
-    import meshgate.app.run
+    import meshgate.app.gateway.run
 from meshgate.adapters.consul.transport import MeshConsul
 print(json.dumps(sorted(name for name in sys.modules if "." not in name)))
 """
@@ -33,7 +33,7 @@ def test_a_gateway_does_not_import_what_it_never_uses() -> None:
 
 
 def test_the_commands_still_find_what_a_gateway_does_without() -> None:
-    code = _IMPORTED.replace("print(", "import rich, consul, requests\nimport meshgate.app.commands.top\nprint(")
+    code = _IMPORTED.replace("print(", "import rich, consul, requests\nimport meshgate.app.cli.commands.top\nprint(")
     assert {"rich", "consul", "requests"} <= imported(code)
 
 

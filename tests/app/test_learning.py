@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, cast
 import trio
 from trio.testing import MockClock
 
-from meshgate.app.learning import UNKNOWN_AT_ONCE, UNKNOWN_PER_SECOND, Learner
+from meshgate.app.gateway.learning import UNKNOWN_AT_ONCE, UNKNOWN_PER_SECOND, Learner
 from meshgate.core.routes import Route, RouteKind, RouteTable
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from meshgate.app import limits
+from meshgate.app.gateway import limits
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def test_a_refusal_leaves_the_limit_as_it_was(descriptors: Any) -> None:
 
 def test_the_real_limit_is_raised() -> None:
     code = (
-        "import resource as r; from meshgate.app import limits;"
+        "import resource as r; from meshgate.app.gateway import limits;"
         "r.setrlimit(r.RLIMIT_NOFILE, (300, r.getrlimit(r.RLIMIT_NOFILE)[1]));"
         "wanted = limits.reachable_descriptors(); assert wanted > 300;"
         "assert limits.raise_descriptor_limit() == wanted;"

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from meshgate.app.log_writer import LogWriter
+from meshgate.app.logs.log_writer import LogWriter
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import structlog
 
-from meshgate.app import logs
+from meshgate.app.logs import logs
 
 STAMP = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"
 log = structlog.get_logger(module="meshgate.consul")
@@ -194,7 +194,7 @@ def test_the_loss_of_lines_is_logged(output: Any) -> None:
 
 def test_lines_are_written_at_exit() -> None:
     code = (
-        "import structlog; from meshgate.app import logs; logs.configure();"
+        "import structlog; from meshgate.app.logs import logs; logs.configure();"
         "[structlog.get_logger(module='meshgate').info('line', n=n) for n in range(2000)]"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, timeout=20)
@@ -205,7 +205,7 @@ def test_lines_are_written_at_exit() -> None:
 
 def test_a_blocked_stderr_holds_an_exit_up_for_two_seconds_at_most() -> None:
     code = (
-        "import structlog; from meshgate.app import logs; logs.configure();"
+        "import structlog; from meshgate.app.logs import logs; logs.configure();"
         "structlog.get_logger(module='meshgate').info('x' * (1 << 20))"
     )
     with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE) as process:

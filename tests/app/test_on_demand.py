@@ -4,10 +4,10 @@ import sys
 
 import click
 
-from meshgate.app.cli import cli
-from meshgate.app.on_demand import OnDemand, chosen
+from meshgate.app.cli.main import cli
+from meshgate.app.cli.on_demand import OnDemand, chosen
 
-PACKAGE = "meshgate.app.commands"
+PACKAGE = "meshgate.app.cli.commands"
 
 
 def test_a_command_is_imported_by_its_name_and_no_other_is() -> None:

@@ -13,9 +13,9 @@ import trio
 from meshgate.adapters.machine import machine_addresses
 from meshgate.adapters.relay import Limits
 from meshgate.adapters.relay.pool import RelayPool
-from meshgate.app.own_addresses import OwnAddressKeeper
-from meshgate.app.settings import Settings
-from meshgate.app.table_log import tell_table
+from meshgate.app.gateway.own_addresses import OwnAddressKeeper
+from meshgate.app.logs.table_log import tell_table
+from meshgate.app.settings.settings import Settings
 from meshgate.core.catalog import Instance, RemoteDatacenter, Service, Snapshot, WanAddress
 from meshgate.core.changes import difference
 from meshgate.core.own_addresses import OwnAddresses

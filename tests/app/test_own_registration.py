@@ -15,10 +15,10 @@ from trio.testing import MockClock
 from meshgate.adapters.consul import ConsulClient, OwnRegistration, WatchHub
 from meshgate.adapters.consul.records import AgentCheck
 from meshgate.adapters.relay import Limits
-from meshgate.app.failures import CommandError
-from meshgate.app.listeners import Listeners
-from meshgate.app.own_registration import RegistrationKeeper
-from meshgate.app.settings import Settings
+from meshgate.app.errors import CommandError
+from meshgate.app.gateway.listeners import Listeners
+from meshgate.app.gateway.own_registration import RegistrationKeeper
+from meshgate.app.settings.settings import Settings
 from meshgate.core.catalog import Locality, RemoteDatacenter, Snapshot
 from meshgate.core.gateway_options import KEEPALIVE_UNSET, DestinationLimits, Keepalive
 from meshgate.core.listeners import BindAddress, ListenPlan

@@ -11,12 +11,12 @@ import trio
 from meshgate.adapters.consul import ConsulUnreachableError
 from meshgate.adapters.consul.inspection import ConsulInspector
 from meshgate.adapters.mesh_tls import RefusedError, TlsStream, mesh_context
-from meshgate.app.cli import execute
-from meshgate.app.demo.backend import serving
-from meshgate.app.probe import Probe, Question
-from meshgate.app.setting_types import HostPort
+from meshgate.app.cli.main import execute
+from meshgate.app.diagnostics.probe import Probe, Question
+from meshgate.app.settings.setting_types import HostPort
 from tests.adapters.consul.fake_consul import FakeConsul, row
 from tests.adapters.mesh_tls.mesh_ca import Signer, mesh_root
+from tests.harness.backend import serving
 
 from .consul_double import gateway, inspected
 

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from meshgate.app import setting_types
-from meshgate.app.setting_types import BindAddress, HostPort
+from meshgate.app.settings import setting_types
+from meshgate.app.settings.setting_types import BindAddress, HostPort
 
 
 @pytest.mark.parametrize(

@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
-from meshgate.app import limits
-from meshgate.app.failures import ConfigError
-from meshgate.app.setting_sources import Origin
-from meshgate.app.setting_table import TABLE
-from meshgate.app.setting_types import HostPort
-from meshgate.app.settings import Settings
+from meshgate.app.errors import ConfigError
+from meshgate.app.gateway import limits
+from meshgate.app.settings.setting_sources import Origin
+from meshgate.app.settings.setting_table import TABLE
+from meshgate.app.settings.setting_types import HostPort
+from meshgate.app.settings.settings import Settings
 
 SECRET = "5eb1d3c0-token"
 

@@ -1,8 +1,8 @@
 from pathlib import Path
 
-from meshgate.app.setting_table import TABLE
-from meshgate.app.settings import Settings
-from meshgate.app.settings_doc import env_example, reference
+from meshgate.app.settings.setting_table import TABLE
+from meshgate.app.settings.settings import Settings
+from meshgate.app.settings.settings_doc import env_example, reference
 
 COMMITTED = Path(__file__).parents[2] / ".env.example"
 PAGE = Path(__file__).parents[2] / "docs" / "configuration.md"

@@ -10,7 +10,7 @@ import trio
 import trio.testing
 
 from meshgate.adapters.admin.stats import Destination, GatewayStats
-from meshgate.app.statsd import StatsdExport
+from meshgate.app.admin.statsd import StatsdExport
 from meshgate.core.routes import RouteKind
 
 WEB = Destination(RouteKind.SERVICE, "web")

@@ -8,9 +8,9 @@ import pytest
 
 from meshgate.adapters.relay import Limits
 from meshgate.adapters.relay.pool import RelayPool
-from meshgate.app import table_keeper
-from meshgate.app.settings import Settings
-from meshgate.app.table_keeper import TableKeeper
+from meshgate.app.gateway import table_keeper
+from meshgate.app.gateway.table_keeper import TableKeeper
+from meshgate.app.settings.settings import Settings
 from meshgate.core.catalog import Service, Snapshot
 from tests.adapters.consul.model import sidecar
 

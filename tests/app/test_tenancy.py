@@ -3,8 +3,8 @@
 import pytest
 
 from meshgate.adapters.consul import AgentFacts
-from meshgate.app.settings import Settings
-from meshgate.app.tenancy import export_problems, export_rules, is_enterprise, partition_of
+from meshgate.app.gateway.tenancy import export_problems, export_rules, is_enterprise, partition_of
+from meshgate.app.settings.settings import Settings
 from meshgate.core.exports import AS_CONSUL, ExportRules
 from meshgate.core.routes import RouteTable
 

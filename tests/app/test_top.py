@@ -20,10 +20,10 @@ from rich.console import Console
 
 from meshgate.adapters.admin.stats import Destination, GatewayStats, endpoint_counts
 from meshgate.adapters.relay.counters import OpenStream
-from meshgate.app.cli import execute
-from meshgate.app.commands.top_frame import DestinationRow, Frame, Look, RefusedRow, frame
-from meshgate.app.commands.top_view import duration, rate, screen, size
-from meshgate.app.setting_types import HostPort
+from meshgate.app.cli.commands.top_frame import DestinationRow, Frame, Look, RefusedRow, frame
+from meshgate.app.cli.commands.top_view import duration, rate, screen, size
+from meshgate.app.cli.main import execute
+from meshgate.app.settings.setting_types import HostPort
 from meshgate.core.reasons import Reason
 from meshgate.core.routes import Endpoint, Route, RouteKind, RouteTable
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from meshgate.adapters.consul import WatchState
-from meshgate.app.unanswered import unanswered_of
+from meshgate.app.gateway.unanswered import unanswered_of
 from meshgate.core.carrying import Unanswered, carry_over
 from meshgate.core.catalog import (
     Export,

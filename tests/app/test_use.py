@@ -6,7 +6,7 @@ import trio
 from trio.testing import MockClock
 
 from meshgate.adapters.relay.counters import Counters
-from meshgate.app.use import LOOK, tell_use
+from meshgate.app.gateway.use import LOOK, tell_use
 from meshgate.core.reasons import Reason
 from meshgate.core.routes import RouteKind
 

@@ -17,8 +17,8 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from meshgate.app.admin_routes import admin_routes
-from meshgate.app.setting_table import BY_NAME
+from meshgate.app.admin.admin_routes import admin_routes
+from meshgate.app.settings.setting_table import BY_NAME
 from meshgate.core.durations import parse_duration
 
 DEPLOY = Path(__file__).parents[2] / "deploy"

@@ -8,10 +8,10 @@ import hcl2
 import pytest
 import trio
 
-from meshgate.app.demo.agent import Consul, consul_version
-from meshgate.app.demo.ports import free_ports
 from tests.e2e.conftest import world as world  # noqa: PLC0414 - the fixture
 from tests.e2e.world import World
+from tests.harness.agent import Consul, consul_version
+from tests.harness.ports import free_ports
 
 from .test_examples import COMPOSE, DEPLOY, KUBERNETES, agent_files, plain
 

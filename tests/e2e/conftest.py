@@ -6,7 +6,7 @@ import pytest
 import trio
 
 from meshgate.adapters.consul.policy import acl_policy
-from meshgate.app.demo.cluster import Federation
+from tests.harness.cluster import Federation
 
 from .world import World
 

@@ -12,11 +12,11 @@ from typing import Any
 
 import trio
 
-from meshgate.app.demo.backend import serving
-from meshgate.app.demo.gateway import GatewayProcess
 from tests.adapters.consul.fake_consul import row
 from tests.adapters.consul.mesh_double import MeshDouble, key
 from tests.adapters.mesh_tls.mesh_ca import Signer, mesh_root
+from tests.harness.backend import serving
+from tests.harness.gateway import GatewayProcess
 
 PATIENCE = 30
 

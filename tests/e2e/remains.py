@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from meshgate.app.demo.cluster import Federation
+from tests.harness.cluster import Federation
 
 
 def gone(pid: int) -> bool:

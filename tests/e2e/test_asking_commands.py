@@ -12,12 +12,12 @@ import pytest
 import trio
 
 from meshgate.adapters.consul.policy import acl_policy
-from meshgate.app.demo.agent import Consul
-from meshgate.app.demo.gateway import GatewayProcess
-from meshgate.app.demo.native import native_service
-from meshgate.app.demo.ports import free_ports
-from meshgate.app.demo.process import child_environment
-from meshgate.app.demo.sidecar import sidecar_for
+from tests.harness.agent import Consul
+from tests.harness.gateway import GatewayProcess
+from tests.harness.native import native_service
+from tests.harness.ports import free_ports
+from tests.harness.process import child_environment
+from tests.harness.sidecar import sidecar_for
 
 from .world import World, until_equal
 

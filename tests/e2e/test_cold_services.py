@@ -4,8 +4,8 @@ from contextlib import AsyncExitStack
 
 import pytest
 
-from meshgate.app.demo.gateway import GatewayProcess, gateway_beside
-from meshgate.app.demo.native import native_service
+from tests.harness.gateway import GatewayProcess, gateway_beside
+from tests.harness.native import native_service
 
 from .world import World
 

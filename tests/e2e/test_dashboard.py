@@ -10,8 +10,8 @@ import trio
 from playwright.sync_api import Page, expect
 
 from meshgate.adapters.mesh_tls import RefusedError
-from meshgate.app.demo.gateway import GatewayProcess, gateway_beside
-from meshgate.app.demo.native import native_service
+from tests.harness.gateway import GatewayProcess, gateway_beside
+from tests.harness.native import native_service
 
 from .browser import Chromium, chromium, destination, opened, place, tile
 from .world import World

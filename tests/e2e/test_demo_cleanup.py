@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import trio
 
-from meshgate.app.demo.cluster import Federation, two_datacenters
-from meshgate.app.demo.process import Child
-from meshgate.app.demo.sidecar import sidecar_for
-from meshgate.app.demo.waiting import until
+from tests.harness.cluster import Federation, two_datacenters
+from tests.harness.process import Child
+from tests.harness.sidecar import sidecar_for
+from tests.harness.waiting import until
 
 from .remains import entries, gone, pids
 
@@ -102,7 +102,7 @@ def start_elsewhere(consul_binary: str) -> tuple["subprocess.Popen[str]", Report
     """Datacenters in a process of their own, ready."""
     program = """
 import sys, trio
-from meshgate.app.demo.cluster import two_datacenters
+from tests.harness.cluster import two_datacenters
 async def main():
     async with two_datacenters(sys.argv[1]) as federation:
         print(federation.folder, *(consul.child.pid for consul in federation.datacenters), flush=True)

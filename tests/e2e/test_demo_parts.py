@@ -8,11 +8,11 @@ import pytest
 import trio
 
 from meshgate.adapters.mesh_tls import RefusedError, WrongPeerError
-from meshgate.app.demo.agent import Consul, ConsulError
-from meshgate.app.demo.caller import Caller
-from meshgate.app.demo.cluster import Federation
-from meshgate.app.demo.native import native_service
-from meshgate.app.demo.sidecar import sidecar_for
+from tests.harness.agent import Consul, ConsulError
+from tests.harness.caller import Caller
+from tests.harness.cluster import Federation
+from tests.harness.native import native_service
+from tests.harness.sidecar import sidecar_for
 
 from .remains import gone, pids
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import trio
 
-from meshgate.app.demo.process import Child, child_environment
-from meshgate.app.demo.waiting import until
+from tests.harness.process import Child, child_environment
+from tests.harness.waiting import until
 
 from .remains import entries
 

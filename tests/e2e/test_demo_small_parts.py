@@ -10,12 +10,12 @@ import pytest
 import trio
 
 from meshgate.adapters.mesh_tls import RefusedError
-from meshgate.app.demo.backend import serving
-from meshgate.app.demo.caller import Caller
-from meshgate.app.demo.cluster import Federation, StartError, find_consul
-from meshgate.app.demo.ports import free_ports
-from meshgate.app.demo.process import child_process
-from meshgate.app.demo.waiting import LateError, until
+from tests.harness.backend import serving
+from tests.harness.caller import Caller
+from tests.harness.cluster import Federation, StartError, find_consul
+from tests.harness.ports import free_ports
+from tests.harness.process import child_process
+from tests.harness.waiting import LateError, until
 
 from .remains import entries, gone
 

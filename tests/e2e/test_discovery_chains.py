@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from meshgate.app.demo.native import native_service
+from tests.harness.native import native_service
 
 from .world import World, until_equal
 

@@ -11,10 +11,10 @@ import httpx
 import pytest
 import trio
 
-from meshgate.app.demo.ports import free_ports
-from meshgate.app.demo.process import Child, child_process
-from meshgate.app.demo.sidecar import sidecar_for
-from meshgate.app.demo.waiting import until
+from tests.harness.ports import free_ports
+from tests.harness.process import Child, child_process
+from tests.harness.sidecar import sidecar_for
+from tests.harness.waiting import until
 
 from .world import World
 

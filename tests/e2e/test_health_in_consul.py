@@ -4,7 +4,7 @@ import pytest
 import trio
 
 from meshgate.adapters.mesh_tls import RefusedError
-from meshgate.app.demo.native import native_service
+from tests.harness.native import native_service
 
 from .world import World, until_equal
 

@@ -10,10 +10,10 @@ import pytest
 import trio
 
 from meshgate.adapters.state import Kept, write
-from meshgate.app.demo.gateway import GatewayProcess
 from meshgate.core.catalog import Instance, Service, Snapshot
 from tests.adapters.consul.fake_consul import fake_consul
 from tests.adapters.relay.streams import backend, echo, hello_for, receive_exactly
+from tests.harness.gateway import GatewayProcess
 
 from .test_start_without_consul import WEB, hanging_agent, spawned, until_ready
 

@@ -9,15 +9,15 @@ import pytest
 import trio
 
 from meshgate.adapters.consul.policy import acl_policy
-from meshgate.app.demo.agent import Consul
-from meshgate.app.demo.gateway import GatewayProcess, gateway_beside
-from meshgate.app.demo.native import native_service
-from meshgate.app.demo.process import child_environment
+from tests.harness.agent import Consul
+from tests.harness.gateway import GatewayProcess, gateway_beside
+from tests.harness.native import native_service
+from tests.harness.process import child_environment
 
 from .world import World, until_equal
 
 if TYPE_CHECKING:
-    from meshgate.app.demo.caller import Conversation
+    from tests.harness.caller import Conversation
 
 pytestmark = [pytest.mark.consul, pytest.mark.xdist_group("maintenance")]
 

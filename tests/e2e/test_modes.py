@@ -8,8 +8,8 @@ import pytest
 import trio
 
 from meshgate.adapters.mesh_tls import RefusedError
-from meshgate.app.demo.native import native_service
-from meshgate.app.demo.sidecar import sidecar_for
+from tests.harness.native import native_service
+from tests.harness.sidecar import sidecar_for
 
 from .world import World, until_equal
 

@@ -14,9 +14,9 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from meshgate.adapters.mesh_tls import RefusedError
-from meshgate.app.demo.gateway import GatewayProcess, gateway_beside
-from meshgate.app.demo.native import native_service
 from tests.adapters.admin.test_metrics import STATS
+from tests.harness.gateway import GatewayProcess, gateway_beside
+from tests.harness.native import native_service
 from tests.promtool import faults, promtool, queries
 
 from .world import World, until_equal

@@ -10,10 +10,10 @@ import pytest
 import trio
 
 from meshgate.adapters.admin.openapi import openapi_document
-from meshgate.app.admin_routes import admin_routes
-from meshgate.app.demo.gateway import gateway_beside
-from meshgate.app.demo.native import native_service
-from meshgate.app.demo.process import child_environment
+from meshgate.app.admin.admin_routes import admin_routes
+from tests.harness.gateway import gateway_beside
+from tests.harness.native import native_service
+from tests.harness.process import child_environment
 
 from .world import World, until_equal
 

@@ -14,9 +14,9 @@ import pytest
 import trio
 
 from meshgate.adapters.mesh_tls import RefusedError
-from meshgate.app.demo.gateway import GatewayProcess, gateway_beside
-from meshgate.app.demo.native import native_service
-from meshgate.app.demo.process import child_environment
+from tests.harness.gateway import GatewayProcess, gateway_beside
+from tests.harness.native import native_service
+from tests.harness.process import child_environment
 
 from .world import World, until_equal
 

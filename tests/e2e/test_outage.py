@@ -5,8 +5,8 @@ import json
 import pytest
 import trio
 
-from meshgate.app.demo.agent import Consul
-from meshgate.app.demo.native import native_service
+from tests.harness.agent import Consul
+from tests.harness.native import native_service
 
 from .world import World, until_equal
 

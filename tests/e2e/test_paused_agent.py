@@ -3,7 +3,7 @@
 import pytest
 import trio
 
-from meshgate.app.demo.native import native_service
+from tests.harness.native import native_service
 
 from .world import World, until_equal
 

@@ -4,8 +4,8 @@ import httpx
 import pytest
 
 from meshgate.adapters.consul.policy import acl_policy
-from meshgate.app.demo.gateway import GatewayProcess, gateway_beside
-from meshgate.app.demo.native import native_service
+from tests.harness.gateway import GatewayProcess, gateway_beside
+from tests.harness.native import native_service
 
 from .world import World, until_equal
 

@@ -16,14 +16,14 @@ import trio
 
 from meshgate.adapters.consul.policy import acl_policy
 from meshgate.adapters.mesh_tls import RefusedError, TlsStream
-from meshgate.app.demo.agent import Consul, Ports, consul_version
-from meshgate.app.demo.backend import echo, serving
-from meshgate.app.demo.caller import Caller
-from meshgate.app.demo.gateway import GatewayProcess, gateway_beside
-from meshgate.app.demo.identity import mesh_context
-from meshgate.app.demo.instance import HOST
-from meshgate.app.demo.ports import free_ports
-from meshgate.app.demo.waiting import until
+from tests.harness.agent import Consul, Ports, consul_version
+from tests.harness.backend import echo, serving
+from tests.harness.caller import Caller
+from tests.harness.gateway import GatewayProcess, gateway_beside
+from tests.harness.identity import mesh_context
+from tests.harness.instance import HOST
+from tests.harness.ports import free_ports
+from tests.harness.waiting import until
 
 pytestmark = [pytest.mark.consul, pytest.mark.xdist_group("peering")]
 

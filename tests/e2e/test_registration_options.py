@@ -9,11 +9,11 @@ import httpx
 import pytest
 
 from meshgate.adapters.mesh_tls import RefusedError
-from meshgate.app.demo.agent import Consul
-from meshgate.app.demo.caller import Caller
-from meshgate.app.demo.gateway import GatewayProcess, gateway_beside
-from meshgate.app.demo.native import native_service
-from meshgate.app.demo.ports import free_ports
+from tests.harness.agent import Consul
+from tests.harness.caller import Caller
+from tests.harness.gateway import GatewayProcess, gateway_beside
+from tests.harness.native import native_service
+from tests.harness.ports import free_ports
 
 from .world import World, until_equal
 

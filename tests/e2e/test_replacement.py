@@ -9,9 +9,9 @@ import pytest
 import trio
 
 from meshgate.adapters.mesh_tls import RefusedError
-from meshgate.app.demo.agent import Consul
-from meshgate.app.demo.gateway import GatewayProcess
-from meshgate.app.demo.native import native_service
+from tests.harness.agent import Consul
+from tests.harness.gateway import GatewayProcess
+from tests.harness.native import native_service
 
 from .world import World, until_equal
 

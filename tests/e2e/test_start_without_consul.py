@@ -12,15 +12,15 @@ import pytest
 import trio
 
 from meshgate.adapters.state import NAME, Kept, StateFileError, read, write
-from meshgate.app.demo.gateway import GatewayProcess, gateway_beside
-from meshgate.app.demo.native import native_service
 from meshgate.core.catalog import Instance, RemoteDatacenter, Service, Snapshot
 from tests.adapters.consul.fake_consul import FakeConsul, defaults, fake_consul, row
+from tests.harness.gateway import GatewayProcess, gateway_beside
+from tests.harness.native import native_service
 
 from .world import World, until_equal
 
 if TYPE_CHECKING:
-    from meshgate.app.demo.agent import Consul
+    from tests.harness.agent import Consul
 
 WEB = "web.default.dc1.internal.td.consul"
 API = "api.default.dc1.internal.td.consul"

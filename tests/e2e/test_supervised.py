@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from meshgate.app.demo.gateway import GatewayProcess
+from tests.harness.gateway import GatewayProcess
 
 from .world import World
 

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 import pytest
 import trio
 
-from meshgate.app.demo.agent import Consul, ConsulError
-from meshgate.app.demo.gateway import GatewayProcess
-from meshgate.app.demo.sidecar import sidecar_for
-from meshgate.app.demo.wanfed import DOMAIN, NOWHERE, GatewayFederation
+from tests.harness.agent import Consul, ConsulError
+from tests.harness.gateway import GatewayProcess
+from tests.harness.sidecar import sidecar_for
+from tests.harness.wanfed import DOMAIN, NOWHERE, GatewayFederation
 
 from .world import World, until_equal
 

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import trio
 
-from meshgate.app.demo.agent import Consul
-from meshgate.app.demo.caller import Caller
-from meshgate.app.demo.cluster import Federation
-from meshgate.app.demo.gateway import GatewayProcess
-from meshgate.app.demo.waiting import until
+from tests.harness.agent import Consul
+from tests.harness.caller import Caller
+from tests.harness.cluster import Federation
+from tests.harness.gateway import GatewayProcess
+from tests.harness.waiting import until
 
 
 @dataclass(frozen=True)

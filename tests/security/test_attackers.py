@@ -10,12 +10,12 @@ import pytest
 import trio
 
 from meshgate.adapters.mesh_tls import RefusedError, TlsStream, WrongPeerError
-from meshgate.app.demo.agent import ConsulError
-from meshgate.app.demo.backend import serving
-from meshgate.app.demo.gateway import gateway_beside
-from meshgate.app.demo.identity import mesh_context
-from meshgate.app.demo.native import native_service
 from tests.e2e.world import World, until_equal
+from tests.harness.agent import ConsulError
+from tests.harness.backend import serving
+from tests.harness.gateway import gateway_beside
+from tests.harness.identity import mesh_context
+from tests.harness.native import native_service
 
 pytestmark = [pytest.mark.consul, pytest.mark.xdist_group("security-attackers")]
 

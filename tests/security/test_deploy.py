@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from meshgate.app.setting_table import BY_NAME
+from meshgate.app.settings.setting_table import BY_NAME
 from meshgate.core.durations import parse_duration
 
 DEPLOY = Path(__file__).parents[2] / "deploy"

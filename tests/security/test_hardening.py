@@ -9,7 +9,8 @@ from pathlib import Path
 SECRET = "5f1c9e4e-0000-4000-8000-1234567890ab"
 CHILD = """
 import ctypes, os, resource, sys
-from meshgate.app.hardening import forbid_core_dumps, hide_secrets
+from meshgate.app.gateway.hardening import forbid_core_dumps
+from meshgate.app.gateway.hardening import hide_secrets
 hide_secrets([%r, ""])
 print(ctypes.CDLL(None).prctl(3), flush=True)
 forbid_core_dumps()
@@ -65,7 +66,7 @@ def test_process_that_crashes_leaves_no_core() -> None:
 def test_limit_holds_for_the_processes_it_starts() -> None:
     code = """
 import subprocess
-from meshgate.app.hardening import forbid_core_dumps
+from meshgate.app.gateway.hardening import forbid_core_dumps
 forbid_core_dumps()
 subprocess.run(["sh", "-c", "ulimit -c"], check=True)
 """

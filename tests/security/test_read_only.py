@@ -7,9 +7,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from meshgate.app.demo.ports import free_ports
-from meshgate.app.demo.process import Child, child_environment
-from meshgate.app.demo.waiting import until
+from tests.harness.ports import free_ports
+from tests.harness.process import Child, child_environment
+from tests.harness.waiting import until
 
 from . import processes
 

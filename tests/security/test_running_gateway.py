@@ -14,13 +14,13 @@ import httpx
 import pytest
 import trio
 
-from meshgate.app.admin_routes import admin_routes
-from meshgate.app.demo.gateway import GatewayProcess, gateway_beside
-from meshgate.app.demo.native import native_service
-from meshgate.app.demo.ports import free_ports
-from meshgate.app.demo.process import Child, child_environment
+from meshgate.app.admin.admin_routes import admin_routes
 from tests.core.hellos import extension, hello, server_name, vector
 from tests.e2e.world import World, until_equal
+from tests.harness.gateway import GatewayProcess, gateway_beside
+from tests.harness.native import native_service
+from tests.harness.ports import free_ports
+from tests.harness.process import Child, child_environment
 
 from . import processes
 

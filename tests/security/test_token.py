@@ -5,9 +5,9 @@ import json
 import pytest
 
 from meshgate.adapters.consul.policy import acl_policy
-from meshgate.app.demo.agent import Consul, ConsulError, Json
-from meshgate.app.demo.native import native_service
 from tests.e2e.world import World
+from tests.harness.agent import Consul, ConsulError, Json
+from tests.harness.native import native_service
 
 pytestmark = [pytest.mark.consul, pytest.mark.xdist_group("security-token")]
 

@@ -22,9 +22,9 @@ from meshgate.adapters.consul import (
     acl_policy,
     wait_for_agent,
 )
-from meshgate.app.demo.agent import Consul
-from meshgate.app.demo.cluster import Federation
 from meshgate.core.catalog import Instance, Snapshot
+from tests.harness.agent import Consul
+from tests.harness.cluster import Federation
 
 from .fake_consul import fake_consul
 

@@ -15,8 +15,8 @@ from meshgate.adapters.mesh_tls import (
     peer_of,
     shake_hands,
 )
-from meshgate.app.demo.backend import serving
-from meshgate.app.demo.ports import free_ports
+from tests.harness.backend import serving
+from tests.harness.ports import free_ports
 
 from .mesh_ca import Signer, mesh_root
 

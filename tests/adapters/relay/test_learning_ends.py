@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from meshgate.adapters.relay import slot as slot_module
-from meshgate.app.draining import drain_relay
+from meshgate.app.gateway.draining import drain_relay
 
 from .streams import (
     WEB,

@@ -1,0 +1,1 @@
+"""What the admin address says of the running gateway."""

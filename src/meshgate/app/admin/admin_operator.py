@@ -1,0 +1,257 @@
+"""The admin address for operators: what the gateway holds and does at this moment, and the few things it can be told.
+
+No answer holds a token, key or secret: settings are shown as `meshgate config` shows them, and files by their names.
+Pages that grow with the number of streams or routes are made in a thread, so that streams do not wait for them.
+"""
+
+import dataclasses
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, Final, Protocol
+
+import structlog
+import trio
+
+from meshgate import __version__
+from meshgate.adapters.admin.envoy_views import Active, clusters_text, clusters_view
+from meshgate.adapters.admin.messages import Request, Response, error_response, json_response
+from meshgate.adapters.admin.server import Handler
+from meshgate.adapters.admin.views import routes_view, safe_text
+from meshgate.adapters.consul import WatchState
+from meshgate.adapters.relay import Limits, OpenStream
+from meshgate.app.gateway.registration import definition_of
+from meshgate.app.logs import logs
+from meshgate.app.settings.setting_sources import Origin
+from meshgate.app.settings.setting_table import TABLE
+from meshgate.app.settings.setting_types import LOG_LEVELS
+from meshgate.app.settings.settings import Settings
+from meshgate.core.routes import RouteTable
+
+log = structlog.get_logger(module="meshgate.admin")
+
+_ENVOYS_LEVELS: Final = {"warning": "warn", "critical": "error"}
+
+
+class Watcher(Protocol):
+    """What is asked of the catalog's watcher."""
+
+    def states(self) -> list[WatchState]:
+        """How each watch is doing."""
+        ...
+
+
+class Operated(Protocol):
+    """What is asked of the gateway."""
+
+    @property
+    def settings(self) -> Settings:
+        """The effective settings."""
+        ...
+
+    @property
+    def watcher(self) -> Watcher | None:
+        """None before the agent was found."""
+        ...
+
+    @property
+    def ready(self) -> bool:
+        """Whether streams are served."""
+        ...
+
+    @property
+    def draining(self) -> bool:
+        """Whether the gateway is on its way out."""
+        ...
+
+    @property
+    def limits(self) -> Limits:
+        """The relay's limits in force, central configuration followed."""
+        ...
+
+    @property
+    def catalog_stale(self) -> bool:
+        """Whether the last known good catalog is served."""
+        ...
+
+    def problems(self) -> list[str]:
+        """What is missing or failing, a line each."""
+        ...
+
+    def relay_table(self) -> RouteTable:
+        """The table in force."""
+        ...
+
+    def drain(self) -> None:
+        """Begin to stop; idempotent."""
+        ...
+
+    async def connections(self) -> list[OpenStream]:
+        """The streams open now."""
+        ...
+
+
+def operator_routes(gateway: Operated) -> Mapping[tuple[str, str], Handler]:
+    """The handlers, by method and path."""
+    pages = _Pages(gateway)
+    return {
+        ("GET", "/clusters"): pages.clusters,
+        ("GET", "/connections"): pages.connections,
+        ("GET", "/config_dump"): pages.config_dump,
+        ("GET", "/server_info"): pages.server_info,
+        ("GET", "/logging"): pages.logging,
+        ("POST", "/logging"): pages.set_logging,
+        ("POST", "/drain"): pages.drain,
+    }
+
+
+class _Pages:
+    def __init__(self, gateway: Operated) -> None:
+        self._gateway = gateway
+        self._started = time.monotonic()
+
+    async def clusters(self, request: Request) -> Response:
+        form = request.query.get("format", "text")
+        if form not in ("text", "json"):
+            return error_response(400, "format is text or json")
+        return await trio.to_thread.run_sync(
+            _clusters, self._gateway.relay_table(), await self._gateway.connections(), form == "json"
+        )
+
+    async def connections(self, _request: Request) -> Response:
+        return await trio.to_thread.run_sync(_connections, await self._gateway.connections())
+
+    async def config_dump(self, _request: Request) -> Response:
+        gateway = self._gateway
+        watcher, now = gateway.watcher, trio.current_time()
+        dump = {
+            "version": __version__,
+            "settings": _settings(gateway.settings),
+            "registration": _registration(gateway.settings),
+            "limits": asdict(gateway.limits),
+            "watches": [] if watcher is None else [_watch(state, now) for state in watcher.states()],
+            "problems": [safe_text(line) for line in gateway.problems()],
+            "catalog_stale": gateway.catalog_stale,
+        }
+        table = gateway.relay_table()
+        return await trio.to_thread.run_sync(lambda: json_response(dump | {"table": _table(table)}))
+
+    def server_info(self, _request: Request) -> Response:
+        gateway = self._gateway
+        seconds = time.monotonic() - self._started
+        settings = gateway.settings
+        return json_response(
+            {
+                "version": __version__,
+                "state": _state(gateway),
+                "uptime_seconds": round(seconds, 3),
+                # Envoy's own names and shape for the same.
+                "uptime_current_epoch": f"{seconds:.0f}s",
+                "uptime_all_epochs": f"{seconds:.0f}s",
+                "node": {"id": safe_text(settings.proxy_id), "cluster": safe_text(settings.service)},
+                "command_line_options": _flags(settings),
+                "problems": [safe_text(line) for line in gateway.problems()],
+            }
+        )
+
+    def drain(self, _request: Request) -> Response:
+        log.info("asked to drain by the admin address")
+        self._gateway.drain()
+        return json_response({"state": "DRAINING", "timeout_seconds": self._gateway.settings.drain_timeout})
+
+    def logging(self, _request: Request) -> Response:
+        return json_response({"level": logs.level()})
+
+    def set_logging(self, request: Request) -> Response:
+        wanted = request.query.get("level")
+        if wanted is None:
+            return self.logging(request)
+        level = _ENVOYS_LEVELS.get(wanted.lower(), wanted.lower())
+        if level not in LOG_LEVELS:
+            return error_response(400, f"level is one of {', '.join(LOG_LEVELS)}")
+        before = logs.level()
+        if level != before:
+            # Said at the more talkative of the two levels, where it is more likely to be seen.
+            logs.set_level(min(before, level, key=LOG_LEVELS.index))
+            log.info("log level changed by the admin address", level=level, before=before)
+            logs.set_level(level)
+        return self.logging(request)
+
+
+def _state(gateway: Operated) -> str:
+    """Envoy's word for it."""
+    if gateway.draining:
+        return "DRAINING"
+    return "LIVE" if gateway.ready else "PRE_INITIALIZING"
+
+
+def _clusters(table: RouteTable, streams: Sequence[OpenStream], as_json: bool) -> Response:
+    active: Active = Counter((stream.route, stream.endpoint) for stream in streams if stream.route and stream.endpoint)
+    if as_json:
+        return json_response(clusters_view(table, active))
+    return Response(200, clusters_text(table, active).encode("utf-8", "backslashreplace"))
+
+
+def _connections(streams: Sequence[OpenStream]) -> Response:
+    return json_response(
+        [
+            {
+                "id": stream.id,
+                "client": stream.client,
+                "sni": None if stream.sni is None else safe_text(stream.sni),
+                "route": None if stream.route is None else safe_text(stream.route),
+                "endpoint": stream.endpoint,
+                "state": stream.state,
+                "age_seconds": round(stream.age, 3),
+                "bytes_received": stream.bytes_received,
+                "bytes_sent": stream.bytes_sent,
+                "worker": stream.worker,
+            }
+            for stream in streams
+        ]
+    )
+
+
+def _settings(settings: Settings) -> dict[str, Any]:
+    return {
+        row.name: {"value": safe_text(settings.shown(row.name)) or None, "origin": settings.origin(row.name).value}
+        for row in TABLE
+    }
+
+
+def _flags(settings: Settings) -> dict[str, str]:
+    """What the command line said, by the flags' names."""
+    return {
+        row.flag.removeprefix("--"): safe_text(settings.shown(row.name))
+        for row in TABLE
+        if row.flag and settings.origin(row.name) is Origin.FLAG
+    }
+
+
+def _registration(settings: Settings) -> dict[str, Any]:
+    """What is registered, or what an existing registration is looked up by."""
+    definition = dataclasses.asdict(definition_of(settings))
+    return {"register": settings.register, **{name: _plain(value) for name, value in definition.items()}}
+
+
+def _plain(value: object) -> object:
+    return safe_text(value) if isinstance(value, str) else value
+
+
+def _watch(state: WatchState, now: float) -> dict[str, Any]:
+    return {
+        "kind": state.kind,
+        "name": safe_text(state.name),
+        "age_seconds": round(state.age(now), 3),
+        "answered": state.last_success is not None,
+        "index": state.index,
+        "error": safe_text(state.error) or None,
+        "status": state.status or None,
+        "failures": state.failures,
+        "failing_seconds": None if state.failing_since is None else round(now - state.failing_since, 3),
+    }
+
+
+def _table(table: RouteTable) -> dict[str, Any]:
+    return routes_view(table) | {"conflicts": [safe_text(name) for name in table.conflicts]}

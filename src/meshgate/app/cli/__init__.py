@@ -1,0 +1,1 @@
+"""The command line: flags, commands, and the client of the admin address."""

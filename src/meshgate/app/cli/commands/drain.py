@@ -1,0 +1,68 @@
+"""`meshgate drain`."""
+
+import json
+import time
+from pathlib import Path
+from typing import Final
+
+import click
+
+from meshgate.app.cli.admin_client import NoGatewayError, tell
+from meshgate.app.cli.commands.options import Command, with_settings
+from meshgate.app.cli.metrics_client import Metrics
+from meshgate.app.settings.setting_types import HostPort
+from meshgate.app.settings.settings import Settings
+
+_INTERVAL: Final = 1.0
+# A gateway without streams is gone a second after it deregistered: look more often, so as not to wait for nothing.
+_LOOK: Final = 0.2
+
+
+@click.command(cls=Command, short_help="Stop the running gateway gracefully.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON lines.")
+@with_settings({"MESHGATE_ADMIN_BIND"})
+def drain(settings: Settings, *, as_json: bool) -> None:
+    """Stop the running gateway gracefully, and wait until it is gone.
+
+    It deregisters, takes no new clients, and lets open streams end until its drain timeout. Prints each second how
+    many are left. Ctrl-C ends the waiting, not the drain.
+    """
+    bind = settings.admin_bind
+    before = Metrics.fetch(bind)
+    tell(bind, "/drain")
+    _say(f"draining: {_streams(before)}", {"state": "draining", "streams": _count(before)}, as_json=as_json)
+    told = started = time.monotonic()
+    while (now := _still_there(bind, before)) is not None:
+        if time.monotonic() - told >= _INTERVAL:
+            told = time.monotonic()
+            _say(f"{_streams(now)} left", {"state": "draining", "streams": _count(now)}, as_json=as_json)
+        time.sleep(_LOOK)
+    seconds = time.monotonic() - started
+    _say(
+        f"the gateway is gone, after {seconds:.1f} s", {"state": "gone", "seconds": round(seconds, 3)}, as_json=as_json
+    )
+
+
+def _still_there(bind: HostPort | Path | None, before: Metrics) -> Metrics | None:
+    """The metrics of the gateway that was asked to drain; None where it is gone, even if another took its place."""
+    try:
+        now = Metrics.fetch(bind)
+    except NoGatewayError:
+        return None
+    return now if _identity(now) == _identity(before) else None
+
+
+def _identity(metrics: Metrics) -> float | None:
+    return metrics.value("process_start_time_seconds")
+
+
+def _count(metrics: Metrics) -> int:
+    return round(metrics.total("meshgate_connections_active"))
+
+
+def _streams(metrics: Metrics) -> str:
+    return f"{_count(metrics)} stream{'' if _count(metrics) == 1 else 's'}"
+
+
+def _say(words: str, facts: dict[str, object], *, as_json: bool) -> None:
+    click.echo(json.dumps(facts) if as_json else words)

@@ -1,0 +1,133 @@
+"""The command line. `main` is the entry point of the command `meshgate`.
+
+Exit codes: 0 fine, 1 failed at run time, 2 wrong usage or configuration, 130 after Ctrl-C. An error is one line on
+stderr. A traceback is only shown with the log level debug or trace, and no secret in either.
+"""
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import NoReturn
+
+import click
+
+from meshgate import __version__
+from meshgate.app.cli.commands.options import Session
+from meshgate.app.cli.go_flags import normalised, options_of
+from meshgate.app.cli.on_demand import OnDemand, chosen
+from meshgate.app.errors import CommandError, ConfigError
+from meshgate.app.settings.setting_sources import MASK
+from meshgate.app.text import printable
+
+_INTERRUPTED = 130
+
+
+_NAMES = (
+    "run",
+    "demo",
+    "doctor",
+    "explain",
+    "routes",
+    "top",
+    "drain",
+    "probe",
+    "modes",
+    "policy",
+    "config",
+    "completion",
+)
+
+
+@click.group(
+    commands=OnDemand(f"{__package__}.commands", _NAMES),
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(__version__, prog_name="meshgate", message="%(prog)s %(version)s")
+def cli() -> None:
+    """A Consul mesh gateway: forwards mTLS streams by SNI and never terminates them.
+
+    Flags come after the command, with one dash or two: -token=... or --token ...
+    """
+
+
+def main() -> NoReturn:
+    """Run the command line of this process and exit."""
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that cannot show a character must not turn output into an error.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    sys.exit(execute(sys.argv[1:]))
+
+
+def execute(arguments: Sequence[str]) -> int:
+    """Run a command line; gives its exit code."""
+    session = Session()
+    try:
+        result = cli.main(
+            normalised(arguments, options_of(chosen(cli, list(arguments)))),
+            prog_name="meshgate",
+            standalone_mode=False,
+            obj=session,
+        )
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        return error.exit_code
+    except click.ClickException as error:
+        return _usage_error(error)
+    except click.Abort:
+        return _INTERRUPTED
+    except BaseException as error:  # noqa: BLE001 - the last line of defence against tracebacks
+        return _failure(error, session)
+    return result if isinstance(result, int) else 0
+
+
+def _usage_error(error: click.ClickException) -> int:
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    command = context.command_path if context else "meshgate"
+    click.echo(f"{command}: {printable(error.format_message())}", err=True)
+    click.echo(f"Try '{command} --help'.", err=True)
+    return error.exit_code
+
+
+def _failure(error: BaseException, session: Session) -> int:
+    """Tell the user; gives the exit code. What is not an error of any kind goes on its way."""
+    errors = _leaves(error)
+    if any(isinstance(each, KeyboardInterrupt) for each in errors):
+        return _INTERRUPTED
+    for each in errors:
+        if not isinstance(each, Exception):
+            raise each
+    # A wrong setting first: it may have caused the others.
+    first = min(errors, key=lambda each: (not isinstance(each, ConfigError), not isinstance(each, CommandError)))
+    if isinstance(first, CommandError):
+        _complain(f"meshgate: {printable(str(first))}", session)
+        return first.exit_code
+    if _wants_traceback(session):
+        _complain("".join(traceback.format_exception(error)).rstrip("\n"), session)
+    _complain(f"meshgate: {printable(_words(first))}", session)
+    return 1
+
+
+def _leaves(error: BaseException) -> list[BaseException]:
+    """The errors in an exception group, as nurseries raise them; the error itself where it is none."""
+    if isinstance(error, BaseExceptionGroup):
+        return [leaf for each in error.exceptions for leaf in _leaves(each)]
+    return [error]
+
+
+def _words(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}{f': {error.filename}' if error.filename else ''}"
+    return f"unexpected {type(error).__name__}: {error}; MESHGATE_LOG_LEVEL=debug shows where"
+
+
+def _complain(text: str, session: Session) -> None:
+    for secret in session.settings.secrets() if session.settings else ():
+        text = text.replace(secret, MASK)
+    click.echo(text, err=True)
+
+
+def _wants_traceback(session: Session) -> bool:
+    level = session.settings.log_level if session.settings else os.environ.get("MESHGATE_LOG_LEVEL", "")
+    return level.lower() in ("debug", "trace")

@@ -1,0 +1,1 @@
+"""What is asked of Consul for a person: `doctor`, `modes` and `probe`."""

@@ -1,0 +1,109 @@
+"""This machine: the addresses that the gateway is going to take, or has taken already."""
+
+import errno
+from pathlib import Path
+
+import trio
+
+from meshgate.adapters.consul import RegistrationError
+from meshgate.adapters.mesh_tls import RefusedError, connect
+from meshgate.adapters.relay.sockets import bind
+from meshgate.app.cli.admin_client import ask
+from meshgate.app.errors import CommandError
+from meshgate.app.gateway.registration import definition_of, listen_addresses
+from meshgate.app.settings.setting_types import HostPort
+from meshgate.app.settings.settings import Settings
+from meshgate.core.prerequisites import Finding, Status, wan_address
+
+
+def addresses(settings: Settings, *, federated: bool) -> list[Finding]:
+    """What is registered: the LAN address has to be one of this machine, the WAN address one of somewhere."""
+    found = []
+    try:
+        definition_of(settings).payload()
+    except RegistrationError as error:
+        found.append(Finding("LAN address", Status.FAILED, str(error), "set --address or --bind-address"))
+    else:
+        host = settings.address.host
+        shown = str(settings.address) if host else f"that of the agent, port {settings.address.port}"
+        found.append(Finding("LAN address", Status.OK, shown))
+    wan = settings.wan_address
+    found.append(wan_address(wan.host if wan else "", federated=federated))
+    return found
+
+
+async def ports(settings: Settings) -> list[Finding]:
+    """Whether each address can be bound, or is by the gateway that answers at the admin address."""
+    running = await _running(settings)
+    found = [
+        _port(f"port {bind.name}", HostPort(bind.address, bind.port), running) for bind in listen_addresses(settings)
+    ]
+    if isinstance(settings.admin_bind, HostPort):
+        found.append(_port("admin port", settings.admin_bind, running=running))
+    elif isinstance(settings.admin_bind, Path):
+        found.append(_admin_socket(settings.admin_bind, running=running))
+    if running and settings.wan_address is not None:
+        found.append(await _through_wan(settings.wan_address, settings.connect_timeout))
+    return found
+
+
+async def _running(settings: Settings) -> bool:
+    """Whether a meshgate answers at the admin address."""
+    if settings.admin_bind is None:
+        return False
+    try:
+        await trio.to_thread.run_sync(ask, settings.admin_bind, "/livez")
+    except CommandError:
+        return False
+    return True
+
+
+def _port(check: str, address: HostPort, running: bool) -> Finding:
+    shown = str(address) if address.host else f"*:{address.port}"
+    problem = _bind_problem(address)
+    if problem is None:
+        return Finding(check, Status.OK, f"{shown} is free")
+    if problem == errno.EADDRINUSE and running:
+        return Finding(check, Status.OK, f"{shown} is taken, and a meshgate is running")
+    if problem == errno.EADDRINUSE:
+        return Finding(
+            check, Status.FAILED, f"{shown} is taken by another process", f"ss -ltnp 'sport = {address.port}'"
+        )
+    if problem == errno.EACCES:
+        advice = "allow it: AmbientCapabilities=CAP_NET_BIND_SERVICE, or use a port from 1024"
+        return Finding(check, Status.FAILED, f"{shown}: this user may not bind it", advice)
+    return Finding(check, Status.FAILED, f"{shown}: {errno.errorcode.get(problem, problem)}", "is it this machine's?")
+
+
+def _bind_problem(address: HostPort) -> int | None:
+    """The error number with which binding fails; None where it works. The port is free again afterwards."""
+    try:
+        _bind(address)
+    except OSError as error:
+        return error.errno or errno.EINVAL
+    return None
+
+
+def _bind(address: HostPort) -> None:
+    """Bind as the gateway does, and listen: somebody else may have bound the port and not listen yet."""
+    with bind(address.host, address.port, 0) as sock:
+        sock.listen(1)
+
+
+def _admin_socket(path: Path, *, running: bool) -> Finding:
+    if running:
+        return Finding("admin socket", Status.OK, f"{path}, and a meshgate answers there")
+    if path.parent.is_dir():
+        return Finding("admin socket", Status.OK, f"{path} can be made")
+    return Finding("admin socket", Status.FAILED, f"there is no directory {path.parent}", "make it")
+
+
+async def _through_wan(address: HostPort, seconds: float) -> Finding:
+    """A gateway behind address translation may not reach its own WAN address although others do."""
+    try:
+        await (await connect(address.host, address.port, seconds=seconds)).aclose()
+    except RefusedError as error:
+        reason = str(error).removeprefix("connect: ")
+        advice = "try it from another datacenter: some networks do not let a machine reach its own public address"
+        return Finding("WAN address answers", Status.WARNING, f"{address}: {reason}", advice)
+    return Finding("WAN address answers", Status.OK, str(address))

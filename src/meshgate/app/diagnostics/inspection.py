@@ -1,0 +1,90 @@
+"""What the commands that ask Consul directly have in common: a client for a moment, and how gateways are found."""
+
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Final, TypeVar
+
+import trio
+
+from meshgate.adapters.consul import ConsulAddress, ConsulConfigError, ConsulError, PermissionDeniedError
+from meshgate.adapters.consul.inspection import ConsulInspector
+from meshgate.adapters.consul.records import GATEWAY_KIND, Cursor, Instances
+from meshgate.app.errors import CommandError, ConfigError
+from meshgate.app.settings.settings import Settings
+from meshgate.core.catalog import Instance
+from meshgate.core.health import assess
+
+T = TypeVar("T")
+
+# Longer than any answer of a healthy agent, and short enough for somebody who waits in front of a terminal.
+PATIENCE: Final = 10.0
+# Said before any rule that is missing: it is the anonymous token that lacks it.
+NONE_GIVEN: Final = "no token was given"
+HOW_TO_GIVE_ONE: Final = "use --token-file (CONSUL_HTTP_TOKEN_FILE) or --token (CONSUL_HTTP_TOKEN)"
+
+
+def inspect(settings: Settings, look: Callable[[ConsulInspector], Awaitable[T]]) -> T:
+    """What `look` gives for a client to the local agent.
+
+    Raises:
+        ConfigError: Consul's address, the token file or TLS files are wrong.
+        CommandError: Consul did not answer, or not with success.
+    """
+    try:
+        client = ConsulInspector(ConsulAddress.from_settings(settings.consul))
+    except (ConsulConfigError, ValueError) as error:
+        raise ConfigError(str(error)) from None
+
+    async def main() -> T:
+        async with client:
+            return await look(client)
+
+    try:
+        return trio.run(main)
+    except ConsulError as error:
+        raise CommandError(refusal(client, error)) from None
+
+
+def refusal(client: ConsulInspector, error: ConsulError) -> str:
+    """What a command says of an error; where Consul refuses somebody who gave no token, that and nothing of rules."""
+    if isinstance(error, PermissionDeniedError) and not client.token.given:
+        return f"{NONE_GIVEN}, and Consul refuses to answer without: {HOW_TO_GIVE_ONE} ({error.answer})"
+    return str(error)
+
+
+async def gateways_in(
+    client: ConsulInspector, datacenter: str, *, guess: str = GATEWAY_KIND, partition: str = ""
+) -> Instances:
+    """The mesh gateways of a datacenter and partition, healthy ones first.
+
+    Its own catalog is asked; where that cannot be, the federation states tell, which remember a gateway for long after
+    it is gone. `guess` is a service name to try beside those that Consul lists.
+
+    Raises:
+        ConsulError: neither can be asked.
+    """
+    try:
+        found = await _listed(client, datacenter, guess, partition)
+    except ConsulError:
+        found = ()
+        if partition in ("", "default"):
+            with suppress(ConsulError):
+                found = (await client.federated_gateways(Cursor())).value.get(datacenter, ())
+        if not found:
+            raise
+    return tuple(sorted(found, key=lambda gateway: not healthy(gateway)))
+
+
+async def _listed(client: ConsulInspector, datacenter: str, guess: str, partition: str) -> Instances:
+    names = {guess}
+    with suppress(ConsulError):
+        names |= set((await client.gateway_names(datacenter)).value)
+    found: list[Instance] = []
+    for name in sorted(names):
+        found += await client.instances_at(name, kind=GATEWAY_KIND, datacenter=datacenter, partition=partition)
+    return tuple(found)
+
+
+def healthy(instance: Instance) -> bool:
+    """Whether Consul's checks let traffic to it."""
+    return assess(instance).healthy

@@ -1,0 +1,1 @@
+"""The running gateway: its parts wired together, started, followed and drained."""

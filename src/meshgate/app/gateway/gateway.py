@@ -1,0 +1,276 @@
+"""The running gateway: the parts wired together, and the order in which they start and stop.
+
+Start: the admin address answers, the relay's addresses are taken, the agent is asked who it is, the catalog is
+learned; then the relay listens, and only then the gateway is registered, so that no one is sent to a gateway that
+knows nothing. Stop (drain): not ready, deregistered, a moment in which clients that have not heard of it are still
+served, no new clients, and the open streams run out or are cut at the drain timeout.
+
+What always holds: nothing that happens to Consul touches a stream, and a table is only ever replaced by a newer one.
+"""
+
+import os
+import signal
+from dataclasses import replace
+
+import structlog
+import trio
+
+from meshgate.adapters.admin.metrics import Metrics
+from meshgate.adapters.admin.server import AdminServer
+from meshgate.adapters.consul import (
+    CatalogWatcher,
+    ConsulClient,
+    WatchHub,
+    wait_for_agent,
+)
+from meshgate.adapters.relay import Limits, OpenStream
+from meshgate.adapters.relay.pool import RelayPool
+from meshgate.adapters.sd_notify import Notifier
+from meshgate.app.admin.admin_routes import admin_routes
+from meshgate.app.admin.telemetry import Telemetry
+from meshgate.app.errors import CommandError
+from meshgate.app.gateway.draining import drain_relay
+from meshgate.app.gateway.last_known import AGENT_PATIENCE, CATALOG_PATIENCE, LastKnown
+from meshgate.app.gateway.learning import Learner
+from meshgate.app.gateway.own_registration import RegistrationKeeper
+from meshgate.app.gateway.relay_limits import limits_of
+from meshgate.app.gateway.stream_observer import StreamObserver
+from meshgate.app.gateway.supervision import obey_signals, ping_watchdog
+from meshgate.app.gateway.table_keeper import TableKeeper
+from meshgate.app.gateway.tenancy import export_problems, is_enterprise, partition_of
+from meshgate.app.gateway.use import tell_use
+from meshgate.app.logs.access_log import AccessLog
+from meshgate.app.logs.refusal_log import RefusalLog
+from meshgate.app.logs.table_log import tell_ready
+from meshgate.app.settings.settings import Settings
+from meshgate.core.catalog import Snapshot
+from meshgate.core.routes import RouteTable
+
+log = structlog.get_logger(module="meshgate")
+
+
+class Gateway:
+    """One gateway process. Make it inside trio, then `await run()`.
+
+    Args:
+        settings: complete and checked.
+        client: to the local agent, open.
+        notifier: tells systemd.
+    """
+
+    def __init__(self, settings: Settings, client: ConsulClient, notifier: Notifier) -> None:
+        self.settings = settings
+        self.client = client
+        self.observer = StreamObserver(RefusalLog(log), AccessLog.open(settings.access_log))
+        self.learner = Learner(self.relay_table, lambda: self.watcher)
+        limits = limits_of(settings)
+        self.relay = RelayPool(settings.workers, limits, self.observer, settings.drain_timeout, self.learner.learn)
+        self.watcher: CatalogWatcher | None = None
+        self.metrics = Metrics()
+        self.listening = False
+        self.draining = False
+        self._notifier = notifier
+        self._hub = WatchHub(token_version=lambda: client.token.version)
+        self.last_known = LastKnown(
+            settings.state_dir,
+            settings.service,
+            settings.consul.get("CONSUL_PARTITION", ""),
+            lambda: self.watcher is not None and not self.watcher.stale,
+        )
+        self.registration = RegistrationKeeper(settings, client, self._hub, self.relay, self._on_options)
+        self.tables = TableKeeper(settings, self.relay, notifier, self.last_known, self.registration.seen)
+        self.health = self.tables.health
+        self.telemetry = Telemetry(self)
+        self.registration.on_registration = self.telemetry.follow
+        self._agent_known = trio.Event()
+        self._drain = trio.Event()
+
+    @property
+    def ready(self) -> bool:
+        """Whether streams are served: the catalog is known, listeners are open, a worker is up, nobody asked to end."""
+        return self.listening and self.relay.works and self.table is not None and not self.draining
+
+    @property
+    def table(self) -> RouteTable | None:
+        """The table in force; None before the catalog is known."""
+        return self.tables.table
+
+    def relay_table(self) -> RouteTable:
+        """The table in force; an empty one before the catalog is known."""
+        return self.tables.in_force()
+
+    @property
+    def catalog_stale(self) -> bool:
+        """Whether streams are placed by what was last known rather than by what Consul says now."""
+        return self.last_known.from_disk or (self.watcher is not None and self.watcher.stale)
+
+    def problems(self) -> list[str]:
+        """What is missing or failing, a line each."""
+        failing = [state.error for state in self._hub.states() if state.error]
+        idle = "" if self.relay.works else "no relay process is up"
+        return [
+            *filter(None, [idle, self.client.token.problem]),
+            *(failing if self.watcher is None else self.watcher.problems()),
+            *self.last_known.problems(),
+            *self.registration.problems(),
+            *export_problems(self.relay_table()),
+        ]
+
+    @property
+    def limits(self) -> Limits:
+        """The relay's limits in force: what was set, what Consul says centrally, the defaults."""
+        return self.relay.limits
+
+    async def connections(self) -> list[OpenStream]:
+        """The streams open now."""
+        return await self.relay.connections()
+
+    def drain(self) -> None:
+        """Begin to stop; idempotent."""
+        self._drain.set()
+
+    async def run(self) -> None:
+        """Serve until drained.
+
+        Raises:
+            CommandError: an address cannot be bound.
+        """
+        self.registration.bind()
+        await self.last_known.load()
+        async with trio.open_nursery() as services, trio.open_nursery() as nursery:
+            services.start_soon(self.relay.run)
+            if self.settings.admin_bind is not None:
+                await self._serve_admin(services, AdminServer(admin_routes(self)))
+            services.start_soon(self.tables.names.run)
+            services.start_soon(self.telemetry.statsd.run)
+            services.start_soon(self.registration.listeners.run)
+            services.start_soon(ping_watchdog, self._notifier)
+            services.start_soon(obey_signals, self._stop_at, self._reload)
+            services.start_soon(self.last_known.run)
+            nursery.start_soon(self._stand_in_for_consul)
+            services.start_soon(self._follow_consul, nursery)
+            await self._drain.wait()
+            self.draining = True
+            self._notifier.stopping()
+            await drain_relay(self.relay, self.registration.give_back, self.settings.drain_timeout)
+            nursery.cancel_scope.cancel()
+            services.cancel_scope.cancel()
+
+    # --- starting ------------------------------------------------------------------------------------------------
+
+    async def _serve_admin(self, nursery: trio.Nursery, server: AdminServer) -> None:
+        try:
+            bound = await nursery.start(server.serve, self.settings.admin_bind)
+        except OSError as error:
+            shown = self.settings.shown("MESHGATE_ADMIN_BIND")
+            raise CommandError(f"cannot bind the admin address {shown}: {error.strerror}") from None
+        log.info("admin address is open", address=bound if isinstance(bound, os.PathLike) else f"{bound[0]}:{bound[1]}")
+
+    async def _follow_consul(self, nursery: trio.Nursery) -> None:
+        facts = await wait_for_agent(self.client, self._hub)
+        log.info("agent found", datacenter=facts.datacenter, node=facts.node, consul=facts.version or "unknown")
+        partition = partition_of(self.settings, facts)
+        self._check_last_known(facts.datacenter, partition)
+        self._agent_known.set()
+        exposed = self.settings.expose_servers
+        if not self.settings.register:
+            nursery.start_soon(self.registration.run)
+            exposed = await self.registration.existing()
+        self.watcher = CatalogWatcher(
+            self.client,
+            self._hub,
+            self._on_snapshot,
+            datacenter=facts.datacenter,
+            partition=partition,
+            gateway_service=self.settings.service,
+            catalog_watches=self.settings.catalog_watches,
+            enterprise=is_enterprise(self.settings, facts),
+            enforce_exports=self.settings.enforce_exports,
+        )
+        self.watcher.name_servers(facts.dns_domain, expose=exposed)
+        nursery.start_soon(self.watcher.run)
+        nursery.start_soon(tell_use, self.relay, self.watcher.used)
+        nursery.start_soon(self.registration.follow_limits)
+        nursery.start_soon(self.registration.follow_maintenance)
+        nursery.start_soon(self._complete_catalog, self.watcher)
+        await self.tables.known.wait()
+        self._listen()
+        if self.settings.register:
+            nursery.start_soon(self.registration.run)
+
+    def _listen(self) -> None:
+        if self.listening or self.draining:
+            return
+        try:
+            self.relay.listen()
+        except OSError as error:
+            raise CommandError(f"cannot listen: {error.strerror}") from None
+        self.listening = True
+        tell_ready(self.relay_table())
+        self._notifier.ready()
+
+    # --- the catalog ---------------------------------------------------------------------------------------------
+
+    async def _stand_in_for_consul(self) -> None:
+        """Serve by the catalog on disk if Consul does not come in time."""
+        with trio.move_on_after(AGENT_PATIENCE):
+            await self._agent_known.wait()
+        if self._agent_known.is_set():
+            with trio.move_on_after(CATALOG_PATIENCE):
+                await self.tables.known.wait()
+        if self.tables.known.is_set():
+            return
+        kept = self.last_known.stand_in()
+        if kept is not None:
+            self.tables.names.remember(kept.addresses)
+            self.tables.use(replace(kept.snapshot, expose_servers=self.settings.expose_servers))
+            self.registration.stand_in()
+            self._listen()
+
+    def _check_last_known(self, datacenter: str, partition: str) -> None:
+        """Give up a catalog from disk that is not of this datacenter, also if streams are placed by it already."""
+        stood_in = self.last_known.from_disk
+        self.last_known.accept(datacenter, partition)
+        if stood_in and not self.last_known.from_disk:
+            self.tables.clear()
+
+    async def _complete_catalog(self, watcher: CatalogWatcher) -> None:
+        """Let go of what is used from disk as soon as Consul has answered for it."""
+        before = None
+        while self.last_known.kept is not None:
+            await trio.sleep(1)
+            unanswered = self.last_known.unanswered(watcher.states())
+            if watcher.snapshot is None or unanswered == before:
+                continue
+            before, completed = unanswered, self.last_known.completed(watcher.snapshot, unanswered)
+            if completed != self.tables.snapshot:
+                self.tables.use(completed)
+
+    def _on_options(self) -> None:
+        self.tables.renew()
+
+    def _on_snapshot(self, snapshot: Snapshot) -> None:
+        kept = self.last_known.kept
+        if kept is not None:
+            self.tables.names.remember(kept.addresses)
+        unanswered = self.last_known.unanswered(self._hub.states() if kept is not None else ())
+        self.tables.use(self.last_known.completed(snapshot, unanswered))
+
+    # --- stopping ------------------------------------------------------------------------------------------------
+
+    def _stop_at(self, number: signal.Signals) -> None:
+        if self.draining or self._drain.is_set():
+            log.warning("second signal: stopping at once", signal=number.name, streams=self.relay.active)
+            raise SystemExit(128 + number)
+        log.info("signal received", signal=number.name)
+        self.drain()
+
+    def _reload(self) -> None:
+        self._notifier.reloading()
+        self.observer.reopen()
+        # A changed token file is noticed by itself; whoever asks need not wonder when.
+        self.client.token.refresh()
+        problem = self.client.token.problem or "none"
+        log.info("SIGHUP: log files are reopened, the token file was looked at", token_problem=problem)
+        if self.listening:
+            self._notifier.ready()

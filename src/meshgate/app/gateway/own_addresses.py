@@ -1,0 +1,43 @@
+"""Keeps track of the addresses that lead back to this gateway."""
+
+import time
+from collections.abc import Iterable
+from ipaddress import ip_address
+from typing import Final
+
+from meshgate.adapters.machine import machine_addresses
+from meshgate.app.settings.setting_types import HostPort
+from meshgate.app.settings.settings import Settings
+from meshgate.core.own_addresses import OwnAddresses
+
+_KEPT_SECONDS: Final = 10.0  # The kernel's list can be long on a machine that routes for others.
+
+
+class OwnAddressKeeper:
+    """Puts together where the gateway listens, what it is registered with, and what the machine has."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._registered = frozenset(_numeric((settings.address, settings.wan_address)))
+        self._machine: frozenset[str] = frozenset()
+        self._looked_at = float("-inf")
+
+    def now(self, listeners: Iterable[tuple[str, int]]) -> OwnAddresses:
+        """The addresses of this moment; those of the machine are up to ten seconds old.
+
+        Args:
+            listeners: where the relay is bound.
+        """
+        if time.monotonic() - self._looked_at > _KEPT_SECONDS:
+            self._machine, self._looked_at = machine_addresses(), time.monotonic()
+        return OwnAddresses(frozenset(listeners), self._machine, self._registered)
+
+
+def _numeric(addresses: Iterable[HostPort | None]) -> Iterable[tuple[str, int]]:
+    for address in addresses:
+        if address is None:
+            continue
+        try:
+            ip_address(address.host)
+        except ValueError:
+            continue  # a host name, or none
+        yield address.host, address.port

@@ -1,0 +1,58 @@
+"""Where the ends of streams go: refusals to the log, all of them to the access log."""
+
+import time
+from collections import deque
+from typing import Final
+
+from meshgate.adapters.relay import Refused, StreamRecord
+from meshgate.app.logs.access_log import AccessLog
+from meshgate.app.logs.refusal_log import RefusalLog
+
+RECENT: Final = 50
+
+
+class StreamObserver:
+    """Passes on what the relay tells. `recent` has the last refusals, each with the Unix time at which it was told.
+
+    Args:
+        refusals: gets what was refused.
+        access: gets every stream; None where no access log is wanted, which spares the relay the records.
+    """
+
+    def __init__(self, refusals: RefusalLog, access: AccessLog | None) -> None:
+        self._refusals = refusals
+        self._access = access
+        self._dropped_before = 0
+        self.recent: deque[tuple[float, Refused]] = deque(maxlen=RECENT)
+
+    @property
+    def wants_records(self) -> bool:
+        """Whether anybody reads records."""
+        return self._access is not None
+
+    @property
+    def dropped(self) -> int:
+        """Lines that no access log has written, ever."""
+        return self._dropped_before + (0 if self._access is None else self._access.dropped)
+
+    def use(self, access: AccessLog | None) -> None:
+        """Write to another access log from now on. The one before writes what it has taken, and nobody waits for it."""
+        before, self._access = self._access, access
+        if before is not None:
+            self._dropped_before += before.dropped
+            before.close(timeout=0)
+
+    def reopen(self) -> None:
+        """Open the file of the access log again: it may have been rotated."""
+        if self._access is not None:
+            self._access.reopen()
+
+    def on_refused(self, refused: Refused) -> None:
+        """A stream was refused."""
+        self.recent.append((time.time(), refused))
+        self._refusals.refused(refused)
+
+    def on_ended(self, record: StreamRecord) -> None:
+        """A stream has ended."""
+        if self._access is not None:
+            self._access.write(record)

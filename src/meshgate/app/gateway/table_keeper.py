@@ -1,0 +1,111 @@
+"""The route table in force: made anew whenever something that it depends on has changed, installed, and told of.
+
+It depends on the catalog, on what the registration makes of that, on what host names stand for, and on the addresses
+that lead back to this gateway.
+"""
+
+import gc
+from collections.abc import Callable
+from typing import Final
+
+import trio
+
+from meshgate.adapters.names import NameKeeper
+from meshgate.adapters.relay.pool import RelayPool
+from meshgate.adapters.sd_notify import Notifier
+from meshgate.app.admin.health_history import HealthHistory
+from meshgate.app.gateway.last_known import LastKnown
+from meshgate.app.gateway.own_addresses import OwnAddressKeeper
+from meshgate.app.gateway.tenancy import export_rules
+from meshgate.app.logs.table_log import tell_table
+from meshgate.app.settings.settings import Settings
+from meshgate.core.catalog import Snapshot
+from meshgate.core.planner import Planner
+from meshgate.core.routes import RouteTable
+
+# Routes from which on a table counts as large.
+LARGE: Final = 1000
+
+
+class TableKeeper:
+    """Keeps the table.
+
+    `table` is None and `known` not set before there is a catalog. `snapshot` is the catalog in use, `health` what was
+    seen of its endpoints over time, `names` what host names stand for.
+
+    Args:
+        settings: of this process.
+        relay: gets each table.
+        notifier: tells systemd.
+        last_known: keeps each catalog on disk.
+        seen: makes of a catalog what the registration wants to be seen of it.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        relay: RelayPool,
+        notifier: Notifier,
+        last_known: LastKnown,
+        seen: Callable[[Snapshot], Snapshot],
+    ) -> None:
+        self.table: RouteTable | None = None
+        self.snapshot: Snapshot | None = None
+        self.known = trio.Event()
+        self.health = HealthHistory()
+        self.names = NameKeeper(self.renew)
+        self._settings = settings
+        self._seen = seen
+        self._relay = relay
+        self._notifier = notifier
+        self._last_known = last_known
+        self._planner = Planner()
+        self._own_addresses = OwnAddressKeeper(settings)
+        self._settled = 0
+
+    def in_force(self) -> RouteTable:
+        """The table; an empty one before there is a catalog."""
+        # A table without a route is false, and still knows where it is.
+        return RouteTable.of("", "", "default", iter(())) if self.table is None else self.table
+
+    def use(self, snapshot: Snapshot) -> None:
+        """Place new streams by this catalog."""
+        self.snapshot = snapshot
+        self.renew()
+
+    def clear(self) -> None:
+        """Place no streams until there is another catalog."""
+        self.snapshot = self.table = None
+        self.known = trio.Event()
+        self.health.note(self._relay.install(self.in_force()))
+
+    def renew(self) -> None:
+        """Make the table of what is known now, and place new streams by it."""
+        if self.snapshot is None:
+            return
+        table = self._planner.plan(
+            self._seen(self.snapshot),
+            panic_threshold=self._settings.panic_threshold,
+            rules=export_rules(self._settings),
+            addresses=self.names.addresses,
+            own=self._own_addresses.now(self._relay.addresses),
+        )
+        self.names.want(self._planner.host_names)
+        before, self.table = self.in_force(), table
+        change = self._relay.install(table)
+        self.known.set()
+        self._last_known.keep(self.snapshot, self.names.addresses)
+        self.health.note(change)
+        tell_table(before, table, change)
+        self._notifier.status(f"{len(table)} route{'' if len(table) == 1 else 's'} in {table.datacenter}")
+        self._settle(len(table))
+
+    def _settle(self, size: int) -> None:
+        """Leave a large catalog out of what is searched for garbage: searching takes a quarter of the processor time.
+
+        Nearly all of it stays, and what goes is freed without a search, for its records hold no cycles.
+        """
+        if size >= max(LARGE, 2 * self._settled):
+            self._settled = size
+            gc.collect()
+            gc.freeze()

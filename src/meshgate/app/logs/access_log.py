@@ -1,0 +1,188 @@
+"""The access log: one JSON object on a line for each stream that has ended, refused ones included.
+
+Writing never blocks the relay (`log_writer`), and trouble with the target costs lines, never a stream: it is said once
+in the log, lines that are lost are counted, and the next line tries again. A server name is a stranger's text: it is
+kept as it was sent, and the line is ASCII, so that no terminal obeys it.
+"""
+
+import atexit
+import json
+import os
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from functools import lru_cache
+from typing import Any, Final, Self
+
+import msgspec
+import structlog
+
+from meshgate.adapters.relay.counters import StreamRecord
+from meshgate.app.errors import ConfigError
+from meshgate.app.logs.log_writer import QUEUE_LINES, LogWriter
+
+log = structlog.get_logger(module="meshgate.access")
+
+Line = Callable[[StreamRecord], str | None]
+
+_STANDARD: Final = {"stdout": 1, "stderr": 2}
+_MODE: Final = 0o640
+_RETRY_SECONDS: Final = 1.0
+
+
+class AccessLog:
+    """Writes records. Make it with `AccessLog.open`.
+
+    Args:
+        target: what users call it.
+        fd: where to.
+        path: of the file that `reopen` opens again; None for a standard stream.
+        line: makes the line of a record, or None for one that is not to be written; this product's own by default.
+        limit: lines that may wait for a slow target.
+    """
+
+    def __init__(
+        self, target: str, fd: int, path: str | None, *, line: Line | None = None, limit: int = QUEUE_LINES
+    ) -> None:
+        self._target = target
+        self._line = line or line_of
+        self._fd = fd
+        self._path = path
+        self._reopen_fails = False
+        self._retry_at = 0.0
+        self._writer = LogWriter(fd, self._tell_dropped, on_error=self._tell_error, limit=limit)
+
+    @classmethod
+    def open(cls, target: str, *, line: Line | None = None, limit: int = QUEUE_LINES) -> Self | None:
+        """The access log that `settings.access_log` asks for; None for `off`.
+
+        A file is appended to. A new one gets mode 0640, or less where the umask wants it so.
+
+        Raises:
+            ConfigError: the target cannot be written.
+        """
+        if target == "off":
+            return None
+        path = None if target in _STANDARD else target
+        try:
+            fd = _STANDARD[target] if path is None else _open(path)
+            os.fstat(fd)
+        except OSError as error:
+            raise ConfigError(f"MESHGATE_ACCESS_LOG={target}: cannot be opened: {error.strerror}") from None
+        access_log = cls(target, fd, path, line=line, limit=limit)
+        atexit.register(access_log.close)
+        return access_log
+
+    @property
+    def dropped(self) -> int:
+        """Lines that were not written, ever."""
+        return self._writer.dropped
+
+    def write(self, record: StreamRecord) -> None:
+        """Take a record. Never blocks, never raises."""
+        if self._reopen_fails and time.monotonic() >= self._retry_at:
+            self._retry_at = time.monotonic() + _RETRY_SECONDS
+            self.reopen()
+        line = self._line(record)
+        if line is not None:
+            self._writer.write(line)
+
+    def reopen(self) -> None:
+        """Open the file by its name again, after what was taken so far is written: it may have been rotated.
+
+        Where that fails the old one stays in use, and later lines try again. Never blocks, never raises.
+        """
+        if self._path is not None:
+            self._writer.call(self._reopen)
+
+    def close(self, timeout: float = 2.0) -> None:
+        """Write what waits, at most for `timeout` seconds. Later records are dropped. Runs at exit by itself."""
+        atexit.unregister(self.close)
+        if self._path is not None:
+            self._writer.call(self._close_file)
+        self._writer.close(timeout)
+
+    # --- in the writer's thread ----------------------------------------------------------------------------------
+
+    def _reopen(self) -> None:
+        assert self._path is not None
+        try:
+            fd = _open(self._path)
+        except OSError as error:
+            if not self._reopen_fails:
+                log.warning("access log cannot be opened again, the old file stays in use", **self._facts(error))
+            self._reopen_fails = True
+            return
+        self._writer.redirect(fd)
+        self._close(self._fd)
+        self._fd = fd
+        if self._reopen_fails:
+            log.info("access log is open again", target=self._target)
+        self._reopen_fails = False
+
+    def _close_file(self) -> None:
+        self._writer.redirect(-1)
+        self._close(self._fd)
+
+    def _close(self, fd: int) -> None:
+        try:
+            os.close(fd)
+        except OSError as error:  # what was written before may be lost: a network's file system says so only now
+            self._tell_error(error)
+
+    def _tell_error(self, error: OSError) -> None:
+        log.error("access log cannot be written, lines are lost", **self._facts(error))
+
+    def _tell_dropped(self, count: int) -> None:
+        log.warning("access log lines were lost", target=self._target, count=count)
+
+    def _facts(self, error: OSError) -> dict[str, Any]:
+        return {"target": self._target, "error": error.strerror}
+
+
+def line_of(record: StreamRecord) -> str:
+    """The line of a record, without its newline."""
+    entry = {
+        "start_time": _rfc3339(record.started),
+        "duration_ms": round(record.duration * 1000),
+        "client": record.client,
+        "listener": record.listener,
+        "sni": record.sni,
+        "alpn": record.alpn,
+        "route": record.route,
+        "kind": record.kind,
+        "endpoint": record.endpoint,
+        "attempts": record.attempts,
+        "bytes_received": record.bytes_received,
+        "bytes_sent": record.bytes_sent,
+        "reason": record.reason,
+        "flags": record.flags,
+        "worker": record.worker,
+    }
+    try:
+        line = _encode(entry).decode("ascii")
+    except UnicodeError:
+        line = _encode_ascii(entry)
+    # DEL is the one control character that JSON lets through.
+    return line.replace("\x7f", "\\u007f")
+
+
+_encode: Final = msgspec.json.Encoder().encode
+_encode_ascii: Final = json.JSONEncoder(separators=(",", ":")).encode
+
+
+def _rfc3339(unix_time: float) -> str:
+    milliseconds = int(unix_time * 1000)
+    return f"{_second(milliseconds // 1000)}.{milliseconds % 1000:03d}Z"
+
+
+@lru_cache(maxsize=64)
+def _second(unix_time: int) -> str:
+    return f"{datetime.fromtimestamp(unix_time, UTC):%Y-%m-%dT%H:%M:%S}"
+
+
+def _open(path: str) -> int:
+    # Without O_NONBLOCK, a named pipe that nobody reads would hold the gateway up; a device could become its terminal.
+    fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY, _MODE)
+    os.set_blocking(fd, True)
+    return fd

@@ -1,0 +1,226 @@
+"""Logs as HashiCorp's tools write them, from structlog and from the standard library alike.
+
+    2006-01-02T15:04:05.000Z [INFO]  meshgate.consul: message: key=value
+
+or, as JSON, with the keys `@level @message @module @timestamp`. Whatever a value holds, an entry is one line of
+printable text, except for the indented lines of a traceback. Writing never blocks the caller (`log_writer`).
+
+Everyone logs by `structlog.get_logger(module="meshgate.x")` and needs nothing from here.
+"""
+
+import atexit
+import json
+import logging
+import sys
+import traceback
+from collections.abc import Mapping, MutableMapping
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Any, Final, Protocol
+
+import structlog
+
+from meshgate.app.logs.log_writer import QUEUE_LINES, LogWriter
+from meshgate.app.settings.setting_types import LOG_LEVELS
+from meshgate.app.text import printable
+
+_LEVELS: Final = dict(zip(LOG_LEVELS, (5, 10, 20, 30, 40), strict=True))
+_DEFAULT_MODULE: Final = "meshgate"
+
+
+class _Formatter(Protocol):
+    def __call__(self, when: datetime, level: str, module: str, message: str, values: Mapping[str, Any]) -> str: ...
+
+
+class Logger(structlog.BoundLoggerBase):
+    """A structlog logger with HashiCorp's levels, which can change while it is in use."""
+
+    def trace(self, event: str, **values: Any) -> None:  # noqa: ANN401 - any value can be logged
+        """Log what only a developer wants to know."""
+        self._log("trace", event, values)
+
+    def debug(self, event: str, **values: Any) -> None:  # noqa: ANN401
+        """Log what helps to find a fault."""
+        self._log("debug", event, values)
+
+    def info(self, event: str, **values: Any) -> None:  # noqa: ANN401
+        """Log what an operator wants to know."""
+        self._log("info", event, values)
+
+    def warn(self, event: str, **values: Any) -> None:  # noqa: ANN401
+        """Log what an operator should look at."""
+        self._log("warn", event, values)
+
+    warning = warn
+
+    def error(self, event: str, **values: Any) -> None:  # noqa: ANN401
+        """Log what does not work."""
+        self._log("error", event, values)
+
+    critical = error
+
+    def exception(self, event: str, **values: Any) -> None:  # noqa: ANN401
+        """Log an error with the exception that is being handled."""
+        self._log("error", event, {"exc_info": True, **values})
+
+    def _log(self, level: str, event: str, values: dict[str, Any]) -> None:
+        if _LEVELS[level] >= _state.threshold:
+            self._proxy_to_logger(level, event, **values)
+
+
+class _State:
+    """What all loggers of the process share."""
+
+    threshold: int = _LEVELS["info"]
+    writer: LogWriter | None = None
+
+
+_state = _State()
+
+
+def configure(level: str = "info", *, json: bool = False, fd: int = 2, limit: int = QUEUE_LINES) -> None:
+    """Send all logs of the process to the descriptor `fd`. May be called again; lines so far are written first.
+
+    Args:
+        level: one of LOG_LEVELS; libraries' own records and Python's warnings come from `warn` upwards regardless.
+        json: JSON lines instead of text.
+        fd: where to.
+        limit: lines that may wait for a slow reader before they are dropped.
+    """
+    shutdown()
+    formatter: _Formatter = _json_line if json else _text_line
+
+    def report(dropped: int) -> str:
+        return formatter(datetime.now(UTC), "warn", "meshgate.log", "log lines were dropped", {"count": dropped})
+
+    writer = LogWriter(fd, report, limit=limit)
+    _state.writer = writer
+    structlog.configure(
+        processors=[_add_exception, _Renderer(formatter)],
+        wrapper_class=Logger,
+        context_class=dict,
+        logger_factory=lambda *_: _Output(writer),
+        cache_logger_on_first_use=False,
+    )
+    handler = _StandardHandler(writer, formatter)
+    logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+    logging.captureWarnings(capture=True)
+    set_level(level)
+
+
+def set_level(level: str) -> None:
+    """Change the level of all loggers from now on.
+
+    Raises:
+        ValueError: it is none of LOG_LEVELS.
+    """
+    if level not in _LEVELS:
+        raise ValueError(f"must be one of {', '.join(LOG_LEVELS)}")
+    _state.threshold = _LEVELS[level]
+    logging.getLogger(_DEFAULT_MODULE).setLevel(_state.threshold)
+
+
+def level() -> str:
+    """The level in force."""
+    return next(name for name, number in _LEVELS.items() if number == _state.threshold)
+
+
+def dropped() -> int:
+    """Lines that could not be written since `configure`."""
+    return _state.writer.dropped if _state.writer else 0
+
+
+def shutdown(timeout: float = 2.0) -> None:
+    """Write what waits, for at most `timeout` seconds. Runs at exit by itself."""
+    writer, _state.writer = _state.writer, None
+    if writer:
+        writer.close(timeout)
+
+
+atexit.register(shutdown)
+
+
+class _Output:
+    """What structlog calls at the end of its chain: any level, one finished line."""
+
+    def __init__(self, writer: LogWriter) -> None:
+        self.trace = self.debug = self.info = self.warn = self.error = writer.write
+
+
+class _Renderer:
+    """The last processor: from an event to its line."""
+
+    def __init__(self, formatter: _Formatter) -> None:
+        self._formatter = formatter
+
+    def __call__(self, _: object, level: str, event: MutableMapping[str, Any]) -> str:
+        module = event.pop("module", _DEFAULT_MODULE)
+        message = event.pop("event", "")
+        return self._formatter(datetime.now(UTC), level, str(module), str(message), event)
+
+
+def _add_exception(_: object, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    given = event.pop("exc_info", None)
+    if isinstance(given, BaseException):
+        event["exception"] = _traceback_of((type(given), given, given.__traceback__))
+    elif isinstance(given, tuple):
+        event["exception"] = _traceback_of(given)
+    elif given and sys.exc_info()[0]:
+        event["exception"] = _traceback_of(sys.exc_info())
+    return event
+
+
+def _traceback_of(info: tuple[type[BaseException] | None, BaseException | None, TracebackType | None]) -> str:
+    return "".join(traceback.format_exception(*info)).rstrip("\n")
+
+
+class _StandardHandler(logging.Handler):
+    """Records of the standard library's logging, in the same form."""
+
+    def __init__(self, writer: LogWriter, formatter: _Formatter) -> None:
+        super().__init__()
+        self._writer = writer
+        self._formatter = formatter
+
+    def emit(self, record: logging.LogRecord) -> None:
+        values: dict[str, Any] = {"exception": _traceback_of(record.exc_info)} if record.exc_info else {}
+        try:
+            message = record.getMessage().rstrip()
+        except Exception as error:  # noqa: BLE001 - a faulty call must not break what made it
+            message, values["error"] = str(record.msg), error
+        name = next((name for name, number in reversed(_LEVELS.items()) if record.levelno >= number), "trace")
+        when = datetime.fromtimestamp(record.created, UTC)
+        self._writer.write(self._formatter(when, name, record.name, message, values))
+
+
+def _text_line(when: datetime, level: str, module: str, message: str, values: Mapping[str, Any]) -> str:
+    stamp = f"{when:%Y-%m-%dT%H:%M:%S}.{when.microsecond // 1000:03d}Z"
+    pairs = " ".join(f"{_key(key)}={_value(value)}" for key, value in values.items() if key != "exception")
+    line = f"{stamp} {f'[{level.upper()}]':7} {printable(module)}: {printable(message)}{': ' if pairs else ''}{pairs}"
+    trace = [f"    {printable(text)}" for text in str(values.get("exception", "")).splitlines()]
+    return "\n".join([line, *trace])
+
+
+def _key(key: str) -> str:
+    return printable(key).replace(" ", "_")
+
+
+def _value(value: object) -> str:
+    text = str(value).lower() if isinstance(value, bool) else str(value)
+    plain = text and text.isprintable() and not any(char in ' "=\\' for char in text)
+    if plain:
+        return text
+    escaped = printable(text.replace("\\", "\\\\")) if not text.isprintable() else text.replace("\\", "\\\\")
+    return '"' + escaped.replace('"', '\\"') + '"'
+
+
+def _json_line(when: datetime, level: str, module: str, message: str, values: Mapping[str, Any]) -> str:
+    entry = {
+        "@level": level,
+        "@message": message,
+        "@module": module,
+        "@timestamp": f"{when:%Y-%m-%dT%H:%M:%S.%f}Z",
+        **{str(key): value for key, value in values.items() if not str(key).startswith("@")},
+    }
+    # ASCII only, so that a terminal shows no stranger's control or bidirectional characters either.
+    return json.dumps(entry, default=str, separators=(",", ":"))

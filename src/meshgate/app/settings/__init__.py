@@ -1,0 +1,1 @@
+"""Settings: one table, from which flags, environment, `.env` file, example file and page are made."""

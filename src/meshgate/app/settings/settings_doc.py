@@ -1,0 +1,59 @@
+"""The settings as documents, made from their table."""
+
+import textwrap
+from itertools import groupby
+
+from meshgate.app.settings.setting import Setting
+from meshgate.app.settings.setting_table import TABLE
+
+_INTRODUCTION = """\
+# Settings of meshgate. Copy this file to .env in the directory that meshgate is started in, or name it with --env-file,
+# and take away the # of what you change. A flag beats the environment, the environment beats this file, this file beats
+# the default. An empty value counts as not set. Durations are written as Consul writes them: 500ms, 15s, 1h.
+"""
+
+_REFERENCE = """\
+# Settings
+
+Made from the table that the program itself reads (`meshgate config --reference`); a test compares.
+
+Flag, environment, `.env` file (`--env-file`, default `./.env`), default: the first that says something wins. An empty
+value counts as not set. Durations are written as Consul writes them: `500ms`, `15s`, `1h`. An unknown `MESHGATE_` name
+is an error that names its nearest neighbour. `meshgate config` shows the effective value of each and
+where it came from, secrets masked.
+"""
+
+
+def env_example() -> str:
+    """The text of `.env.example`: every setting, commented out, with its default where it has one."""
+    parts = [_INTRODUCTION]
+    for section, settings in groupby(TABLE, key=lambda setting: setting.section):
+        parts.append(f"\n# {section}\n")
+        parts.extend(f"\n{_example(setting)}" for setting in settings)
+    return "".join(parts)
+
+
+def _example(setting: Setting) -> str:
+    words = setting.help
+    if setting.default_note:
+        words += f" Default: {setting.default_note}."
+    # A default that depends on the machine is not written down: the file is the same everywhere.
+    default = setting.default if isinstance(setting.default, str) else ""
+    comment = textwrap.fill(words, 118, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False)
+    return f"{comment}\n#{setting.name}={default}\n"
+
+
+def reference() -> str:
+    """The page of all settings, in Markdown."""
+    parts = [_REFERENCE]
+    for section, settings in groupby(TABLE, key=lambda setting: setting.section):
+        parts.append(f"\n## {section}\n\n| variable | flag | default | |\n| --- | --- | --- | --- |\n")
+        parts.extend(map(_row, settings))
+    return "".join(parts)
+
+
+def _row(setting: Setting) -> str:
+    flag = f"`{setting.flag}`" if setting.flag else ""
+    default = setting.default_note or (f"`{setting.default}`" if setting.default else "")
+    words = setting.help.replace("|", "\\|").replace("<", "&lt;")
+    return f"| `{setting.name}` | {flag} | {default} | {words} |\n"
