@@ -9,7 +9,7 @@ import trio
 from meshgate.adapters.admin.messages import Request, Response, json_response
 from meshgate.adapters.admin.server import AdminServer
 from meshgate.adapters.admin.views import explain_view
-from meshgate.adapters.consul.hub import WatchState
+from meshgate.adapters.consul.watch_registry import WatchState
 from meshgate.adapters.relay import Counters, Limits, OpenStream, Refused
 from meshgate.app.admin.dashboard import dashboard_routes
 from meshgate.app.settings.settings import Settings

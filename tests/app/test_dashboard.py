@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from meshgate.adapters.admin.messages import Request, Response
-from meshgate.adapters.consul.hub import WatchState
+from meshgate.adapters.consul.watch_registry import WatchState
 from meshgate.adapters.relay import OpenStream
 from meshgate.app.admin.dashboard import dashboard_routes
 from meshgate.app.admin.dashboard_sampler import FRESH, MOST_STREAMS, STALE, Sampler

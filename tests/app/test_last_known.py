@@ -7,12 +7,12 @@ import trio
 from structlog.testing import capture_logs
 from trio.testing import MockClock
 
-from meshgate.adapters.consul import CatalogWatcher, ServerError, WatchHub, WatchState
+from meshgate.adapters.consul import CatalogWatcher, ServerError, WatchRegistry, WatchState
 from meshgate.adapters.names import NameKeeper
 from meshgate.adapters.state import Kept, read, write
 from meshgate.app.gateway.last_known import REMOTES_PATIENCE, LastKnown
-from meshgate.core.carrying import Unanswered
 from meshgate.core.catalog import Instance, RemoteDatacenter, Service, Snapshot
+from meshgate.core.warm_start import PendingSources
 from tests.adapters.consul.model import Model
 
 ROW = Instance("n1", "dc1", "web-1", "web", "10.0.0.1", 21000, "10.0.0.1")
@@ -49,7 +49,7 @@ async def test_without_a_folder_there_is_nothing_and_nothing_is_kept() -> None:
     it.keep(CATALOG, {})
     assert (it.kept, it.stand_in(), it.from_disk, it.problems()) == (None, None, False, [])
     assert it.detail() == {"from_disk": False}
-    assert it.completed(CATALOG, Unanswered()) is CATALOG
+    assert it.completed(CATALOG, PendingSources()) is CATALOG
 
 
 async def test_age_goes_on_from_what_the_file_says_and_is_never_negative(
@@ -97,7 +97,7 @@ async def test_a_catalog_from_disk_is_not_written_back_and_consuls_is(tmp_path: 
         nursery.start_soon(it.run)
         it.stand_in()
         it.keep(CATALOG, {})
-        fresh = it.completed(EMPTY, Unanswered())
+        fresh = it.completed(EMPTY, PendingSources())
         it.keep(fresh, {})
         with trio.fail_after(5):
             while (kept := read(tmp_path)) is None or kept.snapshot != EMPTY:
@@ -151,9 +151,9 @@ async def test_datacenter_that_answers_for_its_gateways_is_believed_at_once(tmp_
 
 async def test_what_is_carried_is_told_until_it_is_not(tmp_path: Path) -> None:
     it = await loaded(tmp_path)
-    assert it.completed(EMPTY, Unanswered(services=frozenset({"web"}))).services == (WEB,)
+    assert it.completed(EMPTY, PendingSources(services=frozenset({"web"}))).services == (WEB,)
     assert it.problems() == ["1 services and datacenters are served from disk: Consul has not answered yet"]
-    it.completed(EMPTY, Unanswered())
+    it.completed(EMPTY, PendingSources())
     assert it.problems() == []
 
 
@@ -163,19 +163,19 @@ async def test_real_watches_that_fail_are_told_from_those_that_answer(tmp_path: 
     failing = ServerError("Consul failed: 500", "500")
     model = Model(connect={"web": (ROW,), "api": (ROW,)}, wan=("dc1", "dc2"), remote={"dc2": {}})
     model.broken = {"connect_instances:web": failing, "instances:mesh-gateway in dc2": failing, "resolvers": failing}
-    hub = WatchHub()
-    watcher = CatalogWatcher(model, hub, lambda _: None, datacenter="dc1")
+    registry = WatchRegistry()
+    watcher = CatalogWatcher(model, registry, lambda _: None, datacenter="dc1")
     async with trio.open_nursery() as nursery:
         nursery.start_soon(watcher.run)
         await trio.sleep(REMOTES_PATIENCE)
-        found = it.unanswered(hub.states())
-        assert found == Unanswered(frozenset({"web"}), frozenset(), True, frozenset({"dc2"}))
+        found = it.unanswered(registry.states())
+        assert found == PendingSources(frozenset({"web"}), frozenset(), True, frozenset({"dc2"}))
         model.broken = {}
         await trio.sleep(REMOTES_PATIENCE)
         assert watcher.snapshot is not None
-        it.completed(watcher.snapshot, it.unanswered(hub.states()))
+        it.completed(watcher.snapshot, it.unanswered(registry.states()))
         await trio.sleep(REMOTES_PATIENCE)
-        assert it.unanswered(hub.states()) == Unanswered()
+        assert it.unanswered(registry.states()) == PendingSources()
         nursery.cancel_scope.cancel()
 
 

@@ -12,7 +12,7 @@ import trio
 from structlog.testing import capture_logs
 from trio.testing import MockClock
 
-from meshgate.adapters.consul import ConsulClient, OwnRegistration, WatchHub
+from meshgate.adapters.consul import ConsulClient, OwnRegistration, WatchRegistry
 from meshgate.adapters.consul.records import AgentCheck
 from meshgate.adapters.relay import Limits
 from meshgate.app.errors import CommandError
@@ -159,7 +159,7 @@ async def kept(**values: str) -> AsyncIterator[Kept]:
     keeper = RegistrationKeeper(
         settings,
         cast("ConsulClient", model),
-        WatchHub(),
+        WatchRegistry(),
         cast("RelayPool", pool),
         lambda: replans.append(None),
     )

@@ -6,7 +6,6 @@ import pytest
 
 from meshgate.adapters.consul import WatchState
 from meshgate.app.gateway.unanswered import unanswered_of
-from meshgate.core.carrying import Unanswered, carry_over
 from meshgate.core.catalog import (
     Export,
     ImportedService,
@@ -17,6 +16,7 @@ from meshgate.core.catalog import (
     Snapshot,
 )
 from meshgate.core.planner import plan
+from meshgate.core.warm_start import PendingSources, merge_last_known
 from tests.adapters.consul.fake_consul import row
 from tests.adapters.consul.mesh_double import chain, mesh_double, peering
 from tests.adapters.consul.mesh_watched import following
@@ -62,13 +62,13 @@ def without(kind: str) -> list[WatchState]:
 
 
 def test_when_all_is_answered_nothing_is_carried() -> None:
-    assert unanswered_of(LAST, ALL, early=False) == Unanswered()
+    assert unanswered_of(LAST, ALL, early=False) == PendingSources()
     # Of imports the leader itself may know too little yet.
-    assert unanswered_of(LAST, ALL, early=True) == Unanswered(imports=frozenset({"db of peer us"}))
+    assert unanswered_of(LAST, ALL, early=True) == PendingSources(imports=frozenset({"db of peer us"}))
 
 
 def test_where_there_is_nothing_to_carry_nothing_is_waited_for() -> None:
-    assert unanswered_of(Snapshot("dc1", "td.consul"), [], early=True) == Unanswered()
+    assert unanswered_of(Snapshot("dc1", "td.consul"), [], early=True) == PendingSources()
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_where_there_is_nothing_to_carry_nothing_is_waited_for() -> None:
     ],
 )
 def test_what_is_silent_is_carried(states: list[WatchState], fields: dict[str, frozenset[str] | bool]) -> None:
-    assert unanswered_of(LAST, states, early=False) == Unanswered(**fields)  # type: ignore[arg-type]
+    assert unanswered_of(LAST, states, early=False) == PendingSources(**fields)  # type: ignore[arg-type]
 
 
 def test_before_peerings_are_looked_for_all_of_them_is_carried() -> None:
@@ -122,9 +122,12 @@ async def test_after_a_restart_a_group_that_does_not_answer_opens_what_it_opened
         double.exports_as_written({"Name": "web"} | to_group, {"Name": "web", "Consumers": [{"Peer": "west"}]})
         async with following(double) as after:
             await after.until(lambda seen: [it.protocol for it in seen.exports] == ["tcp"])
-            carried = carry_over(after.last, last, unanswered_of(last, after.hub.states(), early=False))
+            carried = merge_last_known(after.last, last, unanswered_of(last, after.registry.states(), early=False))
             names = {route.sni.partition(".external.")[0] for route in plan(carried) if "external" in route.sni}
             assert names == {"web.default.default.east", "web.default.default.west"}
             double.sameness_group("all", {"Peer": "west"})
             await after.until(lambda seen: seen.groups)
-            assert carry_over(after.last, last, unanswered_of(last, after.hub.states(), early=False)) is after.last
+            assert (
+                merge_last_known(after.last, last, unanswered_of(last, after.registry.states(), early=False))
+                is after.last
+            )

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import trio
 
-from meshgate.adapters.consul import CatalogWatcher, ConsulAddress, ConsulClient, WatchHub
+from meshgate.adapters.consul import CatalogWatcher, ConsulAddress, ConsulClient, WatchRegistry
 from meshgate.core.catalog import Snapshot
 from meshgate.core.exports import AS_CONSUL, ExportRules
 from meshgate.core.planner import plan
@@ -24,7 +24,7 @@ class Following:
     double: MeshDouble
     watcher: CatalogWatcher
     client: ConsulClient
-    hub: WatchHub
+    registry: WatchRegistry
     published: list[Snapshot] = field(default_factory=list)
 
     @property
@@ -58,11 +58,11 @@ async def following(
         "CONSUL_NAMESPACE": namespace,
     }
     async with ConsulClient(ConsulAddress.from_settings(settings)) as client, trio.open_nursery() as nursery:
-        hub = WatchHub()
+        registry = WatchRegistry()
         published: list[Snapshot] = []
         watcher = CatalogWatcher(
             client,
-            hub,
+            registry,
             published.append,
             datacenter="dc1",
             partition=partition or "default",
@@ -71,7 +71,7 @@ async def following(
         )
         watcher.name_servers("consul", expose=expose)
         nursery.start_soon(watcher.run)
-        followed = Following(double, watcher, client, hub, published)
+        followed = Following(double, watcher, client, registry, published)
         await followed.until(lambda _: True)
         yield followed
         nursery.cancel_scope.cancel()

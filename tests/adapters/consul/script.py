@@ -11,7 +11,7 @@ from meshgate.adapters.consul import (
     Cursor,
     Page,
     PermissionDeniedError,
-    WatchHub,
+    WatchRegistry,
 )
 from meshgate.adapters.consul.watch import Watch
 
@@ -39,9 +39,9 @@ class Script:
             raise step
         return step
 
-    def watch(self, hub: WatchHub, name: str = "it", interval: float | None = None) -> Watch[str]:
+    def watch(self, registry: WatchRegistry, name: str = "it", interval: float | None = None) -> Watch[str]:
         return Watch(
-            hub,
+            registry,
             "kind",
             name,
             self.ask,
@@ -60,6 +60,8 @@ class Script:
         return [cursor.index for _, cursor in self.asked]
 
 
-async def run(script: Script, seconds: float, hub: WatchHub | None = None, interval: float | None = None) -> None:
+async def run(
+    script: Script, seconds: float, registry: WatchRegistry | None = None, interval: float | None = None
+) -> None:
     with trio.move_on_after(seconds):
-        await script.watch(hub or WatchHub(), interval=interval).run()
+        await script.watch(registry or WatchRegistry(), interval=interval).run()

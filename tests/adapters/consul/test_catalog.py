@@ -111,7 +111,7 @@ async def test_a_service_that_appears_moves_turns_critical_and_disappears_is_fol
         del model.connect["api"]
         await watched.change()
         assert watched.services == {"web": (WEB,)}
-        assert [state for state in watched.hub.states() if state.name == "api"] == []
+        assert [state for state in watched.registry.states() if state.name == "api"] == []
         model.connect["api"] = (API,)
         await watched.change()
         assert watched.services["api"] == (API,)

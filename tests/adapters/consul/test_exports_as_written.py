@@ -8,7 +8,7 @@ import pytest
 import trio
 from structlog.testing import capture_logs
 
-from meshgate.adapters.consul import hub
+from meshgate.adapters.consul import watch_registry
 from meshgate.core.catalog import ChainTarget, Export, SamenessGroup
 from meshgate.core.exports import ExportRules
 
@@ -137,7 +137,9 @@ async def test_members_that_come_and_go_are_followed_at_once_and_a_group_that_is
             await followed.until(lambda seen: seen.exports == (export("web", "west"),))
             double.exports_as_written({"Name": "web", "Consumers": [{"Peer": "east"}]})
             await followed.until(lambda seen: seen.exports == (export("web", "east"),))
-            assert {state.name for state in followed.hub.states() if state.kind == "exports"} == {"exported services"}
+            assert {state.name for state in followed.registry.states() if state.kind == "exports"} == {
+                "exported services"
+            }
             assert followed.watcher.problems() == []
 
 
@@ -163,7 +165,9 @@ async def test_groups_are_left_to_consul_where_it_has_come_to_resolve_them() -> 
             double.set_at("/v1/exported-services", [exported("web", peers=("west",))])
             double.drop_connections()
             await followed.until(lambda seen: seen.exports == (export("web", "west"),))
-            assert {state.name for state in followed.hub.states() if state.kind == "exports"} == {"exported services"}
+            assert {state.name for state in followed.registry.states() if state.kind == "exports"} == {
+                "exported services"
+            }
 
 
 async def test_a_group_that_may_not_be_read_leaves_what_is_exported_by_names_and_says_the_rule() -> None:
@@ -206,7 +210,7 @@ async def test_the_community_edition_has_no_group_of_any_name_and_nothing_is_sai
 async def test_consul_that_knows_no_groups_is_one_notice_and_the_rest_is_exported(
     status: int, text: bytes, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hub, "_wait_after", lambda _: 0.05)
+    monkeypatch.setattr(watch_registry, "_wait_after", lambda _: 0.05)
     with capture_logs() as logs:
         async with exporting(TO_GROUP, {"Name": "web", "Consumers": [{"Peer": "west"}]}) as double:
             double.set_at(GROUP, text, status=status, index=None)
@@ -224,5 +228,5 @@ async def test_a_failure_of_consul_is_not_taken_for_one_that_knows_no_groups() -
     async with exporting(TO_GROUP) as double:
         double.set_at(GROUP, b"rpc error: No cluster leader", status=500, index=None)
         async with following(double) as followed:
-            await followed.until(lambda _: [it for it in followed.hub.states() if it.status == "500"])
+            await followed.until(lambda _: [it for it in followed.registry.states() if it.status == "500"])
             assert "No cluster leader" in str(followed.watcher.problems())

@@ -7,13 +7,13 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from meshgate.adapters.consul.attention import AT_A_TICK, FRESH, IN_USE
 from meshgate.adapters.consul.publisher import APART, COALESCE
 from meshgate.adapters.consul.records import LONGEST_WAIT, Resolver, SubsetRule
+from meshgate.adapters.consul.watch_scheduler import AT_A_TICK, FRESH, IN_USE
 from meshgate.core.catalog import Service
 
 from .model import Model, sidecar, unreachable
-from .test_attention import many, move, names, seconds_until, world
+from .test_watch_scheduler import many, move, names, seconds_until, world
 from .watched import WEB, Watched, watching
 
 # Seconds that a few requests take here; far less than what snapshots are gathered for.
@@ -285,7 +285,7 @@ async def test_what_cannot_be_found_leaves_nothing_behind(autojump_clock: MockCl
     model = small()
     async with watching(model) as watched:
         await trio.sleep(5)
-        published, states = len(watched.published), len(watched.hub.states())
+        published, states = len(watched.published), len(watched.registry.states())
         name, namespace = "fresh", "default"
         match reason:
             case "denied":
@@ -302,7 +302,7 @@ async def test_what_cannot_be_found_leaves_nothing_behind(autojump_clock: MockCl
                 model.connect["fresh"] = ()
         assert await learned(watched, name, namespace=namespace) < REQUESTS
         assert len(watched.published) == published
-        assert len(watched.hub.states()) == states
+        assert len(watched.registry.states()) == states
         assert watched.watcher.problems() == []
 
 

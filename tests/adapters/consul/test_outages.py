@@ -18,8 +18,8 @@ import trio
 from trio.testing import MockClock
 
 import meshgate
-from meshgate.adapters.consul import CatalogWatcher, ConsulAddress, ConsulClient, ServerError, WatchHub
-from meshgate.adapters.consul.hub import LONGEST_PAUSE
+from meshgate.adapters.consul import CatalogWatcher, ConsulAddress, ConsulClient, ServerError, WatchRegistry
+from meshgate.adapters.consul.watch_registry import LONGEST_PAUSE
 from meshgate.core.catalog import Snapshot
 
 from .fake_consul import FakeConsul, defaults, fake_consul, row
@@ -63,7 +63,7 @@ class Follower:
 async def following(address: str) -> AsyncIterator[Follower]:
     async with ConsulClient(ConsulAddress.from_settings({"CONSUL_HTTP_ADDR": address})) as client:
         snapshots: list[Snapshot] = []
-        watcher = CatalogWatcher(client, WatchHub(), snapshots.append, datacenter="dc1")
+        watcher = CatalogWatcher(client, WatchRegistry(), snapshots.append, datacenter="dc1")
         async with trio.open_nursery() as nursery:
             nursery.start_soon(watcher.run)
             follower = Follower(watcher, snapshots)
@@ -212,7 +212,7 @@ async def test_agent_that_is_gone_for_an_hour_is_asked_rarely_and_followed_at_on
     model = Model(connect={f"s{number}": (sidecar(f"s{number}", number),) for number in range(20)})
     model.plain["mesh-gateway"] = (gateway(OWN),)
     snapshots: list[Snapshot] = []
-    watcher = CatalogWatcher(model, WatchHub(), snapshots.append, datacenter=OWN)
+    watcher = CatalogWatcher(model, WatchRegistry(), snapshots.append, datacenter=OWN)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(watcher.run)
         await trio.sleep(60)
@@ -245,7 +245,7 @@ async def test_agent_that_is_gone_for_an_hour_is_asked_rarely_and_followed_at_on
 async def test_lost_leader_for_an_hour_is_survived_as_an_agent_that_is_gone(autojump_clock: MockClock) -> None:
     model = Model(connect={"web": (sidecar("web"),)}, plain={"mesh-gateway": (gateway(OWN),)})
     snapshots: list[Snapshot] = []
-    watcher = CatalogWatcher(model, WatchHub(), snapshots.append, datacenter=OWN)
+    watcher = CatalogWatcher(model, WatchRegistry(), snapshots.append, datacenter=OWN)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(watcher.run)
         await trio.sleep(60)

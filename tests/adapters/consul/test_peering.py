@@ -5,7 +5,7 @@ import trio
 from structlog.testing import capture_logs
 
 from meshgate.adapters.consul import peerings
-from meshgate.adapters.consul.attention import Attention
+from meshgate.adapters.consul.watch_scheduler import WatchScheduler
 from meshgate.core.exports import ExportRules
 from meshgate.core.routes import RouteKind
 
@@ -54,7 +54,7 @@ async def test_consul_without_peering_is_asked_once_and_nothing_is_said_of_it(st
                 assert double.paths().count("/v1/peerings") == 1
                 assert not {"/v1/exported-services", "/v1/config/mesh/mesh"} & set(double.paths())
                 assert followed.watcher.problems() == []
-                assert not {"peerings", "mesh-entry", "exports"} & {state.kind for state in followed.hub.states()}
+                assert not {"peerings", "mesh-entry", "exports"} & {state.kind for state in followed.registry.states()}
                 assert dict(followed.client.errors) == {}
         assert [entry for entry in logs if entry["log_level"] != "info"] == []
 
@@ -75,7 +75,7 @@ async def test_a_token_without_the_right_to_peerings_is_a_notice_and_no_failure(
         absent(double, b"Permission denied: token with AccessorID 'x' lacks permission 'peering:read'", 403)
         async with following(double) as followed:
             assert [line for line in followed.watcher.problems() if 'peering = "read"' in line]
-            assert [state for state in followed.hub.states() if state.error] == []
+            assert [state for state in followed.registry.states() if state.error] == []
             double.import_from("east", "web", ("198.18.2.1", 443))
             double.peering(peering("east", "web"))
             await followed.until(lambda seen: seen.imports)
@@ -129,7 +129,7 @@ async def test_what_the_leader_forgets_after_an_election_stays_while_something_a
             assert [service.key for service in followed.last.imports] == ["web of peer east"]
             double.import_from("east", "web")
             await followed.until(lambda seen: not seen.imports)
-            assert [state for state in followed.hub.states() if state.kind == "imports"] == []
+            assert [state for state in followed.registry.states() if state.kind == "imports"] == []
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,9 @@ async def test_imports_outlive_a_token_that_loses_its_rights_and_consul_that_fai
         async with following(double) as followed:
             await followed.until(lambda seen: seen.imports)
             absent(double, b"Permission denied", 403)
-            await followed.until(lambda _: [it for it in followed.hub.states() if it.kind == "peerings" and it.error])
+            await followed.until(
+                lambda _: [it for it in followed.registry.states() if it.kind == "peerings" and it.error]
+            )
             assert followed.last.imports
             assert any('peering = "read"' in line for line in followed.watcher.problems())
 
@@ -218,7 +220,7 @@ async def test_a_service_that_changes_its_protocol_is_withdrawn_with_a_reason_or
 
 async def test_streams_for_an_export_count_for_the_service_that_it_leads_to(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[set[str]] = []
-    monkeypatch.setattr(Attention, "used", lambda _, services: told.append(set(services)))
+    monkeypatch.setattr(WatchScheduler, "used", lambda _, services: told.append(set(services)))
     async with mesh_double(enterprise=False) as double:
         exporting(double)
         async with following(double) as followed:
@@ -235,7 +237,7 @@ async def test_an_export_that_ends_and_one_that_begins_are_followed() -> None:
             double.set_at("/v1/discovery-chain/store", chain("store"))
             double.set_at("/v1/exported-services", [exported("store", peers=("west",))])
             await followed.until(lambda _: set(followed.routes()) - OWN == {external("store", "west")})
-            assert {state.name for state in followed.hub.states() if state.kind == "chain"} == {"store"}
+            assert {state.name for state in followed.registry.states() if state.kind == "chain"} == {"store"}
 
 
 async def test_the_last_peering_that_ends_takes_the_exports_with_it_and_a_new_one_brings_them_back() -> None:
@@ -245,7 +247,7 @@ async def test_the_last_peering_that_ends_takes_the_exports_with_it_and_a_new_on
             await followed.until(lambda _: external("web", "east") in followed.routes())
             double.peering()
             await followed.until(lambda seen: not seen.exports)
-            assert not {"exports", "chain"} & {state.kind for state in followed.hub.states()}
+            assert not {"exports", "chain"} & {state.kind for state in followed.registry.states()}
             double.peering(peering("east"))
             await followed.until(lambda _: external("web", "east") in followed.routes())
 

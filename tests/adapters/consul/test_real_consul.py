@@ -18,7 +18,7 @@ from meshgate.adapters.consul import (
     Cursor,
     GatewayDefinition,
     Registrar,
-    WatchHub,
+    WatchRegistry,
     acl_policy,
     wait_for_agent,
 )
@@ -74,11 +74,11 @@ class Running:
 async def running(consul: Consul, **settings: str) -> AsyncIterator[Running]:
     address = ConsulAddress.from_settings({"CONSUL_HTTP_ADDR": consul.http_addr} | settings)
     async with ConsulClient(address) as client, trio.open_nursery() as nursery:
-        hub = WatchHub(token_version=lambda: client.token.version)
-        facts = await wait_for_agent(client, hub)
+        registry = WatchRegistry(token_version=lambda: client.token.version)
+        facts = await wait_for_agent(client, registry)
         snapshots: list[Snapshot] = []
-        watcher = CatalogWatcher(client, hub, snapshots.append, datacenter=facts.datacenter)
-        registrar = Registrar(client, hub, GatewayDefinition(address="127.0.0.1", port=8555))
+        watcher = CatalogWatcher(client, registry, snapshots.append, datacenter=facts.datacenter)
+        registrar = Registrar(client, registry, GatewayDefinition(address="127.0.0.1", port=8555))
         nursery.start_soon(watcher.run)
         nursery.start_soon(registrar.run)
         it = Running(client, watcher, registrar, snapshots)
@@ -224,13 +224,13 @@ async def test_without_the_rule_to_register_the_message_names_it(federation: Fed
     )
     token = await federation.create_policy_token(rules, "no-write")
     address = ConsulAddress.from_settings({"CONSUL_HTTP_ADDR": federation.dc1.http_addr, "CONSUL_HTTP_TOKEN": token})
-    hub = WatchHub()
+    registry = WatchRegistry()
     async with ConsulClient(address) as client, trio.open_nursery() as nursery:
-        nursery.start_soon(Registrar(client, hub, GatewayDefinition()).run)
+        nursery.start_soon(Registrar(client, registry, GatewayDefinition()).run)
         with trio.fail_after(5):
-            while not (hub.states() and hub.states()[0].error):
+            while not (registry.states() and registry.states()[0].error):
                 await trio.sleep(0.01)
-        assert 'add service "mesh-gateway" { policy = "write" }' in hub.states()[0].error
+        assert 'add service "mesh-gateway" { policy = "write" }' in registry.states()[0].error
         nursery.cancel_scope.cancel()
 
 

@@ -16,7 +16,7 @@ from meshgate.adapters.consul import (
     Registrar,
     RegistrationError,
     ServerError,
-    WatchHub,
+    WatchRegistry,
 )
 from meshgate.adapters.consul.maintenance import maintenance_check
 from meshgate.adapters.consul.records import AgentCheck
@@ -27,13 +27,13 @@ from .model import Model, unreachable
 @asynccontextmanager
 async def registering(
     model: Model, *, register: bool = True
-) -> AsyncIterator[tuple[Registrar, WatchHub, list[OwnRegistration | None]]]:
+) -> AsyncIterator[tuple[Registrar, WatchRegistry, list[OwnRegistration | None]]]:
     seen: list[OwnRegistration | None] = []
-    hub = WatchHub()
-    registrar = Registrar(model, hub, GatewayDefinition(), register=register, on_change=seen.append)
+    registry = WatchRegistry()
+    registrar = Registrar(model, registry, GatewayDefinition(), register=register, on_change=seen.append)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(registrar.run)
-        yield registrar, hub, seen
+        yield registrar, registry, seen
         nursery.cancel_scope.cancel()
 
 
@@ -83,7 +83,7 @@ async def test_a_registration_of_a_token_that_was_replaced_is_sent_again_with_th
     autojump_clock: MockClock,
 ) -> None:
     model, version = Model(), [1]
-    registrar = Registrar(model, WatchHub(token_version=lambda: version[0]), GatewayDefinition())
+    registrar = Registrar(model, WatchRegistry(token_version=lambda: version[0]), GatewayDefinition())
     async with trio.open_nursery() as nursery:
         nursery.start_soon(registrar.run)
         await registrar.registered()
@@ -122,7 +122,7 @@ def in_maintenance(model: Model) -> None:
 async def test_maintenance_outlives_a_registration_that_is_sent_again(autojump_clock: MockClock) -> None:
     model, version = Model(), [1]
     model.checks["_node_maintenance"] = AgentCheck("_node_maintenance")
-    registrar = Registrar(model, WatchHub(token_version=lambda: version[0]), GatewayDefinition())
+    registrar = Registrar(model, WatchRegistry(token_version=lambda: version[0]), GatewayDefinition())
     async with trio.open_nursery() as nursery:
         nursery.start_soon(registrar.run)
         await registrar.registered()
@@ -167,9 +167,9 @@ async def test_earlier_checks_that_could_not_be_removed_are_removed_later(autoju
 
 async def test_an_agent_that_is_not_there_yet_is_waited_for(autojump_clock: MockClock) -> None:
     model = Model(down=unreachable())
-    async with registering(model) as (registrar, hub, _):
+    async with registering(model) as (registrar, registry, _):
         await trio.sleep(100)
-        assert hub.states()[0].failures > 3
+        assert registry.states()[0].failures > 3
         model.fail(None)
         with trio.fail_after(31):
             await registrar.registered()
@@ -178,9 +178,9 @@ async def test_an_agent_that_is_not_there_yet_is_waited_for(autojump_clock: Mock
 async def test_a_token_that_may_not_register_is_told_the_rule_and_tried_again(autojump_clock: MockClock) -> None:
     model = Model(denied={"mesh-gateway"})
     with capture_logs() as logs:
-        async with registering(model) as (registrar, hub, _):
+        async with registering(model) as (registrar, registry, _):
             await trio.sleep(20)
-            assert 'add service "mesh-gateway" { policy = "write" }' in hub.states()[0].error
+            assert 'add service "mesh-gateway" { policy = "write" }' in registry.states()[0].error
             model.denied.clear()
             with trio.fail_after(31):
                 await registrar.registered()
@@ -200,7 +200,7 @@ async def test_a_gateway_whose_new_token_is_refused_still_takes_its_registration
     autojump_clock: MockClock,
 ) -> None:
     model, version = Model(), [1]
-    registrar = Registrar(model, WatchHub(token_version=lambda: version[0]), GatewayDefinition())
+    registrar = Registrar(model, WatchRegistry(token_version=lambda: version[0]), GatewayDefinition())
     async with trio.open_nursery() as nursery:
         nursery.start_soon(registrar.run)
         await registrar.registered()
@@ -214,7 +214,7 @@ async def test_a_gateway_whose_new_token_is_refused_still_takes_its_registration
 
 async def test_stop_takes_the_registration_back_and_ends(autojump_clock: MockClock) -> None:
     model = Model()
-    registrar = Registrar(model, WatchHub(), GatewayDefinition())
+    registrar = Registrar(model, WatchRegistry(), GatewayDefinition())
     async with trio.open_nursery() as nursery:
         nursery.start_soon(registrar.run)
         await registrar.registered()
@@ -267,10 +267,10 @@ async def test_what_stays_behind_is_logged(autojump_clock: MockClock, error: Exc
 
 async def test_without_registering_the_registration_is_waited_for_and_never_removed(autojump_clock: MockClock) -> None:
     model = Model()
-    async with registering(model, register=False) as (registrar, hub, seen):
+    async with registering(model, register=False) as (registrar, registry, seen):
         await trio.sleep(100)
         assert seen == [None]
-        assert hub.states()[0].error == ""
+        assert registry.states()[0].error == ""
         theirs = OwnRegistration("mesh-gateway", "mesh-gateway", "10.0.0.7", 443, content_hash="x")
         model.agent["mesh-gateway"] = theirs
         with trio.fail_after(5):
@@ -283,5 +283,5 @@ async def test_without_registering_the_registration_is_waited_for_and_never_remo
 def test_a_definition_that_cannot_work_here_is_an_error_only_where_it_is_registered() -> None:
     definition = GatewayDefinition(address="192.0.2.77")
     with pytest.raises(RegistrationError):
-        Registrar(Model(), WatchHub(), definition)
-    Registrar(Model(), WatchHub(), definition, register=False)
+        Registrar(Model(), WatchRegistry(), definition)
+    Registrar(Model(), WatchRegistry(), definition, register=False)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import trio
 from trio.testing import MockClock
 
-from meshgate.adapters.consul import CatalogWatcher, PermissionDeniedError, WatchHub
+from meshgate.adapters.consul import CatalogWatcher, PermissionDeniedError, WatchRegistry
 from meshgate.core.catalog import Instance, Snapshot
 
 from .model import OWN, Model, gateway, server, unreachable
@@ -24,7 +24,7 @@ class Federated:
         self.model = model
         self.published: list[Snapshot] = []
         self.watcher = CatalogWatcher(
-            model, WatchHub(), self.published.append, datacenter=OWN, partition=partition, start_deadline=5.0
+            model, WatchRegistry(), self.published.append, datacenter=OWN, partition=partition, start_deadline=5.0
         )
         self.watcher.name_servers("fed.example", expose=expose)
 
@@ -135,7 +135,7 @@ async def test_the_watch_of_the_servers_takes_its_connection_from_the_others(aut
             wan=(OWN, *datacenters), remote={name: {"gw": (gateway(name, name="gw"),)} for name in datacenters}
         )
         model.plain["mesh-gateway"] = (gateway(OWN),)
-        watcher = CatalogWatcher(model, WatchHub(), lambda _: None, datacenter=OWN, catalog_watches=10)
+        watcher = CatalogWatcher(model, WatchRegistry(), lambda _: None, datacenter=OWN, catalog_watches=10)
         watcher.name_servers("consul", expose=expose)
         with trio.move_on_after(60):
             await watcher.run()

@@ -8,7 +8,7 @@ from meshgate.adapters.consul import (
     Cursor,
     InvalidAnswerError,
     Page,
-    WatchHub,
+    WatchRegistry,
 )
 from meshgate.adapters.consul.watch import Watch
 
@@ -79,12 +79,12 @@ async def test_failures_keep_the_value_and_the_next_query_does_not_block(autojum
 
 async def test_a_list_is_asked_for_anew_when_the_token_is_replaced(autojump_clock: MockClock) -> None:
     version = 1
-    hub = WatchHub(token_version=lambda: version)
+    registry = WatchRegistry(token_version=lambda: version)
     minding, other = (Script([Page("a", 5), Page("b", 6)], hold=lambda cursor: cursor.blocks) for _ in range(2))
     async with trio.open_nursery() as nursery:
-        watch = Watch(hub, "kind", "list", minding.ask, minding.values.append, minds_token=True)
+        watch = Watch(registry, "kind", "list", minding.ask, minding.values.append, minds_token=True)
         nursery.start_soon(watch.run)
-        nursery.start_soon(other.watch(hub).run)
+        nursery.start_soon(other.watch(registry).run)
         await trio.sleep(20)
         version = 2
         await trio.sleep(2)
@@ -99,11 +99,11 @@ async def test_an_error_that_is_none_of_consul_ends_the_watch(autojump_clock: Mo
         raise RuntimeError("a mistake of ours")
 
     with pytest.raises(RuntimeError, match="a mistake of ours"):
-        await Watch(WatchHub(), "kind", "it", broken, lambda _: None).run()
+        await Watch(WatchRegistry(), "kind", "it", broken, lambda _: None).run()
 
 
 async def test_cancelling_goes_through_a_request_and_a_pause(autojump_clock: MockClock) -> None:
     for script in (Script([Page("a", 1)], hold=lambda _: True), Script([InvalidAnswerError("x", "invalid")])):
         with trio.move_on_after(0.1) as scope:
-            await script.watch(WatchHub()).run()
+            await script.watch(WatchRegistry()).run()
         assert scope.cancelled_caught

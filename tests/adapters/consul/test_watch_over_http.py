@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 
 import trio
 
-from meshgate.adapters.consul import ConsulAddress, ConsulClient, Page, WatchHub
+from meshgate.adapters.consul import ConsulAddress, ConsulClient, Page, WatchRegistry
 from meshgate.adapters.consul.records import Cursor, Instances
 from meshgate.adapters.consul.watch import Watch
 
@@ -14,12 +14,12 @@ from .fake_consul import FakeConsul, fake_consul, row
 WEB = "/v1/health/connect/web"
 
 
-class Followed:
+class HealthQuery:
     """What a watch of the service `web` saw."""
 
-    def __init__(self, double: FakeConsul, hub: WatchHub) -> None:
+    def __init__(self, double: FakeConsul, registry: WatchRegistry) -> None:
         self.double = double
-        self.hub = hub
+        self.registry = registry
         self.values: list[list[int]] = []
 
     def take(self, instances: Instances) -> None:
@@ -37,23 +37,23 @@ class Followed:
 
     async def failed(self, status: str) -> None:
         with trio.fail_after(5):
-            while status not in {state.status for state in self.hub.states()}:
+            while status not in {state.status for state in self.registry.states()}:
                 await trio.sleep(0.005)
 
 
 @asynccontextmanager
-async def following() -> AsyncIterator[Followed]:
+async def following() -> AsyncIterator[HealthQuery]:
     async with fake_consul() as double:
         double.set(WEB, [row("web", port=1)], index=50)
         address = ConsulAddress.from_settings({"CONSUL_HTTP_ADDR": f"127.0.0.1:{double.port}"})
         async with ConsulClient(address) as client, client.dedicated() as reader, trio.open_nursery() as nursery:
-            hub = WatchHub()
-            followed = Followed(double, hub)
+            registry = WatchRegistry()
+            followed = HealthQuery(double, registry)
 
             async def ask(cursor: Cursor) -> Page[Instances]:
                 return await reader.connect_instances("web", cursor)
 
-            nursery.start_soon(Watch(hub, "health", "web", ask, followed.take).run)
+            nursery.start_soon(Watch(registry, "health", "web", ask, followed.take).run)
             await followed.until(1)
             yield followed
             nursery.cancel_scope.cancel()

@@ -8,7 +8,7 @@ import trio
 
 from meshgate.adapters.consul import (
     CatalogWatcher,
-    WatchHub,
+    WatchRegistry,
 )
 from meshgate.core.catalog import Instance, Snapshot
 
@@ -24,7 +24,7 @@ class Watched:
 
     model: Model
     watcher: CatalogWatcher
-    hub: WatchHub
+    registry: WatchRegistry
     published: list[tuple[float, Snapshot]] = field(default_factory=list)
 
     @property
@@ -60,16 +60,16 @@ class Watched:
 @asynccontextmanager
 async def watching(model: Model, *, wait: bool = True, **options: float) -> AsyncIterator[Watched]:
     model.plain.setdefault("mesh-gateway", (gateway(OWN),))
-    hub = WatchHub()
+    registry = WatchRegistry()
     published: list[tuple[float, Snapshot]] = []
     watcher = CatalogWatcher(
         model,
-        hub,
+        registry,
         lambda snapshot: published.append((trio.current_time(), snapshot)),
         datacenter=OWN,
         **options,  # type: ignore[arg-type]
     )
-    watched = Watched(model, watcher, hub, published)
+    watched = Watched(model, watcher, registry, published)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(watcher.run)
         if wait:

@@ -1,7 +1,7 @@
 """The Consul adapter: the catalog as snapshots, the gateway's registration, and the client under both.
 
 `ConsulClient` speaks HTTP with the agent, `CatalogWatcher` publishes snapshots of what routing depends on, `Registrar`
-keeps the gateway registered, and `WatchHub` is what the two share. Everything runs in trio.
+keeps the gateway registered, and `WatchRegistry` is what the two share. Everything runs in trio.
 """
 
 from meshgate.core.listeners import BindAddress
@@ -24,12 +24,12 @@ from .errors import (
     ServerError,
     UnexpectedStatusError,
 )
-from .hub import WatchHub, WatchState
 from .policy import acl_policy
 from .records import AgentFacts, CaRoots, Client, Cursor, OwnRegistration, Page, Reader
 from .registrar import Registrar
 from .registration import GatewayDefinition, RegistrationError
 from .tokens import TokenSource
+from .watch_registry import WatchRegistry, WatchState
 
 __all__ = [
     "FLAG_TOKEN",
@@ -63,7 +63,7 @@ __all__ = [
     "ServerError",
     "TokenSource",
     "UnexpectedStatusError",
-    "WatchHub",
+    "WatchRegistry",
     "WatchState",
     "acl_policy",
     "wait_for_agent",

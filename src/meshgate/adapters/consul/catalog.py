@@ -17,24 +17,24 @@ import trio
 from meshgate.core.catalog import Snapshot
 from meshgate.core.sni import DEFAULT
 
+from .acl_visibility import AclVisibility
+from .blocking_query_pool import BlockingQueryPool
 from .explain import Explainer
 from .exports import LocalExports
-from .hub import WatchHub, WatchState
+from .initial_sync import InitialSync, KeyedTasks
 from .mesh_records import MeshClient, Tenant
 from .namespaces import LocalCatalog
 from .partitions import Partitions
 from .peerings import Peerings
-from .pool import ReaderPool
 from .publisher import Publisher
 from .records import GATEWAY_KIND, CaRoots
 from .remotes import RemoteGateways
 from .servers import LocalServers
 from .services import NAMES
-from .sight import Sight
 from .subsets import RESOLVERS
-from .tasks import KeyedTasks, Progress
-from .tenancy import sight_in_partition
+from .tenancy import visibility_in_partition
 from .watch import Watch
+from .watch_registry import WatchRegistry, WatchState
 
 log = structlog.get_logger(module="meshgate.consul")
 
@@ -57,7 +57,7 @@ class CatalogWatcher:
 
     Args:
         client: Consul.
-        hub: shared by all watches of the process.
+        registry: shared by all watches of the process.
         publish: gets each new snapshot, in trio's thread; it must not block.
         datacenter: the gateway's own.
         partition: the gateway's own.
@@ -71,7 +71,7 @@ class CatalogWatcher:
     def __init__(  # noqa: PLR0913 - most by keyword
         self,
         client: MeshClient,
-        hub: WatchHub,
+        registry: WatchRegistry,
         publish: Callable[[Snapshot], None],
         *,
         datacenter: str,
@@ -84,7 +84,7 @@ class CatalogWatcher:
     ) -> None:
         # A gateway is in the namespace default, whatever namespace its token would make Consul assume.
         self._client = client.scoped(Tenant(namespace=DEFAULT)) if enterprise else client
-        self._hub = hub
+        self._registry = registry
         self._publisher = Publisher(self._made, publish)
         self._datacenter = datacenter
         self._partition = partition
@@ -92,16 +92,16 @@ class CatalogWatcher:
         self._domain = "consul"
         self._expose_servers = False
         self._enforce_exports = enforce_exports
-        sight = Sight(client, gateway_service)
-        self._sight = sight if partition == DEFAULT else sight_in_partition(sight, client)
+        visibility = AclVisibility(client, gateway_service)
+        self._visibility = visibility if partition == DEFAULT else visibility_in_partition(visibility, client)
         self._servers: LocalServers | None = None
         self._roots: CaRoots | None = None
-        self._progress = Progress()
+        self._sync = InitialSync()
         self._tasks: KeyedTasks[str] | None = None
-        self._pool = ReaderPool(self._client, catalog_watches)
+        self._pool = BlockingQueryPool(self._client, catalog_watches)
         self._explainer = Explainer(self._client, enterprise=enterprise)
-        shared = (self._client, hub, self._pool, self._sight)
-        account: dict[str, Any] = {"progress": self._progress, "changed": self._changed}
+        shared = (self._client, registry, self._pool, self._visibility)
+        account: dict[str, Any] = {"sync": self._sync, "changed": self._changed}
         gateways = {"gateway_service": gateway_service} | account
         central = partition == DEFAULT
         self._services = LocalCatalog(*shared, enterprise=enterprise, **account)
@@ -112,11 +112,11 @@ class CatalogWatcher:
             *shared,
             enterprise=enterprise,
             control_plane=central,
-            progress=self._progress,
+            sync=self._sync,
             changed=self._peerings_changed,
         )
         self._exports = LocalExports(
-            hub,
+            registry,
             self._pool,
             partition=partition,
             enterprise=enterprise,
@@ -152,7 +152,7 @@ class CatalogWatcher:
             await self._publish_changes()
 
     def used(self, services: Iterable[str]) -> None:
-        """Streams were placed for these services: they are to be followed closely (see `attention`).
+        """Streams were placed for these services: they are to be followed closely (see `watch_scheduler`).
 
         Lower-case names; unknown ones are ignored.
         """
@@ -175,12 +175,12 @@ class CatalogWatcher:
         return self._publisher.snapshot
 
     def states(self) -> list[WatchState]:
-        """How each watch is doing, those of the hub's other users included."""
-        return self._hub.states()
+        """How each watch is doing, those of the registry's other users included."""
+        return self._registry.states()
 
     def problems(self) -> list[str]:
         """What is missing or failing, a line each; with the ACL rule to add where one is missing."""
-        failing = (state for state in self._hub.states() if state.error and not _needless(state))
+        failing = (state for state in self._registry.states() if state.error and not _needless(state))
         lines = [
             state.error if state.status in _COMMON else f"{state.kind} {state.name}: {state.error}" for state in failing
         ]
@@ -193,7 +193,8 @@ class CatalogWatcher:
         """Whether what is served is only the last that was known: an essential watch has been failing for long."""
         limit = trio.current_time() - STALE_AFTER
         return any(
-            state.failing_since is not None and state.failing_since <= limit for state in self._hub.named(_ESSENTIAL)
+            state.failing_since is not None and state.failing_since <= limit
+            for state in self._registry.named(_ESSENTIAL)
         )
 
     @property
@@ -215,7 +216,7 @@ class CatalogWatcher:
 
     async def _follow_roots(self) -> None:
         async with self._pool.dedicated() as reader:
-            await Watch(self._hub, "roots", ROOTS, reader.ca_roots, self._roots_changed).run()
+            await Watch(self._registry, "roots", ROOTS, reader.ca_roots, self._roots_changed).run()
 
     def _roots_changed(self, roots: CaRoots) -> None:
         self._roots = roots
@@ -242,7 +243,7 @@ class CatalogWatcher:
     def _want_servers(self) -> None:
         if self._servers is None and (self._expose_servers or self._peerings.through):
             self._servers = LocalServers(
-                self._pool, self._hub, self._sight, progress=self._progress, changed=self._changed
+                self._pool, self._registry, self._visibility, sync=self._sync, changed=self._changed
             )
 
     async def _follow(self, what: str) -> None:
@@ -255,14 +256,14 @@ class CatalogWatcher:
         while self._roots is None or not self._services.known:
             await self._publisher.change()
         with trio.move_on_after(LONGEST_START):
-            await self._progress.settled(self._start_deadline)
-            if not self._progress.missing:
+            await self._sync.wait(self._start_deadline)
+            if not self._sync.missing:
                 # A wildcard may export what became known after the exports did.
                 self._exports.reconcile()
-                await self._progress.settled(self._start_deadline)
-        if missing := self._progress.missing:
+                await self._sync.wait(self._start_deadline)
+        if missing := self._sync.missing:
             log.warning("catalog is incomplete at the start", waited_for=missing[:5], more=len(missing[5:]))
-        self._progress.close()
+        self._sync.close()
         await self._publisher.run(self._exports.reconcile)
 
     def _made(self) -> Snapshot:

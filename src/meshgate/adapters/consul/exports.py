@@ -16,14 +16,14 @@ import trio
 from meshgate.core.catalog import Export, SamenessGroup, Service, in_namespace
 from meshgate.core.sni import DEFAULT
 
+from .blocking_query_pool import BlockingQueryPool
 from .errors import NotFoundError
-from .hub import WatchHub
+from .initial_sync import InitialSync, KeyedTasks
 from .mesh_records import Chain, Exported, MeshReader, Tenant
-from .pool import ReaderPool
 from .records import Cursor, Page
 from .sameness import SamenessGroups
-from .tasks import KeyedTasks, Progress
 from .watch import Watch
+from .watch_registry import WatchRegistry
 
 EXPORTS: Final = "exported services"
 _ANY: Final = "*"
@@ -34,32 +34,32 @@ class LocalExports:
     """Follows the exports, while they are wanted.
 
     Args:
-        hub: shared by all watches.
+        registry: shared by all watches.
         pool: connections for all queries.
         partition: the gateway's own.
         enterprise: whether namespaces may be named.
         services: those known now, of the gateway's partition.
-        progress: told of each source that is to be waited for at the start.
+        sync: told of each source that is to be waited for at the start.
         changed: called whenever `exports()` may have changed.
     """
 
     def __init__(
         self,
-        hub: WatchHub,
-        pool: ReaderPool,
+        registry: WatchRegistry,
+        pool: BlockingQueryPool,
         *,
         partition: str,
         enterprise: bool,
         services: Callable[[], Iterable[Service]],
-        progress: Progress,
+        sync: InitialSync,
         changed: Callable[[], None],
     ) -> None:
-        self._hub = hub
+        self._registry = registry
         self._pool = pool
         self._partition = partition
         self._enterprise = enterprise
         self._services = services
-        self._progress = progress
+        self._sync = sync
         self._changed = changed
         self._raw = False
         self._exported: tuple[Exported, ...] = ()
@@ -67,23 +67,23 @@ class LocalExports:
         self._followed: frozenset[_Key] = frozenset()
         self._begun = False
         self._tasks: KeyedTasks[_Key] | None = None
-        self._groups = SamenessGroups(hub, pool, partition=partition, progress=progress, changed=changed)
+        self._groups = SamenessGroups(registry, pool, partition=partition, sync=sync, changed=changed)
 
     def begin(self) -> None:
         """Count as expected at the start; before `run`, which may begin late."""
         if not self._begun:
             self._begun = True
-            self._progress.expect(EXPORTS)
+            self._sync.add(EXPORTS)
 
     async def run(self) -> None:
         """Follow until cancelled; then nothing is exported any more."""
-        done = partial(self._progress.done, EXPORTS)
+        done = partial(self._sync.mark, EXPORTS)
         try:
             async with trio.open_nursery() as nursery:
                 self._tasks = KeyedTasks(nursery)
                 self._groups.begin(nursery)
                 watch = Watch(
-                    self._hub,
+                    self._registry,
                     "exports",
                     EXPORTS,
                     self._ask,
@@ -91,7 +91,7 @@ class LocalExports:
                     on_error=lambda _: done(),
                     minds_token=True,
                 )
-                with self._pool.watching():
+                with self._pool.registered():
                     await watch.run()
         finally:
             self._tasks, self._begun = None, False
@@ -136,9 +136,9 @@ class LocalExports:
         wanted = frozenset((row.namespace, row.service) for row in self._resolved() if row.peers or row.groups)
         for key in self._followed - wanted:
             self._chains.pop(key, None)
-            self._progress.done(_source(key))
+            self._sync.mark(_source(key))
         for key in wanted - self._followed:
-            self._progress.expect(_source(key))
+            self._sync.add(_source(key))
         self._followed = wanted
         self._tasks.keep(wanted, self._follow)
 
@@ -168,7 +168,7 @@ class LocalExports:
         )
 
     async def _ask(self, cursor: Cursor) -> Page[tuple[Exported, ...]]:
-        async with self._pool.turn(cursor) as (pooled, turn):
+        async with self._pool.slot(cursor) as (pooled, turn):
             reader = cast("MeshReader", pooled)
             # At a first read, or one after a failure, Consul may have been upgraded meanwhile.
             if not self._raw or not cursor.blocks:
@@ -184,7 +184,7 @@ class LocalExports:
         self._exported = exported
         self._groups.keep(exported)
         self.reconcile()
-        self._progress.done(EXPORTS)
+        self._sync.mark(EXPORTS)
         self._changed()
 
     async def _follow(self, key: _Key) -> None:
@@ -192,18 +192,18 @@ class LocalExports:
         tenant = Tenant(namespace=namespace if self._enterprise else "")
 
         async def ask(cursor: Cursor) -> Page[Chain]:
-            async with self._pool.turn(cursor) as (reader, turn):
+            async with self._pool.slot(cursor) as (reader, turn):
                 return await cast("MeshReader", reader).within(tenant).discovery_chain(service, turn)
 
         def answered(chain: Chain) -> None:
             self._chains[key] = chain
-            self._progress.done(_source(key))
+            self._sync.mark(_source(key))
             self._changed()
 
-        with self._pool.watching():
+        with self._pool.registered():
             name = in_namespace(namespace, service)
             done = _source(key)
-            await Watch(self._hub, "chain", name, ask, answered, on_error=lambda _: self._progress.done(done)).run()
+            await Watch(self._registry, "chain", name, ask, answered, on_error=lambda _: self._sync.mark(done)).run()
 
 
 def _source(key: _Key) -> str:

@@ -11,13 +11,13 @@ from typing import Final
 
 import trio
 
+from .acl_visibility import AclVisibility, VerifiedInstances
+from .blocking_query_pool import BlockingQueryPool
 from .errors import ConsulError
-from .hub import WatchHub
-from .pool import ReaderPool
+from .initial_sync import KeyedTasks
 from .records import GATEWAY_KIND, Cursor, Instances, Page, Reader
-from .sight import HeldInstances, Sight
-from .tasks import KeyedTasks
 from .watch import Watch
+from .watch_registry import WatchRegistry
 
 # Consul's own gateway polls the datacenters that often, in seconds.
 POLL: Final = 30.0
@@ -29,9 +29,9 @@ class Gateways:
     """Follows the gateways of a datacenter or partition.
 
     Args:
-        hub: shared by all watches.
+        registry: shared by all watches.
         pool: connections for the watches of single names.
-        sight: decides whether a shorter answer is believed.
+        visibility: decides whether a shorter answer is believed.
         client: for short requests.
         datacenter: the remote one; empty for the own one, of which all that is given then sees another partition.
         place: how the accounts of the watches name it.
@@ -42,9 +42,9 @@ class Gateways:
 
     def __init__(  # noqa: PLR0913 - most by keyword
         self,
-        hub: WatchHub,
-        pool: ReaderPool,
-        sight: Sight,
+        registry: WatchRegistry,
+        pool: BlockingQueryPool,
+        visibility: AclVisibility,
         client: Reader,
         *,
         datacenter: str,
@@ -53,9 +53,9 @@ class Gateways:
         tried: Callable[[], None],
         changed: Callable[[], None],
     ) -> None:
-        self._hub = hub
+        self._registry = registry
         self._pool = pool
-        self._sight = sight
+        self._visibility = visibility
         self._client = client
         self._datacenter = datacenter
         self._place = place
@@ -64,7 +64,7 @@ class Gateways:
         self._changed = changed
         self._listed: frozenset[str] | None = None
         self._federated: frozenset[str] = frozenset()
-        self._held: dict[str, HeldInstances] = {}
+        self._held: dict[str, VerifiedInstances] = {}
         self._working: set[str] = set()
         self._tasks: KeyedTasks[str] | None = None
 
@@ -73,7 +73,7 @@ class Gateways:
         async with trio.open_nursery() as nursery:
             self._tasks = KeyedTasks(nursery)
             await Watch(
-                self._hub,
+                self._registry,
                 "gateway-names",
                 self._place,
                 self._ask_names,
@@ -110,7 +110,7 @@ class Gateways:
         occupied = {name for name, held in self._held.items() if held.value}
         wanted = (self._listed or self._guesses) | self._federated | occupied
         self._held = {
-            name: self._held.get(name) or HeldInstances(self._sight, name, datacenter=self._datacenter)
+            name: self._held.get(name) or VerifiedInstances(self._visibility, name, datacenter=self._datacenter)
             for name in wanted
         }
         self._working &= wanted
@@ -120,7 +120,7 @@ class Gateways:
         held = self._held[name]
 
         async def ask(cursor: Cursor) -> Page[Instances]:
-            async with self._pool.turn(cursor) as (reader, turn):
+            async with self._pool.slot(cursor) as (reader, turn):
                 page = await reader.instances(name, turn, datacenter=self._datacenter, kind=GATEWAY_KIND)
             await held.accept(page)
             if name not in self._working:
@@ -133,9 +133,9 @@ class Gateways:
             self._tried()
             self._changed()
 
-        with self._pool.watching():
+        with self._pool.registered():
             watched = f"{name} in {self._place}"
-            await Watch(self._hub, "gateways", watched, ask, self._answered, on_error=failed).run()
+            await Watch(self._registry, "gateways", watched, ask, self._answered, on_error=failed).run()
 
     def _answered(self, gateways: Instances) -> None:
         if not gateways:

@@ -18,16 +18,16 @@ import trio
 from meshgate.core.catalog import Service, in_namespace
 from meshgate.core.sni import DEFAULT
 
-from .hub import WatchHub
+from .acl_visibility import AclVisibility
+from .blocking_query_pool import BlockingQueryPool
+from .initial_sync import InitialSync, KeyedTasks
 from .mesh_records import MeshClient, MeshReader, Tenant
-from .pool import ReaderPool
 from .records import Client, Cursor, Page, Reader, Resolver
 from .services import NAMES, LocalServices
-from .sight import Sight
 from .subsets import RESOLVERS, Subsets
-from .tasks import KeyedTasks, Progress
-from .tenancy import hub_at, pool_at, progress_at, sight_at
+from .tenancy import pool_at, registry_at, sync_at, visibility_at
 from .watch import Watch
+from .watch_registry import WatchRegistry
 
 NAMESPACES: Final = "namespaces"
 
@@ -43,40 +43,40 @@ class LocalCatalog:
 
     Args:
         client: asks in the default namespace.
-        hub: shared by all watches.
+        registry: shared by all watches.
         pool: connections for the watches of single services; its readers ask as `client` does.
-        sight: decides whether a shorter answer is believed.
+        visibility: decides whether a shorter answer is believed.
         enterprise: whether there may be other namespaces.
-        progress: told of each source that is to be waited for at the start.
+        sync: told of each source that is to be waited for at the start.
         changed: called whenever `services()` may have changed.
     """
 
     def __init__(
         self,
         client: MeshClient,
-        hub: WatchHub,
-        pool: ReaderPool,
-        sight: Sight,
+        registry: WatchRegistry,
+        pool: BlockingQueryPool,
+        visibility: AclVisibility,
         *,
         enterprise: bool,
-        progress: Progress,
+        sync: InitialSync,
         changed: Callable[[], None],
     ) -> None:
         self._client = client
-        self._hub = hub
+        self._registry = registry
         self._pool = pool
-        self._sight = sight
+        self._visibility = visibility
         self._enterprise = enterprise
-        self._progress = progress
+        self._sync = sync
         self._changed = changed
         self._listed: frozenset[str] = frozenset()
         self._tasks: KeyedTasks[str] | None = None
-        subsets = Subsets(client, hub, pool, sight, progress=progress, changed=changed)
-        services = LocalServices(client, hub, sight, subsets, progress=progress, changed=changed)
-        progress.expect(RESOLVERS)
+        subsets = Subsets(client, registry, pool, visibility, sync=sync, changed=changed)
+        services = LocalServices(client, registry, visibility, subsets, sync=sync, changed=changed)
+        sync.add(RESOLVERS)
         self._places: dict[str, _Place] = {DEFAULT: _Place(services, subsets)}
         if enterprise:
-            progress.expect(NAMESPACES)
+            sync.add(NAMESPACES)
 
     @property
     def known(self) -> bool:
@@ -89,14 +89,14 @@ class LocalCatalog:
             self._tasks = KeyedTasks(nursery)
             self._reconcile()
             if self._enterprise:
-                with self._pool.watching():
+                with self._pool.registered():
                     await Watch(
-                        self._hub,
+                        self._registry,
                         "namespaces",
                         NAMESPACES,
                         self._ask,
                         self._named,
-                        on_error=lambda _: self._progress.done(NAMESPACES),
+                        on_error=lambda _: self._sync.mark(NAMESPACES),
                         minds_token=True,
                     ).run()
 
@@ -109,7 +109,7 @@ class LocalCatalog:
         """These names have streams, in whatever namespace."""
         names = tuple(services)
         for place in self._places.values():
-            place.subsets.attention.used(names)
+            place.subsets.scheduler.used(names)
 
     async def learn(self, services: Collection[str], namespace: str = "") -> bool:
         """Return when these are known as Consul has them now, or when that cannot be had; lower-case names.
@@ -137,13 +137,13 @@ class LocalCatalog:
         return [line for place in places for line in (*place.services.problems(), *place.subsets.problems())]
 
     async def _ask(self, cursor: Cursor) -> Page[tuple[str, ...]]:
-        async with self._pool.turn(cursor) as (reader, turn):
+        async with self._pool.slot(cursor) as (reader, turn):
             return await cast("MeshReader", reader).namespaces(turn)
 
     def _named(self, names: tuple[str, ...]) -> None:
         self._listed = frozenset(names)
         self._reconcile()
-        self._progress.done(NAMESPACES)
+        self._sync.mark(NAMESPACES)
         self._changed()
 
     def _reconcile(self) -> None:
@@ -151,7 +151,7 @@ class LocalCatalog:
         wanted = self._listed | occupied | {DEFAULT}
         for namespace in self._places.keys() - wanted:
             del self._places[namespace]
-            self._progress.done(in_namespace(namespace, NAMES))
+            self._sync.mark(in_namespace(namespace, NAMES))
         for namespace in wanted - self._places.keys():
             self._places[namespace] = self._place(namespace)
         if self._tasks is not None:
@@ -162,20 +162,20 @@ class LocalCatalog:
         label = partial(in_namespace, namespace)
         client = self._client.scoped(tenant)
         pool = pool_at(self._pool, tenant)
-        hub = hub_at(self._hub, label)
-        sight = sight_at(self._sight, client)
-        progress = progress_at(self._progress, label)
-        progress.expect(RESOLVERS)
-        progress.expect(NAMES)
+        registry = registry_at(self._registry, label)
+        visibility = visibility_at(self._visibility, client)
+        sync = sync_at(self._sync, label)
+        sync.add(RESOLVERS)
+        sync.add(NAMES)
         lists = cast("Client", _TakingTurns(client, pool))
         changed = partial(self._changed_in, namespace)
-        subsets = Subsets(lists, hub, pool, sight, progress=progress, changed=changed)
-        return _Place(LocalServices(lists, hub, sight, subsets, progress=progress, changed=changed), subsets)
+        subsets = Subsets(lists, registry, pool, visibility, sync=sync, changed=changed)
+        return _Place(LocalServices(lists, registry, visibility, subsets, sync=sync, changed=changed), subsets)
 
     def _changed_in(self, namespace: str) -> None:
         place = self._places.get(namespace)
         if place is not None and place.services.known:
-            self._progress.done(in_namespace(namespace, NAMES))
+            self._sync.mark(in_namespace(namespace, NAMES))
             if namespace not in self._listed and not place.services.instances():
                 self._reconcile()
         self._changed()
@@ -190,7 +190,7 @@ class LocalCatalog:
 class _TakingTurns:
     """A client, or a pool, whose readers for lists take turns instead of having connections of their own."""
 
-    def __init__(self, shared: object, pool: ReaderPool) -> None:
+    def __init__(self, shared: object, pool: BlockingQueryPool) -> None:
         self._shared = shared
         self._pool = pool
 
@@ -199,20 +199,20 @@ class _TakingTurns:
 
     @asynccontextmanager
     async def dedicated(self) -> AsyncIterator[Reader]:
-        with self._pool.watching():
+        with self._pool.registered():
             yield cast("Reader", _Lists(self._pool))
 
 
 class _Lists:
     """The lists of one namespace: there may be more namespaces than connections."""
 
-    def __init__(self, pool: ReaderPool) -> None:
+    def __init__(self, pool: BlockingQueryPool) -> None:
         self._pool = pool
 
     async def service_names(self, cursor: Cursor) -> Page[tuple[str, ...]]:
-        async with self._pool.turn(cursor) as (reader, turn):
+        async with self._pool.slot(cursor) as (reader, turn):
             return await reader.service_names(turn)
 
     async def resolvers(self, cursor: Cursor) -> Page[tuple[Resolver, ...]]:
-        async with self._pool.turn(cursor) as (reader, turn):
+        async with self._pool.slot(cursor) as (reader, turn):
             return await reader.resolvers(turn)

@@ -14,16 +14,16 @@ import trio
 from meshgate.core.catalog import RemotePartition
 from meshgate.core.sni import DEFAULT
 
+from .acl_visibility import AclVisibility
+from .blocking_query_pool import BlockingQueryPool
 from .errors import NotFoundError
 from .gateways import POLL, Gateways
-from .hub import WatchHub
+from .initial_sync import InitialSync, KeyedTasks
 from .mesh_records import MeshClient, Tenant
-from .pool import ReaderPool
 from .records import GATEWAY_KIND, Cursor, Page
-from .sight import Sight
-from .tasks import KeyedTasks, Progress
-from .tenancy import pool_at, sight_at
+from .tenancy import pool_at, visibility_at
 from .watch import Watch
+from .watch_registry import WatchRegistry
 
 PARTITIONS: Final = "partitions"
 
@@ -33,45 +33,45 @@ class Partitions:
 
     Args:
         client: for short requests.
-        hub: shared by all watches.
+        registry: shared by all watches.
         pool: connections for the watches of single gateway services.
-        sight: decides whether a shorter answer is believed.
+        visibility: decides whether a shorter answer is believed.
         partition: the gateway's own, which is none of the others.
         gateway_service: the gateway's own name: others are probably called the same.
-        progress: told of each source that is to be waited for at the start.
+        sync: told of each source that is to be waited for at the start.
         changed: called whenever `partitions()` may have changed.
     """
 
     def __init__(
         self,
         client: MeshClient,
-        hub: WatchHub,
-        pool: ReaderPool,
-        sight: Sight,
+        registry: WatchRegistry,
+        pool: BlockingQueryPool,
+        visibility: AclVisibility,
         *,
         partition: str,
         gateway_service: str,
-        progress: Progress,
+        sync: InitialSync,
         changed: Callable[[], None],
     ) -> None:
         self._client = client
-        self._hub = hub
+        self._registry = registry
         self._pool = pool
-        self._sight = sight
+        self._visibility = visibility
         self._partition = partition
         self._guesses = frozenset((gateway_service, GATEWAY_KIND))
-        self._progress = progress
+        self._sync = sync
         self._changed = changed
         self._gateways: dict[str, Gateways] = {}
         self._tasks: KeyedTasks[str]
-        progress.expect(PARTITIONS)
+        sync.add(PARTITIONS)
 
     async def run(self) -> None:
         """Follow until cancelled."""
         async with trio.open_nursery() as nursery:
             self._tasks = KeyedTasks(nursery)
             await Watch(
-                self._hub, "partitions", PARTITIONS, self._ask, self._listed, on_error=self._failed, interval=POLL
+                self._registry, "partitions", PARTITIONS, self._ask, self._listed, on_error=self._failed, interval=POLL
             ).run()
 
     def partitions(self) -> tuple[RemotePartition, ...]:
@@ -87,32 +87,32 @@ class Partitions:
     def _failed(self, _: object) -> None:
         if not self._gateways:
             self._listed((DEFAULT,))
-        self._progress.done(PARTITIONS)
+        self._sync.mark(PARTITIONS)
 
     def _listed(self, names: tuple[str, ...]) -> None:
         wanted = set(names) - {self._partition}
         for name in self._gateways.keys() - wanted:
             del self._gateways[name]
-            self._progress.done(_source(name))
+            self._sync.mark(_source(name))
         for name in wanted - self._gateways.keys():
-            self._progress.expect(_source(name))
+            self._sync.add(_source(name))
             self._gateways[name] = self._follower(name)
         self._tasks.keep(wanted, self._follow)
-        self._progress.done(PARTITIONS)
+        self._sync.mark(PARTITIONS)
         self._changed()
 
     def _follower(self, name: str) -> Gateways:
         tenant = Tenant(namespace=DEFAULT, partition=name)
         client = self._client.scoped(tenant)
         return Gateways(
-            self._hub,
+            self._registry,
             pool_at(self._pool, tenant),
-            sight_at(self._sight, client),
+            visibility_at(self._visibility, client),
             client,
             datacenter="",
             place=place_of(name),
             guesses=self._guesses,
-            tried=partial(self._progress.done, _source(name)),
+            tried=partial(self._sync.mark, _source(name)),
             changed=self._changed,
         )
 

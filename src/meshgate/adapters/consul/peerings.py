@@ -17,14 +17,14 @@ import trio
 from meshgate.core.catalog import ImportedService, PeerServers
 from meshgate.core.sni import DEFAULT
 
+from .acl_visibility import AclVisibility, VerifiedInstances
+from .blocking_query_pool import BlockingQueryPool
 from .errors import ConsulError, PermissionDeniedError
-from .hub import WatchHub
+from .initial_sync import InitialSync, KeyedTasks
 from .mesh_records import MeshClient, MeshReader, Peering, Tenant
-from .pool import ReaderPool
 from .records import Cursor, Instances, Page
-from .sight import HeldInstances, Sight
-from .tasks import KeyedTasks, Progress
 from .watch import Watch
+from .watch_registry import WatchRegistry
 
 PEERINGS: Final = "peerings"
 MESH_ENTRY: Final = "mesh entry"
@@ -43,53 +43,53 @@ class Peerings:
 
     Args:
         client: for short requests.
-        hub: shared by all watches.
+        registry: shared by all watches.
         pool: connections for all queries that are held.
-        sight: decides whether a shorter answer is believed.
+        visibility: decides whether a shorter answer is believed.
         enterprise: whether namespaces may be named.
         control_plane: whether this gateway may carry the control plane, as those of the default partition may.
-        progress: told of each source that is to be waited for at the start.
+        sync: told of each source that is to be waited for at the start.
         changed: called whenever anything here may have changed.
     """
 
     def __init__(
         self,
         client: MeshClient,
-        hub: WatchHub,
-        pool: ReaderPool,
-        sight: Sight,
+        registry: WatchRegistry,
+        pool: BlockingQueryPool,
+        visibility: AclVisibility,
         *,
         enterprise: bool,
         control_plane: bool,
-        progress: Progress,
+        sync: InitialSync,
         changed: Callable[[], None],
     ) -> None:
         self._client = client
-        self._hub = hub
+        self._registry = registry
         self._pool = pool
-        self._sight = sight
+        self._visibility = visibility
         self._enterprise = enterprise
         self._control_plane = control_plane
-        self._progress = progress
+        self._sync = sync
         self._changed = changed
         self._denied = ""
         self._peerings: tuple[Peering, ...] = ()
-        self._held: dict[_Key, HeldInstances] = {}
+        self._held: dict[_Key, VerifiedInstances] = {}
         self._tasks: KeyedTasks[_Key]
         self.through = False
-        progress.expect(PEERINGS)
+        sync.add(PEERINGS)
 
     async def run(self) -> None:
         """Follow until cancelled."""
         while (pause := await self._look()) is not None:
-            self._progress.done(PEERINGS)
+            self._sync.mark(PEERINGS)
             with trio.move_on_after(pause):
-                await self._hub.recovery()
+                await self._registry.recovery()
         async with trio.open_nursery() as nursery:
             self._tasks = KeyedTasks(nursery)
             if self._control_plane:
                 nursery.start_soon(self._follow_mesh_entry)
-            await Watch(self._hub, "peerings", PEERINGS, self._ask, self._listed, interval=POLL).run()
+            await Watch(self._registry, "peerings", PEERINGS, self._ask, self._listed, interval=POLL).run()
 
     @property
     def any(self) -> bool:
@@ -135,7 +135,7 @@ class Peerings:
         self._reconcile()
         # First the others hear of it: what they then expect belongs to the start as well.
         self._changed()
-        self._progress.done(PEERINGS)
+        self._sync.mark(PEERINGS)
 
     def _reconcile(self) -> None:
         active = {peering.name for peering in self._peerings if peering.active}
@@ -143,10 +143,10 @@ class Peerings:
         wanted = named | {key for key, held in self._held.items() if held.value and key[0] in active}
         for key in self._held.keys() - wanted:
             del self._held[key]
-            self._progress.done(_source(key))
+            self._sync.mark(_source(key))
         for key in wanted - self._held.keys():
-            self._held[key] = HeldInstances(self._sight, key[2])
-            self._progress.expect(_source(key))
+            self._held[key] = VerifiedInstances(self._visibility, key[2])
+            self._sync.add(_source(key))
         self._tasks.keep(wanted, self._follow)
 
     def _imported(self, peering: Peering) -> Iterator[_Key]:
@@ -161,7 +161,7 @@ class Peerings:
         tenant = Tenant(namespace=namespace if self._enterprise else "", peer=peer)
 
         async def ask(cursor: Cursor) -> Page[Instances]:
-            async with self._pool.turn(cursor) as (reader, turn):
+            async with self._pool.slot(cursor) as (reader, turn):
                 page = await cast("MeshReader", reader).within(tenant).connect_instances(name, turn)
             await held.accept(page)
             return page
@@ -169,27 +169,27 @@ class Peerings:
         def answered(instances: Instances) -> None:
             if not instances:
                 self._reconcile()
-            self._progress.done(_source(key))
+            self._sync.mark(_source(key))
             self._changed()
 
-        with self._pool.watching():
-            done = partial(self._progress.done, _source(key))
-            await Watch(self._hub, "imports", _name(key), ask, answered, on_error=lambda _: done()).run()
+        with self._pool.registered():
+            done = partial(self._sync.mark, _source(key))
+            await Watch(self._registry, "imports", _name(key), ask, answered, on_error=lambda _: done()).run()
 
     async def _follow_mesh_entry(self) -> None:
         async def ask(cursor: Cursor) -> Page[bool]:
-            async with self._pool.turn(cursor) as (reader, turn):
+            async with self._pool.slot(cursor) as (reader, turn):
                 return await cast("MeshReader", reader).peer_through(turn)
 
         def answered(through: bool) -> None:
             self.through = through
             self._changed()
-            self._progress.done(MESH_ENTRY)
+            self._sync.mark(MESH_ENTRY)
 
-        self._progress.expect(MESH_ENTRY)
-        with self._pool.watching():
-            done = partial(self._progress.done, MESH_ENTRY)
-            await Watch(self._hub, "mesh-entry", MESH_ENTRY, ask, answered, on_error=lambda _: done()).run()
+        self._sync.add(MESH_ENTRY)
+        with self._pool.registered():
+            done = partial(self._sync.mark, MESH_ENTRY)
+            await Watch(self._registry, "mesh-entry", MESH_ENTRY, ask, answered, on_error=lambda _: done()).run()
 
 
 def _name(key: _Key) -> str:

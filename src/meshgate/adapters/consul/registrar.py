@@ -18,11 +18,11 @@ import structlog
 import trio
 
 from .errors import ConsulError, ConsulUnreachableError, NotFoundError, PermissionDeniedError, Rule, ServerError
-from .hub import WatchHub
 from .maintenance import left_over, maintenance_check
 from .records import Client, Cursor, OwnRegistration, Page, Reader
 from .registration import GatewayDefinition
 from .watch import Watch, ignore
+from .watch_registry import WatchRegistry
 
 log = structlog.get_logger(module="meshgate.consul")
 
@@ -37,7 +37,7 @@ class Registrar:
 
     Args:
         client: Consul.
-        hub: shared by all watches of the process.
+        registry: shared by all watches of the process.
         definition: what to register.
         register: False where the registration is somebody else's work: then it is only read, and never removed.
         on_change: gets the registration as the agent holds it, each time it changed; None while there is none.
@@ -49,7 +49,7 @@ class Registrar:
     def __init__(
         self,
         client: Client,
-        hub: WatchHub,
+        registry: WatchRegistry,
         definition: GatewayDefinition,
         *,
         register: bool = True,
@@ -57,7 +57,7 @@ class Registrar:
     ) -> None:
         self.registration: OwnRegistration | None = None
         self._client = client
-        self._hub = hub
+        self._registry = registry
         self._definition = definition
         self._payload = definition.payload() if register else None
         self._on_change = on_change
@@ -77,7 +77,7 @@ class Registrar:
             async with self._client.dedicated() as reader, trio.open_nursery() as nursery:
                 name = self._definition.id
                 watch = Watch(
-                    self._hub, "registration", name, partial(self._look, reader), self._held, minds_token=True
+                    self._registry, "registration", name, partial(self._look, reader), self._held, minds_token=True
                 )
                 nursery.start_soon(watch.run)
                 await self._stop.wait()
@@ -116,7 +116,7 @@ class Registrar:
 
     async def _look_or_register(self, reader: Reader, cursor: Cursor) -> Page[OwnRegistration | None]:
         definition = self._definition
-        replaced = self._payload is not None and self._hub.token_version() != self._token_version
+        replaced = self._payload is not None and self._registry.token_version() != self._token_version
         if self._due or replaced:
             await self._register(reader)
             cursor = Cursor()
@@ -137,7 +137,7 @@ class Registrar:
         held_out = any(check.id == maintenance_check(service_id) for check in checks)
         # A request without an answer may have arrived; one that was refused has not.
         before, self._sent, self._due = self._sent, True, True
-        self._token_version = self._hub.token_version()
+        self._token_version = self._registry.token_version()
         try:
             await reader.register(self._payload, keep_checks=held_out)
         except PermissionDeniedError:

@@ -19,14 +19,14 @@ import trio
 
 from meshgate.core.catalog import RemoteDatacenter, newer_gateways
 
+from .acl_visibility import AclVisibility, vanished
+from .blocking_query_pool import BlockingQueryPool
 from .errors import PermissionDeniedError
 from .gateways import POLL, Gateways
-from .hub import WatchHub
-from .pool import ReaderPool
+from .initial_sync import InitialSync, KeyedTasks
 from .records import GATEWAY_KIND, Client, Cursor, Instances, Page, Reader
-from .sight import Sight, vanished
-from .tasks import KeyedTasks, Progress
 from .watch import Watch
+from .watch_registry import WatchRegistry
 
 DATACENTERS: Final = "datacenters"
 FEDERATION: Final = "federation states"
@@ -39,64 +39,64 @@ class RemoteGateways:
 
     Args:
         client: for short requests.
-        hub: shared by all watches.
+        registry: shared by all watches.
         pool: connections for the federation states, and for the watches of single gateway services.
-        sight: decides whether a shorter answer is believed.
+        visibility: decides whether a shorter answer is believed.
         datacenter: the gateway's own, which is none of the remote ones.
         gateway_service: the gateway's own name: others are probably called the same.
-        progress: told of each source that is to be waited for at the start.
+        sync: told of each source that is to be waited for at the start.
         changed: called whenever `remotes()` may have changed.
     """
 
     def __init__(
         self,
         client: Client,
-        hub: WatchHub,
-        pool: ReaderPool,
-        sight: Sight,
+        registry: WatchRegistry,
+        pool: BlockingQueryPool,
+        visibility: AclVisibility,
         *,
         datacenter: str,
         gateway_service: str,
-        progress: Progress,
+        sync: InitialSync,
         changed: Callable[[], None],
     ) -> None:
         self._client = client
-        self._hub = hub
+        self._registry = registry
         self._pool = pool
-        self._sight = sight
+        self._visibility = visibility
         self._datacenter = datacenter
         self._gateway_service = gateway_service
-        self._progress = progress
+        self._sync = sync
         self._changed = changed
         self._direct: dict[str, Gateways] = {}
         self._absent: dict[str, float] = {}
         self._federated: Mapping[str, Instances] = {}
         self._hidden: dict[str, str] = {}
         self._tasks: KeyedTasks[str]
-        progress.expect(DATACENTERS)
-        progress.expect(FEDERATION)
+        sync.add(DATACENTERS)
+        sync.add(FEDERATION)
 
     async def run(self) -> None:
         """Follow until cancelled."""
         async with self._pool.dedicated() as reader, trio.open_nursery() as nursery:
             self._tasks = KeyedTasks(nursery)
             federation = Watch(
-                self._hub,
+                self._registry,
                 "federation-states",
                 FEDERATION,
                 partial(self._ask_federation, reader),
                 self._federation_changed,
-                on_error=lambda _: self._progress.done(FEDERATION),
+                on_error=lambda _: self._sync.mark(FEDERATION),
                 minds_token=True,
             )
             nursery.start_soon(federation.run)
             await Watch(
-                self._hub,
+                self._registry,
                 "datacenters",
                 DATACENTERS,
                 self._ask_datacenters,
                 self._datacenters_changed,
-                on_error=lambda _: self._progress.done(DATACENTERS),
+                on_error=lambda _: self._sync.mark(DATACENTERS),
                 interval=POLL,
             ).run()
 
@@ -133,23 +133,23 @@ class RemoteGateways:
     def _datacenters_changed(self, names: tuple[str, ...]) -> None:
         for name in self._direct.keys() - set(names):
             del self._direct[name]
-            self._progress.done(_source(name))
+            self._sync.mark(_source(name))
         for name in set(names) - self._direct.keys():
-            self._progress.expect(_source(name))
+            self._sync.add(_source(name))
             self._direct[name] = Gateways(
-                self._hub,
+                self._registry,
                 self._pool,
-                self._sight,
+                self._visibility,
                 self._client,
                 datacenter=name,
                 place=name,
                 guesses=frozenset((self._gateway_service, GATEWAY_KIND)),
-                tried=partial(self._progress.done, _source(name)),
+                tried=partial(self._sync.mark, _source(name)),
                 changed=self._changed,
             )
             self._direct[name].federated(self._federated.get(name, ()))
         self._tasks.keep(names, self._follow)
-        self._progress.done(DATACENTERS)
+        self._sync.mark(DATACENTERS)
         self._changed()
 
     async def _follow(self, name: str) -> None:
@@ -163,7 +163,7 @@ class RemoteGateways:
         for name, known in self._federated.items():
             try:
                 for service in {gateway.service for gateway in vanished(known, federated.get(name, ()))}:
-                    await self._sight.confirm(service, since=since)
+                    await self._visibility.confirm(service, since=since)
             except PermissionDeniedError as error:
                 federated[name], hidden[name] = known, str(error)
         self._hidden = hidden
@@ -173,7 +173,7 @@ class RemoteGateways:
         self._federated = federated
         for name, gateways in self._direct.items():
             gateways.federated(federated.get(name, ()))
-        self._progress.done(FEDERATION)
+        self._sync.mark(FEDERATION)
         self._changed()
 
 

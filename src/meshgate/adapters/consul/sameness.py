@@ -16,33 +16,39 @@ import trio
 
 from meshgate.core.catalog import SamenessGroup
 
+from .blocking_query_pool import BlockingQueryPool
 from .errors import BadRequestError, ConsulError
-from .hub import WatchHub
+from .initial_sync import InitialSync, KeyedTasks
 from .mesh_records import Exported, MeshReader
-from .pool import ReaderPool
 from .records import Cursor, Page
-from .tasks import KeyedTasks, Progress
 from .watch import Watch
+from .watch_registry import WatchRegistry
 
 
 class SamenessGroups:
     """Follows the groups that are named.
 
     Args:
-        hub: shared by all watches.
+        registry: shared by all watches.
         pool: connections for all queries.
         partition: the gateway's own.
-        progress: told of each group that is to be waited for at the start.
+        sync: told of each group that is to be waited for at the start.
         changed: called whenever what `resolved` says may have changed.
     """
 
     def __init__(
-        self, hub: WatchHub, pool: ReaderPool, *, partition: str, progress: Progress, changed: Callable[[], None]
+        self,
+        registry: WatchRegistry,
+        pool: BlockingQueryPool,
+        *,
+        partition: str,
+        sync: InitialSync,
+        changed: Callable[[], None],
     ) -> None:
-        self._hub = hub
+        self._registry = registry
         self._pool = pool
         self._partition = partition
-        self._progress = progress
+        self._sync = sync
         self._changed = changed
         self._groups: dict[str, SamenessGroup] = {}
         self._named: frozenset[str] = frozenset()
@@ -62,9 +68,9 @@ class SamenessGroups:
         named = frozenset(name for row in exports for name in row.groups)
         for name in self._named - named:
             self._groups.pop(name, None)
-            self._progress.done(_source(name))
+            self._sync.mark(_source(name))
         for name in named - self._named:
-            self._progress.expect(_source(name))
+            self._sync.add(_source(name))
         self._named = named
         if self._tasks is not None:
             self._tasks.keep(named, self._follow)
@@ -89,21 +95,21 @@ class SamenessGroups:
         source = _source(name)
 
         async def ask(cursor: Cursor) -> Page[SamenessGroup]:
-            async with self._pool.turn(cursor) as (reader, turn):
+            async with self._pool.slot(cursor) as (reader, turn):
                 return await cast("MeshReader", reader).sameness_group(name, turn)
 
         def failed(error: ConsulError) -> None:
             if isinstance(error, BadRequestError) and name not in self._groups:
                 self._answered(name, SamenessGroup(name))
-            self._progress.done(source)
+            self._sync.mark(source)
 
-        with self._pool.watching():
-            await Watch(self._hub, "exports", source, ask, partial(self._answered, name), on_error=failed).run()
+        with self._pool.registered():
+            await Watch(self._registry, "exports", source, ask, partial(self._answered, name), on_error=failed).run()
 
     def _answered(self, name: str, group: SamenessGroup) -> None:
         others = tuple(partition for partition in group.partitions if partition != self._partition)
         self._groups[name] = replace(group, name=name, partitions=others)
-        self._progress.done(_source(name))
+        self._sync.mark(_source(name))
         self._changed()
 
 

@@ -9,13 +9,13 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final
 
+from .acl_visibility import SERVERS, AclVisibility, VerifiedInstances
+from .blocking_query_pool import BlockingQueryPool
 from .errors import PermissionDeniedError, Rule
-from .hub import WatchHub
-from .pool import ReaderPool
+from .initial_sync import InitialSync
 from .records import Cursor, Instances, Page, Reader
-from .sight import SERVERS, HeldInstances, Sight
-from .tasks import Progress
 from .watch import Watch
+from .watch_registry import WatchRegistry
 
 LOCAL_SERVERS: Final = "local servers"
 
@@ -25,32 +25,38 @@ class LocalServers:
 
     Args:
         pool: gives the connection of the watch.
-        hub: shared by all watches.
-        sight: decides whether a shorter answer is believed.
-        progress: told when the servers are known, or cannot be.
+        registry: shared by all watches.
+        visibility: decides whether a shorter answer is believed.
+        sync: told when the servers are known, or cannot be.
         changed: called whenever `instances()` may have changed.
     """
 
     def __init__(
-        self, pool: ReaderPool, hub: WatchHub, sight: Sight, *, progress: Progress, changed: Callable[[], None]
+        self,
+        pool: BlockingQueryPool,
+        registry: WatchRegistry,
+        visibility: AclVisibility,
+        *,
+        sync: InitialSync,
+        changed: Callable[[], None],
     ) -> None:
         self._pool = pool
-        self._hub = hub
-        self._progress = progress
+        self._registry = registry
+        self._sync = sync
         self._changed = changed
-        self._held = HeldInstances(sight, SERVERS)
-        progress.expect(LOCAL_SERVERS)
+        self._held = VerifiedInstances(visibility, SERVERS)
+        sync.add(LOCAL_SERVERS)
 
     async def run(self) -> None:
         """Follow until cancelled."""
         async with self._pool.dedicated() as reader:
             await Watch(
-                self._hub,
+                self._registry,
                 "servers",
                 LOCAL_SERVERS,
                 partial(self._ask, reader),
                 self._answered,
-                on_error=lambda _: self._progress.done(LOCAL_SERVERS),
+                on_error=lambda _: self._sync.mark(LOCAL_SERVERS),
             ).run()
 
     def instances(self) -> Instances:
@@ -65,5 +71,5 @@ class LocalServers:
         return page
 
     def _answered(self, _: Instances) -> None:
-        self._progress.done(LOCAL_SERVERS)
+        self._sync.mark(LOCAL_SERVERS)
         self._changed()

@@ -2,9 +2,10 @@
 
 Like Consul's own gateway, every name of the catalog is asked for in the mesh, the names of sidecars too; most of those
 have no mesh instances. Names that differ only by case are one service in Consul's index and in an SNI, so only one of
-them is followed, under the lower-case name. How a service is followed is decided in `attention`.
+them is followed, under the lower-case name. How a service is followed is decided in `watch_scheduler`.
 
-A name that vanished from the list is dropped when the token is known to see (see `sight`) and no instance is left; a
+A name that vanished from the list is dropped when the token is known to see (see `acl_visibility`) and no instance is
+left; a
 name without instances is dropped at once, since nothing is lost with it.
 """
 
@@ -16,24 +17,24 @@ import trio
 
 from meshgate.core.catalog import Service
 
+from .acl_visibility import AclVisibility, VerifiedInstances
 from .errors import ConsulError, PermissionDeniedError
-from .followed import SIDECAR, Followed
-from .hub import WatchHub
+from .health_query import SIDECAR, HealthQuery
+from .initial_sync import InitialSync
 from .records import Client, Cursor, Instances, Page, Reader
-from .sight import HeldInstances, Sight
 from .subsets import Subsets
-from .tasks import Progress
 from .watch import PACE, Watch
+from .watch_registry import WatchRegistry
 
 NAMES = "service names"
 # Seconds between two answers of a list that is long. A stream of a name that it does not have yet finds it by itself.
 _MANY_PACE = 5.0
 
 
-class _Service(Followed):
+class _Service(HealthQuery):
     __slots__ = ("_services",)
 
-    def __init__(self, services: "LocalServices", name: str, held: HeldInstances) -> None:
+    def __init__(self, services: "LocalServices", name: str, held: VerifiedInstances) -> None:
         super().__init__("health", name, name, held)
         self._services = services
 
@@ -46,7 +47,7 @@ class _Service(Followed):
     def failed(self, _: ConsulError) -> None:
         self._services.tried(self)
 
-    def turned(self) -> None:
+    def on_staleness_changed(self) -> None:
         self._services.turned(self.name)
 
 
@@ -55,29 +56,29 @@ class LocalServices:
 
     Args:
         client: for short requests, and for the list's own connection.
-        hub: shared by all watches.
-        sight: decides whether a shorter answer is believed.
-        subsets: is told which services have instances; its `attention` follows them.
-        progress: told of each source that is to be waited for at the start.
+        registry: shared by all watches.
+        visibility: decides whether a shorter answer is believed.
+        subsets: is told which services have instances; its `watch_scheduler` follows them.
+        sync: told of each source that is to be waited for at the start.
         changed: called whenever `instances()` may have changed.
     """
 
     def __init__(
         self,
         client: Client,
-        hub: WatchHub,
-        sight: Sight,
+        registry: WatchRegistry,
+        visibility: AclVisibility,
         subsets: Subsets,
         *,
-        progress: Progress,
+        sync: InitialSync,
         changed: Callable[[], None],
     ) -> None:
         self._client = client
-        self._hub = hub
-        self._sight = sight
-        self._attention = subsets.attention
+        self._registry = registry
+        self._visibility = visibility
+        self._scheduler = subsets.scheduler
         self._subsets = subsets
-        self._progress = progress
+        self._sync = sync
         self._changed = changed
         self.known = False
         self._services: dict[str, _Service] = {}
@@ -98,8 +99,8 @@ class LocalServices:
         """Follow until cancelled."""
         async with self._client.dedicated() as reader:
             ask = partial(self._ask_names, reader)
-            watch = Watch(self._hub, "services", NAMES, ask, self._named, minds_token=True)
-            await watch.only_while(lambda: True, pace=lambda: PACE if self._attention.fits else _MANY_PACE).run()
+            watch = Watch(self._registry, "services", NAMES, ask, self._named, minds_token=True)
+            await watch.only_while(lambda: True, pace=lambda: PACE if self._scheduler.fits else _MANY_PACE).run()
 
     def instances(self) -> dict[str, Instances]:
         """The services that have instances in the mesh, by lower-case name. Not to be changed."""
@@ -146,7 +147,7 @@ class LocalServices:
 
     def tried(self, service: _Service) -> None:
         """Consul was asked for a service."""
-        self._progress.done(_source(service.name))
+        self._sync.mark(_source(service.name))
 
     def turned(self, name: str) -> None:
         """How closely a service is followed has changed."""
@@ -165,7 +166,7 @@ class LocalServices:
             Whether `services` has something else to say of it than when that was asked last.
         """
         if name in self._services:
-            await self._attention.learn(name)
+            await self._scheduler.learn(name)
         elif look and self.known and _askable(name):
             with suppress(ConsulError):
                 await self._discover(name)
@@ -175,12 +176,12 @@ class LocalServices:
         page = await self._client.connect_instances(name, Cursor())
         if not page.value or name in self._services:
             return
-        held = HeldInstances(self._sight, name)
+        held = VerifiedInstances(self._visibility, name)
         await held.accept(page)
         service = self._services[name] = _Service(self, name, held)
         self._discovered[name] = trio.current_time()
-        self._attention.follow(service)
-        self._attention.used((name,))
+        self._scheduler.follow(service)
+        self._scheduler.used((name,))
         self.answered(service)
 
     async def _ask_names(self, reader: Reader, cursor: Cursor) -> Page[Mapping[str, str]]:
@@ -196,7 +197,7 @@ class LocalServices:
             return Page(self._followed, index=page.index)
         spelled = dict(self._listed[1])
         if not spelled:
-            await self._sight.confirm_nodes(since=since)
+            await self._visibility.confirm_nodes(since=since)
         hidden: dict[str, str] = {}
         async with trio.open_nursery() as nursery:
             for name in self._services.keys() - spelled.keys():
@@ -212,7 +213,7 @@ class LocalServices:
         """Put a name that vanished back into `spelled` unless it is gone for certain."""
         service = self._services[name].held.service
         try:
-            await self._sight.confirm(service, since=since)
+            await self._visibility.confirm(service, since=since)
             page = await self._client.connect_instances(service, Cursor())
             if not page.value and not page.filtered:
                 return
@@ -228,23 +229,23 @@ class LocalServices:
         # Sidecars' names come last: hardly anything has a sidecar of its own, and the start does not wait for them.
         fresh = sorted(spelled.keys() - self._services.keys(), key=lambda name: (_is_sidecar(name, spelled), name))
         for name in fresh:
-            service = self._services[name] = _Service(self, name, HeldInstances(self._sight, spelled[name]))
+            service = self._services[name] = _Service(self, name, VerifiedInstances(self._visibility, spelled[name]))
             if not _is_sidecar(name, spelled):
-                self._progress.expect(_source(name))
-            self._attention.follow(service, later=_is_sidecar(name, spelled))
+                self._sync.add(_source(name))
+            self._scheduler.follow(service, later=_is_sidecar(name, spelled))
         for name, spelling in spelled.items():
             if self._services[name].held.service != spelling:
                 self._services[name].held.service = spelling
                 self.answered(self._services[name])
         if self.known:
             # As if they were in use: what is new is about to change, and to be used.
-            self._attention.used(name.removesuffix(SIDECAR) for name in fresh)
+            self._scheduler.used(name.removesuffix(SIDECAR) for name in fresh)
         self.known = True
         self._followed = spelled
         self._changed()
 
     def _leave(self, service: _Service) -> None:
-        self._attention.leave(service)
+        self._scheduler.leave(service)
         self.tried(service)
         self._serve_no_longer(service.name)
 

@@ -3,7 +3,7 @@
 A subset's filter is evaluated by Consul itself, with a query of its own for each subset that has a filter; a subset
 without one is all of the service. A filter that does not compile takes its own subset out and nothing else. Subsets of
 services without instances are not followed: Consul's gateway ignores them too. How a subset is followed is decided in
-`attention`.
+`watch_scheduler`.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -15,15 +15,15 @@ import trio
 from meshgate.core.catalog import Service, Subset
 from meshgate.core.sni import DEFAULT
 
-from .attention import Attention
+from .acl_visibility import AclVisibility, VerifiedInstances
+from .blocking_query_pool import BlockingQueryPool
 from .errors import BadRequestError, ConsulError, PermissionDeniedError
-from .followed import Followed
-from .hub import WatchHub
-from .pool import ReaderPool
+from .health_query import HealthQuery
+from .initial_sync import InitialSync
 from .records import Client, Cursor, Instances, Page, Reader, Resolver, SubsetRule
-from .sight import HeldInstances, Sight
-from .tasks import Progress
 from .watch import Watch
+from .watch_registry import WatchRegistry
+from .watch_scheduler import WatchScheduler
 
 RESOLVERS = "service-resolvers"
 
@@ -41,10 +41,10 @@ class _Key:
         return f"{self.subset}.{self.service}"
 
 
-class _Filtered(Followed):
+class _Filtered(HealthQuery):
     __slots__ = ("_key", "_subsets", "refused")
 
-    def __init__(self, subsets: "Subsets", key: _Key, held: HeldInstances) -> None:
+    def __init__(self, subsets: "Subsets", key: _Key, held: VerifiedInstances) -> None:
         super().__init__("subset", str(key), key.service, held)
         self.refused = False
         self._key = key
@@ -65,37 +65,37 @@ class _Filtered(Followed):
             self.refused = True
         self._subsets.tried(self._key)
 
-    def turned(self) -> None:
+    def on_staleness_changed(self) -> None:
         self._subsets.turned(self._key.service)
 
 
 class Subsets:
-    """Follows resolvers and subsets. `attention` follows the subsets, and the services too.
+    """Follows resolvers and subsets. `watch_scheduler` follows the subsets, and the services too.
 
     Args:
         client: for short requests, and for the list's own connection.
-        hub: shared by all watches.
+        registry: shared by all watches.
         pool: connections for the watches of single subsets.
-        sight: decides whether a shorter answer is believed.
-        progress: told of each source that is to be waited for at the start.
+        visibility: decides whether a shorter answer is believed.
+        sync: told of each source that is to be waited for at the start.
         changed: called whenever `apply` may come to another result.
     """
 
     def __init__(
         self,
         client: Client,
-        hub: WatchHub,
-        pool: ReaderPool,
-        sight: Sight,
+        registry: WatchRegistry,
+        pool: BlockingQueryPool,
+        visibility: AclVisibility,
         *,
-        progress: Progress,
+        sync: InitialSync,
         changed: Callable[[], None],
     ) -> None:
         self._client = client
-        self._hub = hub
-        self.attention = Attention(client, hub, pool)
-        self._sight = sight
-        self._progress = progress
+        self._registry = registry
+        self.scheduler = WatchScheduler(client, registry, pool)
+        self._visibility = visibility
+        self._sync = sync
         self._changed = changed
         self._served: dict[str, str] = {}
         self._resolvers: Mapping[str, Resolver] = {}
@@ -107,9 +107,9 @@ class Subsets:
     async def run(self) -> None:
         """Follow until cancelled."""
         async with self._client.dedicated() as reader, trio.open_nursery() as nursery:
-            nursery.start_soon(self.attention.run)
+            nursery.start_soon(self.scheduler.run)
             ask = partial(self._ask, reader)
-            await Watch(self._hub, "resolvers", RESOLVERS, ask, self._resolved, minds_token=True).run()
+            await Watch(self._registry, "resolvers", RESOLVERS, ask, self._resolved, minds_token=True).run()
 
     def serve(self, name: str, spelling: str) -> None:
         """Follow the subsets of a service that has instances: its lower-case name, and how it is spelled."""
@@ -185,7 +185,7 @@ class Subsets:
             name for name in before.keys() | resolvers.keys() if before.get(name) != resolvers.get(name)
         )
         self._reconcile(self._served.keys() & (resolvers.keys() | self._filtered.keys()))
-        self._progress.done(RESOLVERS)
+        self._sync.mark(RESOLVERS)
         self._changed()
 
     def _reconcile(self, services: Iterable[str]) -> None:
@@ -198,8 +198,8 @@ class Subsets:
             last = {str(key): it.held for key, it in before.items() if it.held.known and not it.refused}
             self._filtered[service] = {key: before.get(key) or self._new(key, last.get(str(key))) for key in wanted}
             for key in before.keys() - wanted:
-                self.attention.leave(before[key])
-                self._progress.done(_source(key))
+                self.scheduler.leave(before[key])
+                self._sync.mark(_source(key))
             if not wanted:
                 del self._filtered[service]
 
@@ -209,12 +209,12 @@ class Subsets:
         rules = self._resolvers[service].subsets
         return [_Key(service, self._served[service], rule.name, rule.filter) for rule in rules if rule.filter]
 
-    def _new(self, key: _Key, last: HeldInstances | None) -> _Filtered:
-        self._progress.expect(_source(key))
-        held = HeldInstances(self._sight, key.spelling, start=() if last is None else last.value)
+    def _new(self, key: _Key, last: VerifiedInstances | None) -> _Filtered:
+        self._sync.add(_source(key))
+        held = VerifiedInstances(self._visibility, key.spelling, start=() if last is None else last.value)
         held.known = last is not None
         query = _Filtered(self, key, held)
-        self.attention.follow(query)
+        self.scheduler.follow(query)
         return query
 
     def _of(self, service: str, rule: SubsetRule) -> Instances | None:
@@ -225,7 +225,7 @@ class Subsets:
     def tried(self, key: _Key) -> None:
         """Consul was asked for a subset."""
         self._touched.add(key.service)
-        self._progress.done(_source(key))
+        self._sync.mark(_source(key))
         self._changed()
 
 

@@ -8,49 +8,49 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractContextManager, asynccontextmanager
 from typing import Any, cast
 
+from .acl_visibility import AclVisibility
+from .blocking_query_pool import BlockingQueryPool
 from .errors import PermissionDeniedError
-from .hub import WatchHub, WatchState
+from .initial_sync import InitialSync
 from .mesh_records import MeshReader, Tenant
-from .pool import ReaderPool
 from .records import Cursor, Reader
-from .sight import Sight
-from .tasks import Progress
+from .watch_registry import WatchRegistry, WatchState
 
 # How a name in an account becomes one that says where it is.
 Label = Callable[[str], str]
 
 
-def hub_at(hub: WatchHub, label: Label) -> WatchHub:
-    """The hub, with other names for what is watched."""
-    return cast("WatchHub", _HubView(hub, label))
+def registry_at(registry: WatchRegistry, label: Label) -> WatchRegistry:
+    """The registry, with other names for what is watched."""
+    return cast("WatchRegistry", _HubView(registry, label))
 
 
-def pool_at(pool: ReaderPool, tenant: Tenant) -> ReaderPool:
+def pool_at(pool: BlockingQueryPool, tenant: Tenant) -> BlockingQueryPool:
     """The pool, whose readers ask elsewhere."""
-    return cast("ReaderPool", _PoolView(pool, tenant))
+    return cast("BlockingQueryPool", _PoolView(pool, tenant))
 
 
-def progress_at(progress: Progress, label: Label) -> Progress:
+def sync_at(sync: InitialSync, label: Label) -> InitialSync:
     """The account of a start, with other names for the sources."""
-    return cast("Progress", _ProgressView(progress, label))
+    return cast("InitialSync", _ProgressView(sync, label))
 
 
-def sight_at(sight: Sight, reader: Reader) -> Sight:
+def visibility_at(visibility: AclVisibility, reader: Reader) -> AclVisibility:
     """What a shorter answer from elsewhere is worth.
 
     Whether the token sees services is asked there, by the reader. Whether it sees nodes is asked at home, where the
     gateway itself is registered: elsewhere there may be none to see, and every Consul that has other places says itself
-    when it leaves out rows (see `HeldInstances`).
+    when it leaves out rows (see `VerifiedInstances`).
     """
-    return cast("Sight", _SightView(sight, reader))
+    return cast("AclVisibility", _SightView(visibility, reader))
 
 
-def sight_in_partition(sight: Sight, reader: MeshReader) -> Sight:
-    """The sight of a gateway in a partition that has none of Consul's servers.
+def visibility_in_partition(visibility: AclVisibility, reader: MeshReader) -> AclVisibility:
+    """The visibility of a gateway in a partition that has none of Consul's servers.
 
     Before it registers itself there need not be anything in its partition but nodes.
     """
-    return cast("Sight", _PartitionSight(sight, reader))
+    return cast("AclVisibility", _PartitionSight(visibility, reader))
 
 
 class _View:
@@ -64,27 +64,27 @@ class _View:
 
 
 class _HubView(_View):
-    def __init__(self, hub: WatchHub, label: Label) -> None:
-        super().__init__(hub)
-        self._hub = hub
+    def __init__(self, registry: WatchRegistry, label: Label) -> None:
+        super().__init__(registry)
+        self._registry = registry
         self._label = label
 
     def watching(self, kind: str, name: str) -> AbstractContextManager[WatchState]:
-        return self._hub.watching(kind, self._label(name))
+        return self._registry.watching(kind, self._label(name))
 
-    def enlist(self, kind: str, name: str) -> WatchState:
-        return self._hub.enlist(kind, self._label(name))
+    def register(self, kind: str, name: str) -> WatchState:
+        return self._registry.register(kind, self._label(name))
 
 
 class _PoolView(_View):
-    def __init__(self, pool: ReaderPool, tenant: Tenant) -> None:
+    def __init__(self, pool: BlockingQueryPool, tenant: Tenant) -> None:
         super().__init__(pool)
         self._pool = pool
         self._tenant = tenant
 
     @asynccontextmanager
-    async def turn(self, cursor: Cursor, *wait: float) -> AsyncIterator[tuple[MeshReader, Cursor]]:
-        async with self._pool.turn(cursor, *wait) as (reader, turn):
+    async def slot(self, cursor: Cursor, *wait: float) -> AsyncIterator[tuple[MeshReader, Cursor]]:
+        async with self._pool.slot(cursor, *wait) as (reader, turn):
             yield cast("MeshReader", reader).within(self._tenant), turn
 
     @asynccontextmanager
@@ -94,22 +94,22 @@ class _PoolView(_View):
 
 
 class _ProgressView(_View):
-    def __init__(self, progress: Progress, label: Label) -> None:
-        super().__init__(progress)
-        self._progress = progress
+    def __init__(self, sync: InitialSync, label: Label) -> None:
+        super().__init__(sync)
+        self._sync = sync
         self._label = label
 
-    def expect(self, source: str) -> None:
-        self._progress.expect(self._label(source))
+    def add(self, source: str) -> None:
+        self._sync.add(self._label(source))
 
-    def done(self, source: str) -> None:
-        self._progress.done(self._label(source))
+    def mark(self, source: str) -> None:
+        self._sync.mark(self._label(source))
 
 
 class _PartitionSight(_View):
-    def __init__(self, sight: Sight, reader: MeshReader) -> None:
-        super().__init__(sight)
-        self._sight = sight
+    def __init__(self, visibility: AclVisibility, reader: MeshReader) -> None:
+        super().__init__(visibility)
+        self._visibility = visibility
         self._reader = reader
 
     async def confirm(self, service: str, *, since: float, datacenter: str = "") -> None:
@@ -118,18 +118,18 @@ class _PartitionSight(_View):
 
     async def confirm_nodes(self, *, since: float, datacenter: str = "") -> None:
         try:
-            await self._sight.confirm_nodes(since=since, datacenter=datacenter)
+            await self._visibility.confirm_nodes(since=since, datacenter=datacenter)
         except PermissionDeniedError:
             if not await self._reader.nodes_visible():
                 raise
 
 
 class _SightView(_View):
-    def __init__(self, sight: Sight, reader: Reader) -> None:
-        super().__init__(sight)
-        self._sight = sight
+    def __init__(self, visibility: AclVisibility, reader: Reader) -> None:
+        super().__init__(visibility)
+        self._visibility = visibility
         self._reader = reader
 
     async def confirm(self, service: str, *, since: float, datacenter: str = "") -> None:
         await self._reader.resolver_exists(service, datacenter=datacenter)
-        await self._sight.confirm_nodes(since=since, datacenter=datacenter)
+        await self._visibility.confirm_nodes(since=since, datacenter=datacenter)

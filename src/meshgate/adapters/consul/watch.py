@@ -11,11 +11,11 @@ from typing import Final, Generic, NoReturn, TypeVar
 
 import trio
 
-from meshgate.core.blocking import next_index
+from meshgate.core.blocking_index import next_index
 
 from .errors import ConsulError
-from .hub import TOKEN_LOOK, WatchHub, WatchState
 from .records import Cursor, Page
+from .watch_registry import TOKEN_LOOK, WatchRegistry, WatchState
 
 T = TypeVar("T")
 
@@ -33,7 +33,7 @@ class Watch(Generic[T]):
     """Follows one value of Consul.
 
     Args:
-        hub: shared by all watches.
+        registry: shared by all watches.
         kind: for metrics, one of a handful.
         name: for people.
         ask: one request; it gets the cursor to go on from and raises `ConsulError`. It may be cancelled.
@@ -48,7 +48,7 @@ class Watch(Generic[T]):
 
     def __init__(
         self,
-        hub: WatchHub,
+        registry: WatchRegistry,
         kind: str,
         name: str,
         ask: Callable[[Cursor], Awaitable[Page[T]]],
@@ -58,7 +58,7 @@ class Watch(Generic[T]):
         interval: float | Callable[[], float] | None = None,
         minds_token: bool = False,
     ) -> None:
-        self._hub = hub
+        self._registry = registry
         self._kind = kind
         self._name = name
         self._ask = ask
@@ -106,18 +106,18 @@ class Watch(Generic[T]):
             await self._follow()
 
     async def _follow(self) -> NoReturn:
-        listed = self._hub.watching(self._kind, self._name) if self._state is None else nullcontext(self._state)
+        listed = self._registry.watching(self._kind, self._name) if self._state is None else nullcontext(self._state)
         with listed as state:
             pace = Pace(self._pace)
             while True:
                 await pace.take()
-                page = await self._hub.persist(state, self._request, self._failed)
+                page = await self._registry.retry(state, self._request, self._failed)
                 self._advance(state, page)
                 if self._interval is not None:
                     # After an outage there may be news: no need to sit out the rest of the interval.
                     seconds = self._interval() if callable(self._interval) else self._interval
                     with trio.move_on_after(seconds):
-                        await self._hub.recovery()
+                        await self._registry.recovery()
 
     async def _request(self) -> Page[T]:
         if self._begun and not self._wanted():
@@ -129,11 +129,11 @@ class Watch(Generic[T]):
         return await self._ask(self._cursor)
 
     async def _mind_token(self) -> None:
-        version = self._hub.token_version()
+        version = self._registry.token_version()
         while True:
             await trio.sleep(TOKEN_LOOK)
-            if self._hub.token_version() != version:
-                version = self._hub.token_version()
+            if self._registry.token_version() != version:
+                version = self._registry.token_version()
                 self._asking.cancel()
 
     def _failed(self, error: ConsulError) -> None:

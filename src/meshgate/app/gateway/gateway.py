@@ -20,7 +20,7 @@ from meshgate.adapters.admin.server import AdminServer
 from meshgate.adapters.consul import (
     CatalogWatcher,
     ConsulClient,
-    WatchHub,
+    WatchRegistry,
     wait_for_agent,
 )
 from meshgate.adapters.relay import Limits, OpenStream
@@ -70,14 +70,14 @@ class Gateway:
         self.listening = False
         self.draining = False
         self._notifier = notifier
-        self._hub = WatchHub(token_version=lambda: client.token.version)
+        self._registry = WatchRegistry(token_version=lambda: client.token.version)
         self.last_known = LastKnown(
             settings.state_dir,
             settings.service,
             settings.consul.get("CONSUL_PARTITION", ""),
             lambda: self.watcher is not None and not self.watcher.stale,
         )
-        self.registration = RegistrationKeeper(settings, client, self._hub, self.relay, self._on_options)
+        self.registration = RegistrationKeeper(settings, client, self._registry, self.relay, self._on_options)
         self.tables = TableKeeper(settings, self.relay, notifier, self.last_known, self.registration.seen)
         self.health = self.tables.health
         self.telemetry = Telemetry(self)
@@ -106,7 +106,7 @@ class Gateway:
 
     def problems(self) -> list[str]:
         """What is missing or failing, a line each."""
-        failing = [state.error for state in self._hub.states() if state.error]
+        failing = [state.error for state in self._registry.states() if state.error]
         idle = "" if self.relay.works else "no relay process is up"
         return [
             *filter(None, [idle, self.client.token.problem]),
@@ -167,7 +167,7 @@ class Gateway:
         log.info("admin address is open", address=bound if isinstance(bound, os.PathLike) else f"{bound[0]}:{bound[1]}")
 
     async def _follow_consul(self, nursery: trio.Nursery) -> None:
-        facts = await wait_for_agent(self.client, self._hub)
+        facts = await wait_for_agent(self.client, self._registry)
         log.info("agent found", datacenter=facts.datacenter, node=facts.node, consul=facts.version or "unknown")
         partition = partition_of(self.settings, facts)
         self._check_last_known(facts.datacenter, partition)
@@ -178,7 +178,7 @@ class Gateway:
             exposed = await self.registration.existing()
         self.watcher = CatalogWatcher(
             self.client,
-            self._hub,
+            self._registry,
             self._on_snapshot,
             datacenter=facts.datacenter,
             partition=partition,
@@ -253,7 +253,7 @@ class Gateway:
         kept = self.last_known.kept
         if kept is not None:
             self.tables.names.remember(kept.addresses)
-        unanswered = self.last_known.unanswered(self._hub.states() if kept is not None else ())
+        unanswered = self.last_known.unanswered(self._registry.states() if kept is not None else ())
         self.tables.use(self.last_known.completed(snapshot, unanswered))
 
     # --- stopping ------------------------------------------------------------------------------------------------

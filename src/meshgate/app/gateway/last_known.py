@@ -18,8 +18,8 @@ import trio
 from meshgate.adapters.consul import WatchState
 from meshgate.adapters.state import Kept, StateFileError, StateKeeper, read
 from meshgate.app.gateway.unanswered import unanswered_of
-from meshgate.core.carrying import Unanswered, carry_over
 from meshgate.core.catalog import Snapshot
+from meshgate.core.warm_start import PendingSources, merge_last_known
 
 log = structlog.get_logger(module="meshgate.state")
 
@@ -111,14 +111,14 @@ class LastKnown:
             )
         return self.kept
 
-    def unanswered(self, states: Iterable[WatchState]) -> Unanswered:
+    def unanswered(self, states: Iterable[WatchState]) -> PendingSources:
         """What the watches of Consul have not answered yet, of what the file has."""
         if self.kept is None:
-            return Unanswered()
+            return PendingSources()
         early = self._first_answer is None or trio.current_time() - self._first_answer < REMOTES_PATIENCE
         return unanswered_of(self.kept.snapshot, states, early=early)
 
-    def completed(self, snapshot: Snapshot, unanswered: Unanswered) -> Snapshot:
+    def completed(self, snapshot: Snapshot, unanswered: PendingSources) -> Snapshot:
         """Consul's catalog, and what it has not answered for as the file has it."""
         if self._first_answer is None:
             self._first_answer = trio.current_time()
@@ -127,7 +127,7 @@ class LastKnown:
             log.info("Consul answers: its catalog replaces the one from disk", age_seconds=round(self.age))
         if self.kept is None:
             return snapshot
-        result = carry_over(snapshot, self.kept.snapshot, unanswered)
+        result = merge_last_known(snapshot, self.kept.snapshot, unanswered)
         self._carried = _differences(result, snapshot)
         if result is snapshot:
             self.kept = None

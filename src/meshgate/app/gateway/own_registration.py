@@ -13,7 +13,7 @@ from typing import Final
 
 import structlog
 
-from meshgate.adapters.consul import ConsulClient, Cursor, OwnRegistration, Page, Registrar, WatchHub
+from meshgate.adapters.consul import ConsulClient, Cursor, OwnRegistration, Page, Registrar, WatchRegistry
 from meshgate.adapters.consul.maintenance import Maintenance, maintenance_of
 from meshgate.adapters.consul.records import GATEWAY_KIND
 from meshgate.adapters.consul.watch import Watch, ignore
@@ -41,7 +41,7 @@ class RegistrationKeeper:
     Args:
         settings: of this process.
         client: Consul.
-        hub: shared by all watches of the process.
+        registry: shared by all watches of the process.
         relay: gets the listeners and the limits.
         on_options: called when the answer of `seen` for the same snapshot may be another one.
     """
@@ -50,7 +50,7 @@ class RegistrationKeeper:
         self,
         settings: Settings,
         client: ConsulClient,
-        hub: WatchHub,
+        registry: WatchRegistry,
         relay: RelayPool,
         on_options: Callable[[], None],
     ) -> None:
@@ -59,7 +59,7 @@ class RegistrationKeeper:
         """Gets the registration each time it changed."""
         self._settings = settings
         self._client = client
-        self._hub = hub
+        self._registry = registry
         self._relay = relay
         self._on_options = on_options
         self._options: GatewayOptions = NO_OPTIONS
@@ -69,7 +69,7 @@ class RegistrationKeeper:
         self._missing = False
         self._held_out: tuple[Maintenance, ...] = ()
         self._registrar = Registrar(
-            client, hub, definition_of(settings), register=settings.register, on_change=self._changed
+            client, registry, definition_of(settings), register=settings.register, on_change=self._changed
         )
 
     def bind(self) -> None:
@@ -115,7 +115,7 @@ class RegistrationKeeper:
         async def ask(_: Cursor) -> Page[DestinationLimits]:
             return Page(await self._client.destination_limits(name))
 
-        await Watch(self._hub, "service-defaults", name, ask, self._limited, interval=_LOOK).run()
+        await Watch(self._registry, "service-defaults", name, ask, self._limited, interval=_LOOK).run()
 
     async def follow_maintenance(self) -> None:
         """Follow whether an operator holds the gateway out of service, until cancelled. It serves all the same."""
@@ -124,7 +124,7 @@ class RegistrationKeeper:
         async def ask(_: Cursor) -> Page[tuple[Maintenance, ...]]:
             return Page(maintenance_of(await self._client.agent_checks(service_id), service_id))
 
-        await Watch(self._hub, "maintenance", service_id, ask, self._maintained, interval=_LOOK).run()
+        await Watch(self._registry, "maintenance", service_id, ask, self._maintained, interval=_LOOK).run()
 
     def give_back(self) -> bool:
         """Take the registration back, where it is ours; whether there was one. Listeners stay as they are."""

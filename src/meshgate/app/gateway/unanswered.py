@@ -4,9 +4,9 @@ from collections.abc import Iterable
 
 from meshgate.adapters.consul import WatchState
 from meshgate.adapters.consul.exports import EXPORTS
-from meshgate.core.carrying import Unanswered
 from meshgate.core.catalog import Snapshot, in_namespace
 from meshgate.core.sni import DEFAULT
+from meshgate.core.warm_start import PendingSources
 
 
 class _Asked:
@@ -37,7 +37,7 @@ class _Asked:
         return early or bool(self.silent(lists))
 
 
-def unanswered_of(last: Snapshot, states: Iterable[WatchState], *, early: bool) -> Unanswered:
+def unanswered_of(last: Snapshot, states: Iterable[WatchState], *, early: bool) -> PendingSources:
     """What of `last` is still to be carried over.
 
     Args:
@@ -53,7 +53,7 @@ def unanswered_of(last: Snapshot, states: Iterable[WatchState], *, early: bool) 
     # Without peering there is no such watch, and with it not at once.
     peered = asked.answered("peerings")
     imports = {service.key for service in last.imports}
-    return Unanswered(
+    return PendingSources(
         services=asked.silent("health"),
         subsets=asked.silent("subset"),
         resolvers=bool(asked.silent("resolvers")),

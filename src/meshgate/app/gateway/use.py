@@ -1,4 +1,4 @@
-"""Tells the catalog which services have streams: those are followed more closely (see `adapters.consul.attention`)."""
+"""Tells the catalog which services have streams: those are followed more closely (`consul.watch_scheduler`)."""
 
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Final, Protocol

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshgate.core.blocking import next_index
+from meshgate.core.blocking_index import next_index
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ Consul's agent gives a client 200 connections and resets what goes beyond, so th
 once is bounded, whatever the number of services. While there are as many connections as watches, each watch holds its
 query for the full wait. With more watches than connections, queries are held only for `ROTATION_WAIT` and the watches
 take turns in their order: with n watches on s connections, each looks at least every n / s * ROTATION_WAIT seconds.
-(Services are watched by `attention`, which never has more watches than that; remote gateways may.)
+(Services are watched by `watch_scheduler`, which never has more watches than that; remote gateways may.)
 First reads, which Consul answers at once, use the shared connections and never wait for a turn.
 """
 
@@ -25,7 +25,7 @@ ROTATION_WAIT: Final = 2.0
 RESERVED: Final = 5
 
 
-class ReaderPool:
+class BlockingQueryPool:
     """Connections for queries that are held; an asynchronous context manager, which closes them at its end.
 
     Args:
@@ -73,12 +73,12 @@ class ReaderPool:
         self._given += connections
         self._turns.total_tokens = self._size
 
-    def room(self, own: int) -> int:
+    def capacity_for(self, own: int) -> int:
         """How many watches of somebody who has `own` of them can hold their queries at once; at least one."""
         return max(1, self._size - (self._watches - own))
 
     @asynccontextmanager
-    async def turn(self, cursor: Cursor, wait: float = LONGEST_WAIT) -> AsyncIterator[tuple[Reader, Cursor]]:
+    async def slot(self, cursor: Cursor, wait: float = LONGEST_WAIT) -> AsyncIterator[tuple[Reader, Cursor]]:
         """A reader for one query, and the cursor with the wait that is fair. The reader is one's own until the end.
 
         `wait` is how many seconds the query may be held where nobody waits for a turn.
@@ -96,7 +96,7 @@ class ReaderPool:
                 self._idle.append(reader)
 
     @contextmanager
-    def watching(self) -> Iterator[None]:
+    def registered(self) -> Iterator[None]:
         """Count a watch that takes turns, for the time of the block."""
         self._watches += 1
         try:

@@ -21,14 +21,14 @@ from typing import Final
 
 import trio
 
+from .blocking_query_pool import BlockingQueryPool
 from .errors import ConsulError
-from .followed import NEVER, Followed
-from .hub import WatchHub
-from .pool import ReaderPool
-from .readings import Readings
+from .health_query import NEVER, HealthQuery
+from .one_shot_reads import OneShotReads
 from .records import LONGEST_WAIT, Client, Cursor, Instances, Page
-from .sweep import Sweep
+from .resync import Resync
 from .watch import Watch
+from .watch_registry import WatchRegistry
 
 IN_USE: Final = 300.0
 TICK: Final = 5.0
@@ -47,43 +47,43 @@ class _Held:
     tried: trio.Event = field(default_factory=trio.Event)
 
 
-class Attention:
+class WatchScheduler:
     """Follows queries; one for a gateway.
 
     Args:
         client: for short requests.
-        hub: shared by all watches.
+        registry: shared by all watches.
         pool: connections for the queries that are held.
     """
 
-    def __init__(self, client: Client, hub: WatchHub, pool: ReaderPool) -> None:
-        self._hub = hub
+    def __init__(self, client: Client, registry: WatchRegistry, pool: BlockingQueryPool) -> None:
+        self._registry = registry
         self._pool = pool
-        self._followed: dict[Followed, None] = {}
-        self._by_service: dict[str, tuple[Followed, ...]] = {}
-        self._interesting: dict[Followed, None] = {}
-        self._new: dict[Followed, None] = {}
-        self._held: dict[Followed, _Held] = {}
-        self._waiting: list[Followed] = []
-        self._warm: set[Followed] = set()
+        self._followed: dict[HealthQuery, None] = {}
+        self._by_service: dict[str, tuple[HealthQuery, ...]] = {}
+        self._interesting: dict[HealthQuery, None] = {}
+        self._new: dict[HealthQuery, None] = {}
+        self._held: dict[HealthQuery, _Held] = {}
+        self._waiting: list[HealthQuery] = []
+        self._warm: set[HealthQuery] = set()
         self._fits = True
         self._news = trio.Event()
-        self._readings = Readings(client, hub, self._is_read)
-        self._sweep = Sweep(hub, pool, self._readings, lambda: tuple(self._followed), self.look)
+        self._reads = OneShotReads(client, registry, self._is_read)
+        self._resync = Resync(registry, pool, self._reads, lambda: tuple(self._followed), self.look)
 
     @property
     def fits(self) -> bool:
         """Whether there are connections for all."""
         return self._fits
 
-    def follow(self, query: Followed, *, later: bool = False) -> None:
+    def follow(self, query: HealthQuery, *, later: bool = False) -> None:
         """Follow a query from now on.
 
         Args:
             query: is told the answers.
             later: where there are not connections for all, leave the first answer to the sweep.
         """
-        query.state = self._hub.enlist(query.kind, query.name)
+        query.state = self._registry.register(query.kind, query.name)
         query.state.swept = True
         query.cold = True
         self._followed[query] = None
@@ -92,11 +92,11 @@ class Attention:
             self._new[query] = None
         self._news.set()
 
-    def leave(self, query: Followed) -> None:
+    def leave(self, query: HealthQuery) -> None:
         """Follow it no longer."""
         for queries in (self._followed, self._interesting, self._new):
             queries.pop(query, None)
-        self._readings.drop(query)
+        self._reads.drop(query)
         self._warm.discard(query)
         left = tuple(other for other in self._by_service[query.service] if other is not query)
         if left:
@@ -108,7 +108,7 @@ class Attention:
             held.scope.cancel()
             held.tried.set()
         if query.state is not None:
-            self._hub.strike(query.state)
+            self._registry.unregister(query.state)
         self._news.set()
 
     def used(self, services: Iterable[str]) -> None:
@@ -144,8 +144,8 @@ class Attention:
 
     async def _run(self) -> None:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._readings.run)
-            nursery.start_soon(self._sweep.run)
+            nursery.start_soon(self._reads.run)
+            nursery.start_soon(self._resync.run)
             while True:
                 self._news = trio.Event()
                 self._balance(nursery)
@@ -157,41 +157,41 @@ class Attention:
 
     # --- who is watched ------------------------------------------------------------------------------------------
 
-    def _interest(self, query: Followed) -> None:
-        if query.interest == NEVER or query not in self._held:
+    def _interest(self, query: HealthQuery) -> None:
+        if query.last_used == NEVER or query not in self._held:
             self._news.set()
-        query.interest = trio.current_time()
+        query.last_used = trio.current_time()
         self._interesting[query] = None
 
     def _balance(self, nursery: trio.Nursery) -> None:
-        room = self._pool.room(len(self._held))
+        room = self._pool.capacity_for(len(self._held))
         self._fits = len(self._followed) <= room
-        self._sweep.want(not self._fits)
+        self._resync.want(not self._fits)
         if self._fits:
             wanted = list(self._followed)
         else:
             self._forget()
             # Who waits already comes first.
-            newest = sorted(self._interesting, key=lambda query: query.interest, reverse=True)
+            newest = sorted(self._interesting, key=lambda query: query.last_used, reverse=True)
             wanted = list(dict.fromkeys([*(it for it in self._waiting if it in self._interesting), *newest]))
         missing = [query for query in wanted if query not in self._held]
         free = max(0, room - len(self._held))
         self._waiting = missing[free:]
         for query in missing[:free]:
             held = self._held[query] = _Held()
-            self._readings.drop(query)
+            self._reads.drop(query)
             nursery.start_soon(self._watch, query, held)
         for query in self._new:
             self._look(query)
         self._new.clear()
         self._tell_warm({*self._held, *self._waiting[:AT_A_TICK]})
 
-    def _tell_warm(self, warm: set[Followed]) -> None:
+    def _tell_warm(self, warm: set[HealthQuery]) -> None:
         """Tell those queries that are not cold any more, or are now."""
         for query in warm ^ self._warm:
             if query in self._followed:
                 query.cold = query not in warm
-                query.turned()
+                query.on_staleness_changed()
         self._warm = warm
 
     def _forget(self) -> None:
@@ -199,16 +199,16 @@ class Attention:
         for query in unused:
             del self._interesting[query]
 
-    def _in_use(self, query: Followed) -> bool:
-        return query.interest > trio.current_time() - IN_USE
+    def _in_use(self, query: HealthQuery) -> bool:
+        return query.last_used > trio.current_time() - IN_USE
 
-    def _keeps(self, query: Followed, until: float) -> bool:
+    def _keeps(self, query: HealthQuery, until: float) -> bool:
         """Whether a query whose answer has come is to be held again; it may be until a time, whoever waits."""
         return self._fits or (self._in_use(query) and (not self._waiting or trio.current_time() < until))
 
-    async def _watch(self, query: Followed, held: _Held) -> None:
+    async def _watch(self, query: HealthQuery, held: _Held) -> None:
         async def ask(cursor: Cursor) -> Page[Instances]:
-            async with self._pool.turn(cursor, PASSING_WAIT if self._waiting else LONGEST_WAIT) as (reader, turn):
+            async with self._pool.slot(cursor, PASSING_WAIT if self._waiting else LONGEST_WAIT) as (reader, turn):
                 page = await query.ask(reader, turn)
             await query.held.accept(page)
             return page
@@ -221,7 +221,7 @@ class Attention:
             held.tried.set()
             query.failed(error)
 
-        with held.scope, self._pool.watching():
+        with held.scope, self._pool.registered():
             if held.scope.cancel_called or query.state is None:
                 return
             query.state.swept = False
@@ -229,7 +229,7 @@ class Attention:
             if self._is_fresh(query):
                 start = Cursor(query.state.index)
                 held.tried.set()
-            watch = Watch(self._hub, query.kind, query.name, ask, answered, on_error=failed)
+            watch = Watch(self._registry, query.kind, query.name, ask, answered, on_error=failed)
             until = trio.current_time() + PASSING_WAIT
             await watch.only_while(partial(self._keeps, query, until), state=query.state, start=start).run()
             query.state.swept = True
@@ -238,19 +238,19 @@ class Attention:
 
     # --- who is only read ----------------------------------------------------------------------------------------
 
-    def _is_read(self, query: Followed) -> bool:
+    def _is_read(self, query: HealthQuery) -> bool:
         return query in self._followed and query not in self._held
 
-    def _look(self, query: Followed) -> None:
+    def _look(self, query: HealthQuery) -> None:
         if self._is_read(query):
-            self._readings.due(query)
+            self._reads.enqueue(query)
 
-    async def _learn(self, query: Followed) -> None:
+    async def _learn(self, query: HealthQuery) -> None:
         if query not in self._held and not self._is_fresh(query):
-            await self._readings.ask(query)
+            await self._reads.ask(query)
         if query in self._held:
             await self._held[query].tried.wait()
 
-    def _is_fresh(self, query: Followed) -> bool:
+    def _is_fresh(self, query: HealthQuery) -> bool:
         last = None if query.state is None else query.state.last_success
         return last is not None and trio.current_time() - last <= (FRESH if query.cold else TICK)

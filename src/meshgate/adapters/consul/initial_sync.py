@@ -35,7 +35,7 @@ async def _within(scope: trio.CancelScope, run: Callable[[K], Awaitable[object]]
             await run(key)
 
 
-class Progress:
+class InitialSync:
     """What a start still waits for: each source is expected until it has answered or failed once."""
 
     def __init__(self, *sources: str) -> None:
@@ -48,18 +48,18 @@ class Progress:
         """The sources that have not been tried yet."""
         return sorted(self._expected)
 
-    def expect(self, source: str) -> None:
+    def add(self, source: str) -> None:
         """Wait for this source too. Has no effect after `close`."""
         if self._open:
             self._expected.add(source)
 
-    def done(self, source: str) -> None:
+    def mark(self, source: str) -> None:
         """This source has answered or failed, or is no longer wanted."""
         if source in self._expected:
             self._expected.remove(source)
             self._step.set()
 
-    async def settled(self, patience: float = float("inf")) -> None:
+    async def wait(self, patience: float = float("inf")) -> None:
         """Wait until nothing is expected, or until so many seconds have passed since a source was done."""
         while self._expected:
             self._step = trio.Event()

@@ -12,12 +12,12 @@ from typing import Final
 
 import trio
 
+from .blocking_query_pool import BlockingQueryPool
 from .errors import ConsulError
-from .followed import SIDECAR, Followed, nothing_expected
-from .hub import WatchHub
-from .pool import ReaderPool
-from .readings import Readings
+from .health_query import SIDECAR, HealthQuery, nothing_expected
+from .one_shot_reads import OneShotReads
 from .watch import Watch
+from .watch_registry import WatchRegistry
 
 SUMMARY_PACE: Final = 30.0
 # Seconds between two reads of the sweep, with summaries and without: a pass over 5,000 services takes 3 hours, or 4
@@ -27,33 +27,33 @@ SWEEP_PAUSE_ALONE: Final = 0.05
 SUMMARIES: Final = "summaries of services"
 
 
-class Sweep:
+class Resync:
     """Has read what has changed.
 
     Args:
-        hub: shared by all watches.
+        registry: shared by all watches.
         pool: connections for the queries that are held.
-        readings: reads.
+        reads: reads.
         followed: all queries that there are.
         changed: called with the lower-case names of services that have probably changed.
     """
 
     def __init__(
         self,
-        hub: WatchHub,
-        pool: ReaderPool,
-        readings: Readings,
-        followed: Callable[[], Iterable[Followed]],
+        registry: WatchRegistry,
+        pool: BlockingQueryPool,
+        reads: OneShotReads,
+        followed: Callable[[], Iterable[HealthQuery]],
         changed: Callable[[Iterable[str]], None],
     ) -> None:
-        self._hub = hub
+        self._registry = registry
         self._pool = pool
-        self._readings = readings
+        self._reads = reads
         self._followed = followed
         self._changed = changed
         self._wanted = False
         self._begin = trio.Event()
-        self._round: deque[Followed] = deque()
+        self._round: deque[HealthQuery] = deque()
         self._summaries: Mapping[str, int] = {}
         self._summarized = True
 
@@ -78,14 +78,19 @@ class Sweep:
                 if not self._round:
                     self._round.extend(query for query in self._followed() if not nothing_expected(query))
                 if self._round:
-                    await self._readings.read(self._round.popleft())
+                    await self._reads.read(self._round.popleft())
 
     async def _follow_summaries(self) -> None:
         while True:
             await self._begin.wait()
             async with self._pool.dedicated() as reader:
                 watch = Watch(
-                    self._hub, "summaries", SUMMARIES, reader.summaries, self._summarize, on_error=self._no_summaries
+                    self._registry,
+                    "summaries",
+                    SUMMARIES,
+                    reader.summaries,
+                    self._summarize,
+                    on_error=self._no_summaries,
                 )
                 await watch.only_while(lambda: self._wanted, pace=lambda: SUMMARY_PACE).run()
             self._summaries = {}

@@ -90,7 +90,10 @@ async def test_services_outside_the_mesh_that_disappear_all_at_once_are_let_go(a
         for name in plain:
             del model.plain[name]
         await watched.change(5)
-        assert {state.name for state in watched.hub.states() if state.kind == "health"} == {"consul", "mesh-gateway"}
+        assert {state.name for state in watched.registry.states() if state.kind == "health"} == {
+            "consul",
+            "mesh-gateway",
+        }
 
 
 async def test_without_a_proof_that_it_is_gone_a_service_stays(autojump_clock: MockClock) -> None:

@@ -45,7 +45,7 @@ class WatchState:
     """How one watch is doing. Times are those of trio's clock, in seconds.
 
     `kind` is one of a handful, `name` is for people. `swept` is whether it has no query that is held, but is asked now
-    and then (see `attention`). `error` and `status` are empty while the last request succeeded;
+    and then (see `watch_scheduler`). `error` and `status` are empty while the last request succeeded;
     `failures` counts the failed ones since then, and `failing_since` is when the first of them was.
     """
 
@@ -70,7 +70,7 @@ class WatchState:
         return now - (self.started if self.last_success is None else self.last_success)
 
 
-class WatchHub:
+class WatchRegistry:
     """The watches of one process.
 
     Args:
@@ -94,20 +94,20 @@ class WatchHub:
     @contextmanager
     def watching(self, kind: str, name: str) -> Iterator[WatchState]:
         """A new state, listed for the time of the block. Needs a running trio."""
-        state = self.enlist(kind, name)
+        state = self.register(kind, name)
         try:
             yield state
         finally:
-            self.strike(state)
+            self.unregister(state)
 
-    def enlist(self, kind: str, name: str) -> WatchState:
-        """A new state, listed until `strike`. Needs a running trio."""
+    def register(self, kind: str, name: str) -> WatchState:
+        """A new state, listed until `unregister`. Needs a running trio."""
         state = WatchState(kind, name, trio.current_time())
         self._states[state] = None
         self._named[name] = (*self._named.get(name, ()), state)
         return state
 
-    def strike(self, state: WatchState) -> None:
+    def unregister(self, state: WatchState) -> None:
         """List a state no longer."""
         if state not in self._states:
             return
@@ -116,7 +116,7 @@ class WatchHub:
         if not self._named[state.name]:
             del self._named[state.name]
 
-    async def persist(
+    async def retry(
         self, state: WatchState, request: Callable[[], Awaitable[T]], on_error: Callable[[ConsulError], None]
     ) -> T:
         """Make a request again and again until it succeeds.

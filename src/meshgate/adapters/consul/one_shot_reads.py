@@ -11,9 +11,9 @@ from typing import Final
 import trio
 
 from .errors import ConsulError
-from .followed import Followed
-from .hub import WatchHub
+from .health_query import HealthQuery
 from .records import Client, Cursor
+from .watch_registry import WatchRegistry
 
 # At once, of the connections that short requests share.
 _READERS: Final = 3
@@ -21,28 +21,28 @@ _READERS: Final = 3
 _REST: Final = (1.0, 5.0)
 
 
-class Readings:
+class OneShotReads:
     """Reads queries.
 
     Args:
         client: for short requests.
-        hub: shared by all watches.
+        registry: shared by all watches.
         wanted: whether a query is to be read still: it is followed, and not held.
     """
 
-    def __init__(self, client: Client, hub: WatchHub, wanted: Callable[[Followed], bool]) -> None:
+    def __init__(self, client: Client, registry: WatchRegistry, wanted: Callable[[HealthQuery], bool]) -> None:
         self._client = client
-        self._hub = hub
+        self._registry = registry
         self._wanted = wanted
-        self._due: dict[Followed, None] = {}
+        self._due: dict[HealthQuery, None] = {}
         self._work = trio.Event()
 
-    def due(self, query: Followed) -> None:
+    def enqueue(self, query: HealthQuery) -> None:
         """Read it as soon as those before it are read."""
         self._due[query] = None
         self._work.set()
 
-    def drop(self, query: Followed) -> None:
+    def drop(self, query: HealthQuery) -> None:
         """Do not read it after all."""
         self._due.pop(query, None)
 
@@ -62,18 +62,18 @@ class Readings:
             del self._due[query]
             await self.read(query)
 
-    async def read(self, query: Followed) -> None:
+    async def read(self, query: HealthQuery) -> None:
         """Read it. What could not be read because nothing can be is tried again; anything else is left to others."""
         if not self._wanted(query):
             return
         error = await self.ask(query)
         if error is not None and error.status in ("unreachable", "timeout", "429"):
             with trio.move_on_after(random.uniform(*_REST)):  # noqa: S311 (spreads load, decides nothing)
-                await self._hub.recovery()
+                await self._registry.recovery()
             if self._wanted(query):
-                self.due(query)
+                self.enqueue(query)
 
-    async def ask(self, query: Followed) -> ConsulError | None:
+    async def ask(self, query: HealthQuery) -> ConsulError | None:
         """One request for a query that is to be read, and what became of it."""
         if query.state is None:
             return None
@@ -84,11 +84,11 @@ class Readings:
             await query.held.accept(page)
         except ConsulError as error:
             if self._wanted(query):
-                self._hub.failed(query.state, error)
+                self._registry.failed(query.state, error)
                 query.failed(error)
             return error
         if self._wanted(query):
-            self._hub.succeeded(query.state)
+            self._registry.succeeded(query.state)
             query.state.index = page.index or 0
             if first or query.held.value is not before:
                 query.answered()

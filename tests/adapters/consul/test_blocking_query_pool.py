@@ -5,14 +5,14 @@ from itertools import pairwise
 import trio
 from trio.testing import MockClock
 
-from meshgate.adapters.consul import Cursor, WatchHub
-from meshgate.adapters.consul.pool import RESERVED, ROTATION_WAIT, ReaderPool
+from meshgate.adapters.consul import Cursor, WatchRegistry
+from meshgate.adapters.consul.blocking_query_pool import RESERVED, ROTATION_WAIT, BlockingQueryPool
 from meshgate.adapters.consul.watch import Watch
 
 from .model import Model, sidecar
 
 
-async def follow(model: Model, pool: ReaderPool, names: list[str], seconds: float) -> dict[str, list[float]]:
+async def follow(model: Model, pool: BlockingQueryPool, names: list[str], seconds: float) -> dict[str, list[float]]:
     """Watch the services for some time; when each was looked at."""
     with trio.move_on_after(seconds):
         async with trio.open_nursery() as nursery:
@@ -21,13 +21,13 @@ async def follow(model: Model, pool: ReaderPool, names: list[str], seconds: floa
     return {name: model.times(f"connect_instances:{name}") for name in names}
 
 
-async def one(pool: ReaderPool, name: str) -> None:
+async def one(pool: BlockingQueryPool, name: str) -> None:
     async def ask(cursor: Cursor):  # type: ignore[no-untyped-def]
-        async with pool.turn(cursor) as (reader, turn):
+        async with pool.slot(cursor) as (reader, turn):
             return await reader.connect_instances(name, turn)
 
-    with pool.watching():
-        await Watch(WatchHub(), "health", name, ask, lambda _: None).run()
+    with pool.registered():
+        await Watch(WatchRegistry(), "health", name, ask, lambda _: None).run()
 
 
 def names(number: int) -> list[str]:
@@ -36,7 +36,7 @@ def names(number: int) -> list[str]:
 
 async def test_within_the_budget_each_watch_holds_a_query_for_the_full_wait(autojump_clock: MockClock) -> None:
     model = Model()
-    async with ReaderPool(model, budget=RESERVED + 20) as pool:
+    async with BlockingQueryPool(model, budget=RESERVED + 20) as pool:
         looks = await follow(model, pool, names(20), 200)
         assert model.most_held == 20
         assert set(model.waits) == {60.0}
@@ -46,7 +46,7 @@ async def test_within_the_budget_each_watch_holds_a_query_for_the_full_wait(auto
 
 async def test_over_the_budget_watches_take_turns_fairly(autojump_clock: MockClock) -> None:
     model = Model()
-    async with ReaderPool(model, budget=RESERVED + 10) as pool:
+    async with BlockingQueryPool(model, budget=RESERVED + 10) as pool:
         looks = await follow(model, pool, names(50), 200)
     assert model.most_held == 10
     assert model.most_connections == 10
@@ -59,7 +59,7 @@ async def test_over_the_budget_watches_take_turns_fairly(autojump_clock: MockClo
 
 async def test_first_reads_do_not_wait_for_a_turn(autojump_clock: MockClock) -> None:
     model = Model()
-    async with ReaderPool(model, budget=RESERVED + 1) as pool, trio.open_nursery() as nursery:
+    async with BlockingQueryPool(model, budget=RESERVED + 1) as pool, trio.open_nursery() as nursery:
         nursery.start_soon(one, pool, "a")
         await trio.sleep(1)
         assert model.held == 1
@@ -71,7 +71,7 @@ async def test_first_reads_do_not_wait_for_a_turn(autojump_clock: MockClock) -> 
 
 async def test_when_watches_end_the_rest_hold_their_queries_again(autojump_clock: MockClock) -> None:
     model = Model()
-    async with ReaderPool(model, budget=RESERVED + 5) as pool:
+    async with BlockingQueryPool(model, budget=RESERVED + 5) as pool:
         await follow(model, pool, names(10), 20)
         model.waits.clear()
         await follow(model, pool, names(5), 100)
@@ -81,7 +81,7 @@ async def test_when_watches_end_the_rest_hold_their_queries_again(autojump_clock
 
 async def test_a_budget_that_is_too_small_still_leaves_one_query(autojump_clock: MockClock) -> None:
     model = Model(connect={"s000": (sidecar("s000"),)})
-    async with ReaderPool(model, budget=1) as pool:
+    async with BlockingQueryPool(model, budget=1) as pool:
         looks = await follow(model, pool, names(3), 60)
     assert model.most_held == 1
     assert min(len(times) for times in looks.values()) >= 8
@@ -89,26 +89,26 @@ async def test_a_budget_that_is_too_small_still_leaves_one_query(autojump_clock:
 
 async def test_a_connection_of_ones_own_counts_in_the_budget(autojump_clock: MockClock) -> None:
     model = Model()
-    async with ReaderPool(model, budget=RESERVED + 6) as pool, pool.dedicated(), pool.dedicated():
+    async with BlockingQueryPool(model, budget=RESERVED + 6) as pool, pool.dedicated(), pool.dedicated():
         await follow(model, pool, names(12), 30)
         assert model.most_connections == 6
         assert model.most_held == 4
-        assert pool.room(0) == 4
+        assert pool.capacity_for(0) == 4
     assert model.connections == 0
-    async with ReaderPool(model, budget=RESERVED + 6) as pool:
-        assert pool.room(0) == 6
+    async with BlockingQueryPool(model, budget=RESERVED + 6) as pool:
+        assert pool.capacity_for(0) == 6
 
 
 async def test_the_room_is_what_others_leave(autojump_clock: MockClock) -> None:
-    async with ReaderPool(Model(), budget=RESERVED + 6) as pool:
-        with pool.watching(), pool.watching():
-            assert (pool.room(0), pool.room(1), pool.room(2)) == (4, 5, 6)
+    async with BlockingQueryPool(Model(), budget=RESERVED + 6) as pool:
+        with pool.registered(), pool.registered():
+            assert (pool.capacity_for(0), pool.capacity_for(1), pool.capacity_for(2)) == (4, 5, 6)
         async with pool.dedicated(), pool.dedicated(), pool.dedicated():
-            with pool.watching():
-                assert pool.room(0) == 2
+            with pool.registered():
+                assert pool.capacity_for(0) == 2
 
 
 async def test_a_query_may_be_held_for_less_where_that_is_wanted(autojump_clock: MockClock) -> None:
     model = Model()
-    async with ReaderPool(model, budget=RESERVED + 6) as pool, pool.turn(Cursor(1), 7.5) as (_, turn):
+    async with BlockingQueryPool(model, budget=RESERVED + 6) as pool, pool.slot(Cursor(1), 7.5) as (_, turn):
         assert turn.wait == 7.5

@@ -15,7 +15,7 @@ Place = TypeVar("Place", RemoteDatacenter, RemotePartition)
 
 
 @dataclass(frozen=True, slots=True)
-class Unanswered:
+class PendingSources:
     """For what Consul has not answered yet.
 
     `services` are names that its list has and whose instances are not known; `subsets` are written as
@@ -40,7 +40,7 @@ class Unanswered:
     peers: bool = False
 
 
-def carry_over(fresh: Snapshot, last: Snapshot, unanswered: Unanswered) -> Snapshot:
+def merge_last_known(fresh: Snapshot, last: Snapshot, unanswered: PendingSources) -> Snapshot:
     """The present catalog, with what Consul has not answered for as it was last known.
 
     Which sameness groups it has not answered for, the exports of `fresh` say themselves: of those the last known
@@ -76,7 +76,7 @@ def _place(snapshot: Snapshot) -> tuple[str, str, str]:
     return snapshot.datacenter, snapshot.partition, snapshot.trust_domain
 
 
-def _completed(service: Service, last: Service | None, unanswered: Unanswered) -> Service:
+def _completed(service: Service, last: Service | None, unanswered: PendingSources) -> Service:
     if last is None:
         return service
     if unanswered.resolvers:
@@ -102,13 +102,13 @@ def _with_gateways(fresh: Iterable[Place], last: Iterable[Place], unanswered: fr
         yield seen[name]
 
 
-def _groups(fresh: Snapshot, last: Snapshot, unanswered: Unanswered) -> Iterator[SamenessGroup]:
+def _groups(fresh: Snapshot, last: Snapshot, unanswered: PendingSources) -> Iterator[SamenessGroup]:
     waiting = {name for export in fresh.exports for name in export.groups}
     yield from fresh.groups
     yield from (it for it in last.groups if it.name in waiting or (unanswered.exports and not fresh.exports))
 
 
-def _exports(fresh: Snapshot, last: Snapshot, unanswered: Unanswered) -> Iterator[Export]:
+def _exports(fresh: Snapshot, last: Snapshot, unanswered: PendingSources) -> Iterator[Export]:
     known = {(export.namespace, export.service): export for export in last.exports}
     groups = {group.name: group for group in last.groups}
     for export in fresh.exports or (last.exports if unanswered.exports else ()):

@@ -16,7 +16,7 @@ from meshgate.adapters.consul import (
     Page,
     RateLimitedError,
     ServerError,
-    WatchHub,
+    WatchRegistry,
 )
 from meshgate.adapters.consul.watch import Watch
 
@@ -82,7 +82,7 @@ async def test_a_replaced_token_is_tried_at_once(autojump_clock: MockClock) -> N
     version = 1
     script = Script([*[DENIED] * 8, Page("a", 5)])
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(script.watch(WatchHub(token_version=lambda: version)).run)
+        nursery.start_soon(script.watch(WatchRegistry(token_version=lambda: version)).run)
         while len(script.asked) < 8:
             await trio.sleep(1)
         refused = trio.current_time()
@@ -94,7 +94,7 @@ async def test_a_replaced_token_is_tried_at_once(autojump_clock: MockClock) -> N
 
 
 async def test_after_an_outage_all_watches_return_with_the_first(autojump_clock: MockClock) -> None:
-    hub = WatchHub()
+    registry = WatchRegistry()
     down = False
 
     async def ask(cursor: Cursor) -> Page[str]:
@@ -107,16 +107,16 @@ async def test_after_an_outage_all_watches_return_with_the_first(autojump_clock:
 
     async with trio.open_nursery() as nursery:
         for number in range(20):
-            nursery.start_soon(Watch(hub, "kind", str(number), ask, lambda _: None).run)
+            nursery.start_soon(Watch(registry, "kind", str(number), ask, lambda _: None).run)
         await trio.sleep(5)
         down = True
         await trio.sleep(300)
-        assert all(state.failures for state in hub.states())
+        assert all(state.failures for state in registry.states())
         down = False
-        while all(state.failures for state in hub.states()):
+        while all(state.failures for state in registry.states()):
             await trio.sleep(0.01)
         first = trio.current_time()
-        while any(state.failures for state in hub.states()):
+        while any(state.failures for state in registry.states()):
             await trio.sleep(0.01)
         assert trio.current_time() - first <= 0.5
         nursery.cancel_scope.cancel()
@@ -124,37 +124,37 @@ async def test_after_an_outage_all_watches_return_with_the_first(autojump_clock:
 
 async def test_one_connection_of_many_that_fails_is_no_outage(autojump_clock: MockClock) -> None:
     """Consul 1.8 resets connections beyond its limit: those must not hurry because another one works."""
-    hub = WatchHub()
+    registry = WatchRegistry()
     good = [Script([Page("a", 5)], hold=lambda cursor: cursor.blocks) for _ in range(5)]
     flapping = Script([UNREACHABLE, Page("a", 5)] * 100)
     failing = Script([UNREACHABLE])
     with trio.move_on_after(300):
         async with trio.open_nursery() as nursery:
             for script in (*good, flapping, failing):
-                nursery.start_soon(script.watch(hub).run)
+                nursery.start_soon(script.watch(registry).run)
     assert len(failing.asked) < 60
 
 
 async def test_a_poll_does_not_sit_out_its_interval_after_an_outage(autojump_clock: MockClock) -> None:
-    hub = WatchHub()
+    registry = WatchRegistry()
     poll = Script([Page("a"), Page("b")])
     other = Script([*[UNREACHABLE] * 3, Page("x", 5)], hold=lambda cursor: cursor.blocks)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(lambda: poll.watch(hub, interval=1000.0).run())
-        nursery.start_soon(other.watch(hub).run)
+        nursery.start_soon(lambda: poll.watch(registry, interval=1000.0).run())
+        nursery.start_soon(other.watch(registry).run)
         await trio.sleep(100)
         nursery.cancel_scope.cancel()
     assert poll.values == ["a", "b"]
 
 
 async def test_the_state_tells_how_the_watch_is_doing(autojump_clock: MockClock) -> None:
-    hub = WatchHub()
+    registry = WatchRegistry()
     script = Script([Page("a", 5), DENIED, DENIED, DENIED, Page("b", 7)], hold=lambda cursor: cursor.blocks)
     start = trio.current_time()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(script.watch(hub).run)
+        nursery.start_soon(script.watch(registry).run)
         await trio.sleep(1)
-        (state,) = hub.states()
+        (state,) = registry.states()
         assert (state.kind, state.name, state.index, state.error, state.failures) == ("kind", "it", 5, "", 0)
         assert state.age(trio.current_time()) == pytest.approx(1)
         while state.failures < 3:
@@ -165,15 +165,15 @@ async def test_the_state_tells_how_the_watch_is_doing(autojump_clock: MockClock)
         await trio.sleep(30)
         assert (state.status, state.error, state.index, state.failing_since) == ("", "", 7, None)
         nursery.cancel_scope.cancel()
-    assert hub.states() == []
+    assert registry.states() == []
 
 
 async def test_the_age_of_a_watch_that_never_succeeded_counts_from_its_start(autojump_clock: MockClock) -> None:
-    hub = WatchHub()
+    registry = WatchRegistry()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(Script([DENIED]).watch(hub).run)
+        nursery.start_soon(Script([DENIED]).watch(registry).run)
         await trio.sleep(50)
-        assert hub.states()[0].age(trio.current_time()) == pytest.approx(50)
+        assert registry.states()[0].age(trio.current_time()) == pytest.approx(50)
         nursery.cancel_scope.cancel()
 
 
@@ -192,12 +192,12 @@ async def test_a_failure_is_logged_once_for_each_change_of_error_and_once_when_i
 
 
 async def test_an_outage_of_all_watches_is_one_line_and_so_is_its_end(autojump_clock: MockClock) -> None:
-    hub = WatchHub()
+    registry = WatchRegistry()
     with capture_logs() as logs, trio.move_on_after(100):
         async with trio.open_nursery() as nursery:
             for number in range(10):
                 script = Script([UNREACHABLE, Page("a", 1)], hold=lambda cursor: cursor.blocks)
-                nursery.start_soon(script.watch(hub, name=str(number)).run)
+                nursery.start_soon(script.watch(registry, name=str(number)).run)
     assert [entry["log_level"] for entry in logs if entry["log_level"] != "debug"] == ["warning", "info"]
 
 
@@ -214,20 +214,20 @@ async def test_a_watch_that_fails_from_the_start_does_not_say_that_anything_is_k
 
 
 async def test_what_is_only_swept_neither_hides_nor_makes_an_outage(autojump_clock: MockClock) -> None:
-    hub = WatchHub()
+    registry = WatchRegistry()
     for number in range(20):
-        hub.enlist("health", f"swept{number}").swept = True
+        registry.register("health", f"swept{number}").swept = True
     script = Script([UNREACHABLE, UNREACHABLE, Page("a", 1)])
     script.hold = lambda cursor: cursor.blocks
     recovered = trio.Event()
 
     async def wait() -> None:
-        await hub.recovery()
+        await registry.recovery()
         recovered.set()
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(wait)
-        nursery.start_soon(script.watch(hub).run)
+        nursery.start_soon(script.watch(registry).run)
         with trio.fail_after(60):
             await recovered.wait()
         nursery.cancel_scope.cancel()

@@ -27,7 +27,7 @@ SERVERS = "consul"
 _SEE_NODES = Rule("node", prefix=True)
 
 
-class Sight:
+class AclVisibility:
     """Proves that the token sees.
 
     Args:
@@ -76,30 +76,30 @@ class Sight:
         )
 
 
-class HeldInstances:
+class VerifiedInstances:
     """The instances behind one health query, as far as they can be believed.
 
     `value` is what is in use, `known` says whether an answer was accepted yet, and `service` is the name to ask for.
     """
 
-    __slots__ = ("_datacenter", "_filtered", "_sight", "known", "service", "value")
+    __slots__ = ("_datacenter", "_filtered", "_visibility", "known", "service", "value")
 
-    def __init__(self, sight: Sight, service: str, *, datacenter: str = "", start: Instances = ()) -> None:
+    def __init__(self, visibility: AclVisibility, service: str, *, datacenter: str = "", start: Instances = ()) -> None:
         self.value = start
         self.known = False
         self.service = service
-        self._sight = sight
+        self._visibility = visibility
         self._datacenter = datacenter
         self._filtered = False
 
     async def accept(self, page: Page[Instances]) -> None:
-        """Take an answer over, or raise what speaks against it (`Sight.confirm`)."""
+        """Take an answer over, or raise what speaks against it (`AclVisibility.confirm`)."""
         if vanished(self.value, page.value):
             since = trio.current_time()
             if page.filtered and not self._filtered:
                 raise PermissionDeniedError(f"Consul now leaves out instances of {self.service}", _SEE_NODES)
             if not page.value:
-                await self._sight.confirm(self.service, since=since, datacenter=self._datacenter)
+                await self._visibility.confirm(self.service, since=since, datacenter=self._datacenter)
         self._filtered = page.filtered
         if page.value != self.value:
             # What is equal stays the same object, so that nothing is planned again for it.
