@@ -146,6 +146,28 @@ async def test_maintenance_outlives_all_but_an_orderly_stop_of_the_gateway(world
         await gateway.stop()
 
 
+async def test_maintenance_outlives_every_write_of_central_configuration(world: World) -> None:
+    """The agent repeats a registration with the flags that it came with whenever what it merges has changed."""
+    dc1, name = world.federation.dc1, "mesh-gateway"
+    defaults = {"Kind": "proxy-defaults", "Name": "global"}
+
+    async def merged() -> object:
+        return (await dc1.get(f"/v1/agent/service/{name}"))["Proxy"]["Config"].get("connect_timeout_ms")
+
+    async with gateway_beside(dc1, world.token):
+        await maint(dc1, "-enable", f"-service={name}", f"-reason={WHY}")
+        try:
+            for milliseconds in (701, 702, 703):
+                await world.federation.write_config_entry(defaults | {"Config": {"connect_timeout_ms": milliseconds}})
+                await until_equal("the merge", merged, milliseconds, seconds=20)
+                assert await checks(dc1, name) == {f"_service_maintenance:{name}", f"service:{name}"}
+                own = {"Kind": "service-defaults", "Name": name, "Protocol": "http" if milliseconds == 701 else "tcp"}
+                await world.federation.write_config_entry(own)
+        finally:
+            await world.federation.delete_config_entry("service-defaults", name)
+            await world.federation.delete_config_entry("proxy-defaults", "global")
+
+
 async def shapes(consul: Consul, instance: str) -> list[str]:
     """The IDs of the checks, sorted, without what is random in them."""
     return sorted(re.sub(r":[0-9a-f]{8}$", ":…", each) for each in await checks(consul, instance))

@@ -246,14 +246,12 @@ class Model:
         await self._turn("agent_checks", Cursor())
         return tuple(check for check in self.checks.values() if check.service_id in ("", service_id))
 
-    async def register(self, payload: Mapping[str, Any], *, keep_checks: bool = False) -> None:
+    async def register(self, payload: Mapping[str, Any]) -> None:
         await self._turn("register", Cursor())
         if not self._may_read(payload["Name"]):
             raise PermissionDeniedError(f"Permission denied: Missing service:write on {payload['Name']}")
         self.registered.append(payload)
         name = payload["Name"]
-        if not keep_checks:
-            self._drop_checks(payload["ID"])
         check = payload["Check"].get("CheckID", f"service:{payload['ID']}")
         self.checks[check] = AgentCheck(check, payload["ID"])
         self.agent[payload["ID"]] = OwnRegistration(

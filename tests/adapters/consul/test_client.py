@@ -161,7 +161,7 @@ async def test_registering_and_deregistering_are_puts() -> None:
         double.set("/v1/agent/service/deregister/gw%201", b"", index=None)
         await client.register({"Name": "gw", "Port": 1})
         await client.deregister("gw 1")
-        assert double.seen[0].query == {"replace-existing-checks": "true"}
+        assert double.seen[0].query == {}
         assert [seen.method for seen in double.seen] == ["PUT", "PUT"]
         assert json.loads(double.seen[0].body) == {"Name": "gw", "Port": 1}
         assert double.seen[1].target == "/v1/agent/service/deregister/gw%201"

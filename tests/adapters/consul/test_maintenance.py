@@ -35,12 +35,12 @@ async def test_name_that_cannot_stand_in_a_filter_is_looked_for_among_all(odd: s
         assert double.seen[0].query == {}
 
 
-async def test_checks_are_kept_and_removed_one_by_one_where_that_is_asked_for() -> None:
+async def test_a_registration_leaves_checks_alone_and_they_are_removed_one_by_one() -> None:
     async with connected() as (double, client):
         double.set("/v1/agent/service/register", b"", index=None)
         double.set("/v1/agent/check/deregister/a/b", b"", index=None)
         double.set("/v1/agent/check/deregister/a%2Fb", b"", index=None)
-        await client.register({"Name": "gw", "Port": 1}, keep_checks=True)
+        await client.register({"Name": "gw", "Port": 1})
         await client.deregister_check("a/b")
         assert [(seen.method, seen.target) for seen in double.seen] == [
             ("PUT", "/v1/agent/service/register"),

@@ -158,16 +158,12 @@ class Endpoints:
                 await self._http.get(decoded(registration_wire.decode_agent_checks), "/v1/agent/checks", params)
             ).value
 
-    async def register(self, payload: Mapping[str, Any], *, keep_checks: bool = False) -> None:
-        """`PUT /v1/agent/service/register`. A registration of the same ID is replaced.
-
-        Its checks go with it, that of its maintenance too, unless `keep_checks`: then those of other IDs stay.
-        """
+    async def register(self, payload: Mapping[str, Any]) -> None:
+        """`PUT /v1/agent/service/register`. A registration of the same ID is replaced; its checks of other IDs stay."""
         with self._counted(Rule("service", str(payload["Name"]), "write")):
             await self._http.put(
                 accepted(),
                 "/v1/agent/service/register",
-                params=[] if keep_checks else [("replace-existing-checks", "true")],
                 data=json.dumps(payload),
             )
 

@@ -204,8 +204,8 @@ class Reader(Protocol):
         """The checks that the agent holds of a service, and among others that of the maintenance of its node."""
         ...
 
-    async def register(self, payload: Mapping[str, Any], *, keep_checks: bool = False) -> None:
-        """Register a service with the agent; its earlier checks go, unless they are to be kept."""
+    async def register(self, payload: Mapping[str, Any]) -> None:
+        """Register a service with the agent; its earlier checks of other IDs stay."""
         ...
 
     async def deregister_check(self, check_id: str) -> None:

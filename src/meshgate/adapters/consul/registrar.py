@@ -5,8 +5,8 @@ sent, and change later. It forgets registrations when it is restarted without it
 are those of a token that has been replaced: the agent keeps a registration in the catalog, and takes it back at the
 end, by the token that it came with (Consul's anti-entropy), which may have been deleted by then.
 
-What an operator said of the gateway stands: maintenance outlives every registration that is sent again. Only the
-removal at the end takes it away, since the agent drops a service with all its checks.
+What an operator said of the gateway stands: maintenance outlives every registration that is sent again, by us or by the
+agent itself. Only the removal at the end takes it away, since the agent drops a service with all its checks.
 """
 
 import secrets
@@ -18,7 +18,7 @@ import structlog
 import trio
 
 from .errors import ConsulError, ConsulUnreachableError, NotFoundError, PermissionDeniedError, Rule, ServerError
-from .maintenance import left_over, maintenance_check
+from .maintenance import left_over
 from .records import Client, Cursor, OwnRegistration, Page, Reader
 from .registration import GatewayDefinition
 from .watch import Watch, ignore
@@ -133,20 +133,19 @@ class Registrar:
     async def _register(self, reader: Reader) -> None:
         assert self._payload is not None
         service_id = self._definition.id
-        checks = await reader.agent_checks(service_id)
-        held_out = any(check.id == maintenance_check(service_id) for check in checks)
         # A request without an answer may have arrived; one that was refused has not.
         before, self._sent, self._due = self._sent, True, True
         self._token_version = self._registry.token_version()
         try:
-            await reader.register(self._payload, keep_checks=held_out)
+            await reader.register(self._payload)
         except PermissionDeniedError:
             self._sent = before
             raise
-        if held_out:
-            sent = self._payload["Check"].get("CheckID", f"service:{service_id}")
-            for check in left_over(checks, service_id, sent):
-                await reader.deregister_check(check)
+        # Not by replace-existing-checks: the agent repeats a registration with the flags that it came with, each time
+        # that central configuration changes, and would drop maintenance then.
+        sent = self._payload["Check"].get("CheckID", f"service:{service_id}")
+        for check in left_over(await reader.agent_checks(service_id), service_id, sent):
+            await reader.deregister_check(check)
         self._due = False
         log.info("registered with the agent", service=self._definition.service, id=self._definition.id)
 
