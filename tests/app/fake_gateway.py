@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, cast
 
 import structlog
 import trio
@@ -29,7 +30,7 @@ METRICS = Metrics()
 class FakeGateway:
     """`on_metrics` is called before each metrics page; `process_started` stands in for the process's own time."""
 
-    table: RouteTable = field(default_factory=lambda: RouteTable.of("dc1", "td.consul", "default", iter(())))
+    routes: RouteTable = field(default_factory=lambda: RouteTable.of("dc1", "td.consul", "default", iter(())))
     stats: GatewayStats = field(default_factory=lambda: GatewayStats("1.2.3"))
     streams: list[OpenStream] = field(default_factory=list)
     settings: Settings = field(default_factory=lambda: Settings.load({}, environ={}, env_file=os.devnull))
@@ -37,15 +38,17 @@ class FakeGateway:
     draining: bool = False
     catalog_stale: bool = False
     limits: Limits = field(default_factory=Limits)
-    watcher: None = None
     process_started: float = 1e9
     on_metrics: Callable[[], None] = lambda: None
     drains: int = 0
     wrong: list[str] = field(default_factory=list)
     _stop: Callable[[], None] = lambda: None
 
-    def relay_table(self) -> RouteTable:
-        return self.table
+    def watches(self) -> list[Any]:
+        return []
+
+    def table(self) -> RouteTable:
+        return self.routes
 
     def problems(self) -> list[str]:
         return self.wrong
@@ -73,8 +76,8 @@ class FakeGateway:
             with scope:
                 async with trio.open_nursery() as nursery:
                     routes = {
-                        **operator_routes(self),
-                        ("GET", "/routes"): lambda _: json_response(routes_view(self.table)),
+                        **operator_routes(cast("Any", self)),
+                        ("GET", "/routes"): lambda _: json_response(routes_view(self.routes)),
                         ("GET", "/metrics"): self._metrics,
                     }
                     bound.append(await nursery.start(AdminServer(routes).serve, bind))

@@ -1,7 +1,6 @@
 import json
 import os
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +13,25 @@ from meshgate import __version__
 from meshgate.adapters.admin.server import AdminServer
 from meshgate.adapters.admin.views import routes_view
 from meshgate.adapters.consul import WatchState
-from meshgate.adapters.relay import Limits
 from meshgate.adapters.relay.counters import OpenStream
 from meshgate.app.admin.admin_operator import operator_routes
 from meshgate.app.logs import logs
 from meshgate.app.settings.settings import Settings
-from meshgate.core.routes import Endpoint, Route, RouteKind, RouteTable
+from meshgate.core.routes import Endpoint, Route, RouteKind
 
-WEB = "web.default.dc1.internal.td.consul"
+from .gateway_double import TRUST_DOMAIN, GatewayDouble
+
+WEB = f"web.default.dc1.internal.{TRUST_DOMAIN}"
 ROUTES = [
     Route(WEB, RouteKind.SERVICE, "web", (Endpoint("10.0.0.7", 21000, True, 1, "n1", "web-1"),)),
-    Route("dc2.internal.td.consul", RouteKind.DATACENTER, "dc2", (), suffix=True),
+    Route(f"dc2.internal.{TRUST_DOMAIN}", RouteKind.DATACENTER, "dc2", (), suffix=True),
 ]
 STREAMS = [
     OpenStream(7, "192.0.2.1:4000", WEB, WEB, "10.0.0.7:21000", "relaying", 1.23456, 10, 20, 0),
     OpenStream(8, "192.0.2.2:4000", None, None, None, "hello", 0.0, 0, 0, 1),
     OpenStream(9, "192.0.2.3:4000", "a\udcff", None, None, "refused", 0.5, 300, 7, 1),
 ]
+PROBLEM = 'add service "web" { policy = "read" }'
 SECRETS = {
     "CONSUL_HTTP_TOKEN": "11111111-aaaa-bbbb-cccc-environment1",
     "CONSUL_HTTP_AUTH": "admin:hunter2-hunter2",
@@ -45,52 +46,21 @@ def settings_of(environ: Mapping[str, str] = {}, flags: Mapping[str, str] = {}) 
     return Settings.load(flags, environ=environ, env_file=os.devnull)
 
 
-class Watcher:
-    def __init__(self) -> None:
-        now = trio.current_time()
-        self._states = [
-            WatchState("services", "services", now - 100, last_success=now - 2.5, index=42),
-            WatchState(
-                "connect", "web", now - 10, error='lacks "web"', status="403", failures=3, failing_since=now - 9
-            ),
-        ]
-
-    def states(self) -> list[WatchState]:
-        return self._states
-
-
-@dataclass
-class Gateway:
-    settings: Settings = field(default_factory=settings_of)
-    watcher: Watcher | None = None
-    ready: bool = False
-    draining: bool = False
-    catalog_stale: bool = False
-    limits: Limits = field(default_factory=Limits)
-    table: RouteTable = field(default_factory=lambda: RouteTable.of("dc1", "td.consul", "default", iter(ROUTES)))
-    streams: list[OpenStream] = field(default_factory=lambda: list(STREAMS))
-
-    def relay_table(self) -> RouteTable:
-        return self.table
-
-    def problems(self) -> list[str]:
-        return ['add service "web" { policy = "read" }'] if self.catalog_stale else []
-
-    def drain(self) -> None:
-        self.draining = True
-
-    async def connections(self) -> list[OpenStream]:
-        await trio.lowlevel.checkpoint()
-        return self.streams
+def watch_states() -> list[WatchState]:
+    now = trio.current_time()
+    return [
+        WatchState("services", "services", now - 100, last_success=now - 2.5, index=42),
+        WatchState("connect", "web", now - 10, error='lacks "web"', status="403", failures=3, failing_since=now - 9),
+    ]
 
 
 @pytest.fixture
-def gateway() -> Gateway:
-    return Gateway()
+def gateway() -> GatewayDouble:
+    return GatewayDouble(*ROUTES, ready=False, streams=list(STREAMS))
 
 
 @pytest.fixture
-async def admin(gateway: Gateway, nursery: trio.Nursery) -> AsyncIterator[httpx.AsyncClient]:
+async def admin(gateway: GatewayDouble, nursery: trio.Nursery) -> AsyncIterator[httpx.AsyncClient]:
     host, port = await nursery.start(AdminServer(operator_routes(gateway)).serve, ("127.0.0.1", 0))
     async with httpx.AsyncClient(base_url=f"http://{host}:{port}", trust_env=False, timeout=10) as client:
         yield client
@@ -127,7 +97,7 @@ async def test_connections_have_the_contracts_shape(admin: httpx.AsyncClient) ->
     assert refused["sni"] == "a\\udcff"
 
 
-async def test_thousands_of_connections_are_all_listed(gateway: Gateway, admin: httpx.AsyncClient) -> None:
+async def test_thousands_of_connections_are_all_listed(gateway: GatewayDouble, admin: httpx.AsyncClient) -> None:
     gateway.streams = STREAMS[:1] * 20_000
     assert len((await admin.get("/connections")).json()) == 20_000
 
@@ -138,11 +108,11 @@ async def test_clusters_are_envoys_text_or_json(admin: httpx.AsyncClient) -> Non
     assert f"{WEB}::10.0.0.7:21000::cx_active::1\n" in text.text
     assert f"{WEB}::10.0.0.7:21000::health_flags::healthy\n" in text.text
     answer = (await admin.get("/clusters?format=json")).json()
-    assert [each["name"] for each in answer["cluster_statuses"]] == [WEB, "dc2.internal.td.consul"]
+    assert [each["name"] for each in answer["cluster_statuses"]] == [WEB, f"dc2.internal.{TRUST_DOMAIN}"]
     assert (await admin.get("/clusters?format=xml")).status_code == 400
 
 
-async def test_the_state_is_envoys_word(gateway: Gateway, admin: httpx.AsyncClient) -> None:
+async def test_the_state_is_envoys_word(gateway: GatewayDouble, admin: httpx.AsyncClient) -> None:
     async def state() -> object:
         return (await admin.get("/server_info")).json()["state"]
 
@@ -164,7 +134,7 @@ async def test_server_info_says_version_and_uptime(admin: httpx.AsyncClient) -> 
     assert first["command_line_options"] == {}
 
 
-async def test_drain_is_a_post_and_may_come_twice(gateway: Gateway, admin: httpx.AsyncClient) -> None:
+async def test_drain_is_a_post_and_may_come_twice(gateway: GatewayDouble, admin: httpx.AsyncClient) -> None:
     assert (await admin.get("/drain")).status_code == 405
     assert not gateway.draining
     for _ in range(2):
@@ -174,7 +144,9 @@ async def test_drain_is_a_post_and_may_come_twice(gateway: Gateway, admin: httpx
         assert gateway.draining
 
 
-async def test_a_strangers_page_cannot_drain_or_change_the_level(gateway: Gateway, admin: httpx.AsyncClient) -> None:
+async def test_a_strangers_page_cannot_drain_or_change_the_level(
+    gateway: GatewayDouble, admin: httpx.AsyncClient
+) -> None:
     for path in ("/drain", "/logging?level=error"):
         assert (await admin.post(path, headers={"origin": "http://evil.example"})).status_code == 403
     assert not gateway.draining
@@ -200,8 +172,8 @@ async def test_a_level_that_is_none_is_refused(admin: httpx.AsyncClient, level: 
     assert logs.level() == "info"
 
 
-async def test_config_dump_shows_all_that_the_gateway_goes_by(gateway: Gateway, admin: httpx.AsyncClient) -> None:
-    gateway.watcher, gateway.catalog_stale = Watcher(), True
+async def test_config_dump_shows_all_that_the_gateway_goes_by(gateway: GatewayDouble, admin: httpx.AsyncClient) -> None:
+    gateway.states, gateway.catalog_stale, gateway.wrong = watch_states(), True, [PROBLEM]
     gateway.settings = settings_of({"MESHGATE_WAN_ADDRESS": "198.51.100.7:443"}, {"MESHGATE_SERVICE": "gw"})
     dump = (await admin.get("/config_dump")).json()
     assert dump["settings"]["MESHGATE_SERVICE"] == {"value": "gw", "origin": "flag"}
@@ -210,9 +182,9 @@ async def test_config_dump_shows_all_that_the_gateway_goes_by(gateway: Gateway, 
     assert dump["registration"]["service"] == "gw"
     assert (dump["registration"]["wan_address"], dump["registration"]["wan_port"]) == ("198.51.100.7", 443)
     assert dump["registration"]["register"] is True
-    assert dump["table"] == json.loads(json.dumps(routes_view(gateway.table))) | {"conflicts": []}
+    assert dump["table"] == json.loads(json.dumps(routes_view(gateway.table()))) | {"conflicts": []}
     assert dump["catalog_stale"] is True
-    assert dump["problems"] == ['add service "web" { policy = "read" }']
+    assert dump["problems"] == [PROBLEM]
     services, web = dump["watches"]
     assert 2.5 <= services["age_seconds"] < 10
     assert (services["kind"], services["index"], services["error"], services["answered"]) == (
@@ -230,7 +202,7 @@ async def test_config_dump_before_the_agent_is_found(admin: httpx.AsyncClient) -
     assert (dump["watches"], dump["problems"], dump["catalog_stale"]) == ([], [], False)
 
 
-async def test_no_answer_holds_a_secret(gateway: Gateway, admin: httpx.AsyncClient, tmp_path: Path) -> None:
+async def test_no_answer_holds_a_secret(gateway: GatewayDouble, admin: httpx.AsyncClient, tmp_path: Path) -> None:
     for name, text in (("token", FILE_TOKEN), ("key.pem", KEY), ("cert.pem", "certificate")):
         (tmp_path / name).write_text(text)
     gateway.settings = settings_of(
@@ -243,7 +215,7 @@ async def test_no_answer_holds_a_secret(gateway: Gateway, admin: httpx.AsyncClie
         },
         {"CONSUL_HTTP_TOKEN": FLAG_TOKEN, "MESHGATE_SERVICE": "gw"},
     )
-    gateway.watcher = Watcher()
+    gateway.states = watch_states()
     hidden = [*SECRETS.values(), "hunter2-hunter2", FLAG_TOKEN, FILE_TOKEN, KEY, PASSWORD]
     for method, path in operator_routes(gateway):
         response = await admin.request(method, path)

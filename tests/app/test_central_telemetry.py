@@ -8,6 +8,8 @@ import trio
 from meshgate.adapters.admin.statsd import Target
 from meshgate.adapters.consul import ConsulAddress, ConsulClient, OwnRegistration
 from meshgate.adapters.sd_notify import Notifier
+from meshgate.app.admin.gateway_view import GatewayView
+from meshgate.app.admin.telemetry import Telemetry
 from meshgate.app.gateway.gateway import Gateway
 from meshgate.app.settings.settings import Settings
 
@@ -21,6 +23,7 @@ async def test_a_changed_registration_changes_where_streams_and_numbers_are_told
     settings = Settings.load({}, environ=environ, env_file=os.devnull)
     async with ConsulClient(ConsulAddress.from_settings({})) as client, trio.open_nursery() as nursery:
         gateway = Gateway(settings, client, Notifier())
+        telemetry = Telemetry(GatewayView(gateway), gateway)
         nursery.start_soon(gateway.relay.run)
         asked = OwnRegistration(
             "gw",
@@ -31,12 +34,12 @@ async def test_a_changed_registration_changes_where_streams_and_numbers_are_told
             access_logs={"Enabled": True, "Type": "file", "Path": str(path), "TextFormat": "%BYTES_SENT%"},
         )
         gateway.registration.on_registration(asked)
-        assert list(gateway.telemetry.statsd._targets) == [Target(("127.0.0.1", 8125))]
+        assert list(telemetry.statsd._targets) == [Target(("127.0.0.1", 8125))]
         assert gateway.observer.wants_records
         gateway.observer.on_ended(RECORD)
         assert await lines_of(path, 1) == ["20"]
         gateway.registration.on_registration(OwnRegistration("gw", "gw", "", 8443))
-        assert not gateway.telemetry.statsd._targets
+        assert not telemetry.statsd._targets
         assert gateway.observer.dropped == 0
         gateway.observer.on_ended(RECORD)
         assert written(path) == ["20"]

@@ -32,7 +32,7 @@ def clean_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 @pytest.fixture
 def gateway(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Stands in for the gateway: runs `act` and notes the settings it got."""
-    module = types.ModuleType("meshgate.app.gateway.run")
+    module = types.ModuleType("meshgate.app.composition_root")
     seen = []
 
     def make(act: Any = lambda settings: None) -> Any:
@@ -41,7 +41,7 @@ def gateway(monkeypatch: pytest.MonkeyPatch) -> Any:
             return act(settings)
 
         module.__dict__["run_gateway"] = run_gateway
-        monkeypatch.setitem(sys.modules, "meshgate.app.gateway.run", module)
+        monkeypatch.setitem(sys.modules, "meshgate.app.composition_root", module)
         return seen
 
     return make
@@ -336,9 +336,9 @@ def test_a_closed_pipe_is_no_traceback() -> None:
 
 def test_ctrl_c_of_the_real_process_exits_with_130(tmp_path: Path) -> None:
     code = (
-        "import sys, types, time; m = types.ModuleType('meshgate.app.gateway.run');"
+        "import sys, types, time; m = types.ModuleType('meshgate.app.composition_root');"
         "m.run_gateway = lambda s: (print('up', flush=True), time.sleep(30));"
-        "sys.modules['meshgate.app.gateway.run'] = m; sys.argv[1:] = ['run'];"
+        "sys.modules['meshgate.app.composition_root'] = m; sys.argv[1:] = ['run'];"
         "from meshgate.app.cli.main import main; main()"
     )
     with subprocess.Popen(

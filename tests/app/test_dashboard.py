@@ -16,14 +16,13 @@ from meshgate.app.admin.dashboard_sampler import FRESH, MOST_STREAMS, STALE, Sam
 from meshgate.core.reasons import Reason
 from meshgate.core.routes import RouteKind
 
-from .dashboard_double import GatewayDouble, refused, route
+from .gateway_double import GatewayDouble, refused, route
 
 WEB = (RouteKind.SERVICE, "web")
 
 
 def asking(double: GatewayDouble) -> Callable[..., Awaitable[tuple[int, Any]]]:
-    gateway: Any = double
-    handler: Any = dashboard_routes(gateway)["GET", "/dashboard/state"]
+    handler: Any = dashboard_routes(double)["GET", "/dashboard/state"]
 
     async def ask(**query: str) -> tuple[int, Any]:
         response: Response = await handler(Request("GET", "/dashboard/state", query, {}))
@@ -37,9 +36,9 @@ def stream(number: int, to: str | None) -> OpenStream:
 
 
 async def test_state_tells_the_gateway_its_destinations_and_its_news(autojump_clock: trio.testing.MockClock) -> None:
-    double = GatewayDouble(routes=[route("web", healthy=1, unhealthy=1)])
-    double.streams = [stream(1, double.routes[0].sni), stream(2, None)]
-    double.counters.active = 2
+    double = GatewayDouble(web := route("web", healthy=1, unhealthy=1))
+    double.streams = [stream(1, web.sni), stream(2, None)]
+    double.numbers.active = 2
     double.recent += [(5.0, refused("first")), (6.0, refused(None, Reason.NOT_TLS, "plain text"))]
     now = trio.current_time()
     double.states += [
@@ -49,8 +48,8 @@ async def test_state_tells_the_gateway_its_destinations_and_its_news(autojump_cl
     ]
     ask = asking(double)
     await ask()
-    double.counters.connections = {WEB: 8}
-    double.counters.carried = {WEB: (400, 40)}
+    double.numbers.connections = {WEB: 8}
+    double.numbers.carried = {WEB: (400, 40)}
     await trio.sleep(2)
     status, state = await ask()
     assert status == 200
@@ -77,7 +76,7 @@ async def test_state_tells_the_gateway_its_destinations_and_its_news(autojump_cl
     ("flags", "word"), [({}, "ready"), ({"ready": False}, "starting"), ({"ready": False, "draining": True}, "draining")]
 )
 async def test_state_has_a_word_for_each_phase(flags: dict[str, bool], word: str) -> None:
-    _, state = await asking(GatewayDouble(**flags))()  # type: ignore[arg-type]
+    _, state = await asking(GatewayDouble(**flags))()
     assert state["gateway"]["state"] == word
 
 
@@ -87,7 +86,7 @@ async def test_order_that_is_none_is_an_error() -> None:
 
 
 async def test_filter_and_order_choose_destinations() -> None:
-    ask = asking(GatewayDouble(routes=[route("web"), route("mail")]))
+    ask = asking(GatewayDouble(route("web"), route("mail")))
     _, state = await ask(filter="WE")
     assert [row["name"] for row in state["destinations"]["rows"]] == ["web"]
     _, state = await ask(sort="name")
@@ -114,8 +113,8 @@ async def test_many_viewers_ask_the_workers_once(autojump_clock: trio.testing.Mo
 
 
 async def test_very_busy_gateway_is_not_asked_for_its_streams(autojump_clock: trio.testing.MockClock) -> None:
-    double = GatewayDouble(routes=[route("web")])
-    double.counters.active = MOST_STREAMS + 1
+    double = GatewayDouble(route("web"))
+    double.numbers.active = MOST_STREAMS + 1
     _, state = await asking(double)()
     assert double.listed == 0
     assert state["destinations"]["rows"][0]["open"] is None
@@ -123,7 +122,7 @@ async def test_very_busy_gateway_is_not_asked_for_its_streams(autojump_clock: tr
 
 async def test_old_samples_give_no_rates(autojump_clock: trio.testing.MockClock) -> None:
     double = GatewayDouble()
-    sampler = Sampler(double.relay.counters, double.relay.connections)
+    sampler = Sampler(double.counters, double.connections)
     first = (await sampler.span()).after
     await trio.sleep(1)
     assert (await sampler.span()).before is first
@@ -132,7 +131,8 @@ async def test_old_samples_give_no_rates(autojump_clock: trio.testing.MockClock)
 
 
 async def test_rates_are_of_the_last_seconds(autojump_clock: trio.testing.MockClock) -> None:
-    sampler = Sampler(*(getattr(GatewayDouble().relay, name) for name in ("counters", "connections")))
+    double = GatewayDouble()
+    sampler = Sampler(double.counters, double.connections)
     for _ in range(9):
         await sampler.span()
         await trio.sleep(1)

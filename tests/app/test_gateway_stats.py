@@ -1,61 +1,32 @@
-from collections import Counter
-from types import SimpleNamespace
-from typing import Any
-
 import trio
 import trio.testing
 
 from meshgate.adapters.admin.stats import Destination, StreamEnd, Worker
 from meshgate.adapters.consul import WatchState
-from meshgate.adapters.relay import Counters
+from meshgate.adapters.relay import Counters, Limits
 from meshgate.app.admin.gateway_stats import StatsSource
 from meshgate.core.reasons import Reason
-from meshgate.core.routes import RouteKind, RouteTable
+from meshgate.core.routes import RouteKind
+
+from .gateway_double import GatewayDouble
 
 WEB = (RouteKind.SERVICE, "web")
 
 
-class Gateway:
-    """What the numbers are gathered from."""
-
-    def __init__(self) -> None:
-        self.numbers = Counters()
-        self.relay = self.watcher = self
-        self.loads = [(4711, 2), (0, 0)]
-        self.untold = 3
-        self.client = SimpleNamespace(errors=Counter({"500": 1}), token=SimpleNamespace(problem=""))
-        self.observer = SimpleNamespace(dropped=4, wants_records=True)
-        self.limits = SimpleNamespace(max_connections=77)
-        self.telemetry = SimpleNamespace(statsd=SimpleNamespace(dropped=5))
-        self.catalog_stale = self.draining = False
-        self.ready = True
-        self.ca_root_expiry, self.ca_intermediate_expiry = 1.0, None
-        now = trio.current_time()
-        self.watches = [
-            WatchState("health", "web", now - 9, last_success=now - 4),
-            WatchState("health", "api", now - 9),
-            WatchState("services", "services", now, error="no", status="403"),
-        ]
-
-    async def counters(self) -> Counters:
-        await trio.lowlevel.checkpoint()
-        return self.numbers.copy()
-
-    def states(self) -> list[WatchState]:
-        return self.watches
-
-    def relay_table(self) -> RouteTable:
-        return RouteTable.of("dc1", "td", "default", iter(()))
-
-
 async def test_the_numbers_of_relay_and_catalog_come_together(autojump_clock: trio.testing.MockClock) -> None:
-    gateway: Any = Gateway()
+    now = trio.current_time()
+    states = [
+        WatchState("health", "web", now - 9, last_success=now - 4),
+        WatchState("health", "api", now - 9),
+        WatchState("services", "services", now, error="no", status="403"),
+    ]
+    gateway = GatewayDouble(states=states, dropped=7, limits=Limits(max_connections=77))
     gateway.numbers.count_routed(*WEB)
     gateway.numbers.count_connect(0.0002)
     gateway.numbers.count_failed(*WEB, Reason.CONNECT_FAILED)
     for flag in ("", "", "DC", "UC", "SI", "odd"):
         gateway.numbers.count_ended(WEB, 0.5, (1, 2), flag)
-    stats = await StatsSource(gateway).gather()
+    stats = await StatsSource(gateway, lambda: 5).gather()
     web = Destination(*WEB)
     assert stats.connections == {web: 1}
     assert stats.destination_bytes == {web: (6, 12)}
@@ -78,8 +49,8 @@ async def test_the_numbers_of_relay_and_catalog_come_together(autojump_clock: tr
 
 
 async def test_bytes_never_go_back_when_a_worker_is_too_busy_to_tell_of_its_open_streams() -> None:
-    gateway: Any = Gateway()
-    source = StatsSource(gateway)
+    gateway = GatewayDouble()
+    source = StatsSource(gateway, lambda: 0)
     seen = []
     for received, sent in ((100, 200), (40, 300), (150, 250)):
         gateway.numbers = Counters(bytes_received=received, bytes_sent=sent, carried={WEB: (received, sent)})

@@ -1,7 +1,7 @@
 import trio
 from trio.testing import MockClock
 
-from meshgate.app.admin.health_history import HealthHistory, Since
+from meshgate.app.gateway.health_history import HealthHistory, Since
 from meshgate.core.changes import difference
 from meshgate.core.routes import Endpoint, Route, RouteKind, RouteTable
 

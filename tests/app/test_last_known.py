@@ -48,7 +48,7 @@ async def test_without_a_folder_there_is_nothing_and_nothing_is_kept() -> None:
     await it.load()
     it.keep(CATALOG, {})
     assert (it.kept, it.stand_in(), it.from_disk, it.problems()) == (None, None, False, [])
-    assert it.detail() == {"from_disk": False}
+    assert not it.from_disk
     assert it.completed(CATALOG, PendingSources()) is CATALOG
 
 
@@ -62,7 +62,8 @@ async def test_age_goes_on_from_what_the_file_says_and_is_never_negative(
         await it.load()
         assert it.stand_in() is not None
         await trio.sleep(7)
-        assert it.detail() == {"from_disk": True, "age_seconds": pytest.approx(age + 7, abs=0.5)}
+        assert it.from_disk
+        assert it.age == pytest.approx(age + 7, abs=0.5)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from meshgate.app.cli.commands.run import run
 import meshgate.app.cli.commands.run as command
 ran = []
 with command.lean_imports():
-    import meshgate.app.gateway.run
+    import meshgate.app.composition_root
 from meshgate.adapters.consul.transport import MeshConsul
 print(json.dumps(sorted(name for name in sys.modules if "." not in name)))
 """

@@ -89,7 +89,7 @@ def clean_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def busy_gateway() -> FakeGateway:
-    return FakeGateway(table=TABLE, stats=STATS, streams=STREAMS)
+    return FakeGateway(routes=TABLE, stats=STATS, streams=STREAMS)
 
 
 def looked(gateway: FakeGateway, at: float, address: str) -> Look:

@@ -32,7 +32,7 @@ DRAIN_SECONDS = parse_duration(BY_NAME["MESHGATE_DRAIN_TIMEOUT"].default_text())
 
 
 def get_paths() -> set[str]:
-    return {path for method, path in admin_routes(MagicMock()) if method == "GET"}
+    return {path for method, path in admin_routes(MagicMock(), MagicMock()) if method == "GET"}
 
 
 def compose() -> dict[str, Any]:

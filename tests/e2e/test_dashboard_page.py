@@ -12,7 +12,7 @@ from playwright.sync_api import Page, expect
 
 from meshgate.core.reasons import Reason
 from meshgate.core.routes import RouteKind
-from tests.app.dashboard_double import GatewayDouble, refused, route
+from tests.app.gateway_double import GatewayDouble, refused, route
 
 from .browser import Chromium, chromium, opened, place
 
@@ -37,13 +37,11 @@ def browser() -> Iterator[Chromium]:
 def full_double() -> GatewayDouble:
     """Something of everything, with long names."""
     double = GatewayDouble(
-        routes=[
-            route("orders", healthy=2, unhealthy=1),
-            route("mail", healthy=0, unhealthy=1),
-            route("a-service-with-a-name-that-is-as-long-as-a-label-of-dns-may-be-1", healthy=3),
-            route("dc2", RouteKind.DATACENTER, healthy=2),
-            route("europe-west-with-a-long-name", RouteKind.DATACENTER, healthy=0, unhealthy=2),
-        ],
+        route("orders", healthy=2, unhealthy=1),
+        route("mail", healthy=0, unhealthy=1),
+        route("a-service-with-a-name-that-is-as-long-as-a-label-of-dns-may-be-1", healthy=3),
+        route("dc2", RouteKind.DATACENTER, healthy=2),
+        route("europe-west-with-a-long-name", RouteKind.DATACENTER, healthy=0, unhealthy=2),
         wrong=['the token lacks service_prefix "" read', "x" * 200],
         recent=[
             (time.time(), refused("no." * 60 + "such", detail="d" * 150)),
@@ -51,17 +49,17 @@ def full_double() -> GatewayDouble:
         ],
         catalog_stale=True,
     )
-    double.counters.refused = {Reason.UNKNOWN_SNI: 12, Reason.MAX_CONNECTIONS_PER_CLIENT: 4}
-    double.counters.connections = {(RouteKind.SERVICE, "orders"): 1_234_567, (RouteKind.DATACENTER, "dc2"): 88}
+    double.numbers.refused = {Reason.UNKNOWN_SNI: 12, Reason.MAX_CONNECTIONS_PER_CLIENT: 4}
+    double.numbers.connections = {(RouteKind.SERVICE, "orders"): 1_234_567, (RouteKind.DATACENTER, "dc2"): 88}
     return double
 
 
 async def test_hostile_names_are_text_and_the_policy_lets_nothing_else_run(
     nursery: trio.Nursery, browser: Chromium
 ) -> None:
-    double = GatewayDouble(routes=[route(name) for name in HOSTILE], wrong=list(HOSTILE))
+    double = GatewayDouble(*map(route, HOSTILE), wrong=list(HOSTILE))
     double.recent += [(time.time() + number, refused(name, detail=name)) for number, name in enumerate(HOSTILE)]
-    double.counters.refused = {Reason.UNKNOWN_SNI: 1}
+    double.numbers.refused = {Reason.UNKNOWN_SNI: 1}
     admin = await double.serve(nursery)
     async with opened(browser, admin) as watched:
 
@@ -117,8 +115,8 @@ async def test_hostile_names_are_text_and_the_policy_lets_nothing_else_run(
 
 
 async def test_thousands_of_destinations_are_filtered_by_the_gateway(nursery: trio.Nursery, browser: Chromium) -> None:
-    double = GatewayDouble(routes=[route(f"service-{number:04}") for number in range(5000)])
-    double.counters.connections = {(RouteKind.SERVICE, "service-4321"): 7}
+    double = GatewayDouble(*(route(f"service-{number:04}") for number in range(5000)))
+    double.numbers.connections = {(RouteKind.SERVICE, "service-4321"): 7}
     async with opened(browser, await double.serve(nursery)) as watched:
 
         def shows_some(page: Page) -> None:
@@ -153,7 +151,7 @@ async def test_page_is_readable_at_any_width_in_both_schemes(
 
         def is_readable(page: Page) -> None:
             expect(page.locator("#live")).to_have_text("live")
-            page.get_by_label("Server name (SNI)").fill(double.routes[0].sni)
+            page.get_by_label("Server name (SNI)").fill(route("orders").sni)
             page.get_by_label("Server name (SNI)").press("Enter")
             expect(page.locator("#explanation .pill")).to_be_visible()
             for button in page.locator("#destinations .name").all():
@@ -243,14 +241,14 @@ async def test_page_is_worked_by_keyboard_and_read_by_a_screen_reader(nursery: t
 
 
 async def test_focus_stays_on_a_row_that_changes_its_place(nursery: trio.Nursery, browser: Chromium) -> None:
-    double = GatewayDouble(routes=[route("one"), route("three"), route("two")])
+    double = GatewayDouble(route("one"), route("three"), route("two"))
     async with opened(browser, await double.serve(nursery)) as watched:
 
         def focus(page: Page) -> None:
             page.get_by_role("button", name=re.compile("^two")).focus()
 
         await browser.do(focus, watched.page)
-        double.counters.connections = {(RouteKind.SERVICE, "two"): 9, (RouteKind.SERVICE, "three"): 5}
+        double.numbers.connections = {(RouteKind.SERVICE, "two"): 9, (RouteKind.SERVICE, "three"): 5}
 
         def still_there(page: Page) -> None:
             expect(page.locator("#destinations .title")).to_have_text(["two", "three", "one"])

@@ -72,7 +72,7 @@ def test_the_description_names_each_path_that_there_is_and_no_other() -> None:
 
     served = {
         (method, "/dashboard/{file}" if "." in path and path.startswith("/dashboard/") else path)
-        for method, path in admin_routes(Nobody())  # type: ignore[arg-type]
+        for method, path in admin_routes(Nobody(), Nobody())  # type: ignore[arg-type]
     }
     described = {(method.upper(), path) for path, methods in DOCUMENT["paths"].items() for method in methods}
     assert served == described

@@ -7,7 +7,7 @@ import sys
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 from unittest.mock import MagicMock
 
 import httpx
@@ -51,7 +51,7 @@ HOSTILE = [
 
 def routes() -> list[tuple[str, str]]:
     """Every method and path that the admin address knows, whoever added it."""
-    return list(admin_routes(cast("Any", MagicMock())))
+    return list(admin_routes(MagicMock(), MagicMock()))
 
 
 def paths(method: str) -> list[str]:

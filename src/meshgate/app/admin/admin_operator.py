@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import structlog
 import trio
@@ -20,7 +20,8 @@ from meshgate.adapters.admin.messages import Request, Response, error_response, 
 from meshgate.adapters.admin.server import Handler
 from meshgate.adapters.admin.views import routes_view, safe_text
 from meshgate.adapters.consul import WatchState
-from meshgate.adapters.relay import Limits, OpenStream
+from meshgate.adapters.relay import OpenStream
+from meshgate.app.admin.gateway_view import GatewayView
 from meshgate.app.gateway.registration import definition_of
 from meshgate.app.logs import logs
 from meshgate.app.settings.setting_sources import Origin
@@ -34,65 +35,7 @@ log = structlog.get_logger(module="meshgate.admin")
 _ENVOYS_LEVELS: Final = {"warning": "warn", "critical": "error"}
 
 
-class Watcher(Protocol):
-    """What is asked of the catalog's watcher."""
-
-    def states(self) -> list[WatchState]:
-        """How each watch is doing."""
-        ...
-
-
-class Operated(Protocol):
-    """What is asked of the gateway."""
-
-    @property
-    def settings(self) -> Settings:
-        """The effective settings."""
-        ...
-
-    @property
-    def watcher(self) -> Watcher | None:
-        """None before the agent was found."""
-        ...
-
-    @property
-    def ready(self) -> bool:
-        """Whether streams are served."""
-        ...
-
-    @property
-    def draining(self) -> bool:
-        """Whether the gateway is on its way out."""
-        ...
-
-    @property
-    def limits(self) -> Limits:
-        """The relay's limits in force, central configuration followed."""
-        ...
-
-    @property
-    def catalog_stale(self) -> bool:
-        """Whether the last known good catalog is served."""
-        ...
-
-    def problems(self) -> list[str]:
-        """What is missing or failing, a line each."""
-        ...
-
-    def relay_table(self) -> RouteTable:
-        """The table in force."""
-        ...
-
-    def drain(self) -> None:
-        """Begin to stop; idempotent."""
-        ...
-
-    async def connections(self) -> list[OpenStream]:
-        """The streams open now."""
-        ...
-
-
-def operator_routes(gateway: Operated) -> Mapping[tuple[str, str], Handler]:
+def operator_routes(gateway: GatewayView) -> Mapping[tuple[str, str], Handler]:
     """The handlers, by method and path."""
     pages = _Pages(gateway)
     return {
@@ -107,7 +50,7 @@ def operator_routes(gateway: Operated) -> Mapping[tuple[str, str], Handler]:
 
 
 class _Pages:
-    def __init__(self, gateway: Operated) -> None:
+    def __init__(self, gateway: GatewayView) -> None:
         self._gateway = gateway
         self._started = time.monotonic()
 
@@ -116,7 +59,7 @@ class _Pages:
         if form not in ("text", "json"):
             return error_response(400, "format is text or json")
         return await trio.to_thread.run_sync(
-            _clusters, self._gateway.relay_table(), await self._gateway.connections(), form == "json"
+            _clusters, self._gateway.table(), await self._gateway.connections(), form == "json"
         )
 
     async def connections(self, _request: Request) -> Response:
@@ -124,17 +67,17 @@ class _Pages:
 
     async def config_dump(self, _request: Request) -> Response:
         gateway = self._gateway
-        watcher, now = gateway.watcher, trio.current_time()
+        now = trio.current_time()
         dump = {
             "version": __version__,
             "settings": _settings(gateway.settings),
             "registration": _registration(gateway.settings),
             "limits": asdict(gateway.limits),
-            "watches": [] if watcher is None else [_watch(state, now) for state in watcher.states()],
+            "watches": [_watch(state, now) for state in gateway.watches()],
             "problems": [safe_text(line) for line in gateway.problems()],
             "catalog_stale": gateway.catalog_stale,
         }
-        table = gateway.relay_table()
+        table = gateway.table()
         return await trio.to_thread.run_sync(lambda: json_response(dump | {"table": _table(table)}))
 
     def server_info(self, _request: Request) -> Response:
@@ -179,7 +122,7 @@ class _Pages:
         return self.logging(request)
 
 
-def _state(gateway: Operated) -> str:
+def _state(gateway: GatewayView) -> str:
     """Envoy's word for it."""
     if gateway.draining:
         return "DRAINING"

@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING
 
 import trio
 
 from meshgate.adapters.admin import openapi
 from meshgate.adapters.admin.messages import Request, Response, error_response, json_response, text_response
+from meshgate.adapters.admin.metrics import Metrics
 from meshgate.adapters.admin.server import Handler
 from meshgate.adapters.admin.views import explain_view, routes_view
 from meshgate.adapters.relay.pool import LEARN_SECONDS
@@ -15,15 +15,13 @@ from meshgate.app.admin.admin_operator import operator_routes
 from meshgate.app.admin.consul_facts import ConsulFacts
 from meshgate.app.admin.dashboard import dashboard_routes
 from meshgate.app.admin.gateway_stats import StatsSource
+from meshgate.app.admin.gateway_view import GatewayView
 from meshgate.core.explain import explain
 
-if TYPE_CHECKING:
-    from meshgate.app.gateway.gateway import Gateway
 
-
-def admin_routes(gateway: "Gateway") -> Mapping[tuple[str, str], Handler]:
+def admin_routes(gateway: GatewayView, stats: StatsSource) -> Mapping[tuple[str, str], Handler]:
     """The handlers, by method and path."""
-    pages = _Pages(gateway)
+    pages = _Pages(gateway, stats)
     return {
         ("GET", "/livez"): pages.livez,
         ("GET", "/readyz"): pages.readyz,
@@ -39,21 +37,23 @@ def admin_routes(gateway: "Gateway") -> Mapping[tuple[str, str], Handler]:
 
 
 class _Pages:
-    def __init__(self, gateway: "Gateway") -> None:
+    def __init__(self, gateway: GatewayView, stats: StatsSource) -> None:
         self._gateway = gateway
-        self._stats = StatsSource(gateway)
+        self._stats = stats
+        self._metrics = Metrics()
         self._facts = ConsulFacts(gateway)
 
     def livez(self, _request: Request) -> Response:
         return text_response("live")
 
     def readyz(self, _request: Request) -> Response:
-        gateway = self._gateway
+        gateway, age = self._gateway, self._gateway.from_disk
         detail = {
             "ready": gateway.ready,
-            "catalog_known": gateway.table is not None,
+            "catalog_known": gateway.catalog_known,
             "catalog_stale": gateway.catalog_stale,
-            **gateway.last_known.detail(),
+            "from_disk": age is not None,
+            **({} if age is None else {"age_seconds": round(age, 1)}),
             "listening": gateway.listening,
             "draining": gateway.draining,
             "problems": gateway.problems(),
@@ -61,7 +61,7 @@ class _Pages:
         return json_response(detail, 200 if gateway.ready else 503)
 
     def routes(self, _request: Request) -> Response:
-        return json_response(routes_view(self._gateway.relay_table()))
+        return json_response(routes_view(self._gateway.table()))
 
     async def explain(self, request: Request) -> Response:
         name = request.query.get("sni")
@@ -69,12 +69,12 @@ class _Pages:
             return error_response(400, "say which name: /explain?sni=NAME")
         # What a stream of this name would wait for: it is the answer that such a stream would get.
         with trio.move_on_after(LEARN_SECONDS):
-            await self._gateway.learner.learn(name)
+            await self._gateway.look_up(name)
         # Looking for similar names among thousands takes a tenth of a second, which streams should not wait for.
-        snapshot = self._gateway.watcher.snapshot if self._gateway.watcher else None
-        described = partial(explain, domain=snapshot.domain) if snapshot else explain
-        explanation = await trio.to_thread.run_sync(described, self._gateway.relay_table(), name)
+        domain = self._gateway.domain
+        described = explain if domain is None else partial(explain, domain=domain)
+        explanation = await trio.to_thread.run_sync(described, self._gateway.table(), name)
         return json_response(explain_view(await self._facts.added_to(explanation)))
 
     async def metrics(self, request: Request) -> Response:
-        return await self._gateway.metrics.response(await self._stats.gather(), request)
+        return await self._metrics.response(await self._stats.gather(), request)

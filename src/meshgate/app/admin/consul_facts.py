@@ -4,20 +4,18 @@ Everything that comes from outside is shown as printable ASCII and cut: the outp
 """
 
 import dataclasses
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import trio
 
 from meshgate.adapters.consul import Checks, WatchState
+from meshgate.app.admin.gateway_view import GatewayView
 from meshgate.core.catalog import in_namespace
 from meshgate.core.durations import format_duration
 from meshgate.core.explain import Explanation, Step
 from meshgate.core.reasons import Reason
 from meshgate.core.routes import Endpoint, Route, RouteKind
 from meshgate.core.sni import ServiceSni, parse
-
-if TYPE_CHECKING:
-    from meshgate.app.gateway.gateway import Gateway
 
 _MOST_ENDPOINTS: Final = 5
 _MOST_CHECKS: Final = 3
@@ -35,9 +33,9 @@ _WATCHES: Final = {RouteKind.SERVICE: "health", RouteKind.SUBSET: "subset", Rout
 class ConsulFacts:
     """Adds to explanations what only Consul can say."""
 
-    def __init__(self, gateway: "Gateway") -> None:
+    def __init__(self, gateway: GatewayView) -> None:
         self._gateway = gateway
-        self._checks = Checks(gateway.client)
+        self._checks = Checks(gateway)
 
     async def added_to(self, explanation: Explanation) -> Explanation:
         """The explanation with what Consul says of it; asks Consul, for a few seconds at most."""
@@ -45,31 +43,28 @@ class ConsulFacts:
         steps = list(explanation.steps)
         if explanation.reason is Reason.HELLO_MALFORMED:
             return explanation
-        if gateway.last_known.from_disk:
-            steps.append(Step("catalog", f"from disk, {gateway.last_known.age:.0f} s old: Consul has not answered yet"))
-        elif gateway.watcher is None:
+        if (age := gateway.from_disk) is not None:
+            steps.append(Step("catalog", f"from disk, {age:.0f} s old: Consul has not answered yet"))
+        elif not gateway.consul_found:
             steps.append(Step("catalog", "not known yet: Consul has not answered"))
         else:
             route = explanation.route
             if route is not None:
                 steps += await self._why_unhealthy(route)
-                steps += _age_of(route, gateway.watcher.states())
+                steps += _age_of(route, gateway.watches())
             elif explanation.reason is Reason.UNKNOWN_SNI:
                 steps += await self._why_missing(explanation.sni)
-            steps += _failing(gateway.watcher.states())
+            steps += _failing(gateway.watches())
         steps += _next(explanation)
         return dataclasses.replace(explanation, steps=tuple(steps))
 
     async def _why_missing(self, sni: str) -> list[Step]:
-        table, watcher = self._gateway.relay_table(), self._gateway.watcher
+        table = self._gateway.table()
         asked = parse(sni.lower(), trust_domain=table.trust_domain)
-        if (
-            watcher is None
-            or not isinstance(asked, ServiceSni)
-            or (asked.datacenter, asked.partition) != (table.datacenter.lower(), table.partition)
-        ):
+        here = table.datacenter.lower(), table.partition
+        if not isinstance(asked, ServiceSni) or (asked.datacenter, asked.partition) != here:
             return []
-        why = await watcher.why_missing(in_namespace(asked.namespace, asked.service))
+        why = await self._gateway.why_missing(in_namespace(asked.namespace, asked.service))
         return [] if why is None else [Step("consul", why)]
 
     async def _why_unhealthy(self, route: Route) -> list[Step]:
@@ -101,7 +96,7 @@ class ConsulFacts:
         return f"{who}: {'; '.join([*said, *more])}"
 
     def _since(self, route: Route, endpoint: Endpoint) -> str:
-        since = self._gateway.health.since(route, endpoint)
+        since = self._gateway.unhealthy_since(route, endpoint)
         if since is None:
             return ""
         seconds = format_duration(round(trio.current_time() - since.time))

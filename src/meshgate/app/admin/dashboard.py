@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final, get_args
+from typing import Any, Final, get_args
 
 import trio
 
@@ -22,26 +22,24 @@ from meshgate.adapters.admin.views import safe_text
 from meshgate.adapters.consul import WatchState
 from meshgate.adapters.relay import CONNECT_BUCKETS
 from meshgate.app.admin.dashboard_sampler import Sampler
+from meshgate.app.admin.gateway_view import GatewayView
 from meshgate.app.settings.setting_types import HostPort
-
-if TYPE_CHECKING:
-    from meshgate.app.gateway.gateway import Gateway
 
 _MAX_PROBLEMS: Final = 10
 _SORTS: Final[dict[str, Sort]] = {sort: sort for sort in get_args(Sort)}
 
 
-def dashboard_routes(gateway: "Gateway") -> Mapping[tuple[str, str], Handler]:
+def dashboard_routes(gateway: GatewayView) -> Mapping[tuple[str, str], Handler]:
     """The page, its files, and what it asks."""
     return {**page_routes(), ("GET", f"{FOLDER}/state"): _State(gateway).answer}
 
 
 class _State:
-    def __init__(self, gateway: "Gateway") -> None:
+    def __init__(self, gateway: GatewayView) -> None:
         self._gateway = gateway
         self._started = time.time()
         self._since = time.monotonic()
-        self._sampler = Sampler(gateway.relay.counters, gateway.relay.connections)
+        self._sampler = Sampler(gateway.counters, gateway.connections)
 
     async def answer(self, request: Request) -> Response:
         """The state. `filter` and `sort` choose which destinations are in it."""
@@ -58,7 +56,7 @@ class _State:
             "refused": {"reasons": refused_view(span), "recent": self._recent()},
             "consul": self._consul(),
         }
-        table, wanted = gateway.relay_table(), request.query.get("filter", "")
+        table, wanted = gateway.table(), request.query.get("filter", "")
         # Thousands of destinations take tens of milliseconds, which others should not wait for.
         return await trio.to_thread.run_sync(
             lambda: json_response(
@@ -72,7 +70,7 @@ class _State:
 
     def _identity(self) -> dict[str, Any]:
         gateway, settings = self._gateway, self._gateway.settings
-        table, ages = gateway.relay_table(), gateway.last_known.detail()
+        table, from_disk = gateway.table(), gateway.from_disk
         return {
             "service": safe_text(settings.service),
             "id": safe_text(settings.proxy_id),
@@ -85,13 +83,13 @@ class _State:
             "uptime_seconds": time.monotonic() - self._since,
             "state": "draining" if gateway.draining else "ready" if gateway.ready else "starting",
             "stale": gateway.catalog_stale,
-            "from_disk_seconds": ages.get("age_seconds"),
+            "from_disk_seconds": None if from_disk is None else round(from_disk, 1),
             "limit": gateway.limits.max_connections,
             "listeners": [
                 {"name": safe_text(bind.name), "address": str(HostPort(bind.address, bind.port))}
-                for bind in gateway.registration.listeners.addresses
+                for bind in gateway.listeners()
             ],
-            "workers": [{"pid": pid or None, "open": active} for pid, active in gateway.relay.loads],
+            "workers": [{"pid": pid or None, "open": active} for pid, active in gateway.workers()],
         }
 
     def _recent(self) -> list[dict[str, Any]]:
@@ -104,21 +102,21 @@ class _State:
                 "client": safe_text(refused.client),
                 "detail": safe_text(refused.detail[:MAX_TEXT]),
             }
-            for at, refused in reversed(self._gateway.observer.recent)
+            for at, refused in self._gateway.recent_refusals()
         ]
 
     def _consul(self) -> dict[str, Any]:
         gateway, now = self._gateway, trio.current_time()
-        watcher = gateway.watcher
+        root_expiry, intermediate_expiry = gateway.ca_expiries()
         kinds: dict[str, list[WatchState]] = {}
-        for state in () if watcher is None else watcher.states():
+        for state in gateway.watches():
             kinds.setdefault(state.kind, []).append(state)
         return {
-            "known": watcher is not None,
+            "known": gateway.consul_found,
             "watches": [_watches(kind, states, now) for kind, states in sorted(kinds.items())],
-            "errors": dict(sorted(gateway.client.errors.items())),
-            "ca_root_expiry": None if watcher is None else watcher.ca_root_expiry,
-            "ca_intermediate_expiry": None if watcher is None else watcher.ca_intermediate_expiry,
+            "errors": dict(sorted(gateway.consul_errors().items())),
+            "ca_root_expiry": root_expiry,
+            "ca_intermediate_expiry": intermediate_expiry,
         }
 
 

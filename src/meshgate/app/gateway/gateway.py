@@ -8,15 +8,13 @@ served, no new clients, and the open streams run out or are cut at the drain tim
 What always holds: nothing that happens to Consul touches a stream, and a table is only ever replaced by a newer one.
 """
 
-import os
 import signal
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 import structlog
 import trio
 
-from meshgate.adapters.admin.metrics import Metrics
-from meshgate.adapters.admin.server import AdminServer
 from meshgate.adapters.consul import (
     CatalogWatcher,
     ConsulClient,
@@ -26,8 +24,6 @@ from meshgate.adapters.consul import (
 from meshgate.adapters.relay import Limits, OpenStream
 from meshgate.adapters.relay.pool import RelayPool
 from meshgate.adapters.sd_notify import Notifier
-from meshgate.app.admin.admin_routes import admin_routes
-from meshgate.app.admin.telemetry import Telemetry
 from meshgate.app.errors import CommandError
 from meshgate.app.gateway.draining import drain_relay
 from meshgate.app.gateway.last_known import AGENT_PATIENCE, CATALOG_PATIENCE, LastKnown
@@ -66,7 +62,6 @@ class Gateway:
         limits = limits_of(settings)
         self.relay = RelayPool(settings.workers, limits, self.observer, settings.drain_timeout, self.learner.learn)
         self.watcher: CatalogWatcher | None = None
-        self.metrics = Metrics()
         self.listening = False
         self.draining = False
         self._notifier = notifier
@@ -80,8 +75,6 @@ class Gateway:
         self.registration = RegistrationKeeper(settings, client, self._registry, self.relay, self._on_options)
         self.tables = TableKeeper(settings, self.relay, notifier, self.last_known, self.registration.seen)
         self.health = self.tables.health
-        self.telemetry = Telemetry(self)
-        self.registration.on_registration = self.telemetry.follow
         self._agent_known = trio.Event()
         self._drain = trio.Event()
 
@@ -129,8 +122,11 @@ class Gateway:
         """Begin to stop; idempotent."""
         self._drain.set()
 
-    async def run(self) -> None:
+    async def run(self, start_onlookers: Callable[[trio.Nursery], Awaitable[None]]) -> None:
         """Serve until drained.
+
+        Args:
+            start_onlookers: starts in a nursery what looks at the gateway while it runs, and serves it to people.
 
         Raises:
             CommandError: an address cannot be bound.
@@ -139,10 +135,8 @@ class Gateway:
         await self.last_known.load()
         async with trio.open_nursery() as services, trio.open_nursery() as nursery:
             services.start_soon(self.relay.run)
-            if self.settings.admin_bind is not None:
-                await self._serve_admin(services, AdminServer(admin_routes(self)))
+            await start_onlookers(services)
             services.start_soon(self.tables.names.run)
-            services.start_soon(self.telemetry.statsd.run)
             services.start_soon(self.registration.listeners.run)
             services.start_soon(ping_watchdog, self._notifier)
             services.start_soon(obey_signals, self._stop_at, self._reload)
@@ -157,14 +151,6 @@ class Gateway:
             services.cancel_scope.cancel()
 
     # --- starting ------------------------------------------------------------------------------------------------
-
-    async def _serve_admin(self, nursery: trio.Nursery, server: AdminServer) -> None:
-        try:
-            bound = await nursery.start(server.serve, self.settings.admin_bind)
-        except OSError as error:
-            shown = self.settings.shown("MESHGATE_ADMIN_BIND")
-            raise CommandError(f"cannot bind the admin address {shown}: {error.strerror}") from None
-        log.info("admin address is open", address=bound if isinstance(bound, os.PathLike) else f"{bound[0]}:{bound[1]}")
 
     async def _follow_consul(self, nursery: trio.Nursery) -> None:
         facts = await wait_for_agent(self.client, self._registry)

@@ -138,10 +138,6 @@ class LastKnown:
         if self._keeper is not None and not self.from_disk:
             self._keeper.keep(snapshot, addresses)
 
-    def detail(self) -> dict[str, bool | float]:
-        """For `/readyz`."""
-        return {"from_disk": True, "age_seconds": round(self.age, 1)} if self.from_disk else {"from_disk": False}
-
     def problems(self) -> list[str]:
         """What is worth knowing, a line each."""
         found = []

@@ -13,7 +13,7 @@ import trio
 from meshgate.adapters.names import NameKeeper
 from meshgate.adapters.relay.pool import RelayPool
 from meshgate.adapters.sd_notify import Notifier
-from meshgate.app.admin.health_history import HealthHistory
+from meshgate.app.gateway.health_history import HealthHistory
 from meshgate.app.gateway.last_known import LastKnown
 from meshgate.app.gateway.own_addresses import OwnAddressKeeper
 from meshgate.app.gateway.tenancy import export_rules

@@ -24,6 +24,6 @@ def run(settings: Settings) -> int | None:
     Runs in the foreground until SIGTERM or Ctrl-C, which let open streams end first.
     """
     with lean_imports():
-        from meshgate.app.gateway.run import run_gateway  # noqa: PLC0415 - heavy, and only needed here
+        from meshgate.app.composition_root import run_gateway  # noqa: PLC0415 - heavy, and only needed here
 
     return run_gateway(settings)

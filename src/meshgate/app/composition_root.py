@@ -1,13 +1,20 @@
-"""`meshgate run`: one gateway in the foreground, until a signal drains it."""
+"""Where the running product is put together: the gateway, then what looks at it, then all of it is started.
+
+Everything that only looks (pages, numbers) is made here and handed to the gateway, which knows none of it.
+"""
 
 import os
 
 import structlog
 import trio
 
+from meshgate.adapters.admin.server import AdminServer
 from meshgate.adapters.consul import ConsulAddress, ConsulClient, ConsulConfigError
 from meshgate.adapters.sd_notify import Notifier
-from meshgate.app.errors import ConfigError
+from meshgate.app.admin.admin_routes import admin_routes
+from meshgate.app.admin.gateway_view import GatewayView
+from meshgate.app.admin.telemetry import Telemetry
+from meshgate.app.errors import CommandError, ConfigError
 from meshgate.app.gateway.gateway import Gateway
 from meshgate.app.gateway.hardening import forbid_core_dumps, hide_secrets
 from meshgate.app.gateway.limits import raise_descriptor_limit
@@ -44,4 +51,22 @@ def run_gateway(settings: Settings) -> int | None:
 
 async def _main(settings: Settings, client: ConsulClient) -> None:
     async with client:
-        await Gateway(settings, client, Notifier.from_environment(os.environ)).run()
+        gateway = Gateway(settings, client, Notifier.from_environment(os.environ))
+        view = GatewayView(gateway)
+        telemetry = Telemetry(view, gateway)
+
+        async def start_onlookers(nursery: trio.Nursery) -> None:
+            nursery.start_soon(telemetry.statsd.run)
+            if settings.admin_bind is not None:
+                await _serve_admin(nursery, AdminServer(admin_routes(view, telemetry.stats)), settings)
+
+        await gateway.run(start_onlookers)
+
+
+async def _serve_admin(nursery: trio.Nursery, server: AdminServer, settings: Settings) -> None:
+    try:
+        bound = await nursery.start(server.serve, settings.admin_bind)
+    except OSError as error:
+        shown = settings.shown("MESHGATE_ADMIN_BIND")
+        raise CommandError(f"cannot bind the admin address {shown}: {error.strerror}") from None
+    log.info("admin address is open", address=bound if isinstance(bound, os.PathLike) else f"{bound[0]}:{bound[1]}")

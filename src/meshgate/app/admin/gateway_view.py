@@ -1,0 +1,153 @@
+"""What pages and numbers show of the gateway, in one place. They know nothing else of it.
+
+All of it is read only, but for `drain` and for `look_up`, which may ask Consul.
+"""
+
+from collections.abc import Iterable, Mapping
+
+from meshgate.adapters.consul import NodeCheck, WatchState
+from meshgate.adapters.relay import Counters, Limits, OpenStream, Refused
+from meshgate.app.gateway.gateway import Gateway
+from meshgate.app.gateway.health_history import Since
+from meshgate.app.settings.settings import Settings
+from meshgate.core.listeners import BindAddress
+from meshgate.core.routes import Endpoint, Route, RouteTable
+
+
+class GatewayView:
+    """The gateway as pages see it. Times are in seconds."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+
+    @property
+    def settings(self) -> Settings:
+        return self._gateway.settings
+
+    # --- how it is ---
+
+    @property
+    def ready(self) -> bool:
+        """Whether new streams are served."""
+        return self._gateway.ready
+
+    @property
+    def listening(self) -> bool:
+        return self._gateway.listening
+
+    @property
+    def draining(self) -> bool:
+        return self._gateway.draining
+
+    @property
+    def token_problem(self) -> str:
+        """Why the token cannot be used; "" where it can."""
+        return self._gateway.client.token.problem
+
+    def problems(self) -> list[str]:
+        """What is missing or failing, a line each."""
+        return self._gateway.problems()
+
+    # --- the catalog ---
+
+    @property
+    def catalog_known(self) -> bool:
+        return self._gateway.table is not None
+
+    @property
+    def catalog_stale(self) -> bool:
+        """Whether streams are placed by what was last known rather than by what Consul says now."""
+        return self._gateway.catalog_stale
+
+    @property
+    def from_disk(self) -> float | None:
+        """The age of a catalog that came from the state file alone; None while it is Consul's."""
+        last_known = self._gateway.last_known
+        return last_known.age if last_known.from_disk else None
+
+    @property
+    def consul_found(self) -> bool:
+        """Whether the agent has answered since the start."""
+        return self._gateway.watcher is not None
+
+    @property
+    def domain(self) -> str | None:
+        """The agents' DNS domain, by which servers are named; None before Consul has said so."""
+        watcher = self._gateway.watcher
+        return None if watcher is None or watcher.snapshot is None else watcher.snapshot.domain
+
+    def table(self) -> RouteTable:
+        """The table in force; an empty one before the catalog is known."""
+        return self._gateway.relay_table()
+
+    def watches(self) -> list[WatchState]:
+        """How each watch of Consul is doing; none before the agent has answered."""
+        watcher = self._gateway.watcher
+        return [] if watcher is None else watcher.states()
+
+    def ca_expiries(self) -> tuple[float | None, float | None]:
+        """When the first CA root and the signing intermediate expire, in Unix time; None where that is not known."""
+        watcher = self._gateway.watcher
+        return (None, None) if watcher is None else (watcher.ca_root_expiry, watcher.ca_intermediate_expiry)
+
+    def consul_errors(self) -> Mapping[str, int]:
+        """Failed requests to Consul, by HTTP status or kind of failure."""
+        return self._gateway.client.errors
+
+    def unhealthy_since(self, route: Route, endpoint: Endpoint) -> Since | None:
+        return self._gateway.health.since(route, endpoint)
+
+    # --- the relay ---
+
+    @property
+    def limits(self) -> Limits:
+        """Those in force, central configuration followed."""
+        return self._gateway.limits
+
+    def listeners(self) -> Iterable[BindAddress]:
+        return self._gateway.registration.listeners.addresses
+
+    def workers(self) -> list[tuple[int, int]]:
+        """For each relay process its id, 0 while it is missing, and the streams open there as last heard."""
+        return self._gateway.relay.loads
+
+    async def counters(self) -> Counters:
+        """The relay's totals; waits up to half a second for the workers."""
+        return await self._gateway.relay.counters()
+
+    async def connections(self) -> list[OpenStream]:
+        """The streams open now."""
+        return await self._gateway.connections()
+
+    def recent_refusals(self) -> list[tuple[float, Refused]]:
+        """The last ones with their Unix times, the newest first."""
+        return [*reversed(self._gateway.observer.recent)]
+
+    def access_lines_dropped(self) -> int | None:
+        """Access log lines that were not written; None where no access log was ever wanted."""
+        observer, untold = self._gateway.observer, self._gateway.relay.untold
+        dropped = observer.dropped + untold
+        return dropped if dropped or observer.wants_records else None
+
+    # --- what asks Consul, and what changes something ---
+
+    async def look_up(self, name: str) -> None:
+        """Ask Consul about a name as a stream of that name would; may take as long as Consul does."""
+        await self._gateway.learner.learn(name)
+
+    async def why_missing(self, service: str) -> str | None:
+        """Why a service of this datacenter has no route; None where that is not known."""
+        watcher = self._gateway.watcher
+        return None if watcher is None else await watcher.why_missing(service)
+
+    async def node_checks(self, node: str, *, datacenter: str = "") -> tuple[NodeCheck, ...]:
+        """All checks of a node.
+
+        Raises:
+            ConsulError: Consul does not tell.
+        """
+        return await self._gateway.client.node_checks(node, datacenter=datacenter)
+
+    def drain(self) -> None:
+        """Begin to stop; idempotent."""
+        self._gateway.drain()

@@ -1,0 +1,145 @@
+"""The one double of what pages see of a gateway: no relay, no Consul, and what a test sets."""
+
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+
+import trio
+
+from meshgate.adapters.admin.server import AdminServer
+from meshgate.adapters.consul import NodeCheck, WatchState
+from meshgate.adapters.relay import Counters, Limits, OpenStream, Refused
+from meshgate.app.admin.admin_routes import admin_routes
+from meshgate.app.admin.gateway_stats import StatsSource
+from meshgate.app.admin.gateway_view import GatewayView
+from meshgate.app.gateway.health_history import HealthHistory, Since
+from meshgate.app.settings.settings import Settings
+from meshgate.core.changes import difference
+from meshgate.core.listeners import BindAddress
+from meshgate.core.reasons import Reason
+from meshgate.core.routes import Endpoint, Route, RouteKind, RouteTable
+
+TRUST_DOMAIN = "11111111-2222-3333-4444-555555555555.consul"
+
+
+def table_of(*routes: Route) -> RouteTable:
+    return RouteTable.of("dc1", TRUST_DOMAIN, "default", iter(routes))
+
+
+class GatewayDouble(GatewayView):
+    """Keywords set any of its attributes. `listed` counts the lists of streams, `asked` has the nodes asked about."""
+
+    settings = Settings.load({}, environ={}, env_file=os.devnull)
+    limits = Limits()
+    ready = listening = catalog_known = consul_found = True
+    draining = catalog_stale = False
+    token_problem = ""
+    from_disk: float | None = None
+    domain: str | None = None
+
+    def __init__(self, *routes: Route, **known: object) -> None:
+        self.health = HealthHistory()
+        self.in_force = table_of()
+        self.numbers = Counters()
+        self.streams: list[OpenStream] = []
+        self.wrong: list[str] = []
+        self.recent: list[tuple[float, Refused]] = []
+        self.states: list[WatchState] = []
+        self.errors: Mapping[str, int] = {}
+        self.loads = [(4711, 2), (0, 0)]
+        self.expiries: tuple[float | None, float | None] = (4e9, None)
+        self.dropped: int | None = None
+        self.checks: tuple[NodeCheck, ...] | Exception = ()
+        self.asked: list[tuple[str, str]] = []
+        self.listed = self.drains = 0
+        self.use(table_of(*routes))
+        for name, value in known.items():
+            assert hasattr(self, name)
+            setattr(self, name, value)
+
+    def use(self, table: RouteTable) -> None:
+        """Place new streams by this table."""
+        before, self.in_force = self.in_force, table
+        with suppress(RuntimeError):  # outside of trio there is no time since which an endpoint is unhealthy
+            self.health.note(difference(before, table))
+
+    def table(self) -> RouteTable:
+        return self.in_force
+
+    def problems(self) -> list[str]:
+        return self.wrong
+
+    def watches(self) -> list[WatchState]:
+        return self.states
+
+    def ca_expiries(self) -> tuple[float | None, float | None]:
+        return self.expiries
+
+    def consul_errors(self) -> Mapping[str, int]:
+        return self.errors
+
+    def unhealthy_since(self, route: Route, endpoint: Endpoint) -> Since | None:
+        return self.health.since(route, endpoint)
+
+    def listeners(self) -> tuple[BindAddress, ...]:
+        return (BindAddress("default", "127.0.0.1", 8443),)
+
+    def workers(self) -> list[tuple[int, int]]:
+        return self.loads
+
+    async def counters(self) -> Counters:
+        await trio.lowlevel.checkpoint()
+        return self.numbers.copy()
+
+    async def connections(self) -> list[OpenStream]:
+        await trio.lowlevel.checkpoint()
+        self.listed += 1
+        return self.streams
+
+    def recent_refusals(self) -> list[tuple[float, Refused]]:
+        return self.recent[::-1]
+
+    def access_lines_dropped(self) -> int | None:
+        return self.dropped
+
+    async def look_up(self, name: str) -> None:
+        await trio.lowlevel.checkpoint()
+
+    async def why_missing(self, service: str) -> str | None:
+        return f"no such service registered: {service}"
+
+    async def node_checks(self, node: str, *, datacenter: str = "") -> tuple[NodeCheck, ...]:
+        self.asked.append((node, datacenter))
+        if isinstance(self.checks, Exception):
+            raise self.checks
+        return self.checks
+
+    def drain(self) -> None:
+        self.drains += 1
+        self.draining = True
+
+    async def serve(self, nursery: trio.Nursery) -> str:
+        """Serves all pages in a nursery; gives their address."""
+        routes = admin_routes(self, StatsSource(self, lambda: 0))
+        host, port = await nursery.start(AdminServer(routes).serve, ("127.0.0.1", 0))
+        return f"{host}:{port}"
+
+
+def route(name: str, kind: RouteKind = RouteKind.SERVICE, healthy: int = 1, unhealthy: int = 0) -> Route:
+    """A route to so many endpoints."""
+    endpoints = tuple(
+        Endpoint("10.0.0.7", 20000 + number, number < healthy, 1, "n1", f"{name}-{number}", _cause(number < healthy))
+        for number in range(healthy + unhealthy)
+    )
+    if kind is RouteKind.DATACENTER:
+        return Route(f"{name}.internal.{TRUST_DOMAIN}", kind, name, endpoints, suffix=True)
+    return Route(f"{name}.default.dc1.internal.{TRUST_DOMAIN}".lower(), kind, name, endpoints)
+
+
+def refused(sni: str | None, reason: Reason = Reason.UNKNOWN_SNI, detail: str = "no route for this name") -> Refused:
+    """A refusal."""
+    return Refused("192.0.2.9", sni, reason, detail)
+
+
+def _cause(healthy: bool) -> str:
+    return "" if healthy else "check is critical"
