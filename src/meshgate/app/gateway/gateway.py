@@ -134,8 +134,9 @@ class Gateway:
         self.registration.bind()
         await self.last_known.load()
         async with trio.open_nursery() as services, trio.open_nursery() as nursery:
-            services.start_soon(self.relay.run)
+            # First, so that an admin address that is taken is told before there are workers to end again.
             await start_onlookers(services)
+            services.start_soon(self.relay.run)
             services.start_soon(self.tables.names.run)
             services.start_soon(self.registration.listeners.run)
             services.start_soon(ping_watchdog, self._notifier)
