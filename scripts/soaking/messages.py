@@ -11,8 +11,9 @@ from random import Random
 from typing import Final
 
 import trio
+from tests.harness.tls import TlsStream
 
-from meshgate.adapters.mesh_tls import RefusedError, TlsStream
+from meshgate.adapters.mesh_tls import RefusedError
 
 _HEAD: Final = struct.Struct(">IQB")
 _DIGEST: Final = 16

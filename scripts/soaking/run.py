@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import trio
 from tests.harness.agent import Consul
-from tests.harness.identity import mesh_context
+from tests.harness.tls import mesh_context
 
 from meshgate.adapters.consul.policy import acl_policy
 

@@ -16,9 +16,7 @@ from random import Random
 from typing import Final
 
 import trio
-from tests.harness.identity import mesh_context
-
-from meshgate.adapters.mesh_tls import TlsStream
+from tests.harness.tls import TlsStream, mesh_context
 
 from .messages import BROKEN, DamagedError, Receiver, Sender, noise, spot
 

@@ -9,8 +9,9 @@ from random import Random
 from typing import Final
 
 import trio
+from tests.harness.tls import TlsStream, shake_hands
 
-from meshgate.adapters.mesh_tls import RefusedError, TlsStream, WrongPeerError, peer_of, shake_hands
+from meshgate.adapters.mesh_tls import RefusedError, WrongPeerError, peer_of
 
 from .fleet import Fleet
 from .ledger import Ledger, Route

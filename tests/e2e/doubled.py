@@ -14,7 +14,7 @@ import trio
 
 from tests.adapters.consul.fake_consul import row
 from tests.adapters.consul.mesh_double import MeshDouble, key
-from tests.adapters.mesh_tls.mesh_ca import Signer, mesh_root
+from tests.adapters.mesh_ca import Signer, mesh_root
 from tests.harness.backend import serving
 from tests.harness.gateway import GatewayProcess
 

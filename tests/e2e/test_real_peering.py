@@ -15,14 +15,14 @@ import pytest
 import trio
 
 from meshgate.adapters.consul.policy import acl_policy
-from meshgate.adapters.mesh_tls import RefusedError, TlsStream
+from meshgate.adapters.mesh_tls import RefusedError
 from tests.harness.agent import Consul, Ports, consul_version
 from tests.harness.backend import echo, serving
 from tests.harness.caller import Caller
 from tests.harness.gateway import GatewayProcess, gateway_beside
-from tests.harness.identity import mesh_context
 from tests.harness.instance import HOST
 from tests.harness.ports import free_ports
+from tests.harness.tls import TlsStream, mesh_context
 from tests.harness.waiting import until
 
 pytestmark = [pytest.mark.consul, pytest.mark.xdist_group("peering")]

@@ -14,9 +14,9 @@ from typing import Final, Self, TypeAlias
 
 import trio
 
-from meshgate.adapters.mesh_tls import RefusedError, TlsStream, WrongPeerError, connect, peer_of, shake_hands
+from meshgate.adapters.mesh_tls import RefusedError, WrongPeerError, connect, peer_of
 from tests.harness.agent import Consul
-from tests.harness.identity import mesh_context
+from tests.harness.tls import TlsStream, mesh_context, shake_hands
 
 Address: TypeAlias = tuple[str, int]
 

@@ -11,11 +11,11 @@ from pathlib import Path
 import trio
 from cryptography import x509
 
-from meshgate.adapters.mesh_tls import RefusedError, TlsStream, spiffe_id
+from meshgate.adapters.mesh_tls import RefusedError, spiffe_id
 from tests.harness.agent import Consul, ConsulError
 from tests.harness.backend import echo, serving
-from tests.harness.identity import mesh_context
 from tests.harness.instance import HOST, Instance
+from tests.harness.tls import TlsStream, mesh_context
 
 
 async def _may_call(consul: Consul, service: str, encoded: bytes) -> bool:

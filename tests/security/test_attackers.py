@@ -9,13 +9,13 @@ from contextlib import asynccontextmanager, suppress
 import pytest
 import trio
 
-from meshgate.adapters.mesh_tls import RefusedError, TlsStream, WrongPeerError
+from meshgate.adapters.mesh_tls import RefusedError, WrongPeerError
 from tests.e2e.world import World, until_equal
 from tests.harness.agent import ConsulError
 from tests.harness.backend import serving
 from tests.harness.gateway import gateway_beside
-from tests.harness.identity import mesh_context
 from tests.harness.native import native_service
+from tests.harness.tls import TlsStream, mesh_context
 
 pytestmark = [pytest.mark.consul, pytest.mark.xdist_group("security-attackers")]
 

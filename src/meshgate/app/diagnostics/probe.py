@@ -7,7 +7,7 @@ stays in memory.
 
 import ssl
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Final, NoReturn
 
 import trio
@@ -18,15 +18,13 @@ from meshgate.adapters.consul.inspection import ConsulInspector
 from meshgate.adapters.consul.inspection_records import CaCertificates
 from meshgate.adapters.consul.records import GATEWAY_KIND
 from meshgate.adapters.mesh_tls import (
-    Peer,
     RefusedError,
-    TlsStream,
     WrongPeerError,
     connect,
+    listen,
     mesh_context,
     peer_of,
     shake_hands,
-    verify,
 )
 from meshgate.app.diagnostics.inspection import gateways_in, healthy, refusal
 from meshgate.app.settings.setting_types import HostPort
@@ -137,9 +135,9 @@ class Probe:
         context = await self._leaf(client, roots)
         address = await self._gateway(client, own)
         transport = await self._connect(address)
-        async with TlsStream(transport, context, sni=self.sni) as stream:
+        async with trio.SSLStream(transport, context, server_hostname=self.sni) as stream:
             await self._shake_hands(stream)
-            await self._identify(client, stream, roots)
+            self._identify(stream, roots)
             await self._await_consent(stream)
 
     # --- the steps -----------------------------------------------------------------------------------------------
@@ -190,17 +188,17 @@ class Probe:
         self._done("connect", str(address), trio.current_time() - started)
         return stream
 
-    async def _shake_hands(self, stream: TlsStream) -> None:
+    async def _shake_hands(self, stream: trio.SSLStream[trio.SocketStream]) -> None:
         started = trio.current_time()
         try:
             await shake_hands(stream, seconds=self.question.timeout)
         except RefusedError as error:
             self._refused("handshake", error, "the gateway or the destination cut the connection without a TLS alert")
-        cipher = stream.tls.cipher()
-        detail = f"{stream.tls.version()} {cipher[0] if cipher else ''}"
+        cipher = stream.cipher()
+        detail = f"{stream.version()} {cipher[0] if cipher else ''}"
         self._done("handshake", detail, trio.current_time() - started)
 
-    async def _identify(self, client: ConsulInspector, stream: TlsStream, roots: CaCertificates) -> None:
+    def _identify(self, stream: trio.SSLStream[trio.SocketStream], roots: CaCertificates) -> None:
         question = self.question
         place = "" if question.partition in ("", DEFAULT) else f"/ap/{question.partition}"
         expected = (
@@ -208,32 +206,18 @@ class Probe:
             f"/dc/{self.datacenter}/svc/{question.service}"
         )
         try:
-            peer = peer_of(stream.tls)
-            self.met = Met(peer.spiffe_id, peer.certificate.not_valid_after_utc, peer.tls_version, peer.cipher)
-            how = await self._verified(client, peer, roots)
+            peer = peer_of(stream)
         except WrongPeerError as error:
             self._fail(Failure("identity", str(error)))
+        self.met = Met(peer.spiffe_id, peer.certificate.not_valid_after_utc, peer.tls_version, peer.cipher)
         if peer.spiffe_id.lower() != expected.lower():
             self._fail(Failure("identity", f"met {peer.spiffe_id} instead of {expected}"))
-        self._done("identity", how)
+        self._done("identity", "verified against the CA roots")
 
-    async def _verified(self, client: ConsulInspector, peer: Peer, roots: CaCertificates) -> str:
-        """How the certificate was verified; OpenSSL has done so in the handshake already."""
-        between = [*peer.intermediates, *roots.intermediates]
-        try:
-            between += (await client.ca_certificates(self.datacenter)).intermediates
-        except ConsulError:
-            if not peer.intermediates:
-                return f"verified by TLS alone: the intermediates of {self.datacenter} cannot be read"
-        chain = verify(peer.certificate, roots=roots.roots, intermediates=between, now=datetime.now(UTC))
-        return f"verified against the CA roots (chain of {len(chain)})"
-
-    async def _await_consent(self, stream: TlsStream) -> None:
+    async def _await_consent(self, stream: trio.SSLStream[trio.SocketStream]) -> None:
         started = trio.current_time()
-        data = None
         try:
-            with trio.move_on_after(CONSENT_SECONDS):
-                data = await stream.receive_some(1)
+            data = await listen(stream, seconds=CONSENT_SECONDS)
         except RefusedError as error:
             self._refused("consent", error, "the destination hung up after the handshake: no intention allows the call")
         waited = trio.current_time() - started

@@ -1,44 +1,54 @@
-"""TLS over a TCP stream with what tests of a relay need: half-close that lets the answer in, and alerts by name.
+"""TLS with what tests of a relay need: half-close that lets the answer in, and alerts by name.
 
 trio's own TLS stream offers neither. TLS 1.3 closes each direction by itself (RFC 8446 section 6.1), so after
 `send_eof` receiving goes on until the peer has closed its direction too.
 """
 
+import os
 import ssl
+import tempfile
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Final, TypeVar
 
 import trio
 
+from meshgate.adapters.mesh_tls import RefusedError, alert_name
+from tests.harness.agent import Json
+
 Result = TypeVar("Result")
 
 _CHUNK: Final = 65536
-# OpenSSL names an alert it received by the protocol version that brought it in: TLSV1_ALERT_INTERNAL_ERROR,
-# SSLV3_ALERT_BAD_CERTIFICATE, TLSV1_UNRECOGNIZED_NAME, TLSV13_ALERT_CERTIFICATE_REQUIRED.
-_ALERT_PREFIXES: Final = ("SSLV3_ALERT_", "TLSV1_ALERT_", "TLSV13_ALERT_", "TLSV1_", "TLSV13_")
 
 
-class RefusedError(Exception):
-    """The other side ended the connection otherwise than in order.
+def mesh_context(leaf: Json, roots: Json, folder: Path, *, server: bool = False) -> ssl.SSLContext:
+    """A context for either side of the mesh from Consul's answers; the key passes through `folder`."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.load_verify_locations(cadata="\n".join(root["RootCert"] for root in roots["Roots"]))
+    descriptor, name = tempfile.mkstemp(dir=folder, suffix=".pem")
+    try:
+        with os.fdopen(descriptor, "w") as file:
+            file.write(f"{leaf['CertPEM']}\n{leaf['PrivateKeyPEM']}")
+        context.load_cert_chain(name)
+    finally:
+        Path(name).unlink()
+    return context
 
-    `stage` is `connect`, `handshake` or `stream`; `alert` is the name of the TLS alert that it sent (RFC 8446 section
-    6, `unrecognized_name`), None where it sent none.
+
+async def shake_hands(stream: "TlsStream", *, seconds: float) -> None:
+    """The handshake of `stream`.
+
+    Raises:
+        RefusedError: of stage `handshake`; refused, or not done within `seconds`.
     """
-
-    def __init__(self, stage: str, alert: str | None, detail: str) -> None:
-        super().__init__(f"{stage}: {f'alert {alert}' if alert else detail}")
-        self.stage = stage
-        self.alert = alert
-
-
-def alert_name(error: ssl.SSLError) -> str | None:
-    """The name of the alert that the peer sent, None where `error` is no received alert."""
-    reason = error.reason or ""
-    for prefix in _ALERT_PREFIXES:
-        if reason.startswith(prefix):
-            return reason.removeprefix(prefix).lower()
-    return None
+    with trio.move_on_after(seconds):
+        await stream.do_handshake()
+        return
+    raise RefusedError("handshake", None, f"nothing within {seconds:g} s")
 
 
 class TlsStream(trio.abc.HalfCloseableStream):
