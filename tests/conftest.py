@@ -2,12 +2,15 @@
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import trio
 from hypothesis import HealthCheck, settings
 
 from tests.harness.cluster import find_consul
+from tests.harness.standing import Standing
 
 # How long an example takes says something about the machine's other work only.
 settings.register_profile("without-a-clock", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -31,6 +34,16 @@ def consul_binary() -> str:
         return find_consul(fetched)
     except FileNotFoundError as error:
         pytest.fail(f"{error}; scripts/test fetches one", pytrace=False)
+
+
+@pytest.fixture(scope="session")
+def standing(consul_binary: str) -> Iterator[Standing]:
+    """The pair of datacenters of this process; a module gets it by the fixture `world` of `tests/e2e`."""
+    pair = Standing(consul_binary)
+    try:
+        yield pair
+    finally:
+        trio.run(pair.stop)
 
 
 # The files that take longest, the longest first. One of them that began last would be waited for by all.
@@ -59,6 +72,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     order = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST)}
 
     def place(item: pytest.Item) -> tuple[int, bool]:
-        return order.get(item.path, len(order)), item.get_closest_marker("xdist_group") is None
+        return order.get(item.path, len(order)), item.get_closest_marker("consul") is None
 
     items.sort(key=place)

@@ -15,7 +15,7 @@ from tests.harness.ports import free_ports
 
 from .test_examples import COMPOSE, DEPLOY, KUBERNETES, agent_files, plain
 
-pytestmark = [pytest.mark.consul, pytest.mark.xdist_group("deploy")]
+pytestmark = pytest.mark.consul
 
 FILES = DEPLOY / "consul"
 

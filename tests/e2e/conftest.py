@@ -5,23 +5,23 @@ from collections.abc import Iterator
 import pytest
 import trio
 
-from meshgate.adapters.consul.policy import acl_policy
-from tests.harness.cluster import Federation
+from tests.harness.standing import Standing, set_up
 
 from .world import World
 
 
 @pytest.fixture(scope="module")
-def world(consul_binary: str) -> Iterator[World]:
-    """Two datacenters, one global token with the documented policy, and leave for `shop` to call `web`."""
-    federation = trio.run(Federation.start, consul_binary)
+def world(request: pytest.FixtureRequest, consul_binary: str, standing: Standing) -> Iterator[World]:
+    """Two datacenters, one global token with the documented policy, and leave for `shop` to call everybody.
 
-    async def prepare() -> World:
-        token = await federation.create_policy_token(acl_policy(), "mesh-gateway")
-        await federation.set_intention("shop", "web", "allow")
-        return World(federation, token)
-
+    They are those of the whole test process, emptied, unless the module is marked `own_consul`.
+    """
+    if request.node.get_closest_marker("own_consul") is None:
+        stage = trio.run(standing.stage)
+        yield World(stage.federation, stage.token)
+        return
+    stage = trio.run(set_up, consul_binary)
     try:
-        yield trio.run(prepare)
+        yield World(stage.federation, stage.token)
     finally:
-        trio.run(federation.stop)
+        trio.run(stage.federation.stop)

@@ -21,7 +21,7 @@ from tests.harness.sidecar import sidecar_for
 
 from .world import World, until_equal
 
-pytestmark = [pytest.mark.consul, pytest.mark.xdist_group("asking-commands")]
+pytestmark = pytest.mark.consul
 
 
 @dataclass(frozen=True)

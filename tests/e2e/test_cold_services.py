@@ -9,7 +9,7 @@ from tests.harness.native import native_service
 
 from .world import World
 
-pytestmark = [pytest.mark.consul, pytest.mark.xdist_group("cold-services")]
+pytestmark = pytest.mark.consul
 
 # One held query is left for services: all others are cold.
 SCARCE = {"MESHGATE_CATALOG_WATCHES": "6"}
@@ -26,7 +26,6 @@ async def test_a_service_that_was_just_registered_is_served_at_once(world: World
     caller = await world.caller()
     async with gateway_beside(dc2, world.token, **settings) as gateway:
         for name in ("new-1", "new-2", "new-3", "new-4"):
-            await world.federation.set_intention("shop", name, "allow")
             # It is called as soon as Consul has it; whether the gateway has heard of it by then is chance.
             async with native_service(dc2, name, folder, named=True):
                 answer = await caller.call(gateway.address, world.sni(name), b"hi", expect=world.spiffe(name))
@@ -40,7 +39,6 @@ async def test_a_cold_service_that_moved_is_served_where_it_is_now(world: World)
     names = [f"cold-{number}" for number in range(4)]
     async with AsyncExitStack() as stack:
         for name in names:
-            await world.federation.set_intention("shop", name, "allow")
             await stack.enter_async_context(native_service(dc2, name, folder))
         async with gateway_beside(dc2, world.token, **SCARCE) as gateway:
             for name in names:

@@ -16,7 +16,7 @@ from tests.harness.native import native_service
 from .browser import Chromium, chromium, destination, opened, place, tile
 from .world import World
 
-pytestmark = [pytest.mark.consul, pytest.mark.xdist_group("dashboard")]
+pytestmark = pytest.mark.consul
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,6 @@ MOVING = re.compile(r"^[0-9.]*[1-9][0-9.]*k?/s")
 
 async def test_page_follows_a_gateway_under_traffic(world: World, browser: Chromium) -> None:
     dc1 = world.federation.dc1
-    await world.federation.set_intention("shop", "orders", "allow")
     with closing(socket.create_server(("127.0.0.1", 0))) as alive:
         port = alive.getsockname()[1]
         check = {"TCP": f"127.0.0.1:{port}", "Interval": "200ms", "Timeout": "2s", "Status": "passing"}

@@ -16,8 +16,6 @@ from tests.app.gateway_double import GatewayDouble, refused, route
 
 from .browser import Chromium, chromium, opened, place
 
-pytestmark = pytest.mark.xdist_group("dashboard-page")
-
 HOSTILE = (
     "<img src=x onerror=document.title='injected'>",
     "</script><script>document.title='injected'</script>",

@@ -17,7 +17,6 @@ from tests.harness.sidecar import sidecar_for
 from .remains import gone, pids
 
 real = pytest.mark.consul
-together = pytest.mark.xdist_group("consul-parts")
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +41,6 @@ def sni(federation: Federation, service: str) -> str:
 
 
 @real
-@together
 async def test_each_datacenter_answers_for_the_other_under_one_trust_domain(federation: Federation) -> None:
     for consul in federation.datacenters:
         for other in federation.datacenters:
@@ -53,7 +51,6 @@ async def test_each_datacenter_answers_for_the_other_under_one_trust_domain(fede
 
 
 @real
-@together
 async def test_without_a_token_nothing_is_shown_or_done(federation: Federation) -> None:
     assert await federation.dc2.get("/v1/catalog/services", token="") == {}
     with pytest.raises(ConsulError, match="Permission denied") as refused:
@@ -62,7 +59,6 @@ async def test_without_a_token_nothing_is_shown_or_done(federation: Federation) 
 
 
 @real
-@together
 async def test_a_policy_token_may_what_its_rules_say_in_both_datacenters_at_once(federation: Federation) -> None:
     rules = 'service_prefix "consul" { policy = "read" }\nnode_prefix "" { policy = "read" }'
     secret = await federation.create_policy_token(rules, "reads-consul")
@@ -73,7 +69,6 @@ async def test_a_policy_token_may_what_its_rules_say_in_both_datacenters_at_once
 
 
 @real
-@together
 async def test_a_local_token_is_unknown_in_the_other_datacenter(federation: Federation) -> None:
     rules = 'service_prefix "" { policy = "read" }\nnode_prefix "" { policy = "read" }'
     secret = await federation.create_policy_token(rules, "local-to-dc2", local_to=federation.dc2)
@@ -83,7 +78,6 @@ async def test_a_local_token_is_unknown_in_the_other_datacenter(federation: Fede
 
 
 @real
-@together
 async def test_a_configuration_entry_is_in_both_datacenters_once_written_and_in_none_once_deleted(
     federation: Federation,
 ) -> None:
@@ -102,7 +96,6 @@ async def test_a_configuration_entry_is_in_both_datacenters_once_written_and_in_
 
 
 @real
-@together
 async def test_a_caller_of_dc1_meets_the_sidecar_of_dc2(federation: Federation) -> None:
     async with sidecar_for(federation.dc2, "web", named=True) as web:
         caller = await Caller.of(federation.dc1, "caller", federation.folder)
@@ -117,7 +110,6 @@ async def test_a_caller_of_dc1_meets_the_sidecar_of_dc2(federation: Federation) 
 
 
 @real
-@together
 async def test_a_caller_notices_that_it_met_somebody_else(federation: Federation) -> None:
     async with sidecar_for(federation.dc2, "other") as other:
         caller = await Caller.of(federation.dc1, "caller", federation.folder)
@@ -127,7 +119,6 @@ async def test_a_caller_notices_that_it_met_somebody_else(federation: Federation
 
 
 @real
-@together
 @pytest.mark.parametrize("source", ["caller", "stranger"])
 async def test_the_sidecar_refuses_who_is_denied_and_who_is_not_allowed(federation: Federation, source: str) -> None:
     async with sidecar_for(federation.dc2, "closed") as closed:
@@ -138,7 +129,6 @@ async def test_the_sidecar_refuses_who_is_denied_and_who_is_not_allowed(federati
 
 
 @real
-@together
 async def test_a_native_service_judges_callers_by_intentions_and_proves_its_identity(federation: Federation) -> None:
     async with native_service(federation.dc2, "native", federation.folder, named=True) as native:
         stranger = await Caller.of(federation.dc1, "stranger", federation.folder)
@@ -151,7 +141,6 @@ async def test_a_native_service_judges_callers_by_intentions_and_proves_its_iden
 
 
 @real
-@together
 async def test_intentions_are_written_changed_and_removed(federation: Federation) -> None:
     async def actions(consul: Consul) -> list[str]:
         rows = await consul.get("/v1/connect/intentions")
@@ -164,7 +153,6 @@ async def test_intentions_are_written_changed_and_removed(federation: Federation
 
 
 @real
-@together
 async def test_after_the_caller_ended_sending_all_that_is_under_way_still_arrives(federation: Federation) -> None:
     sent = os.urandom(4 << 20)
     received = hashlib.sha256()
@@ -184,7 +172,6 @@ async def test_after_the_caller_ended_sending_all_that_is_under_way_still_arrive
 
 
 @real
-@together
 async def test_what_was_decrypted_before_the_caller_ended_sending_is_not_lost(federation: Federation) -> None:
     async with native_service(federation.dc2, "early", federation.folder, named=True) as early:
         caller = await Caller.of(federation.dc1, "caller", federation.folder)
@@ -197,7 +184,6 @@ async def test_what_was_decrypted_before_the_caller_ended_sending_is_not_lost(fe
 
 
 @real
-@together
 async def test_a_sidecar_turns_critical_recovers_moves_and_leaves_in_the_catalog(federation: Federation) -> None:
     async def rows() -> list[tuple[str, int, set[str]]]:
         answer = await federation.dc1.get("/v1/health/connect/moving", dc="dc2")
@@ -224,7 +210,6 @@ async def test_a_sidecar_turns_critical_recovers_moves_and_leaves_in_the_catalog
 
 
 @real
-@together
 async def test_an_agent_that_was_killed_comes_back_with_what_was_registered(federation: Federation) -> None:
     async with sidecar_for(federation.dc2, "kept") as kept:
         before = federation.dc2.child.pid
@@ -241,7 +226,6 @@ async def test_an_agent_that_was_killed_comes_back_with_what_was_registered(fede
 
 
 @real
-@together
 async def test_a_paused_agent_answers_nothing_until_it_goes_on(federation: Federation) -> None:
     federation.dc1.child.pause()
     try:

@@ -12,7 +12,7 @@ from tests.harness.waiting import until
 
 from .remains import entries
 
-pytestmark = [pytest.mark.consul, pytest.mark.xdist_group("demo-questions")]
+pytestmark = pytest.mark.consul
 
 
 async def test_lines_that_the_demo_prints_can_be_typed_while_it_runs(consul_binary: str, tmp_path: Path) -> None:

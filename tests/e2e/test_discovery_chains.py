@@ -14,7 +14,7 @@ from tests.harness.native import native_service
 
 from .world import World, until_equal
 
-pytestmark = [pytest.mark.consul, pytest.mark.xdist_group("discovery-chains")]
+pytestmark = pytest.mark.consul
 
 
 @asynccontextmanager

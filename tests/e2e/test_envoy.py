@@ -18,7 +18,7 @@ from tests.harness.waiting import until
 
 from .world import World
 
-pytestmark = [pytest.mark.consul, pytest.mark.envoy, pytest.mark.xdist_group("modes")]
+pytestmark = [pytest.mark.consul, pytest.mark.envoy]
 
 
 @asynccontextmanager

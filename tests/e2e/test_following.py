@@ -10,7 +10,7 @@ from tests.harness.sidecar import sidecar_for
 
 from .world import World, until_equal
 
-pytestmark = [pytest.mark.consul, pytest.mark.xdist_group("following")]
+pytestmark = pytest.mark.consul
 
 
 async def test_service_that_appears_moves_turns_critical_recovers_and_disappears(world: World) -> None:
@@ -64,7 +64,6 @@ async def test_open_stream_outlives_its_service_in_the_catalog(world: World) -> 
 
 async def test_subsets_and_the_default_subset_of_a_resolver(world: World) -> None:
     dc2, folder = world.federation.dc2, world.federation.folder
-    await world.federation.set_intention("shop", "api", "allow")
     async with (
         native_service(dc2, "api", folder, instance="api-1", named=True, Meta={"version": "1"}) as one,
         native_service(dc2, "api", folder, instance="api-2", named=True, Meta={"version": "2"}) as two,
@@ -95,7 +94,6 @@ async def test_subsets_and_the_default_subset_of_a_resolver(world: World) -> Non
 
 async def test_instances_are_balanced_by_their_weights(world: World) -> None:
     dc2, folder = world.federation.dc2, world.federation.folder
-    await world.federation.set_intention("shop", "cart", "allow")
     async with (
         native_service(dc2, "cart", folder, instance="cart-1", named=True, Weights={"Passing": 1, "Warning": 1}),
         native_service(dc2, "cart", folder, instance="cart-2", named=True, Weights={"Passing": 3, "Warning": 1}),

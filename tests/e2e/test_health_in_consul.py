@@ -8,7 +8,7 @@ from tests.harness.native import native_service
 
 from .world import World, until_equal
 
-pytestmark = [pytest.mark.consul, pytest.mark.xdist_group("health-in-consul")]
+pytestmark = pytest.mark.consul
 
 
 @pytest.mark.parametrize("whose", ["service/maintenance/web", "maintenance"], ids=["service", "node"])

@@ -19,7 +19,7 @@ from .world import World, until_equal
 if TYPE_CHECKING:
     from tests.harness.caller import Conversation
 
-pytestmark = [pytest.mark.consul, pytest.mark.xdist_group("maintenance")]
+pytestmark = [pytest.mark.consul, pytest.mark.own_consul]
 
 WHY = "a new disk"
 

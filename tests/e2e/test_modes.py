@@ -13,7 +13,7 @@ from tests.harness.sidecar import sidecar_for
 
 from .world import World, until_equal
 
-pytestmark = [pytest.mark.consul, pytest.mark.xdist_group("modes")]
+pytestmark = pytest.mark.consul
 
 MEGABYTES_10 = 10 << 20
 

@@ -21,7 +21,7 @@ from tests.promtool import faults, promtool, queries
 
 from .world import World, until_equal
 
-pytestmark = [pytest.mark.consul, pytest.mark.xdist_group("monitoring")]
+pytestmark = pytest.mark.consul
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 
 

@@ -17,7 +17,7 @@ from tests.harness.process import child_environment
 
 from .world import World, until_equal
 
-pytestmark = [pytest.mark.consul, pytest.mark.xdist_group("openapi")]
+pytestmark = pytest.mark.consul
 DOCUMENT = json.loads(openapi_document())
 
 

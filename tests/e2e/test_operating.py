@@ -20,7 +20,7 @@ from tests.harness.process import child_environment
 
 from .world import World, until_equal
 
-pytestmark = [pytest.mark.consul, pytest.mark.xdist_group("operating")]
+pytestmark = pytest.mark.consul
 
 FIELDS = [
     "start_time",

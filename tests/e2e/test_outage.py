@@ -10,7 +10,7 @@ from tests.harness.native import native_service
 
 from .world import World, until_equal
 
-pytestmark = [pytest.mark.consul, pytest.mark.xdist_group("outage")]
+pytestmark = [pytest.mark.consul, pytest.mark.own_consul]
 
 
 async def test_agent_that_dies_takes_no_stream_with_it_and_gets_the_registration_back(world: World) -> None:

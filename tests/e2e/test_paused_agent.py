@@ -7,7 +7,7 @@ from tests.harness.native import native_service
 
 from .world import World, until_equal
 
-pytestmark = [pytest.mark.consul, pytest.mark.xdist_group("paused-agent")]
+pytestmark = [pytest.mark.consul, pytest.mark.own_consul]
 
 
 async def test_streams_go_on_and_begin_while_the_agent_is_paused(world: World) -> None:

@@ -9,7 +9,7 @@ from tests.harness.native import native_service
 
 from .world import World, until_equal
 
-pytestmark = [pytest.mark.consul, pytest.mark.xdist_group("permissions")]
+pytestmark = pytest.mark.consul
 
 
 async def test_service_that_may_not_be_read_is_missing_alone_and_explain_says_why(world: World) -> None:

@@ -25,7 +25,7 @@ from tests.harness.ports import free_ports
 from tests.harness.tls import TlsStream, mesh_context
 from tests.harness.waiting import until
 
-pytestmark = [pytest.mark.consul, pytest.mark.xdist_group("peering")]
+pytestmark = pytest.mark.consul
 
 OLDEST = (1, 17, 0)
 PATIENCE = 60.0

@@ -17,7 +17,7 @@ from tests.harness.ports import free_ports
 
 from .world import World, until_equal
 
-pytestmark = [pytest.mark.consul, pytest.mark.xdist_group("registration-options")]
+pytestmark = pytest.mark.consul
 
 HOST = "127.0.0.1"
 

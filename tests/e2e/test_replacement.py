@@ -15,7 +15,7 @@ from tests.harness.native import native_service
 
 from .world import World, until_equal
 
-pytestmark = [pytest.mark.consul, pytest.mark.xdist_group("outage")]
+pytestmark = pytest.mark.consul
 
 
 @dataclass

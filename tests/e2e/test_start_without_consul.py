@@ -22,6 +22,8 @@ from .world import World, until_equal
 if TYPE_CHECKING:
     from tests.harness.agent import Consul
 
+pytestmark = pytest.mark.own_consul
+
 WEB = "web.default.dc1.internal.td.consul"
 API = "api.default.dc1.internal.td.consul"
 DC2 = "*.dc2.internal.td.consul"
@@ -47,7 +49,6 @@ async def until_ready(gateway: GatewayProcess, *, from_disk: bool, seconds: floa
 
 
 @pytest.mark.consul
-@pytest.mark.xdist_group("start-without-consul")
 async def test_gateway_serves_from_disk_until_consul_returns_and_then_what_consul_has(
     world: World, tmp_path: Path
 ) -> None:

@@ -14,7 +14,7 @@ from tests.harness.gateway import GatewayProcess
 
 from .world import World
 
-pytestmark = [pytest.mark.consul, pytest.mark.xdist_group("operating")]
+pytestmark = pytest.mark.consul
 
 
 class Systemd:

@@ -16,7 +16,7 @@ from tests.harness.native import native_service
 
 from .world import World, until_equal
 
-pytestmark = [pytest.mark.consul, pytest.mark.xdist_group("token-life")]
+pytestmark = pytest.mark.consul
 
 UNKNOWN = "Consul does not know the token"
 

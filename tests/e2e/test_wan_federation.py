@@ -13,7 +13,7 @@ from tests.harness.wanfed import DOMAIN, NOWHERE, GatewayFederation
 
 from .world import World, until_equal
 
-pytestmark = [pytest.mark.consul, pytest.mark.xdist_group("wan-federation")]
+pytestmark = pytest.mark.consul
 
 ALIVE = 1
 

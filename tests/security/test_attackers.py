@@ -17,7 +17,7 @@ from tests.harness.gateway import gateway_beside
 from tests.harness.native import native_service
 from tests.harness.tls import TlsStream, mesh_context
 
-pytestmark = [pytest.mark.consul, pytest.mark.xdist_group("security-attackers")]
+pytestmark = pytest.mark.consul
 
 SECRET = b"the salary of the director\n"
 
@@ -61,7 +61,6 @@ async def test_the_wire_shows_the_name_and_no_content_and_no_identity(world: Wor
 
 async def test_a_gateway_that_misroutes_is_noticed_before_a_byte_is_sent(world: World) -> None:
     dc2, folder, seen = world.federation.dc2, world.federation.folder, bytearray()
-    await world.federation.set_intention("shop", "other", "allow")
     async with native_service(dc2, "other", folder) as other, forwarder(other.port, seen) as rogue:
         caller = await world.caller()
         with pytest.raises(WrongPeerError, match="/svc/other"):

@@ -24,7 +24,7 @@ from tests.harness.process import Child, child_environment
 
 from . import processes
 
-pytestmark = [pytest.mark.consul, pytest.mark.xdist_group("security-gateway")]
+pytestmark = pytest.mark.consul
 
 BASIC = "operator:basic-secret-of-the-agent"
 # What a terminal obeys, what ends a line, and what turns text around or hides it.

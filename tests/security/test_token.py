@@ -9,7 +9,7 @@ from tests.e2e.world import World
 from tests.harness.agent import Consul, ConsulError, Json
 from tests.harness.native import native_service
 
-pytestmark = [pytest.mark.consul, pytest.mark.xdist_group("security-token")]
+pytestmark = pytest.mark.consul
 
 GATEWAY = "/v1/agent/connect/ca/leaf/mesh-gateway"
 INTENTION = {"SourceName": "mesh-gateway", "DestinationName": "web", "Action": "allow", "SourceType": "consul"}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = [pytest.mark.consul, pytest.mark.timeout(240), pytest.mark.xdist_group("outage")]
+pytestmark = [pytest.mark.consul, pytest.mark.timeout(240)]
 
 ROOT = Path(__file__).parents[2]
 FAULTS = (

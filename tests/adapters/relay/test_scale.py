@@ -17,7 +17,6 @@ DRIPPING = 2000
 STALLED = 5000
 
 pytestmark = [
-    pytest.mark.xdist_group("relay-scale"),
     pytest.mark.skipif(resource.getrlimit(resource.RLIMIT_NOFILE)[1] < 2 * STALLED + 1000, reason="few descriptors"),
 ]
 
