@@ -89,14 +89,17 @@ class Consul:
         self.folder = folder
         self.master_token = token
         self.http_addr = f"127.0.0.1:{ports.http}"
+        self.grpc = -1
         self._child: Child | None = None
 
-    def configure(self, primary: str, wan: list[int], **more: object) -> None:
+    def configure(self, primary: str, wan: list[int], *, grpc: int = -1, **more: object) -> None:
         """Writes the configuration: ACLs default-deny, Connect on, joined over the gossip ports `wan`.
 
-        `primary` names the datacenter that is the authority for tokens, intentions and certificates. `more` are
-        settings under Consul's names, which take the place of those made here.
+        `primary` names the datacenter that is the authority for tokens, intentions and certificates. `grpc` is the
+        port at which Envoys ask for their configuration, -1 for none. `more` are settings under Consul's names, which
+        take the place of those made here.
         """
+        self.grpc = grpc
         master = "initial_management" if self.version >= (1, 11, 0) else "master"
         ports = {
             "http": self.ports.http,
@@ -105,7 +108,7 @@ class Consul:
             "serf_wan": self.ports.serf_wan,
             "dns": -1,
             "https": -1,
-            "grpc": -1,
+            "grpc": grpc,
         }
         if self.version >= (1, 14, 0):
             ports["grpc_tls"] = -1

@@ -47,7 +47,7 @@ class GatewayFederation(Federation):
                 more |= {"primary_gateways": [f"{host}:{port}"], "primary_gateways_interval": "1s"}
             more |= {"domain": DOMAIN, "advertise_addr_wan": NOWHERE[consul.datacenter]}
             more |= {"retry_interval_wan": "1s", **self._tls(consul)}
-            consul.configure(self.dc1.datacenter, [], **more)
+            consul.configure(self.dc1.datacenter, [], grpc=-1, **more)
 
     async def launch(self, report: Report, seconds: float) -> None:
         """Starts the primary, its gateway, and then the secondary and its gateway at once."""
