@@ -11,6 +11,7 @@ from meshgate.core.prerequisites import (
     consul_version,
     descriptors,
     grpc_port,
+    keys_of_services,
     one_primary,
     wan_address,
 )
@@ -170,3 +171,20 @@ def test_a_wan_address_has_to_mean_something_elsewhere(host: str, federated: boo
     finding = wan_address(host, federated=federated)
     assert finding.status is status
     assert bool(finding.advice) == (status is not OK)
+
+
+@pytest.mark.parametrize("version", ["1.16.0", "1.22.6", "1.22.6+ent", "", "dev"])
+def test_versions_that_give_cached_keys_away_are_warned_of(version: str) -> None:
+    found = keys_of_services(version)
+    assert found is not None
+    assert found.status is Status.WARNING
+    assert 'block_endpoints = ["/v1/agent/connect/ca/leaf"]' in found.advice
+
+
+def test_an_agent_that_blocks_the_endpoint_and_an_old_one_give_no_keys() -> None:
+    for blocked in ("/v1/agent/connect/ca/leaf", "/v1/agent/connect/ca/leaf/", "/v1/agent"):
+        found = keys_of_services("1.22.6", ["/v1/kv", blocked])
+        assert found is not None
+        assert found.status is Status.OK
+    assert keys_of_services("1.8.7") is None
+    assert keys_of_services("1.15.10") is None

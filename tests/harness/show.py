@@ -22,6 +22,7 @@ from rich.text import Text
 from meshgate.adapters.consul.policy import acl_policy
 from meshgate.adapters.mesh_tls import RefusedError
 from meshgate.app.errors import CommandError
+from meshgate.core.prerequisites import gives_keys_away
 from tests.harness.agent import AgentStoppedError, ConsulError
 from tests.harness.caller import Caller
 from tests.harness.cluster import Federation, StartError, find_consul, two_datacenters
@@ -100,7 +101,7 @@ async def _show(console: Console, binary: str, once: bool) -> None:
             _show_world(console, stage)
             await _show_mode(console, stage, "local")
             await _show_mode(console, stage, "remote")
-            await _show_no_key(console, stage)
+            await _show_keys(console, stage)
             await _show_wrong_name(console, stage)
             await _show_questions(console, stage, once)
             if once:
@@ -196,18 +197,29 @@ async def _carried(stage: Stage) -> tuple[float, float]:
     return local, remote
 
 
-async def _show_no_key(console: Console, stage: Stage) -> None:
-    """With the gateway's token nobody gets a key of the services whose streams it carries."""
-    console.print("The gateways hold no key, and their token is refused the services' keys:", style="bold")
+async def _show_keys(console: Console, stage: Stage) -> None:
+    """What the agent answers to whoever asks with the gateway's token for a key of the services that it carries."""
+    consul = stage.federation.dc2
+    version = ".".join(map(str, consul.version))
+    console.print("The gateways hold no key and ask for none. What their token would get:", style="bold")
+    given = False
     for service in (SERVICE, CALLER):
         try:
-            await stage.federation.dc2.get(f"/v1/agent/connect/ca/leaf/{service}", token=stage.remote.token)
+            await consul.get(f"/v1/agent/connect/ca/leaf/{service}", token=stage.remote.token)
         except ConsulError as error:
             if error.status != 403:
                 raise
             console.print(f"  leaf of {service:<6} 403 {str(error).removeprefix('403').strip()}")
         else:
-            raise MismatchError(f"the gateway's token may have the key of {service}")
+            given = True
+            console.print(f"  leaf of {service:<6} 200 certificate and key", style="yellow")
+    if given and not gives_keys_away(version):
+        raise MismatchError(f"Consul {version} gave a service's key to a token without service:write on it")
+    if given:
+        console.print(
+            f"  Consul {version} gives a key that is in the agent's cache to any token, not only to the gateway's.\n"
+            "  What helps is in SECURITY.md: block the endpoint, or an agent without sidecars for the gateway."
+        )
 
 
 async def _show_wrong_name(console: Console, stage: Stage) -> None:

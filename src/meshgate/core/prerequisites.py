@@ -4,7 +4,7 @@ The prerequisites are those of Consul's documentation of mesh gateways and WAN f
 traffic from flowing; a warning says that some of it may not, or may not for long.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from ipaddress import ip_address
@@ -13,6 +13,10 @@ from typing import Final
 OLDEST_CONSUL: Final = (1, 8)
 # From here on an agent merges proxy-defaults and service-defaults into registrations unless it is told not to.
 _CENTRAL_BY_DEFAULT: Final = (1, 9)
+# From here on an agent gives a leaf with its key that it has in its cache to any token: seen on 1.22.6, and by its
+# source so since 1.16 or 1.17, when the cache of leaves lost the token in its key. 1.8.7 answers 403.
+_KEYS_GIVEN_AWAY: Final = (1, 16)
+LEAF_ENDPOINT: Final = "/v1/agent/connect/ca/leaf"
 # Consul dates a leaf back by a minute, so clocks further apart make fresh certificates invalid.
 WORST_SKEW: Final = 60.0
 SMALL_SKEW: Final = 5.0
@@ -57,6 +61,32 @@ def _release(version: str) -> tuple[int, int] | None:
     if len(numbers) < 2 or not all(number.isdecimal() for number in numbers[:2]):
         return None
     return int(numbers[0]), int(numbers[1])
+
+
+def gives_keys_away(version: str) -> bool:
+    """Whether an agent of this version gives a cached leaf and its key to any token; an unknown version may."""
+    return (_release(version) or _KEYS_GIVEN_AWAY) >= _KEYS_GIVEN_AWAY
+
+
+def keys_of_services(version: str, blocked: Collection[str] = ()) -> Finding | None:
+    """Whether this agent gives keys away; None where its version does not. `blocked` are its blocked endpoints.
+
+    Nobody asks for a leaf to find out: that would put it into the agent's cache.
+    """
+    check = "keys of services"
+    if not gives_keys_away(version):
+        return None
+    if any(f"{LEAF_ENDPOINT}/".startswith(prefix) for prefix in blocked):
+        return Finding(check, Status.OK, "this agent blocks the endpoint that would give them to any token")
+    detail = (
+        "this agent may give a key that it has in its cache to any token and to none: that of each sidecar it holds, and "
+        f"of whom `meshgate probe` was `--as` (seen on Consul 1.22.6, this is {version or 'unknown'})"
+    )
+    advice = (
+        f'set http_config {{ block_endpoints = ["{LEAF_ENDPOINT}"] }} in this agent (Envoy sidecars get theirs over '
+        "xDS), or give the gateway an agent without sidecars; see SECURITY.md"
+    )
+    return Finding(check, Status.WARNING, detail, advice)
 
 
 def connect_enabled(enabled: bool | None, trust_domain: str) -> Finding:
