@@ -79,7 +79,7 @@ def keys_of_services(version: str, blocked: Collection[str] = ()) -> Finding | N
     if any(f"{LEAF_ENDPOINT}/".startswith(prefix) for prefix in blocked):
         return Finding(check, Status.OK, "this agent blocks the endpoint that would give them to any token")
     detail = (
-        "this agent may give a key that it has in its cache to any token and to none: that of each sidecar it holds, and "
+        "this agent may give a key in its cache to any token and to none: that of each sidecar it holds, and "
         f"of whom `meshgate probe` was `--as` (seen on Consul 1.22.6, this is {version or 'unknown'})"
     )
     advice = (
