@@ -61,7 +61,6 @@ LONGEST = (
     "core/test_hello_against_openssl.py",
     "e2e/test_maintenance.py",
     "fuzz/test_fuzz_smoke.py",
-    "core/test_hello_memory.py",
     "bench/test_bench_smoke.py",
     "docs/test_site.py",
 )

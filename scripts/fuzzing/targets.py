@@ -36,11 +36,11 @@ def hello(data: bytes) -> None:
 
 
 def hello_openssl(data: bytes) -> None:
-    """Never another name than the OpenSSL of this machine reads, never one where it reads none."""
-    from tests.core.test_hello_against_openssl import assert_rule  # noqa: PLC0415 (takes what only tests need)
+    """Never another name than the OpenSSL of this machine reads."""
+    from tests.core.test_hello_against_openssl import assert_rule_here  # noqa: PLC0415 (takes what only tests need)
 
     if len(data) < 1 << 16:
-        assert_rule(data)
+        assert_rule_here(data)
 
 
 def _decoder(decode_answer: Callable[[Any], object], errors: type[Exception] = InvalidAnswerError) -> Target:

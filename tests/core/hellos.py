@@ -211,6 +211,58 @@ def ask_openssl(stream: bytes) -> Oracle:
     return Oracle(called=bool(_noted), name=_noted[0] if _noted else None, reason=reason)
 
 
+def assert_rule(stream: bytes, verdict: Hello | Refusal | None, openssl: Oracle, label: object = "") -> None:
+    """What must hold of our verdict on a stream, next to OpenSSL's.
+
+    Where OpenSSL came to the name, we see the same one or refuse the hello. Where it gave up before, for something that
+    has no bearing on the name, we may see the one name there is in the hello. Another name we never see.
+    """
+    name = verdict.server_name if isinstance(verdict, Hello) else None
+    told = (label, openssl, stream.hex())
+    if openssl.called and openssl.name is not None:
+        assert isinstance(verdict, Refusal) or name == openssl.name.lower(), told
+    elif openssl.called:
+        assert name is None, told
+    elif name is not None:
+        assert name == sole_name(stream), told
+
+
+def sole_name(stream: bytes) -> str:
+    """The server name of a hello that OpenSSL gives up before it comes to the name.
+
+    A second reader takes the hello apart, with slices that are never short; OpenSSL reads the one extension that holds
+    the name, in a hello that is otherwise beyond reproach.
+    """
+    content = b""
+    while stream[:2] == b"\x16\x03" and (len(content) < 4 or len(content) < 4 + int.from_bytes(content[1:4])):
+        content += cut(stream[3:], 2)[0]
+        stream = stream[5 + int.from_bytes(stream[3:5]) :]
+    body, _ = cut(content[1:], 3)
+    rest = body[34:]
+    for width in (1, 2, 1):  # session id, cipher suites, compression methods
+        rest = cut(rest, width, whole=True)[1]
+    extensions, rest = cut(rest, 2, whole=True)
+    assert rest == b""
+    found: list[bytes] = []
+    while extensions:
+        kind = extensions[:2]
+        held, extensions = cut(extensions[2:], 2, whole=True)
+        if kind == b"\0\0":
+            found.append(held)
+    (one,) = found
+    answer = ask_openssl(hello(extension(0, one)))
+    assert answer.called
+    assert answer.name is not None
+    return answer.name.lower()
+
+
+def cut(data: bytes, width: int, *, whole: bool = False) -> tuple[bytes, bytes]:
+    """The vector at the head of `data` and what is behind it."""
+    end = width + int.from_bytes(data[:width])
+    assert not whole or width <= end <= len(data)
+    return data[width:end], data[end:]
+
+
 # --- data ---
 
 

@@ -1,4 +1,4 @@
-"""The fields of the ClientHello, its list of extensions, and what must hold between them."""
+"""The ClientHello message: its fields, its list of extensions, the server name and the protocols in it."""
 
 import pytest
 
@@ -6,6 +6,7 @@ from tests.core.hellos import (
     NAME,
     Body,
     accepted,
+    ask_openssl,
     extension,
     hello,
     hello_1_3,
@@ -20,8 +21,8 @@ from tests.core.hellos import (
     vector,
 )
 
-TOO_FAR = "a length that reaches too far"
-NOTHING_NEW = "it offers nothing from TLS 1.2 up"
+MISFIT = "lengths that do not fit each other"
+ONE_NAME = "server_name: not a list of one host name"
 
 
 def body(fields: Body | bytes) -> bytes:
@@ -32,9 +33,9 @@ def body(fields: Body | bytes) -> bytes:
 
 
 def test_tls_1_2_without_extensions_is_a_hello_without_a_name() -> None:
-    found = accepted(body(Body()))
-    assert (found.server_name, found.raw_name, found.alpn, found.versions) == (None, None, (), (0x0303,))
-    assert accepted(body(Body(extensions=b""))).server_name is None
+    for extensions in (None, b""):
+        found = accepted(body(Body(extensions=extensions)))
+        assert (found.server_name, found.alpn) == (None, ())
 
 
 def test_every_shorter_message_is_malformed() -> None:
@@ -45,158 +46,107 @@ def test_every_shorter_message_is_malformed() -> None:
         if end == len(bytes(Body(session_id=bytes(32)))):
             assert accepted(body(fields[:end])).server_name is None
         else:
-            malformed(body(fields[:end]))
+            assert malformed(body(fields[:end])) == malformed(body(fields[:end]) + bytes(80)) == MISFIT
 
 
 @pytest.mark.parametrize("more", [b"\0", b"\0\0", bytes(9)])
 def test_bytes_behind_the_extensions_are_malformed(more: bytes) -> None:
-    assert malformed(body(bytes(Body(extensions=server_name(NAME))) + more)) == "bytes behind its extensions"
+    assert malformed(body(bytes(Body(extensions=server_name(NAME))) + more)) == MISFIT
 
 
 def test_session_id_has_32_bytes_at_most() -> None:
     accepted(body(Body(session_id=bytes(32))))
-    assert malformed(body(Body(session_id=bytes(33)))) == "a session id longer than 32 bytes"
-
-
-def test_cipher_suites_are_at_least_one_and_whole() -> None:
-    problem = "a list of cipher suites of an empty or odd length"
-    assert malformed(body(Body(suites=()))) == problem
-    fields = bytes(Body())
-    odd = fields[:35] + vector(2, b"\xc0\x2f\0") + b"\1\0"
-    assert malformed(body(odd)) == problem
-
-
-@pytest.mark.parametrize(("methods", "good"), [(b"\0", True), (b"\1\0", True), (b"", False), (b"\1", False)])
-def test_null_compression_must_be_offered(methods: bytes, good: bool) -> None:
-    stream = body(Body(compression=methods))
-    if good:
-        accepted(stream)
-    else:
-        assert malformed(stream) == "no null compression method"
-
-
-# --- versions ---
-
-
-@pytest.mark.parametrize("version", [0x0303, 0x0304, 0x0305, 0x0403, 0xFFFF])
-def test_legacy_version_is_an_upper_limit(version: int) -> None:
-    assert accepted(body(Body(version=version))).versions == (version,)
-
-
-@pytest.mark.parametrize("version", [0x0000, 0x0002, 0x0200, 0x0300, 0x0301, 0x0302])
-def test_hello_of_less_than_tls_1_2_is_refused(version: int) -> None:
-    assert malformed(hello(server_name(NAME), body=Body(version=version))) == NOTHING_NEW
+    assert malformed(body(Body(session_id=bytes(33)))) == MISFIT
 
 
 @pytest.mark.parametrize(
-    "versions", [(0x0304,), (0x0303,), (0x0304, 0x0303, 0x0302, 0x0301), (0x7A7A, 0x0304), (0x0305, 0x0303)]
+    "fields",
+    [
+        Body(version=0x0301),
+        Body(version=0x0302),
+        Body(version=0x0300),
+        Body(version=0x0002),
+        Body(version=0xFFFF),
+        Body(suites=()),
+        Body(suites=(0xC02F, 0x5600)),
+        Body(compression=b""),
+        Body(compression=b"\1"),
+    ],
 )
-def test_listed_versions_are_told_as_offered(versions: tuple[int, ...]) -> None:
-    assert accepted(hello(supported_versions(*versions))).versions == versions
-
-
-@pytest.mark.parametrize("versions", [(0x0302, 0x0301), (0x0300,), (0x7A7A,), (0x0305,), (0x7F1C,)])
-def test_list_without_tls_1_2_and_1_3_is_refused(versions: tuple[int, ...]) -> None:
-    assert malformed(hello(server_name(NAME), supported_versions(*versions))) == NOTHING_NEW
-
-
-def test_list_counts_whatever_the_legacy_version_says_but_ssl_3() -> None:
-    listed = supported_versions(0x0304)
-    accepted(hello(listed, body=Body(version=0x0301)))
-    for version in (0x0300, 0x0002):
-        assert malformed(hello(listed, body=Body(version=version))) == "a version of SSL 3 or older"
-
-
-def test_tls_1_3_needs_a_cipher_suite_of_its_own() -> None:
-    for suites in ((0x1301,), (0x0A0A, 0x1303, 0xC02F), (0xC02F, 0x1302)):
-        accepted(hello_1_3(suites=suites))
-    for suites in ((0xC02F,), (0x1304, 0x1305), (0x0113, 0x0213)):
-        assert malformed(hello_1_3(suites=suites)) == "it offers TLS 1.3 without a cipher suite for it"
-    accepted(hello(supported_versions(0x0303), body=Body(suites=(0xC02F,))))
-
-
-def test_fallback_from_a_better_version_is_refused() -> None:
-    assert malformed(body(Body(suites=(0xC02F, 0x5600)))) == "a fallback from a version that failed"
-    assert malformed(hello(supported_versions(0x0303), body=Body(suites=(0x5600,)))).startswith("a fallback")
-    accepted(hello_1_3(suites=(0x1301, 0x5600)))
-    accepted(body(Body(suites=(0x0056, 0x0000, 0x1256))))
+def test_what_has_no_bearing_on_the_name_is_left_to_the_destination(fields: Body) -> None:
+    fields = Body(fields.version, fields.session_id, fields.suites, fields.compression, server_name(NAME))
+    assert accepted(body(fields)).server_name == NAME.decode()
 
 
 # --- the list of extensions ---
 
 
-def test_unknown_extensions_are_passed_over() -> None:
-    unknown = [extension(kind, bytes(range(size))) for kind, size in ((0x0A0A, 0), (0xFAFA, 1), (12345, 40))]
-    assert accepted(hello(*unknown, server_name(NAME), extension(0xFE0D, b"?"))).server_name == NAME.decode()
+@pytest.mark.parametrize(
+    "other",
+    [
+        extension(0x0A0A),
+        extension(0xFE0D, b"?"),
+        supported_versions(),
+        supported_versions(0x0301),
+        supported_versions(0x7A7A),
+        supported_groups(),
+        key_share((0x17, b"\4" + bytes(64))),
+        extension(5, b"\1\0\1\0\0"),
+        extension(14, b"\0\2\0\1\0"),
+        extension(41, b"no sense"),
+        extension(47, b"\0\2\0\0"),
+        extension(0xFF01, b"\1\0"),
+    ],
+)
+def test_contents_of_other_extensions_are_between_client_and_destination(other: bytes) -> None:
+    for order in ((other, server_name(NAME)), (server_name(NAME), other)):
+        assert accepted(hello(*order)).server_name == accepted(hello_1_3_without(other, *order)).server_name
+
+
+def hello_1_3_without(other: bytes, *extensions: bytes) -> bytes:
+    """A hello of TLS 1.3, if it is not said already which versions it is of."""
+    return hello(*extensions) if other[:2] == numbers(43) else hello_1_3(*extensions)
 
 
 @pytest.mark.parametrize("kind", [0, 10, 16, 0x0A0A, 12345])
 def test_extension_that_comes_twice_is_refused(kind: int) -> None:
-    content = {0: server_name(NAME)[4:], 10: vector(2, b"\0\x1d"), 16: vector(2, b"\2h2")}.get(kind, b"")
-    one = extension(kind, content)
+    one = server_name(NAME) if kind == 0 else extension(kind, vector(2, b"\2h2"))
     accepted(hello(one))
-    assert malformed(hello(one, extension(77), one)) == f"extension {kind} twice"
+    assert malformed(hello(one, extension(77), one)) == "an extension that comes twice"
 
 
 def test_two_server_names_are_refused_whichever_comes_first() -> None:
-    assert malformed(hello(server_name(NAME), server_name(b"other"))) == "extension 0 twice"
+    assert malformed(hello(server_name(NAME), server_name(b"other"))) == "an extension that comes twice"
 
 
-@pytest.mark.parametrize("end", range(1, 4))
-def test_extension_header_that_is_cut_short_is_refused(end: int) -> None:
-    assert malformed(hello(server_name(NAME), extension(7)[:end])) == "an extension that is cut short"
+@pytest.mark.parametrize(
+    "stream",
+    [
+        *(hello(server_name(NAME), extension(7)[:end]) for end in range(1, 4)),
+        hello(server_name(NAME), numbers(77, 1)),
+        hello(server_name(NAME)[:-1]),
+        body(bytes(Body()) + numbers(5) + bytes(4)),
+        body(bytes(Body()) + b"\0"),
+    ],
+)
+def test_list_that_does_not_fit_is_refused_whatever_comes_behind_it(stream: bytes) -> None:
+    assert malformed(stream) == malformed(stream + bytes(9)) == malformed(stream + b"\xff" * 9) == MISFIT
 
 
-def test_extension_that_reaches_behind_the_list_is_refused() -> None:
-    assert malformed(hello(server_name(NAME), numbers(77, 1))) == "extension 77 reaches too far"
-    assert malformed(hello(server_name(NAME)[:-1])) == "extension 0 reaches too far"
-
-
-def test_list_that_reaches_behind_the_message_is_refused() -> None:
-    fields = bytes(Body())
-    assert malformed(body(fields + numbers(5) + bytes(4))) == TOO_FAR
-    assert malformed(body(fields + b"\0")) == "a length that is cut short"
-
-
-def test_pre_shared_key_must_be_last() -> None:
-    pre_shared_key = extension(41, vector(2, vector(2, b"id") + bytes(4)) + vector(2, vector(1, bytes(32))))
-    accepted(hello(server_name(NAME), pre_shared_key))
-    assert malformed(hello(pre_shared_key, server_name(NAME))) == "pre_shared_key is not the last extension"
-
-
-# --- what must hold between extensions ---
-
-
-def test_key_share_needs_its_group_among_the_supported_ones() -> None:
-    share = key_share((0x001D, bytes(32)))
-    accepted(hello_1_3(supported_groups(0x0017, 0x001D), share))
-    accepted(hello_1_3(share, supported_groups(0x001D)))
-    assert malformed(hello_1_3(share)) == "key_share without supported_groups"
-    assert malformed(hello_1_3(share, supported_groups(0x0017))).endswith("that supported_groups does not list")
-
-
-def test_hello_without_shares_asks_for_a_retry() -> None:
-    accepted(hello_1_3(supported_groups(0x001D), key_share()))
-
-
-def test_key_share_is_not_held_against_a_hello_of_tls_1_2() -> None:
-    accepted(hello(key_share((0x001D, bytes(32)))))
-
-
-def test_post_quantum_share_and_reserved_values_are_understood() -> None:
+def test_post_quantum_share_and_reserved_values_are_passed_over() -> None:
     grease = 0x1A1A
     found = accepted(
         hello(
             extension(grease),
-            server_name(NAME),
             supported_versions(grease, 0x0304, 0x0303),
             supported_groups(grease, 0x11EC, 0x001D),
-            key_share((grease, b"\0"), (0x11EC, bytes(range(256)) * 4 + bytes(192)), (0x001D, bytes(32))),
+            key_share((grease, b"\0"), (0x11EC, bytes(1216)), (0x001D, bytes(32))),
+            server_name(NAME),
             extension(0xAAAA, b"\0"),
             body=Body(suites=(grease, 0x1301)),
         )
     )
-    assert (found.server_name, found.versions) == (NAME.decode(), (grease, 0x0304, 0x0303))
+    assert found.server_name == NAME.decode()
 
 
 def test_outer_name_is_told_of_an_encrypted_client_hello() -> None:
@@ -204,3 +154,126 @@ def test_outer_name_is_told_of_an_encrypted_client_hello() -> None:
     encrypted = extension(0xFE0D, b"\0" + numbers(1, 1) + b"\7" + vector(2, bytes(32)) + vector(2, inner))
     for order in ((encrypted, server_name(b"public.example")), (server_name(b"public.example"), encrypted)):
         assert accepted(hello_1_3(*order)).server_name == "public.example"
+
+
+# --- server_name ---
+
+
+def names(*entries: tuple[int, bytes]) -> bytes:
+    return extension(0, vector(2, b"".join(bytes((kind,)) + vector(2, name) for kind, name in entries)))
+
+
+@pytest.mark.parametrize(
+    ("raw", "name"),
+    [
+        (b"web.default.dc1.internal.td.consul", "web.default.dc1.internal.td.consul"),
+        (b"WEB.Default.dc1.Internal.td.CONSUL", "web.default.dc1.internal.td.consul"),
+        (b"localhost", "localhost"),
+        (b"under_score.x-1", "under_score.x-1"),
+        (b"xn--bcher-kva.example", "xn--bcher-kva.example"),
+        (b"1.2.3.4.example", "1.2.3.4.example"),
+        (b"1.2.3.x4", "1.2.3.x4"),
+        (b"-", "-"),
+        (b"a" * 255, "a" * 255),
+        (b"a." * 127 + b"b", "a." * 127 + "b"),
+    ],
+)
+def test_host_name_is_told_in_lower_case(raw: bytes, name: str) -> None:
+    assert accepted(hello(server_name(raw))).server_name == name
+    assert ask_openssl(hello(server_name(raw))).name == raw.decode()
+
+
+@pytest.mark.parametrize(
+    ("raw", "problem"),
+    [
+        (b"", "an empty name"),
+        (b"a" * 256, "a name longer than 255 bytes"),
+        (b"a" * 8000, "a name longer than 255 bytes"),
+        (b"\0", "a name with a NUL byte"),
+        (b"web.consul\0.evil", "a name with a NUL byte"),
+        (b"web.consul\0", "a name with a NUL byte"),
+        ("bücher.example".encode(), "a name that is not ASCII"),
+        ("bücher.example".encode("latin-1"), "a name that is not ASCII"),
+        (b"\xff", "a name that is not ASCII"),
+        (b"192.0.2.1", "an IP address"),
+        (b"1.2.3.4.", "an IP address"),
+        (b"0000", "an IP address"),
+        (b"127.1", "an IP address"),
+        (b"::1", "an IP address"),
+        (b"[2001:db8::1]", "an IP address"),
+        (b"web.consul.", "a name with a final dot"),
+        (b".", "a name with a final dot"),
+        (b"a..", "a name with a final dot"),
+        (b".web.consul", "a name that is no host name"),
+        (b"web..consul", "a name that is no host name"),
+        (b"web consul", "a name that is no host name"),
+        (b"web.consul\n", "a name that is no host name"),
+        (b"*.consul", "a name that is no host name"),
+        (b"a/b", "a name that is no host name"),
+        (b"a\x7f", "a name that is no host name"),
+        (b"a" * 254 + b"!", "a name that is no host name"),
+        (b'"', "a name that is no host name"),
+    ],
+)
+def test_what_is_no_host_name_is_refused(raw: bytes, problem: str) -> None:
+    assert malformed(hello(server_name(raw))) == f"server_name: {problem}"
+
+
+@pytest.mark.parametrize(
+    "server_names",
+    [
+        extension(0),
+        extension(0, b"\0"),
+        names(),
+        names((0, b"one"), (0, b"two")),
+        names((0, b"one"), (1, b"two")),
+        names((1, b"two"), (0, b"one")),
+        names((255, b"one")),
+        extension(0, vector(2, b"\0" + vector(2, b"one")) + b"\0"),
+        extension(0, vector(2, b"\0" + vector(2, b"one"))[:-1]),
+        extension(0, vector(2, b"\0" + numbers(4) + b"one")),
+        extension(0, vector(2, b"\0" + numbers(2) + b"one")),
+        extension(0, vector(2, b"\0")),
+        extension(0, vector(2, b"\0\0")),
+    ],
+)
+def test_list_of_anything_but_one_host_name_is_refused(server_names: bytes) -> None:
+    assert malformed(hello(server_names)) == ONE_NAME
+
+
+# --- application_layer_protocol_negotiation ---
+
+
+@pytest.mark.parametrize(
+    ("raw", "escaped"),
+    [
+        (b"h2", "h2"),
+        (b"consul/rpc-multi", "consul/rpc-multi"),
+        (b"\x0a\x0a", "\\n\\n"),
+        (b"\x00\x1b[2J", "\\x00\\x1b[2J"),
+        (b"\xea\xff\x7f", "\\xea\\xff\\x7f"),
+        (b"a\\x41", "a\\\\x41"),
+        (b"\r\nSet: x", "\\r\\nSet: x"),
+    ],
+)
+def test_protocols_are_told_so_that_any_log_can_show_them(raw: bytes, escaped: str) -> None:
+    found = accepted(hello(extension(16, vector(2, vector(1, raw) + vector(1, b"http/1.1")))))
+    assert found.alpn == (escaped, "http/1.1")
+    assert all(protocol.isascii() and protocol.isprintable() for protocol in found.alpn)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (vector(2, b"".join(vector(1, b"%d" % at) for at in range(20))), tuple("01234567")),
+        (vector(2, vector(1, b"h2") + b"\0" + vector(1, b"x")), ("h2",)),
+        (vector(2, vector(1, b"h2") + b"\5x"), ("h2",)),
+        (b"\0\0", ()),
+        (b"\0", ()),
+        (b"", ()),
+        (b"\xff\xff\2h2", ("h2",)),
+    ],
+)
+def test_as_many_protocols_are_told_as_can_be_read_eight_at_most(content: bytes, told: tuple[str, ...]) -> None:
+    found = accepted(hello(extension(16, content), server_name(NAME)))
+    assert (found.server_name, found.alpn) == (NAME.decode(), told)

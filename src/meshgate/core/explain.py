@@ -12,7 +12,7 @@ from difflib import get_close_matches
 from typing import Final, Literal
 
 from .balance import Policy
-from .hello_extensions import host_name_fault
+from .hello import host_name_fault
 from .reasons import Reason
 from .routes import Endpoint, Route, RouteKind, RouteTable
 from .sni import (

@@ -1,34 +1,75 @@
-"""Reads the TLS ClientHello at the head of a stream: hostile bytes in, a `Hello` or a `Refusal` out.
+"""Reads the TLS ClientHello at the head of a stream, as far as routing needs it: bytes of a stranger in, a verdict out.
 
-This module is the record layer (RFC 8446 section 5.1): it puts the handshake message together from any cut of the
-stream into packets and records, and hands it to `hello_message`. What always holds:
+A gateway is no party to the handshake. What it has to agree on with the destination is the server name and nothing
+else, so this is strict in what leads to the name and blind to the rest: record headers, the header of the handshake
+message, the lengths of its fields, the list of extensions, the server name. Versions, cipher suites, key shares and the
+contents of all other extensions are between the client and its destination, which refuses what it does not like.
 
+What always holds:
+
+- Whoever reads the stream by the RFCs (8446 sections 4 and 5.1, 6066 section 3) sees the name that is seen here. Where
+  readers might differ (an extension that comes twice, a list of several names, a record without content) the hello is
+  refused.
 - Nothing raises, whatever the bytes are, and a verdict once given stays.
-- A verdict depends on the stream alone, never on how it was cut into packets.
-- No byte is looked at more than twice, and no more than the handshake message is kept, so the work is linear in what
-  arrives and the memory is bounded by `max_bytes`.
-- A refusal comes as early as it is certain: plain text is refused at its first byte, a hello that cannot fit
-  `max_bytes` at the length that says so.
-- Bytes behind the hello are never read. That there are some in the same record follows from its length, and counts
-  only against a hello that offers TLS 1.3, which must end its record (RFC 8446 section 5.1; OpenSSL holds to it).
-
-Stricter than the RFC in what no client sends: a record without content is refused wherever it stands.
+- A verdict depends on the stream alone, never on how it was cut into packets, and comes with the byte that decides it.
+- The work is linear in the bytes, and a hello has at most 256 records and 256 extensions. No client sends more than a
+  few of the one and a few dozen of the other, and each costs its reader far more than its sender.
+- Bytes behind the hello are never read.
 """
 
+import re
 from dataclasses import dataclass
-from typing import Final
+from struct import Struct
+from struct import error as TooShortError  # noqa: N812 (the name it has in the standard library says nothing)
+from typing import Final, TypeAlias
 
-from meshgate.core.hello_message import Bytes, Hello, MalformedError, read_hello
-from meshgate.core.reasons import Reason
+from .reasons import Reason
 
-__all__ = ["Hello", "HelloParser", "Refusal", "parse_hello"]
+__all__ = ["Hello", "HelloParser", "Refusal", "host_name_fault", "parse_hello"]
+
+Bytes: TypeAlias = bytes | bytearray
 
 _HANDSHAKE: Final = 22
 _TLS_MAJOR: Final = 3
-_CLIENT_HELLO: Final = 1
 _RECORD_HEADER: Final = 5
-_MESSAGE_HEADER: Final = 4
 _MAX_RECORD: Final = 1 << 14
+_MOST_RECORDS: Final = 256
+
+_CLIENT_HELLO: Final = 1
+_MESSAGE_HEADER: Final = 4
+_RANDOM_END: Final = 34  # Two bytes of version, 32 of random.
+_MAX_SESSION_ID: Final = 32
+_MOST_EXTENSIONS: Final = 256
+
+_SERVER_NAME: Final = 0
+_PROTOCOLS: Final = 16
+
+_HOST_NAME_TYPE: Final = 0
+_MAX_HOST_NAME: Final = 255
+_is_host_name: Final = re.compile(rb"(?![0-9.]+\Z)[0-9A-Za-z_-]+(?:\.[0-9A-Za-z_-]+)*").fullmatch
+_PROTOCOLS_TOLD: Final = (
+    8  # The log needs no more, and a stream must not keep all that a stranger can put into a hello.
+)
+
+_record_header: Final = Struct(">BBxH").unpack_from
+_extension_header: Final = Struct(">HH").unpack_from
+_name_header: Final = Struct(">HBH").unpack_from
+
+
+@dataclass(slots=True)
+class Hello:
+    """What a ClientHello says, as far as routing and logging want to know. Not to be changed.
+
+    With Encrypted Client Hello this is the outer hello: the name is the one that the client shows the world, never
+    the one it hides.
+    """
+
+    server_name: str | None
+    """The name to route by, in lower case; None where the client sent none."""
+    alpn: tuple[str, ...]
+    """The first eight application protocols that can be read: printable ASCII, all else escaped as in Python."""
+    length: int
+    """How many bytes of the stream the hello takes from the start to its end, record headers included."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,34 +80,23 @@ class Refusal:
     detail: str
 
 
-class _RefusedError(Exception):
-    """Carries a refusal out of the depths of the record layer. Never leaves this module."""
-
-    def __init__(self, reason: Reason, detail: str) -> None:
-        self.refusal = Refusal(reason, detail)
+_MISFIT: Final = Refusal(Reason.HELLO_MALFORMED, "lengths that do not fit each other")
 
 
-def parse_hello(data: Bytes, max_bytes: int = 16384) -> Hello | Refusal | None:
+def parse_hello(data: bytes, max_bytes: int = 16384) -> Hello | Refusal | None:
     """The verdict on a stream that begins with `data`, or None where it takes more than that.
 
-    The fast path for the common case, a hello that came whole in one record and one packet: it is read where it lies.
-    After None, start a `HelloParser` and feed it the same bytes first. Arguments and result are those of the parser.
+    The short way for nearly every hello, which comes whole in one record and one packet. After None, start a
+    `HelloParser` and feed it the same bytes first. Arguments and result are those of the parser.
     """
-    if len(data) > _RECORD_HEADER + _MESSAGE_HEADER and data[0] == _HANDSHAKE and data[1] == _TLS_MAJOR:
-        record_end = _RECORD_HEADER + (data[3] << 8 | data[4])
-        hello_end = _RECORD_HEADER + _MESSAGE_HEADER + (data[6] << 16 | data[7] << 8 | data[8])
-        whole = hello_end <= min(len(data), max_bytes, record_end) and record_end <= _RECORD_HEADER + _MAX_RECORD
-        if whole and data[5] == _CLIENT_HELLO:
-            start = _RECORD_HEADER + _MESSAGE_HEADER
-            return _judge(data, start, hello_end, hello_end, fills_record=hello_end == record_end)
+    if len(data) > _RECORD_HEADER + _MESSAGE_HEADER and data[5] == _CLIENT_HELLO:
+        kind, major, size = _record_header(data)
+        start = _RECORD_HEADER + _MESSAGE_HEADER
+        end = start + (data[6] << 16 | data[7] << 8 | data[8])
+        whole = end <= len(data) and end <= max_bytes and end <= _RECORD_HEADER + size
+        if whole and kind == _HANDSHAKE and major == _TLS_MAJOR and size <= _MAX_RECORD:
+            return _read_message(data, start, end, end)
     return HelloParser(max_bytes).feed(data)
-
-
-def _judge(data: Bytes, start: int, end: int, length: int, *, fills_record: bool) -> Hello | Refusal:
-    try:
-        return read_hello(data, start, end, length, fills_record=fills_record)
-    except MalformedError as problem:
-        return Refusal(Reason.HELLO_MALFORMED, str(problem))
 
 
 class HelloParser:
@@ -74,111 +104,183 @@ class HelloParser:
 
     Args:
         max_bytes: the most bytes of the stream, record headers included, up to the end of the hello.
+
+    `stream` is all that was fed so far.
     """
 
-    __slots__ = ("_header", "_left", "_max_bytes", "_message", "_needed", "_verdict", "_wire")
+    __slots__ = ("_max_bytes", "_message", "_needed", "_record", "_records", "_verdict", "_wanted", "stream")
 
     def __init__(self, max_bytes: int = 16384) -> None:
+        self.stream = bytearray()
         self._max_bytes = max_bytes
-        self._wire = 0  # bytes of the stream taken so far
-        self._header = bytearray()  # the header of the next record, as far as it has come
-        self._left = 0  # bytes of the current record that are still to come
-        self._message = bytearray()  # the handshake message so far, its header included
-        self._needed = _MESSAGE_HEADER  # the length the message has at least; exact once its header is known
+        self._wanted = 1  # So many bytes of the stream it takes until there is something to decide.
+        self._record = 0  # Where the record begins that is not complete yet,
+        self._records = 0  # how many came before it,
+        self._message = bytearray()  # and what they held.
+        self._needed = 0  # The length of the handshake message with its header, once that is known.
         self._verdict: Hello | Refusal | None = None
 
-    def feed(self, data: Bytes) -> Hello | Refusal | None:
-        """Takes the next bytes of the stream; None while the verdict needs more. After it, `data` is not looked at.
+    def feed(self, data: bytes) -> Hello | Refusal | None:
+        """Takes the next bytes of the stream; None while the verdict needs more.
 
         The reasons are `not_tls` (the stream does not begin like a TLS handshake), `hello_malformed` and
         `hello_too_large`. A hello without a server name is a `Hello`.
         """
         if self._verdict is None:
-            try:
-                self._verdict = self._advance(data)
-            except _RefusedError as refused:
-                self._verdict = refused.refusal
-            if self._verdict is not None:
-                self._message.clear()
+            self.stream += data
+            if len(self.stream) >= self._wanted:
+                self._verdict = self._advance()
         return self._verdict
 
-    def _advance(self, data: Bytes) -> Hello | Refusal | None:
-        position = 0
-        while position < len(data):
-            position = self._take_small_records(data, position)
-            if position == len(data):
-                break
-            take = self._take_message if self._left else self._take_record_header
-            position += take(data, position)
-            if len(self._message) == self._needed:
-                fills_record = not self._left
-                return _judge(self._message, _MESSAGE_HEADER, self._needed, self._wire, fills_record=fills_record)
-        return None
+    def _advance(self) -> Hello | Refusal | None:
+        stream, message, most = self.stream, self._message, self._max_bytes
+        at, needed, have = self._record, self._needed, len(stream)
+        while at + _RECORD_HEADER <= have:
+            kind, major, size = _record_header(stream, at)
+            if (
+                kind != _HANDSHAKE
+                or major != _TLS_MAJOR
+                or not 0 < size <= _MAX_RECORD
+                or self._records == _MOST_RECORDS
+            ):
+                return self._fault_of_header(at)
+            at += _RECORD_HEADER
+            if not needed and have > at:
+                header = message + stream[at : at + min(size, _MESSAGE_HEADER - len(message))]
+                if header[0] != _CLIENT_HELLO:
+                    return Refusal(Reason.HELLO_MALFORMED, f"handshake message {header[0]} instead of a ClientHello")
+                if len(header) == _MESSAGE_HEADER:
+                    needed = self._needed = _MESSAGE_HEADER + int.from_bytes(header[1:])
+            if needed:
+                end = at + needed - len(message)  # Of the hello, if it ends in this record; at least, if it does not.
+                if end > most:
+                    return Refusal(Reason.HELLO_TOO_LARGE, f"longer than {most} bytes")
+                if end <= at + size:
+                    return self._read(at, end)
+            if have < at + size:
+                # Nothing is decided before the record ends, but what the header of the message says.
+                self._wanted = at + size if needed else have + 1
+                return None
+            message += stream[at : at + size]
+            at += size
+            self._record = at
+            self._records += 1
+        self._wanted = have + 1
+        return self._fault_of_header(at)
 
-    def _take_small_records(self, data: Bytes, position: int) -> int:
-        """Takes records that lie in `data` as a whole and raise no question; gives where they end.
+    def _read(self, at: int, end: int) -> Hello | Refusal | None:
+        """Reads the message if it is there; its rest is stream[at:end]."""
+        if len(self.stream) < end:
+            self._wanted = end
+            return None
+        if not self._records:
+            return _read_message(self.stream, at + _MESSAGE_HEADER, end, end)
+        self._message += self.stream[at:end]
+        return _read_message(self._message, _MESSAGE_HEADER, self._needed, end)
 
-        A hello may be cut into thousands of records of a byte each. This is the short way for them; everything else,
-        the end of the message and all that is wrong, is left to the methods below.
-        """
-        message, end = self._message, len(data) - _RECORD_HEADER
-        # A record that leaves more than itself to come, and room for it, changes no verdict.
-        room = self._max_bytes - self._wire - (self._needed // _MAX_RECORD + 2) * _RECORD_HEADER
-        if self._header or self._left or len(message) < _MESSAGE_HEADER:
-            return position
-        start, rest = position, self._needed - len(message)
-        while position < end and data[position] == _HANDSHAKE and data[position + 1] == _TLS_MAJOR:
-            size = data[position + 3] << 8 | data[position + 4]
-            stop = position + _RECORD_HEADER + size
-            if not 0 < size < min(rest, _MAX_RECORD) or stop > len(data) or stop - start + rest - size > room:
-                break
-            message += data[position + _RECORD_HEADER : stop]
-            rest -= size
-            position = stop
-        self._wire += position - start
-        return position
-
-    def _take_record_header(self, data: Bytes, position: int) -> int:
-        """Takes what there is of a record header, and judges it as soon as a byte of it can be wrong."""
-        header = self._header
-        piece = data[position : position + _RECORD_HEADER - len(header)]
-        header += piece
-        self._wire += len(piece)
+    def _fault_of_header(self, at: int) -> Refusal | None:
+        """What is wrong with the record header at `at`, as far as it has come; None where nothing is."""
+        header = self.stream[at : at + _RECORD_HEADER]
         # A first record with the wrong type or version is some other protocol, a later one breaks this one.
-        reason = Reason.HELLO_MALFORMED if self._message else Reason.NOT_TLS
-        if header[0] != _HANDSHAKE:
-            raise _RefusedError(reason, f"a record of type {header[0]} where a TLS handshake (22) was expected")
+        reason = Reason.HELLO_MALFORMED if self._records else Reason.NOT_TLS
+        if header and header[0] != _HANDSHAKE:
+            return Refusal(reason, f"a record of type {header[0]} where a TLS handshake (22) was expected")
         if len(header) > 1 and header[1] != _TLS_MAJOR:
-            raise _RefusedError(reason, f"a record of major version {header[1]} instead of 3")
-        if len(header) == _RECORD_HEADER:
-            self._left = header[3] << 8 | header[4]
-            header.clear()
-            if not self._left:
-                raise _RefusedError(Reason.HELLO_MALFORMED, "a record without content")
-            if self._left > _MAX_RECORD:
-                raise _RefusedError(Reason.HELLO_MALFORMED, f"a record longer than {_MAX_RECORD} bytes")
-            self._check_size()
-        return len(piece)
+            return Refusal(reason, f"a record of major version {header[1]} instead of 3")
+        if len(header) < _RECORD_HEADER:
+            return None
+        if header[3:] == b"\0\0":
+            return Refusal(Reason.HELLO_MALFORMED, "a record without content")
+        if self._records < _MOST_RECORDS:
+            return Refusal(Reason.HELLO_MALFORMED, f"a record longer than {_MAX_RECORD} bytes")
+        return Refusal(Reason.HELLO_TOO_LARGE, f"more than {_MOST_RECORDS} records")
 
-    def _take_message(self, data: Bytes, position: int) -> int:
-        """Takes what there is of the message in the current record, nothing behind its end."""
-        message = self._message
-        header_known = len(message) >= _MESSAGE_HEADER
-        piece = data[position : position + min(self._left, self._needed - len(message))]
-        message += piece
-        self._wire += len(piece)
-        self._left -= len(piece)
-        if not header_known:
-            if message[0] != _CLIENT_HELLO:
-                raise _RefusedError(Reason.HELLO_MALFORMED, f"handshake message {message[0]} instead of a ClientHello")
-            # Bytes of the length that are still to come count as zero: `_needed` never says too much.
-            self._needed = _MESSAGE_HEADER + int.from_bytes(message[1:_MESSAGE_HEADER].ljust(3, b"\0"))
-            self._check_size()
-        return len(piece)
 
-    def _check_size(self) -> None:
-        """Refuses once even the fewest records could not bring the rest of the message within `max_bytes`."""
-        rest = self._needed - len(self._message)
-        more_records = -(-max(rest - self._left, 0) // _MAX_RECORD)
-        if self._wire + rest + more_records * _RECORD_HEADER > self._max_bytes:
-            raise _RefusedError(Reason.HELLO_TOO_LARGE, f"longer than {self._max_bytes} bytes")
+def _read_message(data: Bytes, start: int, end: int, length: int) -> Hello | Refusal:
+    """Reads the body of the ClientHello that is data[start:end]; `length` is that of the hello in the stream."""
+    try:
+        at = start + _RANDOM_END
+        session_id = data[at]
+        at += 1 + session_id
+        at += 2 + (data[at] << 8 | data[at + 1])  # Cipher suites.
+        at += 1 + data[at]  # Compression methods.
+        places: dict[int, int] = {}
+        if at != end:  # TLS 1.2 may leave the list of extensions out.
+            at += 2
+            if (data[at - 2] << 8 | data[at - 1]) != end - at:
+                return _MISFIT
+            # This loop is most of what a hello costs. Where it reads behind the end it also goes there.
+            for count in range(_MOST_EXTENSIONS + 1):  # noqa: B007 (it is read behind the loop)
+                if at >= end:
+                    break
+                kind, size = _extension_header(data, at)
+                places[kind] = at
+                at += 4 + size
+            else:
+                return Refusal(Reason.HELLO_TOO_LARGE, f"more than {_MOST_EXTENSIONS} extensions")
+            if at == end and len(places) != count:
+                return Refusal(Reason.HELLO_MALFORMED, "an extension that comes twice")
+        if at != end or session_id > _MAX_SESSION_ID:
+            return _MISFIT
+    except (IndexError, TooShortError):
+        return _MISFIT
+    name: str | None = None
+    if _SERVER_NAME in places:
+        start, end = _contents(data, places[_SERVER_NAME])
+        raw = bytes(data[start + 5 : end])
+        # The list must be one name of type host_name and nothing else: no other use of it exists.
+        if end - start < 5 or _name_header(data, start) != (end - start - 2, _HOST_NAME_TYPE, len(raw)):
+            return Refusal(Reason.HELLO_MALFORMED, "server_name: not a list of one host name")
+        if len(raw) > _MAX_HOST_NAME or not _is_host_name(raw):
+            return Refusal(Reason.HELLO_MALFORMED, f"server_name: {host_name_fault(raw)}")
+        name = str(raw, "ascii").lower()
+    alpn = _protocols(data, *_contents(data, places[_PROTOCOLS])) if _PROTOCOLS in places else ()
+    return Hello(name, alpn, length)
+
+
+def _contents(data: Bytes, place: int) -> tuple[int, int]:
+    _, size = _extension_header(data, place)
+    return place + 4, place + 4 + size
+
+
+def _protocols(data: Bytes, start: int, end: int) -> tuple[str, ...]:
+    """The ALPN protocols (RFC 7301 section 3.1), as many as are told, up to the first that is not in order."""
+    found: list[str] = []
+    at = start + 2
+    while at < end and len(found) < _PROTOCOLS_TOLD:
+        protocol = bytes(data[at + 1 : min(at + 1 + data[at], end)])
+        if not protocol or len(protocol) != data[at]:
+            break
+        found.append(_printable(protocol))
+        at += 1 + len(protocol)
+    return tuple(found)
+
+
+def _printable(protocol: bytes) -> str:
+    text = str(protocol, "latin-1")
+    if text.isascii() and text.isprintable() and "\\" not in text:
+        return text
+    return text.encode("unicode_escape").decode("ascii")
+
+
+def host_name_fault(name: bytes) -> str:
+    """What is wrong with a server name, such that a hello with it is refused as malformed; empty where nothing is.
+
+    A name is letters, digits, `-` and `_` in labels joined by dots, 255 bytes at most. An IP address, a final dot,
+    anything that is not ASCII are what RFC 6066 rules out, and no name of the mesh needs them.
+    """
+    if len(name) <= _MAX_HOST_NAME and _is_host_name(name):
+        return ""
+    if not name:
+        return "an empty name"
+    if len(name) > _MAX_HOST_NAME:
+        return f"a name longer than {_MAX_HOST_NAME} bytes"
+    if b"\0" in name:
+        return "a name with a NUL byte"
+    if not name.isascii():
+        return "a name that is not ASCII"
+    if b":" in name or name.replace(b".", b"").isdigit():
+        return "an IP address"
+    if name.endswith(b"."):
+        return "a name with a final dot"
+    return "a name that is no host name"

@@ -20,7 +20,6 @@ from typing import Final
 
 import trio
 
-from meshgate.core.hello_memory import HelloMemory
 from meshgate.core.reasons import Reason
 from meshgate.core.routes import RouteTable
 
@@ -73,7 +72,6 @@ class Engine:
         self.counters = Counters()
         self._pipes = PipePool(_MAX_PIPES)
         self.pump = Pump(self._pipes)
-        self.hellos = HelloMemory()
         self.placing = Placing()
         self.destinations = Destinations(counts)
         self.learning = Learning(ask)

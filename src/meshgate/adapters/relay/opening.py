@@ -10,7 +10,7 @@ from socket import SO_ERROR, SOL_SOCKET
 from typing import TYPE_CHECKING, Final
 
 from meshgate.core.gateway_options import KEEPALIVE_UNSET
-from meshgate.core.hello import Hello, HelloParser, Refusal
+from meshgate.core.hello import Hello, HelloParser, Refusal, parse_hello
 from meshgate.core.reasons import Reason
 from meshgate.core.routes import Endpoint, Route, RouteKind
 
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 MAX_ATTEMPTS: Final = 5
 _TO_GATEWAYS: Final = (RouteKind.DATACENTER, RouteKind.PARTITION, RouteKind.PEER_IMPORT)
-_PROTOCOLS_KEPT: Final = 8  # For the access log; a stream must not keep all that a stranger can put into a hello.
 
 
 class Opening:
@@ -149,15 +148,14 @@ class Opening:
     def _on_bytes(self, data: bytes) -> None:
         most = self._connection.engine.limits.max_hello_bytes
         if self._parser is None:
-            verdict = self._connection.engine.hellos.parse(data, most)
+            verdict = parse_hello(data, most)
             if verdict is None:
                 self._parser = HelloParser(most)
-                verdict = self._parser.feed(data)
-                self._hello = bytearray(data)
+                self._parser.feed(data)
+                self._hello = self._parser.stream
             else:
                 self._hello = data
         else:
-            self._hello += data
             verdict = self._parser.feed(data)
         if isinstance(verdict, Refusal):
             self._connection.refuse(verdict.reason, verdict.detail)
@@ -178,7 +176,7 @@ class Opening:
     def _on_hello(self, hello: Hello) -> None:
         connection = self._connection
         engine, name = connection.engine, hello.server_name
-        connection.server_name, connection.alpn = name, hello.alpn[:_PROTOCOLS_KEPT]
+        connection.server_name, connection.alpn = name, hello.alpn
         if name is None:
             connection.refuse(Reason.NO_SNI, "the hello names no server")
             return
