@@ -5,7 +5,8 @@ import json
 from collections.abc import Callable
 from typing import Any, Final, TypeAlias
 
-from meshgate.adapters.consul import InvalidAnswerError, agent_wire, inspection_wire, mesh_wire, registration_wire, wire
+from meshgate.adapters.consul import InvalidAnswerError
+from meshgate.adapters.consul.api import records
 from meshgate.adapters.state.encoding import StateFileError, decode
 from meshgate.core.hello import Hello, HelloParser, parse_hello
 
@@ -59,19 +60,6 @@ def _decoder(decode_answer: Callable[[Any], object], errors: type[Exception] = I
     return target
 
 
-def _of_json(build: Callable[[Any], object]) -> Callable[[bytes], object]:
-    """What the client library has decoded already arrives as Python's values."""
-
-    def decode_answer(data: bytes) -> object:
-        try:
-            value = json.loads(data)
-        except (ValueError, RecursionError):
-            raise InvalidAnswerError("no JSON", "invalid") from None
-        return build(value)
-
-    return decode_answer
-
-
 def _sealed(data: bytes) -> object:
     """The state file whose lines these are, with a checksum that is right, so that what is behind it is reached."""
     lines = data if data.endswith(b"\n") else data + b"\n"
@@ -79,14 +67,11 @@ def _sealed(data: bytes) -> object:
 
 
 def _decoders() -> dict[str, Target]:
-    found = {}
-    for module in (wire, registration_wire, inspection_wire, mesh_wire):
-        for name, each in vars(module).items():
-            if name.startswith("decode_"):
-                found[name.removeprefix("decode_")] = _decoder(each)
-    for build in (agent_wire.agent_facts, wire.datacenters):
-        found[build.__name__] = _decoder(_of_json(build))
-    return found
+    return {
+        name.removeprefix("decode_"): _decoder(each)
+        for name, each in vars(records).items()
+        if name.startswith("decode_")
+    }
 
 
 TARGETS: Final[dict[str, Target]] = {

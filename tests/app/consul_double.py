@@ -5,8 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from meshgate.adapters.consul import ConsulAddress
-from meshgate.adapters.consul.inspection import ConsulInspector
+from meshgate.adapters.consul import ConsulAddress, ConsulClient
 from tests.adapters.consul.fake_consul import FakeConsul, Seen, fake_consul, row
 
 TOKEN = "5ecc9f1b-7d3a-4c5e-token"
@@ -14,11 +13,11 @@ RIGHTS = "/v1/internal/acl/authorize"
 
 
 @asynccontextmanager
-async def inspected(**values: str) -> AsyncIterator[tuple[FakeConsul, ConsulInspector]]:
+async def inspected(**values: str) -> AsyncIterator[tuple[FakeConsul, ConsulClient]]:
     async with fake_consul() as double:
         settings = {"CONSUL_HTTP_ADDR": f"127.0.0.1:{double.port}", "CONSUL_HTTP_TOKEN": TOKEN}
         address = ConsulAddress.from_settings(settings | {f"CONSUL_{name}": value for name, value in values.items()})
-        async with ConsulInspector(address) as client:
+        async with ConsulClient(address) as client:
             datacenter(double)
             yield double, client
 

@@ -7,7 +7,7 @@ from contextlib import suppress
 import trio
 
 from meshgate.adapters.admin.server import AdminServer
-from meshgate.adapters.consul import NodeCheck, WatchState
+from meshgate.adapters.consul import HealthCheck, WatchState
 from meshgate.adapters.relay import Counters, Limits, OpenStream, Refused
 from meshgate.app.admin.admin_routes import admin_routes
 from meshgate.app.admin.gateway_stats import StatsSource
@@ -49,7 +49,7 @@ class GatewayDouble(GatewayView):
         self.loads = [(4711, 2), (0, 0)]
         self.expiries: tuple[float | None, float | None] = (4e9, None)
         self.dropped: int | None = None
-        self.checks: tuple[NodeCheck, ...] | Exception = ()
+        self.checks: tuple[HealthCheck, ...] | Exception = ()
         self.asked: list[tuple[str, str]] = []
         self.listed = self.drains = 0
         self.use(table_of(*routes))
@@ -108,7 +108,7 @@ class GatewayDouble(GatewayView):
     async def why_missing(self, service: str) -> str | None:
         return f"no such service registered: {service}"
 
-    async def node_checks(self, node: str, *, datacenter: str = "") -> tuple[NodeCheck, ...]:
+    async def node_checks(self, node: str, *, datacenter: str = "") -> tuple[HealthCheck, ...]:
         self.asked.append((node, datacenter))
         if isinstance(self.checks, Exception):
             raise self.checks

@@ -6,7 +6,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from meshgate.adapters.consul import ConsulUnreachableError, NodeCheck, WatchState
+from meshgate.adapters.consul import ConsulUnreachableError, HealthCheck, WatchState
 from meshgate.app.admin.consul_facts import ConsulFacts
 from meshgate.core.explain import Explanation, explain
 from meshgate.core.routes import Endpoint, Route, RouteKind
@@ -19,10 +19,10 @@ SICK = Endpoint("10.0.0.7", 21000, False, 1, "n1", "web-1", "check service:web-1
 WELL = Endpoint("10.0.0.8", 21000, True, 1, "n2", "web-2")
 OUTPUT = "dial tcp 10.0.0.7:21000: connect: connection refused"
 CHECKS = (
-    NodeCheck("serfHealth", "Serf Health Status", "passing", "Agent alive"),
-    NodeCheck("slow", "Slow", "warning", "", "web-1"),
-    NodeCheck("service:web-1", "Web TCP", "critical", OUTPUT, "web-1"),
-    NodeCheck("service:api-1", "Api", "critical", "not of this service", "api-1"),
+    HealthCheck("serfHealth", "Serf Health Status", "passing", "Agent alive"),
+    HealthCheck("slow", "Slow", "warning", "", "web-1"),
+    HealthCheck("service:web-1", "Web TCP", "critical", OUTPUT, "web-1"),
+    HealthCheck("service:api-1", "Api", "critical", "not of this service", "api-1"),
 )
 
 
@@ -33,7 +33,7 @@ def routes_of(*endpoints: Endpoint) -> list[Route]:
     ]
 
 
-def gateway_with(*endpoints: Endpoint, checks: tuple[NodeCheck, ...] | Exception = CHECKS) -> GatewayDouble:
+def gateway_with(*endpoints: Endpoint, checks: tuple[HealthCheck, ...] | Exception = CHECKS) -> GatewayDouble:
     now = trio.current_time()
     states = [
         WatchState("health", "web", now - 100, last_success=now - 42),
@@ -105,7 +105,7 @@ async def test_nodes_that_the_agent_does_not_know_are_not_asked_for(
 
 async def test_a_hostile_output_stays_one_line_and_short(autojump_clock: MockClock) -> None:
     hostile = "\x1b[31mred\n\n\u202eevil\udcff " + "x" * 5000
-    gateway = gateway_with(SICK, checks=(NodeCheck("c", "C\x07", "critical", hostile, "web-1"),))
+    gateway = gateway_with(SICK, checks=(HealthCheck("c", "C\x07", "critical", hostile, "web-1"),))
     ((_, why), _) = await told(gateway, WEB)
     assert why.isascii()
     assert why.isprintable()
@@ -115,7 +115,7 @@ async def test_a_hostile_output_stays_one_line_and_short(autojump_clock: MockClo
 
 async def test_many_unhealthy_endpoints_and_checks_are_counted_and_not_all_told(autojump_clock: MockClock) -> None:
     sick = [Endpoint("10.0.0.7", port, False, 1, f"n{port}", "web-1", "x") for port in range(1, 9)]
-    checks = tuple(NodeCheck(f"c{number}", "C", "critical", "", "web-1") for number in range(5))
+    checks = tuple(HealthCheck(f"c{number}", "C", "critical", "", "web-1") for number in range(5))
     gateway = gateway_with(*sick, checks=checks)
     steps = await told(gateway, WEB)
     assert len(gateway.asked) == 5

@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 import trio
 
-from meshgate.adapters.consul import ConsulUnreachableError
-from meshgate.adapters.consul.inspection import ConsulInspector
+from meshgate.adapters.consul import ConsulClient, ConsulUnreachableError
 from meshgate.app.diagnostics.doctor import examine, host
 from meshgate.app.settings.settings import Settings
 from meshgate.core.prerequisites import Finding, Status
@@ -30,7 +29,7 @@ def settings_of(**values: str) -> Settings:
     return Settings.load(flags, environ={}, env_file="/dev/null")
 
 
-async def findings(client: ConsulInspector, **values: str) -> dict[str, Finding]:
+async def findings(client: ConsulClient, **values: str) -> dict[str, Finding]:
     return {finding.check: finding for finding in await examine(client, settings_of(**values))}
 
 

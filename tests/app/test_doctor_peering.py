@@ -3,8 +3,7 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from meshgate.adapters.consul import ConsulAddress
-from meshgate.adapters.consul.inspection import ConsulInspector
+from meshgate.adapters.consul import ConsulAddress, ConsulClient
 from meshgate.app.diagnostics.doctor import peering as examined
 from meshgate.app.settings.settings import Settings
 from meshgate.core.prerequisites import Finding, Status
@@ -14,22 +13,22 @@ OK, WARNING, FAILED = Status.OK, Status.WARNING, Status.FAILED
 
 
 @asynccontextmanager
-async def examining(double: MeshDouble, **values: str) -> AsyncIterator[tuple[ConsulInspector, Settings]]:
+async def examining(double: MeshDouble, **values: str) -> AsyncIterator[tuple[ConsulClient, Settings]]:
     environ = {"CONSUL_HTTP_ADDR": f"127.0.0.1:{double.port}"} | values
     settings = Settings.load({}, environ=environ, env_file="/dev/null")
-    async with ConsulInspector(ConsulAddress.from_settings(settings.consul)) as client:
+    async with ConsulClient(ConsulAddress.from_settings(settings.consul)) as client:
         yield client, settings
 
 
 async def peerings(double: MeshDouble, **values: str) -> dict[str, Finding]:
     async with examining(double, **values) as (client, settings):
-        found = await examined.peerings(client, settings, await client.agent_report())
+        found = await examined.peerings(client, settings, await client.agent_self())
         return {finding.check: finding for finding in found}
 
 
 async def partitions(double: MeshDouble, **values: str) -> dict[str, Finding]:
     async with examining(double, **values) as (client, settings):
-        found = await examined.partitions(client, settings, await client.agent_report())
+        found = await examined.partitions(client, settings, await client.agent_self())
         return {finding.check: finding for finding in found}
 
 

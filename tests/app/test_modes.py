@@ -27,7 +27,8 @@ def sidecar(double: FakeConsul, *upstreams: dict[str, Any], mode: str = "", **fi
 
 def chain(double: FakeConsul, service: str = "web", **target: Any) -> None:
     known = {"Service": service, "Datacenter": "dc2", "SNI": SNI, "Namespace": "default"} | target
-    double.set(f"/v1/discovery-chain/{service}", {"Chain": {"Targets": {"t": known}}})
+    compiled = {"ServiceName": service, "StartNode": "r", "Nodes": {"r": {"Resolver": {"Target": "t"}}}}
+    double.set(f"/v1/discovery-chain/{service}", {"Chain": {**compiled, "Targets": {"t": known}}})
 
 
 def federated(double: FakeConsul) -> None:
@@ -107,10 +108,23 @@ async def test_an_agent_that_does_not_merge_is_told_apart_and_flagged() -> None:
 async def test_nothing_of_enterprise_is_asked_of_a_consul_without_it() -> None:
     async with inspected() as (double, client):
         federated(double)
+        agent = double.resources["/v1/agent/self"].body
+        agent["Config"]["Version"] = "1.22.6"
         chain(double)
         sidecar(double, {}, mode="local")
         assert (await one(client)).sound
         assert not any({"ns", "partition"} & seen.query.keys() for seen in double.seen)
+
+
+async def test_enterprise_is_told_the_default_places_too_since_an_agent_has_a_place_of_its_own() -> None:
+    async with inspected(PARTITION="p2") as (double, client):
+        double.resources["/v1/agent/self"].body["Config"]["Partition"] = "p2"
+        federated(double)
+        chain(double, Partition="default")
+        sidecar(double, {"DestinationPartition": "default"}, mode="local", Namespace="default", Partition="p2")
+        await one(client)
+        for path in ("/v1/discovery-chain/web", "/v1/health/connect/web", "/v1/config/service-defaults/web"):
+            assert [seen.query["partition"] for seen in double.requests(path)] == ["default"], path
 
 
 async def test_a_service_of_a_peer_is_dialled_at_the_peers_gateway() -> None:
@@ -120,7 +134,11 @@ async def test_a_service_of_a_peer_is_dialled_at_the_peers_gateway() -> None:
         sidecar(double, {"Datacenter": "", "DestinationPeer": "cloud"})
         found = await one(client)
         assert path(found) == [("PEER_GATEWAY", ["203.0.113.9:443"]), ("SIDECAR", [])]
-        assert double.requests("/v1/health/connect/web")[0].query == {"peer": "cloud"}
+        assert double.requests("/v1/health/connect/web")[0].query == {
+            "ns": "default",
+            "partition": "default",
+            "peer": "cloud",
+        }
         sidecar(double, {"Datacenter": "", "DestinationPeer": "cloud"}, mode="local")
         assert [name for name, _ in path(await one(client))] == ["LOCAL_GATEWAY", "PEER_GATEWAY", "SIDECAR"]
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from meshgate.adapters.consul.inspection import ConsulInspector
+from meshgate.adapters.consul import ConsulClient
 from meshgate.app.diagnostics.modes import ModesReader, ModesReport
 from tests.adapters.consul.fake_consul import FakeConsul, row
 
@@ -30,7 +30,7 @@ def group(double: FakeConsul, name: str, *members: dict[str, str]) -> None:
     double.set(GROUP + name, {"Kind": "sameness-group", "Name": name, "Members": list(members)})
 
 
-async def look(client: ConsulInspector) -> tuple[ModesReport, tuple[str, ...]]:
+async def look(client: ConsulClient) -> tuple[ModesReport, tuple[str, ...]]:
     """The report and the problems of the one way in it."""
     report = await ModesReader(client).read()
     return report, report.sidecars[0].upstreams[0].ways[0].problems

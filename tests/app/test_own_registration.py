@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 from trio.testing import MockClock
 
 from meshgate.adapters.consul import ConsulClient, OwnRegistration, WatchRegistry
-from meshgate.adapters.consul.records import AgentCheck
+from meshgate.adapters.consul.api import HealthCheck
 from meshgate.adapters.relay import Limits
 from meshgate.app.errors import CommandError
 from meshgate.app.gateway.listeners import Listeners
@@ -302,18 +302,18 @@ async def test_registration_that_is_not_what_it_should_be_is_told(
     ("check", "words"),
     [
         (
-            AgentCheck("_service_maintenance:mesh-gateway", "mesh-gateway", "a new\ndisk"),
+            HealthCheck("_service_maintenance:mesh-gateway", service_id="mesh-gateway", notes="a new\ndisk"),
             "it is in maintenance in Consul, so other gateways send it no new streams: a new\\ndisk",
         ),
         (
-            AgentCheck("_node_maintenance"),
+            HealthCheck("_node_maintenance"),
             "its node is in maintenance in Consul, so other gateways send it no new streams",
         ),
     ],
     ids=["service", "node"],
 )
 async def test_maintenance_is_a_problem_and_in_the_log_for_as_long_as_it_lasts(
-    autojump_clock: MockClock, check: AgentCheck, words: str
+    autojump_clock: MockClock, check: HealthCheck, words: str
 ) -> None:
     async with kept() as it:
         with capture_logs() as logs:

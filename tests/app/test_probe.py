@@ -8,8 +8,7 @@ from contextlib import asynccontextmanager, suppress
 import pytest
 import trio
 
-from meshgate.adapters.consul import ConsulUnreachableError
-from meshgate.adapters.consul.inspection import ConsulInspector
+from meshgate.adapters.consul import ConsulClient, ConsulUnreachableError
 from meshgate.adapters.mesh_tls import RefusedError
 from meshgate.app.cli.main import execute
 from meshgate.app.diagnostics.probe import Probe, Question
@@ -63,7 +62,7 @@ async def destination(
         yield port, names
 
 
-async def probed(client: ConsulInspector, port: int, **more: str) -> Probe:
+async def probed(client: ConsulClient, port: int, **more: str) -> Probe:
     probe = Probe(Question("web", "shop", via=HostPort("127.0.0.1", port), **more))  # type: ignore[arg-type]
     await probe.run(client)
     return probe

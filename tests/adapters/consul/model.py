@@ -1,4 +1,4 @@
-"""A model of Consul behind the `Client` protocol: no sockets, so that trio's mock clock can jump.
+"""A model of Consul in the place of the client: no sockets, so that trio's mock clock can jump.
 
 It follows what was seen of Consul 1.8 and what its source says of later versions:
 
@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import trio
 
@@ -32,8 +32,19 @@ from meshgate.adapters.consul import (
     Rule,
     ServerError,
 )
-from meshgate.adapters.consul.mesh_records import Chain, Exported, Peering, Tenant
-from meshgate.adapters.consul.records import AgentCheck, Instances, Resolver
+from meshgate.adapters.consul.api import (
+    NOW,
+    Chain,
+    ConsulAddress,
+    ConsulClient,
+    Exported,
+    HealthCheck,
+    Instances,
+    Peering,
+    Resolver,
+    ServiceDefaults,
+    Tenant,
+)
 from meshgate.core.catalog import Check, Instance, SamenessGroup
 from meshgate.core.gateway_options import NO_LIMITS, DestinationLimits
 
@@ -79,8 +90,8 @@ def server(datacenter: str = OWN) -> Instance:
     return gateway(datacenter, 99, name="consul", kind="", port=8300, checks=checks)
 
 
-@dataclass
-class Model:
+@dataclass(repr=False)
+class Model(ConsulClient):
     """The state of the world, and a client of it. Change it, then call `change()`."""
 
     trust_domain: str = "td.consul"
@@ -93,7 +104,7 @@ class Model:
     federation: dict[str, Instances] | None = field(default_factory=dict)
     agent: dict[str, OwnRegistration] = field(default_factory=dict)
     # The checks of the agent by ID, of services and of its node.
-    checks: dict[str, AgentCheck] = field(default_factory=dict)
+    checks: dict[str, HealthCheck] = field(default_factory=dict)
     # What the token lacks: service names it may not read ("*" for all), and whether it sees nodes.
     denied: set[str] = field(default_factory=set)
     sees_nodes: bool = True
@@ -124,6 +135,9 @@ class Model:
     deregistered: list[str] = field(default_factory=list)
     changed: trio.Event = field(default_factory=trio.Event)
 
+    def __post_init__(self) -> None:
+        super().__init__(ConsulAddress())
+
     def change(self) -> None:
         """Wake every held query."""
         self.index += 1
@@ -142,10 +156,10 @@ class Model:
     def times(self, call: str) -> list[float]:
         return [at for at, name in self.calls if name == call]
 
-    # --- the protocol --------------------------------------------------------------------------------------------
+    # --- the client --------------------------------------------------------------------------------------------
 
     @asynccontextmanager
-    async def dedicated(self) -> AsyncIterator["Model"]:
+    async def dedicated(self) -> AsyncIterator[Self]:
         self.connections += 1
         self.most_connections = max(self.connections, self.most_connections)
         try:
@@ -153,19 +167,21 @@ class Model:
         finally:
             self.connections -= 1
 
-    async def ca_roots(self, cursor: Cursor) -> Page[CaRoots]:
+    async def ca_roots(self, cursor: Cursor = NOW, *, datacenter: str = "") -> Page[CaRoots]:
         await self._turn("ca_roots", cursor)
         if not self.trust_domain:
             raise NotReadyError("no trust domain yet", "not_ready")
         return Page(CaRoots(self.trust_domain, 2e9), self.index)
 
-    async def service_names(self, cursor: Cursor) -> Page[tuple[str, ...]]:
+    async def service_names(self, cursor: Cursor = NOW) -> Page[tuple[str, ...]]:
         await self._turn("service_names", cursor)
         names = tuple(sorted({*self.connect, *self.plain} - self.unlisted))
         seen = tuple(name for name in names if self._may_read(name) and self.sees_nodes)
         return Page(seen, self.index, filtered=self.reports_filtering and seen != names)
 
-    async def connect_instances(self, service: str, cursor: Cursor, *, subset_filter: str = "") -> Page[Instances]:
+    async def connect_instances(
+        self, service: str, cursor: Cursor = NOW, *, datacenter: str = "", subset_filter: str = ""
+    ) -> Page[Instances]:
         await self._turn(f"connect_instances:{service}", cursor)
         if not self._may_read(service):
             raise PermissionDeniedError("Permission denied", Rule("service", service))
@@ -178,14 +194,16 @@ class Model:
             rows = filtered
         return self._visible(rows)
 
-    async def instances(self, service: str, cursor: Cursor, *, datacenter: str = "", kind: str = "") -> Page[Instances]:
+    async def instances(
+        self, service: str, cursor: Cursor = NOW, *, datacenter: str = "", kind: str = ""
+    ) -> Page[Instances]:
         place = f" in {datacenter}" if datacenter else ""
         await self._turn(f"instances:{service}{place}", cursor, datacenter)
         world = self.remote[datacenter] if datacenter else self.plain
         rows = world.get(service, ()) if self._may_read(service) else ()
         return self._visible(tuple(row for row in rows if not kind or row.kind == kind))
 
-    async def summaries(self, cursor: Cursor) -> Page[Mapping[str, int]]:
+    async def summaries(self, cursor: Cursor = NOW) -> Page[Mapping[str, int]]:
         await self._turn("summaries", cursor)
         if not self.summarizes:
             raise NotFoundError("no such endpoint", "404")
@@ -195,7 +213,7 @@ class Model:
                 registered[row.service] = hash((registered.get(row.service), row.node, row.checks))
         return Page(registered, self.index)
 
-    async def resolvers(self, cursor: Cursor) -> Page[tuple[Resolver, ...]]:
+    async def resolvers(self, cursor: Cursor = NOW) -> Page[tuple[Resolver, ...]]:
         await self._turn("resolvers", cursor)
         return Page(tuple(entry for entry in self.entries if self._may_read(entry.name)), self.index)
 
@@ -209,7 +227,7 @@ class Model:
         await self._turn("datacenters", Cursor())
         return Page(tuple(sorted(self.wan)))
 
-    async def federated_gateways(self, cursor: Cursor) -> Page[Mapping[str, Instances]]:
+    async def federated_gateways(self, cursor: Cursor = NOW) -> Page[Mapping[str, Instances]]:
         await self._turn("federated_gateways", cursor)
         if self.federation is None:
             raise NotFoundError("no such endpoint", "404")
@@ -219,7 +237,7 @@ class Model:
         }
         return Page(seen, self.index)
 
-    async def gateway_names(self, datacenter: str) -> Page[tuple[str, ...]]:
+    async def gateway_names(self, datacenter: str = "") -> Page[tuple[str, ...]]:
         await self._turn(f"gateway_names:{datacenter}", Cursor(), datacenter)
         found = (name for name, rows in self.remote[datacenter].items() if any(row.kind for row in rows))
         return Page(tuple(name for name in found if self._may_read(name)))
@@ -228,7 +246,7 @@ class Model:
         await self._turn("agent_facts", Cursor())
         return self.facts
 
-    async def agent_service(self, service_id: str, cursor: Cursor) -> Page[OwnRegistration]:
+    async def agent_service(self, service_id: str, cursor: Cursor = NOW) -> Page[OwnRegistration]:
         held = self.agent.get(service_id)
         if held is None or held.content_hash == cursor.content_hash:
             await self._turn("agent_service", cursor)
@@ -238,11 +256,11 @@ class Model:
             raise NotFoundError(f"unknown service ID: {service_id}", "404")
         return Page(self.agent[service_id], content_hash=self.agent[service_id].content_hash)
 
-    async def destination_limits(self, service: str) -> DestinationLimits:
-        await self._turn(f"destination_limits:{service}", Cursor())
-        return self.limits_of.get(service, NO_LIMITS)
+    async def service_defaults(self, service: str) -> ServiceDefaults:
+        await self._turn(f"service_defaults:{service}", Cursor())
+        return ServiceDefaults(limits=self.limits_of.get(service, NO_LIMITS))
 
-    async def agent_checks(self, service_id: str) -> tuple[AgentCheck, ...]:
+    async def agent_checks(self, service_id: str) -> tuple[HealthCheck, ...]:
         await self._turn("agent_checks", Cursor())
         return tuple(check for check in self.checks.values() if check.service_id in ("", service_id))
 
@@ -253,7 +271,7 @@ class Model:
         self.registered.append(payload)
         name = payload["Name"]
         check = payload["Check"].get("CheckID", f"service:{payload['ID']}")
-        self.checks[check] = AgentCheck(check, payload["ID"])
+        self.checks[check] = HealthCheck(check, service_id=payload["ID"])
         self.agent[payload["ID"]] = OwnRegistration(
             payload["ID"], name, payload.get("Address", ""), payload["Port"], content_hash=f"h{len(self.registered)}"
         )
@@ -276,14 +294,11 @@ class Model:
 
     # --- Enterprise and peering, of which this model has none: see `mesh_double` for a double that has ----------------
 
-    def within(self, tenant: Tenant) -> "Model":
+    def at(self, tenant: Tenant) -> Self:
         assert tenant == Tenant(), "the community edition is asked for nothing of Enterprise"
         return self
 
-    def scoped(self, tenant: Tenant) -> "Model":
-        return self.within(tenant)
-
-    async def namespaces(self, cursor: Cursor) -> Page[tuple[str, ...]]:
+    async def namespaces(self, cursor: Cursor = NOW) -> Page[tuple[str, ...]]:
         raise AssertionError("the community edition has no namespaces")
 
     async def partitions(self) -> Page[tuple[str, ...]]:
@@ -296,19 +311,19 @@ class Model:
         await self._turn("peerings", Cursor())
         return Page(None)
 
-    async def peer_through(self, cursor: Cursor) -> Page[bool]:
+    async def peer_through(self, cursor: Cursor = NOW) -> Page[bool]:
         raise AssertionError("there is no peering")
 
-    async def exported_services(self, cursor: Cursor) -> Page[tuple[Exported, ...]]:
+    async def exported_services(self, cursor: Cursor = NOW) -> Page[tuple[Exported, ...]]:
         raise AssertionError("there is no peering")
 
     async def exported_entry(self, cursor: Cursor, partition: str) -> Page[tuple[Exported, ...]]:
         raise AssertionError("there is no peering")
 
-    async def sameness_group(self, name: str, cursor: Cursor) -> Page[SamenessGroup]:
+    async def sameness_group(self, name: str, cursor: Cursor = NOW) -> Page[SamenessGroup]:
         raise AssertionError("there is no peering")
 
-    async def discovery_chain(self, service: str, cursor: Cursor) -> Page[Chain]:
+    async def discovery_chain(self, service: str, cursor: Cursor = NOW, *, datacenter: str = "") -> Page[Chain]:
         raise AssertionError("there is no peering")
 
     # --- how it answers ------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from meshgate.adapters.consul import (
     Rule,
     ServerError,
 )
-from meshgate.adapters.consul.records import Resolver
+from meshgate.adapters.consul.api import Resolver
 
 from .model import OWN, Model, gateway, server, sidecar
 from .watched import API, WEB, watching

@@ -1,4 +1,4 @@
-"""The rules are those of Consul's own client: see `meshgate.adapters.consul.address`."""
+"""The rules are those of Consul's own client: see `meshgate.adapters.consul.api.address`."""
 
 import pytest
 

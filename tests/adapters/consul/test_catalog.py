@@ -11,7 +11,7 @@ from meshgate.adapters.consul import (
     InvalidAnswerError,
     ServerError,
 )
-from meshgate.adapters.consul.records import Resolver, SubsetRule
+from meshgate.adapters.consul.api import Resolver, SubsetRule
 from meshgate.core.catalog import RemoteDatacenter, Service, Snapshot, Subset
 
 from .model import OWN, Model, gateway, server, sidecar

@@ -10,7 +10,7 @@ from meshgate.adapters.consul import (
     PermissionDeniedError,
     ServerError,
 )
-from meshgate.adapters.consul.records import Resolver, SubsetRule
+from meshgate.adapters.consul.api import Resolver, SubsetRule
 from meshgate.core.catalog import Subset
 
 from .model import OWN, Model, gateway, unreachable

@@ -22,8 +22,8 @@ from meshgate.adapters.consul import (
     Rule,
     ServerError,
     UnexpectedStatusError,
-    transport,
 )
+from meshgate.adapters.consul.api import transport
 
 from .connected import TOKEN, WEB, Call, ask_web, connected
 from .fake_consul import row
@@ -128,16 +128,6 @@ async def test_compression_is_not_asked_for_and_not_understood() -> None:
         with pytest.raises(InvalidAnswerError):
             await ask_web(client)
         assert double.seen[0].headers["accept-encoding"] == "identity"
-
-
-@pytest.mark.parametrize("method", ["get", "put", "post", "delete"])
-async def test_every_method_of_python_consul2s_http_client_is_there(method: str) -> None:
-    async with connected() as (double, client):
-        double.set("/v1/x y", b"content", index=3)
-        double.set("/v1/x%20y", b"content", index=3)
-        reply = await getattr(client._http, method)(transport.decoded(bytes.decode), "/v1/x y", {"a": "b&c"})
-        assert (reply.value, reply.index) == ("content", 3)
-        assert (double.seen[0].method, double.seen[0].target) == (method.upper(), "/v1/x%20y?a=b%26c")
 
 
 async def test_a_refused_connection_says_where_and_why() -> None:

@@ -14,9 +14,8 @@ from meshgate.adapters.consul import (
     ConsulUnreachableError,
     Cursor,
     InvalidAnswerError,
-    transport,
 )
-from meshgate.adapters.consul.inspection import ConsulInspector
+from meshgate.adapters.consul.api import transport
 
 from .connected import WEB, Call, ask_web, connected
 from .fake_consul import row
@@ -58,9 +57,9 @@ async def test_a_percent_sign_in_a_name_is_no_quote() -> None:
 
 
 async def test_the_commands_quote_names_too() -> None:
-    async with connected() as (double, client), ConsulInspector(client.address) as inspector:
+    async with connected() as (double, client):
         double.set("/v1/config/service-defaults/a%2Fb", {"Name": "a/b"})
-        await inspector.service_defaults("a/b")
+        await client.service_defaults("a/b")
         assert [seen.target for seen in double.seen] == ["/v1/config/service-defaults/a%2Fb"]
 
 

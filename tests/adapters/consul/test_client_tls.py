@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from meshgate.adapters.consul import ConsulAddress, ConsulClient, ConsulConfigError, ConsulUnreachableError
-from meshgate.adapters.consul.tls import tls_context
+from meshgate.adapters.consul.api.credentials import tls_context
 
 from .certificates import Authority
 from .fake_consul import FakeConsul, fake_consul

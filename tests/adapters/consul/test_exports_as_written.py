@@ -8,7 +8,7 @@ import pytest
 import trio
 from structlog.testing import capture_logs
 
-from meshgate.adapters.consul import watch_registry
+from meshgate.adapters.consul import retry
 from meshgate.core.catalog import ChainTarget, Export, SamenessGroup
 from meshgate.core.exports import ExportRules
 
@@ -210,7 +210,7 @@ async def test_the_community_edition_has_no_group_of_any_name_and_nothing_is_sai
 async def test_consul_that_knows_no_groups_is_one_notice_and_the_rest_is_exported(
     status: int, text: bytes, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(watch_registry, "_wait_after", lambda _: 0.05)
+    monkeypatch.setattr(retry._ByFailure, "__call__", lambda _, attempt: 0.05)
     with capture_logs() as logs:
         async with exporting(TO_GROUP, {"Name": "web", "Consumers": [{"Peer": "west"}]}) as double:
             double.set_at(GROUP, text, status=status, index=None)

@@ -39,13 +39,13 @@ def entry(**limits: object) -> dict[str, Any]:
 async def test_limits_are_read(body: dict[str, Any], limits: DestinationLimits) -> None:
     async with connected() as (double, client):
         double.set(PATH, body)
-        assert await client.destination_limits("mesh-gateway") == limits
+        assert (await client.service_defaults("mesh-gateway")).limits == limits
 
 
 async def test_no_entry_is_no_limit_and_no_error() -> None:
     async with connected() as (double, client):
         double.set(PATH, b'Config entry not found for "service-defaults" / "mesh-gateway"', status=404)
-        assert await client.destination_limits("mesh-gateway") == NO_LIMITS
+        assert (await client.service_defaults("mesh-gateway")).limits == NO_LIMITS
         assert client.errors == {}
 
 
@@ -53,11 +53,11 @@ async def test_refusal_names_the_rule_to_add() -> None:
     async with connected() as (double, client):
         double.set(PATH, b"Permission denied", status=403)
         with pytest.raises(PermissionDeniedError, match=r'add service "mesh-gateway" \{ policy = "read" \}'):
-            await client.destination_limits("mesh-gateway")
+            await client.service_defaults("mesh-gateway")
 
 
 async def test_nonsense_is_an_error() -> None:
     async with connected() as (double, client):
         double.set(PATH, {"UpstreamConfig": []})
         with pytest.raises(InvalidAnswerError):
-            await client.destination_limits("mesh-gateway")
+            await client.service_defaults("mesh-gateway")

@@ -2,13 +2,13 @@
 
 import pytest
 
-from meshgate.adapters.consul.maintenance import Maintenance, checks_filter, left_over, maintenance_of
-from meshgate.adapters.consul.records import AgentCheck
+from meshgate.adapters.consul.api import HealthCheck
+from meshgate.adapters.consul.maintenance import Maintenance, left_over, maintenance_of
 
 from .connected import connected
 
-OWN = AgentCheck("_service_maintenance:gw", "gw", "new disk")
-NODE = AgentCheck("_node_maintenance", "", "new rack")
+OWN = HealthCheck("_service_maintenance:gw", status="critical", service_id="gw", notes="new disk")
+NODE = HealthCheck("_node_maintenance", notes="new rack")
 CHECKS = "/v1/agent/checks"
 
 
@@ -16,11 +16,11 @@ async def test_checks_of_a_service_are_asked_of_the_agent_and_read() -> None:
     async with connected() as (double, client):
         rows = {
             OWN.id: {"CheckID": OWN.id, "ServiceID": "gw", "Notes": "new disk", "Status": "critical"},
-            NODE.id: {"CheckID": NODE.id, "ServiceID": None, "Notes": "new rack"},
-            "x": {"CheckID": "x", "ServiceID": "gw", "Notes": None},
+            NODE.id: {"CheckID": NODE.id, "ServiceID": "", "Notes": "new rack"},
+            "x": {"CheckID": "x", "ServiceID": "gw"},
         }
         double.set(CHECKS, rows, index=None)
-        assert await client.agent_checks("gw") == (OWN, NODE, AgentCheck("x", "gw"))
+        assert await client.agent_checks("gw") == (OWN, NODE, HealthCheck("x", service_id="gw"))
         assert double.seen[0].query == {"filter": 'ServiceID == "gw" or CheckID == "_node_maintenance"'}
         double.set(CHECKS, None, index=None)
         assert await client.agent_checks("gw") == ()
@@ -28,7 +28,6 @@ async def test_checks_of_a_service_are_asked_of_the_agent_and_read() -> None:
 
 @pytest.mark.parametrize("odd", ['g"w', "g\\w"])
 async def test_name_that_cannot_stand_in_a_filter_is_looked_for_among_all(odd: str) -> None:
-    assert checks_filter(odd) == ""
     async with connected() as (double, client):
         double.set(CHECKS, {}, index=None)
         await client.agent_checks(odd)
@@ -49,8 +48,8 @@ async def test_a_registration_leaves_checks_alone_and_they_are_removed_one_by_on
 
 
 def test_a_service_is_held_out_by_its_own_maintenance_and_that_of_its_node() -> None:
-    other = AgentCheck("_service_maintenance:gw-2", "gw-2", "theirs")
-    assert maintenance_of([NODE, other, OWN, AgentCheck("service:gw", "gw")], "gw") == (
+    other = HealthCheck("_service_maintenance:gw-2", service_id="gw-2", notes="theirs")
+    assert maintenance_of([NODE, other, OWN, HealthCheck("service:gw", service_id="gw")], "gw") == (
         Maintenance(node=False, reason="new disk"),
         Maintenance(node=True, reason="new rack"),
     )
@@ -58,5 +57,11 @@ def test_a_service_is_held_out_by_its_own_maintenance_and_that_of_its_node() -> 
 
 
 def test_what_a_registration_replaces_is_all_of_the_service_but_its_maintenance_and_what_was_sent() -> None:
-    checks = [NODE, OWN, AgentCheck("service:gw", "gw"), AgentCheck("old", "gw"), AgentCheck("other", "gw-2")]
+    checks = [
+        NODE,
+        OWN,
+        HealthCheck("service:gw", service_id="gw"),
+        HealthCheck("old", service_id="gw"),
+        HealthCheck("other", service_id="gw-2"),
+    ]
     assert list(left_over(checks, "gw", "service:gw")) == ["old"]

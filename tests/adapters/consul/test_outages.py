@@ -19,7 +19,7 @@ from trio.testing import MockClock
 
 import meshgate
 from meshgate.adapters.consul import CatalogWatcher, ConsulAddress, ConsulClient, ServerError, WatchRegistry
-from meshgate.adapters.consul.watch_registry import LONGEST_PAUSE
+from meshgate.adapters.consul.retry import LONGEST_PAUSE
 from meshgate.core.catalog import Snapshot
 
 from .fake_consul import FakeConsul, defaults, fake_consul, row

@@ -18,8 +18,8 @@ from meshgate.adapters.consul import (
     ServerError,
     WatchRegistry,
 )
+from meshgate.adapters.consul.api import HealthCheck
 from meshgate.adapters.consul.maintenance import maintenance_check
-from meshgate.adapters.consul.records import AgentCheck
 
 from .model import Model, unreachable
 
@@ -115,13 +115,13 @@ async def test_after_an_outage_the_registration_is_sent_again_with_a_check_that_
 
 def in_maintenance(model: Model) -> None:
     """What `consul maint -enable -service=mesh-gateway` does."""
-    check = AgentCheck(maintenance_check("mesh-gateway"), "mesh-gateway", "looking at it")
+    check = HealthCheck(maintenance_check("mesh-gateway"), service_id="mesh-gateway", notes="looking at it")
     model.checks[check.id] = check
 
 
 async def test_maintenance_outlives_a_registration_that_is_sent_again(autojump_clock: MockClock) -> None:
     model, version = Model(), [1]
-    model.checks["_node_maintenance"] = AgentCheck("_node_maintenance")
+    model.checks["_node_maintenance"] = HealthCheck("_node_maintenance")
     registrar = Registrar(model, WatchRegistry(token_version=lambda: version[0]), GatewayDefinition())
     async with trio.open_nursery() as nursery:
         nursery.start_soon(registrar.run)
@@ -146,7 +146,7 @@ async def test_maintenance_outlives_a_registration_that_is_sent_again(autojump_c
 async def test_gateway_that_starts_again_is_still_held_out_of_service(autojump_clock: MockClock) -> None:
     """It was killed, so the agent has what was said of it."""
     model = Model(agent={"mesh-gateway": OwnRegistration("mesh-gateway", "mesh-gateway", "", 1, content_hash="old")})
-    model.checks["theirs"] = AgentCheck("theirs", "mesh-gateway")
+    model.checks["theirs"] = HealthCheck("theirs", service_id="mesh-gateway")
     in_maintenance(model)
     async with registering(model) as (registrar, _, _):
         assert (await registrar.registered()).port == 8443
@@ -154,7 +154,9 @@ async def test_gateway_that_starts_again_is_still_held_out_of_service(autojump_c
 
 
 async def test_earlier_checks_that_could_not_be_removed_are_removed_later(autojump_clock: MockClock) -> None:
-    model = Model(checks={"theirs": AgentCheck("theirs", "mesh-gateway")}, broken={"deregister_check": unreachable()})
+    model = Model(
+        checks={"theirs": HealthCheck("theirs", service_id="mesh-gateway")}, broken={"deregister_check": unreachable()}
+    )
     in_maintenance(model)
     async with registering(model):
         await trio.sleep(60)

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 import trio
 
 from meshgate.adapters.consul import ConsulAddress, ConsulClient, Page, WatchRegistry
-from meshgate.adapters.consul.records import Cursor, Instances
+from meshgate.adapters.consul.api import Cursor, Instances
 from meshgate.adapters.consul.watch import Watch
 
 from .fake_consul import FakeConsul, fake_consul, row

@@ -9,8 +9,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshgate.adapters.consul import InvalidAnswerError, OwnRegistration, agent_wire, registration_wire, wire
-from meshgate.adapters.consul.records import CaRoots, Resolver, SubsetRule
+from meshgate.adapters.consul.api import CaRoots, InvalidAnswerError, OwnRegistration, Resolver, SubsetRule
+from meshgate.adapters.consul.api import records as wire
 from meshgate.core.catalog import Check, Instance, Locality, WanAddress
 from meshgate.core.listeners import BindAddress
 
@@ -155,10 +155,15 @@ def test_the_last_intermediate_of_the_active_root_is_the_one_that_signs() -> Non
     old, new = certificate_until(datetime(2031, 1, 1, tzinfo=UTC)), certificate_until(datetime(2033, 1, 1, tzinfo=UTC))
     root = {"ID": "b", "NotAfter": "2036-11-19T03:53:10Z", "Active": True, "IntermediateCerts": [old, new]}
     roots = wire.decode_ca_roots(encoded({"TrustDomain": "td.consul", "Roots": [root]}))
-    assert roots == CaRoots("td.consul", 2110679590.0, datetime(2033, 1, 1, tzinfo=UTC).timestamp())
+    assert (roots.trust_domain, roots.expires) == ("td.consul", 2110679590.0)
+    assert (roots.intermediate_expires, roots.intermediates) == (
+        datetime(2033, 1, 1, tzinfo=UTC).timestamp(),
+        (old, new),
+    )
     for unreadable in ([], None, [""], ["x"], [new.replace("\nMI", "\nXX")]):
         body = {"TrustDomain": "td.consul", "Roots": [root | {"IntermediateCerts": unreadable}]}
-        assert wire.decode_ca_roots(encoded(body)) == CaRoots("td.consul", 2110679590.0)
+        found = wire.decode_ca_roots(encoded(body))
+        assert (found.expires, found.intermediate_expires) == (2110679590.0, None)
 
 
 def certificate_until(end: datetime) -> str:
@@ -225,7 +230,7 @@ def test_an_own_registration_keeps_the_opaque_configuration() -> None:
         },
         "ContentHash": "abc",
     }
-    assert registration_wire.decode_own_registration(encoded(body)) == OwnRegistration(
+    assert wire.decode_own_registration(encoded(body)) == OwnRegistration(
         id="gw-1",
         service="gw",
         address="",
@@ -251,7 +256,7 @@ def test_locality_of_an_instance_is_that_of_its_service_else_of_its_node(
     row = {"Node": {"Node": "n1", "Locality": node}, "Service": {"ID": "gw", "Locality": service}}
     (instance,) = wire.decode_instances(encoded([row]))
     assert instance.locality == found
-    own = registration_wire.decode_own_registration(encoded({"ID": "gw", "Locality": service}))
+    own = wire.decode_own_registration(encoded({"ID": "gw", "Locality": service}))
     assert own.locality == (found if service else Locality())
 
 
@@ -260,24 +265,26 @@ def test_agent_facts_are_read_from_old_and_new_versions() -> None:
         "Config": {"Datacenter": "dc2", "NodeName": "n1", "Version": "1.8.7", "Server": True},
         "DebugConfig": {"DNSDomain": "example.", "PrimaryDatacenter": "dc1"},
     }
-    facts = agent_wire.agent_facts(old)
+    facts = wire.decode_agent_facts(encoded(old))
     assert (facts.datacenter, facts.node, facts.version, facts.server) == ("dc2", "n1", "1.8.7", True)
     assert (facts.dns_domain, facts.primary_datacenter, facts.partition) == ("example", "dc1", "default")
-    new = agent_wire.agent_facts({"Config": {"Datacenter": "dc2", "PrimaryDatacenter": "dc1", "Partition": "p1"}})
+    new = wire.decode_agent_facts(
+        encoded({"Config": {"Datacenter": "dc2", "PrimaryDatacenter": "dc1", "Partition": "p1"}})
+    )
     assert (new.dns_domain, new.primary_datacenter, new.partition) == ("consul", "dc1", "p1")
 
 
 @pytest.mark.parametrize("value", [None, [], {}, {"Config": {}}, {"Config": {"Datacenter": 1}}])
 def test_facts_without_a_datacenter_are_an_invalid_answer(value: Any) -> None:
     with pytest.raises(InvalidAnswerError):
-        agent_wire.agent_facts(value)
+        wire.decode_agent_facts(encoded(value))
 
 
 def test_names_and_datacenters_are_sorted_and_tolerate_null() -> None:
     assert wire.decode_service_names(b'{"b": [], "a": null}') == ("a", "b")
     assert wire.decode_service_names(b"null") == ()
-    assert wire.datacenters(["dc2", "dc1"]) == ("dc1", "dc2")
-    assert wire.datacenters(None) == ()
+    assert wire.decode_datacenters(b'["dc2", "dc1"]') == ("dc1", "dc2")
+    assert wire.decode_datacenters(b"null") == ()
 
 
 @pytest.mark.parametrize(

@@ -20,8 +20,7 @@ import trio
 
 from meshgate.core.catalog import Instance
 
-from .errors import PermissionDeniedError, Rule
-from .records import Cursor, Instances, Page, Reader
+from .api import ConsulClient, Cursor, Instances, Page, PermissionDeniedError, Rule
 
 SERVERS = "consul"
 _SEE_NODES = Rule("node", prefix=True)
@@ -35,7 +34,7 @@ class AclVisibility:
         gateway_service: the name under which the gateway itself is registered.
     """
 
-    def __init__(self, client: Reader, gateway_service: str) -> None:
+    def __init__(self, client: ConsulClient, gateway_service: str) -> None:
         self._client = client
         self._gateway_service = gateway_service
         self._lock = trio.Lock()

@@ -16,7 +16,7 @@ from typing import Final, Self
 
 import trio
 
-from .records import LONGEST_WAIT, Client, Cursor, Reader
+from .api import LONGEST_WAIT, ConsulClient, Cursor
 
 # Seconds a query is held while watches take turns: long enough that turns cost little, short enough to be followed.
 ROTATION_WAIT: Final = 2.0
@@ -34,13 +34,13 @@ class BlockingQueryPool:
             included. At least one connection is left for the watches that take turns.
     """
 
-    def __init__(self, client: Client, budget: int) -> None:
+    def __init__(self, client: ConsulClient, budget: int) -> None:
         self._watches = 0
         self._client = client
         self._budget = budget - RESERVED
         self._given = 0
         self._turns = trio.CapacityLimiter(self._size)
-        self._idle: list[Reader] = []
+        self._idle: list[ConsulClient] = []
         self._connections = AsyncExitStack()
 
     @property
@@ -57,7 +57,7 @@ class BlockingQueryPool:
         await self._connections.__aexit__(kind, error, traceback)
 
     @asynccontextmanager
-    async def dedicated(self) -> AsyncIterator[Reader]:
+    async def dedicated(self) -> AsyncIterator[ConsulClient]:
         """A reader with a connection of its own, for a watch that takes no turns and is not there always.
 
         It counts in the budget.
@@ -78,7 +78,7 @@ class BlockingQueryPool:
         return max(1, self._size - (self._watches - own))
 
     @asynccontextmanager
-    async def slot(self, cursor: Cursor, wait: float = LONGEST_WAIT) -> AsyncIterator[tuple[Reader, Cursor]]:
+    async def slot(self, cursor: Cursor, wait: float = LONGEST_WAIT) -> AsyncIterator[tuple[ConsulClient, Cursor]]:
         """A reader for one query, and the cursor with the wait that is fair. The reader is one's own until the end.
 
         `wait` is how many seconds the query may be held where nobody waits for a turn.

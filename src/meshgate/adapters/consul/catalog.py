@@ -18,16 +18,15 @@ from meshgate.core.catalog import Snapshot
 from meshgate.core.sni import DEFAULT
 
 from .acl_visibility import AclVisibility
+from .api import GATEWAY_KIND, CaRoots, ConsulClient, Tenant
 from .blocking_query_pool import BlockingQueryPool
-from .explain import Explainer
 from .exports import LocalExports
 from .initial_sync import InitialSync, KeyedTasks
-from .mesh_records import MeshClient, Tenant
+from .lookups import Explainer
 from .namespaces import LocalCatalog
 from .partitions import Partitions
 from .peerings import Peerings
 from .publisher import Publisher
-from .records import GATEWAY_KIND, CaRoots
 from .remotes import RemoteGateways
 from .servers import LocalServers
 from .services import NAMES
@@ -70,7 +69,7 @@ class CatalogWatcher:
 
     def __init__(  # noqa: PLR0913 - most by keyword
         self,
-        client: MeshClient,
+        client: ConsulClient,
         registry: WatchRegistry,
         publish: Callable[[Snapshot], None],
         *,
@@ -83,7 +82,7 @@ class CatalogWatcher:
         enforce_exports: bool = False,
     ) -> None:
         # A gateway is in the namespace default, whatever namespace its token would make Consul assume.
-        self._client = client.scoped(Tenant(namespace=DEFAULT)) if enterprise else client
+        self._client = client.at(Tenant(namespace=DEFAULT)) if enterprise else client
         self._registry = registry
         self._publisher = Publisher(self._made, publish)
         self._datacenter = datacenter

@@ -9,18 +9,16 @@ from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from typing import Final, cast
+from typing import Final
 
 import trio
 
 from meshgate.core.catalog import Export, SamenessGroup, Service, in_namespace
 from meshgate.core.sni import DEFAULT
 
+from .api import Chain, Cursor, Exported, NotFoundError, Page, Tenant
 from .blocking_query_pool import BlockingQueryPool
-from .errors import NotFoundError
 from .initial_sync import InitialSync, KeyedTasks
-from .mesh_records import Chain, Exported, MeshReader, Tenant
-from .records import Cursor, Page
 from .sameness import SamenessGroups
 from .watch import Watch
 from .watch_registry import WatchRegistry
@@ -169,7 +167,7 @@ class LocalExports:
 
     async def _ask(self, cursor: Cursor) -> Page[tuple[Exported, ...]]:
         async with self._pool.slot(cursor) as (pooled, turn):
-            reader = cast("MeshReader", pooled)
+            reader = pooled
             # At a first read, or one after a failure, Consul may have been upgraded meanwhile.
             if not self._raw or not cursor.blocks:
                 with suppress(NotFoundError):
@@ -193,7 +191,7 @@ class LocalExports:
 
         async def ask(cursor: Cursor) -> Page[Chain]:
             async with self._pool.slot(cursor) as (reader, turn):
-                return await cast("MeshReader", reader).within(tenant).discovery_chain(service, turn)
+                return await reader.at(tenant).discovery_chain(service, turn)
 
         def answered(chain: Chain) -> None:
             self._chains[key] = chain

@@ -12,10 +12,9 @@ from typing import Final
 import trio
 
 from .acl_visibility import AclVisibility, VerifiedInstances
+from .api import GATEWAY_KIND, ConsulClient, ConsulError, Cursor, Instances, Page
 from .blocking_query_pool import BlockingQueryPool
-from .errors import ConsulError
 from .initial_sync import KeyedTasks
-from .records import GATEWAY_KIND, Cursor, Instances, Page, Reader
 from .watch import Watch
 from .watch_registry import WatchRegistry
 
@@ -45,7 +44,7 @@ class Gateways:
         registry: WatchRegistry,
         pool: BlockingQueryPool,
         visibility: AclVisibility,
-        client: Reader,
+        client: ConsulClient,
         *,
         datacenter: str,
         place: str,

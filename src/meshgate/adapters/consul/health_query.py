@@ -4,8 +4,7 @@ from abc import abstractmethod
 from typing import TYPE_CHECKING, Final
 
 from .acl_visibility import VerifiedInstances
-from .errors import ConsulError
-from .records import Cursor, Instances, Page, Reader
+from .api import ConsulClient, ConsulError, Cursor, Instances, Page
 
 if TYPE_CHECKING:
     from .watch_registry import WatchState
@@ -35,7 +34,7 @@ class HealthQuery:
         self.state: WatchState | None = None
 
     @abstractmethod
-    async def ask(self, reader: Reader, cursor: Cursor) -> Page[Instances]:
+    async def ask(self, reader: ConsulClient, cursor: Cursor) -> Page[Instances]:
         """One request."""
 
     @abstractmethod

@@ -6,11 +6,8 @@ the agent one to its node. It stands until somebody removes it, so it has to out
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Final
 
-from .records import AgentCheck
-
-NODE_MAINTENANCE: Final = "_node_maintenance"
+from .api import NODE_MAINTENANCE, HealthCheck
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,22 +23,15 @@ def maintenance_check(service_id: str) -> str:
     return f"_service_maintenance:{service_id}"
 
 
-def maintenance_of(checks: Iterable[AgentCheck], service_id: str) -> tuple[Maintenance, ...]:
+def maintenance_of(checks: Iterable[HealthCheck], service_id: str) -> tuple[Maintenance, ...]:
     """What holds a service out of service, that of its node last."""
     causes = {maintenance_check(service_id): False, NODE_MAINTENANCE: True}
     found = [Maintenance(causes[check.id], check.notes) for check in checks if check.id in causes]
     return tuple(sorted(found, key=lambda each: each.node))
 
 
-def left_over(checks: Iterable[AgentCheck], service_id: str, sent: str) -> Iterator[str]:
+def left_over(checks: Iterable[HealthCheck], service_id: str, sent: str) -> Iterator[str]:
     """The IDs of a service's checks that a registration with the check `sent` replaces: all but its maintenance."""
     for check in checks:
         if check.service_id == service_id and check.id not in (sent, maintenance_check(service_id)):
             yield check.id
-
-
-def checks_filter(service_id: str) -> str:
-    """The expression that has the agent leave out the checks of others; "" where the ID cannot stand in one."""
-    if '"' in service_id or "\\" in service_id:
-        return ""
-    return f'ServiceID == "{service_id}" or CheckID == "{NODE_MAINTENANCE}"'

@@ -19,10 +19,9 @@ from meshgate.core.catalog import Service, in_namespace
 from meshgate.core.sni import DEFAULT
 
 from .acl_visibility import AclVisibility
+from .api import ConsulClient, Cursor, Page, Resolver, Tenant
 from .blocking_query_pool import BlockingQueryPool
 from .initial_sync import InitialSync, KeyedTasks
-from .mesh_records import MeshClient, MeshReader, Tenant
-from .records import Client, Cursor, Page, Reader, Resolver
 from .services import NAMES, LocalServices
 from .subsets import RESOLVERS, Subsets
 from .tenancy import pool_at, registry_at, sync_at, visibility_at
@@ -53,7 +52,7 @@ class LocalCatalog:
 
     def __init__(
         self,
-        client: MeshClient,
+        client: ConsulClient,
         registry: WatchRegistry,
         pool: BlockingQueryPool,
         visibility: AclVisibility,
@@ -138,7 +137,7 @@ class LocalCatalog:
 
     async def _ask(self, cursor: Cursor) -> Page[tuple[str, ...]]:
         async with self._pool.slot(cursor) as (reader, turn):
-            return await cast("MeshReader", reader).namespaces(turn)
+            return await reader.namespaces(turn)
 
     def _named(self, names: tuple[str, ...]) -> None:
         self._listed = frozenset(names)
@@ -160,14 +159,14 @@ class LocalCatalog:
     def _place(self, namespace: str) -> _Place:
         tenant = Tenant(namespace=namespace)
         label = partial(in_namespace, namespace)
-        client = self._client.scoped(tenant)
+        client = self._client.at(tenant)
         pool = pool_at(self._pool, tenant)
         registry = registry_at(self._registry, label)
         visibility = visibility_at(self._visibility, client)
         sync = sync_at(self._sync, label)
         sync.add(RESOLVERS)
         sync.add(NAMES)
-        lists = cast("Client", _TakingTurns(client, pool))
+        lists = cast("ConsulClient", _TakingTurns(client, pool))
         changed = partial(self._changed_in, namespace)
         subsets = Subsets(lists, registry, pool, visibility, sync=sync, changed=changed)
         return _Place(LocalServices(lists, registry, visibility, subsets, sync=sync, changed=changed), subsets)
@@ -198,9 +197,9 @@ class _TakingTurns:
         return getattr(self._shared, name)
 
     @asynccontextmanager
-    async def dedicated(self) -> AsyncIterator[Reader]:
+    async def dedicated(self) -> AsyncIterator[ConsulClient]:
         with self._pool.registered():
-            yield cast("Reader", _Lists(self._pool))
+            yield cast("ConsulClient", _Lists(self._pool))
 
 
 class _Lists:

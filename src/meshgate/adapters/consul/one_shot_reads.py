@@ -10,9 +10,8 @@ from typing import Final
 
 import trio
 
-from .errors import ConsulError
+from .api import ConsulClient, ConsulError, Cursor
 from .health_query import HealthQuery
-from .records import Client, Cursor
 from .watch_registry import WatchRegistry
 
 # At once, of the connections that short requests share.
@@ -30,7 +29,7 @@ class OneShotReads:
         wanted: whether a query is to be read still: it is followed, and not held.
     """
 
-    def __init__(self, client: Client, registry: WatchRegistry, wanted: Callable[[HealthQuery], bool]) -> None:
+    def __init__(self, client: ConsulClient, registry: WatchRegistry, wanted: Callable[[HealthQuery], bool]) -> None:
         self._client = client
         self._registry = registry
         self._wanted = wanted

@@ -15,12 +15,10 @@ from meshgate.core.catalog import RemotePartition
 from meshgate.core.sni import DEFAULT
 
 from .acl_visibility import AclVisibility
+from .api import GATEWAY_KIND, ConsulClient, Cursor, NotFoundError, Page, Tenant
 from .blocking_query_pool import BlockingQueryPool
-from .errors import NotFoundError
 from .gateways import POLL, Gateways
 from .initial_sync import InitialSync, KeyedTasks
-from .mesh_records import MeshClient, Tenant
-from .records import GATEWAY_KIND, Cursor, Page
 from .tenancy import pool_at, visibility_at
 from .watch import Watch
 from .watch_registry import WatchRegistry
@@ -44,7 +42,7 @@ class Partitions:
 
     def __init__(
         self,
-        client: MeshClient,
+        client: ConsulClient,
         registry: WatchRegistry,
         pool: BlockingQueryPool,
         visibility: AclVisibility,
@@ -103,7 +101,7 @@ class Partitions:
 
     def _follower(self, name: str) -> Gateways:
         tenant = Tenant(namespace=DEFAULT, partition=name)
-        client = self._client.scoped(tenant)
+        client = self._client.at(tenant)
         return Gateways(
             self._registry,
             pool_at(self._pool, tenant),

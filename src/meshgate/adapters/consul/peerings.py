@@ -10,7 +10,7 @@ So a name stays until its own watch says that nothing answers for it, or its pee
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Final, cast
+from typing import Final
 
 import trio
 
@@ -18,11 +18,9 @@ from meshgate.core.catalog import ImportedService, PeerServers
 from meshgate.core.sni import DEFAULT
 
 from .acl_visibility import AclVisibility, VerifiedInstances
+from .api import ConsulClient, ConsulError, Cursor, Instances, Page, Peering, PermissionDeniedError, Tenant
 from .blocking_query_pool import BlockingQueryPool
-from .errors import ConsulError, PermissionDeniedError
 from .initial_sync import InitialSync, KeyedTasks
-from .mesh_records import MeshClient, MeshReader, Peering, Tenant
-from .records import Cursor, Instances, Page
 from .watch import Watch
 from .watch_registry import WatchRegistry
 
@@ -54,7 +52,7 @@ class Peerings:
 
     def __init__(
         self,
-        client: MeshClient,
+        client: ConsulClient,
         registry: WatchRegistry,
         pool: BlockingQueryPool,
         visibility: AclVisibility,
@@ -162,7 +160,7 @@ class Peerings:
 
         async def ask(cursor: Cursor) -> Page[Instances]:
             async with self._pool.slot(cursor) as (reader, turn):
-                page = await cast("MeshReader", reader).within(tenant).connect_instances(name, turn)
+                page = await reader.at(tenant).connect_instances(name, turn)
             await held.accept(page)
             return page
 
@@ -179,7 +177,7 @@ class Peerings:
     async def _follow_mesh_entry(self) -> None:
         async def ask(cursor: Cursor) -> Page[bool]:
             async with self._pool.slot(cursor) as (reader, turn):
-                return await cast("MeshReader", reader).peer_through(turn)
+                return await reader.peer_through(turn)
 
         def answered(through: bool) -> None:
             self.through = through

@@ -2,7 +2,7 @@
 
 import re
 
-from .records import GATEWAY_KIND
+from .api import GATEWAY_KIND
 
 # Consul takes any text as a service name; in HCL only these characters need no escape.
 _PLAIN = re.compile(r"[A-Za-z0-9_.:/@+-]+")

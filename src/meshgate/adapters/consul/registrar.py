@@ -17,9 +17,19 @@ from typing import Final
 import structlog
 import trio
 
-from .errors import ConsulError, ConsulUnreachableError, NotFoundError, PermissionDeniedError, Rule, ServerError
+from .api import (
+    ConsulClient,
+    ConsulError,
+    ConsulUnreachableError,
+    Cursor,
+    NotFoundError,
+    OwnRegistration,
+    Page,
+    PermissionDeniedError,
+    Rule,
+    ServerError,
+)
 from .maintenance import left_over
-from .records import Client, Cursor, OwnRegistration, Page, Reader
 from .registration import GatewayDefinition
 from .watch import Watch, ignore
 from .watch_registry import WatchRegistry
@@ -48,7 +58,7 @@ class Registrar:
 
     def __init__(
         self,
-        client: Client,
+        client: ConsulClient,
         registry: WatchRegistry,
         definition: GatewayDefinition,
         *,
@@ -97,7 +107,7 @@ class Registrar:
             await self._present.wait()
         return self.registration
 
-    async def _look(self, reader: Reader, cursor: Cursor) -> Page[OwnRegistration | None]:
+    async def _look(self, reader: ConsulClient, cursor: Cursor) -> Page[OwnRegistration | None]:
         definition = self._definition
         try:
             return await self._look_or_register(reader, cursor)
@@ -114,7 +124,7 @@ class Registrar:
             access = "read" if self._payload is None else "write"
             raise error.for_want_of(Rule("service", definition.service, access)) from None
 
-    async def _look_or_register(self, reader: Reader, cursor: Cursor) -> Page[OwnRegistration | None]:
+    async def _look_or_register(self, reader: ConsulClient, cursor: Cursor) -> Page[OwnRegistration | None]:
         definition = self._definition
         replaced = self._payload is not None and self._registry.token_version() != self._token_version
         if self._due or replaced:
@@ -130,7 +140,7 @@ class Registrar:
             await self._register(reader)
             return await reader.agent_service(definition.id, Cursor())
 
-    async def _register(self, reader: Reader) -> None:
+    async def _register(self, reader: ConsulClient) -> None:
         assert self._payload is not None
         service_id = self._definition.id
         # A request without an answer may have arrived; one that was refused has not.

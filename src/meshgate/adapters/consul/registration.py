@@ -12,7 +12,7 @@ from typing import Any, Final
 from meshgate.core.durations import format_duration
 from meshgate.core.listeners import BindAddress, ListenPlan, listen_plan
 
-from .records import GATEWAY_KIND
+from .api import GATEWAY_KIND
 
 CHECK_INTERVAL: Final = "10s"
 

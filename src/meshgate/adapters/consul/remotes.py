@@ -20,11 +20,10 @@ import trio
 from meshgate.core.catalog import RemoteDatacenter, newer_gateways
 
 from .acl_visibility import AclVisibility, vanished
+from .api import GATEWAY_KIND, ConsulClient, Cursor, Instances, Page, PermissionDeniedError
 from .blocking_query_pool import BlockingQueryPool
-from .errors import PermissionDeniedError
 from .gateways import POLL, Gateways
 from .initial_sync import InitialSync, KeyedTasks
-from .records import GATEWAY_KIND, Client, Cursor, Instances, Page, Reader
 from .watch import Watch
 from .watch_registry import WatchRegistry
 
@@ -50,7 +49,7 @@ class RemoteGateways:
 
     def __init__(
         self,
-        client: Client,
+        client: ConsulClient,
         registry: WatchRegistry,
         pool: BlockingQueryPool,
         visibility: AclVisibility,
@@ -155,7 +154,7 @@ class RemoteGateways:
     async def _follow(self, name: str) -> None:
         await self._direct[name].run()
 
-    async def _ask_federation(self, reader: Reader, cursor: Cursor) -> Page[Mapping[str, Instances]]:
+    async def _ask_federation(self, reader: ConsulClient, cursor: Cursor) -> Page[Mapping[str, Instances]]:
         page = await reader.federated_gateways(cursor)
         since = trio.current_time()
         federated = {name: rows for name, rows in page.value.items() if rows and name != self._datacenter}

@@ -12,8 +12,8 @@ from typing import Final
 
 import trio
 
+from .api import ConsulError
 from .blocking_query_pool import BlockingQueryPool
-from .errors import ConsulError
 from .health_query import SIDECAR, HealthQuery, nothing_expected
 from .one_shot_reads import OneShotReads
 from .watch import Watch

@@ -10,17 +10,14 @@ Consul that knows no groups it has none.
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
-from typing import cast
 
 import trio
 
 from meshgate.core.catalog import SamenessGroup
 
+from .api import BadRequestError, ConsulError, Cursor, Exported, Page
 from .blocking_query_pool import BlockingQueryPool
-from .errors import BadRequestError, ConsulError
 from .initial_sync import InitialSync, KeyedTasks
-from .mesh_records import Exported, MeshReader
-from .records import Cursor, Page
 from .watch import Watch
 from .watch_registry import WatchRegistry
 
@@ -96,7 +93,7 @@ class SamenessGroups:
 
         async def ask(cursor: Cursor) -> Page[SamenessGroup]:
             async with self._pool.slot(cursor) as (reader, turn):
-                return await cast("MeshReader", reader).sameness_group(name, turn)
+                return await reader.sameness_group(name, turn)
 
         def failed(error: ConsulError) -> None:
             if isinstance(error, BadRequestError) and name not in self._groups:

@@ -10,10 +10,9 @@ from functools import partial
 from typing import Final
 
 from .acl_visibility import SERVERS, AclVisibility, VerifiedInstances
+from .api import ConsulClient, Cursor, Instances, Page, PermissionDeniedError, Rule
 from .blocking_query_pool import BlockingQueryPool
-from .errors import PermissionDeniedError, Rule
 from .initial_sync import InitialSync
-from .records import Cursor, Instances, Page, Reader
 from .watch import Watch
 from .watch_registry import WatchRegistry
 
@@ -63,7 +62,7 @@ class LocalServers:
         """One instance a server, in a stable order; their checks are as Consul has them."""
         return tuple(sorted(self._held.value, key=lambda server: (server.node, server.id)))
 
-    async def _ask(self, reader: Reader, cursor: Cursor) -> Page[Instances]:
+    async def _ask(self, reader: ConsulClient, cursor: Cursor) -> Page[Instances]:
         page = await reader.instances(SERVERS, cursor)
         if not page.value:
             raise PermissionDeniedError("Consul shows none of its own servers", Rule("service", SERVERS))

@@ -18,10 +18,9 @@ import trio
 from meshgate.core.catalog import Service
 
 from .acl_visibility import AclVisibility, VerifiedInstances
-from .errors import ConsulError, PermissionDeniedError
+from .api import ConsulClient, ConsulError, Cursor, Instances, Page, PermissionDeniedError
 from .health_query import SIDECAR, HealthQuery
 from .initial_sync import InitialSync
-from .records import Client, Cursor, Instances, Page, Reader
 from .subsets import Subsets
 from .watch import PACE, Watch
 from .watch_registry import WatchRegistry
@@ -38,7 +37,7 @@ class _Service(HealthQuery):
         super().__init__("health", name, name, held)
         self._services = services
 
-    async def ask(self, reader: Reader, cursor: Cursor) -> Page[Instances]:
+    async def ask(self, reader: ConsulClient, cursor: Cursor) -> Page[Instances]:
         return await reader.connect_instances(self.held.service, cursor)
 
     def answered(self) -> None:
@@ -65,7 +64,7 @@ class LocalServices:
 
     def __init__(
         self,
-        client: Client,
+        client: ConsulClient,
         registry: WatchRegistry,
         visibility: AclVisibility,
         subsets: Subsets,
@@ -184,7 +183,7 @@ class LocalServices:
         self._scheduler.used((name,))
         self.answered(service)
 
-    async def _ask_names(self, reader: Reader, cursor: Cursor) -> Page[Mapping[str, str]]:
+    async def _ask_names(self, reader: ConsulClient, cursor: Cursor) -> Page[Mapping[str, str]]:
         page = await reader.service_names(cursor)
         since = trio.current_time()
         if page.value is not self._listed[0]:

@@ -16,11 +16,20 @@ from meshgate.core.catalog import Service, Subset
 from meshgate.core.sni import DEFAULT
 
 from .acl_visibility import AclVisibility, VerifiedInstances
+from .api import (
+    BadRequestError,
+    ConsulClient,
+    ConsulError,
+    Cursor,
+    Instances,
+    Page,
+    PermissionDeniedError,
+    Resolver,
+    SubsetRule,
+)
 from .blocking_query_pool import BlockingQueryPool
-from .errors import BadRequestError, ConsulError, PermissionDeniedError
 from .health_query import HealthQuery
 from .initial_sync import InitialSync
-from .records import Client, Cursor, Instances, Page, Reader, Resolver, SubsetRule
 from .watch import Watch
 from .watch_registry import WatchRegistry
 from .watch_scheduler import WatchScheduler
@@ -50,7 +59,7 @@ class _Filtered(HealthQuery):
         self._key = key
         self._subsets = subsets
 
-    async def ask(self, reader: Reader, cursor: Cursor) -> Page[Instances]:
+    async def ask(self, reader: ConsulClient, cursor: Cursor) -> Page[Instances]:
         page = await reader.connect_instances(self._key.spelling, cursor, subset_filter=self._key.filter)
         if self.refused:
             self.refused = False
@@ -83,7 +92,7 @@ class Subsets:
 
     def __init__(
         self,
-        client: Client,
+        client: ConsulClient,
         registry: WatchRegistry,
         pool: BlockingQueryPool,
         visibility: AclVisibility,
@@ -164,7 +173,7 @@ class Subsets:
         ]
         return [*self._hidden.values(), *ignored]
 
-    async def _ask(self, reader: Reader, cursor: Cursor) -> Page[Mapping[str, Resolver]]:
+    async def _ask(self, reader: ConsulClient, cursor: Cursor) -> Page[Mapping[str, Resolver]]:
         page = await reader.resolvers(cursor)
         resolvers = {resolver.name.lower(): resolver for resolver in page.value}
         hidden: dict[str, str] = {}

@@ -9,11 +9,9 @@ from contextlib import AbstractContextManager, asynccontextmanager
 from typing import Any, cast
 
 from .acl_visibility import AclVisibility
+from .api import ConsulClient, Cursor, PermissionDeniedError, Tenant
 from .blocking_query_pool import BlockingQueryPool
-from .errors import PermissionDeniedError
 from .initial_sync import InitialSync
-from .mesh_records import MeshReader, Tenant
-from .records import Cursor, Reader
 from .watch_registry import WatchRegistry, WatchState
 
 # How a name in an account becomes one that says where it is.
@@ -35,7 +33,7 @@ def sync_at(sync: InitialSync, label: Label) -> InitialSync:
     return cast("InitialSync", _ProgressView(sync, label))
 
 
-def visibility_at(visibility: AclVisibility, reader: Reader) -> AclVisibility:
+def visibility_at(visibility: AclVisibility, reader: ConsulClient) -> AclVisibility:
     """What a shorter answer from elsewhere is worth.
 
     Whether the token sees services is asked there, by the reader. Whether it sees nodes is asked at home, where the
@@ -45,7 +43,7 @@ def visibility_at(visibility: AclVisibility, reader: Reader) -> AclVisibility:
     return cast("AclVisibility", _SightView(visibility, reader))
 
 
-def visibility_in_partition(visibility: AclVisibility, reader: MeshReader) -> AclVisibility:
+def visibility_in_partition(visibility: AclVisibility, reader: ConsulClient) -> AclVisibility:
     """The visibility of a gateway in a partition that has none of Consul's servers.
 
     Before it registers itself there need not be anything in its partition but nodes.
@@ -83,14 +81,14 @@ class _PoolView(_View):
         self._tenant = tenant
 
     @asynccontextmanager
-    async def slot(self, cursor: Cursor, *wait: float) -> AsyncIterator[tuple[MeshReader, Cursor]]:
+    async def slot(self, cursor: Cursor, *wait: float) -> AsyncIterator[tuple[ConsulClient, Cursor]]:
         async with self._pool.slot(cursor, *wait) as (reader, turn):
-            yield cast("MeshReader", reader).within(self._tenant), turn
+            yield reader.at(self._tenant), turn
 
     @asynccontextmanager
-    async def dedicated(self) -> AsyncIterator[MeshReader]:
+    async def dedicated(self) -> AsyncIterator[ConsulClient]:
         async with self._pool.dedicated() as reader:
-            yield cast("MeshReader", reader).within(self._tenant)
+            yield reader.at(self._tenant)
 
 
 class _ProgressView(_View):
@@ -107,7 +105,7 @@ class _ProgressView(_View):
 
 
 class _PartitionSight(_View):
-    def __init__(self, visibility: AclVisibility, reader: MeshReader) -> None:
+    def __init__(self, visibility: AclVisibility, reader: ConsulClient) -> None:
         super().__init__(visibility)
         self._visibility = visibility
         self._reader = reader
@@ -125,7 +123,7 @@ class _PartitionSight(_View):
 
 
 class _SightView(_View):
-    def __init__(self, visibility: AclVisibility, reader: Reader) -> None:
+    def __init__(self, visibility: AclVisibility, reader: ConsulClient) -> None:
         super().__init__(visibility)
         self._visibility = visibility
         self._reader = reader

@@ -9,13 +9,15 @@ from collections.abc import Awaitable, Callable
 from contextlib import nullcontext, suppress
 from typing import Final, Generic, NoReturn, TypeVar
 
+import structlog
 import trio
 
 from meshgate.core.blocking_index import next_index
 
-from .errors import ConsulError
-from .records import Cursor, Page
+from .api import AgentFacts, ConsulClient, ConsulError, Cursor, Page
 from .watch_registry import TOKEN_LOOK, WatchRegistry, WatchState
+
+log = structlog.get_logger(module="meshgate.consul")
 
 T = TypeVar("T")
 
@@ -167,3 +169,16 @@ class Pace:
         excess = self._full_at - now - BURST * seconds
         if excess > 0:
             await trio.sleep(excess)
+
+
+async def wait_for_agent(client: ConsulClient, registry: WatchRegistry) -> AgentFacts:
+    """Ask until the agent says what it is, the first thing that a gateway needs.
+
+    Failures are logged and repeated as those of a watch are: an agent may start after the gateway, and a token may
+    reach a secondary datacenter late. May be cancelled at any time.
+    """
+    with registry.watching("agent", "agent") as state:
+        facts = await registry.retry(state, client.agent_facts, ignore)
+    if facts.limited:
+        log.warning("the agent's own facts are hidden, Consul's defaults are assumed", problem=facts.limited)
+    return facts

@@ -14,30 +14,18 @@ from typing import Final, TypeVar
 
 import structlog
 import trio
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
 
-from .errors import (
-    BadRequestError,
-    ConsulError,
-    NotFoundError,
-    NotReadyError,
-    PermissionDeniedError,
-    RateLimitedError,
-    ServerError,
-    UnexpectedStatusError,
-)
+from .api import ConsulError
+from .retry import WATCHES
 
 log = structlog.get_logger(module="meshgate.consul")
 
 T = TypeVar("T")
 
-LONGEST_PAUSE: Final = 30.0
 # Seconds between looks at the token, where a watch waits for another one.
 TOKEN_LOOK: Final = 1.0
 # After an outage all watches are woken at once; this many seconds spread them.
 _SPREAD: Final = 0.3
-
-_exponential: Final = wait_random_exponential(multiplier=0.5, max=LONGEST_PAUSE)
 
 
 @dataclass(eq=False, slots=True)
@@ -123,11 +111,8 @@ class WatchRegistry:
 
         `on_error` hears of each failure. Anything but a `ConsulError` goes through, cancellation among it.
         """
-        retrying = AsyncRetrying(
-            sleep=partial(self._pause, state),
-            wait=_Bound(),
-            retry=retry_if_exception_type(ConsulError),
-            before_sleep=partial(self._failed, state, on_error),
+        retrying = WATCHES.retrying(
+            sleep=partial(self._pause, state), on_failure=partial(self._failed, state, on_error)
         )
         result: T = await retrying(request)
         self.succeeded(state)
@@ -137,8 +122,7 @@ class WatchRegistry:
         """Wait until the agent is reached again after an outage."""
         await self._recovery.wait()
 
-    def _failed(self, state: WatchState, on_error: Callable[[ConsulError], None], attempt: RetryCallState) -> None:
-        error = _error(attempt)
+    def _failed(self, state: WatchState, on_error: Callable[[ConsulError], None], error: ConsulError) -> None:
         self.failed(state, error)
         on_error(error)
 
@@ -185,41 +169,6 @@ class WatchRegistry:
             await trio.sleep(left if refused_token is None else min(left, TOKEN_LOOK))
             if refused_token is not None and self.token_version() != refused_token:
                 return
-
-
-class _Bound:
-    """Seconds to wait before the next try, by what failed.
-
-    A refusal starts at about a second, since a secondary datacenter learns of a new token that late, and an agent that
-    starts knows no token at first; it becomes slow when it stays. Where only an operator can help, or Consul asks for
-    less, it is slow from the start.
-    """
-
-    def __init__(self) -> None:
-        self._refusals = 0
-
-    def __call__(self, attempt: RetryCallState) -> float:
-        self._refusals = self._refusals + 1 if isinstance(_error(attempt), PermissionDeniedError) else 0
-        if self._refusals:
-            # Other failures before, of an outage perhaps, do not make it slow.
-            return random.uniform(0.5, 1) * min(LONGEST_PAUSE, 2.0 ** min(self._refusals - 1, 10))  # noqa: S311
-        return _wait_after(attempt)
-
-
-def _wait_after(attempt: RetryCallState) -> float:
-    error = _error(attempt)
-    if isinstance(error, NotReadyError):
-        return random.uniform(0.5, 1.5)  # noqa: S311
-    slow = isinstance(error, BadRequestError | NotFoundError | RateLimitedError | UnexpectedStatusError)
-    if slow or (isinstance(error, ServerError) and error.disabled):
-        return random.uniform(10, LONGEST_PAUSE)  # noqa: S311
-    return _exponential(attempt)
-
-
-def _error(attempt: RetryCallState) -> ConsulError:
-    error = None if attempt.outcome is None else attempt.outcome.exception()
-    assert isinstance(error, ConsulError)
-    return error
 
 
 def _out_of_reach(state: WatchState) -> bool:

@@ -21,11 +21,10 @@ from typing import Final
 
 import trio
 
+from .api import LONGEST_WAIT, ConsulClient, ConsulError, Cursor, Instances, Page
 from .blocking_query_pool import BlockingQueryPool
-from .errors import ConsulError
 from .health_query import NEVER, HealthQuery
 from .one_shot_reads import OneShotReads
-from .records import LONGEST_WAIT, Client, Cursor, Instances, Page
 from .resync import Resync
 from .watch import Watch
 from .watch_registry import WatchRegistry
@@ -56,7 +55,7 @@ class WatchScheduler:
         pool: connections for the queries that are held.
     """
 
-    def __init__(self, client: Client, registry: WatchRegistry, pool: BlockingQueryPool) -> None:
+    def __init__(self, client: ConsulClient, registry: WatchRegistry, pool: BlockingQueryPool) -> None:
         self._registry = registry
         self._pool = pool
         self._followed: dict[HealthQuery, None] = {}

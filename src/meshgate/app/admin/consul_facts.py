@@ -35,7 +35,7 @@ class ConsulFacts:
 
     def __init__(self, gateway: GatewayView) -> None:
         self._gateway = gateway
-        self._checks = Checks(gateway)
+        self._checks = Checks(gateway.node_checks)
 
     async def added_to(self, explanation: Explanation) -> Explanation:
         """The explanation with what Consul says of it; asks Consul, for a few seconds at most."""

@@ -5,7 +5,7 @@ All of it is read only, but for `drain` and for `look_up`, which may ask Consul.
 
 from collections.abc import Iterable, Mapping
 
-from meshgate.adapters.consul import NodeCheck, WatchState
+from meshgate.adapters.consul import HealthCheck, WatchState
 from meshgate.adapters.relay import Counters, Limits, OpenStream, Refused
 from meshgate.app.gateway.gateway import Gateway
 from meshgate.app.gateway.health_history import Since
@@ -140,7 +140,7 @@ class GatewayView:
         watcher = self._gateway.watcher
         return None if watcher is None else await watcher.why_missing(service)
 
-    async def node_checks(self, node: str, *, datacenter: str = "") -> tuple[NodeCheck, ...]:
+    async def node_checks(self, node: str, *, datacenter: str = "") -> tuple[HealthCheck, ...]:
         """All checks of a node.
 
         Raises:

@@ -6,13 +6,21 @@ from typing import Final, TypeVar
 
 import trio
 
-from meshgate.adapters.consul import ConsulAddress, ConsulConfigError, ConsulError, PermissionDeniedError
-from meshgate.adapters.consul.inspection import ConsulInspector
-from meshgate.adapters.consul.records import GATEWAY_KIND, Cursor, Instances
+from meshgate.adapters.consul import (
+    GATEWAY_KIND,
+    ConsulAddress,
+    ConsulClient,
+    ConsulConfigError,
+    ConsulError,
+    Instances,
+    PermissionDeniedError,
+    Tenant,
+)
 from meshgate.app.errors import CommandError, ConfigError
 from meshgate.app.settings.settings import Settings
 from meshgate.core.catalog import Instance
 from meshgate.core.health import assess
+from meshgate.core.sni import DEFAULT
 
 T = TypeVar("T")
 
@@ -23,7 +31,7 @@ NONE_GIVEN: Final = "no token was given"
 HOW_TO_GIVE_ONE: Final = "use --token-file (CONSUL_HTTP_TOKEN_FILE) or --token (CONSUL_HTTP_TOKEN)"
 
 
-def inspect(settings: Settings, look: Callable[[ConsulInspector], Awaitable[T]]) -> T:
+def inspect(settings: Settings, look: Callable[[ConsulClient], Awaitable[T]]) -> T:
     """What `look` gives for a client to the local agent.
 
     Raises:
@@ -31,7 +39,7 @@ def inspect(settings: Settings, look: Callable[[ConsulInspector], Awaitable[T]])
         CommandError: Consul did not answer, or not with success.
     """
     try:
-        client = ConsulInspector(ConsulAddress.from_settings(settings.consul))
+        client = ConsulClient(ConsulAddress.from_settings(settings.consul))
     except (ConsulConfigError, ValueError) as error:
         raise ConfigError(str(error)) from None
 
@@ -45,7 +53,7 @@ def inspect(settings: Settings, look: Callable[[ConsulInspector], Awaitable[T]])
         raise CommandError(refusal(client, error)) from None
 
 
-def refusal(client: ConsulInspector, error: ConsulError) -> str:
+def refusal(client: ConsulClient, error: ConsulError) -> str:
     """What a command says of an error; where Consul refuses somebody who gave no token, that and nothing of rules."""
     if isinstance(error, PermissionDeniedError) and not client.token.given:
         return f"{NONE_GIVEN}, and Consul refuses to answer without: {HOW_TO_GIVE_ONE} ({error.answer})"
@@ -53,9 +61,9 @@ def refusal(client: ConsulInspector, error: ConsulError) -> str:
 
 
 async def gateways_in(
-    client: ConsulInspector, datacenter: str, *, guess: str = GATEWAY_KIND, partition: str = ""
+    client: ConsulClient, datacenter: str, *, guess: str = GATEWAY_KIND, tenant: Tenant | None = None
 ) -> Instances:
-    """The mesh gateways of a datacenter and partition, healthy ones first.
+    """The mesh gateways of a datacenter, healthy ones first; with `tenant` those of a partition of Enterprise.
 
     Its own catalog is asked; where that cannot be, the federation states tell, which remember a gateway for long after
     it is gone. `guess` is a service name to try beside those that Consul lists.
@@ -64,24 +72,24 @@ async def gateways_in(
         ConsulError: neither can be asked.
     """
     try:
-        found = await _listed(client, datacenter, guess, partition)
+        found = await _listed(client if tenant is None else client.at(tenant), datacenter, guess)
     except ConsulError:
         found = ()
-        if partition in ("", "default"):
+        if tenant is None or tenant.partition == DEFAULT:
             with suppress(ConsulError):
-                found = (await client.federated_gateways(Cursor())).value.get(datacenter, ())
+                found = (await client.federated_gateways()).value.get(datacenter, ())
         if not found:
             raise
     return tuple(sorted(found, key=lambda gateway: not healthy(gateway)))
 
 
-async def _listed(client: ConsulInspector, datacenter: str, guess: str, partition: str) -> Instances:
+async def _listed(client: ConsulClient, datacenter: str, guess: str) -> Instances:
     names = {guess}
     with suppress(ConsulError):
         names |= set((await client.gateway_names(datacenter)).value)
     found: list[Instance] = []
     for name in sorted(names):
-        found += await client.instances_at(name, kind=GATEWAY_KIND, datacenter=datacenter, partition=partition)
+        found += (await client.instances(name, datacenter=datacenter, kind=GATEWAY_KIND)).value
     return tuple(found)
 
 

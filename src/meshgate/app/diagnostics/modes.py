@@ -9,11 +9,18 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
-from meshgate.adapters.consul import ConsulError
-from meshgate.adapters.consul.inspection import ConsulInspector
-from meshgate.adapters.consul.inspection_records import ServiceDefaults, Sidecar, UpstreamDefinition
-from meshgate.adapters.consul.mesh_records import Exported, Tenant
-from meshgate.adapters.consul.records import GATEWAY_KIND, Cursor, Instances
+from meshgate.adapters.consul import (
+    GATEWAY_KIND,
+    ConsulClient,
+    ConsulError,
+    Cursor,
+    Exported,
+    Instances,
+    ServiceDefaults,
+    Sidecar,
+    Tenant,
+    UpstreamDefinition,
+)
 from meshgate.app.diagnostics.inspection import HOW_TO_GIVE_ONE, NONE_GIVEN, gateways_in, healthy, refusal
 from meshgate.app.settings.setting_types import HostPort
 from meshgate.core.health import best_address
@@ -29,7 +36,7 @@ from meshgate.core.modes import (
     path,
     told_apart,
 )
-from meshgate.core.sni import ServiceSni
+from meshgate.core.sni import DEFAULT, ServiceSni
 
 T = TypeVar("T")
 
@@ -92,12 +99,13 @@ class ModesReport:
 class ModesReader:
     """Reads the report; each thing that several upstreams need is asked for once."""
 
-    def __init__(self, client: ConsulInspector, gateway_service: str = GATEWAY_KIND) -> None:
+    def __init__(self, client: ConsulClient, gateway_service: str = GATEWAY_KIND) -> None:
         self._client = client
         self._gateway_service = gateway_service
         self._own = Locality("")
         self._trust_domain = ""
         self._central = True
+        self._enterprise = False
         self._proxy_defaults = ""
         self._notes: list[str] = []
         self._known: dict[object, object] = {}
@@ -108,10 +116,11 @@ class ModesReader:
         Raises:
             ConsulError: the agent does not tell who it is, or which services it holds.
         """
-        report = await self._client.agent_report()
+        report = await self._client.agent_self()
         self._own = Locality(report.datacenter, report.partition)
         self._central = report.central_config is not False
-        self._trust_domain = (await self._client.ca_certificates()).trust_domain
+        self._enterprise = report.enterprise
+        self._trust_domain = (await self._client.ca_roots()).value.trust_domain
         self._proxy_defaults = await self._try(("proxy-defaults",), self._client.proxy_defaults_mode) or ""
         chosen = [each for each in await self._client.sidecars() if text in each.id or text in each.service]
         sidecars = [await self._sidecar(sidecar) for sidecar in chosen]
@@ -157,12 +166,12 @@ class ModesReader:
             return [Target(upstream.name, "", "", namespace, peer=upstream.peer)]
         found = await self._try(
             ("chain", upstream.name, datacenter, namespace, partition),
-            lambda: self._client.chain_targets(
-                upstream.name, datacenter=datacenter, namespace=namespace, partition=partition
-            ),
+            lambda: self._at(namespace, partition).discovery_chain(upstream.name, datacenter=datacenter),
         )
         sni = ServiceSni(upstream.name, datacenter, self._trust_domain, namespace, partition)
-        return found or [Target(upstream.name, datacenter, str(sni), namespace, partition)]
+        return (found.value.targets if found else ()) or [
+            Target(upstream.name, datacenter, str(sni), namespace, partition)
+        ]
 
     # --- where the traffic goes ----------------------------------------------------------------------------------
 
@@ -192,29 +201,27 @@ class ModesReader:
         return Way(target, tuple(Leg(hop, legs[hop]) for hop in hops), tuple(problems))
 
     async def _gateways(self, datacenter: str, partition: str) -> Instances | None:
+        tenant = Tenant(DEFAULT, partition) if self._enterprise else None
         return await self._try(
             ("gateways", datacenter, partition),
-            lambda: gateways_in(self._client, datacenter, guess=self._gateway_service, partition=partition),
+            lambda: gateways_in(self._client, datacenter, guess=self._gateway_service, tenant=tenant),
         )
 
     async def _instances(self, target: Target) -> Instances | None:
         datacenter = "" if target.datacenter == self._own.datacenter else target.datacenter
-        return await self._try(
+        # What was imported from a peer is found in the partition that imported it.
+        there = self._at(target.namespace, self._own.partition if target.peer else target.partition, target.peer)
+        found = await self._try(
             ("instances", target.service, target.datacenter, target.namespace, target.partition, target.peer),
-            lambda: self._client.instances_at(
-                target.service,
-                datacenter=datacenter,
-                namespace=target.namespace,
-                partition=target.partition,
-                peer=target.peer,
-            ),
+            lambda: there.connect_instances(target.service, datacenter=datacenter),
         )
+        return found.value if found else None
 
     async def _exported(self, own: Locality, target: Target) -> bool | None:
         if target.peer or target.partition == own.partition or target.datacenter != self._own.datacenter:
             return None
         # Its own entries: each partition has one for each group, too.
-        there = self._client.within(Tenant(partition=target.partition))
+        there = self._at("", target.partition)
         asked = partial(there.exported_entry, Cursor(), target.partition)
         exports = await self._try(("exports", target.partition), asked)
         if exports is None:
@@ -225,7 +232,7 @@ class ModesReader:
             return True
         unread = []
         for name in sorted({name for row in rows for name in row.groups}):
-            group = await self._try(("group", name, target.partition), partial(there.sameness_group, name, Cursor()))
+            group = await self._try(("group", name, target.partition), partial(there.sameness_group, name))
             if group is None:
                 unread.append(f"sameness-group/{name}")
             elif own.partition in group.value.partitions:
@@ -243,9 +250,13 @@ class ModesReader:
     async def _defaults(self, service: str, namespace: str, partition: str) -> ServiceDefaults:
         found = await self._try(
             ("defaults", service, namespace, partition),
-            lambda: self._client.service_defaults(service, namespace=namespace, partition=partition),
+            lambda: self._at(namespace, partition).service_defaults(service),
         )
         return found or ServiceDefaults()
+
+    def _at(self, namespace: str, partition: str, peer: str = "") -> ConsulClient:
+        """The client at a place. Only Enterprise may be told one, and has to be: the agent has a place of its own."""
+        return self._client.at(Tenant(namespace, partition, peer) if self._enterprise else Tenant(peer=peer))
 
     async def _try(self, key: object, ask: Callable[[], Awaitable[T]]) -> T | None:
         """What `ask` gives, or None and a note; asked once for each `key`."""

@@ -13,10 +13,7 @@ from typing import Final, NoReturn
 import trio
 from cryptography import x509
 
-from meshgate.adapters.consul import ConsulError, PermissionDeniedError
-from meshgate.adapters.consul.inspection import ConsulInspector
-from meshgate.adapters.consul.inspection_records import CaCertificates
-from meshgate.adapters.consul.records import GATEWAY_KIND
+from meshgate.adapters.consul import GATEWAY_KIND, CaRoots, ConsulClient, ConsulError, PermissionDeniedError
 from meshgate.adapters.mesh_tls import (
     RefusedError,
     WrongPeerError,
@@ -108,7 +105,7 @@ class Probe:
         """Whether the right service was met, and it accepted the caller."""
         return self.failure is None
 
-    async def run(self, client: ConsulInspector) -> None:
+    async def run(self, client: ConsulClient) -> None:
         """Take all steps, or those up to the first that fails.
 
         Raises:
@@ -119,9 +116,9 @@ class Probe:
         except _FailedError as error:
             self.failure = error.failure
 
-    async def _run(self, client: ConsulInspector) -> None:
+    async def _run(self, client: ConsulClient) -> None:
         own = (await client.agent_facts()).datacenter
-        roots = await client.ca_certificates()
+        roots = (await client.ca_roots()).value
         self.datacenter = self.question.datacenter or own
         self.sni = str(
             ServiceSni(
@@ -142,7 +139,7 @@ class Probe:
 
     # --- the steps -----------------------------------------------------------------------------------------------
 
-    async def _leaf(self, client: ConsulInspector, roots: CaCertificates) -> ssl.SSLContext:
+    async def _leaf(self, client: ConsulClient, roots: CaRoots) -> ssl.SSLContext:
         started = trio.current_time()
         try:
             leaf = await client.leaf(self.question.identity)
@@ -159,7 +156,7 @@ class Probe:
         self._done("leaf", f"valid until {expires:%Y-%m-%d %H:%M} UTC", trio.current_time() - started)
         return context
 
-    async def _gateway(self, client: ConsulInspector, own: str) -> HostPort:
+    async def _gateway(self, client: ConsulClient, own: str) -> HostPort:
         via = self.question.via
         if isinstance(via, HostPort):
             self.gateway, self.address = "the given address", via
@@ -198,7 +195,7 @@ class Probe:
         detail = f"{stream.version()} {cipher[0] if cipher else ''}"
         self._done("handshake", detail, trio.current_time() - started)
 
-    def _identify(self, stream: trio.SSLStream[trio.SocketStream], roots: CaCertificates) -> None:
+    def _identify(self, stream: trio.SSLStream[trio.SocketStream], roots: CaRoots) -> None:
         question = self.question
         place = "" if question.partition in ("", DEFAULT) else f"/ap/{question.partition}"
         expected = (

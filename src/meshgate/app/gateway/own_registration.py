@@ -13,9 +13,8 @@ from typing import Final
 
 import structlog
 
-from meshgate.adapters.consul import ConsulClient, Cursor, OwnRegistration, Page, Registrar, WatchRegistry
+from meshgate.adapters.consul import GATEWAY_KIND, ConsulClient, Cursor, OwnRegistration, Page, Registrar, WatchRegistry
 from meshgate.adapters.consul.maintenance import Maintenance, maintenance_of
-from meshgate.adapters.consul.records import GATEWAY_KIND
 from meshgate.adapters.consul.watch import Watch, ignore
 from meshgate.adapters.relay.pool import RelayPool
 from meshgate.app.gateway.listeners import Listeners
@@ -113,7 +112,7 @@ class RegistrationKeeper:
         name = self._settings.service
 
         async def ask(_: Cursor) -> Page[DestinationLimits]:
-            return Page(await self._client.destination_limits(name))
+            return Page((await self._client.service_defaults(name)).limits)
 
         await Watch(self._registry, "service-defaults", name, ask, self._limited, interval=_LOOK).run()
 

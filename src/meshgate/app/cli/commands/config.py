@@ -41,7 +41,7 @@ def config(settings: Settings, *, as_json: bool, example: bool, page: bool) -> N
 
 
 def _check_consul(settings: Settings) -> None:
-    from meshgate.adapters.consul.address import ConsulAddress, ConsulConfigError  # noqa: PLC0415 - heavy
+    from meshgate.adapters.consul.api import ConsulAddress, ConsulConfigError  # noqa: PLC0415 - heavy
 
     try:
         address = ConsulAddress.from_settings(settings.consul)

@@ -3,7 +3,6 @@
 import click
 
 from meshgate.app.cli.commands.options import Command, with_settings
-from meshgate.app.gateway.lean import lean_imports
 from meshgate.app.settings.settings import Settings
 
 
@@ -23,7 +22,6 @@ def run(settings: Settings) -> int | None:
 
     Runs in the foreground until SIGTERM or Ctrl-C, which let open streams end first.
     """
-    with lean_imports():
-        from meshgate.app.composition_root import run_gateway  # noqa: PLC0415 - heavy, and only needed here
+    from meshgate.app.composition_root import run_gateway  # noqa: PLC0415 - heavy, and only needed here
 
     return run_gateway(settings)

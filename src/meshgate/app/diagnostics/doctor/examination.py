@@ -6,9 +6,7 @@ A check that cannot be made says why, as a finding; it never ends the others. No
 import time
 from collections.abc import Iterator
 
-from meshgate.adapters.consul import ConsulError, PermissionDeniedError
-from meshgate.adapters.consul.inspection import ConsulInspector
-from meshgate.adapters.consul.inspection_records import AgentReport
+from meshgate.adapters.consul import AgentFacts, ConsulClient, ConsulError, PermissionDeniedError
 from meshgate.app.diagnostics.doctor import host, network, peering, permissions
 from meshgate.app.gateway.limits import RESERVED, reachable_descriptors
 from meshgate.app.settings.settings import Settings
@@ -16,7 +14,7 @@ from meshgate.core import prerequisites
 from meshgate.core.prerequisites import Finding, Status
 
 
-async def examine(client: ConsulInspector, settings: Settings) -> list[Finding]:
+async def examine(client: ConsulClient, settings: Settings) -> list[Finding]:
     """All findings, in order.
 
     Raises:
@@ -29,7 +27,7 @@ async def examine(client: ConsulInspector, settings: Settings) -> list[Finding]:
     own = report.datacenter if report else await _datacenter(client)
     trust_domain = ""
     try:
-        certificates = await client.ca_certificates()
+        certificates = (await client.ca_roots()).value
         trust_domain = certificates.trust_domain
         roots = prerequisites.ca_roots(len(certificates.roots), certificates.expires, time.time())
     except ConsulError as error:
@@ -55,9 +53,9 @@ async def examine(client: ConsulInspector, settings: Settings) -> list[Finding]:
     return findings
 
 
-async def _report(client: ConsulInspector) -> tuple[AgentReport | None, list[Finding]]:
+async def _report(client: ConsulClient) -> tuple[AgentFacts | None, list[Finding]]:
     try:
-        report = await client.agent_report()
+        report = await client.agent_self()
     except PermissionDeniedError as error:
         rule = error.missing_rule
         advice = f"add {rule} to its policy" if rule else "give it another token"
@@ -66,7 +64,7 @@ async def _report(client: ConsulInspector) -> tuple[AgentReport | None, list[Fin
     return report, [Finding("agent", Status.OK, where), prerequisites.consul_version(report.version)]
 
 
-async def _datacenter(client: ConsulInspector) -> str:
+async def _datacenter(client: ConsulClient) -> str:
     """The agent's datacenter as the catalog tells it; "" where the token may not see that either."""
     try:
         return (await client.agent_facts()).datacenter
@@ -74,7 +72,7 @@ async def _datacenter(client: ConsulInspector) -> str:
         return ""
 
 
-def _agent_settings(report: AgentReport | None) -> Iterator[Finding]:
+def _agent_settings(report: AgentFacts | None) -> Iterator[Finding]:
     yield prerequisites.central_config(report.central_config if report else None, report.version if report else "")
     yield prerequisites.grpc_port(report.grpc_ports if report else None)
 

@@ -4,8 +4,7 @@ from collections.abc import Collection
 
 import trio
 
-from meshgate.adapters.consul import ConsulError
-from meshgate.adapters.consul.inspection import ConsulInspector
+from meshgate.adapters.consul import ConsulClient, ConsulError
 from meshgate.adapters.mesh_tls import RefusedError, connect
 from meshgate.app.diagnostics.inspection import gateways_in, healthy
 from meshgate.app.settings.setting_types import HostPort
@@ -15,7 +14,7 @@ from meshgate.core.health import best_address
 from meshgate.core.prerequisites import Finding, Status, one_primary
 
 
-async def other_datacenters(client: ConsulInspector, own: str, findings: list[Finding]) -> tuple[str, ...]:
+async def other_datacenters(client: ConsulClient, own: str, findings: list[Finding]) -> tuple[str, ...]:
     """The names of the others; a finding is added about how many there are. None are known if `own` is not ("")."""
     if not own:
         advice = "give the token the rights above"
@@ -31,13 +30,13 @@ async def other_datacenters(client: ConsulInspector, own: str, findings: list[Fi
     return others
 
 
-async def federation(client: ConsulInspector, own: tuple[str, str], others: Collection[str]) -> list[Finding]:
+async def federation(client: ConsulClient, own: tuple[str, str], others: Collection[str]) -> list[Finding]:
     """Whether they all have one primary; `own` is this one's trust domain and primary datacenter."""
     told: dict[str, tuple[str, str]] = {}
     found = []
     for name in others:
         try:
-            trust_domain = (await client.ca_certificates(name)).trust_domain
+            trust_domain = (await client.ca_roots(datacenter=name)).value.trust_domain
             # A primary replicates from nobody and says so with an empty name.
             told[name] = trust_domain, (await client.acl_replication(name)).source
         except ConsulError as error:
@@ -46,7 +45,7 @@ async def federation(client: ConsulInspector, own: tuple[str, str], others: Coll
     return [*one_primary(own, told), *found]
 
 
-async def gateways(client: ConsulInspector, settings: Settings, others: Collection[str]) -> list[Finding]:
+async def gateways(client: ConsulClient, settings: Settings, others: Collection[str]) -> list[Finding]:
     """A finding for each gateway of the others, or that there is none."""
     found = []
     for datacenter in sorted(others):

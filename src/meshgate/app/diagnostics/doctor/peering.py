@@ -6,11 +6,18 @@ Where Consul knows neither there is nothing to say.
 from contextlib import suppress
 from typing import Final
 
-from meshgate.adapters.consul import ConsulError, Cursor, NotFoundError, PermissionDeniedError
-from meshgate.adapters.consul.inspection import ConsulInspector
-from meshgate.adapters.consul.inspection_records import AgentReport
-from meshgate.adapters.consul.mesh_records import Exported, Peering, Tenant
-from meshgate.adapters.consul.records import GATEWAY_KIND, Instances
+from meshgate.adapters.consul import (
+    GATEWAY_KIND,
+    AgentFacts,
+    ConsulClient,
+    ConsulError,
+    Exported,
+    Instances,
+    NotFoundError,
+    Peering,
+    PermissionDeniedError,
+    Tenant,
+)
 from meshgate.app.settings.settings import Settings
 from meshgate.core.catalog import Instance, in_namespace
 from meshgate.core.prerequisites import Finding, Status
@@ -19,7 +26,7 @@ from meshgate.core.sni import DEFAULT
 _MOST_EXPORTS: Final = 50
 
 
-async def peerings(client: ConsulInspector, settings: Settings, report: AgentReport | None) -> list[Finding]:
+async def peerings(client: ConsulClient, settings: Settings, report: AgentFacts | None) -> list[Finding]:
     """A finding about the peerings, and one for each exported service that is no matter for a gateway like this."""
     enterprise = report is not None and "+ent" in report.version
     try:
@@ -36,10 +43,10 @@ async def peerings(client: ConsulInspector, settings: Settings, report: AgentRep
 
 
 async def _exports(
-    client: ConsulInspector, settings: Settings, found: tuple[Peering, ...], *, enterprise: bool
+    client: ConsulClient, settings: Settings, found: tuple[Peering, ...], *, enterprise: bool
 ) -> list[Finding]:
     try:
-        exported = (await client.exported_services(Cursor())).value
+        exported = (await client.exported_services()).value
     except NotFoundError:
         return []
     except ConsulError as error:
@@ -52,14 +59,12 @@ async def _exports(
     return findings
 
 
-async def _protocol(
-    client: ConsulInspector, settings: Settings, export: Exported, *, enterprise: bool
-) -> list[Finding]:
+async def _protocol(client: ConsulClient, settings: Settings, export: Exported, *, enterprise: bool) -> list[Finding]:
     name = in_namespace(export.namespace, export.service)
     check = f"export of {name}"
-    place = client.within(Tenant(namespace=export.namespace if enterprise else ""))
+    place = client.at(Tenant(namespace=export.namespace if enterprise else ""))
     try:
-        chain = (await place.discovery_chain(export.service, Cursor())).value
+        chain = (await place.discovery_chain(export.service)).value
     except ConsulError as error:
         return [_hidden(check, error)]
     if chain.protocol != "tcp":
@@ -75,7 +80,7 @@ async def _protocol(
     return []
 
 
-async def partitions(client: ConsulInspector, settings: Settings, report: AgentReport | None) -> list[Finding]:
+async def partitions(client: ConsulClient, settings: Settings, report: AgentFacts | None) -> list[Finding]:
     """Findings about the other partitions of the datacenter, where there are any."""
     own = settings.consul.get("CONSUL_PARTITION", "") or (report.partition if report else "") or DEFAULT
     findings = []
@@ -103,14 +108,14 @@ async def partitions(client: ConsulInspector, settings: Settings, report: AgentR
     return findings
 
 
-async def _gateways(client: ConsulInspector, partition: str, guess: str) -> Instances:
-    place = client.within(Tenant(namespace=DEFAULT, partition=partition))
+async def _gateways(client: ConsulClient, partition: str, guess: str) -> Instances:
+    place = client.at(Tenant(namespace=DEFAULT, partition=partition))
     names = {guess}
     with suppress(ConsulError):
         names |= set((await place.gateway_names("")).value)
     found: list[Instance] = []
     for name in sorted(names):
-        found += (await place.instances(name, Cursor(), kind=GATEWAY_KIND)).value
+        found += (await place.instances(name, kind=GATEWAY_KIND)).value
     return tuple(found)
 
 

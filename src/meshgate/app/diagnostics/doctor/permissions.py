@@ -3,10 +3,15 @@
 from collections.abc import Collection
 from typing import Final
 
-from meshgate.adapters.consul import ConsulError, PermissionDeniedError, Rule
-from meshgate.adapters.consul.endpoints import SEE_AGENT, SEE_SERVICES
-from meshgate.adapters.consul.inspection import ConsulInspector
-from meshgate.adapters.consul.inspection_records import AgentReport
+from meshgate.adapters.consul import (
+    SEE_AGENT,
+    SEE_SERVICES,
+    AgentFacts,
+    ConsulClient,
+    ConsulError,
+    PermissionDeniedError,
+    Rule,
+)
 from meshgate.app.diagnostics.inspection import HOW_TO_GIVE_ONE, NONE_GIVEN
 from meshgate.app.settings.settings import Settings
 from meshgate.core.prerequisites import Finding, Status
@@ -19,7 +24,7 @@ _PURPOSE: Final = {
 }
 
 
-async def rights(client: ConsulInspector, settings: Settings, report: AgentReport | None) -> list[Finding]:
+async def rights(client: ConsulClient, settings: Settings, report: AgentFacts | None) -> list[Finding]:
     """A finding for each right that the gateway needs in its own datacenter."""
     if report is not None and report.acls is False:
         return [Finding("ACLs", Status.OK, "off in this agent: no token is needed")]
@@ -39,7 +44,7 @@ async def rights(client: ConsulInspector, settings: Settings, report: AgentRepor
         return [Finding("token", Status.WARNING, str(error), advice)]
 
 
-def without_token(client: ConsulInspector, found: Collection[Finding]) -> list[Finding]:
+def without_token(client: ConsulClient, found: Collection[Finding]) -> list[Finding]:
     """That there is no token, where the rights that were found are not enough: to be said before all else."""
     if client.token.given or all(finding.status is Status.OK for finding in found):
         return []
@@ -47,7 +52,7 @@ def without_token(client: ConsulInspector, found: Collection[Finding]) -> list[F
     return [Finding("token", worst, f"{NONE_GIVEN}, so what follows is what anybody may do", HOW_TO_GIVE_ONE)]
 
 
-async def _right(client: ConsulInspector, rule: Rule, report: AgentReport | None, *, allowed: bool) -> Finding:
+async def _right(client: ConsulClient, rule: Rule, report: AgentFacts | None, *, allowed: bool) -> Finding:
     check, purpose = f"token: {rule.resource}:{rule.access}", _PURPOSE.get(rule, f"register {rule.name}")
     if allowed:
         return Finding(check, Status.OK, purpose)
@@ -60,11 +65,11 @@ async def _right(client: ConsulInspector, rule: Rule, report: AgentReport | None
     return Finding(check, Status.FAILED, f"may not {purpose}", advice)
 
 
-async def _sees(client: ConsulInspector, node: str) -> bool:
+async def _sees(client: ConsulClient, node: str) -> bool:
     return all(await client.allowed([Rule("node", node)]))
 
 
-async def elsewhere(client: ConsulInspector, others: Collection[str], report: AgentReport | None) -> list[Finding]:
+async def elsewhere(client: ConsulClient, others: Collection[str], report: AgentFacts | None) -> list[Finding]:
     """Whether each other datacenter knows the token, lets it see gateways, and replicates tokens."""
     if report is not None and report.acls is False:
         return []
@@ -74,7 +79,7 @@ async def elsewhere(client: ConsulInspector, others: Collection[str], report: Ag
     return found
 
 
-async def _known(client: ConsulInspector, datacenter: str) -> Finding:
+async def _known(client: ConsulClient, datacenter: str) -> Finding:
     check = f"token in {datacenter}"
     advice = "make a global token (not -local) in the primary datacenter, and let it replicate"
     try:
@@ -91,7 +96,7 @@ async def _known(client: ConsulInspector, datacenter: str) -> Finding:
     return Finding(check, Status.OK, "known, and it may see the gateways")
 
 
-async def _replicates(client: ConsulInspector, datacenter: str, report: AgentReport | None) -> Finding:
+async def _replicates(client: ConsulClient, datacenter: str, report: AgentFacts | None) -> Finding:
     check = f"ACL replication to {datacenter}"
     if report is not None and report.primary_datacenter == datacenter:
         return Finding(check, Status.OK, "it is the primary")

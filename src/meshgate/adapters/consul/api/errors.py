@@ -14,6 +14,8 @@ from typing import Final
 # Consul 1.8: "Permission denied: Missing service:write on web"; later: "... lacks permission 'service:read' on "web"".
 _LACKS: Final = re.compile(r"(?:lacks permission '|Missing )(\w+):(\w+)'?(?: on \"?([^\"\s]+)\"?)?")
 _UNKNOWN_TOKEN: Final = re.compile(r"ACL not found|token does not exist", re.IGNORECASE)
+# Of Consul's filter language; 1.8 says it with status 500.
+_NO_FILTER: Final = "boolean expression evaluator"
 # Resources of Consul's ACL language whose rule takes no name.
 _NAMELESS: Final = frozenset(("acl", "keyring", "mesh", "operator", "peering"))
 
@@ -107,6 +109,27 @@ class PermissionDeniedError(ConsulError):
     def for_want_of(self, rule: Rule | None) -> "PermissionDeniedError":
         """The same refusal, of a request that needs this rule."""
         return type(self)(self.answer, rule, self.status)
+
+
+def error_of(status: int, text: str, index: int | None = None) -> ConsulError:
+    """The error that an answer without success stands for. `text` is its body as one line, without secrets."""
+    if _NO_FILTER in text:
+        return BadRequestError(f"Consul does not understand the filter: {text}", str(status))
+    if status == 400:
+        return BadRequestError(f"Consul refuses the request: {text}", "400")
+    if status == 403:
+        return PermissionDeniedError(text)
+    if status == 404:
+        missing = NotFoundError(f"Consul answered 404: {text or 'no such endpoint'}", "404")
+        missing.index = index
+        return missing
+    if status == 429:
+        return RateLimitedError(f"too many requests or connections for Consul: {text}", "429")
+    if 500 <= status < 600:
+        return ServerError(f"Consul failed: {status} {text}", str(status))
+    if 400 <= status < 500:
+        return UnexpectedStatusError(f"Consul answered {status}: {text}", str(status))
+    return UnexpectedStatusError(f"not an answer of Consul: status {status}", str(status))
 
 
 def rule_named_in(text: str) -> Rule | None:

@@ -1,0 +1,471 @@
+"""One client for Consul's HTTP API, as far as a gateway and its diagnostics need it: a method for each question.
+
+`endpoints` knows the requests, `transport` sends them, `records` has the answers. Each request raises a `ConsulError`
+where it fails, is counted by its status then, and leaves nothing behind when it is cancelled.
+"""
+
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
+from copy import copy
+from dataclasses import replace
+from email.utils import parsedate_to_datetime
+from types import TracebackType
+from typing import Any, Final, Generic, Self, TypeVar
+
+from meshgate.core.catalog import SamenessGroup
+from meshgate.core.durations import format_duration
+
+from . import records
+from .address import ConsulAddress
+from .credentials import TokenSource, tls_context
+from .endpoints import CONSUL, Request, segment
+from .errors import (
+    BadRequestError,
+    ConsulError,
+    InvalidAnswerError,
+    NotFoundError,
+    NotReadyError,
+    PermissionDeniedError,
+    Rule,
+    ServerError,
+    UnexpectedStatusError,
+)
+from .records import (
+    GATEWAY_KIND,
+    NODE_MAINTENANCE,
+    NOW,
+    AgentFacts,
+    CaRoots,
+    Chain,
+    Cursor,
+    Exported,
+    HealthCheck,
+    Instances,
+    LeafCertificate,
+    OwnRegistration,
+    Page,
+    Peering,
+    Replication,
+    Resolver,
+    ServiceDefaults,
+    Sidecar,
+    Tenant,
+    TokenFacts,
+)
+from .transport import Answer, Transport
+
+T = TypeVar("T")
+
+SEE_SERVICES: Final = Rule("service", prefix=True)
+SEE_NODES: Final = Rule("node", prefix=True)
+SEE_AGENT: Final = Rule("agent", prefix=True)
+SEE_PEERINGS: Final = Rule("peering")
+SEE_MESH: Final = Rule("mesh")
+SEE_PARTITIONS: Final = Rule("operator")
+# Connections that short requests share.
+SHORT_CONNECTIONS: Final = 4
+_NO_INDEX: Final = "Consul's answer has no index"
+# Consul with `peering { enabled = false }`.
+_SWITCHED_OFF: Final = "peering must be enabled"
+# Consul that is older than a kind of config entry; with status 500.
+_UNKNOWN_KIND: Final = "invalid config entry kind"
+
+
+class ConsulClient:
+    """A client for short requests, which makes clients with a connection of their own for those that are held.
+
+    Use it as an asynchronous context manager. A query with a cursor that blocks holds its connection up to `wait` and a
+    sixteenth of it; cancelling a request closes its connection. `datacenter` asks another datacenter through the local
+    agent; "" is the agent's own. `errors` counts failed requests by status, those of all clients made from this one
+    included; `token` is where the credentials come from.
+
+    Raises:
+        ConsulConfigError: the token file or a TLS file cannot be read.
+    """
+
+    def __init__(self, address: ConsulAddress, *, token: TokenSource | None = None) -> None:
+        self.address = address
+        self.token = TokenSource.of(address) if token is None else token
+        self.errors: Counter[str] = Counter()
+        self._context = tls_context(address)
+        self._transport = self._connections(SHORT_CONNECTIONS)
+        self._place: Mapping[str, str] = {"ns": address.namespace, "partition": address.partition}
+        self._names = Remembered(records.decode_service_names)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.address.url!r})"
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self._transport.aclose()
+
+    def at(self, tenant: Tenant) -> Self:
+        """The same client, for requests elsewhere. It lives as long as this one does."""
+        there = {"ns": tenant.namespace, "partition": tenant.partition, "peer": tenant.peer}
+        return self._view(_place={**self._place, **{name: value for name, value in there.items() if value}})
+
+    @asynccontextmanager
+    async def dedicated(self) -> AsyncIterator[Self]:
+        """The same client on a connection of its own, which is closed at the end of the block."""
+        transport = self._connections(1)
+        try:
+            yield self._view(_transport=transport)
+        finally:
+            await transport.aclose()
+
+    def _view(self, **differing: object) -> Self:
+        view = copy(self)
+        vars(view).update(differing, _names=Remembered(records.decode_service_names))
+        return view
+
+    def _connections(self, number: int) -> Transport:
+        return Transport(self.address, self.token, self._context, connections=number)
+
+    # --- the catalog and the health of its services -------------------------------------------------------------------
+
+    async def service_names(self, cursor: Cursor = NOW) -> Page[tuple[str, ...]]:
+        """Names of all services that the token may read, as they are spelled, sorted.
+
+        A token without rights gets an empty list, not an error.
+        """
+        return await self._page(CONSUL.catalog.services(), self._names, SEE_SERVICES, cursor)
+
+    async def connect_instances(
+        self, service: str, cursor: Cursor = NOW, *, datacenter: str = "", subset_filter: str = ""
+    ) -> Page[Instances]:
+        """What answers for a service in the mesh: sidecars, native instances and terminating gateways.
+
+        Newer versions answer 403 where the token may not read the service. 1.8 answers an empty list that it never
+        looked up, with index 1 and without a known leader, and does so at once: that counts as a refusal too.
+
+        Raises:
+            BadRequestError: the filter does not compile.
+        """
+        request = CONSUL.health.connect(segment(service), datacenter)
+        needs = Rule("service", service)
+        with self._counting(needs):
+            answer = await self._send(request, cursor, filter=subset_filter)
+            rows = records.decode_instances(answer.content)
+            if not rows and not answer.looked_up:
+                raise PermissionDeniedError("Consul answered an empty list without a look")
+            if answer.index is None:
+                raise InvalidAnswerError(_NO_INDEX, "invalid")
+            return Page(rows, answer.index, filtered=answer.filtered)
+
+    async def instances(
+        self, service: str, cursor: Cursor = NOW, *, datacenter: str = "", kind: str = ""
+    ) -> Page[Instances]:
+        """The instances that have this very name, of one kind only where `kind` is given."""
+        chosen = f'Service.Kind == "{kind}"' if kind else ""
+        request = CONSUL.health.service(segment(service), dc=datacenter)
+        page = await self._page(request, records.decode_instances, Rule("service", service), cursor, filter=chosen)
+        return replace(page, value=tuple(instance for instance in page.value if not kind or instance.kind == kind))
+
+    async def node_checks(self, node: str, *, datacenter: str = "") -> tuple[HealthCheck, ...]:
+        """The checks of a node, and of the services on it, with what they last said."""
+        request = CONSUL.health.node(segment(node), dc=datacenter)
+        return (await self._read(request, records.decode_node_checks, Rule("node", node))).value
+
+    async def nodes_visible(self) -> bool:
+        """Whether the token sees nodes, or there are none that it could see.
+
+        Every version that has partitions says when it leaves out rows.
+        """
+        page = await self._read(CONSUL.catalog.nodes(), records.decode_nodes, SEE_NODES)
+        return page.value > 0 or not page.filtered
+
+    async def datacenters(self) -> Page[tuple[str, ...]]:
+        """What the WAN gossip knows, the local datacenter included. It cannot be held."""
+        return await self._read(CONSUL.catalog.datacenters(), records.decode_datacenters)
+
+    async def summaries(self, cursor: Cursor = NOW) -> Page[Mapping[str, int]]:
+        """For each service a number that changes with its instances, their nodes or their health; for this run only.
+
+        The answer is that which Consul's pages are made of. No documented endpoint answers for all services at once;
+        nothing depends on this one but how soon the change of a service without traffic is noticed.
+        """
+        return await self._page(CONSUL.internal.ui_services(), records.decode_summaries, SEE_SERVICES, cursor)
+
+    async def gateway_names(self, datacenter: str = "") -> Page[tuple[str, ...]]:
+        """The service names of a datacenter's mesh gateways."""
+        request = CONSUL.internal.ui_services(datacenter)
+        chosen = f'Service.Kind == "{GATEWAY_KIND}"'
+        return await self._read(request, records.decode_gateway_names, SEE_SERVICES, filter=chosen)
+
+    async def federated_gateways(self, cursor: Cursor = NOW) -> Page[Mapping[str, Instances]]:
+        """The mesh gateways of each datacenter, the local one included, as the federation states have them."""
+        request = CONSUL.internal.federation_states()
+        return await self._page(request, records.decode_federated_gateways, SEE_SERVICES, cursor)
+
+    # --- config entries and what is made of them ----------------------------------------------------------------------
+
+    async def resolvers(self, cursor: Cursor = NOW) -> Page[tuple[Resolver, ...]]:
+        """All service-resolvers; those of services that the token may not read are left out silently."""
+        return await self._page(CONSUL.config.list("service-resolver"), records.decode_resolvers, SEE_SERVICES, cursor)
+
+    async def resolver_exists(self, service: str, *, datacenter: str = "") -> bool:
+        """Whether a service has a resolver; PermissionDeniedError if and only if the token may not read the service.
+
+        Of all versions this is the one read that tells "none" from "may not".
+        """
+        request = CONSUL.config.get("service-resolver", segment(service), datacenter)
+        with self._counting(Rule("service", service)), suppress(NotFoundError):
+            await self._ask(request, bytes)
+            return True
+        return False
+
+    async def service_defaults(self, service: str) -> ServiceDefaults:
+        """The service-defaults of a service; an empty one where it has none."""
+        request = CONSUL.config.get("service-defaults", segment(service))
+        with self._counting(Rule("service", service)), suppress(NotFoundError):
+            return (await self._ask(request, records.decode_service_defaults)).value
+        return ServiceDefaults()
+
+    async def proxy_defaults_mode(self) -> str:
+        """The gateway mode of the global proxy-defaults; "" where there is none."""
+        with self._counting(), suppress(NotFoundError):
+            return (
+                await self._ask(CONSUL.config.get("proxy-defaults", "global"), records.decode_service_defaults)
+            ).value.mode
+        return ""
+
+    async def discovery_chain(self, service: str, cursor: Cursor = NOW, *, datacenter: str = "") -> Page[Chain]:
+        """Where calls of a service lead, as evaluated in `datacenter`."""
+        request = CONSUL.discovery_chain.get(segment(service), datacenter)
+        return await self._page(request, records.decode_chain, Rule("service", service), cursor)
+
+    # --- the agent and what it holds ----------------------------------------------------------------------------------
+
+    async def agent_self(self) -> AgentFacts:
+        """What the agent says of itself."""
+        return (await self._read(CONSUL.agent.self(), records.decode_agent_facts, SEE_AGENT)).value
+
+    async def agent_facts(self) -> AgentFacts:
+        """What the agent says of itself; where the token may not read that, the datacenter of Consul's own servers."""
+        try:
+            return await self.agent_self()
+        except PermissionDeniedError as error:
+            with suppress(ConsulError):
+                for server in (await self.instances("consul")).value:
+                    return AgentFacts(datacenter=server.datacenter, limited=str(error))
+            raise
+
+    async def agent_clock(self) -> float | None:
+        """The agent's Unix time in whole seconds, from the `Date` of an answer; needs no rights. None: not told."""
+        with self._counting():
+            answer = await self._send(CONSUL.status.leader())
+        try:
+            return parsedate_to_datetime(answer.headers.get("Date", "")).timestamp()
+        except (TypeError, ValueError):
+            return None
+
+    async def agent_service(self, service_id: str, cursor: Cursor = NOW) -> Page[OwnRegistration]:
+        """A registration as the agent holds it, held by its content hash; NotFoundError where there is none."""
+        request = CONSUL.agent.service.get(segment(service_id))
+        return await self._read(request, records.decode_own_registration, Rule("service", service_id), cursor)
+
+    async def agent_checks(self, service_id: str) -> tuple[HealthCheck, ...]:
+        """The checks of a service and that of its node's maintenance; others are left out as far as the agent can."""
+        # Some IDs cannot stand in a filter.
+        plain = '"' not in service_id and "\\" not in service_id
+        chosen = f'ServiceID == "{service_id}" or CheckID == "{NODE_MAINTENANCE}"' if plain else ""
+        needs = Rule("service", service_id)
+        return (await self._read(CONSUL.agent.checks(), records.decode_agent_checks, needs, filter=chosen)).value
+
+    async def sidecars(self) -> tuple[Sidecar, ...]:
+        """The sidecars that the agent holds and the token may read, in a stable order."""
+        return (await self._read(CONSUL.agent.services(), records.decode_sidecars)).value
+
+    async def register(self, definition: Mapping[str, Any]) -> None:
+        """Register a service with the agent. One of the same ID is replaced, but for its checks of other IDs."""
+        request = CONSUL.agent.service.register_definition(definition)
+        await self._read(request, bytes, Rule("service", str(definition["Name"]), "write"))
+
+    async def deregister_check(self, check_id: str) -> None:
+        """Remove a check from the agent."""
+        await self._read(CONSUL.agent.check.deregister(segment(check_id)), bytes)
+
+    async def deregister(self, service_id: str) -> None:
+        """Remove a registration from the agent."""
+        request = CONSUL.agent.service.deregister(segment(service_id))
+        await self._read(request, bytes, Rule("service", service_id, "write"))
+
+    # --- certificates -------------------------------------------------------------------------------------------------
+
+    async def ca_roots(self, cursor: Cursor = NOW, *, datacenter: str = "") -> Page[CaRoots]:
+        """The trust domain and its certificates. A secondary datacenter has none at first: NotReadyError."""
+        request = CONSUL.connect.certificates.list()
+        with self._counting():
+            page = _indexed(await self._ask(request, records.decode_ca_roots, cursor, dc=datacenter))
+            if not page.value.trust_domain:
+                raise NotReadyError("Consul Connect has no trust domain yet", "not_ready")
+            return page
+
+    async def leaf(self, service: str) -> LeafCertificate:
+        """A certificate with its key. It stays in the agent's cache for days."""
+        request = CONSUL.agent.connect.leaf_certificates(segment(service))
+        return (await self._read(request, records.decode_leaf, Rule("service", service, "write"))).value
+
+    # --- tokens -------------------------------------------------------------------------------------------------------
+
+    async def token_self(self, datacenter: str = "") -> TokenFacts:
+        """The token as it sees itself. Another datacenter does not know a local token: PermissionDeniedError."""
+        return (await self._read(CONSUL.acl.tokens.self(), records.decode_token, dc=datacenter)).value
+
+    async def allowed(self, rules: Sequence[Rule], datacenter: str = "") -> tuple[bool, ...]:
+        """What the token may do, one answer a rule.
+
+        A prefix rule is asked as the right to everything that begins so, which only a prefix policy grants.
+        """
+        rights = [{"Resource": rule.resource, "Access": rule.access, "Segment": rule.name} for rule in rules]
+        granted = (await self._read(CONSUL.internal.authorize(rights, datacenter), records.decode_allowed)).value
+        if len(granted) != len(rules):
+            with self._counting():
+                raise InvalidAnswerError(f"Consul was asked for {len(rules)} rights and told {len(granted)}", "invalid")
+        return granted
+
+    async def acl_replication(self, datacenter: str = "") -> Replication:
+        """How a datacenter replicates ACLs."""
+        return (await self._read(CONSUL.acl.replication(datacenter), records.decode_replication)).value
+
+    # --- namespaces, partitions (Enterprise) and peerings -------------------------------------------------------------
+
+    async def namespaces(self, cursor: Cursor = NOW) -> Page[tuple[str, ...]]:
+        """The namespaces of the partition in which the token has any right."""
+        return await self._page(CONSUL.namespaces.list(), records.decode_namespaces, None, cursor)
+
+    async def partitions(self) -> Page[tuple[str, ...]]:
+        """The admin partitions of the datacenter; they cannot be held."""
+        return await self._read(CONSUL.partitions.list(), records.decode_partitions, SEE_PARTITIONS)
+
+    async def peerings(self) -> Page[tuple[Peering, ...] | None]:
+        """The peerings of the partition; None where this Consul knows none, being too old or told not to.
+
+        What a peering imports moves no index, so it is not worth holding.
+        """
+        with self._counting(SEE_PEERINGS):
+            try:
+                return await self._ask(CONSUL.peerings.list(), records.decode_peerings)
+            except NotFoundError:
+                return Page(None)
+            except (ServerError, UnexpectedStatusError) as error:
+                if _SWITCHED_OFF in str(error):
+                    return Page(None)
+                raise
+
+    async def peer_through(self, cursor: Cursor = NOW) -> Page[bool]:
+        """Whether the peering control plane goes through mesh gateways; it takes no right to read."""
+        with self._counting():
+            return await self._entry("mesh", "mesh", records.decode_peer_through, cursor, missing=False)
+
+    async def exported_services(self, cursor: Cursor = NOW) -> Page[tuple[Exported, ...]]:
+        """What the partition exports, wildcards and sameness groups resolved; NotFoundError before Consul 1.17.3."""
+        request = CONSUL.exported_services.list()
+        return await self._page(request, records.decode_exported_services, SEE_MESH, cursor)
+
+    async def exported_entry(self, cursor: Cursor, partition: str) -> Page[tuple[Exported, ...]]:
+        """What a partition exports, as it was written."""
+        with self._counting(SEE_MESH):
+            return await self._entry("exported-services", partition, records.decode_exported_entry, cursor, missing=())
+
+    async def sameness_group(self, name: str, cursor: Cursor = NOW) -> Page[SamenessGroup]:
+        """The members of a group (Enterprise 1.16 and later), none where it does not exist.
+
+        Raises:
+            BadRequestError: this version of Consul knows no groups.
+        """
+        decode, missing = records.decode_sameness_group, SamenessGroup(name)
+        with self._counting(SEE_MESH):
+            try:
+                return await self._entry("sameness-group", name, decode, cursor, missing=missing)
+            except ServerError as error:
+                if _UNKNOWN_KIND in str(error):
+                    raise BadRequestError("this version of Consul knows no sameness groups", "400") from error
+                raise
+
+    # --- one request --------------------------------------------------------------------------------------------------
+
+    async def _entry(
+        self, kind: str, name: str, decode: Callable[[bytes], T], cursor: Cursor, *, missing: T
+    ) -> Page[T]:
+        """A config entry that need not exist: its absence has an index too, and can be held."""
+        try:
+            return _indexed(await self._ask(CONSUL.config.get(kind, segment(name)), decode, cursor))
+        except NotFoundError as error:
+            if error.index is None:
+                raise
+            return Page(missing, index=error.index)
+
+    async def _page(
+        self, request: Request, decode: Callable[[bytes], T], needs: Rule | None, cursor: Cursor, **params: str
+    ) -> Page[T]:
+        """As `_read`, of an endpoint that has an index."""
+        with self._counting(needs):
+            return _indexed(await self._ask(request, decode, cursor, **params))
+
+    async def _read(
+        self,
+        request: Request,
+        decode: Callable[[bytes], T],
+        needs: Rule | None = None,
+        cursor: Cursor = NOW,
+        **params: str,
+    ) -> Page[T]:
+        """An answer. `needs` is the rule to name where Consul refuses without naming one."""
+        with self._counting(needs):
+            return await self._ask(request, decode, cursor, **params)
+
+    async def _ask(
+        self, request: Request, decode: Callable[[bytes], T], cursor: Cursor = NOW, **params: str
+    ) -> Page[T]:
+        answer = await self._send(request, cursor, **params)
+        content_hash = answer.headers.get("X-Consul-ContentHash", "")
+        return Page(decode(answer.content), answer.index, content_hash, answer.filtered)
+
+    async def _send(self, request: Request, cursor: Cursor = NOW, **params: str) -> Answer:
+        return await self._transport.send(request.asking({**self._place, **params, **_held(cursor)}))
+
+    @contextmanager
+    def _counting(self, needs: Rule | None = None) -> Iterator[None]:
+        try:
+            yield
+        except PermissionDeniedError as error:
+            self.errors[error.status] += 1
+            raise error.for_want_of(needs) from None
+        except ConsulError as error:
+            self.errors[error.status] += 1
+            raise
+
+
+class Remembered(Generic[T]):
+    """A decoder that knows the last answer, since an index may move without a change of what is asked for."""
+
+    def __init__(self, decode: Callable[[bytes], T]) -> None:
+        self._decode = decode
+        self._last: tuple[bytes, T] | None = None
+
+    def __call__(self, content: bytes) -> T:
+        """What the content means; the same object for the same content."""
+        if self._last is None or self._last[0] != content:
+            self._last = content, self._decode(content)
+        return self._last[1]
+
+
+def _held(cursor: Cursor) -> dict[str, str]:
+    """The query parameters of a cursor that blocks."""
+    return {
+        "index": str(cursor.index or ""),
+        "hash": cursor.content_hash,
+        "wait": format_duration(cursor.wait) if cursor.blocks else "",
+    }
+
+
+def _indexed(page: Page[T]) -> Page[T]:
+    if page.index is None:
+        raise InvalidAnswerError(_NO_INDEX, "invalid")
+    return page

@@ -1,0 +1,167 @@
+"""How a request travels to Consul and an answer back, by httpx on trio: the one module that knows httpx.
+
+What always holds: a name that Consul's catalog holds cannot lead a request to another path, and whatever answers can
+neither fill this process nor keep a request busy: an answer has a largest size and a time in which it must be whole.
+Every failure becomes an error of `errors`.
+"""
+
+import logging
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, cast
+from urllib.parse import quote, unquote, urlencode
+
+import httpx
+import trio
+
+from meshgate import __version__
+from meshgate.core.durations import parse_duration
+
+from .address import ConsulAddress
+from .credentials import TokenSource
+from .endpoints import Request
+from .errors import BadRequestError, ConsulUnreachableError, InvalidAnswerError, error_of, reason_of
+
+_INDEX_DIGITS: Final = 20  # Of a number of 64 bits.
+_HEADERS: Final = {"Accept-Encoding": "identity", "User-Agent": f"meshgate/{__version__}"}
+CONNECT_TIMEOUT: Final = 5.0
+# Seconds of silence after which a request that is not held by Consul has failed; the grace of one that is.
+GRACE: Final = 10.0
+# Seconds in which a whole answer must have come, besides those for which Consul may hold the query.
+ANSWER_SECONDS: Final = 60.0
+# Octets of an answer: room for a list of 50,000 services with their nodes, or for 50,000 instances of one service.
+LARGEST_ANSWER: Final = 64 << 20
+# Parts of a path that servers and proxies take out, so that it becomes another one.
+_NO_PARTS: Final = frozenset(("", ".", ".."))
+_LONGEST_QUOTE: Final = 300
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An answer with success."""
+
+    content: bytes
+    headers: Mapping[str, str]
+
+    @property
+    def index(self) -> int | None:
+        """Where a query may wait for the next answer; None where there is no such place."""
+        return _index(self.headers)
+
+    @property
+    def filtered(self) -> bool:
+        """Whether Consul (1.11 and later) says that it left out what the token may not see."""
+        return self.headers.get("X-Consul-Results-Filtered-By-ACLs", "") == "true"
+
+    @property
+    def looked_up(self) -> bool:
+        """False for what Consul 1.8 says without a look at its catalog: without a leader and at the first index."""
+        return self.headers.get("X-Consul-KnownLeader", "true") == "true" or (self.index or 0) > 1
+
+
+class Transport:
+    """Connections to one agent.
+
+    Args:
+        address: where the agent is.
+        token: the credentials of each request.
+        context: shared by all transports of the process; making one is slow.
+        connections: how many at most. A query that is held needs a transport with one connection of its own: httpcore
+            searches a shared pool anew for each request that ends, in cubic time.
+    """
+
+    def __init__(
+        self, address: ConsulAddress, token: TokenSource, context: ssl.SSLContext, *, connections: int = 1
+    ) -> None:
+        self._address = address
+        self._token = token
+        self._extensions: dict[str, Any] = {"sni_hostname": name} if (name := address.tls_server_name) else {}
+        # Requests wait here in their order, so httpx's own queue with its timeout is never used.
+        self._turn = trio.Semaphore(connections)
+        # At INFO httpx logs each URL, and its headers show at lower levels.
+        for name in ("httpx", "httpcore"):
+            logging.getLogger(name).setLevel(logging.WARNING)
+        # Without httpx's client around it: that would keep cookies, and takes a third of a request's processor time.
+        self._connections = httpx.AsyncHTTPTransport(
+            verify=context,
+            trust_env=False,
+            limits=httpx.Limits(max_connections=connections, max_keepalive_connections=connections),
+            uds=address.unix_path or None,
+        )
+
+    async def aclose(self) -> None:
+        """Close the connections within a second, cancelled or not."""
+        # Closing says goodbye over TLS; it must not hang on an agent that is gone.
+        with trio.move_on_after(1, shield=True):
+            await self._connections.aclose()
+
+    async def send(self, request: Request) -> Answer:
+        """Send a request when its turn comes; cancelling it closes its connection.
+
+        Raises:
+            ConsulError: there was no answer, or one without success.
+        """
+        uri = self._uri(request)
+        try:
+            async with self._turn:
+                status, answer = await self._exchange(request, uri, _held(dict(request.params)))
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            # The exception of httpx holds the request with its headers, so it does not travel on.
+            raise self._unreachable(error) from None
+        if 200 <= status < 300:
+            return answer
+        raise error_of(status, self._quote(answer.content.decode("utf-8", "replace")), answer.index)
+
+    def _uri(self, request: Request) -> str:
+        """The address of a request, whose names need no quotes or have them (`segment`)."""
+        if not _NO_PARTS.isdisjoint(unquote(request.path).split("/")[1:]):
+            raise BadRequestError(f"{request.path!r} is not asked for: it would be read as another path", "invalid")
+        query = f"?{urlencode(request.params)}" if request.params else ""
+        return self._address.base_url + quote(request.path, safe="/:%") + query
+
+    async def _exchange(self, request: Request, uri: str, held: float) -> tuple[int, Answer]:
+        sent = httpx.Request(
+            request.method,
+            uri,
+            headers={**_HEADERS, **self._token.header(), **request.headers},
+            content=request.body or None,
+            extensions=self._extensions | {"timeout": httpx.Timeout(CONNECT_TIMEOUT, read=held + GRACE).as_dict()},
+        )
+        content = bytearray()
+        with trio.move_on_after(held + ANSWER_SECONDS) as patience:
+            response = await self._connections.handle_async_request(sent)
+            try:
+                async for chunk in cast("httpx.AsyncByteStream", response.stream):
+                    content += chunk
+                    if len(content) > LARGEST_ANSWER:
+                        # Not by leaving: the generators of httpcore come to a good end only where they wait.
+                        patience.cancel()
+            finally:
+                await response.aclose()
+        if len(content) > LARGEST_ANSWER:
+            raise InvalidAnswerError(f"Consul's answer is larger than {LARGEST_ANSWER} bytes", "invalid")
+        if patience.cancelled_caught:
+            raise self._failed(f"no whole answer within {held + ANSWER_SECONDS:g} s", "timeout")
+        return response.status_code, Answer(bytes(content), response.headers)
+
+    def _unreachable(self, error: Exception) -> ConsulUnreachableError:
+        status = "timeout" if isinstance(error, httpx.TimeoutException) else "unreachable"
+        return self._failed(reason_of(error), status)
+
+    def _failed(self, reason: str, status: str) -> ConsulUnreachableError:
+        return ConsulUnreachableError(f"cannot reach Consul at {self._address.url}: {self._quote(reason)}", status)
+
+    def _quote(self, text: str) -> str:
+        """One line of bounded length, without a token that somebody repeated."""
+        return " ".join(self._token.redact(text[: 4 * _LONGEST_QUOTE]).split())[:_LONGEST_QUOTE]
+
+
+def _index(headers: Mapping[str, str]) -> int | None:
+    text = headers.get("X-Consul-Index", "")
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= _INDEX_DIGITS else None
+
+
+def _held(query: Mapping[str, str]) -> float:
+    """Seconds for which Consul may hold a query: `wait` and up to a sixteenth of it."""
+    return parse_duration(query["wait"]) * 17 / 16 if "wait" in query else 0.0

@@ -1,0 +1,26 @@
+"""What is imported where memory or time to start counts."""
+
+import json
+import subprocess
+import sys
+
+
+def imported(code: str) -> set[str]:
+    code = f'import json, sys\n{code}\nprint(json.dumps(sorted(name for name in sys.modules if "." not in name)))'
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    return set(json.loads(result.stdout))
+
+
+def test_a_worker_imports_hardly_anything() -> None:
+    unwanted = {"httpx", "structlog", "rich", "requests", "prometheus_client", "click", "dotenv", "h11", "tenacity"}
+    assert not imported("import meshgate.adapters.relay.worker") & unwanted
+
+
+def test_a_gateway_imports_no_cryptography_before_it_needs_any() -> None:
+    found = imported("import meshgate.app.composition_root")
+    assert {"trio", "httpx", "consul", "tenacity"} <= found
+    assert "cryptography" not in found
+
+
+def test_the_command_line_imports_no_client_before_it_needs_one() -> None:
+    assert not imported("import meshgate.app.cli.main") & {"httpx", "consul", "requests", "trio"}
