@@ -16,7 +16,7 @@ import trio
 
 from meshgate.adapters.consul.policy import acl_policy
 from tests.harness.envoy_sidecar import OLDEST_WITH_XDS, EnvoySidecar, XdsFederation, envoy_sidecar_for
-from tests.harness.gateway import GatewayProcess
+from tests.harness.gateway import LONG_DRAIN, GatewayProcess
 from tests.harness.waiting import until
 from tests.harness.web_backend import SLOW_SECONDS, web_backend
 
@@ -259,7 +259,7 @@ async def test_replacing_all_gateways_of_both_datacenters_loses_no_slow_request(
             rows.append([GatewayProcess(consul, mesh.token, instance=f"mesh-gateway-{number}") for number in (1, 2)])
             for gateway in rows[-1]:
                 stack.push_async_callback(gateway.stop)
-                await gateway.start()
+                await gateway.start(LONG_DRAIN)
         shop = await stack.enter_async_context(
             envoy_sidecar_for(datacenters[0], "shop", upstreams=[upstream("local", Datacenter="dc2")])
         )
@@ -281,7 +281,7 @@ async def test_replacing_all_gateways_of_both_datacenters_loses_no_slow_request(
                 for number in (3, 4):
                     new = GatewayProcess(consul, mesh.token, instance=f"mesh-gateway-{number}")
                     stack.push_async_callback(new.stop)
-                    gateways.append(await new.start())
+                    gateways.append(await new.start(LONG_DRAIN))
                     old = gateways.pop(0)
                     before = load.done
                     started = trio.current_time()

@@ -4,7 +4,7 @@ import pytest
 import trio
 
 from meshgate.adapters.mesh_tls import RefusedError
-from tests.harness.gateway import gateway_beside
+from tests.harness.gateway import LONG_DRAIN, gateway_beside
 from tests.harness.native import native_service
 from tests.harness.sidecar import sidecar_for
 
@@ -128,7 +128,7 @@ async def test_second_gateway_of_dc2_takes_over_when_the_first_one_stops(world: 
 
 async def test_gateway_that_stops_lets_open_streams_end_first(world: World) -> None:
     async with native_service(world.federation.dc2, "web", world.federation.folder):
-        async with gateway_beside(world.federation.dc2, world.token) as gateway:
+        async with gateway_beside(world.federation.dc2, world.token, **LONG_DRAIN) as gateway:
             caller = await world.caller()
             async with (
                 caller.connect(gateway.address, world.sni(), expect=world.spiffe()) as stream,

@@ -14,7 +14,7 @@ import pytest
 import trio
 
 from meshgate.adapters.mesh_tls import RefusedError
-from tests.harness.gateway import GatewayProcess, gateway_beside
+from tests.harness.gateway import LONG_DRAIN, GatewayProcess, gateway_beside
 from tests.harness.native import native_service
 from tests.harness.process import child_environment
 
@@ -143,7 +143,7 @@ async def test_the_command_drain_waits_for_the_streams_and_for_the_end(world: Wo
     path = tmp_path / "access.log"
     async with (
         native_service(world.federation.dc2, "web", world.federation.folder),
-        gateway_beside(world.federation.dc2, world.token, MESHGATE_ACCESS_LOG=str(path)) as gateway,
+        gateway_beside(world.federation.dc2, world.token, MESHGATE_ACCESS_LOG=str(path), **LONG_DRAIN) as gateway,
     ):
         caller = await world.caller()
         await until_equal("web", partial(ports, gateway, world.sni()), 1, seconds=20)

@@ -10,7 +10,7 @@ import trio
 
 from meshgate.adapters.mesh_tls import RefusedError
 from tests.harness.agent import Consul
-from tests.harness.gateway import GatewayProcess
+from tests.harness.gateway import LONG_DRAIN, GatewayProcess
 from tests.harness.native import native_service
 
 from .world import World, until_equal
@@ -54,7 +54,7 @@ async def two_gateways(world: World, consul: Consul) -> AsyncIterator[list[Gatew
     gateways = [GatewayProcess(consul, world.token, instance=f"mesh-gateway-{number}") for number in (1, 2)]
     try:
         for gateway in gateways:
-            await gateway.start()
+            await gateway.start(LONG_DRAIN)
         yield gateways
     finally:
         async with trio.open_nursery() as nursery:
@@ -83,7 +83,7 @@ async def test_replacing_every_gateway_one_by_one_fails_no_connection(world: Wor
                 for number in (3, 4):
                     old = gateways.pop(0)
                     new = GatewayProcess(consul, world.token, instance=f"mesh-gateway-{number}")
-                    gateways.append(await new.start())
+                    gateways.append(await new.start(LONG_DRAIN))
                     before = load.done
                     await old.stop(20)
                     assert old.child.returncode == 0

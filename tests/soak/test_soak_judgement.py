@@ -110,7 +110,7 @@ trio.run(main)
 def test_places_that_are_cut_from_each_other_do_not_reach_each_other_and_all_others_do(tmp_path: Path) -> None:
     script = tmp_path / "network.py"
     script.write_text(NETWORK)
-    env = {**os.environ, "PYTHONPATH": str(ROOT / "scripts")}
+    env = {**os.environ, "PYTHONPATH": f"{ROOT / 'scripts'}{os.pathsep}{ROOT}"}
     done = subprocess.run(
         [sys.executable, str(script)], env=env, capture_output=True, text=True, check=False, timeout=60
     )
