@@ -5,12 +5,12 @@ import re
 import time
 from pathlib import Path
 
+from meshgate.app.cli.commands.top_frame import Look, frame
 from rich.console import Console
 from rich.terminal_theme import MONOKAI
 
-from meshgate.app.cli.commands.top_frame import Look, frame
 from meshgate.app.cli.commands.top_view import screen
-from meshgate.app.settings.setting_types import HostPort
+from meshgate.core.host_port import HostPort
 
 from .stage import Stage
 

@@ -1,20 +1,25 @@
 """The one double of what pages see of a gateway: no relay, no Consul, and what a test sets."""
 
 import os
-from collections.abc import Mapping
-from contextlib import suppress
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
+import structlog
 import trio
 
 from meshgate.adapters.admin.server import AdminServer
 from meshgate.adapters.consul import HealthCheck, WatchState
 from meshgate.adapters.relay import Counters, Limits, OpenStream, Refused
 from meshgate.app.admin.admin_routes import admin_routes
-from meshgate.app.admin.gateway_stats import StatsSource
 from meshgate.app.admin.gateway_view import GatewayView
+from meshgate.app.admin.metrics import Metrics
 from meshgate.app.gateway.health_history import HealthHistory, Since
 from meshgate.app.settings.settings import Settings
 from meshgate.core.changes import difference
+from meshgate.core.host_port import host_port
 from meshgate.core.listeners import BindAddress
 from meshgate.core.reasons import Reason
 from meshgate.core.routes import Endpoint, Route, RouteKind, RouteTable
@@ -27,7 +32,10 @@ def table_of(*routes: Route) -> RouteTable:
 
 
 class GatewayDouble(GatewayView):
-    """Keywords set any of its attributes. `listed` counts the lists of streams, `asked` has the nodes asked about."""
+    """Keywords set any of its attributes. `listed` counts the lists of streams, `asked` has the nodes asked about.
+
+    `on_look` is called each time that the relay is asked for its numbers.
+    """
 
     settings = Settings.load({}, environ={}, env_file=os.devnull)
     limits = Limits()
@@ -38,6 +46,9 @@ class GatewayDouble(GatewayView):
     domain: str | None = None
 
     def __init__(self, *routes: Route, **known: object) -> None:
+        self.started, self._since = 1e9, time.monotonic()
+        self._stop: Callable[[], None] = lambda: None
+        self.on_look: Callable[[], None] = lambda: None
         self.health = HealthHistory()
         self.in_force = table_of()
         self.numbers = Counters()
@@ -89,6 +100,7 @@ class GatewayDouble(GatewayView):
 
     async def counters(self) -> Counters:
         await trio.lowlevel.checkpoint()
+        self.on_look()
         return self.numbers.copy()
 
     async def connections(self) -> list[OpenStream]:
@@ -118,11 +130,39 @@ class GatewayDouble(GatewayView):
         self.drains += 1
         self.draining = True
 
-    async def serve(self, nursery: trio.Nursery) -> str:
-        """Serves all pages in a nursery; gives their address."""
-        routes = admin_routes(self, StatsSource(self, lambda: 0))
-        host, port = await nursery.start(AdminServer(routes).serve, ("127.0.0.1", 0))
-        return f"{host}:{port}"
+    async def serve(self, nursery: trio.Nursery, bind: tuple[str, int] | Path = ("127.0.0.1", 0)) -> str:
+        """Serves all pages in a nursery; gives their address as MESHGATE_ADMIN_BIND has it."""
+        bound = await nursery.start(AdminServer(admin_routes(self, Metrics(self))).serve, bind)
+        return host_port(*bound) if isinstance(bound, tuple) else f"unix://{bound}"
+
+    def stop(self) -> None:
+        """End what `serving` began, from within a handler or from any other thread."""
+        self._stop()
+
+    @contextmanager
+    def serving(self, bind: tuple[str, int] | Path = ("127.0.0.1", 0)) -> Iterator[str]:
+        """As `serve`, in a thread of its own."""
+        started, address = threading.Event(), []
+
+        async def main() -> None:
+            token, scope = trio.lowlevel.current_trio_token(), trio.CancelScope()
+            self._stop = lambda: token.run_sync_soon(scope.cancel)
+            with scope:
+                async with trio.open_nursery() as nursery:
+                    address.append(await self.serve(nursery, bind))
+                    started.set()
+
+        thread = threading.Thread(target=trio.run, args=(main,))
+        # In this process its log would come between what a command prints.
+        with structlog.testing.capture_logs():
+            thread.start()
+            assert started.wait(5)
+            try:
+                yield address[0]
+            finally:
+                with suppress(trio.RunFinishedError):  # it stopped by itself
+                    self.stop()
+                thread.join(5)
 
 
 def route(name: str, kind: RouteKind = RouteKind.SERVICE, healthy: int = 1, unhealthy: int = 0) -> Route:

@@ -21,7 +21,7 @@ def test_every_address_of_the_registration_may_be_one() -> None:
     )
     assert str(settings.address) == "127.0.0.1:8443"
     assert str(settings.wan_address) == "127.0.0.1:443"
-    assert [(bind.name, bind.host, bind.port) for bind in settings.bind_address] == [
+    assert [(bind.name, bind.address, bind.port) for bind in settings.bind_address] == [
         ("a", "127.0.0.1", 1),
         ("b", "127.0.0.1", 2),
     ]

@@ -4,17 +4,17 @@ import signal
 import subprocess
 import sys
 import threading
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from meshgate.adapters.admin.messages import error_response, text_response
+from meshgate.adapters.admin.messages import error_response, json_response, text_response
+from meshgate.app.admin import dashboard_sampler
 from meshgate.app.cli.commands import drain as drain_command
 from meshgate.app.cli.main import execute
 
-from .fake_gateway import FakeGateway
+from .gateway_double import GatewayDouble
 from .test_admin_commands import serving
 
 
@@ -26,22 +26,23 @@ def clean_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(drain_command, "_INTERVAL", 0.0)
     monkeypatch.setattr(drain_command, "_LOOK", 0.005)
+    monkeypatch.setattr(dashboard_sampler, "FRESH", 0.0)
 
 
-def gateway_that_runs_out(streams: int) -> FakeGateway:
-    """After each look at its metrics while it drains one stream fewer is open, and after the last it is gone."""
-    gateway = FakeGateway()
-    gateway.stats = replace(gateway.stats, connections_active=streams)
+def gateway_that_runs_out(streams: int) -> GatewayDouble:
+    """After each look at it while it drains one stream fewer is open, and after the last it is gone."""
+    gateway = GatewayDouble()
+    gateway.numbers.active = streams
 
     def look() -> None:
         if not gateway.draining:
             return
-        if gateway.stats.connections_active == 0:
+        if gateway.numbers.active == 0:
             gateway.stop()
         else:
-            gateway.stats = replace(gateway.stats, connections_active=gateway.stats.connections_active - 1)
+            gateway.numbers.active -= 1
 
-    gateway.on_metrics = look
+    gateway.on_look = look
     return gateway
 
 
@@ -82,13 +83,13 @@ def test_progress_is_printed_once_a_second(capsys: pytest.CaptureFixture[str], m
 
 def test_a_gateway_that_takes_its_place_is_another_one(capsys: pytest.CaptureFixture[str]) -> None:
     """A supervisor may start the next gateway at the same address before anybody looks."""
-    gateway = FakeGateway()
+    gateway = GatewayDouble()
 
     def restart() -> None:
         if gateway.draining:
-            gateway.process_started += 5.0
+            gateway.started += 5.0
 
-    gateway.on_metrics = restart
+    gateway.on_look = restart
     with gateway.serving() as address:
         assert execute(["drain", f"--admin-bind={address}"]) == 0
     assert gateway.drains == 1
@@ -96,9 +97,9 @@ def test_a_gateway_that_takes_its_place_is_another_one(capsys: pytest.CaptureFix
 
 
 def test_ctrl_c_ends_the_waiting_and_not_the_drain() -> None:
-    gateway = FakeGateway()
+    gateway = GatewayDouble()
     waited = threading.Event()
-    gateway.on_metrics = lambda: waited.set() if gateway.draining else None
+    gateway.on_look = lambda: waited.set() if gateway.draining else None
     with gateway.serving() as address:
         command = [sys.executable, "-m", "meshgate", "drain", f"--admin-bind={address}"]
         # A process of its own: a signal that comes a moment late must not end the tests.
@@ -122,10 +123,10 @@ def test_without_a_gateway_there_is_nothing_to_drain(capsys: pytest.CaptureFixtu
     assert err.count("\n") == 1
 
 
-@pytest.mark.parametrize("response", [text_response("<html>"), text_response("other_metric 1"), error_response(404)])
+@pytest.mark.parametrize("response", [text_response("<html>"), json_response({"other": 1}), error_response(404)])
 def test_something_else_at_the_address_is_not_told_to_drain(response: Any, capsys: pytest.CaptureFixture[str]) -> None:
     told: list[object] = []
-    routes = {("GET", "/metrics"): lambda _: response, ("POST", "/drain"): told.append}
+    routes = {("GET", "/dashboard/state"): lambda _: response, ("POST", "/drain"): told.append}
     with serving(("127.0.0.1", 0), routes) as address:
         assert execute(["drain", f"--admin-bind={address}"]) == 1
     assert told == []

@@ -12,7 +12,7 @@ from meshgate.adapters.consul import ConsulClient, ConsulUnreachableError
 from meshgate.adapters.mesh_tls import RefusedError
 from meshgate.app.cli.main import execute
 from meshgate.app.diagnostics.probe import Probe, Question
-from meshgate.app.settings.setting_types import HostPort
+from meshgate.core.host_port import HostPort
 from tests.adapters.consul.fake_consul import FakeConsul, row
 from tests.adapters.mesh_ca import Signer, mesh_root, serving_context
 from tests.harness.backend import serving

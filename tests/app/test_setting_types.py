@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from meshgate.app.settings import setting_types
-from meshgate.app.settings.setting_types import BindAddress, HostPort
+from meshgate.core.host_port import HostPort
+from meshgate.core.listeners import BindAddress
 
 
 @pytest.mark.parametrize(

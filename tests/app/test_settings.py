@@ -9,8 +9,8 @@ from meshgate.app.errors import ConfigError
 from meshgate.app.gateway import limits
 from meshgate.app.settings.setting_sources import Origin
 from meshgate.app.settings.setting_table import TABLE
-from meshgate.app.settings.setting_types import HostPort
 from meshgate.app.settings.settings import Settings
+from meshgate.core.host_port import HostPort
 
 SECRET = "5eb1d3c0-token"
 

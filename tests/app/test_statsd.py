@@ -8,12 +8,10 @@ import pytest
 import structlog
 import trio
 import trio.testing
+from prometheus_client.core import CounterMetricFamily, Metric
 
-from meshgate.adapters.admin.stats import Destination, GatewayStats
 from meshgate.app.admin.statsd import StatsdExport
-from meshgate.core.routes import RouteKind
 
-WEB = Destination(RouteKind.SERVICE, "web")
 FAST = {"envoy_stats_flush_interval": "100ms"}
 
 
@@ -22,11 +20,13 @@ class Numbers:
         self.count = 100
         self.faults: list[Exception] = []
 
-    async def gather(self) -> GatewayStats:
+    async def families(self) -> list[Metric]:
         await trio.lowlevel.checkpoint()
         if self.faults:
             raise self.faults.pop()
-        return GatewayStats("1", connections={WEB: self.count})
+        routed = CounterMetricFamily("meshgate_connections", "", labels=("kind", "destination"))
+        routed.add_metric(("service", "web"), self.count)
+        return [routed]
 
 
 @contextmanager
@@ -39,7 +39,7 @@ def reader(path: Path | None = None) -> Any:
 
 @asynccontextmanager
 async def exporting(numbers: Numbers, environ: dict[str, str] | None = None) -> AsyncIterator[StatsdExport]:
-    export = StatsdExport(numbers.gather, environ or {})
+    export = StatsdExport(numbers.families, environ or {})
     async with trio.open_nursery() as nursery:
         nursery.start_soon(export.run)
         yield export
@@ -138,6 +138,8 @@ async def test_a_name_that_leads_nowhere_drops_and_is_tried_again(monkeypatch: p
     with reader() as sock:
         async with exporting(numbers) as export:
             export.follow(FAST | {"envoy_statsd_url": f"udp://statsd.invalid:{sock.getsockname()[1]}"})
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            numbers.count += 1
             with trio.fail_after(20):
                 while not export.dropped:
                     await trio.sleep(0.01)

@@ -48,7 +48,7 @@ async def test_a_cold_service_that_moved_is_served_where_it_is_now(world: World)
                     answer = await caller.call(gateway.address, world.sni(name), b"hi", expect=world.spiffe(name))
                     assert answer.data == name.encode() + b"\nhi"
             assert await refused(gateway) == 0
-            assert await gateway.counter("meshgate_learned_total") == len(names)
+            assert await gateway.counter("meshgate_on_demand_streams_total") == len(names)
 
 
 async def test_what_explain_says_is_what_a_stream_of_that_moment_gets(world: World) -> None:

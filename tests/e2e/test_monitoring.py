@@ -14,7 +14,8 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from meshgate.adapters.mesh_tls import RefusedError
-from tests.adapters.admin.test_metrics import STATS
+from meshgate.app.admin.metrics import Metrics
+from tests.app.test_metrics import full_gateway
 from tests.harness.gateway import GatewayProcess, gateway_beside
 from tests.harness.native import native_service
 from tests.promtool import faults, promtool, queries
@@ -64,18 +65,16 @@ async def test_the_real_page_is_what_prometheus_the_alerts_and_the_dashboard_exp
     assert {"kind", "destination", "direction"} == series["meshgate_destination_bytes_total"]
     assert {sample.labels["worker"] for sample in families["meshgate_worker_open_fds"].samples} == {"0", "1"}
     # What has not happened yet has no sample: its labels are those of the page that has everything.
-    series |= {name: labels for name, labels in full_series().items() if name not in series}
+    series |= {name: labels for name, labels in (await full_series()).items() if name not in series}
     assert {title: found for title, query in queries() if (found := faults(query, series))} == {}
 
     linted = promtool("check", "metrics", input=text.text)
     assert linted.returncode == 0, linted.stdout + linted.stderr
 
 
-def full_series() -> dict[str, set[str]]:
-    from meshgate.adapters.admin.metrics import families
-
+async def full_series() -> dict[str, set[str]]:
     series: dict[str, set[str]] = defaultdict(set)
-    for family in families(STATS):
+    for family in await Metrics(full_gateway()).families():
         for sample in family.samples:
             series[sample.name] |= sample.labels.keys()
     return series

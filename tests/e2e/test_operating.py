@@ -117,10 +117,10 @@ async def test_pages_show_an_open_stream_and_no_secret(world: World) -> None:
             clusters = {each["name"]: each for each in (await gateway.ask("/clusters?format=json"))["cluster_statuses"]}
             (host,) = clusters[world.sni()]["host_statuses"]
             assert host["health_status"]["eds_health_status"] == "HEALTHY"
-            picture = json.loads(await command(gateway, "top", "--json", "--interval=0.3"))
-            (web,) = [each for each in picture["destinations"] if each["name"] == "web"]
-            assert (web["open"], web["total"], web["healthy"]) == (1, 1, 1)
-            assert " LIVE " in (await command(gateway, "top", "--once", "--interval=0.3")).splitlines()[0]
+            picture = json.loads(await command(gateway, "top", "--json", "--interval=0.5"))
+            (web,) = [each for each in picture["destinations"]["rows"] if each["name"] == "web"]
+            assert (web["open"], web["streams"], web["healthy"]) == (1, 1, 1)
+            assert " ready " in (await command(gateway, "top", "--once", "--interval=0.5")).splitlines()[0]
         info = await gateway.ask("/server_info")
         assert info["state"] == "LIVE"
         dump = await gateway.ask("/config_dump")

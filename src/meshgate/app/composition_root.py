@@ -58,7 +58,7 @@ async def _main(settings: Settings, client: ConsulClient) -> None:
         async def start_onlookers(nursery: trio.Nursery) -> None:
             nursery.start_soon(telemetry.statsd.run)
             if settings.admin_bind is not None:
-                await _serve_admin(nursery, AdminServer(admin_routes(view, telemetry.stats)), settings)
+                await _serve_admin(nursery, AdminServer(admin_routes(view, telemetry.metrics)), settings)
 
         await gateway.run(start_onlookers)
 

@@ -2,31 +2,30 @@ import socket
 from pathlib import Path
 
 import pytest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
-from meshgate.adapters.admin.metrics import families
-from meshgate.adapters.admin.stats import Destination, GatewayStats, Histogram, Worker
 from meshgate.adapters.admin.statsd import Exporter, Sender, Target, datagrams, target_of
-from meshgate.core.reasons import Reason
-from meshgate.core.routes import RouteKind
 
 PLAIN = Target(("127.0.0.1", 8125))
 DOG = Target(("127.0.0.1", 8125), dog=True, tags=(("env", "prod"), ("canary", "1")))
-WEB = Destination(RouteKind.SERVICE, "v1.web|x:y")
 
 
-def stats(count: int = 0, active: int = 3, connects: tuple[int, ...] = (0, 0, 0)) -> GatewayStats:
-    return GatewayStats(
-        "1",
-        connections={WEB: count},
-        connections_active=active,
-        refused={Reason.UNKNOWN_SNI: count},
-        connect_seconds=Histogram((0.01, 0.03), connects, 1.0),
-        workers=(Worker(0, 0),),
-    )
+def page(
+    count: int = 0, active: int = 3, connects: tuple[int, ...] = (0, 0, 0), name: str = "v1.web|x:y"
+) -> list[Metric]:
+    """What a metrics page may have of each type; the buckets of the times end at 10 and 30 ms."""
+    routed = CounterMetricFamily("meshgate_connections", "", labels=("kind", "destination"))
+    routed.add_metric(("service", name), count)
+    refused = CounterMetricFamily("meshgate_refused", "", labels=("reason",))
+    refused.add_metric(("unknown_sni",), count)
+    times = HistogramMetricFamily("meshgate_connect_seconds", "")
+    below = [float(sum(connects[: number + 1])) for number in range(3)]
+    times.add_metric((), list(zip(("0.01", "0.03", "+Inf"), below, strict=True)), sum_value=1.0)
+    return [routed, refused, GaugeMetricFamily("meshgate_connections_active", "", active), times]
 
 
-def said(exporter: Exporter, numbers: GatewayStats) -> set[str]:
-    return {line.decode() for line in exporter.lines(families(numbers))}
+def said(exporter: Exporter, families: list[Metric]) -> set[str]:
+    return {line.decode() for line in exporter.lines(families)}
 
 
 @pytest.mark.parametrize(
@@ -82,18 +81,18 @@ def test_tags_are_those_of_the_registration() -> None:
 def test_counters_are_sent_as_what_came_since_the_last_time() -> None:
     exporter = Exporter(PLAIN)
     name = "meshgate.connections.service.v1_web_x_y"
-    assert f"{name}:5|c" in said(exporter, stats(5))
-    assert not any(line.startswith(name) for line in said(exporter, stats(5)))
-    assert f"{name}:2|c" in said(exporter, stats(7))
+    assert f"{name}:5|c" in said(exporter, page(5))
+    assert not any(line.startswith(name) for line in said(exporter, page(5)))
+    assert f"{name}:2|c" in said(exporter, page(7))
     # The process began anew.
-    assert f"{name}:1|c" in said(exporter, stats(1))
-    assert "meshgate.refused.unknown_sni:1|c" in said(exporter, stats(2))
+    assert f"{name}:1|c" in said(exporter, page(1))
+    assert "meshgate.refused.unknown_sni:1|c" in said(exporter, page(2))
 
 
 def test_what_was_counted_before_the_beginning_is_not_sent_but_gauges_are() -> None:
     exporter = Exporter(PLAIN)
-    exporter.begin(families(stats(5)))
-    lines = said(exporter, stats(6))
+    exporter.begin(page(5))
+    lines = said(exporter, page(6))
     assert "meshgate.connections.service.v1_web_x_y:1|c" in lines
     assert "meshgate.connections_active:3|g" in lines
 
@@ -101,30 +100,29 @@ def test_what_was_counted_before_the_beginning_is_not_sent_but_gauges_are() -> N
 def test_gauges_are_sent_when_they_change_and_all_now_and_then() -> None:
     exporter = Exporter(PLAIN)
     line = "meshgate.connections_active:3|g"
-    assert [line in said(exporter, stats()) for _ in range(13)] == [True, *[False] * 11, True]
-    assert "meshgate.connections_active:4|g" in said(exporter, stats(active=4))
+    assert [line in said(exporter, page()) for _ in range(13)] == [True, *[False] * 11, True]
+    assert "meshgate.connections_active:4|g" in said(exporter, page(active=4))
 
 
 def test_times_are_sent_once_for_each_bucket_that_grew_with_their_number_as_rate() -> None:
     exporter = Exporter(PLAIN)
-    assert {line for line in said(exporter, stats(connects=(1, 4, 2))) if ".connect:" in line} == {
+    assert {line for line in said(exporter, page(connects=(1, 4, 2))) if ".connect:" in line} == {
         "meshgate.connect:5|ms",
         "meshgate.connect:20|ms|@0.25",
         "meshgate.connect:30|ms|@0.5",
     }
-    assert not any(".connect:" in line for line in said(exporter, stats(connects=(1, 4, 2))))
-    assert "meshgate.connect:20|ms" in said(exporter, stats(connects=(1, 5, 2)))
+    assert not any(".connect:" in line for line in said(exporter, page(connects=(1, 4, 2))))
+    assert "meshgate.connect:20|ms" in said(exporter, page(connects=(1, 5, 2)))
 
 
 def test_dogstatsd_gets_labels_and_fixed_tags() -> None:
-    lines = said(Exporter(DOG), stats(5))
+    lines = said(Exporter(DOG), page(5))
     assert "meshgate.connections:5|c|#env:prod,canary:1,kind:service,destination:v1.web_x_y" in lines
     assert "meshgate.connections_active:3|g|#env:prod,canary:1" in lines
 
 
 def test_every_line_is_one_that_statsd_can_read() -> None:
-    hostile = Destination(RouteKind.SERVICE, "a\nb:1|c\u202e")
-    numbers = GatewayStats("1", connections={hostile: 1}, endpoints={("", "healthy"): 1})
+    numbers = page(1, name="a\nb:1|c\u202e") + page(1, name="")
     for target in (PLAIN, DOG):
         for line in said(Exporter(target), numbers):
             name, _, rest = line.partition(":")

@@ -7,17 +7,13 @@ gateway knows is shown: what Envoy counts for each host and this product does no
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from meshgate.core.host_port import host_port
 from meshgate.core.routes import Endpoint, Route, RouteTable
 
 from .views import safe_text
 
 Active = Mapping[tuple[str, str], int]
-"""Open streams by the `sni` of their route and their endpoint (`endpoint_name`)."""
-
-
-def endpoint_name(address: str, port: int) -> str:
-    """`address:port`, with brackets around an IPv6 address."""
-    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+"""Open streams by the `sni` of their route and their endpoint (`host_port`)."""
 
 
 def clusters_text(table: RouteTable, active: Active) -> str:
@@ -45,7 +41,7 @@ def _lines(route: Route, active: Active) -> Iterator[str]:
     yield f"{name}::observability_name::{name}"
     yield f"{name}::added_via_api::true"
     for endpoint in route.endpoints:
-        host = f"{name}::{_one_line(endpoint_name(endpoint.address, endpoint.port))}"
+        host = f"{name}::{_one_line(host_port(endpoint.address, endpoint.port))}"
         yield f"{host}::cx_active::{_active(route, endpoint, active)}"
         yield f"{host}::hostname::{_one_line(endpoint.node)}"
         yield f"{host}::health_flags::{'healthy' if endpoint.healthy else '/failed_eds_health'}"
@@ -66,7 +62,7 @@ def _host(endpoint: Endpoint, active: int) -> dict[str, Any]:
 
 
 def _active(route: Route, endpoint: Endpoint, active: Active) -> int:
-    return active.get((route.sni, endpoint_name(endpoint.address, endpoint.port)), 0)
+    return active.get((route.sni, host_port(endpoint.address, endpoint.port)), 0)
 
 
 def _one_line(text: str) -> str:

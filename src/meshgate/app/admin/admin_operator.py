@@ -5,7 +5,6 @@ Pages that grow with the number of streams or routes are made in a thread, so th
 """
 
 import dataclasses
-import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -52,7 +51,6 @@ def operator_routes(gateway: GatewayView) -> Mapping[tuple[str, str], Handler]:
 class _Pages:
     def __init__(self, gateway: GatewayView) -> None:
         self._gateway = gateway
-        self._started = time.monotonic()
 
     async def clusters(self, request: Request) -> Response:
         form = request.query.get("format", "text")
@@ -82,7 +80,7 @@ class _Pages:
 
     def server_info(self, _request: Request) -> Response:
         gateway = self._gateway
-        seconds = time.monotonic() - self._started
+        seconds = gateway.uptime
         settings = gateway.settings
         return json_response(
             {

@@ -7,29 +7,28 @@ import trio
 
 from meshgate.adapters.admin import openapi
 from meshgate.adapters.admin.messages import Request, Response, error_response, json_response, text_response
-from meshgate.adapters.admin.metrics import Metrics
 from meshgate.adapters.admin.server import Handler
 from meshgate.adapters.admin.views import explain_view, routes_view
 from meshgate.adapters.relay.pool import LEARN_SECONDS
 from meshgate.app.admin.admin_operator import operator_routes
 from meshgate.app.admin.consul_facts import ConsulFacts
 from meshgate.app.admin.dashboard import dashboard_routes
-from meshgate.app.admin.gateway_stats import StatsSource
 from meshgate.app.admin.gateway_view import GatewayView
+from meshgate.app.admin.metrics import Metrics
 from meshgate.core.explain import explain
 
 
-def admin_routes(gateway: GatewayView, stats: StatsSource) -> Mapping[tuple[str, str], Handler]:
+def admin_routes(gateway: GatewayView, metrics: Metrics) -> Mapping[tuple[str, str], Handler]:
     """The handlers, by method and path."""
-    pages = _Pages(gateway, stats)
+    pages = _Pages(gateway)
     return {
         ("GET", "/livez"): pages.livez,
         ("GET", "/readyz"): pages.readyz,
         ("GET", "/ready"): pages.readyz,
         ("GET", "/routes"): pages.routes,
         ("GET", "/explain"): pages.explain,
-        ("GET", "/metrics"): pages.metrics,
-        ("GET", "/stats/prometheus"): pages.metrics,
+        ("GET", "/metrics"): metrics.response,
+        ("GET", "/stats/prometheus"): metrics.response,
         ("GET", openapi.PATH): openapi.OpenApiPage().answer,
         **operator_routes(gateway),
         **dashboard_routes(gateway),
@@ -37,10 +36,8 @@ def admin_routes(gateway: GatewayView, stats: StatsSource) -> Mapping[tuple[str,
 
 
 class _Pages:
-    def __init__(self, gateway: GatewayView, stats: StatsSource) -> None:
+    def __init__(self, gateway: GatewayView) -> None:
         self._gateway = gateway
-        self._stats = stats
-        self._metrics = Metrics()
         self._facts = ConsulFacts(gateway)
 
     def livez(self, _request: Request) -> Response:
@@ -75,6 +72,3 @@ class _Pages:
         described = explain if domain is None else partial(explain, domain=domain)
         explanation = await trio.to_thread.run_sync(described, self._gateway.table(), name)
         return json_response(explain_view(await self._facts.added_to(explanation)))
-
-    async def metrics(self, request: Request) -> Response:
-        return await self._metrics.response(await self._stats.gather(), request)

@@ -23,7 +23,7 @@ from meshgate.adapters.consul import WatchState
 from meshgate.adapters.relay import CONNECT_BUCKETS
 from meshgate.app.admin.dashboard_sampler import Sampler
 from meshgate.app.admin.gateway_view import GatewayView
-from meshgate.app.settings.setting_types import HostPort
+from meshgate.core.host_port import HostPort
 
 _MAX_PROBLEMS: Final = 10
 _SORTS: Final[dict[str, Sort]] = {sort: sort for sort in get_args(Sort)}
@@ -37,8 +37,6 @@ def dashboard_routes(gateway: GatewayView) -> Mapping[tuple[str, str], Handler]:
 class _State:
     def __init__(self, gateway: GatewayView) -> None:
         self._gateway = gateway
-        self._started = time.time()
-        self._since = time.monotonic()
         self._sampler = Sampler(gateway.counters, gateway.connections)
 
     async def answer(self, request: Request) -> Response:
@@ -79,8 +77,8 @@ class _State:
             "trust_domain": safe_text(table.trust_domain),
             "version": __version__,
             "now": time.time(),
-            "started": self._started,
-            "uptime_seconds": time.monotonic() - self._since,
+            "started": gateway.started,
+            "uptime_seconds": gateway.uptime,
             "state": "draining" if gateway.draining else "ready" if gateway.ready else "starting",
             "stale": gateway.catalog_stale,
             "from_disk_seconds": None if from_disk is None else round(from_disk, 1),

@@ -3,6 +3,7 @@
 All of it is read only, but for `drain` and for `look_up`, which may ask Consul.
 """
 
+import time
 from collections.abc import Iterable, Mapping
 
 from meshgate.adapters.consul import HealthCheck, WatchState
@@ -15,10 +16,16 @@ from meshgate.core.routes import Endpoint, Route, RouteTable
 
 
 class GatewayView:
-    """The gateway as pages see it. Times are in seconds."""
+    """The gateway as pages see it. Times are in seconds; `started` is Unix time and tells one process from the next."""
 
     def __init__(self, gateway: Gateway) -> None:
+        self.started = time.time()
+        self._since = time.monotonic()
         self._gateway = gateway
+
+    @property
+    def uptime(self) -> float:
+        return time.monotonic() - self._since
 
     @property
     def settings(self) -> Settings:

@@ -9,15 +9,13 @@ import ipaddress
 import os
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from functools import partial
 from typing import Any, Final
 
 import structlog
 import trio
+from prometheus_client.core import Metric
 
 from meshgate.adapters.admin.listener import Bind
-from meshgate.adapters.admin.metrics import families
-from meshgate.adapters.admin.stats import GatewayStats
 from meshgate.adapters.admin.statsd import INTERVAL, Exporter, Sender, Target, datagrams, target_of
 from meshgate.core.durations import parse_duration
 
@@ -36,14 +34,16 @@ class StatsdExport:
     """Sends the numbers while something says where to.
 
     Args:
-        gather: gives the numbers of now.
+        families: gives the numbers of now.
         environ: the environment, in which a URL may name a variable.
     """
 
-    def __init__(self, gather: Callable[[], Awaitable[GatewayStats]], environ: Mapping[str, str] = os.environ) -> None:
+    def __init__(
+        self, families: Callable[[], Awaitable[list[Metric]]], environ: Mapping[str, str] = os.environ
+    ) -> None:
         self.dropped = 0
         """Datagrams that were not sent."""
-        self._gather = gather
+        self._families = families
         self._environ = environ
         self._config: dict[str, Any] = {}
         self._targets: tuple[Target, ...] = ()
@@ -102,10 +102,6 @@ class StatsdExport:
             self.dropped += len(packets)
         else:
             await self._send(Sender(address), packets)
-
-    async def _families(self) -> list[Any]:
-        stats = await self._gather()
-        return await trio.to_thread.run_sync(partial(list, families(stats)))
 
     async def _send(self, sender: Sender, packets: list[bytes]) -> None:
         try:

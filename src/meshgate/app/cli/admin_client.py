@@ -11,8 +11,8 @@ import httpx
 import msgspec
 
 from meshgate.app.errors import CommandError
-from meshgate.app.settings.setting_types import HostPort
 from meshgate.app.text import printable
+from meshgate.core.host_port import HostPort
 
 _ERRNO = re.compile(r"^\[Errno -?\d+\] ")
 _CONNECT_SECONDS = 3.0

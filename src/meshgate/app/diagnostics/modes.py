@@ -22,8 +22,8 @@ from meshgate.adapters.consul import (
     UpstreamDefinition,
 )
 from meshgate.app.diagnostics.inspection import HOW_TO_GIVE_ONE, NONE_GIVEN, gateways_in, healthy, refusal
-from meshgate.app.settings.setting_types import HostPort
 from meshgate.core.health import best_address
+from meshgate.core.host_port import HostPort
 from meshgate.core.modes import (
     Effective,
     Hop,

@@ -6,8 +6,8 @@ from ipaddress import ip_address
 from typing import Final
 
 from meshgate.adapters.machine import machine_addresses
-from meshgate.app.settings.setting_types import HostPort
 from meshgate.app.settings.settings import Settings
+from meshgate.core.host_port import HostPort
 from meshgate.core.own_addresses import OwnAddresses
 
 _KEPT_SECONDS: Final = 10.0  # The kernel's list can be long on a machine that routes for others.

@@ -36,7 +36,7 @@ def definition_of(settings: Settings) -> GatewayDefinition:
         port=settings.address.port,
         wan_address=wan.host if wan else "",
         wan_port=wan.port if wan else 0,
-        bind_addresses=tuple(BindAddress(bind.name, bind.host, bind.port) for bind in settings.bind_address),
+        bind_addresses=settings.bind_address,
         expose_servers=settings.expose_servers,
         deregister_after_critical=settings.deregister_after_critical,
         namespace=settings.consul.get("CONSUL_NAMESPACE", ""),

@@ -9,9 +9,11 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 from meshgate.core.durations import format_duration, parse_duration
+from meshgate.core.host_port import HostPort
+from meshgate.core.listeners import BindAddress
 from meshgate.core.sockaddr import evaluate, is_template
 
 LOG_LEVELS: Final = ("trace", "debug", "info", "warn", "error")
@@ -24,24 +26,6 @@ _HOSTNAME: Final = re.compile(r"(?=.{1,253}\.?$)[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za
 # sun_path of the smaller systems, without its final NUL.
 _LONGEST_SOCKET_PATH: Final = 103
 _BIND_NAME: Final = re.compile(r"[A-Za-z0-9_-]+")
-
-
-class HostPort(NamedTuple):
-    """A host (an IP address without brackets, a name, or "" for none) and a TCP port."""
-
-    host: str
-    port: int
-
-    def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
-
-
-class BindAddress(NamedTuple):
-    """A listener: its name, an IP address without brackets, and a TCP port."""
-
-    name: str
-    host: str
-    port: int
 
 
 def boolean(text: str) -> bool:
@@ -124,7 +108,7 @@ def bind_addresses(text: str) -> tuple[BindAddress, ...]:
         found.append(BindAddress(label, host, port))
     if len({bind.name for bind in found}) < len(found):
         raise ValueError("must not name a listener twice")
-    if len({bind[1:] for bind in found}) < len(found):
+    if len({(bind.address, bind.port) for bind in found}) < len(found):
         raise ValueError("must not bind an address twice")
     return tuple(found)
 

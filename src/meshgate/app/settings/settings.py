@@ -14,7 +14,8 @@ from typing import Any
 from meshgate.app.errors import ConfigError
 from meshgate.app.settings.setting_sources import Found, Origin, resolve
 from meshgate.app.settings.setting_table import TABLE
-from meshgate.app.settings.setting_types import BindAddress, HostPort
+from meshgate.core.host_port import HostPort
+from meshgate.core.listeners import BindAddress
 
 _TOKEN = "CONSUL_HTTP_TOKEN"  # noqa: S105 - the name of a variable
 _TOKEN_FILE = "CONSUL_HTTP_TOKEN_FILE"  # noqa: S105 - the name of a variable

@@ -2,7 +2,7 @@
 
 import msgspec
 
-from meshgate.app.settings.setting_types import HostPort
+from meshgate.core.host_port import host_port
 
 
 class Endpoint(msgspec.Struct):
@@ -16,7 +16,7 @@ class Endpoint(msgspec.Struct):
     instance: str
 
     def __str__(self) -> str:
-        return f"{HostPort(self.address, self.port)}{'' if self.healthy else ' unhealthy'}"
+        return f"{host_port(self.address, self.port)}{'' if self.healthy else ' unhealthy'}"
 
 
 class Route(msgspec.Struct):
@@ -61,16 +61,80 @@ class Explanation(msgspec.Struct):
     steps: list[Step]
 
 
-class Stream(msgspec.Struct):
-    """An open stream, an item of `/connections`."""
+class Listed(msgspec.Struct):
+    """An endpoint as the dashboard lists it."""
 
-    route: str | None
+    address: str
+    port: int
+    healthy: bool
+    node: str
 
 
-class ServerInfo(msgspec.Struct):
-    """`/server_info`."""
+class Destination(msgspec.Struct):
+    """A route as the dashboard lists it; rates are per second, None where there is nothing to compare with."""
 
+    name: str
+    kind: str
+    healthy: int
+    endpoints: int
+    open: int | None
+    rate: float | None
+    received_rate: float | None
+    sent_rate: float | None
+    listed: list[Listed] = []
+
+
+class Destinations(msgspec.Struct):
+    total: int
+    rows: list[Destination]
+
+
+class Identity(msgspec.Struct):
     version: str
     state: str
+    datacenter: str
+    partition: str
+    now: float
+    started: float
     uptime_seconds: float
-    problems: list[str] = []
+    stale: bool
+
+
+class Totals(msgspec.Struct):
+    open: int
+    streams_rate: float | None
+    refused_rate: float | None
+    received_rate: float | None
+    sent_rate: float | None
+
+
+class Refused(msgspec.Struct):
+    reason: str
+    total: int
+    rate: float | None
+
+
+class Refusals(msgspec.Struct):
+    reasons: list[Refused]
+
+
+class Watches(msgspec.Struct):
+    kind: str
+    age_seconds: float
+
+
+class Consul(msgspec.Struct):
+    watches: list[Watches]
+    ca_root_expiry: float | None
+    ca_intermediate_expiry: float | None
+
+
+class DashboardState(msgspec.Struct):
+    """`/dashboard/state`."""
+
+    gateway: Identity
+    problems: list[str]
+    totals: Totals
+    refused: Refusals
+    consul: Consul
+    destinations: Destinations

@@ -7,15 +7,17 @@ from typing import Final
 
 import click
 
-from meshgate.app.cli.admin_client import NoGatewayError, tell
+from meshgate.app.cli.admin_client import NoGatewayError, ask, decoded, tell
+from meshgate.app.cli.commands.answers import DashboardState
 from meshgate.app.cli.commands.options import Command, with_settings
-from meshgate.app.cli.metrics_client import Metrics
-from meshgate.app.settings.setting_types import HostPort
 from meshgate.app.settings.settings import Settings
+from meshgate.core.host_port import HostPort
 
 _INTERVAL: Final = 1.0
 # A gateway without streams is gone a second after it deregistered: look more often, so as not to wait for nothing.
 _LOOK: Final = 0.2
+# No route has this in its name, so the answer has no rows that nobody reads.
+_NOTHING: Final = "no route, please"
 
 
 @click.command(cls=Command, short_help="Stop the running gateway gracefully.")
@@ -28,14 +30,14 @@ def drain(settings: Settings, *, as_json: bool) -> None:
     many are left. Ctrl-C ends the waiting, not the drain.
     """
     bind = settings.admin_bind
-    before = Metrics.fetch(bind)
+    before = _look(bind)
     tell(bind, "/drain")
-    _say(f"draining: {_streams(before)}", {"state": "draining", "streams": _count(before)}, as_json=as_json)
+    _say(f"draining: {_streams(before)}", {"state": "draining", "streams": before.totals.open}, as_json=as_json)
     told = started = time.monotonic()
     while (now := _still_there(bind, before)) is not None:
         if time.monotonic() - told >= _INTERVAL:
             told = time.monotonic()
-            _say(f"{_streams(now)} left", {"state": "draining", "streams": _count(now)}, as_json=as_json)
+            _say(f"{_streams(now)} left", {"state": "draining", "streams": now.totals.open}, as_json=as_json)
         time.sleep(_LOOK)
     seconds = time.monotonic() - started
     _say(
@@ -43,25 +45,21 @@ def drain(settings: Settings, *, as_json: bool) -> None:
     )
 
 
-def _still_there(bind: HostPort | Path | None, before: Metrics) -> Metrics | None:
-    """The metrics of the gateway that was asked to drain; None where it is gone, even if another took its place."""
+def _look(bind: HostPort | Path | None) -> DashboardState:
+    return decoded(ask(bind, "/dashboard/state", filter=_NOTHING), DashboardState)
+
+
+def _still_there(bind: HostPort | Path | None, before: DashboardState) -> DashboardState | None:
+    """How the gateway is that was asked to drain; None where it is gone, even if another took its place."""
     try:
-        now = Metrics.fetch(bind)
+        now = _look(bind)
     except NoGatewayError:
         return None
-    return now if _identity(now) == _identity(before) else None
+    return now if now.gateway.started == before.gateway.started else None
 
 
-def _identity(metrics: Metrics) -> float | None:
-    return metrics.value("process_start_time_seconds")
-
-
-def _count(metrics: Metrics) -> int:
-    return round(metrics.total("meshgate_connections_active"))
-
-
-def _streams(metrics: Metrics) -> str:
-    return f"{_count(metrics)} stream{'' if _count(metrics) == 1 else 's'}"
+def _streams(state: DashboardState) -> str:
+    return f"{state.totals.open} stream{'' if state.totals.open == 1 else 's'}"
 
 
 def _say(words: str, facts: dict[str, object], *, as_json: bool) -> None:

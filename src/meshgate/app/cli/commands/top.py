@@ -1,4 +1,4 @@
-"""`meshgate top`."""
+"""`meshgate top`: what the dashboard shows, in a terminal. The gateway itself computes it all, rates too."""
 
 import os
 import select
@@ -9,29 +9,35 @@ import tty
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
 import click
+import msgspec
 from rich.console import Console
 from rich.live import Live
 
+from meshgate.app.cli.admin_client import ask, decoded
+from meshgate.app.cli.commands.answers import DashboardState
 from meshgate.app.cli.commands.options import Command, with_settings
 from meshgate.app.cli.commands.output import Printer
-from meshgate.app.cli.commands.top_frame import Frame, Look, frame
-from meshgate.app.cli.commands.top_view import print_frame, screen
+from meshgate.app.cli.commands.top_view import print_once, screen
 from meshgate.app.errors import CommandError
-from meshgate.app.settings.setting_types import HostPort
 from meshgate.app.settings.settings import Settings
+from meshgate.core.host_port import HostPort
+
+STATE: Final = "/dashboard/state"
 
 
 @click.command(cls=Command, short_help="Show the running gateway live.")
-@click.option("--once", is_flag=True, help="Print one picture and stop; so it is where the output is no terminal.")
-@click.option("--json", "as_json", is_flag=True, help="Print one picture as JSON and stop.")
+@click.option("--once", is_flag=True, help="Print one snapshot and exit (the default when stdout is not a terminal).")
+@click.option("--json", "as_json", is_flag=True, help="Print one snapshot as JSON and exit.")
 @click.option(
     "--interval",
-    type=click.FloatRange(0.2, 3600),
+    # The gateway looks at itself twice a second at most, and compares with the last seconds only.
+    type=click.FloatRange(0.5, 10),
     default=2.0,
     metavar="SECONDS",
-    help="Time between two looks, over which rates are taken.  [default: 2]",
+    help="Time between two questions to the gateway, 0.5 to 10.  [default: 2]",
 )
 @with_settings({"MESHGATE_ADMIN_BIND"})
 def top(settings: Settings, *, once: bool, as_json: bool, interval: float) -> None:
@@ -43,37 +49,29 @@ def top(settings: Settings, *, once: bool, as_json: bool, interval: float) -> No
     if not (once or as_json) and printer.is_terminal:
         _live(bind, interval)
         return
-    picture = _picture(bind, min(interval, 1.0))
+    # Rates need two answers.
+    ask(bind, STATE)
+    time.sleep(min(interval, 1.0))
+    answer = ask(bind, STATE)
+    state = decoded(answer, DashboardState)
     if as_json:
-        click.echo(picture.to_json())
+        click.echo(msgspec.json.format(answer, indent=2))
     else:
-        print_frame(picture, printer)
-
-
-def _look(bind: HostPort | Path | None) -> Look:
-    return Look.take(bind, time.monotonic(), time.time())
-
-
-def _picture(bind: HostPort | Path | None, seconds: float) -> Frame:
-    before = _look(bind)
-    time.sleep(seconds)
-    return frame(before, _look(bind))
+        print_once(state, printer)
 
 
 def _live(bind: HostPort | Path | None, interval: float) -> None:
     console = Console(highlight=False, markup=False, emoji=False)
     # A gateway that is not there from the start is an error, one that vanishes later may come back.
-    before: Look | None = None
-    latest = _look(bind)
-    trouble = ""
+    state, trouble = decoded(ask(bind, STATE), DashboardState), ""
     try:
         with _keys() as pressed, Live(console=console, screen=True, auto_refresh=False) as live:
             while True:
-                live.update(screen(frame(before, latest), trouble, console.width, console.height), refresh=True)
+                live.update(screen(state, trouble, console.width, console.height), refresh=True)
                 if pressed(interval) in ("q", "Q"):
                     return
                 try:
-                    before, latest, trouble = latest, _look(bind), ""
+                    state, trouble = decoded(ask(bind, STATE), DashboardState), ""
                 except CommandError as error:
                     trouble = str(error)
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""How `meshgate top` draws a frame: readable at 80 columns, and no longer than the terminal is high."""
+"""How `meshgate top` draws the dashboard's state: readable at 80 columns, and no longer than the terminal is high."""
 
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -8,9 +8,10 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from meshgate.app.cli.commands.answers import DashboardState, Destination
 from meshgate.app.cli.commands.output import Printer
-from meshgate.app.cli.commands.top_frame import DestinationRow, Frame
 from meshgate.app.text import printable
+from meshgate.core.host_port import host_port
 
 _HEAD: Final = ("DESTINATION", "KIND", "OPEN", "NEW/S", "IN/S", "OUT/S", "HEALTHY")
 _WIDTHS: Final = {"KIND": 10, "NEW/S": 5, "IN/S": 6, "OUT/S": 6}
@@ -18,7 +19,9 @@ _WIDTHS: Final = {"KIND": 10, "NEW/S": 5, "IN/S": 6, "OUT/S": 6}
 _NEEDED: Final = {"IN/S": 66, "OUT/S": 66, "KIND": 48}
 _UNITS: Final = ("B", "kB", "MB", "GB", "TB", "PB")
 _SHOWN_UNHEALTHY: Final = 3
-_STATE_STYLES: Final = {"LIVE": "bold green", "DRAINING": "bold yellow", "PRE_INITIALIZING": "bold yellow"}
+_SHOWN_PROBLEMS: Final = 3
+_SOON_SECONDS: Final = 30 * 86400.0
+_NOT_READY: Final = {"draining": "the gateway drains: no new streams", "starting": "not ready: no streams yet"}
 # What is always there: two blank lines, the head of the table, the last line.
 _FIXED_LINES: Final = 4
 _FEWEST_ROWS: Final = 2
@@ -26,60 +29,80 @@ _PRINTED_WIDTH: Final = 80
 _NO_BREAK: Final = "\u00a0"
 
 
-def print_frame(frame: Frame, printer: Printer) -> None:
-    """Print a whole frame once."""
-    for text, style in _top_lines(frame):
+def print_once(state: DashboardState, printer: Printer) -> None:
+    """Print all of it once."""
+    rows = state.destinations.rows
+    for text, style in _top_lines(state):
         printer.line(text, style)
     printer.line()
-    if frame.destinations:
-        rows = [_cells(row) for row in frame.destinations]
-        printer.table(_HEAD, rows, [_style(row) for row in frame.destinations])
+    if rows:
+        printer.table(_HEAD, [_cells(row) for row in rows], [_style(row) for row in rows])
         printer.line()
-    for title, items in _bottom_lines(frame):
+    for title, items in _bottom_lines(state):
         for line in _wrapped(title, items, _PRINTED_WIDTH):
             printer.line(line)
 
 
-def screen(frame: Frame | None, trouble: str, width: int, height: int) -> RenderableType:
-    """A frame that fits a terminal, with what went wrong since; `frame` is None while there was no answer yet."""
-    if frame is None:
-        return _line(trouble or "asking the gateway", "bold red" if trouble else "dim")
-    above = [_line(text, style) for text, style in _top_lines(frame)]
+def screen(state: DashboardState, trouble: str, width: int, height: int) -> RenderableType:
+    """What fits a terminal, with what went wrong since."""
+    above = [_line(text, style) for text, style in _top_lines(state)]
     if trouble:
-        above.append(_line(trouble, "bold red"))
-    below = [_line(line) for title, items in _bottom_lines(frame) for line in _wrapped(title, items, width)]
+        above.insert(2, _line(trouble, "bold red"))
+    above = above[: max(2, height - _FIXED_LINES - _FEWEST_ROWS)]
+    below = [_line(line) for title, items in _bottom_lines(state) for line in _wrapped(title, items, width)]
     room = height - len(above) - _FIXED_LINES
     # On a low terminal destinations come first.
     below = below[: max(0, room - _FEWEST_ROWS)]
     room = max(_FEWEST_ROWS, room - len(below))
     blank = Text()
-    return Group(*above, blank, _table(frame.destinations, room, width), blank, *below, _line("q quits", "dim"))
+    return Group(*above, blank, _table(state, room, width), blank, *below, _line("q quits", "dim"))
 
 
-def _top_lines(frame: Frame) -> Iterator[tuple[str, str]]:
-    place = f"{frame.datacenter}/{frame.partition}" if frame.datacenter else "no datacenter yet"
-    state_style = _STATE_STYLES.get(frame.state, "bold")
-    yield f"meshgate {frame.version}  {place}  {frame.state}  up {duration(frame.uptime)}", state_style
+def _top_lines(state: DashboardState) -> Iterator[tuple[str, str]]:
+    gateway, totals = state.gateway, state.totals
+    place = f"{gateway.datacenter}/{gateway.partition}" if gateway.datacenter else "no datacenter yet"
+    style = "bold green" if gateway.state == "ready" else "bold yellow"
+    yield f"meshgate {gateway.version}  {place}  {gateway.state}  up {duration(gateway.uptime_seconds)}", style
     yield (
         (
-            f"{frame.open} open  {rate(frame.new)} new/s  {rate(frame.refused_rate)} refused/s  "
-            f"in {size(frame.received)}/s  out {size(frame.sent)}/s"
+            f"{totals.open} open  {rate(totals.streams_rate)} new/s  {rate(totals.refused_rate)} refused/s  "
+            f"in {size(totals.received_rate)}/s  out {size(totals.sent_rate)}/s"
         ),
         "",
     )
-    for alert in frame.alerts:
+    for alert in _alerts(state):
         yield f"! {alert}", "bold yellow"
 
 
-def _bottom_lines(frame: Frame) -> Iterator[tuple[str, list[str]]]:
-    if frame.refused:
-        yield "refused", [f"{row.reason} {row.total} ({rate(row.rate)}/s)" for row in frame.refused]
-    if frame.unhealthy:
-        shown = [f"{destination} {endpoint} on {node}" for destination, endpoint, node in frame.unhealthy]
-        more = len(shown) - _SHOWN_UNHEALTHY
-        yield "unhealthy", shown[:_SHOWN_UNHEALTHY] + ([f"and {more} more"] if more > 0 else [])
-    if frame.watches:
-        yield "last news from Consul", [f"{watch} {duration(age)}" for watch, age in frame.watches.items()]
+def _alerts(state: DashboardState) -> Iterator[str]:
+    gateway, consul = state.gateway, state.consul
+    if gateway.state in _NOT_READY:
+        yield _NOT_READY[gateway.state]
+    if gateway.stale:
+        yield "the catalog is stale: Consul does not answer, the last known good one is served"
+    for expiry, what in ((consul.ca_root_expiry, "CA root"), (consul.ca_intermediate_expiry, "CA intermediate")):
+        if expiry is not None and expiry - gateway.now < _SOON_SECONDS:
+            days = (expiry - gateway.now) / 86400
+            yield f"the {what} has expired" if days <= 0 else f"the {what} expires in {days:.1f} days"
+    yield from state.problems[:_SHOWN_PROBLEMS]
+    if len(state.problems) > _SHOWN_PROBLEMS:
+        yield "there are more problems, see /readyz"
+
+
+def _bottom_lines(state: DashboardState) -> Iterator[tuple[str, list[str]]]:
+    if state.refused.reasons:
+        yield "refused", [f"{row.reason} {row.total} ({rate(row.rate)}/s)" for row in state.refused.reasons]
+    unhealthy = [
+        f"{row.name} {host_port(endpoint.address, endpoint.port)} on {endpoint.node}"
+        for row in state.destinations.rows
+        for endpoint in row.listed
+        if not endpoint.healthy
+    ]
+    if unhealthy:
+        more = len(unhealthy) - _SHOWN_UNHEALTHY
+        yield "unhealthy", unhealthy[:_SHOWN_UNHEALTHY] + ([f"and {more} more"] if more > 0 else [])
+    if state.consul.watches:
+        yield "last news from Consul", [f"{it.kind} {duration(it.age_seconds)}" for it in state.consul.watches]
 
 
 def _wrapped(title: str, items: Sequence[str], width: int) -> list[str]:
@@ -90,10 +113,11 @@ def _wrapped(title: str, items: Sequence[str], width: int) -> list[str]:
     return [line.replace(_NO_BREAK, " ") for line in lines]
 
 
-def _table(rows: Sequence[DestinationRow], room: int, width: int) -> RenderableType:
+def _table(state: DashboardState, room: int, width: int) -> RenderableType:
+    rows, total = state.destinations.rows, state.destinations.total
     if not rows:
         return _line("no routes", "dim")
-    shown = rows if len(rows) <= room else rows[: room - 1]
+    shown = rows if total <= room else rows[: room - 1]
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     columns = [title for title in _HEAD if width >= _NEEDED.get(title, 0)]
     for title in columns:
@@ -106,24 +130,24 @@ def _table(rows: Sequence[DestinationRow], room: int, width: int) -> RenderableT
     for row in shown:
         cells = dict(zip(_HEAD, _cells(row), strict=True))
         table.add_row(*(Text(printable(cells[title])) for title in columns), style=_style(row))
-    if len(shown) < len(rows):
-        return Group(table, _line(f"and {len(rows) - len(shown)} more", "dim"))
+    if len(shown) < total:
+        return Group(table, _line(f"and {total - len(shown)} more", "dim"))
     return table
 
 
-def _cells(row: DestinationRow) -> tuple[str, ...]:
+def _cells(row: Destination) -> tuple[str, ...]:
     return (
         row.name,
         row.kind,
         "-" if row.open is None else str(row.open),
-        rate(row.new),
-        size(row.received),
-        size(row.sent),
+        rate(row.rate),
+        size(row.received_rate),
+        size(row.sent_rate),
         f"{row.healthy}/{row.endpoints}",
     )
 
 
-def _style(row: DestinationRow) -> str:
+def _style(row: Destination) -> str:
     if not row.healthy:
         return "red"
     return "yellow" if row.healthy < row.endpoints else ""

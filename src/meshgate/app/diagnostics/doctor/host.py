@@ -11,8 +11,8 @@ from meshgate.adapters.relay.sockets import bind
 from meshgate.app.cli.admin_client import ask
 from meshgate.app.errors import CommandError
 from meshgate.app.gateway.registration import definition_of, listen_addresses
-from meshgate.app.settings.setting_types import HostPort
 from meshgate.app.settings.settings import Settings
+from meshgate.core.host_port import HostPort
 from meshgate.core.prerequisites import Finding, Status, wan_address
 
 

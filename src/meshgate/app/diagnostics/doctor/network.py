@@ -7,10 +7,10 @@ import trio
 from meshgate.adapters.consul import ConsulClient, ConsulError
 from meshgate.adapters.mesh_tls import RefusedError, connect
 from meshgate.app.diagnostics.inspection import gateways_in, healthy
-from meshgate.app.settings.setting_types import HostPort
 from meshgate.app.settings.settings import Settings
 from meshgate.core.catalog import Instance
 from meshgate.core.health import best_address
+from meshgate.core.host_port import HostPort
 from meshgate.core.prerequisites import Finding, Status, one_primary
 
 
