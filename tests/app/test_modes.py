@@ -60,7 +60,7 @@ async def test_upstream_config_overrides_the_registration_and_is_found_in_it_mer
         }
         double.set("/v1/config/service-defaults/shop", {"Kind": "service-defaults", "UpstreamConfig": upstream_config})
         found = await one(client)
-        assert (found.effective.mode, found.effective.place) == ("local", "service-defaults UpstreamConfig.Overrides")
+        assert (found.effective.mode, found.effective.set_by) == ("local", "service-defaults UpstreamConfig.Overrides")
         assert [mode for _, mode in found.effective.overruled] == ["none", "remote"]
         assert path(found) == [
             ("LOCAL_GATEWAY", ["10.0.0.5:8443"]),
@@ -79,7 +79,7 @@ async def test_the_upstream_itself_overrides_the_override() -> None:
         overrides = {"Overrides": [{"Name": "web", "MeshGateway": {"Mode": "local"}}]}
         double.set("/v1/config/service-defaults/shop", {"UpstreamConfig": overrides})
         found = await one(client)
-        assert (found.effective.mode, found.effective.place) == ("remote", "registration Proxy.Upstreams")
+        assert (found.effective.mode, found.effective.set_by) == ("remote", "registration Proxy.Upstreams")
 
 
 async def test_the_destinations_own_defaults_count_where_the_caller_says_nothing() -> None:
@@ -88,7 +88,7 @@ async def test_the_destinations_own_defaults_count_where_the_caller_says_nothing
         chain(double)
         sidecar(double, {})
         double.set("/v1/config/service-defaults/web", {"MeshGateway": {"Mode": "remote"}})
-        assert (await one(client)).effective.place == "service-defaults of the destination"
+        assert (await one(client)).effective.set_by == "service-defaults of the destination"
 
 
 async def test_an_agent_that_does_not_merge_is_told_apart_and_flagged() -> None:
@@ -101,7 +101,7 @@ async def test_an_agent_that_does_not_merge_is_told_apart_and_flagged() -> None:
         found = await one(client)
         assert found.effective.mode == "none"
         assert path(found)[0][0] == "REMOTE_SIDECAR"
-        assert "central configuration is off in this agent" in found.ways[0].problems[0]
+        assert "central configuration is off in this agent" in found.notes[0]
         assert not found.sound
 
 

@@ -5,19 +5,20 @@ import pytest
 from meshgate.core.modes import (
     Effective,
     Hop,
-    Locality,
     Modes,
     Place,
+    SetBy,
     Surroundings,
     Target,
-    contradictions,
     effective_mode,
     first_hop,
+    obstacles,
     path,
     told_apart,
+    without_effect,
 )
 
-DC1 = Locality("dc1")
+DC1 = Place("dc1")
 NEAR = Target("web", "dc1", "web.default.dc1.internal.td.consul")
 FAR = Target("web", "dc2", "web.default.dc2.internal.td.consul")
 NEXT_DOOR = Target("web", "dc1", "web.default.ap1.dc1.internal-v1.td.consul", partition="ap1")
@@ -26,13 +27,13 @@ OUTSIDE = Target("api.example.com", "dc2", "api.example.com", external=True)
 
 # Lowest precedence first, as Consul has it (reference, section 5).
 PRECEDENCE = [
-    ("destination", Place.DESTINATION),
-    ("proxy_defaults", Place.PROXY_DEFAULTS),
-    ("service_defaults", Place.SERVICE_DEFAULTS),
-    ("upstream_defaults", Place.UPSTREAM_DEFAULTS),
-    ("registration", Place.REGISTRATION),
-    ("override", Place.OVERRIDE),
-    ("upstream", Place.UPSTREAM),
+    ("destination", SetBy.DESTINATION),
+    ("proxy_defaults", SetBy.PROXY_DEFAULTS),
+    ("service_defaults", SetBy.SERVICE_DEFAULTS),
+    ("upstream_defaults", SetBy.UPSTREAM_DEFAULTS),
+    ("registration", SetBy.REGISTRATION),
+    ("override", SetBy.OVERRIDE),
+    ("upstream", SetBy.UPSTREAM),
 ]
 
 
@@ -40,7 +41,7 @@ PRECEDENCE = [
 def test_the_more_specific_place_wins_over_all_below_it(winner: int) -> None:
     modes = Modes(**{name: "remote" for name, _ in PRECEDENCE[:winner]} | {PRECEDENCE[winner][0]: "local"})
     effective = effective_mode(modes)
-    assert (effective.mode, effective.place) == ("local", PRECEDENCE[winner][1])
+    assert (effective.mode, effective.set_by) == ("local", PRECEDENCE[winner][1])
     assert effective.overruled == tuple((place, "remote") for _, place in PRECEDENCE[:winner])
 
 
@@ -58,15 +59,15 @@ def test_an_explicit_none_wins_like_any_other_mode() -> None:
 
 def test_without_central_configuration_the_callers_defaults_are_not_heard() -> None:
     modes = Modes(service_defaults="local", upstream_defaults="local", override="local", registration="remote")
-    assert effective_mode(modes, central=False) == Effective("remote", Place.REGISTRATION)
-    assert modes.unheard() == (Place.SERVICE_DEFAULTS, Place.UPSTREAM_DEFAULTS, Place.OVERRIDE)
+    assert effective_mode(modes, central=False) == Effective("remote", SetBy.REGISTRATION)
+    assert modes.unheard() == (SetBy.SERVICE_DEFAULTS, SetBy.UPSTREAM_DEFAULTS, SetBy.OVERRIDE)
 
 
 def test_without_central_configuration_the_discovery_chain_still_brings_proxy_defaults_below_the_destinations() -> None:
     assert effective_mode(Modes(proxy_defaults="local"), central=False).mode == "local"
     both = Modes(proxy_defaults="local", destination="remote")
-    assert effective_mode(both, central=False).place is Place.DESTINATION
-    assert effective_mode(both).place is Place.PROXY_DEFAULTS
+    assert effective_mode(both, central=False).set_by is SetBy.DESTINATION
+    assert effective_mode(both).set_by is SetBy.PROXY_DEFAULTS
 
 
 @pytest.mark.parametrize(
@@ -109,7 +110,7 @@ def test_the_mode_in_force_survives_the_agents_merging(configured: Modes, regist
             configured.override,
         )
     )
-    merged_upstream = upstream or (lower.mode if lower.place else "")
+    merged_upstream = upstream or (lower.mode if lower.set_by else "")
     found = told_apart(configured, merged_registration, merged_upstream)
     repeated = registration == central and configured.upstream_defaults not in ("", registration)
     if not repeated:
@@ -156,7 +157,9 @@ ALL_WELL = Surroundings(local_gateways=1, remote_gateways=1, instances=1, export
 
 
 def said(modes: Modes, target: Target, around: Surroundings = ALL_WELL, *, central: bool = True) -> str:
-    return "\n".join(contradictions(modes, DC1, target, around, central=central))
+    effective = effective_mode(modes, central=central)
+    notes = without_effect(modes, effective, DC1, [target], central=central)
+    return "\n".join([*notes, *obstacles(effective.mode, DC1, target, around)])
 
 
 @pytest.mark.parametrize("target", [NEAR, FAR, NEXT_DOOR, PEERED])
@@ -194,6 +197,15 @@ def test_a_mode_set_for_an_upstream_nearby_is_flagged_and_a_general_one_is_not()
     assert said(Modes(proxy_defaults="local", registration="remote"), NEAR) == ""
 
 
+def test_a_mode_for_a_service_nearby_that_fails_over_elsewhere_is_not_flagged() -> None:
+    modes = Modes(upstream="remote")
+    assert list(without_effect(modes, effective_mode(modes), DC1, [NEAR, FAR], central=True)) == []
+
+
+def test_a_peer_without_the_service_is_named() -> None:
+    assert said(Modes(), PEERED, Surroundings(instances=0)).startswith("peer cloud has no instance of web")
+
+
 def test_a_mode_for_an_external_destination_is_flagged() -> None:
     assert "external destination" in said(Modes(proxy_defaults="local"), OUTSIDE)
     assert said(Modes(), OUTSIDE) == ""
@@ -204,8 +216,8 @@ def test_a_service_that_its_partition_does_not_export_is_flagged() -> None:
     text = said(Modes(upstream="local"), NEXT_DOOR, around)
     assert "partition ap1 does not export web to default: add it to exported-services/ap1" in text
     own = Target("web", "dc1", "", partition="")
-    found = contradictions(Modes(), Locality("dc1", "ap1"), own, around, central=True)
-    assert "partition default does not export web to ap1" in found[0]
+    (found,) = obstacles("none", Place("dc1", "ap1"), own, around)
+    assert "partition default does not export web to ap1" in found
 
 
 def test_a_service_without_instances_is_flagged() -> None:

@@ -378,7 +378,7 @@ async def test_modes_follow_consuls_precedence_and_show_the_path(world: World) -
     proxy = {
         "Upstreams": [
             {"DestinationName": "web", "Datacenter": "dc2", "LocalBindPort": 9191},
-            {"DestinationName": "web", "Datacenter": "dc2", "LocalBindPort": 9192, "MeshGateway": {"Mode": "remote"}},
+            {"DestinationName": "cart", "Datacenter": "dc2", "LocalBindPort": 9192, "MeshGateway": {"Mode": "remote"}},
             {"DestinationName": "web", "LocalBindPort": 9193, "MeshGateway": {"Mode": "local"}},
         ]
     }
@@ -424,6 +424,137 @@ async def test_modes_follow_consuls_precedence_and_show_the_path(world: World) -
             await dc1.deregister("shop")
             await federation.delete_config_entry("proxy-defaults", "global")
             await federation.delete_config_entry("service-defaults", "shop")
+
+
+def defaults(mode: str = "", *, everybody: str = "", web: str = "", name: str = "shop") -> dict[str, Any]:
+    """A service-defaults with a mode of its own, for all of its upstreams, and for its upstream web."""
+    entry: dict[str, Any] = {"Kind": "service-defaults", "Name": name, "Protocol": "tcp"}
+    upstream: dict[str, Any] = {"Defaults": {"MeshGateway": {"Mode": everybody}}} if everybody else {}
+    if web:
+        upstream["Overrides"] = [{"Name": "web", "MeshGateway": {"Mode": web}}]
+    return (
+        entry | ({"MeshGateway": {"Mode": mode}} if mode else {}) | ({"UpstreamConfig": upstream} if upstream else {})
+    )
+
+
+def for_all(mode: str) -> dict[str, Any]:
+    return {"Kind": "proxy-defaults", "Name": "global", "MeshGateway": {"Mode": mode}}
+
+
+WAYS: list[tuple[list[dict[str, Any]], str, str, str | None, list[str]]] = [
+    # Entries, the mode of the registration, that of its upstream; who sets `local`, and who is overruled.
+    ([for_all("local")], "", "", "proxy-defaults", []),
+    ([defaults("local")], "", "", "service-defaults", []),
+    ([defaults("local", name="web")], "", "", "service-defaults of the destination", []),
+    ([], "local", "", "registration Proxy.MeshGateway", []),
+    ([], "", "local", "registration Proxy.Upstreams", []),
+    (
+        [defaults("remote", name="web"), for_all("local")],
+        "",
+        "",
+        "proxy-defaults",
+        ["service-defaults of the destination"],
+    ),
+    ([for_all("remote"), defaults("local")], "", "", "service-defaults", ["proxy-defaults"]),
+    ([for_all("remote")], "local", "", "registration Proxy.MeshGateway", ["proxy-defaults"]),
+    ([defaults(everybody="local")], "", "", "service-defaults UpstreamConfig.Defaults", []),
+    ([defaults(web="local")], "", "", "service-defaults UpstreamConfig.Overrides", []),
+    (
+        [defaults("remote", everybody="local")],
+        "",
+        "",
+        "service-defaults UpstreamConfig.Defaults",
+        ["service-defaults"],
+    ),
+    (
+        [defaults(everybody="remote")],
+        "local",
+        "",
+        "registration Proxy.MeshGateway",
+        ["service-defaults UpstreamConfig.Defaults"],
+    ),
+    (
+        [defaults(web="local")],
+        "remote",
+        "",
+        "service-defaults UpstreamConfig.Overrides",
+        ["registration Proxy.MeshGateway"],
+    ),
+    (
+        [defaults(web="remote")],
+        "",
+        "local",
+        "registration Proxy.Upstreams",
+        ["service-defaults UpstreamConfig.Overrides"],
+    ),
+]
+
+
+async def test_modes_know_each_way_to_set_one(world: World) -> None:
+    """And so does Consul: the mode that the agent merges into the registration for the sidecar is the same."""
+    federation, dc1 = world.federation, world.federation.dc1
+    known = [way for way in WAYS if dc1.version >= (1, 10, 0) or not any("UpstreamConfig" in it for it in way[0])]
+    assert len(known) == (14 if dc1.version >= (1, 10, 0) else 8)
+    for entries, registered, upstream, setter, overruled in known:
+        target = {
+            "DestinationName": "web",
+            "Datacenter": "dc2",
+            "LocalBindPort": 9191,
+            "MeshGateway": {"Mode": upstream},
+        }
+        proxy = {"Upstreams": [target], "MeshGateway": {"Mode": registered}}
+
+        async def told() -> tuple[str, str | None, list[str]]:
+            (found,) = upstreams(await meshgate(dc1, world.token, "modes", "shop", "--json"))
+            return found["mode"], found["set_by"], [each["place"] for each in found["overruled"]]
+
+        async def merged() -> str:
+            sidecar = await dc1.get("/v1/agent/service/shop-sidecar-proxy")
+            return str((sidecar["Proxy"]["Upstreams"][0].get("MeshGateway") or {}).get("Mode", ""))
+
+        try:
+            for entry in entries:
+                await federation.write_config_entry(entry)
+            sidecar = {"Port": 21000, "Proxy": proxy}
+            await dc1.register({"ID": "shop", "Name": "shop", "Port": 9, "Connect": {"SidecarService": sidecar}})
+            by_destination = setter == "service-defaults of the destination"
+            # The mode of the destination comes by the discovery chain instead.
+            await until_equal(f"{setter} in the agent", merged, "" if by_destination else "local", seconds=20)
+            await until_equal(f"modes of {setter}", told, ("local", setter, overruled), seconds=20)
+        finally:
+            await dc1.deregister("shop")
+            for entry in entries:
+                await federation.delete_config_entry(entry["Kind"], entry["Name"])
+
+
+async def test_modes_show_both_targets_of_a_failover_and_no_fault_in_the_near_one(world: World) -> None:
+    federation, dc1 = world.federation, world.federation.dc1
+    failover = {"Kind": "service-resolver", "Name": "web", "Failover": {"*": {"Datacenters": ["dc2"]}}}
+    target = {"DestinationName": "web", "LocalBindPort": 9191, "MeshGateway": {"Mode": "local"}}
+    sidecar = {"Port": 21000, "Proxy": {"Upstreams": [target]}}
+    async with (
+        sidecar_for(dc1, "web") as near,
+        sidecar_for(federation.dc2, "web") as far,
+        world.gateways() as (here, there),
+    ):
+        try:
+            await federation.write_config_entry(failover)
+            await dc1.register({"ID": "shop", "Name": "shop", "Port": 9, "Connect": {"SidecarService": sidecar}})
+            outcome = await meshgate(dc1, world.token, "modes", "shop", "--json")
+            (found,) = upstreams(outcome)
+            paths = {each["datacenter"]: each["path"] for each in found["targets"]}
+            assert paths == {
+                "dc1": [{"to": "sidecar", "addresses": [f"127.0.0.1:{near.port}"]}],
+                "dc2": [
+                    {"to": "local_gateway", "addresses": [f"127.0.0.1:{here.address[1]}"]},
+                    {"to": "remote_gateway", "addresses": [f"127.0.0.1:{there.address[1]}"]},
+                    {"to": "sidecar", "addresses": [f"127.0.0.1:{far.port}"]},
+                ],
+            }
+            assert outcome.data["sound"], (found["notes"], [each["problems"] for each in found["targets"]])
+        finally:
+            await dc1.deregister("shop")
+            await federation.delete_config_entry("service-resolver", "web")
 
 
 async def test_modes_follow_a_redirect_and_flag_what_cannot_work(world: World) -> None:

@@ -6,7 +6,7 @@ what is more specific overrules what is more general. A mode matters only where 
 another partition or another cluster; within one, a gateway is never used.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
@@ -17,7 +17,7 @@ LOCAL = "local"
 REMOTE = "remote"
 
 
-class Place(StrEnum):
+class SetBy(StrEnum):
     """Where a mode can be set. The text is what an operator looks for."""
 
     DESTINATION = "service-defaults of the destination"
@@ -44,28 +44,28 @@ class Modes:
     override: str = ""
     upstream: str = ""
 
-    def layers(self, *, central: bool = True) -> Iterator[tuple[Place, str]]:
+    def layers(self, *, central: bool = True) -> Iterator[tuple[SetBy, str]]:
         """Places that set a mode and are listened to, the lowest precedence first.
 
         `central` says whether the agent merges central configuration into registrations. Where it does not, the
         caller's service-defaults have no effect; proxy-defaults still have one, by the discovery chain, and there the
         destination's service-defaults overrule them.
         """
-        general = [(Place.DESTINATION, self.destination), (Place.PROXY_DEFAULTS, self.proxy_defaults)]
+        general = [(SetBy.DESTINATION, self.destination), (SetBy.PROXY_DEFAULTS, self.proxy_defaults)]
         if not central:
             general.reverse()
         for place, mode in (
             *general,
-            (Place.SERVICE_DEFAULTS, self.service_defaults if central else ""),
-            (Place.UPSTREAM_DEFAULTS, self.upstream_defaults if central else ""),
-            (Place.REGISTRATION, self.registration),
-            (Place.OVERRIDE, self.override if central else ""),
-            (Place.UPSTREAM, self.upstream),
+            (SetBy.SERVICE_DEFAULTS, self.service_defaults if central else ""),
+            (SetBy.UPSTREAM_DEFAULTS, self.upstream_defaults if central else ""),
+            (SetBy.REGISTRATION, self.registration),
+            (SetBy.OVERRIDE, self.override if central else ""),
+            (SetBy.UPSTREAM, self.upstream),
         ):
             if mode:
                 yield place, mode
 
-    def unheard(self) -> tuple[Place, ...]:
+    def unheard(self) -> tuple[SetBy, ...]:
         """Places whose mode is lost where central configuration is off."""
         return tuple(
             place for place, _ in self.layers() if place not in {heard for heard, _ in self.layers(central=False)}
@@ -77,8 +77,8 @@ class Effective:
     """The mode in force, `none` where no place sets one, and the places that set another and are overruled."""
 
     mode: str
-    place: Place | None
-    overruled: tuple[tuple[Place, str], ...] = ()
+    set_by: SetBy | None
+    overruled: tuple[tuple[SetBy, str], ...] = ()
 
 
 def effective_mode(modes: Modes, *, central: bool = True) -> Effective:
@@ -86,8 +86,8 @@ def effective_mode(modes: Modes, *, central: bool = True) -> Effective:
     layers = tuple(modes.layers(central=central))
     if not layers:
         return Effective(NONE, None)
-    place, mode = layers[-1]
-    return Effective(mode, place, tuple(layer for layer in layers[:-1] if layer[1] != mode))
+    set_by, mode = layers[-1]
+    return Effective(mode, set_by, tuple(layer for layer in layers[:-1] if layer[1] != mode))
 
 
 def told_apart(configured: Modes, merged_registration: str, merged_upstream: str, *, central: bool = True) -> Modes:
@@ -101,11 +101,11 @@ def told_apart(configured: Modes, merged_registration: str, merged_upstream: str
     given = configured.service_defaults or configured.proxy_defaults
     known = replace(configured, registration="" if merged_registration == given else merged_registration)
     inherited = effective_mode(replace(known, destination=""))
-    return replace(known, upstream="" if inherited.place and merged_upstream == inherited.mode else merged_upstream)
+    return replace(known, upstream="" if inherited.set_by and merged_upstream == inherited.mode else merged_upstream)
 
 
 @dataclass(frozen=True, slots=True)
-class Locality:
+class Place:
     """Where something is."""
 
     datacenter: str
@@ -137,7 +137,7 @@ class Hop(StrEnum):
     EXTERNAL = "the external address"
 
 
-def first_hop(mode: str, own: Locality, target: Target) -> Hop:
+def first_hop(mode: str, own: Place, target: Target) -> Hop:
     """Whom a sidecar at `own` dials for `target`, as Consul configures it (`makeLoadAssignmentEndpointGroup`)."""
     if target.external:
         return Hop.EXTERNAL
@@ -148,7 +148,7 @@ def first_hop(mode: str, own: Locality, target: Target) -> Hop:
     return {LOCAL: Hop.LOCAL_GATEWAY, REMOTE: Hop.REMOTE_GATEWAY}.get(mode, Hop.REMOTE_SIDECAR)
 
 
-def path(mode: str, own: Locality, target: Target) -> tuple[Hop, ...]:
+def path(mode: str, own: Place, target: Target) -> tuple[Hop, ...]:
     """All that is dialled on the way, the first hop by the caller's sidecar and each further one by the one before."""
     first = first_hop(mode, own, target)
     if first is Hop.LOCAL_GATEWAY:
@@ -158,7 +158,7 @@ def path(mode: str, own: Locality, target: Target) -> tuple[Hop, ...]:
     return (first,)
 
 
-def same_place(own: Locality, target: Target) -> bool:
+def same_place(own: Place, target: Target) -> bool:
     """Whether a target is so near that no mode applies to it."""
     return not target.peer and (target.datacenter, target.partition or DEFAULT) == (own.datacenter, own.partition)
 
@@ -177,36 +177,38 @@ class Surroundings:
     exported: bool | None = None
 
 
-def contradictions(modes: Modes, own: Locality, target: Target, around: Surroundings, *, central: bool) -> list[str]:
-    """What cannot work, or does not do what whoever configured it wants: a line each, with what to do."""
-    effective = effective_mode(modes, central=central)
-    hop = first_hop(effective.mode, own, target)
-    found = list(_without_effect(modes, effective, own, target, central=central))
-    where = f"{target.datacenter}/{target.partition}" if target.partition not in ("", DEFAULT) else target.datacenter
-    if hop is Hop.LOCAL_GATEWAY and around.local_gateways == 0:
-        found.append(f"mode local, but {own.datacenter} has no healthy mesh gateway: start one, or use mode remote")
-    if hop in (Hop.LOCAL_GATEWAY, Hop.REMOTE_GATEWAY) and around.remote_gateways == 0 and not target.peer:
-        found.append(f"mode {effective.mode}, but {where} has no healthy mesh gateway: start one there")
-    if around.instances == 0:
-        found.append(f"{where} has no instance of {target.service} in the mesh that the token can see")
-    if around.exported is False:
-        found.append(
-            f"partition {target.partition or DEFAULT} does not export {target.service} to {own.partition}: "
-            f"add it to exported-services/{target.partition or DEFAULT}"
-        )
-    return found
-
-
-def _without_effect(
-    modes: Modes, effective: Effective, own: Locality, target: Target, *, central: bool
+def without_effect(
+    modes: Modes, effective: Effective, own: Place, targets: Collection[Target], *, central: bool
 ) -> Iterator[str]:
+    """What whoever configured an upstream may expect of a mode and does not get: a line each."""
     if not central:
         for place in modes.unheard():
             yield f"{place} sets a mode, but central configuration is off in this agent: enable_central_service_config"
-    # proxy-defaults are for all services, so it means nothing that they reach one nearby.
-    if same_place(own, target) and effective.place in (Place.OVERRIDE, Place.UPSTREAM) and effective.mode != NONE:
-        yield f"{effective.place} sets mode {effective.mode}, but within one datacenter a gateway is never used"
-    if target.external and effective.mode != NONE:
-        yield f"mode {effective.mode} has no effect: an external destination is never reached by a gateway"
     if effective.mode not in (NONE, LOCAL, REMOTE):
-        yield f"{effective.place} sets the mode {effective.mode!r}, which is none: none, local or remote"
+        yield f"{effective.set_by} sets the mode {effective.mode!r}, which is none: none, local or remote"
+    # proxy-defaults are for all services, so it means nothing that they reach one nearby. Of a failover's targets the
+    # first is mostly nearby.
+    meant = effective.mode != NONE and effective.set_by in (SetBy.OVERRIDE, SetBy.UPSTREAM)
+    if meant and all(same_place(own, target) for target in targets):
+        yield f"{effective.set_by} sets mode {effective.mode}, but within one datacenter a gateway is never used"
+    if effective.mode != NONE and all(target.external for target in targets):
+        yield f"mode {effective.mode} has no effect: an external destination is never reached by a gateway"
+
+
+def obstacles(mode: str, own: Place, target: Target, around: Surroundings) -> Iterator[str]:
+    """What keeps calls from reaching a target: a line each, with what to do."""
+    hop = first_hop(mode, own, target)
+    where = f"{target.datacenter}/{target.partition}" if target.partition not in ("", DEFAULT) else target.datacenter
+    if hop is Hop.LOCAL_GATEWAY and around.local_gateways == 0:
+        yield f"mode local, but {own.datacenter} has no healthy mesh gateway: start one, or use mode remote"
+    if hop in (Hop.LOCAL_GATEWAY, Hop.REMOTE_GATEWAY) and around.remote_gateways == 0 and not target.peer:
+        yield f"mode {mode}, but {where} has no healthy mesh gateway: start one there"
+    if around.instances == 0:
+        place = f"peer {target.peer}" if target.peer else where
+        yield f"{place} has no instance of {target.service} in the mesh that the token can see"
+    if around.exported is False:
+        partition = target.partition or DEFAULT
+        yield (
+            f"partition {partition} does not export {target.service} to {own.partition}: "
+            f"add it to exported-services/{partition}"
+        )

@@ -27,14 +27,15 @@ from meshgate.core.host_port import HostPort
 from meshgate.core.modes import (
     Effective,
     Hop,
-    Locality,
     Modes,
+    Place,
     Surroundings,
     Target,
-    contradictions,
     effective_mode,
+    obstacles,
     path,
     told_apart,
+    without_effect,
 )
 from meshgate.core.sni import DEFAULT, ServiceSni
 
@@ -85,7 +86,7 @@ class SidecarReport:
 class ModesReport:
     """The answer. `notes` are about all of it: what could not be read."""
 
-    own: Locality
+    own: Place
     central_config: bool | None
     sidecars: tuple[SidecarReport, ...]
     notes: tuple[str, ...]
@@ -102,7 +103,7 @@ class ModesReader:
     def __init__(self, client: ConsulClient, gateway_service: str = GATEWAY_KIND) -> None:
         self._client = client
         self._gateway_service = gateway_service
-        self._own = Locality("")
+        self._own = Place("")
         self._trust_domain = ""
         self._central = True
         self._enterprise = False
@@ -117,7 +118,7 @@ class ModesReader:
             ConsulError: the agent does not tell who it is, or which services it holds.
         """
         report = await self._client.agent_self()
-        self._own = Locality(report.datacenter, report.partition)
+        self._own = Place(report.datacenter, report.partition)
         self._central = report.central_config is not False
         self._enterprise = report.enterprise
         self._trust_domain = (await self._client.ca_roots()).value.trust_domain
@@ -154,11 +155,11 @@ class ModesReader:
         )
         modes = told_apart(configured, sidecar.mode, upstream.mode, central=self._central)
         effective = effective_mode(modes, central=self._central)
-        ways = [
-            await self._way(sidecar, modes, effective, target)
-            for target in await self._targets(upstream, namespace, partition)
-        ]
-        return UpstreamReport(upstream, effective, tuple(ways))
+        targets = await self._targets(upstream, namespace, partition)
+        own = Place(self._own.datacenter, sidecar.partition)
+        notes = without_effect(modes, effective, own, targets, central=self._central)
+        ways = [await self._way(own, effective.mode, target) for target in targets]
+        return UpstreamReport(upstream, effective, tuple(ways), tuple(notes))
 
     async def _targets(self, upstream: UpstreamDefinition, namespace: str, partition: str) -> Sequence[Target]:
         datacenter = upstream.datacenter or self._own.datacenter
@@ -175,9 +176,8 @@ class ModesReader:
 
     # --- where the traffic goes ----------------------------------------------------------------------------------
 
-    async def _way(self, sidecar: Sidecar, modes: Modes, effective: Effective, target: Target) -> Way:
-        own = Locality(self._own.datacenter, sidecar.partition)
-        hops = path(effective.mode, own, target)
+    async def _way(self, own: Place, mode: str, target: Target) -> Way:
+        hops = path(mode, own, target)
         local = await self._gateways(own.datacenter, own.partition) if Hop.LOCAL_GATEWAY in hops else None
         remote = await self._gateways(target.datacenter, target.partition) if Hop.REMOTE_GATEWAY in hops else None
         instances = None if target.external else await self._instances(target)
@@ -197,7 +197,7 @@ class ModesReader:
             Hop.REMOTE_SIDECAR: _addresses(behind, wan=True),
             Hop.EXTERNAL: (),
         }
-        problems = contradictions(modes, own, target, around, central=self._central)
+        problems = obstacles(mode, own, target, around)
         return Way(target, tuple(Leg(hop, legs[hop]) for hop in hops), tuple(problems))
 
     async def _gateways(self, datacenter: str, partition: str) -> Instances | None:
@@ -217,7 +217,7 @@ class ModesReader:
         )
         return found.value if found else None
 
-    async def _exported(self, own: Locality, target: Target) -> bool | None:
+    async def _exported(self, own: Place, target: Target) -> bool | None:
         if target.peer or target.partition == own.partition or target.datacenter != self._own.datacenter:
             return None
         # Its own entries: each partition has one for each group, too.
@@ -241,7 +241,7 @@ class ModesReader:
             self._unknown_export(own, target, ", ".join(unread))
         return None if unread else False
 
-    def _unknown_export(self, own: Locality, target: Target, unread: str) -> None:
+    def _unknown_export(self, own: Place, target: Target, unread: str) -> None:
         self._notes.append(
             f"whether partition {target.partition} exports {target.service} to {own.partition} is unknown: "
             f"{unread} could not be read"

@@ -62,7 +62,7 @@ def _upstream_view(report: "UpstreamReport") -> dict[str, Any]:
         "listens": report.upstream.listens,
         "prepared_query": report.upstream.prepared_query,
         "mode": effective.mode,
-        "set_by": effective.place,
+        "set_by": effective.set_by,
         "overruled": [{"place": place, "mode": mode} for place, mode in effective.overruled],
         "notes": report.notes,
         "targets": [
@@ -109,7 +109,7 @@ def _show_upstream(report: "UpstreamReport", printer: Printer) -> None:
         f" of peer {upstream.peer}" if upstream.peer else f" in {upstream.datacenter}" if upstream.datacenter else ""
     )
     printer.line(f"  {kind}{upstream.name}{place}, at {upstream.listens}")
-    printer.line(f"    mode   {effective.mode}, {f'set by {effective.place}' if effective.place else 'set nowhere'}")
+    printer.line(f"    mode   {effective.mode}, {f'set by {effective.set_by}' if effective.set_by else 'set nowhere'}")
     for overruled, mode in reversed(effective.overruled):
         printer.line(f"           overrules {mode} of {overruled}")
     for way in report.ways:
