@@ -1,0 +1,58 @@
+"""The pages of promises name only tests that exist."""
+
+import ast
+import re
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+# A file, or a test in it, as a page names it: below `tests`, which may be left out.
+NAMED = re.compile(r"`(?:tests/)?([\w/]+/test_\w+\.py)(?:::(\w+))?`")
+
+
+def page(name: str) -> str:
+    """The page, with abbreviations of files (`T` is `security/test_token.py`) written out."""
+    text = (ROOT / name).read_text()
+    for short, file in re.findall(r"`(\w)` is `([\w/.]+)`", " ".join(text.split())):
+        text = text.replace(f"`{short}::", f"`{file}::")
+    return text
+
+
+@pytest.mark.parametrize(("name", "at_least"), [("docs/reliability.md", 60), ("SECURITY.md", 40)])
+def test_every_test_that_a_page_names_exists(name: str, at_least: int) -> None:
+    named = NAMED.findall(page(name))
+    assert len(named) > at_least
+    assert [f"{path}::{test}" for path, test in named if not exists(ROOT / "tests" / path, test)] == []
+
+
+def test_every_row_of_promises_names_a_test() -> None:
+    rows = [
+        line
+        for line in page("docs/reliability.md").splitlines()
+        if line.startswith("| ") and not line.endswith(("held by |", "--- |"))
+    ]
+    assert rows
+    assert [row for row in rows if "::test_" not in row] == []
+
+
+def test_every_row_of_security_names_a_test() -> None:
+    """A row may say that the test of the one above holds it, too."""
+    table: list[list[str]] = []
+    for line in page("SECURITY.md").splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if line.startswith("| ") and cells[-1] not in ("test", "---"):
+            table.append(cells)
+    assert table
+    assert [row for row in table if not (NAMED.search(row[-1]) or row[-1] == "the same")] == []
+
+
+def exists(path: Path, test: str) -> bool:
+    return path.exists() and (not test or test in functions(path))
+
+
+@cache
+def functions(path: Path) -> set[str]:
+    nodes = ast.walk(ast.parse(path.read_text()))
+    return {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
