@@ -12,7 +12,7 @@ import trio
 from meshgate import __version__
 from meshgate.adapters.admin.server import AdminServer
 from meshgate.adapters.admin.views import routes_view
-from meshgate.adapters.consul import WatchState
+from meshgate.adapters.consul import WatchKey, WatchState
 from meshgate.adapters.relay.counters import OpenStream
 from meshgate.app.admin.admin_operator import operator_routes
 from meshgate.app.logs import logs
@@ -49,8 +49,10 @@ def settings_of(environ: Mapping[str, str] = {}, flags: Mapping[str, str] = {}) 
 def watch_states() -> list[WatchState]:
     now = trio.current_time()
     return [
-        WatchState("services", "services", now - 100, last_success=now - 2.5, index=42),
-        WatchState("connect", "web", now - 10, error='lacks "web"', status="403", failures=3, failing_since=now - 9),
+        WatchState(WatchKey("services", "services"), now - 100, last_success=now - 2.5, index=42),
+        WatchState(
+            WatchKey("connect", "web"), now - 10, error='lacks "web"', status="403", failures=3, failing_since=now - 9
+        ),
     ]
 
 

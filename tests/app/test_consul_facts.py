@@ -6,7 +6,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from meshgate.adapters.consul import ConsulUnreachableError, HealthCheck, WatchState
+from meshgate.adapters.consul import ConsulUnreachableError, HealthCheck, WatchKey, WatchState
 from meshgate.app.admin.consul_facts import ConsulFacts
 from meshgate.core.explain import Explanation, explain
 from meshgate.core.routes import Endpoint, Route, RouteKind
@@ -36,9 +36,9 @@ def routes_of(*endpoints: Endpoint) -> list[Route]:
 def gateway_with(*endpoints: Endpoint, checks: tuple[HealthCheck, ...] | Exception = CHECKS) -> GatewayDouble:
     now = trio.current_time()
     states = [
-        WatchState("health", "web", now - 100, last_success=now - 42),
-        WatchState("health", "api", now - 100, last_success=now),
-        WatchState("gateways", "mesh-gateway in dc2", now - 100, last_success=now - 7),
+        WatchState(WatchKey("health", "web"), now - 100, last_success=now - 42),
+        WatchState(WatchKey("health", "api"), now - 100, last_success=now),
+        WatchState(WatchKey("gateways", "mesh-gateway", "dc2"), now - 100, last_success=now - 7),
     ]
     return GatewayDouble(*routes_of(*endpoints), states=states, checks=checks)
 

@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from meshgate.adapters.admin.messages import Request, Response
-from meshgate.adapters.consul.watch_registry import WatchState
+from meshgate.adapters.consul.watch_registry import WatchKey, WatchState
 from meshgate.adapters.relay import OpenStream
 from meshgate.app.admin.dashboard import dashboard_routes
 from meshgate.app.admin.dashboard_sampler import FRESH, MOST_STREAMS, STALE, Sampler
@@ -42,9 +42,9 @@ async def test_state_tells_the_gateway_its_destinations_and_its_news(autojump_cl
     double.recent += [(5.0, refused("first")), (6.0, refused(None, Reason.NOT_TLS, "plain text"))]
     now = trio.current_time()
     double.states += [
-        WatchState("roots", "CA roots", now - 9, last_success=now - 4),
-        WatchState("health", "web", now - 9, last_success=now - 2),
-        WatchState("health", "mail", now - 9, error="500 broken", failures=2),
+        WatchState(WatchKey("roots", "CA roots"), now - 9, last_success=now - 4),
+        WatchState(WatchKey("health", "web"), now - 9, last_success=now - 2),
+        WatchState(WatchKey("health", "mail"), now - 9, error="500 broken", failures=2),
     ]
     ask = asking(double)
     await ask()

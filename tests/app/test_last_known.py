@@ -1,5 +1,7 @@
 """When the catalog on disk is believed, and what of Consul's silence it may fill."""
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -7,7 +9,8 @@ import trio
 from structlog.testing import capture_logs
 from trio.testing import MockClock
 
-from meshgate.adapters.consul import CatalogWatcher, ServerError, WatchRegistry, WatchState
+from meshgate.adapters.consul import CatalogWatcher, ServerError, WatchRegistry
+from meshgate.adapters.consul.api import Resolver, SubsetRule
 from meshgate.adapters.names import NameKeeper
 from meshgate.adapters.state import Kept, read, write
 from meshgate.app.gateway.last_known import REMOTES_PATIENCE, LastKnown
@@ -37,10 +40,6 @@ async def loaded(folder: Path, **options: str) -> LastKnown:
     it = of(folder, **options)
     await it.load()
     return it
-
-
-def state(kind: str, name: str, *, answered: bool = False, status: str = "500") -> WatchState:
-    return WatchState(kind, name, 0.0, last_success=1.0 if answered else None, status=status)
 
 
 async def test_without_a_folder_there_is_nothing_and_nothing_is_kept() -> None:
@@ -107,47 +106,67 @@ async def test_a_catalog_from_disk_is_not_written_back_and_consuls_is(tmp_path: 
     assert (it.from_disk, it.kept) == (False, None)
 
 
-@pytest.fixture
-def silences() -> list[WatchState]:
-    return [
-        state("health", "web"),
-        state("health", "api", answered=True),
-        state("subset", "v1.web", status="unreachable"),
-        state("subset", "bad.web", status="400"),
-        state("resolvers", "service-resolvers", answered=True),
-    ]
+@asynccontextmanager
+async def watching(model: Model) -> AsyncIterator[CatalogWatcher]:
+    """A watcher that has heard all that the model has to say."""
+    watcher = CatalogWatcher(model, WatchRegistry(), lambda _: None, datacenter="dc1")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(watcher.run)
+        await trio.sleep(1)
+        yield watcher
+        nursery.cancel_scope.cancel()
 
 
-async def test_silence_of_consul_is_told_from_its_answers(tmp_path: Path, silences: list[WatchState]) -> None:
+async def test_silence_of_consul_is_told_from_its_answers(tmp_path: Path, patient_clock: MockClock) -> None:
     it = await loaded(tmp_path)
-    found = it.unanswered(silences)
-    assert (found.services, found.subsets, found.resolvers) == (
-        frozenset({"web"}),
-        frozenset({"v1.web"}),
-        False,
-    )
-    assert it.unanswered([state("resolvers", "service-resolvers")]).resolvers
+    failing = ServerError("Consul failed: 500", "500")
+    model = Model(connect={"web": (ROW,), "api": (ROW,)}, broken={"connect_instances:web": failing})
+    async with watching(model) as watcher:
+        found = it.pending(watcher)
+        assert (found.services, found.subsets, found.resolvers) == (frozenset({"web"}), frozenset(), False)
+        # A subset whose filter does not compile is answered for, one that cannot be asked for is not.
+        model.filters["api", "odd"] = None
+        model.entries = (Resolver("api", (SubsetRule("v1", "odd"),)),)
+        model.change()
+        await trio.sleep(1)
+        assert it.pending(watcher).subsets == frozenset()
+        model.broken["connect_instances:api"] = failing
+        model.entries = (Resolver("api", (SubsetRule("v2", "fine"),)),)
+        model.change()
+        await trio.sleep(1)
+        assert it.pending(watcher).subsets == {"v2.api"}
 
 
 async def test_datacenter_that_consul_does_not_know_yet_is_given_a_minute(
     tmp_path: Path, patient_clock: MockClock
 ) -> None:
     it = await loaded(tmp_path)
-    listed = [state("datacenters", "datacenters", answered=True)]
-    assert it.completed(EMPTY, it.unanswered(listed)).remotes == (DC2,)
-    await trio.sleep(REMOTES_PATIENCE - 1)
-    assert it.unanswered(listed).remotes == {"dc2"}
-    await trio.sleep(2)
-    assert it.unanswered([state("datacenters", "datacenters")]).remotes == {"dc2"}
-    assert it.unanswered(listed).remotes == frozenset()
-    assert it.completed(EMPTY, it.unanswered(listed)) is EMPTY
+    async with watching(Model()) as watcher:
+        assert it.completed(EMPTY, it.pending(watcher)).remotes == (DC2,)
+        await trio.sleep(REMOTES_PATIENCE - 1)
+        assert it.pending(watcher).remotes == {"dc2"}
+        await trio.sleep(2)
+        assert it.pending(watcher).remotes == frozenset()
+        assert it.completed(EMPTY, it.pending(watcher)) is EMPTY
     assert it.kept is None
 
 
-async def test_datacenter_that_answers_for_its_gateways_is_believed_at_once(tmp_path: Path) -> None:
+async def test_datacenter_of_which_consul_cannot_say_whether_it_is_there_is_waited_for(
+    tmp_path: Path, patient_clock: MockClock
+) -> None:
     it = await loaded(tmp_path)
-    assert it.unanswered([state("gateways", "mesh-gateway in dc2", answered=True)]).remotes == frozenset()
-    assert it.unanswered([state("gateways", "mesh-gateway in dc2")]).remotes == {"dc2"}
+    async with watching(Model(broken={"datacenters": ServerError("Consul failed: 500", "500")})) as watcher:
+        it.completed(EMPTY, it.pending(watcher))
+        await trio.sleep(REMOTES_PATIENCE + 2)
+        assert it.pending(watcher).remotes == {"dc2"}
+
+
+async def test_datacenter_that_answers_for_its_gateways_is_believed_at_once(
+    tmp_path: Path, patient_clock: MockClock
+) -> None:
+    it = await loaded(tmp_path)
+    async with watching(Model(wan=("dc1", "dc2"), remote={"dc2": {}})) as watcher:
+        assert it.pending(watcher).remotes == frozenset()
 
 
 async def test_what_is_carried_is_told_until_it_is_not(tmp_path: Path) -> None:
@@ -159,7 +178,6 @@ async def test_what_is_carried_is_told_until_it_is_not(tmp_path: Path) -> None:
 
 
 async def test_real_watches_that_fail_are_told_from_those_that_answer(tmp_path: Path, patient_clock: MockClock) -> None:
-    """The names of the watches carry the meaning: this fails if they are renamed."""
     it = await loaded(tmp_path)
     failing = ServerError("Consul failed: 500", "500")
     model = Model(connect={"web": (ROW,), "api": (ROW,)}, wan=("dc1", "dc2"), remote={"dc2": {}})
@@ -169,14 +187,14 @@ async def test_real_watches_that_fail_are_told_from_those_that_answer(tmp_path: 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(watcher.run)
         await trio.sleep(REMOTES_PATIENCE)
-        found = it.unanswered(registry.states())
+        found = it.pending(watcher)
         assert found == PendingSources(frozenset({"web"}), frozenset(), True, frozenset({"dc2"}))
         model.broken = {}
         await trio.sleep(REMOTES_PATIENCE)
         assert watcher.snapshot is not None
-        it.completed(watcher.snapshot, it.unanswered(registry.states()))
+        it.completed(watcher.snapshot, it.pending(watcher))
         await trio.sleep(REMOTES_PATIENCE)
-        assert it.unanswered(registry.states()) == PendingSources()
+        assert it.pending(watcher) == PendingSources()
         nursery.cancel_scope.cancel()
 
 

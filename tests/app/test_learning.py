@@ -21,7 +21,7 @@ class Watcher:
     def __init__(self) -> None:
         self.learned: list[tuple[set[str], str]] = []
 
-    async def learn(self, services: list[str], namespace: str = "") -> None:
+    async def lookup(self, services: list[str], namespace: str = "") -> None:
         self.learned.append((set(services), namespace))
 
 

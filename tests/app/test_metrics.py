@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 
 from meshgate import __version__
 from meshgate.adapters.admin.messages import Request, Response
-from meshgate.adapters.consul import WatchState
+from meshgate.adapters.consul import WatchKey, WatchState
 from meshgate.adapters.relay import CONNECT_BUCKETS, STREAM_BUCKETS, Counters, Limits
 from meshgate.app.admin.metrics import MAX_DESTINATIONS, Metrics, usage_of
 from meshgate.core.reasons import Reason
@@ -30,9 +30,9 @@ WEB = (RouteKind.SERVICE, "web")
 def full_gateway() -> GatewayDouble:
     """One with something of everything."""
     states = [
-        WatchState("services", "services", 0.0, last_success=1.5),
-        WatchState("health", "web", 0.0, error="no", status="403"),
-        WatchState("health", "api", 0.0, error="no"),
+        WatchState(WatchKey("services", "services"), 0.0, last_success=1.5),
+        WatchState(WatchKey("health", "web"), 0.0, error="no", status="403"),
+        WatchState(WatchKey("health", "api"), 0.0, error="no"),
     ]
     gateway = GatewayDouble(
         route("web", healthy=2, unhealthy=1),

@@ -18,7 +18,7 @@ import pytest
 from msgspec.structs import replace
 from rich.console import Console
 
-from meshgate.adapters.consul import WatchState
+from meshgate.adapters.consul import WatchKey, WatchState
 from meshgate.adapters.relay import Counters, OpenStream
 from meshgate.app.cli.commands.answers import (
     Consul,
@@ -91,7 +91,7 @@ def clean_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def busy_gateway() -> GatewayDouble:
     now = 0.0
-    states = [WatchState("services", "services", now)]
+    states = [WatchState(WatchKey("services", "services"), now)]
     return GatewayDouble(*ROUTES, numbers=NUMBERS.copy(), streams=STREAMS, states=states)
 
 

@@ -11,6 +11,7 @@ from meshgate.adapters.consul import (
     Cursor,
     Page,
     PermissionDeniedError,
+    WatchKey,
     WatchRegistry,
 )
 from meshgate.adapters.consul.watch import Watch
@@ -42,8 +43,7 @@ class Script:
     def watch(self, registry: WatchRegistry, name: str = "it", interval: float | None = None) -> Watch[str]:
         return Watch(
             registry,
-            "kind",
-            name,
+            WatchKey("kind", name),
             self.ask,
             self.values.append,
             on_error=lambda e: self.errors.append(str(e)),

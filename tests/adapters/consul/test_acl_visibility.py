@@ -90,7 +90,7 @@ async def test_services_outside_the_mesh_that_disappear_all_at_once_are_let_go(a
         for name in plain:
             del model.plain[name]
         await watched.change(5)
-        assert {state.name for state in watched.registry.states() if state.kind == "health"} == {
+        assert {str(state.key) for state in watched.registry.states() if state.key.kind == "health"} == {
             "consul",
             "mesh-gateway",
         }

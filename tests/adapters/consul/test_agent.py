@@ -26,7 +26,7 @@ async def test_an_agent_that_starts_late_is_waited_for(autojump_clock: MockClock
         nursery.start_soon(wait_for_agent, model, registry)
         await trio.sleep(100)
         (state,) = registry.states()
-        assert (state.kind, state.status) == ("agent", "unreachable")
+        assert (state.key.kind, state.status) == ("agent", "unreachable")
         model.fail(None)
         with trio.fail_after(31):
             while registry.states():

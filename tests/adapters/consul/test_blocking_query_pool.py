@@ -5,7 +5,7 @@ from itertools import pairwise
 import trio
 from trio.testing import MockClock
 
-from meshgate.adapters.consul import Cursor, WatchRegistry
+from meshgate.adapters.consul import Cursor, WatchKey, WatchRegistry
 from meshgate.adapters.consul.blocking_query_pool import RESERVED, ROTATION_WAIT, BlockingQueryPool
 from meshgate.adapters.consul.watch import Watch
 
@@ -23,11 +23,11 @@ async def follow(model: Model, pool: BlockingQueryPool, names: list[str], second
 
 async def one(pool: BlockingQueryPool, name: str) -> None:
     async def ask(cursor: Cursor):  # type: ignore[no-untyped-def]
-        async with pool.slot(cursor) as (reader, turn):
-            return await reader.connect_instances(name, turn)
+        async with pool.slot(cursor) as reader:
+            return await reader.connect_instances(name, cursor)
 
     with pool.registered():
-        await Watch(WatchRegistry(), "health", name, ask, lambda _: None).run()
+        await Watch(WatchRegistry(), WatchKey("health", name), ask, lambda _: None, wait=pool.wait).run()
 
 
 def names(number: int) -> list[str]:
@@ -109,6 +109,8 @@ async def test_the_room_is_what_others_leave(autojump_clock: MockClock) -> None:
 
 
 async def test_a_query_may_be_held_for_less_where_that_is_wanted(autojump_clock: MockClock) -> None:
-    model = Model()
-    async with BlockingQueryPool(model, budget=RESERVED + 6) as pool, pool.slot(Cursor(1), 7.5) as (_, turn):
-        assert turn.wait == 7.5
+    async with BlockingQueryPool(Model(), budget=RESERVED + 1) as pool:
+        with pool.registered():
+            assert pool.wait(7.5) == 7.5
+            with pool.registered():
+                assert pool.wait(7.5) == ROTATION_WAIT

@@ -49,10 +49,10 @@ async def test_the_first_snapshot_is_complete(autojump_clock: MockClock) -> None
         assert watched.watcher.problems() == []
         assert not watched.stale()
         assert watched.watcher.ca_root_expiry == 2e9
-        kinds = {state.kind for state in watched.watcher.states()}
+        kinds = {state.key.kind for state in watched.watcher.states()}
         assert kinds == {
             "roots", "services", "health", "subset", "resolvers", "datacenters", "federation-states", "gateway-names",
-            "gateways",
+            "gateways", "peerings",
         }  # fmt: skip
 
 
@@ -111,7 +111,7 @@ async def test_a_service_that_appears_moves_turns_critical_and_disappears_is_fol
         del model.connect["api"]
         await watched.change()
         assert watched.services == {"web": (WEB,)}
-        assert [state for state in watched.registry.states() if state.name == "api"] == []
+        assert [state for state in watched.registry.states() if str(state.key) == "api"] == []
         model.connect["api"] = (API,)
         await watched.change()
         assert watched.services["api"] == (API,)

@@ -85,7 +85,7 @@ async def test_a_datacenter_out_of_reach_keeps_its_gateways_and_disturbs_no_othe
         model.remote["dc3"]["mesh-gateway"] = (gateway("dc3"), gateway("dc3", 2))
         await watched.change(90)
         assert watched.remotes == {"dc2": (gateway("dc2"),), "dc3": (gateway("dc3"), gateway("dc3", 2))}
-        assert "gateways mesh-gateway in dc2: Consul failed: 500 No path to datacenter" in watched.watcher.problems()
+        assert "gateways mesh-gateway of dc2: Consul failed: 500 No path to datacenter" in watched.watcher.problems()
 
 
 async def test_a_datacenter_that_refuses_the_token_keeps_its_gateways(autojump_clock: MockClock) -> None:

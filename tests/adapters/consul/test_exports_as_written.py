@@ -137,7 +137,7 @@ async def test_members_that_come_and_go_are_followed_at_once_and_a_group_that_is
             await followed.until(lambda seen: seen.exports == (export("web", "west"),))
             double.exports_as_written({"Name": "web", "Consumers": [{"Peer": "east"}]})
             await followed.until(lambda seen: seen.exports == (export("web", "east"),))
-            assert {state.name for state in followed.registry.states() if state.kind == "exports"} == {
+            assert {str(state.key) for state in followed.registry.states() if state.key.kind == "exports"} == {
                 "exported services"
             }
             assert followed.watcher.problems() == []
@@ -165,7 +165,7 @@ async def test_groups_are_left_to_consul_where_it_has_come_to_resolve_them() -> 
             double.set_at("/v1/exported-services", [exported("web", peers=("west",))])
             double.drop_connections()
             await followed.until(lambda seen: seen.exports == (export("web", "west"),))
-            assert {state.name for state in followed.registry.states() if state.kind == "exports"} == {
+            assert {str(state.key) for state in followed.registry.states() if state.key.kind == "exports"} == {
                 "exported services"
             }
 

@@ -37,7 +37,7 @@ def asked(model: Model, name: str) -> int:
 async def learned(watched: Watched, *names: str, namespace: str = "") -> float:
     """Learn of services; the seconds that it took."""
     start = trio.current_time()
-    await watched.watcher.learn(names, namespace)
+    await watched.watcher.lookup(names, namespace)
     return trio.current_time() - start
 
 
@@ -89,7 +89,7 @@ async def test_those_who_learn_at_the_same_time_share_a_snapshot(autojump_clock:
         start = trio.current_time()
         async with trio.open_nursery() as nursery:
             for name in names():
-                nursery.start_soon(watched.watcher.learn, [name])
+                nursery.start_soon(watched.watcher.lookup, [name])
         seconds = trio.current_time() - start
         assert all(watched.services[name] == watched.model.connect[name] for name in names())
         assert len(watched.published) - published <= 2 + seconds / APART
@@ -197,7 +197,7 @@ async def test_without_consul_nothing_is_learned_and_nothing_is_lost(autojump_cl
         else:
             watched.model.fail(unreachable())
         with trio.move_on_after(1) as patience:
-            await watched.watcher.learn(["s100"])
+            await watched.watcher.lookup(["s100"])
         assert patience.cancelled_caught is (trouble == "hangs")
         assert watched.services["s100"] == known
         watched.model.hanging.clear()
@@ -214,12 +214,11 @@ async def test_learning_of_what_is_left_meanwhile_ends(autojump_clock: MockClock
         watched.watcher.used(["s100"])
         await trio.sleep(1)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(watched.watcher.learn, ["s100"])
+            nursery.start_soon(watched.watcher.lookup, ["s100"])
             await trio.sleep(1)
             # Its query is held by nobody any more: the list no longer has it.
-            watched.watcher._services._places["default"].services._leave(
-                watched.watcher._services._places["default"].services._services.pop("s100")
-            )
+            services = watched.watcher._services._namespaces["default"].services
+            services._named({name: name for name in services._services if name != "s100"})
             with trio.fail_after(5):
                 while nursery.child_tasks:
                     await trio.sleep(0.1)

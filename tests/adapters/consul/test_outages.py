@@ -49,7 +49,7 @@ class Follower:
 
     def failing(self) -> set[str]:
         """The statuses with which essential watches fail; empty until all of them do."""
-        states = [state for state in self.watcher.states() if state.kind in ESSENTIAL]
+        states = [state for state in self.watcher.states() if state.key.kind in ESSENTIAL]
         return {state.status for state in states} if all(state.error for state in states) else set()
 
     async def until(self, holds: Callable[[], object]) -> None:

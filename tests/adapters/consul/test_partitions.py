@@ -68,7 +68,9 @@ async def test_a_namespace_that_appears_and_one_that_goes_are_followed() -> None
             double.serve("web", ns="late")
             double.set_at("/v1/namespaces", [{"Name": "default"}])
             await followed.until(lambda seen: not seen.services)
-            await followed.until(lambda _: not [it for it in followed.registry.states() if it.name.startswith("late/")])
+            await followed.until(
+                lambda _: not [it for it in followed.registry.states() if str(it.key).startswith("late/")]
+            )
 
 
 async def test_a_namespace_that_is_not_listed_any_more_keeps_its_services_while_they_answer() -> None:
@@ -227,7 +229,7 @@ async def test_a_partition_whose_nodes_are_hidden_is_not_taken_for_an_empty_one(
             double.set(key("/v1/catalog/nodes", partition="p1"), [], headers=hidden)
             double.set(key("/v1/catalog/services", partition="p1"), {}, headers=hidden)
             await followed.until(
-                lambda _: [it for it in followed.registry.states() if it.kind == "services" and it.error]
+                lambda _: [it for it in followed.registry.states() if it.key.kind == "services" and it.error]
             )
             assert set(followed.routes()) == {here("web", "p1")}
             assert any('node_prefix ""' in line for line in followed.watcher.problems())

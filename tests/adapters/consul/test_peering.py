@@ -54,7 +54,7 @@ async def test_consul_without_peering_is_asked_once_and_nothing_is_said_of_it(st
                 assert double.paths().count("/v1/peerings") == 1
                 assert not {"/v1/exported-services", "/v1/config/mesh/mesh"} & set(double.paths())
                 assert followed.watcher.problems() == []
-                assert not {"peerings", "mesh-entry", "exports"} & {state.kind for state in followed.registry.states()}
+                assert not {"mesh-entry", "exports"} & {state.key.kind for state in followed.registry.states()}
                 assert dict(followed.client.errors) == {}
         assert [entry for entry in logs if entry["log_level"] != "info"] == []
 
@@ -129,7 +129,7 @@ async def test_what_the_leader_forgets_after_an_election_stays_while_something_a
             assert [service.key for service in followed.last.imports] == ["web of peer east"]
             double.import_from("east", "web")
             await followed.until(lambda seen: not seen.imports)
-            assert [state for state in followed.registry.states() if state.kind == "imports"] == []
+            assert [state for state in followed.registry.states() if state.key.kind == "imports"] == []
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ async def test_imports_outlive_a_token_that_loses_its_rights_and_consul_that_fai
             await followed.until(lambda seen: seen.imports)
             absent(double, b"Permission denied", 403)
             await followed.until(
-                lambda _: [it for it in followed.registry.states() if it.kind == "peerings" and it.error]
+                lambda _: [it for it in followed.registry.states() if it.key.kind == "peerings" and it.error]
             )
             assert followed.last.imports
             assert any('peering = "read"' in line for line in followed.watcher.problems())
@@ -237,7 +237,7 @@ async def test_an_export_that_ends_and_one_that_begins_are_followed() -> None:
             double.set_at("/v1/discovery-chain/store", chain("store"))
             double.set_at("/v1/exported-services", [exported("store", peers=("west",))])
             await followed.until(lambda _: set(followed.routes()) - OWN == {external("store", "west")})
-            assert {state.name for state in followed.registry.states() if state.kind == "chain"} == {"store"}
+            assert {str(state.key) for state in followed.registry.states() if state.key.kind == "chain"} == {"store"}
 
 
 async def test_the_last_peering_that_ends_takes_the_exports_with_it_and_a_new_one_brings_them_back() -> None:
@@ -247,7 +247,7 @@ async def test_the_last_peering_that_ends_takes_the_exports_with_it_and_a_new_on
             await followed.until(lambda _: external("web", "east") in followed.routes())
             double.peering()
             await followed.until(lambda seen: not seen.exports)
-            assert not {"exports", "chain"} & {state.kind for state in followed.registry.states()}
+            assert not {"exports", "chain"} & {state.key.kind for state in followed.registry.states()}
             double.peering(peering("east"))
             await followed.until(lambda _: external("web", "east") in followed.routes())
 

@@ -53,7 +53,7 @@ async def test_the_first_snapshot_has_the_servers_and_how_they_are_named(autojum
     async with watching(Federated(Model(plain={"consul": (ONE, TWO)}))) as federated:
         (first,) = federated.published
         assert (first.servers, first.domain, first.expose_servers) == ((TWO, ONE), "fed.example", True)
-        assert "servers" in {state.kind for state in federated.watcher.states()}
+        assert "servers" in {state.key.kind for state in federated.watcher.states()}
         assert federated.watcher.problems() == []
 
 

@@ -8,6 +8,7 @@ from meshgate.adapters.consul import (
     Cursor,
     InvalidAnswerError,
     Page,
+    WatchKey,
     WatchRegistry,
 )
 from meshgate.adapters.consul.watch import Watch
@@ -82,7 +83,7 @@ async def test_a_list_is_asked_for_anew_when_the_token_is_replaced(autojump_cloc
     registry = WatchRegistry(token_version=lambda: version)
     minding, other = (Script([Page("a", 5), Page("b", 6)], hold=lambda cursor: cursor.blocks) for _ in range(2))
     async with trio.open_nursery() as nursery:
-        watch = Watch(registry, "kind", "list", minding.ask, minding.values.append, minds_token=True)
+        watch = Watch(registry, WatchKey("kind", "list"), minding.ask, minding.values.append, minds_token=True)
         nursery.start_soon(watch.run)
         nursery.start_soon(other.watch(registry).run)
         await trio.sleep(20)
@@ -99,7 +100,7 @@ async def test_an_error_that_is_none_of_consul_ends_the_watch(autojump_clock: Mo
         raise RuntimeError("a mistake of ours")
 
     with pytest.raises(RuntimeError, match="a mistake of ours"):
-        await Watch(WatchRegistry(), "kind", "it", broken, lambda _: None).run()
+        await Watch(WatchRegistry(), WatchKey("kind", "it"), broken, lambda _: None).run()
 
 
 async def test_cancelling_goes_through_a_request_and_a_pause(autojump_clock: MockClock) -> None:

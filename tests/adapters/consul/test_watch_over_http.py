@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 
 import trio
 
-from meshgate.adapters.consul import ConsulAddress, ConsulClient, Page, WatchRegistry
+from meshgate.adapters.consul import ConsulAddress, ConsulClient, Page, WatchKey, WatchRegistry
 from meshgate.adapters.consul.api import Cursor, Instances
 from meshgate.adapters.consul.watch import Watch
 
@@ -53,7 +53,7 @@ async def following() -> AsyncIterator[HealthQuery]:
             async def ask(cursor: Cursor) -> Page[Instances]:
                 return await reader.connect_instances("web", cursor)
 
-            nursery.start_soon(Watch(registry, "health", "web", ask, followed.take).run)
+            nursery.start_soon(Watch(registry, WatchKey("health", "web"), ask, followed.take).run)
             await followed.until(1)
             yield followed
             nursery.cancel_scope.cancel()

@@ -16,6 +16,7 @@ from meshgate.adapters.consul import (
     Page,
     RateLimitedError,
     ServerError,
+    WatchKey,
     WatchRegistry,
 )
 from meshgate.adapters.consul.watch import Watch
@@ -107,7 +108,7 @@ async def test_after_an_outage_all_watches_return_with_the_first(autojump_clock:
 
     async with trio.open_nursery() as nursery:
         for number in range(20):
-            nursery.start_soon(Watch(registry, "kind", str(number), ask, lambda _: None).run)
+            nursery.start_soon(Watch(registry, WatchKey("kind", str(number)), ask, lambda _: None).run)
         await trio.sleep(5)
         down = True
         await trio.sleep(300)
@@ -155,7 +156,7 @@ async def test_the_state_tells_how_the_watch_is_doing(autojump_clock: MockClock)
         nursery.start_soon(script.watch(registry).run)
         await trio.sleep(1)
         (state,) = registry.states()
-        assert (state.kind, state.name, state.index, state.error, state.failures) == ("kind", "it", 5, "", 0)
+        assert (state.key, state.index, state.error, state.failures) == (WatchKey("kind", "it"), 5, "", 0)
         assert state.age(trio.current_time()) == pytest.approx(1)
         while state.failures < 3:
             await trio.sleep(0.1)
@@ -216,7 +217,7 @@ async def test_a_watch_that_fails_from_the_start_does_not_say_that_anything_is_k
 async def test_what_is_only_swept_neither_hides_nor_makes_an_outage(autojump_clock: MockClock) -> None:
     registry = WatchRegistry()
     for number in range(20):
-        registry.register("health", f"swept{number}").swept = True
+        registry.register(WatchKey("health", f"swept{number}")).swept = True
     script = Script([UNREACHABLE, UNREACHABLE, Page("a", 1)])
     script.hold = lambda cursor: cursor.blocks
     recovered = trio.Event()

@@ -126,7 +126,7 @@ async def test_a_new_service_has_a_route_at_once_and_is_followed_until_its_sidec
         del model.connect["fresh"], model.plain["fresh"]
         model.change()
         assert await seconds_until(lambda: "fresh" not in watched.services) < 2
-        assert [state for state in watched.registry.states() if state.name == "fresh"] == []
+        assert [state for state in watched.registry.states() if str(state.key) == "fresh"] == []
 
 
 async def test_where_more_are_in_use_than_connections_they_share_them_and_none_is_forgotten(
@@ -172,7 +172,7 @@ async def test_when_there_are_connections_for_all_again_all_are_watched(autojump
         move(model, "s003")
         model.change()
         assert await seen(watched, "s003") < 1
-        assert not any(state.swept for state in watched.registry.states())
+        assert not any(state.swept for state in watched.registry.states() if state.key.kind == "health")
 
 
 async def test_remote_gateways_and_subsets_fit_in_the_budget_too(autojump_clock: MockClock) -> None:
@@ -231,6 +231,8 @@ async def test_the_age_of_what_is_swept_is_no_alarm(autojump_clock: MockClock) -
     async with many(world()) as watched:
         await trio.sleep(50)
         ages = {
-            state.name: state.age(trio.current_time()) for state in watched.registry.states() if state.kind == "health"
+            str(state.key): state.age(trio.current_time())
+            for state in watched.registry.states()
+            if state.key.kind == "health"
         }
         assert ages["s100"] == 0

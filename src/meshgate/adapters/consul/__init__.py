@@ -58,7 +58,7 @@ from .policy import acl_policy
 from .registrar import Registrar
 from .registration import GatewayDefinition, RegistrationError
 from .watch import wait_for_agent
-from .watch_registry import WatchRegistry, WatchState
+from .watch_registry import WatchKey, WatchRegistry, WatchState
 
 __all__ = [
     "FLAG_TOKEN",
@@ -111,6 +111,7 @@ __all__ = [
     "UnexpectedStatusError",
     "UpstreamDefinition",
     "UpstreamModes",
+    "WatchKey",
     "WatchRegistry",
     "WatchState",
     "acl_policy",

@@ -16,6 +16,8 @@ needs no proof, and neither does the first one, except an empty list of services
 in an answer prove 1 and 2 themselves: they are shown to nobody who may not read the service, and a node.
 """
 
+from copy import copy
+
 import trio
 
 from meshgate.core.catalog import Instance
@@ -27,19 +29,27 @@ _SEE_NODES = Rule("node", prefix=True)
 
 
 class AclVisibility:
-    """Proves that the token sees.
+    """Proves that the token sees. One for a gateway; `at` gives those of other places.
 
     Args:
         client: for short requests.
         gateway_service: the name under which the gateway itself is registered.
+        partition: whether the gateway is in a partition other than the default one, in which there may be no nodes.
     """
 
-    def __init__(self, client: ConsulClient, gateway_service: str) -> None:
+    def __init__(self, client: ConsulClient, gateway_service: str, *, partition: bool = False) -> None:
         self._client = client
-        self._gateway_service = gateway_service
-        self._lock = trio.Lock()
-        # By datacenter: when the last request that showed something was begun.
-        self._seen: dict[str, float] = {}
+        self._nodes = _Nodes(client, gateway_service, partition=partition)
+
+    def at(self, client: ConsulClient) -> "AclVisibility":
+        """The same for what another client asks.
+
+        Whether the token sees nodes is asked at home all the same: elsewhere there may be none to see, and every Consul
+        that has other places says itself when it leaves out rows (see `VerifiedInstances`).
+        """
+        other = copy(self)
+        other._client = client  # noqa: SLF001 - its own
+        return other
 
     async def confirm(self, service: str, *, since: float, datacenter: str = "") -> None:
         """Prove that the token sees the instances of a service.
@@ -61,18 +71,34 @@ class AclVisibility:
 
         One proof serves all that waited for it.
         """
+        await self._nodes.confirm(since=since, datacenter=datacenter)
+
+
+class _Nodes:
+    def __init__(self, client: ConsulClient, gateway_service: str, *, partition: bool) -> None:
+        self._client = client
+        self._gateway_service = gateway_service
+        self._partition = partition
+        self._lock = trio.Lock()
+        # By datacenter: when the last request that showed something was begun.
+        self._seen: dict[str, float] = {}
+
+    async def confirm(self, *, since: float, datacenter: str) -> None:
         async with self._lock:
             if self._seen.get(datacenter, -1.0) >= since:
                 return
             now = trio.current_time()
-            names = (SERVERS,) if datacenter else (self._gateway_service, SERVERS)
-            for name in names:
-                if (await self._client.instances(name, Cursor(), datacenter=datacenter)).value:
-                    self._seen[datacenter] = now
-                    return
-        raise PermissionDeniedError(
-            "not even the gateway's own registration or Consul's servers are visible", _SEE_NODES
-        )
+            if not await self._visible(datacenter):
+                raise PermissionDeniedError(
+                    "not even the gateway's own registration or Consul's servers are visible", _SEE_NODES
+                )
+            self._seen[datacenter] = now
+
+    async def _visible(self, datacenter: str) -> bool:
+        for name in (SERVERS,) if datacenter else (self._gateway_service, SERVERS):
+            if (await self._client.instances(name, Cursor(), datacenter=datacenter)).value:
+                return True
+        return self._partition and not datacenter and await self._client.nodes_visible()
 
 
 class VerifiedInstances:

@@ -10,7 +10,6 @@ First reads, which Consul answers at once, use the shared connections and never 
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from dataclasses import replace
 from types import TracebackType
 from typing import Final, Self
 
@@ -20,9 +19,9 @@ from .api import LONGEST_WAIT, ConsulClient, Cursor
 
 # Seconds a query is held while watches take turns: long enough that turns cost little, short enough to be followed.
 ROTATION_WAIT: Final = 2.0
-# Of the budget, for the watches that always have a connection of their own, which is not from here: roots, names,
-# resolvers, federation states and the gateway's own registration.
-RESERVED: Final = 5
+# Of the budget, for the connection that is not from here, that of the gateway's own registration, and for those of the
+# servers and the summaries: when these come, the others may be open, and what is open stays open.
+RESERVED: Final = 3
 
 
 class BlockingQueryPool:
@@ -58,10 +57,7 @@ class BlockingQueryPool:
 
     @asynccontextmanager
     async def dedicated(self) -> AsyncIterator[ConsulClient]:
-        """A reader with a connection of its own, for a watch that takes no turns and is not there always.
-
-        It counts in the budget.
-        """
+        """A reader with a connection of its own, for a watch that takes no turns. It counts in the budget."""
         self._give(1)
         try:
             async with self._client.dedicated() as reader:
@@ -77,21 +73,22 @@ class BlockingQueryPool:
         """How many watches of somebody who has `own` of them can hold their queries at once; at least one."""
         return max(1, self._size - (self._watches - own))
 
-    @asynccontextmanager
-    async def slot(self, cursor: Cursor, wait: float = LONGEST_WAIT) -> AsyncIterator[tuple[ConsulClient, Cursor]]:
-        """A reader for one query, and the cursor with the wait that is fair. The reader is one's own until the end.
+    def wait(self, longest: float = LONGEST_WAIT) -> float:
+        """Seconds for which a query may be held: `longest` where no watch waits for a connection."""
+        return longest if self._watches <= self._size else ROTATION_WAIT
 
-        `wait` is how many seconds the query may be held where nobody waits for a turn.
-        """
+    @asynccontextmanager
+    async def slot(self, cursor: Cursor) -> AsyncIterator[ConsulClient]:
+        """A reader for one query, one's own until the end of the block."""
         if not cursor.blocks:
-            yield self._client, cursor
+            yield self._client
             return
         async with self._turns:
             if not self._idle:
                 self._idle.append(await self._connections.enter_async_context(self._client.dedicated()))
             reader = self._idle.pop()
             try:
-                yield reader, replace(cursor, wait=wait if self._watches <= self._size else ROTATION_WAIT)
+                yield reader
             finally:
                 self._idle.append(reader)
 

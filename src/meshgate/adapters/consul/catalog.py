@@ -9,31 +9,29 @@ Sources: Consul's `agent/proxycfg` (what its own gateway watches, and when it co
 """
 
 from collections.abc import Callable, Iterable
-from typing import Any, Final
+from functools import partial
+from typing import Final
 
 import structlog
 import trio
 
 from meshgate.core.catalog import Snapshot
 from meshgate.core.sni import DEFAULT
+from meshgate.core.warm_start import PendingSources
 
 from .acl_visibility import AclVisibility
 from .api import GATEWAY_KIND, CaRoots, ConsulClient, Tenant
 from .blocking_query_pool import BlockingQueryPool
-from .exports import LocalExports
-from .initial_sync import InitialSync, KeyedTasks
+from .exports import EXPORTS, LocalExports
+from .local_catalog import LocalCatalog
+from .local_services import NAMES, RESOLVERS
 from .lookups import Explainer
-from .namespaces import LocalCatalog
-from .partitions import Partitions
 from .peerings import Peerings
 from .publisher import Publisher
-from .remotes import RemoteGateways
-from .servers import LocalServers
-from .services import NAMES
-from .subsets import RESOLVERS
-from .tenancy import visibility_in_partition
-from .watch import Watch
-from .watch_registry import WatchRegistry, WatchState
+from .remote_gateways import Partitions, RemoteGateways
+from .scope import InitialSync, KeyedWatches, Latest, Scope
+from .servers import LOCAL_SERVERS, LocalServers
+from .watch_registry import WatchKey, WatchRegistry, WatchState
 
 log = structlog.get_logger(module="meshgate.consul")
 
@@ -41,12 +39,10 @@ log = structlog.get_logger(module="meshgate.consul")
 STALE_AFTER: Final = 10.0
 # Seconds that the first snapshot waits however many sources there are.
 LONGEST_START: Final = 300.0
-ROOTS: Final = "CA roots"
-_SERVERS: Final = "servers"
-_EXPORTS: Final = "exports"
+ROOTS: Final = WatchKey("roots", "CA roots")
 
-# While one of these fails, what is served may be old as a whole; those of a single namespace have other names.
-_ESSENTIAL: Final = frozenset((ROOTS, NAMES, RESOLVERS))
+# While one of these fails, what is served may be old as a whole.
+_ESSENTIAL: Final = (ROOTS, NAMES, RESOLVERS)
 # What one line can say for every watch that it hits.
 _COMMON: Final = frozenset(("403", "429", "unreachable", "timeout"))
 
@@ -82,7 +78,8 @@ class CatalogWatcher:
         enforce_exports: bool = False,
     ) -> None:
         # A gateway is in the namespace default, whatever namespace its token would make Consul assume.
-        self._client = client.at(Tenant(namespace=DEFAULT)) if enterprise else client
+        client = client.at(Tenant(namespace=DEFAULT)) if enterprise else client
+        central = partition == DEFAULT
         self._registry = registry
         self._publisher = Publisher(self._made, publish)
         self._datacenter = datacenter
@@ -91,37 +88,25 @@ class CatalogWatcher:
         self._domain = "consul"
         self._expose_servers = False
         self._enforce_exports = enforce_exports
-        visibility = AclVisibility(client, gateway_service)
-        self._visibility = visibility if partition == DEFAULT else visibility_in_partition(visibility, client)
-        self._servers: LocalServers | None = None
-        self._roots: CaRoots | None = None
+        self._roots: Latest[CaRoots] = Latest()
         self._sync = InitialSync()
-        self._tasks: KeyedTasks[str] | None = None
-        self._pool = BlockingQueryPool(self._client, catalog_watches)
-        self._explainer = Explainer(self._client, enterprise=enterprise)
-        shared = (self._client, registry, self._pool, self._visibility)
-        account: dict[str, Any] = {"sync": self._sync, "changed": self._changed}
-        gateways = {"gateway_service": gateway_service} | account
-        central = partition == DEFAULT
-        self._services = LocalCatalog(*shared, enterprise=enterprise, **account)
+        self._pool = BlockingQueryPool(client, catalog_watches)
+        self._explainer = Explainer(client, enterprise=enterprise)
+        visibility = AclVisibility(client, gateway_service, partition=not central)
+        scope = Scope(client, registry, self._pool, visibility, self._sync, self._publisher.changed)
+        self._scope = scope
+        self._services = LocalCatalog(scope, enterprise=enterprise)
         # Only gateways of the default partition look into other datacenters.
-        self._remotes = RemoteGateways(*shared, datacenter=datacenter, **gateways) if central else None
-        self._partitions = Partitions(*shared, partition=partition, **gateways) if enterprise else None
-        self._peerings = Peerings(
-            *shared,
-            enterprise=enterprise,
-            control_plane=central,
-            sync=self._sync,
-            changed=self._peerings_changed,
-        )
+        self._remotes = RemoteGateways(scope, datacenter=datacenter, gateway_service=gateway_service)
+        self._partitions = Partitions(scope, partition=partition, gateway_service=gateway_service)
+        self._elsewhere = [self._remotes] * central + [self._partitions] * enterprise
+        self._peerings = Peerings(scope, enterprise=enterprise, control_plane=central, changed=self._peerings_changed)
+        self._servers = LocalServers(scope)
         self._exports = LocalExports(
-            registry,
-            self._pool,
-            partition=partition,
-            enterprise=enterprise,
-            services=self._services.services,
-            **account,
+            scope, partition=partition, enterprise=enterprise, services=self._services.services
         )
+        by_need: dict[WatchKey, LocalServers | LocalExports] = {LOCAL_SERVERS: self._servers, EXPORTS: self._exports}
+        self._by_need = KeyedWatches(self._sync, lambda key: key, by_need.__getitem__, lambda _, it: it.run())
 
     def name_servers(self, domain: str, *, expose: bool) -> None:
         """Say how Consul's servers are named, and whether this gateway is to carry their traffic; before `run`.
@@ -134,20 +119,16 @@ class CatalogWatcher:
         """
         self._domain = domain
         self._expose_servers = expose and self._partition == DEFAULT
-        self._want_servers()
+        self._follow_by_need()
 
     async def run(self) -> None:
         """Watch and publish until cancelled."""
         async with self._pool, trio.open_nursery() as nursery:
-            self._tasks = KeyedTasks(nursery)
-            nursery.start_soon(self._follow_roots)
-            nursery.start_soon(self._services.run)
-            nursery.start_soon(self._peerings.run)
-            if self._remotes is not None:
-                nursery.start_soon(self._remotes.run)
-            if self._partitions is not None:
-                nursery.start_soon(self._partitions.run)
-            self._adjust()
+            roots = partial(self._scope.watch, dedicated=True)
+            nursery.start_soon(roots, ROOTS, lambda reader, cursor: reader.ca_roots(cursor), self._roots.set)
+            for follower in (self._services, self._peerings, *self._elsewhere, self._by_need):
+                nursery.start_soon(follower.run)
+            self._follow_by_need()
             await self._publish_changes()
 
     def used(self, services: Iterable[str]) -> None:
@@ -158,14 +139,14 @@ class CatalogWatcher:
         names = set(services)
         self._services.used(names | self._exports.behind(names))
 
-    async def learn(self, services: Iterable[str], namespace: str = "") -> None:
+    async def lookup(self, services: Iterable[str], namespace: str = "") -> None:
         """Have services published as Consul has them now; return when that is done or cannot be.
 
         Takes as long as a request to Consul; a caller with less patience cancels it. Lower-case names; with a namespace
         those that nobody has heard of are looked for in it, without one they are ignored.
         """
         names = set(services)
-        if await self._services.learn(names | self._exports.behind(names), namespace):
+        if await self._services.lookup(names | self._exports.behind(names), namespace):
             await self._publisher.hurry()
 
     @property
@@ -181,30 +162,57 @@ class CatalogWatcher:
         """What is missing or failing, a line each; with the ACL rule to add where one is missing."""
         failing = (state for state in self._registry.states() if state.error and not _needless(state))
         lines = [
-            state.error if state.status in _COMMON else f"{state.kind} {state.name}: {state.error}" for state in failing
+            state.error if state.status in _COMMON else f"{state.key.kind} {state.key}: {state.error}"
+            for state in failing
         ]
-        lines += [*self._services.problems(), *self._peerings.problems()]
-        lines += [] if self._remotes is None else self._remotes.problems()
+        lines += [*self._services.problems(), *self._peerings.problems(), *self._remotes.problems()]
         return list(dict.fromkeys(lines))
 
     @property
     def stale(self) -> bool:
         """Whether what is served is only the last that was known: an essential watch has been failing for long."""
         limit = trio.current_time() - STALE_AFTER
-        return any(
-            state.failing_since is not None and state.failing_since <= limit
-            for state in self._registry.named(_ESSENTIAL)
+        states = filter(None, map(self._registry.state, _ESSENTIAL))
+        return any(state.failing_since is not None and state.failing_since <= limit for state in states)
+
+    def unanswered(self, last: Snapshot, *, early: bool) -> PendingSources:
+        """What of the last known catalog is still to be carried over, since Consul has not said anything of it.
+
+        Args:
+            last: the last known catalog.
+            early: whether Consul itself may have begun so lately that what it lacks proves nothing. Its leader learns
+                by gossip of other datacenters, and from peers what they export.
+        """
+        services, subsets = self._services.pending()
+        # Without peering there is no such list, and with it not at once.
+        unpeered = early and not self._peerings.known
+
+        def silent(key: WatchKey) -> bool:
+            return key in self._by_need and not self._registry.answered(key)
+
+        return PendingSources(
+            services=services,
+            subsets=subsets,
+            resolvers=self._services.pending_resolvers,
+            remotes=self._remotes.pending(last.remotes, early=early),
+            servers=silent(LOCAL_SERVERS) or (unpeered and last.peer_through),
+            namespaces=self._services.pending_namespaces(last),
+            partitions=self._partitions.pending(last.partitions, early=early),
+            imports=self._peerings.pending_imports(last, early=early),
+            exports=bool(last.exports) and (silent(EXPORTS) or unpeered),
+            chains=self._exports.pending_chains(),
+            peers=self._peerings.pending_servers(last, early=early),
         )
 
     @property
     def ca_root_expiry(self) -> float | None:
         """Unix time at which the active root certificate of the mesh ends."""
-        return None if self._roots is None else self._roots.expires
+        return None if self._roots.value is None else self._roots.value.expires
 
     @property
     def ca_intermediate_expiry(self) -> float | None:
         """Unix time at which the intermediate certificate that signs leaves ends; None where the root signs."""
-        return None if self._roots is None else self._roots.intermediate_expires
+        return None if self._roots.value is None else self._roots.value.intermediate_expires
 
     async def why_missing(self, service: str) -> str | None:
         """Why a service of this datacenter is not routed, asked of Consul now; None where nothing is missing.
@@ -213,46 +221,18 @@ class CatalogWatcher:
         """
         return await self._explainer.why_missing(service)
 
-    async def _follow_roots(self) -> None:
-        async with self._pool.dedicated() as reader:
-            await Watch(self._registry, "roots", ROOTS, reader.ca_roots, self._roots_changed).run()
-
-    def _roots_changed(self, roots: CaRoots) -> None:
-        self._roots = roots
-        self._changed()
-
-    def _changed(self) -> None:
+    def _peerings_changed(self) -> None:
+        self._follow_by_need()
         self._publisher.changed()
 
-    def _peerings_changed(self) -> None:
-        self._adjust()
-        self._changed()
-
-    def _adjust(self) -> None:
-        """Follow what is needed now: servers and exports depend on what else is found."""
-        if self._tasks is None:
-            return
-        self._want_servers()
-        wanted = {_SERVERS} if self._servers is not None else set()
-        if self._peerings.any or self._enforce_exports:
-            self._exports.begin()
-            wanted.add(_EXPORTS)
-        self._tasks.keep(wanted, self._follow)
-
-    def _want_servers(self) -> None:
-        if self._servers is None and (self._expose_servers or self._peerings.through):
-            self._servers = LocalServers(
-                self._pool, self._registry, self._visibility, sync=self._sync, changed=self._changed
-            )
-
-    async def _follow(self, what: str) -> None:
-        if what == _EXPORTS:
-            await self._exports.run()
-        elif self._servers is not None:
-            await self._servers.run()
+    def _follow_by_need(self) -> None:
+        """Servers and exports depend on what else is found."""
+        servers = LOCAL_SERVERS in self._by_need or self._expose_servers or self._peerings.through
+        exports = self._peerings.any or self._enforce_exports
+        self._by_need.keep([LOCAL_SERVERS] * servers + [EXPORTS] * exports)
 
     async def _publish_changes(self) -> None:
-        while self._roots is None or not self._services.known:
+        while self._roots.value is None or not self._services.known:
             await self._publisher.change()
         with trio.move_on_after(LONGEST_START):
             await self._sync.wait(self._start_deadline)
@@ -268,14 +248,14 @@ class CatalogWatcher:
     def _made(self) -> Snapshot:
         return Snapshot(
             self._datacenter,
-            "" if self._roots is None else self._roots.trust_domain,
+            "" if self._roots.value is None else self._roots.value.trust_domain,
             self._partition,
             services=self._services.services(),
-            remotes=() if self._remotes is None else self._remotes.remotes(),
-            servers=() if self._servers is None else self._servers.instances(),
+            remotes=self._remotes.remotes(),
+            servers=self._servers.instances(),
             domain=self._domain,
             expose_servers=self._expose_servers,
-            partitions=() if self._partitions is None else self._partitions.partitions(),
+            partitions=self._partitions.partitions(),
             exports=self._exports.exports(),
             imports=self._peerings.imports(),
             peer_servers=self._peerings.servers(),
@@ -287,4 +267,4 @@ class CatalogWatcher:
 def _needless(state: WatchState) -> bool:
     """Whether a watch fails only because this Consul is too old for what it watches, or waits for older servers."""
     absent = state.status == "404" or "currently disabled" in state.error
-    return absent and state.kind in ("federation-states", "gateway-names", "summaries")
+    return absent and state.key.kind in ("federation-states", "gateway-names", "summaries")

@@ -1,30 +1,32 @@
 """What the gateway's partition exports, and where the discovery chain of each exported service leads.
 
 Consul 1.17.3 and later say which services are exported to whom. Older ones are asked for the config entry as it was
-written: `*` in it is resolved here against the services that are known, and sameness groups by their own entries (see
-`sameness`). Chains are watched for services that are exported to peers; between partitions nothing depends on them.
+written: `*` in it is resolved here against the services that are known, and sameness groups by their own entries.
+Chains are watched for services that are exported to peers; between partitions nothing depends on them.
+
+A consumer `{SamenessGroup: name}` stands for the members of the config entry `sameness-group/<name>` of the same
+partition: other partitions of the datacenter, and peers. The own partition is commonly the first member, for failover,
+and is no consumer of its own services. Only Enterprise has groups, since 1.16; nothing is asked for that no entry
+names. A group that cannot be read stays named as one whose members are not known, or keeps those that it had; in a
+Consul that knows no groups it has none.
 """
 
 from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
 from typing import Final
 
 import trio
 
 from meshgate.core.catalog import Export, SamenessGroup, Service, in_namespace
-from meshgate.core.sni import DEFAULT
 
-from .api import Chain, Cursor, Exported, NotFoundError, Page, Tenant
-from .blocking_query_pool import BlockingQueryPool
-from .initial_sync import InitialSync, KeyedTasks
-from .sameness import SamenessGroups
-from .watch import Watch
-from .watch_registry import WatchRegistry
+from .api import BadRequestError, Chain, ConsulClient, ConsulError, Cursor, Exported, NotFoundError, Page, Tenant
+from .scope import KeyedWatches, Latest, Scope
+from .watch_registry import WatchKey
 
-EXPORTS: Final = "exported services"
+EXPORTS: Final = WatchKey("exports", "exported services")
 _ANY: Final = "*"
+# Namespace and name.
 _Key = tuple[str, str]
 
 
@@ -32,71 +34,40 @@ class LocalExports:
     """Follows the exports, while they are wanted.
 
     Args:
-        registry: shared by all watches.
-        pool: connections for all queries.
+        scope: where Consul is asked.
         partition: the gateway's own.
         enterprise: whether namespaces may be named.
         services: those known now, of the gateway's partition.
-        sync: told of each source that is to be waited for at the start.
-        changed: called whenever `exports()` may have changed.
     """
 
     def __init__(
-        self,
-        registry: WatchRegistry,
-        pool: BlockingQueryPool,
-        *,
-        partition: str,
-        enterprise: bool,
-        services: Callable[[], Iterable[Service]],
-        sync: InitialSync,
-        changed: Callable[[], None],
+        self, scope: Scope, *, partition: str, enterprise: bool, services: Callable[[], Iterable[Service]]
     ) -> None:
-        self._registry = registry
-        self._pool = pool
+        self._scope = scope
         self._partition = partition
         self._enterprise = enterprise
         self._services = services
-        self._sync = sync
-        self._changed = changed
         self._raw = False
         self._exported: tuple[Exported, ...] = ()
-        self._chains: dict[_Key, Chain] = {}
-        self._followed: frozenset[_Key] = frozenset()
-        self._begun = False
-        self._tasks: KeyedTasks[_Key] | None = None
-        self._groups = SamenessGroups(registry, pool, partition=partition, sync=sync, changed=changed)
-
-    def begin(self) -> None:
-        """Count as expected at the start; before `run`, which may begin late."""
-        if not self._begun:
-            self._begun = True
-            self._sync.add(EXPORTS)
+        self._chains: KeyedWatches[_Key, Latest[Chain]] = KeyedWatches(
+            scope.sync, self._chain_key, lambda _: Latest(), self._follow_chain
+        )
+        self._groups: KeyedWatches[str, Latest[SamenessGroup]] = KeyedWatches(
+            scope.sync, self._group_key, lambda _: Latest(), self._follow_group
+        )
 
     async def run(self) -> None:
         """Follow until cancelled; then nothing is exported any more."""
-        done = partial(self._sync.mark, EXPORTS)
         try:
             async with trio.open_nursery() as nursery:
-                self._tasks = KeyedTasks(nursery)
-                self._groups.begin(nursery)
-                watch = Watch(
-                    self._registry,
-                    "exports",
-                    EXPORTS,
-                    self._ask,
-                    self._listed,
-                    on_error=lambda _: done(),
-                    minds_token=True,
-                )
-                with self._pool.registered():
-                    await watch.run()
+                nursery.start_soon(self._chains.run)
+                nursery.start_soon(self._groups.run)
+                await self._scope.watch(EXPORTS, self._ask, self._listed, minds_token=True)
         finally:
-            self._tasks, self._begun = None, False
-            self._groups.end()
-            self._exported, self._chains, self._followed = (), {}, frozenset()
-            done()
-            self._changed()
+            self._exported = ()
+            self._chains.keep(())
+            self._groups.keep(())
+            self._scope.changed()
 
     def exports(self) -> tuple[Export, ...]:
         """What is exported, as far as it is known."""
@@ -111,39 +82,41 @@ class LocalExports:
                 groups=row.groups,
             )
             for row in self._resolved()
-            for chain in (self._chains.get((row.namespace, row.service)),)
+            for chain in (self._chain(row),)
         )
 
     def groups(self) -> tuple[SamenessGroup, ...]:
         """The sameness groups that are resolved here, as far as their members are known."""
-        return self._groups.known()
+        return tuple(group for name in sorted(self._groups) if (group := self._groups[name].value))
 
     def behind(self, services: Collection[str]) -> set[str]:
         """The services to which the chains of these exported ones lead; lower-case names without namespaces."""
         return {
-            chain.target.service.lower()
+            chain.value.target.service.lower()
             for (_, service), chain in self._chains.items()
-            if chain.target is not None and service.lower() in services
+            if chain.value and chain.value.target and service.lower() in services
         }
+
+    def pending_chains(self) -> frozenset[str]:
+        """The exported services whose chain Consul has not told yet; see `PendingSources`."""
+        answered = self._scope.registry.answered
+        return frozenset(in_namespace(*key) for key in self._chains if not answered(self._chain_key(key)))
 
     def reconcile(self) -> None:
         """Watch the chains of what is exported now; to be called when services or `exports()` have changed."""
-        if self._tasks is None:
-            return
         # There may be peers in a group that is not known.
-        wanted = frozenset((row.namespace, row.service) for row in self._resolved() if row.peers or row.groups)
-        for key in self._followed - wanted:
-            self._chains.pop(key, None)
-            self._sync.mark(_source(key))
-        for key in wanted - self._followed:
-            self._sync.add(_source(key))
-        self._followed = wanted
-        self._tasks.keep(wanted, self._follow)
+        self._chains.keep((row.namespace, row.service) for row in self._resolved() if row.peers or row.groups)
+
+    def _chain(self, row: Exported) -> Chain | None:
+        found = self._chains.get((row.namespace, row.service))
+        return found.value if found else None
+
+    # --- who gets what -------------------------------------------------------------------------------------------
 
     def _resolved(self) -> tuple[Exported, ...]:
         """The exports to anybody, without wildcards; what several rows say of one service is one row."""
         merged: dict[_Key, Exported] = {}
-        for row in map(self._groups.resolved, self._exported):
+        for row in map(self._to_members, self._exported):
             for one in self._spelled_out(row) if self._raw else (row,):
                 key = one.namespace, one.service
                 before = merged.get(key, replace(one, peers=(), partitions=(), groups=()))
@@ -156,6 +129,21 @@ class LocalExports:
         rows = (merged[key] for key in sorted(merged))
         return tuple(row for row in rows if row.peers or row.partitions or row.groups)
 
+    def _to_members(self, row: Exported) -> Exported:
+        """An export to members instead of groups, as far as those are known; `groups` are the others."""
+        found = {name: self._groups[name].value for name in row.groups if name in self._groups}
+        known = {name: group for name, group in found.items() if group is not None}
+        if not known:
+            return row
+        return replace(
+            row,
+            peers=tuple(sorted({*row.peers, *(name for group in known.values() for name in group.peers)})),
+            partitions=tuple(
+                sorted({*row.partitions, *(name for group in known.values() for name in group.partitions)})
+            ),
+            groups=tuple(name for name in row.groups if name not in known),
+        )
+
     def _spelled_out(self, row: Exported) -> Iterable[Exported]:
         if _ANY not in (row.service, row.namespace):
             return (row,)
@@ -165,44 +153,51 @@ class LocalExports:
             if row.service in (_ANY, service.name) and row.namespace in (_ANY, service.namespace)
         )
 
-    async def _ask(self, cursor: Cursor) -> Page[tuple[Exported, ...]]:
-        async with self._pool.slot(cursor) as (pooled, turn):
-            reader = pooled
-            # At a first read, or one after a failure, Consul may have been upgraded meanwhile.
-            if not self._raw or not cursor.blocks:
-                with suppress(NotFoundError):
-                    page = await reader.exported_services(turn)
-                    self._raw = False
-                    return page
-            page = await reader.exported_entry(turn, self._partition)
-            self._raw = True
-            return page
+    # --- what is asked -------------------------------------------------------------------------------------------
+
+    async def _ask(self, reader: ConsulClient, cursor: Cursor) -> Page[tuple[Exported, ...]]:
+        # At a first read, or one after a failure, Consul may have been upgraded meanwhile.
+        if not self._raw or not cursor.blocks:
+            with suppress(NotFoundError):
+                page = await reader.exported_services(cursor)
+                self._raw = False
+                return page
+        page = await reader.exported_entry(cursor, self._partition)
+        self._raw = True
+        return page
 
     def _listed(self, exported: tuple[Exported, ...]) -> None:
         self._exported = exported
-        self._groups.keep(exported)
+        self._groups.keep(name for row in exported for name in row.groups)
         self.reconcile()
-        self._sync.mark(EXPORTS)
-        self._changed()
 
-    async def _follow(self, key: _Key) -> None:
-        namespace, service = key
-        tenant = Tenant(namespace=namespace if self._enterprise else "")
+    def _in(self, namespace: str) -> Scope:
+        return self._scope.at(Tenant(namespace=namespace if self._enterprise else ""))
 
-        async def ask(cursor: Cursor) -> Page[Chain]:
-            async with self._pool.slot(cursor) as (reader, turn):
-                return await reader.at(tenant).discovery_chain(service, turn)
+    def _chain_key(self, key: _Key) -> WatchKey:
+        return WatchKey("chain", key[1], namespace=key[0])
 
-        def answered(chain: Chain) -> None:
-            self._chains[key] = chain
-            self._sync.mark(_source(key))
-            self._changed()
+    async def _follow_chain(self, key: _Key, chain: Latest[Chain]) -> None:
+        await self._in(key[0]).watch(
+            self._chain_key(key), lambda reader, cursor: reader.discovery_chain(key[1], cursor), chain.set
+        )
 
-        with self._pool.registered():
-            name = in_namespace(namespace, service)
-            done = _source(key)
-            await Watch(self._registry, "chain", name, ask, answered, on_error=lambda _: self._sync.mark(done)).run()
+    def _group_key(self, name: str) -> WatchKey:
+        return self._scope.key("exports", f"sameness group {name}")
 
+    async def _follow_group(self, name: str, latest: Latest[SamenessGroup]) -> None:
+        def answered(group: SamenessGroup) -> None:
+            others = tuple(partition for partition in group.partitions if partition != self._partition)
+            latest.set(replace(group, name=name, partitions=others))
 
-def _source(key: _Key) -> str:
-    return f"chain of {in_namespace(key[0] or DEFAULT, key[1])}"
+        def failed(error: ConsulError) -> None:
+            if isinstance(error, BadRequestError) and latest.value is None:
+                answered(SamenessGroup(name))
+                self._scope.changed()
+
+        await self._scope.watch(
+            self._group_key(name),
+            lambda reader, cursor: reader.sameness_group(name, cursor),
+            answered,
+            on_error=failed,
+        )

@@ -4,34 +4,32 @@ What always holds: an answer is taken over only while the query is still to be r
 query that is held; and a failure takes nothing back.
 """
 
-import random
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from typing import Final
 
 import trio
 
-from .api import ConsulClient, ConsulError, Cursor
+from .api import ConsulError, Cursor
 from .health_query import HealthQuery
-from .watch_registry import WatchRegistry
+from .retry import READINGS
+from .scope import Scope
 
 # At once, of the connections that short requests share.
 _READERS: Final = 3
-# Seconds that readers rest when the agent is out of reach.
-_REST: Final = (1.0, 5.0)
 
 
 class OneShotReads:
     """Reads queries.
 
     Args:
-        client: for short requests.
-        registry: shared by all watches.
+        scope: where Consul is asked.
         wanted: whether a query is to be read still: it is followed, and not held.
     """
 
-    def __init__(self, client: ConsulClient, registry: WatchRegistry, wanted: Callable[[HealthQuery], bool]) -> None:
-        self._client = client
-        self._registry = registry
+    def __init__(self, scope: Scope, wanted: Callable[[HealthQuery], bool]) -> None:
+        self._scope = scope
         self._wanted = wanted
         self._due: dict[HealthQuery, None] = {}
         self._work = trio.Event()
@@ -63,32 +61,34 @@ class OneShotReads:
 
     async def read(self, query: HealthQuery) -> None:
         """Read it. What could not be read because nothing can be is tried again; anything else is left to others."""
-        if not self._wanted(query):
-            return
-        error = await self.ask(query)
-        if error is not None and error.status in ("unreachable", "timeout", "429"):
-            with trio.move_on_after(random.uniform(*_REST)):  # noqa: S311 (spreads load, decides nothing)
-                await self._registry.recovery()
-            if self._wanted(query):
-                self.enqueue(query)
+        if self._wanted(query):
+            with suppress(ConsulError):
+                await READINGS.retrying(sleep=self._rest, wanted=partial(self._wanted, query))(self._ask, query)
 
-    async def ask(self, query: HealthQuery) -> ConsulError | None:
-        """One request for a query that is to be read, and what became of it."""
+    async def ask(self, query: HealthQuery) -> None:
+        """One request for a query that is to be read; it hears of a failure."""
+        with suppress(ConsulError):
+            await self._ask(query)
+
+    async def _rest(self, seconds: float) -> None:
+        with trio.move_on_after(seconds):
+            await self._scope.registry.recovery()
+
+    async def _ask(self, query: HealthQuery) -> None:
         if query.state is None:
-            return None
+            return
         first = query.state.last_success is None
         before = query.held.value
         try:
-            page = await query.ask(self._client, Cursor())
+            page = await query.ask(self._scope.client, Cursor())
             await query.held.accept(page)
         except ConsulError as error:
             if self._wanted(query):
-                self._registry.failed(query.state, error)
+                self._scope.registry.failed(query.state, error)
                 query.failed(error)
-            return error
+            raise
         if self._wanted(query):
-            self._registry.succeeded(query.state)
+            self._scope.registry.succeeded(query.state)
             query.state.index = page.index or 0
             if first or query.held.value is not before:
                 query.answered()
-        return None

@@ -1,36 +1,33 @@
 """The peered clusters: what is imported from them, and how their servers are reached.
 
-The list of peerings is polled. It could be held since 1.14.8, but what a peering imports moves no index. Consul without
-cluster peering (before 1.13, or told not to peer) has no such list: that is no failure, and is looked at again only
-now and then. A token that may not read peerings is a notice and no failure either, as long as none is known.
+A new peering moves the index of the list of peerings (1.14.8 and later), but what a peering imports does not; so the
+list is held only while no peering is known, and else polled. Consul without cluster peering (before 1.13, or told not
+to peer) has no such list: that is no failure, and is looked at again only now and then. A token that may not read
+peerings is a notice and no failure either, as long as none is known.
 
 Consul's leader forgets after an election what was imported until the peers have told it again, and goes on serving it.
 So a name stays until its own watch says that nothing answers for it, or its peering is gone.
 """
 
 from collections.abc import Callable, Iterator
-from functools import partial
+from dataclasses import replace
 from typing import Final
 
 import trio
 
-from meshgate.core.catalog import ImportedService, PeerServers
+from meshgate.core.catalog import ImportedService, PeerServers, Snapshot
 from meshgate.core.sni import DEFAULT
 
-from .acl_visibility import AclVisibility, VerifiedInstances
-from .api import ConsulClient, ConsulError, Cursor, Instances, Page, Peering, PermissionDeniedError, Tenant
-from .blocking_query_pool import BlockingQueryPool
-from .initial_sync import InitialSync, KeyedTasks
-from .watch import Watch
-from .watch_registry import WatchRegistry
+from .acl_visibility import VerifiedInstances
+from .api import ConsulClient, Cursor, Instances, Page, Peering, PermissionDeniedError, Tenant
+from .scope import KeyedWatches, Latest, Scope
+from .watch_registry import WatchKey
 
-PEERINGS: Final = "peerings"
-MESH_ENTRY: Final = "mesh entry"
+PEERINGS: Final = WatchKey("peerings", "peerings")
+MESH_ENTRY: Final = WatchKey("mesh-entry", "mesh entry")
 # Seconds between two looks at the list, and at whether there is one at all.
 POLL: Final = 10.0
 RARELY: Final = 300.0
-# Seconds after which a list that could not be had is asked for again, before it was had once.
-_AGAIN: Final = 5.0
 
 # Peer, namespace and name.
 _Key = tuple[str, str, str]
@@ -40,73 +37,59 @@ class Peerings:
     """Follows the peerings.
 
     Args:
-        client: for short requests.
-        registry: shared by all watches.
-        pool: connections for all queries that are held.
-        visibility: decides whether a shorter answer is believed.
+        scope: where Consul is asked.
         enterprise: whether namespaces may be named.
         control_plane: whether this gateway may carry the control plane, as those of the default partition may.
-        sync: told of each source that is to be waited for at the start.
-        changed: called whenever anything here may have changed.
+        changed: called, too, when there may be other peerings, or another mesh entry.
     """
 
-    def __init__(
-        self,
-        client: ConsulClient,
-        registry: WatchRegistry,
-        pool: BlockingQueryPool,
-        visibility: AclVisibility,
-        *,
-        enterprise: bool,
-        control_plane: bool,
-        sync: InitialSync,
-        changed: Callable[[], None],
-    ) -> None:
-        self._client = client
-        self._registry = registry
-        self._pool = pool
-        self._visibility = visibility
+    def __init__(self, scope: Scope, *, enterprise: bool, control_plane: bool, changed: Callable[[], None]) -> None:
+        self._scope = scope
+        self._own = replace(scope, changed=changed)
         self._enterprise = enterprise
         self._control_plane = control_plane
-        self._sync = sync
-        self._changed = changed
         self._denied = ""
-        self._peerings: tuple[Peering, ...] = ()
-        self._held: dict[_Key, VerifiedInstances] = {}
-        self._tasks: KeyedTasks[_Key]
-        self.through = False
-        sync.add(PEERINGS)
+        self._peerings: tuple[Peering, ...] | None = None
+        self._imports = KeyedWatches(scope.sync, self._source, self._make, self._follow)
+        self._mesh_entry: KeyedWatches[WatchKey, Latest[bool]] = KeyedWatches(
+            scope.sync, lambda key: key, lambda _: Latest(), self._follow_mesh_entry
+        )
 
     async def run(self) -> None:
         """Follow until cancelled."""
-        while (pause := await self._look()) is not None:
-            self._sync.mark(PEERINGS)
-            with trio.move_on_after(pause):
-                await self._registry.recovery()
         async with trio.open_nursery() as nursery:
-            self._tasks = KeyedTasks(nursery)
-            if self._control_plane:
-                nursery.start_soon(self._follow_mesh_entry)
-            await Watch(self._registry, "peerings", PEERINGS, self._ask, self._listed, interval=POLL).run()
+            nursery.start_soon(self._imports.run)
+            nursery.start_soon(self._mesh_entry.run)
+            await self._own.poll(PEERINGS, self._ask, self._listed, interval=self._interval)
 
     @property
     def any(self) -> bool:
         """Whether there is a peering that exports may be for."""
-        return any(peering.active for peering in self._peerings)
+        return any(peering.active for peering in self._peerings or ())
+
+    @property
+    def known(self) -> bool:
+        """Whether Consul has told which peerings there are."""
+        return self._peerings is not None
+
+    @property
+    def through(self) -> bool:
+        """Whether the peering control plane goes through mesh gateways."""
+        return any(entry.value for entry in self._mesh_entry.values())
 
     def imports(self) -> tuple[ImportedService, ...]:
         """The imported services that something answers for."""
         return tuple(
-            ImportedService(name, peer, self._held[peer, namespace, name].value, namespace)
-            for peer, namespace, name in sorted(self._held)
-            if self._held[peer, namespace, name].value
+            ImportedService(name, peer, self._imports[peer, namespace, name].value, namespace)
+            for peer, namespace, name in sorted(self._imports)
+            if self._imports[peer, namespace, name].value
         )
 
     def servers(self) -> tuple[PeerServers, ...]:
         """The servers of each peer that this cluster dials."""
         return tuple(
             PeerServers(peering.name, peering.server_name, peering.addresses, peering.modify_index)
-            for peering in self._peerings
+            for peering in self._peerings or ()
             if peering.active and peering.server_name and peering.addresses
         )
 
@@ -114,38 +97,47 @@ class Peerings:
         """What the token is known not to see."""
         return [self._denied] if self._denied else []
 
-    async def _look(self) -> float | None:
-        """Seconds until the next look; None where there is a list."""
+    def pending_imports(self, last: Snapshot, *, early: bool) -> frozenset[str]:
+        """The imported services that Consul has not answered for yet; see `PendingSources`."""
+        if early:
+            return frozenset(service.key for service in last.imports)
+        silent = {key for key in self._imports if not self._scope.registry.answered(self._source(key))}
+        return frozenset(it.key for it in last.imports if (it.peer, it.namespace, it.name) in silent)
+
+    def pending_servers(self, last: Snapshot, *, early: bool) -> bool:
+        """Whether Consul has not told yet how the servers of peers are reached; see `PendingSources`."""
+        known = self.known and self._scope.registry.answered(MESH_ENTRY)
+        return early and not known and bool(last.peer_servers or last.peer_through)
+
+    def _interval(self) -> float:
+        return POLL if self.known or self._denied else RARELY
+
+    async def _ask(self) -> Page[tuple[Peering, ...] | None]:
         self._denied = ""
         try:
-            return RARELY if (await self._client.peerings()).value is None else None
+            page = await self._scope.client.peerings()
         except PermissionDeniedError as error:
+            if self.known:
+                raise
             self._denied = f"peered clusters are not looked for: {error}"
-            return POLL
-        except ConsulError:
-            return _AGAIN
+            page = Page(None)
+        # What is not there does not get old.
+        if state := self._scope.registry.state(PEERINGS):
+            state.swept = page.value is None
+        return page
 
-    async def _ask(self, _: Cursor) -> Page[tuple[Peering, ...]]:
-        return Page((await self._client.peerings()).value or ())
-
-    def _listed(self, peerings: tuple[Peering, ...]) -> None:
-        self._peerings = peerings
+    def _listed(self, peerings: tuple[Peering, ...] | None) -> None:
+        if peerings is None and not self.known:
+            return
+        self._peerings = peerings or ()
         self._reconcile()
-        # First the others hear of it: what they then expect belongs to the start as well.
-        self._changed()
-        self._sync.mark(PEERINGS)
+        self._mesh_entry.keep([MESH_ENTRY] if self._control_plane else [])
 
     def _reconcile(self) -> None:
-        active = {peering.name for peering in self._peerings if peering.active}
-        named = {key for peering in self._peerings if peering.active for key in self._imported(peering)}
-        wanted = named | {key for key, held in self._held.items() if held.value and key[0] in active}
-        for key in self._held.keys() - wanted:
-            del self._held[key]
-            self._sync.mark(_source(key))
-        for key in wanted - self._held.keys():
-            self._held[key] = VerifiedInstances(self._visibility, key[2])
-            self._sync.add(_source(key))
-        self._tasks.keep(wanted, self._follow)
+        active = [peering for peering in self._peerings or () if peering.active]
+        names = {peering.name for peering in active}
+        named = {key for peering in active for key in self._imported(peering)}
+        self._imports.keep(named | {key for key, held in self._imports.items() if held.value and key[0] in names})
 
     def _imported(self, peering: Peering) -> Iterator[_Key]:
         for text in peering.imported:
@@ -153,47 +145,28 @@ class Peerings:
             if name:
                 yield peering.name, rest[-1] if rest else DEFAULT, name
 
-    async def _follow(self, key: _Key) -> None:
-        peer, namespace, name = key
-        held = self._held[key]
-        tenant = Tenant(namespace=namespace if self._enterprise else "", peer=peer)
+    def _of(self, key: _Key) -> Scope:
+        peer, namespace, _ = key
+        return self._scope.at(Tenant(namespace=namespace if self._enterprise else "", peer=peer))
 
-        async def ask(cursor: Cursor) -> Page[Instances]:
-            async with self._pool.slot(cursor) as (reader, turn):
-                page = await reader.at(tenant).connect_instances(name, turn)
+    def _source(self, key: _Key) -> WatchKey:
+        peer, namespace, name = key
+        return WatchKey("imports", name, f"peer {peer}", namespace)
+
+    def _make(self, key: _Key) -> VerifiedInstances:
+        return VerifiedInstances(self._scope.visibility, key[2])
+
+    async def _follow(self, key: _Key, held: VerifiedInstances) -> None:
+        async def ask(reader: ConsulClient, cursor: Cursor) -> Page[Instances]:
+            page = await reader.connect_instances(key[2], cursor)
             await held.accept(page)
             return page
 
         def answered(instances: Instances) -> None:
             if not instances:
                 self._reconcile()
-            self._sync.mark(_source(key))
-            self._changed()
 
-        with self._pool.registered():
-            done = partial(self._sync.mark, _source(key))
-            await Watch(self._registry, "imports", _name(key), ask, answered, on_error=lambda _: done()).run()
+        await self._of(key).watch(self._source(key), ask, answered)
 
-    async def _follow_mesh_entry(self) -> None:
-        async def ask(cursor: Cursor) -> Page[bool]:
-            async with self._pool.slot(cursor) as (reader, turn):
-                return await reader.peer_through(turn)
-
-        def answered(through: bool) -> None:
-            self.through = through
-            self._changed()
-            self._sync.mark(MESH_ENTRY)
-
-        self._sync.add(MESH_ENTRY)
-        with self._pool.registered():
-            done = partial(self._sync.mark, MESH_ENTRY)
-            await Watch(self._registry, "mesh-entry", MESH_ENTRY, ask, answered, on_error=lambda _: done()).run()
-
-
-def _name(key: _Key) -> str:
-    peer, namespace, name = key
-    return ImportedService(name, peer, (), namespace).key
-
-
-def _source(key: _Key) -> str:
-    return f"imports: {_name(key)}"
+    async def _follow_mesh_entry(self, key: WatchKey, entry: Latest[bool]) -> None:
+        await self._own.watch(key, lambda reader, cursor: reader.peer_through(cursor), entry.set)

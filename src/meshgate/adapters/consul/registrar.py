@@ -31,8 +31,8 @@ from .api import (
 )
 from .maintenance import left_over
 from .registration import GatewayDefinition
-from .watch import Watch, ignore
-from .watch_registry import WatchRegistry
+from .watch import Watch
+from .watch_registry import WatchKey, WatchRegistry, ignore
 
 log = structlog.get_logger(module="meshgate.consul")
 
@@ -85,9 +85,12 @@ class Registrar:
         """
         try:
             async with self._client.dedicated() as reader, trio.open_nursery() as nursery:
-                name = self._definition.id
                 watch = Watch(
-                    self._registry, "registration", name, partial(self._look, reader), self._held, minds_token=True
+                    self._registry,
+                    WatchKey("registration", self._definition.id),
+                    partial(self._look, reader),
+                    self._held,
+                    minds_token=True,
                 )
                 nursery.start_soon(watch.run)
                 await self._stop.wait()

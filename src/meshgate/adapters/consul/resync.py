@@ -13,26 +13,24 @@ from typing import Final
 import trio
 
 from .api import ConsulError
-from .blocking_query_pool import BlockingQueryPool
-from .health_query import SIDECAR, HealthQuery, nothing_expected
+from .health_query import SIDECAR, HealthQuery
 from .one_shot_reads import OneShotReads
-from .watch import Watch
-from .watch_registry import WatchRegistry
+from .scope import Scope
+from .watch_registry import WatchKey
 
 SUMMARY_PACE: Final = 30.0
 # Seconds between two reads of the sweep, with summaries and without: a pass over 5,000 services takes 3 hours, or 4
 # minutes.
 SWEEP_PAUSE: Final = 2.0
 SWEEP_PAUSE_ALONE: Final = 0.05
-SUMMARIES: Final = "summaries of services"
+SUMMARIES: Final = WatchKey("summaries", "summaries of services")
 
 
 class Resync:
     """Has read what has changed.
 
     Args:
-        registry: shared by all watches.
-        pool: connections for the queries that are held.
+        scope: where Consul is asked.
         reads: reads.
         followed: all queries that there are.
         changed: called with the lower-case names of services that have probably changed.
@@ -40,14 +38,12 @@ class Resync:
 
     def __init__(
         self,
-        registry: WatchRegistry,
-        pool: BlockingQueryPool,
+        scope: Scope,
         reads: OneShotReads,
         followed: Callable[[], Iterable[HealthQuery]],
         changed: Callable[[Iterable[str]], None],
     ) -> None:
-        self._registry = registry
-        self._pool = pool
+        self._scope = scope
         self._reads = reads
         self._followed = followed
         self._changed = changed
@@ -76,23 +72,22 @@ class Resync:
                     await self._begin.wait()
                     continue
                 if not self._round:
-                    self._round.extend(query for query in self._followed() if not nothing_expected(query))
+                    self._round.extend(query for query in self._followed() if not query.expects_nothing)
                 if self._round:
                     await self._reads.read(self._round.popleft())
 
     async def _follow_summaries(self) -> None:
         while True:
             await self._begin.wait()
-            async with self._pool.dedicated() as reader:
-                watch = Watch(
-                    self._registry,
-                    "summaries",
-                    SUMMARIES,
-                    reader.summaries,
-                    self._summarize,
-                    on_error=self._no_summaries,
-                )
-                await watch.only_while(lambda: self._wanted, pace=lambda: SUMMARY_PACE).run()
+            await self._scope.watch(
+                SUMMARIES,
+                lambda reader, cursor: reader.summaries(cursor),
+                self._summarize,
+                on_error=self._no_summaries,
+                dedicated=True,
+                wanted=lambda: self._wanted,
+                pace=lambda: SUMMARY_PACE,
+            )
             self._summaries = {}
 
     def _no_summaries(self, _: ConsulError) -> None:

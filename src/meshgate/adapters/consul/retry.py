@@ -10,7 +10,14 @@ from dataclasses import dataclass
 from typing import Final
 
 import trio
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_never, wait_random, wait_random_exponential
+from tenacity import (
+    AsyncRetrying,
+    RetryCallState,
+    retry_if_exception,
+    stop_never,
+    wait_random,
+    wait_random_exponential,
+)
 from tenacity.stop import stop_base
 
 from .api import (
@@ -48,17 +55,19 @@ class Policy:
         *,
         sleep: Callable[[float], Awaitable[None]] = trio.sleep,
         on_failure: Callable[[ConsulError], None] = lambda _: None,
+        wanted: Callable[[], bool] = lambda: True,
     ) -> AsyncRetrying:
         """What makes one request as often as it takes: `await policy.retrying()(request)`.
 
-        `on_failure` hears of each failure that is followed by another try. The last one goes through as it is, and so
+        No other try is made once it is no longer `wanted`. `on_failure` hears of each failure that is followed by
+        another try. The last one goes through as it is, and so
         does anything but a `ConsulError`, cancellation among it.
         """
         return AsyncRetrying(
             sleep=sleep,
             wait=self.wait(),
             retry=retry_if_exception(lambda error: isinstance(error, ConsulError) and self.after(error)),
-            stop=self.stop,
+            stop=lambda attempt: self.stop(attempt) or not wanted(),
             before_sleep=lambda attempt: on_failure(error_of(attempt)),
             reraise=True,
         )

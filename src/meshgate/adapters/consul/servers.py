@@ -5,58 +5,26 @@ so an empty list always means that the token may not see them, and is an error o
 follows, a shorter answer counts once the token is seen to see.
 """
 
-from collections.abc import Callable
-from functools import partial
 from typing import Final
 
-from .acl_visibility import SERVERS, AclVisibility, VerifiedInstances
+from .acl_visibility import SERVERS, VerifiedInstances
 from .api import ConsulClient, Cursor, Instances, Page, PermissionDeniedError, Rule
-from .blocking_query_pool import BlockingQueryPool
-from .initial_sync import InitialSync
-from .watch import Watch
-from .watch_registry import WatchRegistry
+from .scope import Scope
+from .watch_registry import WatchKey, ignore
 
-LOCAL_SERVERS: Final = "local servers"
+LOCAL_SERVERS: Final = WatchKey("servers", "local servers")
 
 
 class LocalServers:
-    """Follows the servers.
+    """Follows the servers, where `scope` is."""
 
-    Args:
-        pool: gives the connection of the watch.
-        registry: shared by all watches.
-        visibility: decides whether a shorter answer is believed.
-        sync: told when the servers are known, or cannot be.
-        changed: called whenever `instances()` may have changed.
-    """
-
-    def __init__(
-        self,
-        pool: BlockingQueryPool,
-        registry: WatchRegistry,
-        visibility: AclVisibility,
-        *,
-        sync: InitialSync,
-        changed: Callable[[], None],
-    ) -> None:
-        self._pool = pool
-        self._registry = registry
-        self._sync = sync
-        self._changed = changed
-        self._held = VerifiedInstances(visibility, SERVERS)
-        sync.add(LOCAL_SERVERS)
+    def __init__(self, scope: Scope) -> None:
+        self._scope = scope
+        self._held = VerifiedInstances(scope.visibility, SERVERS)
 
     async def run(self) -> None:
         """Follow until cancelled."""
-        async with self._pool.dedicated() as reader:
-            await Watch(
-                self._registry,
-                "servers",
-                LOCAL_SERVERS,
-                partial(self._ask, reader),
-                self._answered,
-                on_error=lambda _: self._sync.mark(LOCAL_SERVERS),
-            ).run()
+        await self._scope.watch(LOCAL_SERVERS, self._ask, ignore, dedicated=True)
 
     def instances(self) -> Instances:
         """One instance a server, in a stable order; their checks are as Consul has them."""
@@ -68,7 +36,3 @@ class LocalServers:
             raise PermissionDeniedError("Consul shows none of its own servers", Rule("service", SERVERS))
         await self._held.accept(page)
         return page
-
-    def _answered(self, _: Instances) -> None:
-        self._sync.mark(LOCAL_SERVERS)
-        self._changed()

@@ -6,16 +6,17 @@ the first answer after an outage is the present state, whatever became of Consul
 """
 
 from collections.abc import Awaitable, Callable
-from contextlib import nullcontext, suppress
-from typing import Final, Generic, NoReturn, TypeVar
+from contextlib import nullcontext
+from dataclasses import KW_ONLY, dataclass, field, replace
+from typing import Final, Generic, TypeVar
 
 import structlog
 import trio
 
 from meshgate.core.blocking_index import next_index
 
-from .api import AgentFacts, ConsulClient, ConsulError, Cursor, Page
-from .watch_registry import TOKEN_LOOK, WatchRegistry, WatchState
+from .api import LONGEST_WAIT, AgentFacts, ConsulClient, ConsulError, Cursor, Page
+from .watch_registry import TOKEN_LOOK, WatchKey, WatchRegistry, WatchState, always, ignore
 
 log = structlog.get_logger(module="meshgate.consul")
 
@@ -27,120 +28,90 @@ PACE: Final = 0.5
 BURST: Final = 2
 
 
-def ignore(_: object) -> None:
-    """For a callback that is not needed."""
-
-
+@dataclass(eq=False)
 class Watch(Generic[T]):
     """Follows one value of Consul.
 
     Args:
         registry: shared by all watches.
-        kind: for metrics, one of a handful.
-        name: for people.
+        key: what is watched.
         ask: one request; it gets the cursor to go on from and raises `ConsulError`. It may be cancelled.
         on_value: gets the first value, and each later one that is not equal to the one before.
         on_error: hears of each failed request.
         interval: seconds between two requests, or what tells them, where Consul cannot hold any; None for a blocking
             query.
+        wait: tells how many seconds a blocking query may be held.
         minds_token: give up a query that is held when the token is replaced, and ask anew. Consul answers a held query
             by the rights of the token that it came with, and keeps the slot of one that was given up until its wait
             ends; so this is for the few lists that say what there is, not for the many watches of single services.
+        wanted: asked before each request but the first; the watch ends where it says no. A query that is held is not
+            given up for its answer.
+        pace: tells how many seconds answers may come apart in the long run.
+        state: of the watch, where somebody else keeps it registered.
+        start: where to begin, if what was true there is known already; `on_value` gets what comes after it.
     """
 
-    def __init__(
-        self,
-        registry: WatchRegistry,
-        kind: str,
-        name: str,
-        ask: Callable[[Cursor], Awaitable[Page[T]]],
-        on_value: Callable[[T], None],
-        *,
-        on_error: Callable[[ConsulError], None] = ignore,
-        interval: float | Callable[[], float] | None = None,
-        minds_token: bool = False,
-    ) -> None:
-        self._registry = registry
-        self._kind = kind
-        self._name = name
-        self._ask = ask
-        self._on_value = on_value
-        self._on_error = on_error
-        self._interval = interval
-        self._minds_token = minds_token
-        self._state: WatchState | None = None
-        self._wanted: Callable[[], bool] = lambda: True
-        self._pace: Callable[[], float] = lambda: PACE
-        self._begun = False
+    registry: WatchRegistry
+    key: WatchKey
+    ask: Callable[[Cursor], Awaitable[Page[T]]]
+    on_value: Callable[[T], None]
+    _: KW_ONLY
+    on_error: Callable[[ConsulError], None] = ignore
+    interval: float | Callable[[], float] | None = None
+    wait: Callable[[], float] = lambda: LONGEST_WAIT
+    minds_token: bool = False
+    wanted: Callable[[], bool] = always
+    pace: Callable[[], float] = lambda: PACE
+    state: WatchState | None = None
+    start: Cursor = field(default_factory=Cursor)
+
+    def __post_init__(self) -> None:
         self._asking = trio.CancelScope()
-        self._cursor = Cursor()
+        self._cursor = self.start
         self._last: tuple[T] | None = None
-
-    def only_while(
-        self,
-        wanted: Callable[[], bool],
-        *,
-        state: WatchState | None = None,
-        pace: Callable[[], float] = lambda: PACE,
-        start: Cursor = Cursor(),  # noqa: B008 - frozen
-    ) -> "Watch[T]":
-        """The watch itself, which now ends when it is no longer wanted.
-
-        Args:
-            wanted: asked before each request but the first. A query that is held is not given up for its answer.
-            state: of the watch, where somebody else keeps it listed.
-            pace: tells how many seconds answers may come apart in the long run.
-            start: where to begin, if what was true there is known already; `on_value` gets what comes after it.
-        """
-        self._wanted, self._state, self._pace, self._cursor = wanted, state, pace, start
-        return self
 
     async def run(self) -> None:
         """Watch until cancelled or no longer wanted."""
-        with suppress(_UnwantedError):
-            if not self._minds_token:
-                await self._follow()
-            await self._follow_minding_the_token()
-
-    async def _follow_minding_the_token(self) -> None:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._mind_token)
-            await self._follow()
-
-    async def _follow(self) -> NoReturn:
-        listed = self._registry.watching(self._kind, self._name) if self._state is None else nullcontext(self._state)
+        listed = self.registry.registered(self.key) if self.state is None else nullcontext(self.state)
         with listed as state:
-            pace = Pace(self._pace)
-            while True:
-                await pace.take()
-                page = await self._registry.retry(state, self._request, self._failed)
-                self._advance(state, page)
-                if self._interval is not None:
-                    # After an outage there may be news: no need to sit out the rest of the interval.
-                    seconds = self._interval() if callable(self._interval) else self._interval
-                    with trio.move_on_after(seconds):
-                        await self._registry.recovery()
+            if not self.minds_token:
+                await self._follow(state)
+                return
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._mind_token)
+                await self._follow(state)
+                nursery.cancel_scope.cancel()
+
+    async def _follow(self, state: WatchState) -> None:
+        pace = Pace(self.pace)
+        await pace.take()
+        while (page := await self.registry.retry(state, self._request, self._failed, self.wanted)) is not None:
+            self._advance(state, page)
+            if self.interval is not None:
+                # After an outage there may be news: no need to sit out the rest of the interval.
+                with trio.move_on_after(self.interval() if callable(self.interval) else self.interval):
+                    await self.registry.recovery()
+            await pace.take()
+            if not self.wanted():
+                return
 
     async def _request(self) -> Page[T]:
-        if self._begun and not self._wanted():
-            raise _UnwantedError
-        self._begun = True
         with trio.CancelScope() as self._asking:
-            return await self._ask(self._cursor)
+            return await self.ask(replace(self._cursor, wait=self.wait()))
         self._cursor = Cursor()
-        return await self._ask(self._cursor)
+        return await self.ask(self._cursor)
 
     async def _mind_token(self) -> None:
-        version = self._registry.token_version()
+        version = self.registry.token_version()
         while True:
             await trio.sleep(TOKEN_LOOK)
-            if self._registry.token_version() != version:
-                version = self._registry.token_version()
+            if self.registry.token_version() != version:
+                version = self.registry.token_version()
                 self._asking.cancel()
 
     def _failed(self, error: ConsulError) -> None:
         self._cursor = Cursor()
-        self._on_error(error)
+        self.on_error(error)
 
     def _advance(self, state: WatchState, page: Page[T]) -> None:
         index = 0 if page.index is None else next_index(self._cursor.index, page.index)
@@ -148,11 +119,7 @@ class Watch(Generic[T]):
         state.index = index
         if self._last is None or (self._last[0] is not page.value and self._last[0] != page.value):
             self._last = (page.value,)
-            self._on_value(page.value)
-
-
-class _UnwantedError(Exception):
-    """Ends a watch that is no longer wanted."""
+            self.on_value(page.value)
 
 
 class Pace:
@@ -177,8 +144,9 @@ async def wait_for_agent(client: ConsulClient, registry: WatchRegistry) -> Agent
     Failures are logged and repeated as those of a watch are: an agent may start after the gateway, and a token may
     reach a secondary datacenter late. May be cancelled at any time.
     """
-    with registry.watching("agent", "agent") as state:
-        facts = await registry.retry(state, client.agent_facts, ignore)
+    with registry.registered(WatchKey("agent", "agent")) as state:
+        facts = await registry.retry(state, client.agent_facts)
+        assert facts is not None
     if facts.limited:
         log.warning("the agent's own facts are hidden, Consul's defaults are assumed", problem=facts.limited)
     return facts

@@ -6,7 +6,7 @@ token that was refused has been replaced.
 """
 
 import random
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +15,8 @@ from typing import Final, TypeVar
 import structlog
 import trio
 
+from meshgate.core.catalog import in_namespace
+
 from .api import ConsulError
 from .retry import WATCHES
 
@@ -22,23 +24,49 @@ log = structlog.get_logger(module="meshgate.consul")
 
 T = TypeVar("T")
 
+
+def ignore(_: object) -> None:
+    """For a callback that is not needed."""
+
+
+def always() -> bool:
+    """For a condition that always holds."""
+    return True
+
+
 # Seconds between looks at the token, where a watch waits for another one.
 TOKEN_LOOK: Final = 1.0
 # After an outage all watches are woken at once; this many seconds spread them.
 _SPREAD: Final = 0.3
 
 
+@dataclass(frozen=True, slots=True)
+class WatchKey:
+    """What is watched, and where. `kind` is one of a handful, for metrics; `str()` is for people and never parsed.
+
+    `place` is another datacenter, or `partition NAME` or `peer NAME`; "" is where the gateway is, as is `namespace` for
+    the default one.
+    """
+
+    kind: str
+    name: str = ""
+    place: str = ""
+    namespace: str = ""
+
+    def __str__(self) -> str:
+        return " of ".join(filter(None, (in_namespace(self.namespace, self.name), self.place)))
+
+
 @dataclass(eq=False, slots=True)
 class WatchState:
     """How one watch is doing. Times are those of trio's clock, in seconds.
 
-    `kind` is one of a handful, `name` is for people. `swept` is whether it has no query that is held, but is asked now
-    and then (see `watch_scheduler`). `error` and `status` are empty while the last request succeeded;
-    `failures` counts the failed ones since then, and `failing_since` is when the first of them was.
+    `swept` is whether it has no query that is held, but is asked now and then (see `watch_scheduler`). `error` and
+    `status` are empty while the last request succeeded; `failures` counts the failed ones since then, and
+    `failing_since` is when the first of them was.
     """
 
-    kind: str
-    name: str
+    key: WatchKey
     started: float
     last_success: float | None = None
     error: str = ""
@@ -47,6 +75,11 @@ class WatchState:
     failing_since: float | None = None
     index: int = 0
     swept: bool = False
+
+    @property
+    def answered(self) -> bool:
+        """Whether Consul has said what there is, or that the question makes no sense to it (400)."""
+        return self.last_success is not None or self.status == "400"
 
     def age(self, now: float) -> float:
         """Seconds since Consul last answered, or since the watch began if it never did.
@@ -68,53 +101,63 @@ class WatchRegistry:
     def __init__(self, *, token_version: Callable[[], int] = lambda: 0) -> None:
         self.token_version = token_version
         self._states: dict[WatchState, None] = {}
-        self._named: dict[str, tuple[WatchState, ...]] = {}
+        self._by_key: dict[WatchKey, WatchState] = {}
         self._recovery = trio.Event()
 
     def states(self) -> list[WatchState]:
         """The watches that run now; the records live on, so copy what has to stay as it is."""
         return list(self._states)
 
-    def named(self, names: Iterable[str]) -> list[WatchState]:
-        """The watches of these names that run now."""
-        return [state for name in names for state in self._named.get(name, ())]
+    def state(self, key: WatchKey) -> WatchState | None:
+        """How the watch of a key is doing; None where there is none."""
+        return self._by_key.get(key)
+
+    def answered(self, key: WatchKey) -> bool:
+        """Whether there is a watch of this key and Consul has answered it."""
+        state = self._by_key.get(key)
+        return state is not None and state.answered
 
     @contextmanager
-    def watching(self, kind: str, name: str) -> Iterator[WatchState]:
+    def registered(self, key: WatchKey) -> Iterator[WatchState]:
         """A new state, listed for the time of the block. Needs a running trio."""
-        state = self.register(kind, name)
+        state = self.register(key)
         try:
             yield state
         finally:
             self.unregister(state)
 
-    def register(self, kind: str, name: str) -> WatchState:
+    def register(self, key: WatchKey) -> WatchState:
         """A new state, listed until `unregister`. Needs a running trio."""
-        state = WatchState(kind, name, trio.current_time())
+        state = WatchState(key, trio.current_time())
         self._states[state] = None
-        self._named[name] = (*self._named.get(name, ()), state)
+        self._by_key[key] = state
         return state
 
     def unregister(self, state: WatchState) -> None:
         """List a state no longer."""
-        if state not in self._states:
-            return
-        del self._states[state]
-        self._named[state.name] = tuple(other for other in self._named[state.name] if other is not state)
-        if not self._named[state.name]:
-            del self._named[state.name]
+        self._states.pop(state, None)
+        if self._by_key.get(state.key) is state:
+            del self._by_key[state.key]
 
     async def retry(
-        self, state: WatchState, request: Callable[[], Awaitable[T]], on_error: Callable[[ConsulError], None]
-    ) -> T:
-        """Make a request again and again until it succeeds.
+        self,
+        state: WatchState,
+        request: Callable[[], Awaitable[T]],
+        on_error: Callable[[ConsulError], None] = ignore,
+        wanted: Callable[[], bool] = always,
+    ) -> T | None:
+        """Make a request again and again until it succeeds; None where it failed and is no longer wanted.
 
         `on_error` hears of each failure. Anything but a `ConsulError` goes through, cancellation among it.
         """
         retrying = WATCHES.retrying(
-            sleep=partial(self._pause, state), on_failure=partial(self._failed, state, on_error)
+            sleep=partial(self._pause, state), on_failure=partial(self._failed, state, on_error), wanted=wanted
         )
-        result: T = await retrying(request)
+        try:
+            result: T = await retrying(request)
+        except ConsulError as error:
+            self._failed(state, on_error, error)
+            return None
         self.succeeded(state)
         return result
 
@@ -137,7 +180,7 @@ class WatchRegistry:
             state.error, state.status = str(error), error.status
             event = "fails, what is known stays in use" if state.last_success is not None else "fails from the start"
             (log.debug if known else log.warning)(
-                f"Consul watch {event}", watch=state.name, kind=state.kind, error=state.error
+                f"Consul watch {event}", watch=str(state.key), kind=state.key.kind, error=state.error
             )
 
     def succeeded(self, state: WatchState) -> None:
@@ -154,7 +197,7 @@ class WatchRegistry:
         state.error, state.status, state.failures, state.failing_since = "", "", 0, None
         last = not any(other.error == error for other in self._states)
         (log.info if last else log.debug)(
-            "Consul watch works again", watch=state.name, kind=state.kind, failed_for=round(seconds, 1)
+            "Consul watch works again", watch=str(state.key), kind=state.key.kind, failed_for=round(seconds, 1)
         )
 
     async def _pause(self, state: WatchState, seconds: float) -> None:

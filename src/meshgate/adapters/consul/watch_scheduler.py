@@ -7,7 +7,7 @@ While there are connections for all, every service has a held query of its own. 
 - A service in use (streams of the last `IN_USE` seconds, or just registered) has a held query. Where more are in use
   than there are connections they pass them on, and the first `AT_A_TICK` of those that wait for one are read every
   `TICK` seconds.
-- All others are cold: what is known of them may be old, so the first stream waits until they are read (`learn`), and
+- All others are cold: what is known of them may be old, so the first stream waits until they are read (`lookup`), and
   puts them into use. That they are not far behind when Consul is lost is what `sweep` is for.
 
 A query that is held is never given up for another service: Consul would keep its connection's slot until its wait ends.
@@ -21,13 +21,12 @@ from typing import Final
 
 import trio
 
-from .api import LONGEST_WAIT, ConsulClient, ConsulError, Cursor, Instances, Page
-from .blocking_query_pool import BlockingQueryPool
+from .api import LONGEST_WAIT, ConsulError, Cursor, Instances, Page
 from .health_query import NEVER, HealthQuery
 from .one_shot_reads import OneShotReads
 from .resync import Resync
+from .scope import Scope
 from .watch import Watch
-from .watch_registry import WatchRegistry
 
 IN_USE: Final = 300.0
 TICK: Final = 5.0
@@ -47,17 +46,10 @@ class _Held:
 
 
 class WatchScheduler:
-    """Follows queries; one for a gateway.
+    """Follows queries; one for a namespace, where `scope` is."""
 
-    Args:
-        client: for short requests.
-        registry: shared by all watches.
-        pool: connections for the queries that are held.
-    """
-
-    def __init__(self, client: ConsulClient, registry: WatchRegistry, pool: BlockingQueryPool) -> None:
-        self._registry = registry
-        self._pool = pool
+    def __init__(self, scope: Scope) -> None:
+        self._scope = scope
         self._followed: dict[HealthQuery, None] = {}
         self._by_service: dict[str, tuple[HealthQuery, ...]] = {}
         self._interesting: dict[HealthQuery, None] = {}
@@ -67,8 +59,8 @@ class WatchScheduler:
         self._warm: set[HealthQuery] = set()
         self._fits = True
         self._news = trio.Event()
-        self._reads = OneShotReads(client, registry, self._is_read)
-        self._resync = Resync(registry, pool, self._reads, lambda: tuple(self._followed), self.look)
+        self._reads = OneShotReads(scope, self._is_read)
+        self._resync = Resync(scope, self._reads, lambda: tuple(self._followed), self.look)
 
     @property
     def fits(self) -> bool:
@@ -82,7 +74,7 @@ class WatchScheduler:
             query: is told the answers.
             later: where there are not connections for all, leave the first answer to the sweep.
         """
-        query.state = self._registry.register(query.kind, query.name)
+        query.state = self._scope.registry.register(query.key)
         query.state.swept = True
         query.cold = True
         self._followed[query] = None
@@ -107,7 +99,7 @@ class WatchScheduler:
             held.scope.cancel()
             held.tried.set()
         if query.state is not None:
-            self._registry.unregister(query.state)
+            self._scope.registry.unregister(query.state)
         self._news.set()
 
     def used(self, services: Iterable[str]) -> None:
@@ -122,14 +114,14 @@ class WatchScheduler:
             for query in self._by_service.get(service, ()):
                 self._look(query)
 
-    async def learn(self, service: str) -> None:
+    async def lookup(self, service: str) -> None:
         """Put a service into use, and return when it is known as Consul has it now, or when that cannot be had.
 
         May take as long as a request does; a caller who has less time cancels it.
         """
         async with trio.open_nursery() as nursery:
             for query in self._by_service.get(service, ()):
-                nursery.start_soon(self._learn, query)
+                nursery.start_soon(self._lookup, query)
         # Not before: a query that is held answers for itself.
         self.used((service,))
 
@@ -163,7 +155,7 @@ class WatchScheduler:
         self._interesting[query] = None
 
     def _balance(self, nursery: trio.Nursery) -> None:
-        room = self._pool.capacity_for(len(self._held))
+        room = self._scope.pool.capacity_for(len(self._held))
         self._fits = len(self._followed) <= room
         self._resync.want(not self._fits)
         if self._fits:
@@ -207,8 +199,8 @@ class WatchScheduler:
 
     async def _watch(self, query: HealthQuery, held: _Held) -> None:
         async def ask(cursor: Cursor) -> Page[Instances]:
-            async with self._pool.slot(cursor, PASSING_WAIT if self._waiting else LONGEST_WAIT) as (reader, turn):
-                page = await query.ask(reader, turn)
+            async with self._scope.pool.slot(cursor) as reader:
+                page = await query.ask(self._scope.reader(reader), cursor)
             await query.held.accept(page)
             return page
 
@@ -220,7 +212,7 @@ class WatchScheduler:
             held.tried.set()
             query.failed(error)
 
-        with held.scope, self._pool.registered():
+        with held.scope, self._scope.pool.registered():
             if held.scope.cancel_called or query.state is None:
                 return
             query.state.swept = False
@@ -228,9 +220,18 @@ class WatchScheduler:
             if self._is_fresh(query):
                 start = Cursor(query.state.index)
                 held.tried.set()
-            watch = Watch(self._registry, query.kind, query.name, ask, answered, on_error=failed)
             until = trio.current_time() + PASSING_WAIT
-            await watch.only_while(partial(self._keeps, query, until), state=query.state, start=start).run()
+            await Watch(
+                self._scope.registry,
+                query.key,
+                ask,
+                answered,
+                on_error=failed,
+                wait=lambda: self._scope.pool.wait(PASSING_WAIT if self._waiting else LONGEST_WAIT),
+                wanted=partial(self._keeps, query, until),
+                state=query.state,
+                start=start,
+            ).run()
             query.state.swept = True
             self._held.pop(query, None)
             self._news.set()
@@ -244,7 +245,7 @@ class WatchScheduler:
         if self._is_read(query):
             self._reads.enqueue(query)
 
-    async def _learn(self, query: HealthQuery) -> None:
+    async def _lookup(self, query: HealthQuery) -> None:
         if query not in self._held and not self._is_fresh(query):
             await self._reads.ask(query)
         if query in self._held:

@@ -182,8 +182,8 @@ def _plain(value: object) -> object:
 
 def _watch(state: WatchState, now: float) -> dict[str, Any]:
     return {
-        "kind": state.kind,
-        "name": safe_text(state.name),
+        "kind": state.key.kind,
+        "name": safe_text(str(state.key)),
         "age_seconds": round(state.age(now), 3),
         "answered": state.last_success is not None,
         "index": state.index,

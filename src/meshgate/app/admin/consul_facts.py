@@ -106,7 +106,7 @@ class ConsulFacts:
 def _age_of(route: Route, states: list[WatchState]) -> list[Step]:
     """How old what is known of a route is: the age of the answers of the watches that it is made from."""
     kind = _WATCHES.get(route.kind)
-    found = [state for state in states if state.kind == kind and _is_of(state, route)]
+    found = [state for state in states if state.key.kind == kind and _is_of(state, route)]
     if not found:
         return []
     oldest = max(found, key=lambda state: state.age(trio.current_time()))
@@ -118,8 +118,8 @@ def _age_of(route: Route, states: list[WatchState]) -> list[Step]:
 
 def _is_of(state: WatchState, route: Route) -> bool:
     if route.kind is RouteKind.DATACENTER:
-        return state.name.endswith(f" in {route.destination}")
-    return state.name == route.destination.lower()
+        return state.key.place == route.destination
+    return str(state.key) == route.destination.lower()
 
 
 def _failing(states: list[WatchState]) -> list[Step]:

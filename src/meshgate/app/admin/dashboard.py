@@ -108,7 +108,7 @@ class _State:
         root_expiry, intermediate_expiry = gateway.ca_expiries()
         kinds: dict[str, list[WatchState]] = {}
         for state in gateway.watches():
-            kinds.setdefault(state.kind, []).append(state)
+            kinds.setdefault(state.key.kind, []).append(state)
         return {
             "known": gateway.consul_found,
             "watches": [_watches(kind, states, now) for kind, states in sorted(kinds.items())],

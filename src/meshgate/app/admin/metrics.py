@@ -91,7 +91,7 @@ class Metrics:
         yield _gauge("catalog_stale", "1 while the last known good catalog is served.", gateway.catalog_stale)
         ages: dict[str, float] = {}
         for state in states:
-            ages[state.kind] = max(ages.get(state.kind, 0.0), state.age(now))
+            ages[state.key.kind] = max(ages.get(state.key.kind, 0.0), state.age(now))
         yield _gauge("watch_age_seconds", "Time since a watch of Consul last got an answer.", ages, "watch")
         watches = {"working": 0, "failing": 0} | Counter("failing" if it.error else "working" for it in states)
         yield _gauge("watches", "Watches of Consul.", watches, "state")

@@ -226,10 +226,10 @@ class Gateway:
         before = None
         while self.last_known.kept is not None:
             await trio.sleep(1)
-            unanswered = self.last_known.unanswered(watcher.states())
-            if watcher.snapshot is None or unanswered == before:
+            pending = self.last_known.pending(watcher)
+            if watcher.snapshot is None or pending == before:
                 continue
-            before, completed = unanswered, self.last_known.completed(watcher.snapshot, unanswered)
+            before, completed = pending, self.last_known.completed(watcher.snapshot, pending)
             if completed != self.tables.snapshot:
                 self.tables.use(completed)
 
@@ -240,8 +240,8 @@ class Gateway:
         kept = self.last_known.kept
         if kept is not None:
             self.tables.names.remember(kept.addresses)
-        unanswered = self.last_known.unanswered(self._registry.states() if kept is not None else ())
-        self.tables.use(self.last_known.completed(snapshot, unanswered))
+        assert self.watcher is not None
+        self.tables.use(self.last_known.completed(snapshot, self.last_known.pending(self.watcher)))
 
     # --- stopping ------------------------------------------------------------------------------------------------
 

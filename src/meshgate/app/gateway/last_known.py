@@ -7,7 +7,7 @@ refused as soon as that is known.
 """
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -15,9 +15,8 @@ from typing import Final
 import structlog
 import trio
 
-from meshgate.adapters.consul import WatchState
+from meshgate.adapters.consul import CatalogWatcher
 from meshgate.adapters.state import Kept, StateFileError, StateKeeper, read
-from meshgate.app.gateway.unanswered import unanswered_of
 from meshgate.core.catalog import Snapshot
 from meshgate.core.warm_start import PendingSources, merge_last_known
 
@@ -111,14 +110,14 @@ class LastKnown:
             )
         return self.kept
 
-    def unanswered(self, states: Iterable[WatchState]) -> PendingSources:
-        """What the watches of Consul have not answered yet, of what the file has."""
+    def pending(self, watcher: CatalogWatcher) -> PendingSources:
+        """What Consul has not answered yet, of what the file has."""
         if self.kept is None:
             return PendingSources()
         early = self._first_answer is None or trio.current_time() - self._first_answer < REMOTES_PATIENCE
-        return unanswered_of(self.kept.snapshot, states, early=early)
+        return watcher.unanswered(self.kept.snapshot, early=early)
 
-    def completed(self, snapshot: Snapshot, unanswered: PendingSources) -> Snapshot:
+    def completed(self, snapshot: Snapshot, pending: PendingSources) -> Snapshot:
         """Consul's catalog, and what it has not answered for as the file has it."""
         if self._first_answer is None:
             self._first_answer = trio.current_time()
@@ -127,7 +126,7 @@ class LastKnown:
             log.info("Consul answers: its catalog replaces the one from disk", age_seconds=round(self.age))
         if self.kept is None:
             return snapshot
-        result = merge_last_known(snapshot, self.kept.snapshot, unanswered)
+        result = merge_last_known(snapshot, self.kept.snapshot, pending)
         self._carried = _differences(result, snapshot)
         if result is snapshot:
             self.kept = None

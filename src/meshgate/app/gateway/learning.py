@@ -40,8 +40,8 @@ class Learner:
         route = table.find(name)
         if route is not None:
             if route.cold:
-                await watcher.learn([service_of(route.kind, route.destination).lower()])
+                await watcher.lookup([service_of(route.kind, route.destination).lower()])
             return
         said = table.own_service(name)
         if said is not None and self._unknown.take(trio.current_time()):
-            await watcher.learn([said.service], said.namespace)
+            await watcher.lookup([said.service], said.namespace)

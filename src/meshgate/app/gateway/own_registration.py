@@ -15,7 +15,8 @@ import structlog
 
 from meshgate.adapters.consul import GATEWAY_KIND, ConsulClient, Cursor, OwnRegistration, Page, Registrar, WatchRegistry
 from meshgate.adapters.consul.maintenance import Maintenance, maintenance_of
-from meshgate.adapters.consul.watch import Watch, ignore
+from meshgate.adapters.consul.watch import Watch
+from meshgate.adapters.consul.watch_registry import WatchKey, ignore
 from meshgate.adapters.relay.pool import RelayPool
 from meshgate.app.gateway.listeners import Listeners
 from meshgate.app.gateway.registration import definition_of, exposes_servers, listen_addresses, plan_of
@@ -114,7 +115,7 @@ class RegistrationKeeper:
         async def ask(_: Cursor) -> Page[DestinationLimits]:
             return Page((await self._client.service_defaults(name)).limits)
 
-        await Watch(self._registry, "service-defaults", name, ask, self._limited, interval=_LOOK).run()
+        await Watch(self._registry, WatchKey("service-defaults", name), ask, self._limited, interval=_LOOK).run()
 
     async def follow_maintenance(self) -> None:
         """Follow whether an operator holds the gateway out of service, until cancelled. It serves all the same."""
@@ -123,7 +124,7 @@ class RegistrationKeeper:
         async def ask(_: Cursor) -> Page[tuple[Maintenance, ...]]:
             return Page(maintenance_of(await self._client.agent_checks(service_id), service_id))
 
-        await Watch(self._registry, "maintenance", service_id, ask, self._maintained, interval=_LOOK).run()
+        await Watch(self._registry, WatchKey("maintenance", service_id), ask, self._maintained, interval=_LOOK).run()
 
     def give_back(self) -> bool:
         """Take the registration back, where it is ours; whether there was one. Listeners stay as they are."""

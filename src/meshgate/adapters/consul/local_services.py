@@ -1,0 +1,434 @@
+"""The mesh services of one namespace: their names, the instances behind each, service-resolvers and their subsets.
+
+Like Consul's own gateway, every name of the catalog is asked for in the mesh, the names of sidecars too; most of those
+have no mesh instances. Names that differ only by case are one service in Consul's index and in an SNI, so only one of
+them is followed, under the lower-case name. How closely is decided in `watch_scheduler`.
+
+A name that vanished from the list is dropped when the token is known to see (see `acl_visibility`) and no instance is
+left; a name without instances is dropped at once, since nothing is lost with it.
+
+A subset's filter is evaluated by Consul itself, with a query of its own for each subset that has a filter; a subset
+without one is all of the service. A filter that does not compile takes its own subset out and nothing else. Subsets of
+services without instances are not followed: Consul's gateway ignores them too.
+"""
+
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Final
+
+import trio
+
+from meshgate.core.catalog import Service, Subset, in_namespace
+from meshgate.core.sni import DEFAULT
+
+from .acl_visibility import VerifiedInstances
+from .api import (
+    BadRequestError,
+    ConsulClient,
+    ConsulError,
+    Cursor,
+    Instances,
+    Page,
+    PermissionDeniedError,
+    Resolver,
+    SubsetRule,
+)
+from .health_query import SIDECAR, HealthQuery
+from .scope import Scope
+from .watch import PACE
+from .watch_registry import WatchKey
+from .watch_scheduler import WatchScheduler
+
+NAMES: Final = WatchKey("services", "service names")
+RESOLVERS: Final = WatchKey("resolvers", "service-resolvers")
+# Seconds between two answers of a list that is long. A stream of a name that it does not have yet finds it by itself.
+_MANY_PACE: Final = 5.0
+
+
+class _Service(HealthQuery):
+    __slots__ = ("_services",)
+
+    def __init__(self, services: "LocalServices", key: WatchKey, held: VerifiedInstances) -> None:
+        super().__init__(key, key.name, held)
+        self._services = services
+
+    async def ask(self, reader: ConsulClient, cursor: Cursor) -> Page[Instances]:
+        return await reader.connect_instances(self.held.service, cursor)
+
+    def answered(self) -> None:
+        self._services.answered(self)
+
+    def failed(self, _: ConsulError) -> None:
+        self._services.tried(self)
+
+    def on_staleness_changed(self) -> None:
+        self._services.touch(self.service, news=False)
+
+
+@dataclass(frozen=True, slots=True)
+class _Filter:
+    """Which query: another filter is another one."""
+
+    spelling: str
+    subset: str
+    filter: str
+
+
+class _Filtered(HealthQuery):
+    __slots__ = ("_filter", "_services", "refused")
+
+    def __init__(
+        self, services: "LocalServices", key: WatchKey, service: str, which: _Filter, held: VerifiedInstances
+    ) -> None:
+        super().__init__(key, service, held)
+        self.refused = False
+        self._filter = which
+        self._services = services
+
+    async def ask(self, reader: ConsulClient, cursor: Cursor) -> Page[Instances]:
+        page = await reader.connect_instances(self._filter.spelling, cursor, subset_filter=self._filter.filter)
+        if self.refused:
+            self.refused = False
+            self.answered()
+        return page
+
+    def answered(self) -> None:
+        self._services.touch(self.service)
+        self._services.tried(self)
+
+    def failed(self, error: ConsulError) -> None:
+        if isinstance(error, BadRequestError):
+            self.refused = True
+        self.answered()
+
+    def on_staleness_changed(self) -> None:
+        self._services.touch(self.service, news=False)
+
+
+class LocalServices:
+    """Follows the services. `known` says whether the list was received yet.
+
+    Args:
+        scope: where Consul is asked.
+        scheduler: follows the queries for services and subsets.
+        dedicated: whether the two lists have connections of their own: there may be more namespaces than connections.
+    """
+
+    def __init__(self, scope: Scope, scheduler: WatchScheduler, *, dedicated: bool) -> None:
+        self.known = False
+        self._scope = scope
+        self._scheduler = scheduler
+        self._dedicated = dedicated
+        self._services: dict[str, _Service] = {}
+        # The services that have instances, and what was made of each.
+        self._served: dict[str, Instances] = {}
+        self._made: dict[str, Service] = {}
+        # The names of which `_made` is old, and whether more than how closely they are followed has changed.
+        self._dirty: dict[str, bool] = {}
+        self._sorted = True
+        self._hidden: dict[str, str] = {}
+        self._list_filtered = False
+        # When names were found that no list had yet.
+        self._discovered: dict[str, float] = {}
+        self._listed: tuple[tuple[str, ...], Mapping[str, str]] = (), {}
+        self._followed: Mapping[str, str] = {}
+        self._unaskable: tuple[str, ...] = ()
+        self._resolvers: Mapping[str, Resolver] = {}
+        self._hidden_resolvers: dict[str, str] = {}
+        self._filtered: dict[str, dict[_Filter, _Filtered]] = {}
+        self.names = replace(NAMES, namespace=scope.key("").namespace)
+        self.resolvers = replace(RESOLVERS, namespace=self.names.namespace)
+
+    async def run(self) -> None:
+        """Follow until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._follow_resolvers)
+            await self._scope.watch(
+                self.names,
+                self._ask_names,
+                self._named,
+                minds_token=True,
+                dedicated=self._dedicated,
+                pace=lambda: PACE if self._scheduler.fits else _MANY_PACE,
+            )
+
+    async def _follow_resolvers(self) -> None:
+        await self._scope.watch(
+            self.resolvers, self._ask_resolvers, self._resolved, minds_token=True, dedicated=self._dedicated
+        )
+
+    def instances(self) -> Mapping[str, Instances]:
+        """The services that have instances in the mesh, by lower-case name."""
+        return self._served
+
+    def services(self) -> tuple[Service, ...]:
+        """The same with their subsets and resolvers, by name; each the same object until it changes.
+
+        Only what changed is made again: at 5,000 services all of them would take 20 ms for each change of one.
+        """
+        for name in self._dirty:
+            if name in self._served:
+                self._made[name] = self._make(name)
+            else:
+                self._made.pop(name, None)
+        self._dirty.clear()
+        if not self._sorted:
+            self._made, self._sorted = dict(sorted(self._made.items())), True
+        return tuple(self._made.values())
+
+    def problems(self) -> list[str]:
+        """What the token is known not to see, and policies that a gateway cannot follow."""
+        found = list(self._hidden.values())
+        if self._list_filtered:
+            found.append('Consul hides some services from the token: service_prefix "" { policy = "read" } shows all')
+        if self._unaskable:
+            names = ", ".join(map(repr, self._unaskable[:3]))
+            found.append(f"{len(self._unaskable)} services have names that cannot be asked for in a path: {names}")
+        found += self._hidden_resolvers.values()
+        found += [
+            f"service {name}: load balancing policy {resolver.ignored_policy} is for sidecars, round_robin is used"
+            for name, resolver in self._resolvers.items()
+            if resolver.ignored_policy
+        ]
+        return found
+
+    def pending(self) -> Iterable[str]:
+        """The keys (`Service.key`) of services that are listed and whose instances Consul has not told yet."""
+        return (self._key(name) for name, query in self._services.items() if _is_pending(query))
+
+    def pending_subsets(self) -> Iterable[str]:
+        """The same for subsets, as `subset.service`."""
+        return (str(query.key) for each in self._filtered.values() for query in each.values() if _is_pending(query))
+
+    def touch(self, name: str, *, news: bool = True) -> None:
+        """What is known of a service has changed; without `news` only how closely it, or a subset, is followed."""
+        if news or name in self._served:
+            self._dirty[name] = news or self._dirty.get(name, False)
+            self._scope.changed()
+
+    def answered(self, service: _Service) -> None:
+        """The instances of a service are known, or are others than before."""
+        name, held = service.service, service.held
+        if held.value:
+            self._sorted = self._sorted and name in self._served
+            self._served[name] = held.value
+            self._follow_subsets((name,))
+            self.touch(name)
+        else:
+            self._serve_no_longer(name)
+        self.tried(service)
+
+    def tried(self, query: HealthQuery) -> None:
+        """Consul was asked for a service or a subset."""
+        self._scope.sync.mark(query.key)
+
+    async def lookup(self, name: str, *, unknown: bool) -> bool:
+        """Return when a service is known as Consul has it now, or when that cannot be had; a lower-case name.
+
+        Args:
+            name: the service.
+            unknown: whether one that is not listed yet is asked for, too, and followed if there is anything behind it.
+
+        Returns:
+            Whether `services` has something else to say of it than when that was asked last.
+        """
+        if name in self._services:
+            await self._scheduler.lookup(name)
+        elif unknown and self.known and _askable(name):
+            with suppress(ConsulError):
+                await self._discover(name)
+        return self._dirty.get(name, False)
+
+    # --- names ---------------------------------------------------------------------------------------------------
+
+    async def _discover(self, name: str) -> None:
+        page = await self._scope.client.connect_instances(name, Cursor())
+        if not page.value or name in self._services:
+            return
+        service = self._new_service(name, name)
+        await service.held.accept(page)
+        self._services[name] = service
+        self._discovered[name] = trio.current_time()
+        self._scheduler.follow(service)
+        self._scheduler.used((name,))
+        self.answered(service)
+
+    async def _ask_names(self, reader: ConsulClient, cursor: Cursor) -> Page[Mapping[str, str]]:
+        page = await reader.service_names(cursor)
+        since = trio.current_time()
+        if page.value is not self._listed[0]:
+            spelled = one_spelling(page.value)
+            self._listed = page.value, self._followed if spelled == self._followed else spelled
+            self._unaskable = tuple(name for name in page.value if not _askable(name))
+        self._list_filtered = page.filtered
+        if self._listed[1] is self._followed and not self._discovered:
+            # The index moves with every registration, the names hardly ever; of 10,000 looking takes milliseconds.
+            return Page(self._followed, index=page.index)
+        spelled = dict(self._listed[1])
+        if not spelled:
+            await self._scope.visibility.confirm_nodes(since=since)
+        hidden: dict[str, str] = {}
+        async with trio.open_nursery() as nursery:
+            for name in self._services.keys() - spelled.keys():
+                if self._services[name].held.value:
+                    nursery.start_soon(self._look_for, name, since, spelled, hidden)
+        # An answer does not have what was found after it came.
+        spelled = {name: name for name, found in self._discovered.items() if found >= since} | spelled
+        self._discovered.clear()
+        self._hidden = hidden
+        return Page(self._listed[1] if spelled == self._listed[1] else spelled, index=page.index)
+
+    async def _look_for(self, name: str, since: float, spelled: dict[str, str], hidden: dict[str, str]) -> None:
+        """Put a name that vanished back into `spelled` unless it is gone for certain."""
+        service = self._services[name].held.service
+        try:
+            await self._scope.visibility.confirm(service, since=since)
+            page = await self._scope.client.connect_instances(service, Cursor())
+            if not page.value and not page.filtered:
+                return
+        except PermissionDeniedError as error:
+            hidden[name] = str(error)
+        except ConsulError:
+            pass  # no telling: the next answer of the list brings it up again
+        spelled[name] = service
+
+    def _named(self, spelled: Mapping[str, str]) -> None:
+        for name in self._services.keys() - spelled.keys():
+            service = self._services.pop(name)
+            self._scheduler.leave(service)
+            self.tried(service)
+            self._serve_no_longer(name)
+        # Sidecars' names come last: hardly anything has a sidecar of its own, and the start does not wait for them.
+        fresh = sorted(spelled.keys() - self._services.keys(), key=lambda name: (_is_sidecar(name, spelled), name))
+        for name in fresh:
+            service = self._services[name] = self._new_service(name, spelled[name])
+            if not _is_sidecar(name, spelled):
+                self._scope.sync.add(service.key)
+            self._scheduler.follow(service, later=_is_sidecar(name, spelled))
+        for name, spelling in spelled.items():
+            if self._services[name].held.service != spelling:
+                self._services[name].held.service = spelling
+                self.answered(self._services[name])
+        if self.known:
+            # As if they were in use: what is new is about to change, and to be used.
+            self._scheduler.used(name.removesuffix(SIDECAR) for name in fresh)
+        self.known = True
+        self._followed = spelled
+
+    def _new_service(self, name: str, spelling: str) -> _Service:
+        return _Service(self, self._scope.key("health", name), VerifiedInstances(self._scope.visibility, spelling))
+
+    def _serve_no_longer(self, name: str) -> None:
+        if self._served.pop(name, None) is not None:
+            self._follow_subsets((name,))
+            self.touch(name)
+
+    def _key(self, name: str) -> str:
+        return in_namespace(self.names.namespace, name)
+
+    # --- resolvers and subsets -----------------------------------------------------------------------------------
+
+    def _make(self, name: str) -> Service:
+        resolver = self._resolvers.get(name) or Resolver(name)
+        instances = self._served[name]
+        filtered = self._filtered.get(name, {}).values()
+        return Service(
+            name,
+            instances,
+            self.names.namespace or DEFAULT,
+            subsets=tuple(
+                Subset(rule.name, rule.only_passing, instances if not rule.filter else self._of(name, rule))
+                for rule in resolver.subsets
+            ),
+            default_subset=resolver.default_subset,
+            connect_timeout=resolver.connect_timeout,
+            policy=resolver.policy,
+            choices=resolver.choices,
+            cold=self._services[name].cold or any(query.cold for query in filtered),
+        )
+
+    async def _ask_resolvers(self, reader: ConsulClient, cursor: Cursor) -> Page[Mapping[str, Resolver]]:
+        page = await reader.resolvers(cursor)
+        resolvers = {resolver.name.lower(): resolver for resolver in page.value}
+        hidden: dict[str, str] = {}
+        for name in self._resolvers.keys() - resolvers.keys():
+            # The list leaves out silently what the token may not read; asked for by its name, the entry says so.
+            try:
+                gone = not await self._scope.client.resolver_exists(self._resolvers[name].name)
+            except PermissionDeniedError as error:
+                gone, hidden[name] = False, str(error)
+            if not gone:
+                resolvers[name] = self._resolvers[name]
+        self._hidden_resolvers = hidden
+        return Page(resolvers, index=page.index)
+
+    def _resolved(self, resolvers: Mapping[str, Resolver]) -> None:
+        before, self._resolvers = self._resolvers, resolvers
+        for name in before.keys() | resolvers.keys():
+            if before.get(name) != resolvers.get(name):
+                self.touch(name)
+        self._follow_subsets(self._served.keys() & (resolvers.keys() | self._filtered.keys()))
+
+    def _follow_subsets(self, services: Iterable[str]) -> None:
+        for service in services:
+            before = self._filtered.get(service, {})
+            wanted = self._filters(service)
+            if not before and not wanted:
+                continue
+            # With a new filter, what the old one left stays in use until Consul has answered.
+            last = {which.subset: it.held for which, it in before.items() if it.held.known and not it.refused}
+            self._filtered[service] = {
+                which: before.get(which) or self._new_subset(service, which, last.get(which.subset)) for which in wanted
+            }
+            for which in before.keys() - wanted:
+                self._scheduler.leave(before[which])
+                self.tried(before[which])
+            if not wanted:
+                del self._filtered[service]
+
+    def _filters(self, service: str) -> dict[_Filter, None]:
+        if service not in self._served or service not in self._resolvers:
+            return {}
+        rules = self._resolvers[service].subsets
+        return dict.fromkeys(self._filter(service, rule) for rule in rules if rule.filter)
+
+    def _filter(self, service: str, rule: SubsetRule) -> _Filter:
+        return _Filter(self._services[service].held.service, rule.name, rule.filter)
+
+    def _new_subset(self, service: str, which: _Filter, last: VerifiedInstances | None) -> _Filtered:
+        held = VerifiedInstances(self._scope.visibility, which.spelling, start=() if last is None else last.value)
+        held.known = last is not None
+        query = _Filtered(self, self._scope.key("subset", f"{which.subset}.{service}"), service, which, held)
+        self._scope.sync.add(query.key)
+        self._scheduler.follow(query)
+        return query
+
+    def _of(self, service: str, rule: SubsetRule) -> Instances | None:
+        it = self._filtered.get(service, {}).get(self._filter(service, rule))
+        return it.held.value if it is not None and it.held.known and not it.refused else None
+
+
+def one_spelling(names: Iterable[str]) -> dict[str, str]:
+    """Names by their lower-case form; of several spellings the lower-case one, else the first in order.
+
+    Names that could not be asked for are left out; no SNI could hold one.
+    """
+    spelled: dict[str, str] = {}
+    for name in sorted(names):
+        if _askable(name) and (name == name.lower() or name.lower() not in spelled):
+            spelled[name.lower()] = name
+    return spelled
+
+
+def _askable(name: str) -> bool:
+    """Whether a name can be a part of a path (see `HttpClient.uri`)."""
+    return not {"", ".", ".."}.intersection(name.split("/"))
+
+
+def _is_sidecar(name: str, names: Mapping[str, str]) -> bool:
+    return name.endswith(SIDECAR) and name.removesuffix(SIDECAR) in names
+
+
+def _is_pending(query: HealthQuery) -> bool:
+    return query.state is None or not query.state.answered

@@ -1,0 +1,303 @@
+"""The mesh gateways of other datacenters of the federation, and of other admin partitions of this one (Enterprise).
+
+There is no public query for "all mesh gateways of a datacenter", only for the instances of a service whose name is
+known. The names are learned from Consul's list of services for its web pages, which is polled; while that gives none,
+the likely names are watched, so that a first gateway is seen as soon as it registers. Names that the federation states
+hold are watched too.
+
+Of a datacenter there are two views, as in Consul's own gateway. Direct: the WAN's datacenters are polled, and the
+gateways of each are watched in its own catalog (Consul forwards the query). Federation states: one watch in the local
+datacenter for the gateways of all. As long as a datacenter answers for itself its answer counts: federation states may
+hold a gateway for long after it has deregistered (seen with Consul 1.8). Where it does not, the view with the newest
+registration counts (`newer_gateways`). The datacenters known are those of both views.
+
+A datacenter that cannot be reached, or refuses the token, keeps its last known gateways and disturbs no other. One
+that left the WAN is given up by the direct view after `GONE_AFTER` seconds, since a restarted server lists fewer
+datacenters until gossip has told it; the federation states go on counting as long as they name it.
+
+The list of partitions cannot be held, so it is polled; it takes `operator:read`. Without that right the default
+partition, which always exists, is followed all the same. A partition that is gone from the list is given up at once:
+Consul refuses the list to a token without the right instead of shortening it.
+"""
+
+from collections.abc import Iterable, Mapping
+from functools import partial
+from typing import Final
+
+import trio
+
+from meshgate.core.catalog import RemoteDatacenter, RemotePartition, newer_gateways
+from meshgate.core.sni import DEFAULT
+
+from .acl_visibility import VerifiedInstances, vanished
+from .api import (
+    GATEWAY_KIND,
+    ConsulClient,
+    ConsulError,
+    Cursor,
+    Instances,
+    NotFoundError,
+    Page,
+    PermissionDeniedError,
+    Tenant,
+)
+from .scope import KeyedWatches, Scope
+from .watch_registry import WatchKey
+
+DATACENTERS: Final = WatchKey("datacenters", "datacenters")
+FEDERATION: Final = WatchKey("federation-states", "federation states")
+PARTITIONS: Final = WatchKey("partitions", "partitions")
+# Consul's own gateway polls the datacenters that often, in seconds.
+POLL: Final = 30.0
+# The same for names, while gateways are known: others of another name are in the federation states as a rule.
+KNOWN_POLL: Final = 120.0
+# Seconds that a datacenter must be missing from the WAN: at least two polls.
+GONE_AFTER: Final = 60.0
+
+
+class Gateways:
+    """Follows the gateways of one datacenter or partition.
+
+    Args:
+        scope: where Consul is asked.
+        guesses: names to watch while none is known.
+        datacenter: the remote one; empty for the own one, of which `scope` then sees another partition.
+    """
+
+    def __init__(self, scope: Scope, guesses: frozenset[str], *, datacenter: str = "") -> None:
+        self._scope = scope
+        self._guesses = guesses
+        self._datacenter = datacenter
+        self._names = scope.key("gateway-names", datacenter=datacenter)
+        self._listed: frozenset[str] | None = None
+        self._federated: frozenset[str] = frozenset()
+        self._working: set[str] = set()
+        self._held = KeyedWatches(scope.sync, self._key, self._make, self._follow)
+
+    async def run(self) -> None:
+        """Follow until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._held.run)
+            await self._scope.poll(
+                self._names,
+                self._ask_names,
+                self._names_listed,
+                on_error=lambda _: self._names_listed(self._listed or frozenset()),
+                interval=lambda: KNOWN_POLL if self._working else POLL,
+            )
+
+    def instances(self) -> Instances:
+        """The gateways, of all names."""
+        return tuple(instance for name in sorted(self._held) for instance in self._held[name].value)
+
+    def speaks_for(self, service: str) -> bool:
+        """Whether the datacenter itself says, now, which gateways of this name it has."""
+        return service in self._working
+
+    @property
+    def pending(self) -> bool:
+        """Whether that no gateway is known proves nothing yet."""
+        return not all(map(self._scope.registry.answered, map(self._key, self._held) if self._held else (self._names,)))
+
+    def federated(self, gateways: Instances) -> None:
+        """Watch the names of these gateways too: the federation states have them for this datacenter."""
+        self._federated = frozenset(gateway.service for gateway in gateways)
+        self._reconcile()
+
+    def _key(self, name: str) -> WatchKey:
+        return self._scope.key("gateways", name, datacenter=self._datacenter)
+
+    def _make(self, name: str) -> VerifiedInstances:
+        return VerifiedInstances(self._scope.visibility, name, datacenter=self._datacenter)
+
+    async def _ask_names(self) -> Page[frozenset[str]]:
+        return Page(frozenset((await self._scope.client.gateway_names(self._datacenter)).value))
+
+    def _names_listed(self, names: frozenset[str]) -> None:
+        self._listed = names
+        self._reconcile()
+
+    def _reconcile(self) -> None:
+        # Before the list was asked for once, the likely names would only be watched to be given up again.
+        if self._listed is None:
+            return
+        # A name whose gateways are known stays until its own watch says that they are gone.
+        occupied = {name for name, held in self._held.items() if held.value}
+        wanted = (self._listed or self._guesses) | self._federated | occupied
+        self._working &= wanted
+        self._held.keep(wanted)
+
+    async def _follow(self, name: str, held: VerifiedInstances) -> None:
+        async def ask(reader: ConsulClient, cursor: Cursor) -> Page[Instances]:
+            page = await reader.instances(name, cursor, datacenter=self._datacenter, kind=GATEWAY_KIND)
+            await held.accept(page)
+            if name not in self._working:
+                self._working.add(name)
+                self._scope.changed()
+            return page
+
+        def answered(gateways: Instances) -> None:
+            if not gateways:
+                self._reconcile()
+
+        def failed(_: ConsulError) -> None:
+            self._working.discard(name)
+            self._scope.changed()
+
+        await self._scope.watch(self._key(name), ask, answered, on_error=failed)
+
+
+class RemoteGateways:
+    """Follows the remote datacenters.
+
+    Args:
+        scope: where Consul is asked.
+        datacenter: the gateway's own, which is none of the remote ones.
+        gateway_service: the gateway's own name: others are probably called the same.
+    """
+
+    def __init__(self, scope: Scope, *, datacenter: str, gateway_service: str) -> None:
+        self._scope = scope
+        self._datacenter = datacenter
+        self._guesses = frozenset((gateway_service, GATEWAY_KIND))
+        self._absent: dict[str, float] = {}
+        self._federated: Mapping[str, Instances] = {}
+        self._hidden: dict[str, str] = {}
+        self._direct: KeyedWatches[str, Gateways] = KeyedWatches(
+            scope.sync,
+            lambda name: scope.key("gateway-names", datacenter=name),
+            self._make,
+            lambda _, gateways: gateways.run(),
+        )
+
+    async def run(self) -> None:
+        """Follow until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._direct.run)
+            nursery.start_soon(
+                partial(
+                    self._scope.watch,
+                    FEDERATION,
+                    self._ask_federation,
+                    self._federation_changed,
+                    minds_token=True,
+                    dedicated=True,
+                )
+            )
+            await self._scope.poll(DATACENTERS, self._ask_datacenters, self._direct.keep, interval=POLL)
+
+    def remotes(self) -> tuple[RemoteDatacenter, ...]:
+        """Every datacenter that either view knows, with the gateways that count."""
+        return tuple(
+            RemoteDatacenter(name, newer_gateways(self._seen_directly(name), self._seen_by_others(name)))
+            for name in sorted(self._direct.keys() | self._federated.keys())
+        )
+
+    def problems(self) -> list[str]:
+        """What the token is known not to see."""
+        return list(self._hidden.values())
+
+    def pending(self, last: Iterable[RemoteDatacenter], *, early: bool) -> frozenset[str]:
+        """The datacenters of which an empty or missing list of gateways proves nothing yet; see `PendingSources`."""
+        lists = early or not self._scope.registry.answered(DATACENTERS)
+        return _pending(self._direct, [it.name for it in last if it.gateways], lists=lists)
+
+    def _make(self, name: str) -> Gateways:
+        gateways = Gateways(self._scope, self._guesses, datacenter=name)
+        gateways.federated(self._federated.get(name, ()))
+        return gateways
+
+    def _seen_directly(self, name: str) -> Instances:
+        return self._direct[name].instances() if name in self._direct else ()
+
+    def _seen_by_others(self, name: str) -> Instances:
+        """What the federation states hold of a datacenter that it does not say itself."""
+        gateways = self._federated.get(name, ())
+        direct = self._direct.get(name)
+        if direct is None:
+            return gateways
+        return tuple(gateway for gateway in gateways if not direct.speaks_for(gateway.service))
+
+    async def _ask_datacenters(self) -> Page[tuple[str, ...]]:
+        listed = set((await self._scope.client.datacenters()).value) - {self._datacenter}
+        now = trio.current_time()
+        missing = self._direct.keys() - listed
+        self._absent = {name: self._absent.get(name, now) for name in missing}
+        kept = {name for name in missing if now - self._absent[name] < GONE_AFTER}
+        return Page(tuple(sorted(listed | kept)))
+
+    async def _ask_federation(self, reader: ConsulClient, cursor: Cursor) -> Page[Mapping[str, Instances]]:
+        page = await reader.federated_gateways(cursor)
+        since = trio.current_time()
+        federated = {name: rows for name, rows in page.value.items() if rows and name != self._datacenter}
+        hidden: dict[str, str] = {}
+        for name, known in self._federated.items():
+            try:
+                for service in {gateway.service for gateway in vanished(known, federated.get(name, ()))}:
+                    await self._scope.visibility.confirm(service, since=since)
+            except PermissionDeniedError as error:
+                federated[name], hidden[name] = known, str(error)
+        self._hidden = hidden
+        return Page(federated, index=page.index)
+
+    def _federation_changed(self, federated: Mapping[str, Instances]) -> None:
+        self._federated = federated
+        for name, gateways in self._direct.items():
+            gateways.federated(federated.get(name, ()))
+
+
+class Partitions:
+    """Follows the other partitions.
+
+    Args:
+        scope: where Consul is asked.
+        partition: the gateway's own, which is none of the others.
+        gateway_service: the gateway's own name: others are probably called the same.
+    """
+
+    def __init__(self, scope: Scope, *, partition: str, gateway_service: str) -> None:
+        self._scope = scope
+        self._partition = partition
+        self._guesses = frozenset((gateway_service, GATEWAY_KIND))
+        self._gateways: KeyedWatches[str, Gateways] = KeyedWatches(
+            scope.sync,
+            lambda name: self._of(name).key("gateway-names"),
+            lambda name: Gateways(self._of(name), self._guesses),
+            lambda _, gateways: gateways.run(),
+        )
+
+    async def run(self) -> None:
+        """Follow until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._gateways.run)
+            await self._scope.poll(PARTITIONS, self._ask, self._listed, on_error=self._failed, interval=POLL)
+
+    def partitions(self) -> tuple[RemotePartition, ...]:
+        """Every other partition with its gateways."""
+        return tuple(RemotePartition(name, self._gateways[name].instances()) for name in sorted(self._gateways))
+
+    def pending(self, last: Iterable[RemotePartition], *, early: bool) -> frozenset[str]:
+        """The partitions of which an empty or missing list of gateways proves nothing yet; see `PendingSources`."""
+        lists = early or not self._scope.registry.answered(PARTITIONS)
+        return _pending(self._gateways, [it.name for it in last if it.gateways], lists=lists)
+
+    def _of(self, name: str) -> Scope:
+        return self._scope.at(Tenant(namespace=DEFAULT, partition=name))
+
+    async def _ask(self) -> Page[tuple[str, ...]]:
+        try:
+            return await self._scope.client.partitions()
+        except NotFoundError:
+            return Page(())  # Enterprise before 1.11 has no partitions, and no default one to go to
+
+    def _failed(self, _: ConsulError) -> None:
+        if not self._gateways:
+            self._listed((DEFAULT,))
+            self._scope.changed()
+
+    def _listed(self, names: tuple[str, ...]) -> None:
+        self._gateways.keep(set(names) - {self._partition})
+
+
+def _pending(places: Mapping[str, Gateways], names: list[str], *, lists: bool) -> frozenset[str]:
+    return frozenset(name for name in names if (places[name].pending if name in places else lists))
