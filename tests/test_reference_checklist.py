@@ -181,7 +181,7 @@ CHECKLIST = {
         "adapters/relay/test_destination_limits.py::"
         "test_destination_takes_so_many_streams_and_others_are_not_charged_for_them",
         "adapters/consul/test_gateway_limits.py::test_limits_are_read",
-        "app/test_own_registration.py::test_limits_of_the_gateways_own_service_defaults_are_followed",
+        "app/test_registration.py::test_limits_of_the_gateways_own_service_defaults_are_followed",
         but="MaxPendingRequests and MaxConcurrentRequests: nothing waits here, and a stream is no request",
     ),
     "mesh-gateway-using-federation-states": passes(f"{GOLDEN}[using-federation-states]"),

@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from .stream_records import RECORD, REFUSED
 
 
 def settings_of(**environ: str) -> Settings:
-    return Settings.load({}, environ=environ)
+    return Settings.load({}, environ=environ, env_file=os.devnull)
 
 
 class Followed:

@@ -5,6 +5,7 @@ import ssl
 import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from types import MappingProxyType
 from typing import Final, Self
 
 import httpx
@@ -63,22 +64,27 @@ class GatewayProcess:
 
     def spawn(self, extra: Mapping[str, str] | None = None) -> None:
         """Starts it, and does not wait."""
-        address = f"{HOST}:{self.address[1]}"
         self._child = Child(
             [sys.executable, "-m", "meshgate", "run"],
             name=f"gateway {self.instance} of {self.consul.datacenter}",
             log=self.consul.folder / f"{self.instance}.log",
-            env=child_environment(
-                CONSUL_HTTP_ADDR=self.consul.http_addr,
-                CONSUL_HTTP_TOKEN=self.token,
-                MESHGATE_SERVICE=self.service,
-                MESHGATE_PROXY_ID=self.instance,
-                MESHGATE_ADDRESS=address,
-                MESHGATE_WAN_ADDRESS=address,
-                MESHGATE_ADMIN_BIND=self.admin,
-                **(_DEFAULTS | dict(extra or {})),
-            ),
+            env=child_environment(**self.environment(extra or {})),
         )
+
+    def environment(self, extra: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:
+        """Its settings; those of `extra` come first."""
+        address = f"{HOST}:{self.address[1]}"
+        return {
+            "CONSUL_HTTP_ADDR": self.consul.http_addr,
+            "CONSUL_HTTP_TOKEN": self.token,
+            "MESHGATE_SERVICE": self.service,
+            "MESHGATE_PROXY_ID": self.instance,
+            "MESHGATE_ADDRESS": address,
+            "MESHGATE_WAN_ADDRESS": address,
+            "MESHGATE_ADMIN_BIND": self.admin,
+            **_DEFAULTS,
+            **extra,
+        }
 
     async def _missing(self) -> str | None:
         if not self.child.running:

@@ -40,9 +40,9 @@ from meshgate.adapters.consul.api import (
     Exported,
     HealthCheck,
     Instances,
+    OwnInstance,
     Peering,
     Resolver,
-    ServiceDefaults,
     Tenant,
 )
 from meshgate.core.catalog import Check, Instance, SamenessGroup
@@ -103,6 +103,9 @@ class Model(ConsulClient):
     remote: dict[str, dict[str, Instances]] = field(default_factory=dict)
     federation: dict[str, Instances] | None = field(default_factory=dict)
     agent: dict[str, OwnRegistration] = field(default_factory=dict)
+    # Registrations that no agent holds, or another one, and nodes beside the agent's.
+    catalog: list[OwnInstance] = field(default_factory=list)
+    nodes: set[str] = field(default_factory=set)
     # The checks of the agent by ID, of services and of its node.
     checks: dict[str, HealthCheck] = field(default_factory=dict)
     # What the token lacks: service names it may not read ("*" for all), and whether it sees nodes.
@@ -256,9 +259,24 @@ class Model(ConsulClient):
             raise NotFoundError(f"unknown service ID: {service_id}", "404")
         return Page(self.agent[service_id], content_hash=self.agent[service_id].content_hash)
 
-    async def service_defaults(self, service: str) -> ServiceDefaults:
-        await self._turn(f"service_defaults:{service}", Cursor())
-        return ServiceDefaults(limits=self.limits_of.get(service, NO_LIMITS))
+    async def agent_registration(self, service_id: str) -> OwnRegistration | None:
+        await self._turn("agent_registration", Cursor())
+        return self.agent.get(service_id) if self._may_read(service_id) else None
+
+    async def own_instances(self, service: str, service_id: str, cursor: Cursor = NOW) -> Page[tuple[OwnInstance, ...]]:
+        await self._turn(f"own_instances:{service}", cursor)
+        held = [self.agent[service_id]] if service_id in self.agent else []
+        checks = tuple(check for check in self.checks.values() if check.service_id in ("", service_id))
+        rows = (*(OwnInstance(self.facts.node, each, checks) for each in held), *self.catalog)
+        return Page(tuple(row for row in rows if row.registration.id == service_id), index=self.index)
+
+    async def node_checks(self, node: str, *, datacenter: str = "") -> tuple[HealthCheck, ...]:
+        await self._turn(f"node_checks:{node}", Cursor())
+        return (HealthCheck("serfHealth"),) if node in self.nodes else ()
+
+    async def destination_limits(self, service: str, cursor: Cursor = NOW) -> Page[DestinationLimits]:
+        await self._turn(f"destination_limits:{service}", cursor)
+        return Page(self.limits_of.get(service, NO_LIMITS), index=self.index)
 
     async def agent_checks(self, service_id: str) -> tuple[HealthCheck, ...]:
         await self._turn("agent_checks", Cursor())

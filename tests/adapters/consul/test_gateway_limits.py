@@ -4,12 +4,12 @@ from typing import Any
 
 import pytest
 
-from meshgate.adapters.consul import InvalidAnswerError, PermissionDeniedError
+from meshgate.adapters.consul import Cursor, InvalidAnswerError
 from meshgate.core.gateway_options import NO_LIMITS, DestinationLimits
 
 from .connected import connected
 
-PATH = "/v1/config/service-defaults/mesh-gateway"
+PATH = "/v1/config/service-defaults"
 
 
 def entry(**limits: object) -> dict[str, Any]:
@@ -38,26 +38,22 @@ def entry(**limits: object) -> dict[str, Any]:
 )
 async def test_limits_are_read(body: dict[str, Any], limits: DestinationLimits) -> None:
     async with connected() as (double, client):
-        double.set(PATH, body)
-        assert (await client.service_defaults("mesh-gateway")).limits == limits
+        # Versions that know no filter send all.
+        double.set(PATH, [entry(MaxConnections=1) | {"Name": "web"}, body])
+        assert (await client.destination_limits("mesh-gateway", Cursor())).value == limits
+        assert double.seen[0].query == {"filter": 'Name == "mesh-gateway"'}
 
 
 async def test_no_entry_is_no_limit_and_no_error() -> None:
+    """The list is asked for, since Consul logs an error whenever a single entry is asked for that does not exist."""
     async with connected() as (double, client):
-        double.set(PATH, b'Config entry not found for "service-defaults" / "mesh-gateway"', status=404)
-        assert (await client.service_defaults("mesh-gateway")).limits == NO_LIMITS
+        double.set(PATH, [])
+        assert (await client.destination_limits("mesh-gateway", Cursor())).value == NO_LIMITS
         assert client.errors == {}
-
-
-async def test_refusal_names_the_rule_to_add() -> None:
-    async with connected() as (double, client):
-        double.set(PATH, b"Permission denied", status=403)
-        with pytest.raises(PermissionDeniedError, match=r'add service "mesh-gateway" \{ policy = "read" \}'):
-            await client.service_defaults("mesh-gateway")
 
 
 async def test_nonsense_is_an_error() -> None:
     async with connected() as (double, client):
-        double.set(PATH, {"UpstreamConfig": []})
+        double.set(PATH, [{"UpstreamConfig": []}])
         with pytest.raises(InvalidAnswerError):
-            await client.service_defaults("mesh-gateway")
+            await client.destination_limits("mesh-gateway", Cursor())

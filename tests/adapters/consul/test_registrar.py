@@ -1,8 +1,10 @@
 """The registrar against a model of Consul, on trio's mock clock."""
 
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import trio
@@ -10,7 +12,10 @@ from structlog.testing import capture_logs
 from trio.testing import MockClock
 
 from meshgate.adapters.consul import (
+    AgentFacts,
     GatewayDefinition,
+    Maintenance,
+    OwnHealth,
     OwnRegistration,
     PermissionDeniedError,
     Registrar,
@@ -18,8 +23,8 @@ from meshgate.adapters.consul import (
     ServerError,
     WatchRegistry,
 )
-from meshgate.adapters.consul.api import HealthCheck
-from meshgate.adapters.consul.maintenance import maintenance_check
+from meshgate.adapters.consul.api import HealthCheck, OwnInstance
+from meshgate.adapters.consul.registrar import maintenance_check
 
 from .model import Model, unreachable
 
@@ -30,11 +35,18 @@ async def registering(
 ) -> AsyncIterator[tuple[Registrar, WatchRegistry, list[OwnRegistration | None]]]:
     seen: list[OwnRegistration | None] = []
     registry = WatchRegistry()
-    registrar = Registrar(model, registry, GatewayDefinition(), register=register, on_change=seen.append)
+    registrar = Registrar(
+        model, registry, GatewayDefinition(), register=register, on_change=lambda: _note(seen, registrar.registration)
+    )
     async with trio.open_nursery() as nursery:
         nursery.start_soon(registrar.run)
         yield registrar, registry, seen
         nursery.cancel_scope.cancel()
+
+
+def _note(seen: list[OwnRegistration | None], registration: OwnRegistration | None) -> None:
+    if seen[-1:] != [registration]:
+        seen.append(registration)
 
 
 async def test_the_gateway_is_registered_and_what_the_agent_holds_is_told(autojump_clock: MockClock) -> None:
@@ -182,7 +194,8 @@ async def test_a_token_that_may_not_register_is_told_the_rule_and_tried_again(au
     with capture_logs() as logs:
         async with registering(model) as (registrar, registry, _):
             await trio.sleep(20)
-            assert 'add service "mesh-gateway" { policy = "write" }' in registry.states()[0].error
+            (state,) = (each for each in registry.states() if each.key.kind == "registration")
+            assert 'add service "mesh-gateway" { policy = "write" }' in state.error
             model.denied.clear()
             with trio.fail_after(31):
                 await registrar.registered()
@@ -265,6 +278,258 @@ async def test_what_stays_behind_is_logged(autojump_clock: MockClock, error: Exc
             await registrar.registered()
             model.broken = {"deregister": error}  # type: ignore[dict-item]
     assert ("the registration stays behind" in [entry["event"] for entry in logs]) is stays
+
+
+# --- another process ----------------------------------------------------------------------------------------------
+
+
+HOST = "127.0.0.1"
+
+
+@asynccontextmanager
+async def somebody() -> AsyncIterator[int]:
+    """The port of a process that takes connections."""
+    with socket.create_server((HOST, 0)) as listening:
+        yield listening.getsockname()[1]
+
+
+def free_port() -> int:
+    with socket.create_server((HOST, 0)) as listening:
+        return int(listening.getsockname()[1])
+
+
+def held_at(port: int, address: str = HOST) -> Model:
+    return Model(
+        agent={"mesh-gateway": OwnRegistration("mesh-gateway", "mesh-gateway", address, port, content_hash="x")}
+    )
+
+
+@pytest.mark.parametrize("address", [HOST, ""])
+async def test_registration_that_another_process_lives_by_is_left_to_it_until_it_is_gone(address: str) -> None:
+    async with somebody() as port:
+        model = held_at(port, address)
+        definition = GatewayDefinition(address=HOST, port=free_port())
+        registrar = Registrar(model, WatchRegistry(), definition)
+        told = f"'mesh-gateway' is registered at {HOST}:{port} by another process"
+        assert (await registrar.rival() or "").startswith(told)
+        with capture_logs() as logs, trio.fail_after(10):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(registrar.run)
+                while not logs:
+                    await trio.sleep(0.01)
+                assert logs[0]["error"].startswith(told)
+                assert logs[0]["error"].endswith("give this gateway a --proxy-id of its own")
+                assert model.registered == []
+                del model.agent["mesh-gateway"]
+                await registrar.registered()
+                registrar.stop()
+    assert [each["Port"] for each in model.registered] == [definition.port]
+
+
+@pytest.mark.parametrize("case", ["restarted", "moved", "own"])
+async def test_registration_of_its_own_is_taken_over(case: str) -> None:
+    """A restart finds it at its address, one that moved finds nobody there, and its own listener is no rival."""
+    async with somebody() as port:
+        model = held_at(free_port() if case == "moved" else port)
+        definition = GatewayDefinition(address=HOST, port=port if case == "restarted" else free_port())
+        own = {(HOST, port)} if case == "own" else set()
+        registrar = Registrar(model, WatchRegistry(), definition, is_own=lambda *place: place in own)
+        with trio.fail_after(10):
+            assert await registrar.rival() is None
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(registrar.run)
+                assert (await registrar.registered()).port == definition.port
+                registrar.stop()
+
+
+async def test_agent_without_a_registration_knows_no_rival() -> None:
+    assert await Registrar(Model(), WatchRegistry(), GatewayDefinition()).rival() is None
+
+
+async def test_registration_that_another_process_took_is_not_followed_and_taken_back_once_that_is_gone() -> None:
+    model = Model()
+    definition = GatewayDefinition(address=HOST, port=free_port())
+    async with somebody() as port:
+        registrar = Registrar(model, WatchRegistry(), definition)
+        with trio.fail_after(20):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(registrar.run)
+                ours = await registrar.registered()
+                with capture_logs() as logs:
+                    model.agent["mesh-gateway"] = replace(ours, port=port, content_hash="theirs")
+                    model.change()
+                    while not logs:
+                        await trio.sleep(0.01)
+                    assert f"{HOST}:{port} by another process" in logs[0]["error"]
+                assert registrar.registration == ours
+                model.agent["mesh-gateway"] = replace(ours, port=free_port(), content_hash="dead")
+                while len(model.registered) < 2:
+                    await trio.sleep(0.01)
+                registrar.stop()
+
+
+# --- other definitions ----------------------------------------------------------------------------------------------
+
+
+async def test_another_definition_is_registered_at_once(autojump_clock: MockClock) -> None:
+    model = Model()
+    async with registering(model) as (registrar, _, seen):
+        await registrar.registered()
+        registrar.define(GatewayDefinition())
+        await trio.sleep(5)
+        assert len(model.registered) == 1
+        registrar.define(GatewayDefinition(wan_address="192.0.2.7", wan_port=443))
+        await trio.sleep(1)
+        assert [each.get("TaggedAddresses") for each in model.registered] == [
+            None,
+            {"wan": {"Address": "192.0.2.7", "Port": 443}},
+        ]
+        with pytest.raises(RegistrationError):
+            registrar.define(GatewayDefinition(address="192.0.2.77"))
+        registrar.define(GatewayDefinition(port=9443))
+        await trio.sleep(1)
+        assert [each and each.port for each in seen] == [8443, 8443, 9443]
+    assert model.deregistered == ["mesh-gateway"]
+
+
+async def test_definition_does_not_matter_where_somebody_else_registers(autojump_clock: MockClock) -> None:
+    model = held_at(9000)
+    async with registering(model, register=False) as (registrar, _, _):
+        await registrar.registered()
+        registrar.define(GatewayDefinition(port=9443))
+        await trio.sleep(5)
+    assert model.registered == []
+
+
+# --- several agents behind one address --------------------------------------------------------------------------------
+
+
+class Balancer(Model):
+    """An address that leads each new connection to the next of several agents, of one catalog."""
+
+    def __init__(self, *agents: Model) -> None:
+        super().__init__()
+        self.agents, self.next = agents, 0
+        for agent in agents:
+            agent.nodes = {each.facts.node for each in agents}
+
+    @asynccontextmanager
+    async def dedicated(self) -> AsyncIterator[Any]:
+        agent = self.agents[self.next % len(self.agents)]
+        self.next += 1
+        yield agent
+
+
+def agent(node: str) -> Model:
+    return Model(facts=AgentFacts("dc1", node))
+
+
+@asynccontextmanager
+async def registering_with_one_of_two() -> AsyncIterator[tuple[Registrar, Balancer, Model, Model]]:
+    """The balancer, the agent that got the registration, and the other one."""
+    a, b = agent("a"), agent("b")
+    model = Balancer(a, b)
+    async with registering(model) as (registrar, _, _):
+        await registrar.registered()
+        yield registrar, model, *((a, b) if a.registered else (b, a))
+
+
+async def test_one_agent_has_the_registration_and_gives_it_back_whatever_connections_lead_to(
+    autojump_clock: MockClock,
+) -> None:
+    with capture_logs() as logs:
+        async with registering_with_one_of_two() as (registrar, model, holder, other):
+            assert (len(holder.registered), len(other.registered)) == (1, 0)
+            # Connections lead elsewhere from now on, and back at last.
+            model.agents = (other, other, other, holder)
+            registrar.define(GatewayDefinition(wan_address="192.0.2.7"))
+            with trio.fail_after(120):
+                while len(holder.registered) < 2:
+                    await trio.sleep(0.1)
+            assert other.registered == []
+            model.next = 0
+    assert (holder.deregistered, other.deregistered) == (["mesh-gateway"], [])
+    assert (holder.agent, other.agent) == ({}, {})
+    assert next(entry["error"] for entry in logs if entry["log_level"] == "warning") == (
+        f"the gateway is registered with the agent of node {holder.facts.node}, and the agent of node "
+        f"{other.facts.node} answers now: CONSUL_HTTP_ADDR has to lead to one agent"
+    )
+
+
+async def test_agent_whose_node_has_left_the_catalog_is_followed_by_another(autojump_clock: MockClock) -> None:
+    async with registering_with_one_of_two() as (registrar, model, _, other):
+        model.agents = (other,)
+        other.nodes = {other.facts.node}
+        registrar.define(GatewayDefinition(wan_address="192.0.2.7"))
+        with trio.fail_after(60):
+            while not other.registered:
+                await trio.sleep(0.1)
+    assert other.deregistered == ["mesh-gateway"]
+
+
+async def test_agent_that_cannot_be_met_at_the_end_keeps_the_registration_and_that_is_told(
+    autojump_clock: MockClock,
+) -> None:
+    with capture_logs() as logs:
+        async with registering_with_one_of_two() as (_, model, holder, other):
+            model.agents = (other,)
+    assert (holder.deregistered, other.deregistered) == ([], [])
+    assert [entry["node"] for entry in logs if entry["event"] == "the registration stays behind"] == [holder.facts.node]
+
+
+async def test_registration_that_was_left_behind_on_another_node_is_told(autojump_clock: MockClock) -> None:
+    model = agent("a")
+    definition = GatewayDefinition(address=HOST)
+    registrar = Registrar(model, WatchRegistry(), definition)
+    other = OwnRegistration("mesh-gateway", "mesh-gateway", HOST, 8443)
+    model.catalog = [OwnInstance("b", other), OwnInstance("c", replace(other, address="10.0.0.9"))]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(registrar.run)
+        await registrar.registered()
+        await trio.sleep(1)
+        assert registrar.health.elsewhere == ("b",)
+        registrar.stop()
+
+
+# --- somebody else's registration -----------------------------------------------------------------------------------
+
+
+async def test_registration_in_the_catalog_is_waited_for_and_followed_with_its_health(
+    autojump_clock: MockClock,
+) -> None:
+    model = Model()
+    seen: list[tuple[OwnRegistration | None, OwnHealth]] = []
+    registrar = Registrar(
+        model,
+        WatchRegistry(),
+        GatewayDefinition(),
+        register=False,
+        node="virtual",
+        on_change=lambda: seen.append((registrar.registration, registrar.health)),
+    )
+    theirs = OwnRegistration("mesh-gateway", "mesh-gateway", "10.0.0.7", 443, config={"connect_timeout_ms": 7})
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(registrar.run)
+        model.catalog = [OwnInstance("elsewhere", theirs)]
+        await trio.sleep(100)
+        assert seen == [(None, OwnHealth())]
+        assert registrar.missing
+        probe = HealthCheck("ns/pod", "Kubernetes Readiness Check", "critical", "no", "mesh-gateway")
+        model.catalog = [OwnInstance("virtual", theirs, (probe,))]
+        model.change()
+        with trio.fail_after(5):
+            assert await registrar.registered() == theirs
+        assert registrar.health.failing == (("Kubernetes Readiness Check", "no"),)
+        held_out = HealthCheck(
+            maintenance_check("mesh-gateway"), status="critical", service_id="mesh-gateway", notes="a disk"
+        )
+        model.catalog = [OwnInstance("virtual", theirs, (held_out,))]
+        model.change()
+        await trio.sleep(1)
+        assert registrar.health == OwnHealth(maintenance=(Maintenance(node=False, reason="a disk"),))
+        registrar.stop()
+    assert (model.registered, model.deregistered) == ([], [])
+    assert model.count("agent_service") == 0
 
 
 async def test_without_registering_the_registration_is_waited_for_and_never_removed(autojump_clock: MockClock) -> None:

@@ -33,6 +33,7 @@ from .api import (
     LeafCertificate,
     NotFoundError,
     NotReadyError,
+    OwnInstance,
     OwnRegistration,
     Page,
     Peering,
@@ -55,8 +56,8 @@ from .api import (
 from .catalog import CatalogWatcher
 from .lookups import Checks
 from .policy import acl_policy
-from .registrar import Registrar
-from .registration import GatewayDefinition, RegistrationError
+from .registrar import Maintenance, OwnHealth, Registrar, lived_by
+from .service_definition import GatewayDefinition, RegistrationError
 from .watch import wait_for_agent
 from .watch_registry import WatchKey, WatchRegistry, WatchState
 
@@ -89,8 +90,11 @@ __all__ = [
     "Instances",
     "InvalidAnswerError",
     "LeafCertificate",
+    "Maintenance",
     "NotFoundError",
     "NotReadyError",
+    "OwnHealth",
+    "OwnInstance",
     "OwnRegistration",
     "Page",
     "Peering",
@@ -115,5 +119,6 @@ __all__ = [
     "WatchRegistry",
     "WatchState",
     "acl_policy",
+    "lived_by",
     "wait_for_agent",
 ]

@@ -1,38 +1,45 @@
-"""Keeps the gateway registered with its agent, and follows what the agent makes of the registration.
+"""The gateway's registration: kept with the agent or found in the catalog, and followed with what Consul says of it.
 
 The agent merges central configuration (proxy-defaults) into a registration, so what it holds may differ from what was
 sent, and change later. It forgets registrations when it is restarted without its data; they are then sent again. So
 are those of a token that has been replaced: the agent keeps a registration in the catalog, and takes it back at the
 end, by the token that it came with (Consul's anti-entropy), which may have been deleted by then.
 
-What an operator said of the gateway stands: maintenance outlives every registration that is sent again, by us or by the
-agent itself. Only the removal at the end takes it away, since the agent drops a service with all its checks.
+What always holds: what an operator said of the gateway stands, since maintenance outlives every registration that is
+sent again, by us or by the agent itself; a registration that another process lives by is not taken over; and behind an
+address that leads to several agents only one of them ever has the registration.
 """
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass
 from functools import partial
-from typing import Final
+from typing import Final, Self
 
 import structlog
 import trio
 
+from meshgate.core.gateway_options import NO_LIMITS, DestinationLimits
+
 from .api import (
+    NODE_MAINTENANCE,
     ConsulClient,
     ConsulError,
     ConsulUnreachableError,
     Cursor,
+    HealthCheck,
     NotFoundError,
+    OwnInstance,
     OwnRegistration,
     Page,
     PermissionDeniedError,
     Rule,
     ServerError,
 )
-from .maintenance import left_over
-from .registration import GatewayDefinition
+from .service_definition import GatewayDefinition
 from .watch import Watch
-from .watch_registry import WatchKey, WatchRegistry, ignore
+from .watch_registry import WatchKey, WatchRegistry
 
 log = structlog.get_logger(module="meshgate.consul")
 
@@ -40,17 +47,66 @@ log = structlog.get_logger(module="meshgate.consul")
 FAREWELL: Final = 5.0
 # Seconds between two looks for a registration that somebody else is to make.
 _LOOK: Final = 2.0
+# Seconds between two answers about the gateway's service-defaults; older versions send those of all services.
+_DEFAULTS_PACE: Final = 5.0
+# Seconds in which another process has to take a connection to count as alive.
+_ALIVE: Final = 1.0
+# Seconds between two tries to meet the agent that has the registration.
+_AGAIN: Final = 0.1
+
+
+class RivalError(ConsulError):
+    """Another process lives by the registration that is to be made."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, "taken")
+
+
+class OtherAgentError(ConsulError):
+    """The address leads to another agent than the one that has the registration."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, "other_agent")
+
+
+@dataclass(frozen=True, slots=True)
+class Maintenance:
+    """Why a service is out of service. `node` where its whole node is; `reason` is anybody's text."""
+
+    node: bool
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class OwnHealth:
+    """What the catalog says of the gateway's instance.
+
+    `failing` are its other critical checks with what they last said, `elsewhere` nodes that hold a registration of the
+    same ID and address: one that was left behind.
+    """
+
+    maintenance: tuple[Maintenance, ...] = ()
+    failing: tuple[tuple[str, str], ...] = ()
+    elsewhere: tuple[str, ...] = ()
 
 
 class Registrar:
-    """Registers the gateway.
+    """Registers the gateway, or waits for a registration that somebody else makes, and follows it.
 
     Args:
         client: Consul.
         registry: shared by all watches of the process.
         definition: what to register.
         register: False where the registration is somebody else's work: then it is only read, and never removed.
-        on_change: gets the registration as the agent holds it, each time it changed; None while there is none.
+        node: where somebody else makes it in the catalog, on this node, and no agent holds it.
+        is_own: whether who dials an address and port meets this very process.
+        on_change: called each time one of the attributes below has changed.
+
+    Attributes:
+        registration: as Consul holds it, central configuration merged; None before the first answer.
+        missing: whether Consul says that there is none, or none any more.
+        health: what the catalog says of it.
+        limits: what each destination may have by the service-defaults of the gateway's service.
 
     Raises:
         RegistrationError: the definition cannot work on this machine (only with `register`).
@@ -63,19 +119,29 @@ class Registrar:
         definition: GatewayDefinition,
         *,
         register: bool = True,
-        on_change: Callable[[OwnRegistration | None], None] = ignore,
+        node: str = "",
+        is_own: Callable[[str, int], bool] = lambda _host, _port: False,
+        on_change: Callable[[], None] = lambda: None,
     ) -> None:
         self.registration: OwnRegistration | None = None
+        self.missing = False
+        self.health = OwnHealth()
+        self.limits = NO_LIMITS
         self._client = client
         self._registry = registry
         self._definition = definition
         self._payload = definition.payload() if register else None
+        self._in_catalog = bool(node)
+        self._node = node
+        self._is_own = is_own
         self._on_change = on_change
         self._present = trio.Event()
         self._stop = trio.Event()
-        # Whether the agent has to be sent the definition still, and whether it may hold one that was sent.
+        self._round = trio.CancelScope()
+        # Whether the agent has to be sent the definition still, and the address of the one of ours that it may hold.
         self._due = register
-        self._sent = False
+        self._sent: tuple[str, int] | None = None
+        self._instances: tuple[OwnInstance, ...] = ()
         self._token_version = 0
 
     async def run(self) -> None:
@@ -84,36 +150,69 @@ class Registrar:
         The removal is shielded from cancellation and ends after `FAREWELL` seconds at the latest.
         """
         try:
-            async with self._client.dedicated() as reader, trio.open_nursery() as nursery:
-                watch = Watch(
-                    self._registry,
-                    WatchKey("registration", self._definition.id),
-                    partial(self._look, reader),
-                    self._held,
-                    minds_token=True,
-                )
-                nursery.start_soon(watch.run)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._follow_catalog)
+                if not self._in_catalog:
+                    nursery.start_soon(self._follow_agent)
                 await self._stop.wait()
                 nursery.cancel_scope.cancel()
         finally:
             if self._sent:
-                with trio.move_on_after(FAREWELL, shield=True):
+                with trio.move_on_after(FAREWELL, shield=True) as farewell:
                     await self._deregister()
+                if farewell.cancelled_caught:
+                    log.warning("the registration stays behind", id=self._definition.id, node=self._node or "unknown")
 
     def stop(self) -> None:
         """Make `run` take the registration back and return. May be called more than once."""
         self._stop.set()
 
+    def define(self, definition: GatewayDefinition) -> None:
+        """Have another definition of the same ID registered from now on.
+
+        Raises:
+            RegistrationError: it cannot work on this machine, and nothing changes.
+        """
+        payload = definition.payload()
+        if self._payload is None or self._definition == definition:
+            return
+        self._definition, self._payload, self._due = definition, payload, True
+        self._round.cancel()
+
     async def registered(self) -> OwnRegistration:
-        """Wait until the agent holds the registration."""
+        """Wait until there is a registration."""
         while self.registration is None:
             await self._present.wait()
         return self.registration
 
-    async def _look(self, reader: ConsulClient, cursor: Cursor) -> Page[OwnRegistration | None]:
+    async def follow_limits(self) -> None:
+        """Follow the service-defaults of the gateway's service until cancelled."""
+        service = self._definition.service
+        async with self._client.dedicated() as reader:
+            ask = partial(reader.destination_limits, service)
+            key = WatchKey("service-defaults", service)
+            await Watch(self._registry, key, ask, self._limited, pace=lambda: _DEFAULTS_PACE).run()
+
+    # --- with the agent -----------------------------------------------------------------------------------------------
+
+    async def _follow_agent(self) -> None:
+        key = WatchKey("registration", self._definition.id)
+        while True:
+            async with _Connection(self._client) as connection:
+                with trio.CancelScope() as self._round:
+                    look = partial(self._look, connection)
+                    await Watch(self._registry, key, look, self._held, minds_token=True).run()
+
+    async def _look(self, connection: "_Connection", cursor: Cursor) -> Page[OwnRegistration | None]:
         definition = self._definition
         try:
-            return await self._look_or_register(reader, cursor)
+            if self._payload is None:
+                return await self._wait_for_agent(connection, cursor)
+            return await self._look_or_register(connection.reader, cursor)
+        except OtherAgentError:
+            # Behind a balancer the next connection may lead to the right one.
+            await connection.renew()
+            raise
         except ConsulUnreachableError:
             # A restarted agent takes its checks for critical until they have run, up to 10 s. A registration that is
             # sent again with a check of another ID starts as passing (one of the same ID keeps its state), so that the
@@ -127,57 +226,216 @@ class Registrar:
             access = "read" if self._payload is None else "write"
             raise error.for_want_of(Rule("service", definition.service, access)) from None
 
+    async def _wait_for_agent(self, connection: "_Connection", cursor: Cursor) -> Page[OwnRegistration | None]:
+        definition = self._definition
+        if not cursor.blocks and await connection.reader.agent_registration(definition.id) is None:
+            await trio.sleep(_LOOK)
+            await connection.renew()
+            return Page(None)
+        try:
+            page = await connection.reader.agent_service(definition.id, cursor)
+        except NotFoundError:
+            return Page(None)
+        if not self._node:
+            self._node = (await connection.reader.agent_facts()).node
+        return page
+
     async def _look_or_register(self, reader: ConsulClient, cursor: Cursor) -> Page[OwnRegistration | None]:
         definition = self._definition
-        replaced = self._payload is not None and self._registry.token_version() != self._token_version
-        if self._due or replaced:
-            await self._register(reader)
-            cursor = Cursor()
-        try:
-            return await reader.agent_service(definition.id, cursor)
-        except NotFoundError:
-            if self._payload is None:
-                await trio.sleep(_LOOK)
-                return Page(None)
-            log.warning("the agent has lost the registration", service=definition.service, id=definition.id)
-            await self._register(reader)
-            return await reader.agent_service(definition.id, Cursor())
+        due = self._due or self._registry.token_version() != self._token_version
+        held: OwnRegistration | None
+        if due:
+            held = await reader.agent_registration(definition.id)
+        else:
+            try:
+                page = await reader.agent_service(definition.id, cursor)
+            except NotFoundError:
+                held = None
+            else:
+                if _place(page.value) == self._sent:
+                    return page
+                held = page.value
+        if held is not None and (told := await self._lived_by(held)):
+            raise RivalError(told)
+        await self._register(reader, lost=held is None and not due)
+        return await reader.agent_service(definition.id)
 
-    async def _register(self, reader: ConsulClient) -> None:
+    async def rival(self) -> str | None:
+        """Say which other process lives by a registration of this ID; None where there is none."""
+        held = await self._client.agent_registration(self._definition.id)
+        return None if held is None else await self._lived_by(held)
+
+    async def _lived_by(self, held: OwnRegistration) -> str | None:
+        return None if _place(held) == self._sent else await lived_by(held, self._definition, self._is_own)
+
+    async def _register(self, reader: ConsulClient, *, lost: bool) -> None:
         assert self._payload is not None
-        service_id = self._definition.id
+        definition = self._definition
+        node = await self._right_agent(reader)
+        if lost:
+            log.warning("the agent has lost the registration", service=definition.service, id=definition.id)
         # A request without an answer may have arrived; one that was refused has not.
-        before, self._sent, self._due = self._sent, True, True
+        before, self._sent, self._due = self._sent, (definition.address, definition.port), True
         self._token_version = self._registry.token_version()
         try:
             await reader.register(self._payload)
         except PermissionDeniedError:
             self._sent = before
             raise
+        self._node = node
         # Not by replace-existing-checks: the agent repeats a registration with the flags that it came with, each time
         # that central configuration changes, and would drop maintenance then.
-        sent = self._payload["Check"].get("CheckID", f"service:{service_id}")
-        for check in left_over(await reader.agent_checks(service_id), service_id, sent):
+        sent = self._payload["Check"].get("CheckID", f"service:{definition.id}")
+        for check in left_over(await reader.agent_checks(definition.id), definition.id, sent):
             await reader.deregister_check(check)
         self._due = False
-        log.info("registered with the agent", service=self._definition.service, id=self._definition.id)
+        log.info("registered with the agent", service=definition.service, id=definition.id, node=node or "unknown")
+
+    async def _right_agent(self, reader: ConsulClient) -> str:
+        """The node of the agent that answers; "" where the token may not know.
+
+        Raises:
+            OtherAgentError: another agent has the registration, and is there still.
+        """
+        try:
+            node = (await reader.agent_facts()).node
+        except PermissionDeniedError:
+            return ""
+        registered = self._node if self._sent else ""
+        if not (node and registered) or node == registered or not await reader.node_checks(registered):
+            return node
+        raise OtherAgentError(
+            f"the gateway is registered with the agent of node {registered}, and the agent of node {node} answers now: "
+            "CONSUL_HTTP_ADDR has to lead to one agent"
+        )
 
     def _held(self, registration: OwnRegistration | None) -> None:
-        self.registration = registration
+        self.registration, self.missing = registration, registration is None
         if registration is not None:
             self._present.set()
             self._present = trio.Event()
-        self._on_change(registration)
+        self.health = own_health(self._instances, self._node, registration)
+        self._on_change()
 
     async def _deregister(self) -> None:
+        service_id = self._definition.id
         try:
-            await self._client.deregister(self._definition.id)
+            while True:
+                async with self._client.dedicated() as reader:
+                    with suppress(OtherAgentError):
+                        await self._right_agent(reader)
+                        await reader.deregister(service_id)
+                        break
+                await trio.sleep(_AGAIN)
         except ConsulError as error:
-            if _gone(error):
-                return
-            log.warning("the registration stays behind", id=self._definition.id, error=str(error))
+            if not _gone(error):
+                log.warning("the registration stays behind", id=service_id, error=str(error))
             return
-        log.info("deregistered", service=self._definition.service, id=self._definition.id)
+        log.info("deregistered", service=self._definition.service, id=service_id)
+
+    # --- in the catalog -----------------------------------------------------------------------------------------------
+
+    async def _follow_catalog(self) -> None:
+        """Follow what the catalog has of this ID: the instance's health, and where no agent holds it all of it."""
+        definition = self._definition
+        async with self._client.dedicated() as reader:
+            ask = partial(reader.own_instances, definition.service, definition.id)
+            key = WatchKey("own-health", definition.id)
+            await Watch(self._registry, key, ask, self._found, minds_token=True).run()
+
+    def _found(self, instances: tuple[OwnInstance, ...]) -> None:
+        self._instances = instances
+        if self._in_catalog:
+            ours = (each.registration for each in instances if each.node == self._node)
+            self._held(next(ours, None))
+        elif (health := own_health(instances, self._node, self.registration)) != self.health:
+            self.health = health
+            self._on_change()
+
+    def _limited(self, limits: DestinationLimits) -> None:
+        self.limits = limits
+        self._on_change()
+
+
+class _Connection:
+    """A reader with a connection of its own, which can be exchanged for another one."""
+
+    reader: ConsulClient
+
+    def __init__(self, client: ConsulClient) -> None:
+        self._client = client
+        self._open = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        self.reader = await self._open.enter_async_context(self._client.dedicated())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._open.aclose()
+
+    async def renew(self) -> None:
+        await self._open.aclose()
+        await self.__aenter__()
+
+
+async def lived_by(
+    held: OwnRegistration, definition: GatewayDefinition, is_own: Callable[[str, int], bool]
+) -> str | None:
+    """Say which other process lives by a registration of the definition's ID; None where there is none.
+
+    A restart finds the registration of its predecessor at its own address. One at another address is that of a gateway
+    that has moved, unless something takes connections there that is not this process.
+    """
+    if _place(held) == (definition.address, definition.port):
+        return None
+    # Without an address it is on the agent's machine, as we are.
+    host = held.address or "127.0.0.1"
+    if is_own(host, held.port) or not await _takes_connections(host, held.port):
+        return None
+    place = f"[{host}]:{held.port}" if ":" in host else f"{host}:{held.port}"
+    return (
+        f"{definition.id!r} is registered at {place} by another process, which answers there: "
+        "give this gateway a --proxy-id of its own"
+    )
+
+
+async def _takes_connections(host: str, port: int) -> bool:
+    with trio.move_on_after(_ALIVE), suppress(OSError):
+        await (await trio.open_tcp_stream(host, port)).aclose()
+        return True
+    return False
+
+
+def own_health(instances: Iterable[OwnInstance], node: str, registration: OwnRegistration | None) -> OwnHealth:
+    """What the instances of an ID say of the one on `node`; where that is unknown, of the one at the same address."""
+    if registration is None:
+        return OwnHealth()
+    same = [each for each in instances if _place(each.registration) == _place(registration)]
+    ours = next((each for each in same if each.node == node or not node), None)
+    checks = () if ours is None else ours.checks
+    causes = {maintenance_check(registration.id): False, NODE_MAINTENANCE: True}
+    maintenance = [Maintenance(causes[check.id], check.notes) for check in checks if check.id in causes]
+    return OwnHealth(
+        tuple(sorted(maintenance, key=lambda cause: cause.node)),
+        tuple((each.name, each.output) for each in checks if each.status == "critical" and each.id not in causes),
+        tuple(sorted(each.node for each in same if each is not ours and registration.address)) if ours else (),
+    )
+
+
+def maintenance_check(service_id: str) -> str:
+    """The ID of the check that stands for the maintenance of a service (`consul maint -service`)."""
+    return f"_service_maintenance:{service_id}"
+
+
+def left_over(checks: Iterable[HealthCheck], service_id: str, sent: str) -> Iterator[str]:
+    """The IDs of a service's checks that a registration with the check `sent` replaces: all but its maintenance."""
+    for check in checks:
+        if check.service_id == service_id and check.id not in (sent, maintenance_check(service_id)):
+            yield check.id
+
+
+def _place(registration: OwnRegistration) -> tuple[str, int]:
+    return registration.address, registration.port
 
 
 def _gone(error: ConsulError) -> bool:

@@ -28,7 +28,7 @@ from meshgate.app.errors import CommandError
 from meshgate.app.gateway.draining import drain_relay
 from meshgate.app.gateway.last_known import AGENT_PATIENCE, CATALOG_PATIENCE, LastKnown
 from meshgate.app.gateway.learning import Learner
-from meshgate.app.gateway.own_registration import RegistrationKeeper
+from meshgate.app.gateway.registration import GatewayRegistration
 from meshgate.app.gateway.relay_limits import limits_of
 from meshgate.app.gateway.stream_observer import StreamObserver
 from meshgate.app.gateway.supervision import obey_signals, ping_watchdog
@@ -72,7 +72,7 @@ class Gateway:
             settings.consul.get("CONSUL_PARTITION", ""),
             lambda: self.watcher is not None and not self.watcher.stale,
         )
-        self.registration = RegistrationKeeper(settings, client, self._registry, self.relay, self._on_options)
+        self.registration = GatewayRegistration(settings, client, self._registry, self.relay, self._on_options)
         self.tables = TableKeeper(settings, self.relay, notifier, self.last_known, self.registration.seen)
         self.health = self.tables.health
         self._agent_known = trio.Event()
@@ -160,6 +160,9 @@ class Gateway:
         self._check_last_known(facts.datacenter, partition)
         self._agent_known.set()
         exposed = self.settings.expose_servers
+        nursery.start_soon(self.registration.follow_limits)
+        if self.settings.register and not self.listening:
+            await self.registration.refuse_rival()
         if not self.settings.register:
             nursery.start_soon(self.registration.run)
             exposed = await self.registration.existing()
@@ -177,8 +180,6 @@ class Gateway:
         self.watcher.name_servers(facts.dns_domain, expose=exposed)
         nursery.start_soon(self.watcher.run)
         nursery.start_soon(tell_use, self.relay, self.watcher.used)
-        nursery.start_soon(self.registration.follow_limits)
-        nursery.start_soon(self.registration.follow_maintenance)
         nursery.start_soon(self._complete_catalog, self.watcher)
         await self.tables.known.wait()
         self._listen()

@@ -1,10 +1,215 @@
-"""The gateway's registration: as the settings describe it, and what one that the agent holds means for this process."""
+"""The gateway's registration: as the settings describe it, and what comes of the one that Consul holds.
 
-from meshgate.adapters.consul import BindAddress, GatewayDefinition, OwnRegistration
+Consul merges central configuration into the registration, so what it holds may ask for other listeners, limits and
+name resolution than the settings, and may ask for others later. All of it takes effect while the gateway runs. What was
+set for this process itself counts before what Consul says centrally.
+
+With `MESHGATE_REGISTER=false` the registration is somebody else's: a service definition file of the agent as a rule, or
+a row of the catalog that no agent holds (`MESHGATE_NODE_NAME`). Nothing is bound before it is known, and its addresses
+and its meta decide.
+"""
+
+from collections.abc import Callable, Iterator
+
+import structlog
+
+from meshgate.adapters.consul import (
+    GATEWAY_KIND,
+    BindAddress,
+    ConsulClient,
+    ConsulError,
+    GatewayDefinition,
+    Maintenance,
+    OwnHealth,
+    OwnRegistration,
+    Registrar,
+    WatchRegistry,
+)
+from meshgate.adapters.consul.watch_registry import ignore
+from meshgate.adapters.relay.pool import RelayPool
+from meshgate.app.errors import CommandError
+from meshgate.app.gateway.listeners import Listeners
+from meshgate.app.gateway.own_addresses import OwnAddressKeeper
+from meshgate.app.gateway.relay_limits import limits_of
 from meshgate.app.settings.settings import Settings
+from meshgate.app.text import printable
+from meshgate.core.catalog import NOWHERE, Snapshot
+from meshgate.core.gateway_options import NO_LIMITS, NO_OPTIONS, GatewayOptions, gateway_options
+from meshgate.core.host_names import with_one_host_name
 from meshgate.core.listeners import ListenPlan, listen_plan
+from meshgate.core.locality import measured
+
+log = structlog.get_logger(module="meshgate")
 
 WAN_FEDERATION = "consul-wan-federation"
+
+
+class GatewayRegistration:
+    """Registers, follows, and gives the registration back at the end.
+
+    Args:
+        settings: of this process.
+        client: Consul.
+        registry: shared by all watches of the process.
+        relay: gets the listeners and the limits.
+        on_options: called when the answer of `seen` for the same snapshot may be another one.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        client: ConsulClient,
+        registry: WatchRegistry,
+        relay: RelayPool,
+        on_options: Callable[[], None],
+    ) -> None:
+        self.listeners = Listeners(relay)
+        self.on_registration: Callable[[OwnRegistration], None] = ignore
+        """Gets the registration each time it changed."""
+        self._settings = settings
+        self._relay = relay
+        self._on_options = on_options
+        self._own_addresses = OwnAddressKeeper(settings)
+        self._options: GatewayOptions = NO_OPTIONS
+        self._locality = NOWHERE
+        self._limits = NO_LIMITS
+        self._seen: OwnRegistration | None = None
+        self._exposes: bool | None = None
+        self._missing = False
+        self._health = OwnHealth()
+        self._registrar = Registrar(
+            client,
+            registry,
+            definition_of(settings),
+            register=settings.register,
+            node=settings.node_name,
+            is_own=self._is_own,
+            on_change=self._changed,
+        )
+
+    def bind(self) -> None:
+        """Take the addresses that are known from the settings.
+
+        Raises:
+            CommandError: an address cannot be bound.
+        """
+        if self._settings.register:
+            self.listeners.bind(listen_addresses(self._settings))
+
+    def stand_in(self) -> None:
+        """Listen by the settings for want of anything better: Consul is not there to say where."""
+        if not self.listeners.addresses:
+            self.listeners.want(ListenPlan(listen_addresses(self._settings)))
+
+    def seen(self, snapshot: Snapshot) -> Snapshot:
+        """A snapshot as the registration wants it seen."""
+        if self._options.one_host_name:
+            snapshot = with_one_host_name(snapshot)
+        return measured(snapshot, self._locality) if self._locality.region else snapshot
+
+    def problems(self) -> list[str]:
+        """What keeps the gateway from doing what its registration says, a line each."""
+        missing = f"{_missing(self._settings)}, and MESHGATE_REGISTER is false"
+        return [*([missing] if self._missing else []), *_problems_of(self._health), *self.listeners.problems()]
+
+    async def refuse_rival(self) -> None:
+        """Find out whether another process lives by the registration that is to be made.
+
+        Raises:
+            CommandError: one does.
+        """
+        try:
+            told = await self._registrar.rival()
+        except ConsulError:
+            return  # The registrar looks again, and says what is wrong.
+        if told:
+            raise CommandError(told)
+
+    async def existing(self) -> bool:
+        """Wait for a registration that somebody else makes, and for a listener by it; whether it exposes servers."""
+        registration = await self._registrar.registered()
+        await self.listeners.until_bound()
+        return exposes_servers(registration)
+
+    async def run(self) -> None:
+        """Register and follow until `give_back` or cancellation."""
+        await self._registrar.run()
+
+    async def follow_limits(self) -> None:
+        """Follow the gateway's own service-defaults until cancelled."""
+        await self._registrar.follow_limits()
+
+    def use(self, settings: Settings) -> None:
+        """Go by other settings from now on.
+
+        Raises:
+            ConfigError: their addresses cannot be had on this machine, and nothing changes.
+        """
+        self._registrar.define(definition_of(settings))
+        self._settings, self._own_addresses = settings, OwnAddressKeeper(settings)
+        self._limit()
+
+    def give_back(self) -> bool:
+        """Take the registration back, where it is ours; whether there was one. Listeners stay as they are."""
+        self.listeners.stop()
+        ours = self._settings.register and self._registrar.registration is not None
+        if ours:
+            self._registrar.stop()
+        return ours
+
+    def _is_own(self, host: str, port: int) -> bool:
+        bound = ((bind.address or "0.0.0.0", bind.port) for bind in self.listeners.addresses)  # noqa: S104 - compared
+        return self._own_addresses.now(bound).leads_back(host, port, elsewhere=False)
+
+    def _changed(self) -> None:
+        self._follow_limits_of_destinations()
+        self._follow_health()
+        registration = self._registrar.registration
+        if self._registrar.missing and not self._missing:
+            log.warning("no such registration yet, waiting for it", id=self._settings.proxy_id)
+        self._missing = self._registrar.missing
+        if registration is not None and registration != self._seen:
+            self._seen = registration
+            self._follow(registration)
+
+    def _follow_limits_of_destinations(self) -> None:
+        limits = self._registrar.limits
+        if limits != self._limits:
+            log.info("service-defaults limit each destination", streams=limits.connections, pending=limits.pending)
+            self._limits = limits
+            self._limit()
+
+    def _follow_health(self) -> None:
+        before, self._health = self._health, self._registrar.health
+        for cause in self._health.maintenance:
+            if cause not in before.maintenance:
+                log.warning("held out of service in Consul: maintenance", node=cause.node, reason=cause.reason)
+        if before.maintenance and not self._health.maintenance:
+            log.info("no longer held out of service in Consul")
+        for name, output in self._health.failing:
+            if name not in dict(before.failing):
+                log.warning("a check of the gateway is critical in Consul", check=name, output=output)
+
+    def _follow(self, registration: OwnRegistration) -> None:
+        self._notice(registration)
+        self.on_registration(registration)
+        self.listeners.want(plan_of(registration))
+        before = self._options.one_host_name, self._locality
+        self._options, self._locality = gateway_options(registration.config), registration.locality
+        self._limit()
+        if before != (self._options.one_host_name, self._locality):
+            self._on_options()
+
+    def _notice(self, registration: OwnRegistration) -> None:
+        if registration.kind != GATEWAY_KIND:
+            log.warning("the registration is of another kind", id=registration.id, kind=registration.kind)
+        exposes = exposes_servers(registration)
+        if self._exposes not in (None, exposes):
+            log.warning("whether servers are exposed has changed: it takes effect at the next start", exposed=exposes)
+        self._exposes = exposes
+
+    def _limit(self) -> None:
+        self._relay.limit(limits_of(self._settings, self._options, self._limits))
 
 
 def listen_addresses(settings: Settings) -> tuple[BindAddress, ...]:
@@ -17,7 +222,7 @@ def listen_addresses(settings: Settings) -> tuple[BindAddress, ...]:
 
 
 def plan_of(registration: OwnRegistration) -> ListenPlan:
-    """Where a registration that the agent holds wants the gateway to listen, central configuration merged."""
+    """Where a registration that Consul holds wants the gateway to listen, central configuration merged."""
     return listen_plan(registration.address, registration.port, registration.tagged, registration.config)
 
 
@@ -42,3 +247,26 @@ def definition_of(settings: Settings) -> GatewayDefinition:
         namespace=settings.consul.get("CONSUL_NAMESPACE", ""),
         partition=settings.consul.get("CONSUL_PARTITION", ""),
     )
+
+
+def _missing(settings: Settings) -> str:
+    node = settings.node_name
+    if not node:
+        return f"the agent holds no registration {settings.proxy_id!r}"
+    return f"the catalog has no registration {settings.proxy_id!r} on node {node!r} that the token may see"
+
+
+def _problems_of(health: OwnHealth) -> Iterator[str]:
+    for cause in health.maintenance:
+        yield _words(cause)
+    for name, output in health.failing:
+        said = f": {printable(output)}" if output else ""
+        yield f"its check {printable(name)!r} is critical in Consul, so other gateways send it no new streams{said}"
+    for node in health.elsewhere:
+        yield f"it is registered on node {printable(node)} too: use consul services deregister there"
+
+
+def _words(maintenance: Maintenance) -> str:
+    whose = "its node" if maintenance.node else "it"
+    reason = f": {printable(maintenance.reason)}" if maintenance.reason else ""
+    return f"{whose} is in maintenance in Consul, so other gateways send it no new streams{reason}"

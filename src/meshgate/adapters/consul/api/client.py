@@ -15,6 +15,7 @@ from typing import Any, Final, Generic, Self, TypeVar
 
 from meshgate.core.catalog import SamenessGroup
 from meshgate.core.durations import format_duration
+from meshgate.core.gateway_options import NO_LIMITS, DestinationLimits
 
 from . import records
 from .address import ConsulAddress
@@ -33,7 +34,6 @@ from .errors import (
 )
 from .records import (
     GATEWAY_KIND,
-    NODE_MAINTENANCE,
     NOW,
     AgentFacts,
     CaRoots,
@@ -43,6 +43,7 @@ from .records import (
     HealthCheck,
     Instances,
     LeafCertificate,
+    OwnInstance,
     OwnRegistration,
     Page,
     Peering,
@@ -166,6 +167,17 @@ class ConsulClient:
         page = await self._page(request, records.decode_instances, Rule("service", service), cursor, filter=chosen)
         return replace(page, value=tuple(instance for instance in page.value if not kind or instance.kind == kind))
 
+    async def own_instances(self, service: str, service_id: str, cursor: Cursor = NOW) -> Page[tuple[OwnInstance, ...]]:
+        """The registrations of an ID in the catalog, one a node at most.
+
+        Consul merges central configuration from 1.13 on, whether or not an agent holds them.
+        """
+        chosen = f'Service.ID == "{service_id}"' if _fits_a_filter(service_id) else ""
+        asked = {"filter": chosen, "merge-central-config": "true"}
+        request, needs = CONSUL.health.service(segment(service)), Rule("service", service)
+        page = await self._page(request, records.decode_own_instances, needs, cursor, **asked)
+        return replace(page, value=tuple(each for each in page.value if each.registration.id == service_id))
+
     async def node_checks(self, node: str, *, datacenter: str = "") -> tuple[HealthCheck, ...]:
         """The checks of a node, and of the services on it, with what they last said."""
         request = CONSUL.health.node(segment(node), dc=datacenter)
@@ -226,6 +238,17 @@ class ConsulClient:
             return (await self._ask(request, records.decode_service_defaults)).value
         return ServiceDefaults()
 
+    async def destination_limits(self, service: str, cursor: Cursor = NOW) -> Page[DestinationLimits]:
+        """What each destination of a gateway may have by the service-defaults of the gateway's service.
+
+        The list is asked for: Consul logs an error for each question about a single entry that does not exist. Versions
+        that do not know the filter send all.
+        """
+        chosen = f'Name == "{service}"' if _fits_a_filter(service) else ""
+        request, needs = CONSUL.config.list("service-defaults"), Rule("service", service)
+        page = await self._page(request, records.decode_destination_limits, needs, cursor, filter=chosen)
+        return Page(page.value.get(service, NO_LIMITS), index=page.index)
+
     async def proxy_defaults_mode(self) -> str:
         """The gateway mode of the global proxy-defaults; "" where there is none."""
         with self._counting(), suppress(NotFoundError):
@@ -269,11 +292,15 @@ class ConsulClient:
         request = CONSUL.agent.service.get(segment(service_id))
         return await self._read(request, records.decode_own_registration, Rule("service", service_id), cursor)
 
+    async def agent_registration(self, service_id: str) -> OwnRegistration | None:
+        """A registration as the agent holds it now; None where it holds none, which is no error in its log then."""
+        chosen = f'ID == "{service_id}"' if _fits_a_filter(service_id) else ""
+        request, needs = CONSUL.agent.services(), Rule("service", service_id)
+        return (await self._read(request, records.decode_own_registrations, needs, filter=chosen)).value.get(service_id)
+
     async def agent_checks(self, service_id: str) -> tuple[HealthCheck, ...]:
-        """The checks of a service and that of its node's maintenance; others are left out as far as the agent can."""
-        # Some IDs cannot stand in a filter.
-        plain = '"' not in service_id and "\\" not in service_id
-        chosen = f'ServiceID == "{service_id}" or CheckID == "{NODE_MAINTENANCE}"' if plain else ""
+        """The checks that the agent holds of a service; others are left out as far as the agent can."""
+        chosen = f'ServiceID == "{service_id}"' if _fits_a_filter(service_id) else ""
         needs = Rule("service", service_id)
         return (await self._read(CONSUL.agent.checks(), records.decode_agent_checks, needs, filter=chosen)).value
 
@@ -463,6 +490,11 @@ def _held(cursor: Cursor) -> dict[str, str]:
         "hash": cursor.content_hash,
         "wait": format_duration(cursor.wait) if cursor.blocks else "",
     }
+
+
+def _fits_a_filter(text: str) -> bool:
+    """Whether a text can stand between the quotes of a filter, which knows no escapes."""
+    return '"' not in text and "\\" not in text
 
 
 def _indexed(page: Page[T]) -> Page[T]:

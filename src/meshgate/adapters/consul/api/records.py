@@ -471,6 +471,33 @@ def _own_registration(answer: _AgentService) -> OwnRegistration:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class OwnInstance:
+    """A registration as the catalog has it on a node, with its checks and those of the node."""
+
+    node: str
+    registration: OwnRegistration
+    checks: tuple[HealthCheck, ...] = ()
+
+
+class _OwnNode(_Json):
+    node: str = ""
+
+
+class _OwnRow(_Json):
+    """A row of `/v1/health/service/:service`."""
+
+    node: _OwnNode
+    service: _AgentService
+    checks: list[HealthCheck] | None = None
+
+
+def _own_instances(rows: list[_OwnRow] | None) -> tuple[OwnInstance, ...]:
+    return tuple(
+        OwnInstance(row.node.node, _own_registration(row.service), tuple(row.checks or ())) for row in rows or ()
+    )
+
+
 def _sidecars(services: Mapping[str, _AgentService] | None) -> tuple[Sidecar, ...]:
     return tuple(sorted(_each_sidecar(services or {}), key=lambda one: (one.partition, one.namespace, one.id)))
 
@@ -508,6 +535,11 @@ def _mode(found: _Mode | None) -> str:
 
 decode_agent_facts = decoder(_AgentSelf, _agent_facts)
 decode_own_registration = decoder(_AgentService, _own_registration)
+decode_own_registrations = decoder(
+    dict[str, _AgentService] | None,
+    lambda services: {each.id: _own_registration(each) for each in (services or {}).values()},
+)
+decode_own_instances = decoder(list[_OwnRow] | None, _own_instances)
 decode_sidecars = decoder(dict[str, _AgentService] | None, _sidecars)
 
 
@@ -716,6 +748,7 @@ class _UpstreamConfig(_Json):
 class _ServiceDefaults(_Json):
     """proxy-defaults or service-defaults."""
 
+    name: str = ""
     mesh_gateway: _Mode | None = None
     upstream_config: _UpstreamConfig | None = None
 
@@ -772,6 +805,9 @@ decode_resolvers = decoder(
     lambda rows: tuple(sorted(map(_resolver, rows or ()), key=lambda entry: entry.name)),
 )
 decode_service_defaults = decoder(_ServiceDefaults, _service_defaults)
+decode_destination_limits = decoder(
+    list[_ServiceDefaults] | None, lambda rows: {row.name: _service_defaults(row).limits for row in rows or ()}
+)
 decode_peer_through = decoder(_Mesh, lambda entry: bool((entry.peering or _MeshPeering()).peer_through_mesh_gateways))
 decode_sameness_group = decoder(_SamenessGroup, _sameness_group)
 

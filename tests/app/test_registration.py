@@ -17,7 +17,7 @@ from meshgate.adapters.consul.api import HealthCheck
 from meshgate.adapters.relay import Limits
 from meshgate.app.errors import CommandError
 from meshgate.app.gateway.listeners import Listeners
-from meshgate.app.gateway.own_registration import RegistrationKeeper
+from meshgate.app.gateway.registration import GatewayRegistration
 from meshgate.app.settings.settings import Settings
 from meshgate.core.catalog import Locality, RemoteDatacenter, Snapshot
 from meshgate.core.gateway_options import KEEPALIVE_UNSET, DestinationLimits, Keepalive
@@ -138,7 +138,7 @@ async def test_address_that_cannot_be_had_at_the_start_ends_the_gateway() -> Non
 
 @dataclass
 class Kept:
-    keeper: RegistrationKeeper
+    keeper: GatewayRegistration
     model: Model
     pool: Pool
     replans: list[None] = field(default_factory=list)
@@ -156,7 +156,7 @@ class Kept:
 async def kept(**values: str) -> AsyncIterator[Kept]:
     settings = Settings.load(environ={"MESHGATE_MAX_CONNECTIONS": "100"} | values)
     pool, model, replans = Pool(), Model(), list[None]()
-    keeper = RegistrationKeeper(
+    keeper = GatewayRegistration(
         settings,
         cast("ConsulClient", model),
         WatchRegistry(),
@@ -167,7 +167,6 @@ async def kept(**values: str) -> AsyncIterator[Kept]:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(keeper.listeners.run)
         nursery.start_soon(keeper.follow_limits)
-        nursery.start_soon(keeper.follow_maintenance)
         nursery.start_soon(keeper.run)
         await trio.sleep(1)
         yield Kept(keeper, model, pool, replans)
@@ -212,15 +211,18 @@ async def test_limits_of_the_gateways_own_service_defaults_are_followed(autojump
 
         assert limits() == (0, 0)
         it.model.limits_of["mesh-gateway"] = DestinationLimits(connections=7, pending=3)
-        await trio.sleep(11)
+        it.model.change()
+        await trio.sleep(6)
         assert limits() == (7, 3)
         await it.merged(connect_timeout_ms=250)
         assert limits() == (7, 3)
         it.model.limits_of["mesh-gateway"] = DestinationLimits(pending=4)
-        await trio.sleep(11)
+        it.model.change()
+        await trio.sleep(6)
         assert limits() == (0, 4)
         it.model.limits_of.clear()
-        await trio.sleep(11)
+        it.model.change()
+        await trio.sleep(6)
         assert limits() == (0, 0)
 
 
@@ -318,10 +320,12 @@ async def test_maintenance_is_a_problem_and_in_the_log_for_as_long_as_it_lasts(
     async with kept() as it:
         with capture_logs() as logs:
             it.model.checks[check.id] = check
+            it.model.change()
             await trio.sleep(30)
             assert it.keeper.problems() == [words]
             del it.model.checks[check.id]
-            await trio.sleep(11)
+            it.model.change()
+            await trio.sleep(1)
             assert it.keeper.problems() == []
         assert [entry["event"] for entry in logs] == [
             "held out of service in Consul: maintenance",

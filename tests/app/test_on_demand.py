@@ -4,7 +4,8 @@ import sys
 
 import click
 
-from meshgate.app.cli.main import OnDemand, chosen, cli
+from meshgate.app.cli.main import cli
+from meshgate.app.cli.on_demand import OnDemand, chosen
 
 PACKAGE = "meshgate.app.cli.commands"
 

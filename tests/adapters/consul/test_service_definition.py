@@ -1,7 +1,7 @@
 import pytest
 
 from meshgate.adapters.consul import BindAddress, GatewayDefinition, RegistrationError
-from meshgate.adapters.consul.registration import can_bind
+from meshgate.adapters.consul.service_definition import can_bind
 
 
 def yes(_: str) -> bool:
