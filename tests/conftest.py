@@ -1,14 +1,17 @@
 """What every kind of test may use."""
 
+import operator
 import os
 import signal
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
 import trio
 from hypothesis import HealthCheck, settings
 
+from tests.harness.agent import Version, consul_version
 from tests.harness.cluster import find_consul
 from tests.harness.standing import Standing
 
@@ -26,14 +29,37 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-@pytest.fixture(scope="session")
-def consul_binary() -> str:
-    """The Consul of the tests marked `consul`. Without one they fail: they are never skipped."""
+@cache
+def _consul() -> str:
     fetched = Path(__file__).parents[1] / ".cache" / "consul" / "consul"
     try:
         return find_consul(fetched)
     except FileNotFoundError as error:
         pytest.fail(f"{error}; scripts/test fetches one", pytrace=False)
+
+
+@cache
+def _version() -> Version:
+    return consul_version(_consul())
+
+
+@pytest.fixture(scope="session")
+def consul_binary() -> str:
+    """The Consul of the tests marked `consul`. Without one they fail: they are never skipped."""
+    return _consul()
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skips what the Consul of these tests is too old or too new for. CONSUL_BIN names another one."""
+    for name, fits in (("since_consul", operator.ge), ("before_consul", operator.lt)):
+        for marker in item.iter_markers(name):
+            version, why = marker.args
+            if not fits(_version(), version):
+                pytest.skip(f"{name.replace('_', ' ')} {_dotted(version)}, this is {_dotted(_version())}: {why}")
+
+
+def _dotted(version: Version) -> str:
+    return ".".join(map(str, version))
 
 
 @pytest.fixture(scope="session")

@@ -57,13 +57,14 @@ def test_agent_takes_the_configuration_of_the_walkthrough(consul_binary: str, tm
 
 
 async def test_setup_of_the_compose_example_makes_what_gateways_and_services_need(
-    world: World, consul_binary: str
+    world: World, consul_binary: str, tmp_path: Path
 ) -> None:
+    (tmp_path / "consul").symlink_to(consul_binary)
     tokens = {"GATEWAY_TOKEN": "0" * 8 + "-0000-4000-8000-000000000002"}
     tokens["SERVICE_TOKEN"] = tokens["GATEWAY_TOKEN"][:-1] + "3"
     dc1, dc2 = world.federation.dc1, world.federation.dc2
     environment = {
-        "PATH": f"{Path(consul_binary).parent}:{os.environ['PATH']}",
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
         "DC1": f"http://{dc1.http_addr}",
         "DC2": f"http://{dc2.http_addr}",
         "MANAGEMENT_TOKEN": dc1.master_token,

@@ -65,10 +65,9 @@ async def test_failover_to_another_datacenter_goes_through_the_gateways_of_its_m
         entries(world, mode(which), failover),
     ):
         chain = await targets(world)
-        assert {name: target["MeshGateway"].get("Mode") for name, target in chain.items()} == {
-            "dc1": None,
-            "dc2": which,
-        }
+        modes = {name: target["MeshGateway"].get("Mode") for name, target in chain.items()}
+        # Newer Consuls name the mode for the near target too, where it has no meaning.
+        assert modes in ({"dc1": None, "dc2": which}, {"dc1": which, "dc2": which})
         await near.set_health("critical")
         await until_equal("the far one", lambda: remote.endpoints(chain["dc2"]["SNI"]), {far.port: True}, 20)
         assert await carried(world, which, local, remote, chain["dc2"]) == counted

@@ -13,10 +13,10 @@ from tests.harness.envoy_sidecar import EnvoySidecar, envoy_sidecar_for
 from tests.harness.gateway import gateway_beside
 from tests.harness.instance import HOST
 
-from .peered import PATIENCE, Cluster, cluster, needs_peering, peer_with_each_other, until_routed
+from .peered import PATIENCE, PEERING, Cluster, cluster, peer_with_each_other, until_routed
 from .world import until_equal
 
-pytestmark = [pytest.mark.consul, pytest.mark.envoy, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.consul, pytest.mark.envoy, pytest.mark.since_consul(*PEERING), pytest.mark.timeout(240)]
 
 EXPORTED = {"us": "billing", "eu": "orders"}
 
@@ -55,7 +55,6 @@ async def greeting(port: int) -> str:
 async def test_envoys_of_peered_clusters_call_each_other_through_the_gateways_alone(
     consul_binary: str, tmp_path: Path
 ) -> None:
-    needs_peering(consul_binary)
     async with (
         cluster(consul_binary, "us", tmp_path) as us,
         cluster(consul_binary, "eu", tmp_path) as eu,

@@ -15,15 +15,14 @@ import pytest
 import trio
 
 from meshgate.adapters.consul.policy import acl_policy
-from tests.harness.envoy_sidecar import OLDEST_WITH_XDS, EnvoySidecar, XdsFederation, envoy_sidecar_for
+from tests.harness.envoy_sidecar import XDS, EnvoySidecar, XdsFederation, envoy_sidecar_for
 from tests.harness.gateway import LONG_DRAIN, GatewayProcess
 from tests.harness.waiting import until
 from tests.harness.web_backend import SLOW_SECONDS, web_backend
 
-from .versions import needs_consul
 from .world import World, until_equal
 
-pytestmark = [pytest.mark.consul, pytest.mark.envoy, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.consul, pytest.mark.envoy, pytest.mark.since_consul(*XDS), pytest.mark.timeout(240)]
 
 PATIENCE = 60.0
 
@@ -31,7 +30,6 @@ PATIENCE = 60.0
 @pytest.fixture(scope="module")
 def mesh(consul_binary: str) -> Iterator[World]:
     """Two datacenters with a gRPC port each; `shop` may call everybody."""
-    needs_consul(consul_binary, OLDEST_WITH_XDS, "a bootstrap for an Envoy that Consul does not know")
     federation = trio.run(XdsFederation.start, consul_binary)
 
     async def prepare() -> World:

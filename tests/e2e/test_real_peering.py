@@ -15,9 +15,9 @@ from tests.harness.instance import HOST
 from tests.harness.tls import TlsStream, mesh_context
 from tests.harness.waiting import until
 
-from .peered import PATIENCE, Cluster, cluster, needs_peering, peer_with_each_other, until_routed
+from .peered import PATIENCE, PEERING, Cluster, cluster, peer_with_each_other, until_routed
 
-pytestmark = pytest.mark.consul
+pytestmark = [pytest.mark.consul, pytest.mark.since_consul(*PEERING)]
 
 
 @asynccontextmanager
@@ -43,7 +43,6 @@ async def exported_service(here: Cluster, service: str, peer: Cluster) -> AsyncI
 async def test_two_real_clusters_peer_and_exchange_tcp_services_through_their_gateways_alone(
     consul_binary: str, tmp_path: Path
 ) -> None:
-    needs_peering(consul_binary)
     async with (
         cluster(consul_binary, "us", tmp_path) as us,
         cluster(consul_binary, "eu", tmp_path) as eu,

@@ -10,7 +10,7 @@ import sysconfig
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Any, ClassVar, Final, TypeAlias
 
 import httpx
 import trio
@@ -22,7 +22,8 @@ from tests.harness.ports import free_ports
 from tests.harness.process import Child, child_environment
 from tests.harness.waiting import until
 
-OLDEST_WITH_XDS: Final[Version] = (1, 15, 0)
+# For the mark `since_consul`.
+XDS: Final[tuple[Version, str]] = (1, 15, 0), "a bootstrap for an Envoy that Consul does not know"
 Upstream: TypeAlias = Mapping[str, object]
 
 _START_SECONDS: Final = 30.0
@@ -41,12 +42,14 @@ def envoy_binary() -> str:
 
 
 class XdsFederation(Federation):
-    """Two datacenters whose agents also configure Envoys."""
+    """Two datacenters whose agents also configure Envoys. `more` are settings under Consul's names."""
+
+    more: ClassVar[Mapping[str, object]] = {}
 
     def configure(self) -> None:
         """Writes the configuration of both, with a gRPC port each."""
         for one, other in ((self.dc1, self.dc2), (self.dc2, self.dc1)):
-            one.configure(primary=self.dc1.datacenter, wan=[other.ports.serf_wan], grpc=free_ports(1)[0])
+            one.configure(self.dc1.datacenter, [other.ports.serf_wan], grpc=free_ports(1)[0], **self.more)
 
 
 class EnvoySidecar(Instance):

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from meshgate.adapters.consul.policy import acl_policy
+from meshgate.core.prerequisites import gives_keys_away
 from tests.e2e.world import World
 from tests.harness.agent import Consul, ConsulError, Json
 from tests.harness.native import native_service
@@ -12,11 +13,12 @@ from tests.harness.native import native_service
 pytestmark = pytest.mark.consul
 
 GATEWAY = "/v1/agent/connect/ca/leaf/mesh-gateway"
+LEAF_IN_CACHE = "/v1/agent/connect/ca/leaf/web"
 INTENTION = {"SourceName": "mesh-gateway", "DestinationName": "web", "Action": "allow", "SourceType": "consul"}
 
 FORBIDDEN: list[tuple[str, str, object]] = [
     # identities of others
-    ("GET", "/v1/agent/connect/ca/leaf/web", None),
+    ("GET", LEAF_IN_CACHE, None),
     ("GET", "/v1/agent/connect/ca/leaf/nosuch", None),
     ("GET", "/v1/connect/ca/configuration", None),
     ("PUT", "/v1/connect/ca/configuration", {"Provider": "consul", "Config": {}}),
@@ -74,7 +76,9 @@ async def test_token_is_refused_what_a_gateway_does_not_need(world: World) -> No
         for method, path, body in FORBIDDEN:
             try:
                 await ask(dc1, world.token, method, path, body)
-                allowed.append(f"{method} {path} {body}")
+                # What becomes of this on such a version is in test_keys_given_away.py.
+                if path != LEAF_IN_CACHE or not gives_keys_away(".".join(map(str, dc1.version))):
+                    allowed.append(f"{method} {path} {body}")
             except ConsulError as error:
                 # Some answers of older Consuls are 500 with these words.
                 if error.status != 403 and "denied by ACLs" not in str(error):
@@ -126,4 +130,5 @@ async def test_a_narrower_rule_hides_what_it_leaves_out(world: World) -> None:
     token = await world.federation.create_policy_token(rules, "only-web")
     async with native_service(dc1, "web", folder), native_service(dc1, "payroll", folder):
         assert set(await dc1.get("/v1/catalog/services", token=token)) == {"web"}
-        assert await dc1.get("/v1/health/connect/payroll", token=token) == []
+        # Newer Consuls refuse what older ones show empty: None.
+        assert await dc1.ask("/v1/health/connect/payroll", token=token) in ([], None)
