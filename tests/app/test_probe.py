@@ -4,21 +4,23 @@ import json
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from io import StringIO
 
 import pytest
 import trio
 
-from meshgate.adapters.consul import ConsulClient, ConsulUnreachableError
+from meshgate.adapters.consul import AgentFacts, ConsulClient, ConsulUnreachableError
 from meshgate.adapters.mesh_tls import RefusedError
 from meshgate.app.cli.main import execute
-from meshgate.app.diagnostics.probe import Probe, Question
+from meshgate.app.diagnostics.probe import Failure, Probe, Question, Verdict
 from meshgate.core.host_port import HostPort
 from tests.adapters.consul.fake_consul import FakeConsul, row
 from tests.adapters.mesh_ca import Signer, mesh_root, serving_context
 from tests.harness.backend import serving
+from tests.harness.ports import free_ports
 from tests.harness.tls import TlsStream
 
-from .consul_double import gateway, inspected
+from .consul_double import gateway, inspected, may
 
 ROOT = mesh_root()
 SHOP = "spiffe://td.consul/ns/default/dc/dc1/svc/shop"
@@ -42,11 +44,16 @@ async def quiet(stream: TlsStream) -> None:
 
 @asynccontextmanager
 async def destination(
-    signer: Signer, talk: Callable[[TlsStream], Awaitable[None]] = quiet, *, through: Signer = ROOT, newest: bool = True
+    signer: Signer,
+    talk: Callable[[TlsStream], Awaitable[None]] = quiet,
+    *,
+    through: Signer = ROOT,
+    trusts: Signer = ROOT,
+    newest: bool = True,
 ) -> AsyncIterator[tuple[int, list[str | None]]]:
     """Whoever is behind the gateway: its port, and the names that it is asked for."""
     chain = signer.pem + (through.pem if through is not ROOT else "")
-    context = serving_context(signer, chain, [ROOT.pem])
+    context = serving_context(signer, chain, [trusts.pem])
     if not newest:
         context.maximum_version = ssl.TLSVersion.TLSv1_2
     names: list[str | None] = []
@@ -122,15 +129,220 @@ async def test_a_service_of_a_secondary_datacenter_shows_its_intermediate(subjec
         assert probe.ok, probe.failure
 
 
-async def test_a_destination_that_closes_in_order_at_once_does_not_accept() -> None:
-    async def close(stream: TlsStream) -> None:
+def intention(double: FakeConsul, *, allowed: bool, permissions: bool = False) -> None:
+    double.set("/v1/connect/intentions/check", {"Allowed": allowed}, index=None)
+    exact = {"SourceName": "shop", "Permissions": [{"Action": "allow"}]} if permissions else {"SourceName": "shop"}
+    double.set("/v1/connect/intentions/match", {"web": [exact, {"SourceName": "*", "Action": "deny"}]})
+
+
+async def close(stream: TlsStream) -> None:
+    await stream.send_eof()
+
+
+async def cut(stream: TlsStream) -> None:
+    await stream.aclose()
+
+
+async def greet(stream: TlsStream) -> None:
+    await stream.send_all(b"220 ready\r\n")
+    await quiet(stream)
+
+
+@pytest.mark.parametrize(
+    ("talk", "allowed", "permissions", "verdict", "words"),
+    [
+        # An Envoy sidecar says nothing before the first byte.
+        (quiet, True, False, Verdict.ACCEPTED, "Consul's intentions allow the call"),
+        (quiet, False, False, Verdict.DENIED, "no objection yet, but Consul's intentions deny the call"),
+        (quiet, False, True, Verdict.ACCEPTED, "each request is judged"),
+        (quiet, None, False, Verdict.ACCEPTED, "at the first byte only"),
+        (close, False, False, Verdict.DENIED, "closed in order"),
+        (close, True, False, Verdict.REFUSED, "closed in order"),
+        (close, None, False, Verdict.REFUSED, "closed in order"),
+        (cut, False, False, Verdict.DENIED, "closed without close_notify"),
+        (cut, True, False, Verdict.REFUSED, "closed without close_notify"),
+        (greet, False, False, Verdict.ACCEPTED, "the service spoke first"),
+    ],
+)
+async def test_what_a_destination_does_is_read_with_what_the_intentions_say(
+    talk: Callable[[TlsStream], Awaitable[None]],
+    allowed: bool | None,
+    permissions: bool,
+    verdict: Verdict,
+    words: str,
+) -> None:
+    async with inspected() as (double, client), destination(ROOT.leaf(WEB), talk) as (port, _):
+        mesh(double)
+        if allowed is not None:
+            intention(double, allowed=allowed, permissions=permissions)
+        probe = await probed(client, port)
+        assert probe.verdict is verdict, probe.failure
+        assert (probe.steps[-1].step, probe.ok) == ("consent", verdict is Verdict.ACCEPTED)
+        assert words in probe.steps[-1].detail
+
+
+@pytest.mark.parametrize(
+    ("allowed", "verdict"), [(False, Verdict.DENIED), (True, Verdict.REFUSED), (None, Verdict.DENIED)]
+)
+async def test_an_alert_after_the_handshake_is_a_refusal(allowed: bool | None, verdict: Verdict) -> None:
+    stranger = mesh_root("other")
+    async with inspected() as (double, client):
+        mesh(double)
+        if allowed is not None:
+            intention(double, allowed=allowed)
+        async with destination(ROOT.leaf(WEB), trusts=stranger) as (port, _):
+            failure = (await probed(client, port)).failure
+        assert failure is not None
+        assert (failure.step, failure.verdict, failure.alert) == ("consent", verdict, "unknown_ca")
+
+
+async def test_what_ended_a_probe_is_told_apart() -> None:
+    async with inspected() as (double, client):
+        mesh(double)
+        verdicts = []
+        for signer in (ROOT.leaf(SHOP), mesh_root("evil").leaf(WEB), ROOT.leaf("https://example.com/")):
+            async with destination(signer) as (port, _):
+                verdicts.append((await probed(client, port)).verdict)
+        assert verdicts == [Verdict.WRONG_IDENTITY] * 3
+        assert (await probed(client, free_ports(1)[0])).verdict is Verdict.UNREACHABLE
+        double.set("/v1/agent/connect/ca/leaf/shop", b"Permission denied", status=403)
+        assert (await probed(client, 1)).verdict is Verdict.NOT_CALLED
+
+
+def answering(text: bytes) -> Callable[[TlsStream], Awaitable[None]]:
+    async def answer(stream: TlsStream) -> None:
+        request = await stream.receive_some()
+        assert request.startswith(b"GET /health HTTP/1.1\r\nHost: web\r\n")
+        await stream.send_all(text)
         await stream.send_eof()
 
-    async with inspected() as (double, client), destination(ROOT.leaf(WEB), close) as (port, _):
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("text", "verdict", "words"),
+    [
+        (b"HTTP/1.1 200 OK\r\n\r\nhi", Verdict.ACCEPTED, "HTTP/1.1 200 OK"),
+        (b"HTTP/1.1 404 Not Found\r\n\r\n", Verdict.ACCEPTED, "HTTP/1.1 404 Not Found"),
+        (b"HTTP/1.1 403 Forbidden\r\nserver: envoy\r\n\r\nRBAC: access denied", Verdict.DENIED, "403 Forbidden"),
+        (b"HTTP/1.1 403 Forbidden\r\n\r\nno such user", Verdict.ACCEPTED, "403 Forbidden"),
+        (b"", Verdict.REFUSED, "without an answer of HTTP"),
+        (b"220 ready\r\n", Verdict.REFUSED, "without an answer of HTTP"),
+    ],
+)
+async def test_a_request_is_judged_by_its_answer(text: bytes, verdict: Verdict, words: str) -> None:
+    async with inspected() as (double, client), destination(ROOT.leaf(WEB), answering(text)) as (port, _):
         mesh(double)
-        failure = (await probed(client, port)).failure
-        assert failure is not None
-        assert (failure.step, failure.detail) == ("consent", "the connection was closed in order")
+        probe = await probed(client, port, http="/health")
+        assert probe.verdict is verdict
+        assert words in probe.steps[-1].detail
+
+
+# --- a service of a peer ---------------------------------------------------------------------------------------------
+
+EU = mesh_root("eu")
+EU_WEB = "spiffe://eu.consul/ns/default/dc/berlin/svc/web"
+EU_NAME = "web.default.default.us.external.eu.consul"
+
+
+def imported(double: FakeConsul, port: int) -> None:
+    found = row("web", address="127.0.0.1", port=port, kind="connect-proxy")
+    found["Service"]["Connect"] = {"PeerMeta": {"SNI": [EU_NAME], "SpiffeID": [EU_WEB], "Protocol": "tcp"}}
+    double.set("/v1/health/connect/web", [found])
+    double.set("/v1/peering/eu", {"Name": "eu", "PeerCAPems": [EU.pem]}, index=None)
+
+
+@pytest.mark.parametrize("via", ["lan", "wan"])
+async def test_a_service_of_a_peer_is_asked_for_by_the_name_that_it_was_exported_under(via: str) -> None:
+    async with inspected() as (double, client), destination(EU.leaf(EU_WEB), trusts=ROOT) as (port, names):
+        mesh(double)
+        imported(double, port if via == "wan" else 1)
+        gateway(double, "dc1", "127.0.0.1", port if via == "lan" else 1)
+        probe = Probe(Question("web", "shop", peer="eu", via=via))
+        await probe.run(client)
+        assert probe.ok, probe.failure
+        assert probe.met is not None
+        assert (probe.met.spiffe_id, names) == (EU_WEB, [EU_NAME])
+        assert [seen.query["peer"] for seen in double.requests("/v1/health/connect/web")] == ["eu"]
+
+
+async def test_a_service_of_a_peer_has_to_prove_itself_by_the_roots_of_the_peer() -> None:
+    async with inspected() as (double, client), destination(ROOT.leaf(EU_WEB)) as (port, _):
+        mesh(double)
+        imported(double, port)
+        probe = Probe(Question("web", "shop", peer="eu", via="wan"))
+        await probe.run(client)
+        assert probe.verdict is Verdict.WRONG_IDENTITY
+
+
+async def test_what_keeps_a_service_of_a_peer_from_being_asked_for_is_said() -> None:
+    async def failure(client: ConsulClient) -> Failure:
+        probe = Probe(Question("web", "shop", peer="eu"))
+        await probe.run(client)
+        assert probe.failure is not None
+        assert probe.failure.step == "peer"
+        return probe.failure
+
+    async with inspected() as (double, client):
+        mesh(double)
+        imported(double, 1)
+        double.set("/v1/health/connect/web", [])
+        assert (await failure(client)).detail == "nothing named web is imported from the peer eu"
+        double.set("/v1/peering/eu", {"Name": "eu"}, index=None)
+        assert (await failure(client)).detail == "Consul knows no roots of the peer eu"
+        double.set("/v1/peering/eu", b"peering not found", status=404)
+        assert "404" in (await failure(client)).detail
+        may(double, peering_read=False)
+        assert (await failure(client)).meaning == 'add peering = "read" to its policy'
+        # Consul takes twelve seconds to refuse.
+        assert len(double.requests("/v1/peering/eu")) == 3
+
+
+# --- the key in the agent's cache ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("version", ["1.22.6", "1.16.0"])
+def test_a_key_is_not_left_in_a_cache_that_gives_it_away_without_a_word(
+    version: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr("meshgate.app.diagnostics.inspection.inspect", lambda *_: AgentFacts("dc1", version=version))
+    monkeypatch.setattr("meshgate.app.diagnostics.probe.Probe.run", lambda *_: asked.append("called"))
+    monkeypatch.setattr("sys.stdin", StringIO())
+    assert execute(["probe", "web", "--as", "shop"]) == 2
+    said = capsys.readouterr().err
+    assert f"Consul {version}" in said
+    assert "certificate and key of shop" in said
+    assert "--yes" in said
+    assert asked == []
+
+
+@pytest.mark.parametrize(("answer", "code"), [("n\n", 1), ("\n", 1), ("y\n", 0)])
+def test_at_a_terminal_it_asks(
+    answer: str, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Terminal(StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr("meshgate.app.diagnostics.inspection.inspect", lambda *_: AgentFacts("dc1", version="1.22.6"))
+    monkeypatch.setattr("sys.stdin", Terminal(answer))
+    assert execute(["probe", "web", "--as", "shop"]) == code
+    assert "Go on?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("version", "flags"), [("1.8.7", []), ("1.22.6", ["--yes"])])
+def test_where_no_key_is_given_away_or_it_was_confirmed_it_does_not_ask(
+    version: str, flags: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("meshgate.app.diagnostics.inspection.inspect", lambda *_: AgentFacts("dc1", version=version))
+    monkeypatch.setattr("sys.stdin", StringIO())
+    assert execute(["probe", "web", "--as", "shop", *flags]) == 0
+
+
+@pytest.mark.parametrize("flags", [["--peer", "eu", "--dc", "dc2"], ["--http", "health"], ["--http", "/a b"]])
+def test_flags_that_do_not_fit_are_wrong_usage(flags: list[str]) -> None:
+    assert execute(["probe", "web", *flags]) == 2
 
 
 async def test_tls_1_2_alone_is_refused() -> None:

@@ -61,7 +61,7 @@ def failed(outcome: Outcome) -> set[str]:
 
 
 async def probe(consul: Consul, token: str, *arguments: str) -> Outcome:
-    return await meshgate(consul, token, "probe", *arguments, "--json")
+    return await meshgate(consul, token, "probe", *arguments, "--yes", "--json")
 
 
 # --- doctor ----------------------------------------------------------------------------------------------------------
@@ -284,7 +284,7 @@ async def test_probe_meets_the_service_through_the_gateway_of_its_choice(world: 
         assert steps["consent"]["detail"] == "the service spoke first"
         assert await local.counter("meshgate_connections_total") == (via == "lan")
         assert await remote.counter("meshgate_connections_total", kind="service") == 1
-        people = await meshgate(world.federation.dc1, token, "probe", "web", "-dc=dc2", "--as=shop")
+        people = await meshgate(world.federation.dc1, token, "probe", "web", "-dc=dc2", "--as=shop", "--yes")
         assert "ok: web answers and accepts the caller" in people.out
         assert "PRIVATE KEY" not in outcome.out + people.out
         assert list(world.federation.folder.rglob("*.pem")) == []
@@ -298,7 +298,8 @@ async def test_probe_shows_that_an_intention_denies_the_caller(world: World) -> 
         assert outcome.data["met"]["spiffe_id"] == world.spiffe()
         failure = outcome.data["failure"]
         assert (failure["step"], failure["alert"]) == ("consent", "bad_certificate")
-        assert "no intention allows it" in failure["meaning"]
+        assert outcome.data["verdict"] == "denied"
+        assert failure["meaning"] == "Consul's intentions deny the call"
 
 
 async def test_probe_shows_a_destination_that_hangs_up_without_an_alert(world: World) -> None:
@@ -307,15 +308,16 @@ async def test_probe_shows_a_destination_that_hangs_up_without_an_alert(world: W
         outcome = await probe(world.federation.dc1, token, "web", "--dc=dc2", "--as=stranger")
         failure = outcome.data["failure"]
         assert (outcome.code, failure["step"], failure["alert"]) == (1, "consent", None)
-        assert "hung up after the handshake" in failure["meaning"]
+        assert outcome.data["verdict"] == "denied"
+        assert failure["meaning"] == "Consul's intentions deny the call"
         assert (await probe(world.federation.dc1, token, "web", "--dc=dc2", "--as=shop")).code == 0
 
 
 async def test_probe_names_the_alert_for_an_unknown_service_and_what_it_means(world: World) -> None:
     async with world.gateways():
-        outcome = await meshgate(world.federation.dc1, world.token, "probe", "nosuch", "--dc=dc2")
+        outcome = await meshgate(world.federation.dc1, world.token, "probe", "nosuch", "--dc=dc2", "--yes")
         assert outcome.code == 1
-        assert "failed at handshake: TLS alert unrecognized_name" in outcome.out
+        assert "unreachable (at handshake): TLS alert unrecognized_name" in outcome.out
         assert "the gateway has no route for this name" in outcome.out
 
 
@@ -341,9 +343,11 @@ async def test_probe_shows_an_endpoint_that_the_gateway_cannot_reach(world: Worl
 
 
 async def test_probe_without_the_right_to_the_identity_says_which_rule_is_missing(world: World) -> None:
-    outcome = await meshgate(world.federation.dc1, world.token, "probe", "web", "--dc=dc2", "--as=web")
+    outcome = await meshgate(world.federation.dc1, world.token, "probe", "web", "--dc=dc2", "--as=web", "--yes")
     assert outcome.code == 1
-    assert "failed at leaf" in outcome.out
+    assert "not called (at leaf): the token may not have the certificate of web" in outcome.out
+    assert outcome.out.count("certificate of web") == 1
+    assert "register" not in outcome.out
     assert 'add service "web" { policy = "write" }' in outcome.out
     assert "--as" in outcome.out
 

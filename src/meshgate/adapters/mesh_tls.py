@@ -40,6 +40,10 @@ class RefusedError(Exception):
         self.detail = detail
 
 
+class UntrustedError(RefusedError):
+    """The other side's certificate does not lead to the roots: it was refused here."""
+
+
 class WrongPeerError(Exception):
     """The other side proved no identity of the mesh, or not the one that was expected."""
 
@@ -92,8 +96,8 @@ async def shake_hands(stream: trio.SSLStream[trio.SocketStream], *, seconds: flo
     """The handshake. A client of TLS 1.3 is through before the server has judged its certificate.
 
     Raises:
-        RefusedError: of stage `handshake`; refused, not done within `seconds`, or the peer's chain does not lead to the
-            roots of the context.
+        UntrustedError: the peer's chain does not lead to the roots of the context.
+        RefusedError: of stage `handshake`; refused, or not done within `seconds`.
     """
     with trio.move_on_after(seconds), _refusals("handshake"):
         await stream.do_handshake()
@@ -168,7 +172,7 @@ def _refusals(stage: str) -> Iterator[None]:
         error = broken.__cause__
         if isinstance(error, ssl.SSLCertVerificationError):
             detail = f"its certificate does not lead to the roots of the mesh: {error.verify_message}"
-            raise RefusedError(stage, None, detail) from error
+            raise UntrustedError(stage, None, detail) from error
         if isinstance(error, ssl.SSLEOFError):
             raise RefusedError(stage, None, "closed without close_notify") from error
         if isinstance(error, ssl.SSLError):

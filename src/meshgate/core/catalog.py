@@ -62,6 +62,7 @@ class Instance:
     meta: tuple[tuple[str, str], ...] = ()
     # Of an instance in a peered cluster: the names by which its exporter routes to it (`Connect.PeerMeta.SNI`).
     peer_sni: tuple[str, ...] = ()
+    peer_identities: tuple[str, ...] = ()
     # Where it runs, if Consul was told (1.17 and later), and how far that is from the gateway; see `locality`.
     locality: Locality = NOWHERE
     distance: int = 0

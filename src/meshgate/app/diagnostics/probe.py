@@ -1,21 +1,33 @@
 """`meshgate probe`: one call into the mesh as a sidecar would make it, through a gateway, and how far it got.
 
 The identity is a real leaf of the agent's, the handshake a real one of TLS 1.3 with the name that Consul gives the
-service. Not a byte of the application's protocol is sent. The leaf's key
-stays in memory.
+service. Not a byte of the application's protocol is sent unless it is asked for. The leaf's key stays in memory here;
+the agent keeps it too, see `core.prerequisites.gives_keys_away`.
 """
 
 import ssl
 from dataclasses import dataclass, field
 from datetime import datetime
+from enum import StrEnum
 from typing import Final, NoReturn
 
 import trio
 from cryptography import x509
 
-from meshgate.adapters.consul import GATEWAY_KIND, CaRoots, ConsulClient, ConsulError, PermissionDeniedError
+from meshgate.adapters.consul import (
+    GATEWAY_KIND,
+    SEE_PEERINGS,
+    ConsulClient,
+    ConsulError,
+    Instances,
+    Intention,
+    PermissionDeniedError,
+    Rule,
+    Tenant,
+)
 from meshgate.adapters.mesh_tls import (
     RefusedError,
+    UntrustedError,
     WrongPeerError,
     connect,
     listen,
@@ -32,13 +44,29 @@ from meshgate.core.sni import DEFAULT, ServiceSni
 LAN: Final = "lan"
 WAN: Final = "wan"
 # A destination judges the caller's certificate and its intentions after the caller is through (RFC 8446 section 4.4).
-# What it has against the caller arrives one round trip later; silence for this long, in seconds, is consent.
+# What it has against the caller arrives one round trip later; silence for this long, in seconds, is no objection.
 CONSENT_SECONDS: Final = 0.5
+# What an Envoy sidecar answers to a request that its intentions deny.
+_DENIED_REQUEST: Final = b"RBAC: access denied"
+
+
+class Verdict(StrEnum):
+    """How a probe ended."""
+
+    ACCEPTED = "accepted"
+    DENIED = "denied"
+    REFUSED = "refused"
+    WRONG_IDENTITY = "wrong_identity"
+    UNREACHABLE = "unreachable"
+    NOT_CALLED = "not_called"
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What is probed. `via` is `lan`, `wan` or an address; "" for `datacenter` is the agent's own."""
+    """What is probed. `via` is `lan`, `wan` or an address; "" for `datacenter` is the agent's own.
+
+    `peer` is a peering that the service is imported from. `http` is a path to ask a service of HTTP for.
+    """
 
     service: str
     identity: str
@@ -48,6 +76,8 @@ class Question:
     namespace: str = DEFAULT
     partition: str = DEFAULT
     timeout: float = 5.0
+    peer: str = ""
+    http: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +105,20 @@ class Failure:
     """What ended the probe: at which step, the TLS alert if one came, and what it means."""
 
     step: str
+    verdict: Verdict
     detail: str
     alert: str | None = None
     meaning: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Destination:
+    """Whom to ask for, who may answer, whose roots its certificate leads to, and the gateways of its own side."""
+
+    sni: str
+    identities: tuple[str, ...]
+    roots: tuple[str, ...]
+    remote: Instances = ()
 
 
 class _FailedError(Exception):
@@ -102,8 +143,13 @@ class Probe:
 
     @property
     def ok(self) -> bool:
-        """Whether the right service was met, and it accepted the caller."""
+        """Whether the right service was met, and accepts the caller."""
         return self.failure is None
+
+    @property
+    def verdict(self) -> Verdict:
+        """How it ended."""
+        return self.failure.verdict if self.failure else Verdict.ACCEPTED
 
     async def run(self, client: ConsulClient) -> None:
         """Take all steps, or those up to the first that fails.
@@ -117,62 +163,90 @@ class Probe:
             self.failure = error.failure
 
     async def _run(self, client: ConsulClient) -> None:
+        question = self.question
         own = (await client.agent_facts()).datacenter
-        roots = (await client.ca_roots()).value
-        self.datacenter = self.question.datacenter or own
-        self.sni = str(
-            ServiceSni(
-                self.question.service,
-                self.datacenter,
-                roots.trust_domain,
-                self.question.namespace,
-                self.question.partition,
-            )
-        )
-        context = await self._leaf(client, roots)
-        address = await self._gateway(client, own)
+        self.datacenter = "" if question.peer else question.datacenter or own
+        destination = await (self._imported(client) if question.peer else self._federated(client))
+        self.sni = destination.sni
+        context = await self._leaf(client, destination.roots)
+        address = await self._gateway(client, own, destination)
         transport = await self._connect(address)
         async with trio.SSLStream(transport, context, server_hostname=self.sni) as stream:
             await self._shake_hands(stream)
-            self._identify(stream, roots)
-            await self._await_consent(stream)
+            self._identify(stream, destination)
+            if question.http:
+                await self._request(stream)
+            else:
+                await self._await_consent(client, stream)
 
     # --- the steps -----------------------------------------------------------------------------------------------
 
-    async def _leaf(self, client: ConsulClient, roots: CaRoots) -> ssl.SSLContext:
-        started = trio.current_time()
+    async def _federated(self, client: ConsulClient) -> _Destination:
+        question, ca = self.question, (await client.ca_roots()).value
+        namespace, partition = question.namespace or DEFAULT, question.partition or DEFAULT
+        sni = ServiceSni(question.service, self.datacenter, ca.trust_domain, namespace, partition)
+        place = "" if partition == DEFAULT else f"/ap/{partition}"
+        identity = f"spiffe://{ca.trust_domain}{place}/ns/{namespace}/dc/{self.datacenter}/svc/{question.service}"
+        return _Destination(str(sni), (identity,), ca.roots)
+
+    async def _imported(self, client: ConsulClient) -> _Destination:
+        """A service of a peer: its name and identity are those that the exporter gave it."""
+        question = self.question
         try:
-            leaf = await client.leaf(self.question.identity)
+            # Without the right to it, Consul takes twelve seconds to say so.
+            if not all(await client.allowed([SEE_PEERINGS])):
+                rule = f"add {SEE_PEERINGS} to its policy"
+                self._fail("peer", Verdict.NOT_CALLED, "the token may not read peerings", rule)
+            roots = await client.peering_roots(question.peer)
+            rows = (await client.at(Tenant(peer=question.peer)).connect_instances(question.service)).value
         except ConsulError as error:
-            name = self.question.identity
-            advice = f'add service "{name}" {{ policy = "write" }} to its policy, or name another identity with --as'
-            denied = isinstance(error, PermissionDeniedError)
-            why = f"only a token with service:write on {name} gets its certificate: {advice}" if denied else ""
-            self._fail(Failure("leaf", refusal(client, error), meaning=why))
+            self._fail("peer", Verdict.NOT_CALLED, refusal(client, error))
+        named = [row for row in rows if row.peer_sni and row.peer_identities]
+        if not roots or not named:
+            what = f"nothing named {question.service} is imported from" if roots else "Consul knows no roots of"
+            meaning = "is the peering active, is the service exported to this cluster, and may the token read it?"
+            self._fail("peer", Verdict.UNREACHABLE, f"{what} the peer {question.peer}", meaning)
+        found = named[0]
+        return _Destination(found.peer_sni[0], found.peer_identities, roots, tuple(named))
+
+    async def _leaf(self, client: ConsulClient, roots: tuple[str, ...]) -> ssl.SSLContext:
+        started, name = trio.current_time(), self.question.identity
+        try:
+            leaf = await client.leaf(name)
+        except PermissionDeniedError as error:
+            if not client.token.given or error.missing_rule is None:
+                self._fail("leaf", Verdict.NOT_CALLED, refusal(client, error))
+            rule = f"add {Rule('service', name, 'write')} to its policy, or name another identity with --as"
+            self._fail("leaf", Verdict.NOT_CALLED, f"the token may not have the certificate of {name}", rule)
+        except ConsulError as error:
+            self._fail("leaf", Verdict.NOT_CALLED, str(error))
         self.caller = leaf.spiffe_id
-        context = mesh_context(leaf.certificates, leaf.private_key, roots.roots)
+        context = mesh_context(leaf.certificates, leaf.private_key, roots)
         context.minimum_version = ssl.TLSVersion.TLSv1_3
         expires = x509.load_pem_x509_certificate(leaf.certificates.encode()).not_valid_after_utc
         self._done("leaf", f"valid until {expires:%Y-%m-%d %H:%M} UTC", trio.current_time() - started)
         return context
 
-    async def _gateway(self, client: ConsulClient, own: str) -> HostPort:
+    async def _gateway(self, client: ConsulClient, own: str, destination: _Destination) -> HostPort:
         via = self.question.via
         if isinstance(via, HostPort):
             self.gateway, self.address = "the given address", via
             return via
-        place = own if via == LAN else self.datacenter
+        place = own if via == LAN else self.question.peer or self.datacenter
         try:
-            found = await gateways_in(client, place, guess=self.question.gateway_service)
+            if via == WAN and destination.remote:
+                found = tuple(sorted(destination.remote, key=lambda gateway: not healthy(gateway)))
+            else:
+                found = await gateways_in(client, place, guess=self.question.gateway_service)
         except ConsulError as error:
-            self._fail(Failure("gateway", refusal(client, error)))
+            self._fail("gateway", Verdict.UNREACHABLE, refusal(client, error))
         if not found:
-            self._fail(
-                Failure("gateway", f"{place} has no mesh gateway that the token can see: start one, or use --via")
-            )
+            detail = f"{place} has no mesh gateway that the token can see: start one, or use --via"
+            self._fail("gateway", Verdict.UNREACHABLE, detail)
         chosen = found[0]
         self.address = HostPort(*best_address(chosen, wan=via == WAN))
-        self.gateway = f"{chosen.id} of {place}, {via.upper()} address"
+        self.gateway = f"{'a gateway' if self.question.peer and via == WAN else chosen.id} of {place}"
+        self.gateway += f", {via.upper()} address"
         self._done("gateway", f"{self.gateway}{'' if healthy(chosen) else ' (unhealthy for Consul)'}")
         return self.address
 
@@ -181,7 +255,8 @@ class Probe:
         try:
             stream = await connect(address.host, address.port, seconds=self.question.timeout)
         except RefusedError as error:
-            self._refused("connect", error, "nobody listens there, or a firewall is in between")
+            meaning = "nobody listens there, or a firewall is in between"
+            self._fail("connect", Verdict.UNREACHABLE, error.detail, meaning)
         self._done("connect", str(address), trio.current_time() - started)
         return stream
 
@@ -189,50 +264,117 @@ class Probe:
         started = trio.current_time()
         try:
             await shake_hands(stream, seconds=self.question.timeout)
+        except UntrustedError as error:
+            meaning = "whoever answers has no certificate of this mesh; or a root was rotated a moment ago"
+            self._fail("handshake", Verdict.WRONG_IDENTITY, error.detail, meaning)
         except RefusedError as error:
-            self._refused("handshake", error, "the gateway or the destination cut the connection without a TLS alert")
+            meaning = "" if error.alert else "the gateway or the destination cut the connection without a TLS alert"
+            self._fail("handshake", Verdict.UNREACHABLE, error.detail, meaning, error.alert)
         cipher = stream.cipher()
-        detail = f"{stream.version()} {cipher[0] if cipher else ''}"
-        self._done("handshake", detail, trio.current_time() - started)
+        self._done("handshake", f"{stream.version()} {cipher[0] if cipher else ''}", trio.current_time() - started)
 
-    def _identify(self, stream: trio.SSLStream[trio.SocketStream], roots: CaRoots) -> None:
-        question = self.question
-        place = "" if question.partition in ("", DEFAULT) else f"/ap/{question.partition}"
-        expected = (
-            f"spiffe://{roots.trust_domain}{place}/ns/{question.namespace or DEFAULT}"
-            f"/dc/{self.datacenter}/svc/{question.service}"
-        )
+    def _identify(self, stream: trio.SSLStream[trio.SocketStream], destination: _Destination) -> None:
         try:
             peer = peer_of(stream)
         except WrongPeerError as error:
-            self._fail(Failure("identity", str(error)))
+            self._fail("identity", Verdict.WRONG_IDENTITY, str(error))
         self.met = Met(peer.spiffe_id, peer.certificate.not_valid_after_utc, peer.tls_version, peer.cipher)
-        if peer.spiffe_id.lower() != expected.lower():
-            self._fail(Failure("identity", f"met {peer.spiffe_id} instead of {expected}"))
+        if peer.spiffe_id.lower() not in map(str.lower, destination.identities):
+            detail = f"met {peer.spiffe_id} instead of {' or '.join(destination.identities)}"
+            self._fail("identity", Verdict.WRONG_IDENTITY, detail)
         self._done("identity", "verified against the CA roots")
 
-    async def _await_consent(self, stream: trio.SSLStream[trio.SocketStream]) -> None:
+    async def _await_consent(self, client: ConsulClient, stream: trio.SSLStream[trio.SocketStream]) -> None:
+        """What the destination does after the handshake, read together with what Consul's intentions say.
+
+        Native services and Consul's own proxy refuse at once. An Envoy sidecar lets a caller that its intentions deny
+        in, and ends the connection at the first byte or answers the first request with 403.
+        """
         started = trio.current_time()
+        alert = ended = None
+        said: bytes | None = None
         try:
-            data = await listen(stream, seconds=CONSENT_SECONDS)
+            said = await listen(stream, seconds=CONSENT_SECONDS)
         except RefusedError as error:
-            self._refused("consent", error, "the destination hung up after the handshake: no intention allows the call")
+            alert, ended = error.alert, error.detail
         waited = trio.current_time() - started
-        if data == b"":
-            why = "the destination hung up after the handshake: no intention allows the call, or the service is down"
-            self._fail(Failure("consent", "the connection was closed in order", meaning=why))
-        self._done("consent", "the service spoke first" if data else "no objection", waited)
+        if said:
+            self._done("consent", "the service spoke first", waited)
+            return
+        if said == b"":
+            ended = "the connection was closed in order"
+        intention = await self._intention(client)
+        if ended is not None:
+            self._ended(ended, alert, intention)
+        if intention is Intention.DENY:
+            meaning = "an Envoy sidecar lets the caller in and ends the connection at its first byte or request"
+            self._fail("consent", Verdict.DENIED, "no objection yet, but Consul's intentions deny the call", meaning)
+        self._done("consent", _SILENT[intention], waited)
+
+    def _ended(self, detail: str, alert: str | None, intention: Intention | None) -> NoReturn:
+        if intention is Intention.DENY:
+            self._fail("consent", Verdict.DENIED, detail, "Consul's intentions deny the call", alert)
+        if intention is None and alert is not None:
+            self._fail("consent", Verdict.DENIED, detail, "", alert)
+        if intention is None:
+            meaning = (
+                "the destination hung up after the handshake: no intention allows the call, or the service is down"
+            )
+            self._fail("consent", Verdict.REFUSED, detail, meaning)
+        if alert is not None:
+            meaning = f"{meaning_of(alert)}; Consul's intentions allow the call"
+            self._fail("consent", Verdict.REFUSED, detail, meaning, alert)
+        meaning = "Consul's intentions allow the call, so look at the service: its sidecar hung up after the handshake"
+        self._fail("consent", Verdict.REFUSED, detail, meaning)
+
+    async def _intention(self, client: ConsulClient) -> Intention | None:
+        """What Consul says of the call; None where it does not tell, as of another cluster's intentions."""
+        question = self.question
+        if question.peer:
+            return None
+        try:
+            return await client.intention(question.identity, question.service)
+        except ConsulError:
+            return None
+
+    async def _request(self, stream: trio.SSLStream[trio.SocketStream]) -> None:
+        """A request of HTTP/1.1: an Envoy sidecar answers one that its intentions deny by itself."""
+        started, question = trio.current_time(), self.question
+        head = f"GET {question.http} HTTP/1.1\r\nHost: {question.service}\r\nUser-Agent: meshgate-probe\r\n"
+        answer: bytes | None = b""
+        try:
+            with trio.move_on_after(question.timeout):
+                await stream.send_all(f"{head}Connection: close\r\n\r\n".encode())
+            answer = await listen(stream, seconds=question.timeout)
+        except RefusedError as error:
+            self._fail("request", Verdict.REFUSED, error.detail, "the destination cut the connection", error.alert)
+        except trio.BrokenResourceError:
+            pass
+        status, _, rest = (answer or b"").partition(b"\r\n")
+        shown = status.decode("ascii", "replace")
+        if answer is None:
+            self._fail("request", Verdict.REFUSED, f"no answer within {question.timeout:g} s")
+        if not status.startswith(b"HTTP/"):
+            meaning = "no intention allows the call, or the service does not speak HTTP/1.1"
+            self._fail("request", Verdict.REFUSED, "the connection ended without an answer of HTTP", meaning)
+        if _DENIED_REQUEST in rest:
+            self._fail("request", Verdict.DENIED, shown, "the intentions of the destination deny this request")
+        self._done("request", shown, trio.current_time() - started)
 
     # --- what became of them -------------------------------------------------------------------------------------
 
     def _done(self, step: str, detail: str, seconds: float | None = None) -> None:
         self.steps.append(Step(step, True, detail, seconds))
 
-    def _refused(self, step: str, error: RefusedError, otherwise: str) -> NoReturn:
-        if error.alert:
-            self._fail(Failure(step, f"TLS alert {error.alert}", error.alert, meaning_of(error.alert)))
-        self._fail(Failure(step, str(error).removeprefix(f"{error.stage}: "), meaning=otherwise))
+    def _fail(self, step: str, verdict: Verdict, detail: str, meaning: str = "", alert: str | None = None) -> NoReturn:
+        if alert:
+            detail, meaning = f"TLS alert {alert}", meaning or meaning_of(alert)
+        self.steps.append(Step(step, False, detail))
+        raise _FailedError(Failure(step, verdict, detail, alert, meaning))
 
-    def _fail(self, failure: Failure) -> NoReturn:
-        self.steps.append(Step(failure.step, False, failure.detail))
-        raise _FailedError(failure)
+
+_SILENT: Final = {
+    Intention.ALLOW: "no objection, and Consul's intentions allow the call",
+    Intention.PERMISSIONS: "no objection; the intention has permissions, by which each request is judged: see --http",
+    None: "no objection; an Envoy sidecar would have one at the first byte only",
+}

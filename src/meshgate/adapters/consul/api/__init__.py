@@ -1,7 +1,7 @@
 """Consul's HTTP API: one client, a record for each thing it answers, and the errors in which it fails."""
 
 from .address import FLAG_TOKEN, FLAG_TOKEN_FILE, ConsulAddress, ConsulConfigError
-from .client import SEE_AGENT, SEE_NODES, SEE_SERVICES, ConsulClient
+from .client import SEE_AGENT, SEE_NODES, SEE_PEERINGS, SEE_SERVICES, ConsulClient
 from .credentials import TokenSource
 from .errors import (
     BadRequestError,
@@ -28,6 +28,7 @@ from .records import (
     Exported,
     HealthCheck,
     Instances,
+    Intention,
     LeafCertificate,
     OwnInstance,
     OwnRegistration,
@@ -53,6 +54,7 @@ __all__ = [
     "NOW",
     "SEE_AGENT",
     "SEE_NODES",
+    "SEE_PEERINGS",
     "SEE_SERVICES",
     "AgentFacts",
     "BadRequestError",
@@ -67,6 +69,7 @@ __all__ = [
     "Exported",
     "HealthCheck",
     "Instances",
+    "Intention",
     "InvalidAnswerError",
     "LeafCertificate",
     "NotFoundError",

@@ -42,6 +42,7 @@ from .records import (
     Exported,
     HealthCheck,
     Instances,
+    Intention,
     LeafCertificate,
     OwnInstance,
     OwnRegistration,
@@ -360,6 +361,21 @@ class ConsulClient:
         """How a datacenter replicates ACLs."""
         return (await self._read(CONSUL.acl.replication(datacenter), records.decode_replication)).value
 
+    async def intention(self, source: str, destination: str) -> Intention:
+        """What Consul's intentions, in the end their default, say of a call of a service by another one here.
+
+        For services of the default namespace and partition.
+        """
+        needs = Rule("service", destination)
+        request = CONSUL.connect.intentions.check(source, destination)
+        if (await self._read(request, records.decode_intention_check, needs)).value:
+            return Intention.ALLOW
+        # An intention with permissions counts as denied there: what it allows depends on the request.
+        by_request = (
+            await self._read(CONSUL.connect.intentions.match(destination), records.decode_intention_match, needs)
+        ).value
+        return Intention.PERMISSIONS if by_request.get(source, by_request.get("*")) else Intention.DENY
+
     # --- namespaces, partitions (Enterprise) and peerings -------------------------------------------------------------
 
     async def namespaces(self, cursor: Cursor = NOW) -> Page[tuple[str, ...]]:
@@ -384,6 +400,10 @@ class ConsulClient:
                 if _SWITCHED_OFF in str(error):
                     return Page(None)
                 raise
+
+    async def peering_roots(self, name: str) -> tuple[str, ...]:
+        """The CA roots of a peer, as PEM; none where this Consul does not tell. NotFoundError without the peering."""
+        return (await self._read(CONSUL.peerings.get(segment(name)), records.decode_peering_roots, SEE_PEERINGS)).value
 
     async def peer_through(self, cursor: Cursor = NOW) -> Page[bool]:
         """Whether the peering control plane goes through mesh gateways; it takes no right to read."""

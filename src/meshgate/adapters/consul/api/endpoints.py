@@ -94,7 +94,7 @@ class Consul(base.Consul):
         self.agent = Agent(self)
         self.catalog = base.Consul.Catalog(self)
         self.config = base.Consul.Config(self)
-        self.connect = base.Consul.Connect(self)
+        self.connect = Connect(self)
         self.discovery_chain = DiscoveryChain(self)
         self.health = Health(self)
         self.status = base.Consul.Status(self)
@@ -157,6 +157,22 @@ class AgentConnect(base.Consul.Agent.Connect):
         """`/v1/agent/connect/ca/leaf/:service`; the path that python-consul2 asks for lacks the version."""
         request: Request = super().leaf_certificates(service, token)
         return replace(request, path=f"/v1{request.path}")
+
+
+class Connect(base.Consul.Connect):
+    def __init__(self, agent: base.Consul) -> None:
+        super().__init__(agent)
+        self.intentions = Intentions(agent)
+
+
+class Intentions(_Group):
+    def check(self, source: str, destination: str) -> Request:
+        """`/v1/connect/intentions/check`."""
+        return self._get("/v1/connect/intentions/check", source=source, destination=destination)
+
+    def match(self, destination: str) -> Request:
+        """`/v1/connect/intentions/match`."""
+        return self._get("/v1/connect/intentions/match", by="destination", name=destination)
 
 
 class DiscoveryChain(_Group, base.Consul.DiscoveryChain):
@@ -224,6 +240,10 @@ class Peerings(_Group):
     def list(self) -> Request:
         """`/v1/peerings` (1.13 and later)."""
         return self._get("/v1/peerings")
+
+    def get(self, name: str) -> Request:
+        """`/v1/peering/:name` (1.13 and later)."""
+        return self._get(f"/v1/peering/{name}")
 
 
 CONSUL: Final = Consul()

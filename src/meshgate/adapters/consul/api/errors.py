@@ -17,6 +17,8 @@ _UNKNOWN_TOKEN: Final = re.compile(r"ACL not found|token does not exist", re.IGN
 # Of Consul's filter language; 1.8 says it with status 500.
 _NO_FILTER: Final = "boolean expression evaluator"
 # Resources of Consul's ACL language whose rule takes no name.
+# Consul 1.0 and later, `agent/http.go`.
+_BLOCKED: Final = "Endpoint is blocked by agent configuration"
 _NAMELESS: Final = frozenset(("acl", "keyring", "mesh", "operator", "peering"))
 
 
@@ -89,16 +91,19 @@ class UnexpectedStatusError(ConsulError):
 class PermissionDeniedError(ConsulError):
     """403, or an answer that shows that the token may not see what was asked for.
 
-    `missing_rule` is the rule to add to the token's policy; None where no rule would help, since Consul does not know
-    the token at all.
+    `missing_rule` is the rule to add to the token's policy; None where no rule would help: Consul does not know the
+    token at all, or the agent's `http_config.block_endpoints` answers so to every token (`blocked`).
     """
 
     def __init__(self, answer: str, asked: Rule | None = None, status: str = "403") -> None:
         """Args: Consul's own words, and the rule that the request needs, for where those words name none."""
         self.answer = answer
         unknown_token = _UNKNOWN_TOKEN.search(answer) is not None
-        self.missing_rule = None if unknown_token else rule_named_in(answer) or asked
-        if unknown_token:
+        self.blocked = _BLOCKED in answer
+        self.missing_rule = None if unknown_token or self.blocked else rule_named_in(answer) or asked
+        if self.blocked:
+            message = f"this agent blocks the endpoint for every token: http_config.block_endpoints ({answer})"
+        elif unknown_token:
             message = f"Consul does not know the token: deleted, expired or not replicated yet ({answer})"
         elif self.missing_rule is None:
             message = f"not permitted: {answer}"

@@ -9,6 +9,7 @@ own, a function makes the record.
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from enum import StrEnum
 from typing import Any, Final, Generic, TypeVar
 
 import msgspec
@@ -138,10 +139,14 @@ class _PeerMeta(_Json):
     """What the exporter of a peered instance says of it."""
 
     sni: list[str] | None = msgspec.field(name="SNI", default=None)
+    spiffe_id: list[str] | None = msgspec.field(name="SpiffeID", default=None)
 
 
 class _Connect(_Json):
     peer_meta: _PeerMeta | None = None
+
+
+_NOTHING, _NO_PEER = _Connect(), _PeerMeta()
 
 
 class _Service(_Json):
@@ -183,6 +188,7 @@ def _instance(row: _Row) -> Instance:
     node, service = row.node, row.service
     wan = (service.tagged_addresses or {}).get("wan")
     weights = service.weights or _Weights()
+    peer = (service.connect or _NOTHING).peer_meta or _NO_PEER
     checks = (Check(check.check_id, check.status or "", check.name or "") for check in row.checks or ())
     return Instance(
         node=node.node,
@@ -202,7 +208,8 @@ def _instance(row: _Row) -> Instance:
         partition=node.partition or DEFAULT,
         meta=tuple(sorted((service.meta or {}).items())),
         locality=_locality(service.locality or node.locality),
-        peer_sni=tuple(((service.connect or _Connect()).peer_meta or _PeerMeta()).sni or ()),
+        peer_sni=tuple(peer.sni or ()),
+        peer_identities=tuple(peer.spiffe_id or ()),
     )
 
 
@@ -298,7 +305,8 @@ class AgentFacts:
 
     `limited` is empty, or says which rule the token lacks; then only the datacenter is known (from the catalog) and
     the rest holds Consul's defaults. `grpc_ports` are those that are open for Envoy's configuration. `max_connections`
-    is how many connections the agent allows one client address, 0 for any number.
+    is how many connections the agent allows one client address, 0 for any number. `blocked` are the beginnings of paths
+    that it answers to nobody.
     """
 
     datacenter: str
@@ -314,6 +322,7 @@ class AgentFacts:
     grpc_ports: tuple[int, ...] | None = None
     max_connections: int | None = None
     acls: bool | None = None
+    blocked: tuple[str, ...] = ()
 
     @property
     def enterprise(self) -> bool:
@@ -339,6 +348,7 @@ class _DebugConfig(_Json):
     grpc_tls_port: int | None = msgspec.field(name="GRPCTLSPort", default=None)
     http_max_conns_per_client: int | None = msgspec.field(name="HTTPMaxConnsPerClient", default=None)
     acls_enabled: bool | None = msgspec.field(name="ACLsEnabled", default=None)
+    http_block_endpoints: list[str] | None = msgspec.field(name="HTTPBlockEndpoints", default=None)
 
 
 class _AgentSelf(_Json):
@@ -362,6 +372,7 @@ def _agent_facts(answer: _AgentSelf) -> AgentFacts:
         grpc_ports=tuple(port for port in ports if port > 0) if ports else None,
         max_connections=debug.http_max_conns_per_client,
         acls=debug.acls_enabled,
+        blocked=tuple(debug.http_block_endpoints or ()),
     )
 
 
@@ -1031,6 +1042,37 @@ def _order(export: Exported) -> tuple[str, str]:
     return export.namespace, export.service
 
 
+class Intention(StrEnum):
+    """What Consul's intentions say of a call: its own decision, or that each request is judged by its permissions."""
+
+    ALLOW = "allow"
+    DENY = "deny"
+    PERMISSIONS = "permissions"
+
+
+class _Checked(_Json):
+    allowed: bool | None = False
+
+
+class _Intention(_Json):
+    source_name: str | None = ""
+    permissions: list[msgspec.Raw] | None = None
+
+
+class _PeeringRoots(_Json):
+    peer_ca_pems: list[str] | None = msgspec.field(name="PeerCAPems", default=None)
+
+
+def _judged_by_request(matches: Mapping[str, list[_Intention] | None]) -> dict[str, bool]:
+    # The most specific come first.
+    rows = [row for found in matches.values() for row in found or ()]
+    return {row.source_name or "": bool(row.permissions) for row in reversed(rows)}
+
+
+decode_intention_check = decoder(_Checked, lambda answer: bool(answer.allowed))
+# By the caller, which may be `*`: whether its intention has permissions.
+decode_intention_match = decoder(dict[str, list[_Intention] | None], _judged_by_request)
+decode_peering_roots = decoder(_PeeringRoots, lambda answer: tuple(answer.peer_ca_pems or ()))
 decode_peerings = decoder(
     list[_Peering] | None, lambda rows: tuple(sorted(map(_peering, rows or ()), key=lambda peering: peering.name))
 )
