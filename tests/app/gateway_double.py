@@ -1,6 +1,5 @@
 """The one double of what pages see of a gateway: no relay, no Consul, and what a test sets."""
 
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -37,7 +36,7 @@ class GatewayDouble(GatewayView):
     `on_look` is called each time that the relay is asked for its numbers.
     """
 
-    settings = Settings.load({}, environ={}, env_file=os.devnull)
+    settings = Settings.load({}, environ={})
     limits = Limits()
     ready = listening = catalog_known = consul_found = True
     draining = catalog_stale = False

@@ -43,7 +43,7 @@ PASSWORD = "pass-in-the-address"
 
 
 def settings_of(environ: Mapping[str, str] = {}, flags: Mapping[str, str] = {}) -> Settings:
-    return Settings.load(flags, environ=environ, env_file=os.devnull)
+    return Settings.load(flags, environ=environ)
 
 
 def watch_states() -> list[WatchState]:

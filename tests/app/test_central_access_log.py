@@ -1,5 +1,4 @@
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from .stream_records import RECORD, REFUSED
 
 
 def settings_of(**environ: str) -> Settings:
-    return Settings.load({}, environ=environ, env_file=os.devnull)
+    return Settings.load({}, environ=environ)
 
 
 class Followed:

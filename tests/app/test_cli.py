@@ -22,7 +22,7 @@ SECRET = "5eb1d3c0-2f6b-token"
 
 @pytest.fixture(autouse=True)
 def clean_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """No settings from outside, and no .env of the checkout."""
+    """No settings from outside."""
     for name in os.environ:
         if name.startswith(("MESHGATE_", "CONSUL_")):
             monkeypatch.delenv(name)
@@ -181,6 +181,7 @@ def test_no_secret_is_in_an_error(
         monkeypatch.setenv("CONSUL_HTTP_TOKEN", SECRET)
     else:
         (tmp_path / ".env").write_text(f"CONSUL_HTTP_TOKEN={SECRET}\n")
+        arguments += ["--env-file=.env"]
     gateway(failing(RuntimeError(f"header X-Consul-Token: {SECRET}")))
     assert execute(arguments) == 1
     out, err = capsys.readouterr()
@@ -238,7 +239,7 @@ def test_config_shows_values_and_origins_and_no_secret(
 ) -> None:
     (tmp_path / ".env").write_text(f"CONSUL_HTTP_TOKEN={SECRET}\nMESHGATE_WORKERS=3\n")
     monkeypatch.setenv("MESHGATE_ADDRESS", ":9443")
-    assert execute(["config", "--service=gw"]) == 0
+    assert execute(["config", "--service=gw", "-env-file", ".env"]) == 0
     out, err = capsys.readouterr()
     rows = {line.split()[0]: line.split()[1:] for line in out.splitlines()}
     assert rows["NAME"] == ["VALUE", "ORIGIN"]
@@ -319,7 +320,7 @@ def test_the_installed_command_exits_with_2_for_a_wrong_name() -> None:
 
 def test_the_installed_command_prints_where_it_cannot_encode(tmp_path: Path) -> None:
     (tmp_path / ".env").write_text("MESHGATE_STATE_DIR=/tmp/ü\n", "utf-8")
-    result = meshgate("config", env={"PYTHONIOENCODING": "ascii"})
+    result = meshgate("config", env={"PYTHONIOENCODING": "ascii", "MESHGATE_ENV_FILE": str(tmp_path / ".env")})
     assert result.returncode == 0
     assert r"/tmp/\xfc" in result.stdout
 

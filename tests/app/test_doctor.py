@@ -26,7 +26,7 @@ def settings_of(**values: str) -> Settings:
     port = free_ports(1)[0]
     base = {"MESHGATE_ADDRESS": f"127.0.0.1:{port}", "MESHGATE_ADMIN_BIND": "off"}
     flags = base | {f"MESHGATE_{name}": value for name, value in values.items()}
-    return Settings.load(flags, environ={}, env_file="/dev/null")
+    return Settings.load(flags, environ={})
 
 
 async def findings(client: ConsulClient, **values: str) -> dict[str, Finding]:

@@ -15,7 +15,7 @@ OK, WARNING, FAILED = Status.OK, Status.WARNING, Status.FAILED
 @asynccontextmanager
 async def examining(double: MeshDouble, **values: str) -> AsyncIterator[tuple[ConsulClient, Settings]]:
     environ = {"CONSUL_HTTP_ADDR": f"127.0.0.1:{double.port}"} | values
-    settings = Settings.load({}, environ=environ, env_file="/dev/null")
+    settings = Settings.load({}, environ=environ)
     async with ConsulClient(ConsulAddress.from_settings(settings.consul)) as client:
         yield client, settings
 

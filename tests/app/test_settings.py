@@ -1,4 +1,3 @@
-import os
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -7,16 +6,15 @@ import pytest
 
 from meshgate.app.errors import ConfigError
 from meshgate.app.gateway import limits
-from meshgate.app.settings.setting_sources import Origin
 from meshgate.app.settings.setting_table import TABLE
-from meshgate.app.settings.settings import Settings
+from meshgate.app.settings.settings import Origin, Settings
 from meshgate.core.host_port import HostPort
 
 SECRET = "5eb1d3c0-token"
 
 
-def load(flags: dict[str, str] | None = None, environ: dict[str, str] | None = None, env_file: Any = os.devnull) -> Any:
-    return Settings.load(flags or {}, environ=environ or {}, env_file=env_file)
+def load(flags: dict[str, str] | None = None, environ: dict[str, str] | None = None, env_file: Any = "") -> Any:
+    return Settings.load((flags or {}) | {"MESHGATE_ENV_FILE": str(env_file)}, environ=environ or {})
 
 
 @pytest.fixture
@@ -69,7 +67,7 @@ def test_flag_beats_environment_beats_file_beats_default(env_file: Any) -> None:
         (flag, environ, path, "from-flag", Origin.FLAG),
         ({}, environ, path, "from-environment", Origin.ENVIRONMENT),
         ({}, {}, path, "from-file", Origin.ENV_FILE),
-        ({}, {}, os.devnull, "mesh-gateway", Origin.DEFAULT),
+        ({}, {}, "", "mesh-gateway", Origin.DEFAULT),
     ):
         settings = load(flags, variables, file)
         assert (settings.service, settings.origin(name)) == (value, origin)
@@ -87,17 +85,31 @@ def test_the_proxy_id_follows_the_service() -> None:
     assert load({"MESHGATE_SERVICE": "gw", "MESHGATE_PROXY_ID": "gw-1"}).proxy_id == "gw-1"
 
 
-def test_the_default_file_may_be_missing_and_is_used_when_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_is_read_only_where_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that merely lies in the current folder must not decide where a token goes."""
     monkeypatch.chdir(tmp_path)
-    assert Settings.load({}, environ={}).service == "mesh-gateway"
-    Path(".env").write_text("MESHGATE_SERVICE=local\n")
-    assert Settings.load({}, environ={}).service == "local"
+    Path(".env").write_text("CONSUL_HTTP_ADDR=127.0.0.1:1\nMESHGATE_SERVICE=local\n")
+    settings = Settings.load({}, environ={"CONSUL_HTTP_TOKEN": SECRET})
+    assert (settings.service, settings.consul) == ("mesh-gateway", {"CONSUL_HTTP_TOKEN": SECRET})
+    for flags, environ in (({"MESHGATE_ENV_FILE": ".env"}, {}), ({}, {"MESHGATE_ENV_FILE": ".env"})):
+        settings = Settings.load(flags, environ=environ)
+        assert (settings.service, settings.env_file) == ("local", Path(".env"))
+
+
+def test_the_flag_names_another_file_than_the_environment(env_file: Any) -> None:
+    named = env_file("MESHGATE_SERVICE=flag\n")
+    assert load(environ={"MESHGATE_ENV_FILE": "/nowhere"}, env_file=named).service == "flag"
+    with pytest.raises(ConfigError, match=r"/nowhere \(from the environment\) does not exist"):
+        load(environ={"MESHGATE_ENV_FILE": "/nowhere"})
+
+
+def test_a_file_cannot_name_itself_or_another(env_file: Any) -> None:
+    with pytest.raises(ConfigError, match="MESHGATE_ENV_FILE cannot stand in a file that it would name"):
+        load(env_file=env_file("MESHGATE_ENV_FILE=other\n"))
 
 
 def test_a_file_that_was_named_must_exist(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"no\.env \(--env-file\) does not exist"):
+    with pytest.raises(ConfigError, match=r"no\.env \(from --env-file\) does not exist"):
         load(env_file=tmp_path / "no.env")
 
 

@@ -12,7 +12,7 @@ TD = "11111111-2222-3333-4444-555555555555.consul"
 
 
 def settings(**environ: str) -> Settings:
-    return Settings.load({}, environ=environ, env_file="/dev/null")
+    return Settings.load({}, environ=environ)
 
 
 @pytest.mark.parametrize(

@@ -23,10 +23,9 @@ from meshgate.adapters.relay import OpenStream
 from meshgate.app.admin.gateway_view import GatewayView
 from meshgate.app.gateway.registration import definition_of
 from meshgate.app.logs import logs
-from meshgate.app.settings.setting_sources import Origin
 from meshgate.app.settings.setting_table import TABLE
 from meshgate.app.settings.setting_types import LOG_LEVELS
-from meshgate.app.settings.settings import Settings
+from meshgate.app.settings.settings import Origin, Settings
 from meshgate.core.routes import RouteTable
 
 log = structlog.get_logger(module="meshgate.admin")

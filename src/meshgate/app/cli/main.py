@@ -7,7 +7,9 @@ stderr. A traceback is only shown with the log level debug or trace, and no secr
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections import UserDict
+from collections.abc import Iterable, Sequence
+from importlib import import_module
 from typing import NoReturn
 
 import click
@@ -15,14 +17,11 @@ import click
 from meshgate import __version__
 from meshgate.app.cli.commands.options import Session
 from meshgate.app.cli.go_flags import normalised, options_of
-from meshgate.app.cli.on_demand import OnDemand, chosen
 from meshgate.app.errors import CommandError, ConfigError
-from meshgate.app.settings.setting_sources import MASK
+from meshgate.app.settings.settings import MASK
 from meshgate.app.text import printable
 
 _INTERRUPTED = 130
-
-
 _NAMES = (
     "run",
     "demo",
@@ -37,6 +36,30 @@ _NAMES = (
     "config",
     "completion",
 )
+
+
+class OnDemand(UserDict[str, click.Command]):
+    """Commands by their names, imported when asked for: `run` stays for months and holds nothing of the others.
+
+    Each is the attribute of its name in the module of its name in a package.
+    """
+
+    def __init__(self, package: str, names: Iterable[str]) -> None:
+        super().__init__({name: click.Command(name) for name in names})
+        self._package = package
+        self._missing = set(self.data)
+
+    def __getitem__(self, name: str) -> click.Command:
+        if name in self._missing:
+            self.data[name] = getattr(import_module(f"{self._package}.{name}"), name)
+            self._missing.remove(name)
+        return self.data[name]
+
+
+def chosen(group: click.Group, arguments: list[str]) -> click.Group:
+    """A group of the one command that the arguments name; the group itself where they name none."""
+    command = group.commands.get(arguments[0]) if arguments else None
+    return group if command is None else click.Group(commands=[command], params=group.params)
 
 
 @click.group(

@@ -1,8 +1,7 @@
 """The relay's limits: what was set for this gateway, else what Consul says of it, else the defaults."""
 
 from meshgate.adapters.relay import Limits
-from meshgate.app.settings.setting_sources import Origin
-from meshgate.app.settings.settings import Settings
+from meshgate.app.settings.settings import Origin, Settings
 from meshgate.core.gateway_options import KEEPALIVE_UNSET, NO_LIMITS, NO_OPTIONS, DestinationLimits, GatewayOptions
 
 

@@ -14,8 +14,7 @@ from meshgate.app.errors import ConfigError
 from meshgate.app.gateway.stream_observer import StreamObserver
 from meshgate.app.logs.access_format import DEFAULT_JSON, Formatter
 from meshgate.app.logs.access_log import AccessLog
-from meshgate.app.settings.setting_sources import Origin
-from meshgate.app.settings.settings import Settings
+from meshgate.app.settings.settings import Origin, Settings
 from meshgate.core.loose import boolean
 
 log = structlog.get_logger(module="meshgate.access")

@@ -4,18 +4,75 @@ The flags of the commands, `.env.example`, `meshgate config` and the reference p
 is its environment variable; a `MESHGATE_` row's value is the field of `Settings` with the rest of that name.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final
 
 from meshgate.app.gateway import limits
 from meshgate.app.settings import setting_types
-from meshgate.app.settings.setting import Setting
-from meshgate.app.settings.setting import boolean as _boolean
-from meshgate.app.settings.setting import duration as _duration
+
+PREFIX: Final = "MESHGATE_"
 
 CONSUL: Final = "Consul"
 REGISTRATION: Final = "Registration"
 RELAY: Final = "Streams"
 OPERATION: Final = "Operation"
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """A row.
+
+    Attributes:
+        name: the environment variable.
+        flag: its twin on the command line; "" where there is none.
+        section: under which heading users find it.
+        help: what it does, one sentence.
+        default: its default as a user would write it, or a function that finds it on this machine; "" for none.
+        default_note: the default in words, where it depends on something.
+        parse: from text to value; raises ValueError with what is allowed.
+        metavar: the shape of the value.
+        secret: never to be shown.
+    """
+
+    name: str
+    flag: str
+    section: str
+    help: str
+    default: str | Callable[[], str] = ""
+    default_note: str = ""
+    parse: Callable[[str], object] = str
+    metavar: str = "TEXT"
+    secret: bool = False
+
+    @property
+    def is_boolean(self) -> bool:
+        """Whether its flag takes no value: `--name`, `--no-name`, `--name=true`."""
+        return self.parse is setting_types.boolean
+
+    @property
+    def is_repeatable(self) -> bool:
+        """Whether its flag may come several times."""
+        return self.parse is setting_types.bind_addresses
+
+    @property
+    def field(self) -> str:
+        """Its field in `Settings`; "" for Consul's own variables."""
+        return self.name.removeprefix(PREFIX).lower() if self.name.startswith(PREFIX) else ""
+
+    def default_text(self) -> str:
+        """The default on this machine, as a user would write it."""
+        return self.default if isinstance(self.default, str) else self.default()
+
+
+def _boolean(name: str, flag: str, section: str, help_: str, default: str) -> Setting:
+    return Setting(name, flag, section, help_, default, parse=setting_types.boolean, metavar="BOOL")
+
+
+def _duration(name: str, section: str, help_: str, default: str, parse: Callable[[str], float]) -> Setting:
+    """A setting in seconds, written as Consul writes durations; `name` is without the prefix."""
+    flag = "--" + name.lower().replace("_", "-")
+    return Setting(f"{PREFIX}{name}", flag, section, help_, default, parse=parse, metavar="DURATION")
 
 
 def _max_connections() -> str:
@@ -248,6 +305,14 @@ _RELAY_ROWS: Final = (
 )
 
 _OPERATION_ROWS: Final = (
+    Setting(
+        "MESHGATE_ENV_FILE",
+        "--env-file",
+        OPERATION,
+        "File with settings that neither a flag nor the environment gives; none is read unless named here.",
+        parse=setting_types.path,
+        metavar="PATH",
+    ),
     Setting(
         "MESHGATE_ADMIN_BIND",
         "--admin-bind",

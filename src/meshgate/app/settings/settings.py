@@ -1,24 +1,70 @@
 """The effective settings: flag > environment > `.env` file > default, and where each came from.
 
-An empty value counts as not set, as with Consul's own variables. `Settings` is complete and checked: whatever reads it
-later needs no second look. A secret is in `consul` alone and in no repr, error or listing.
+The `.env` file is read only where `--env-file` or `MESHGATE_ENV_FILE` names it: a file that merely lies in the current
+folder must not decide where a token goes. An empty value counts as not set, as with Consul's own variables. `Settings`
+is complete and checked: whatever reads it later needs no second look. A secret is in `consul` alone and in no repr,
+error or listing.
 """
 
+import difflib
+import io
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Final
+
+from dotenv.parser import parse_stream
 
 from meshgate.app.errors import ConfigError
-from meshgate.app.settings.setting_sources import Found, Origin, resolve
-from meshgate.app.settings.setting_table import TABLE
+from meshgate.app.settings.setting_table import BY_NAME, PREFIX, TABLE, Setting
+from meshgate.app.text import printable
 from meshgate.core.host_port import HostPort
 from meshgate.core.listeners import BindAddress
 
-_TOKEN = "CONSUL_HTTP_TOKEN"  # noqa: S105 - the name of a variable
-_TOKEN_FILE = "CONSUL_HTTP_TOKEN_FILE"  # noqa: S105 - the name of a variable
+MASK: Final = "********"
+_ENV_FILE: Final = "MESHGATE_ENV_FILE"
+_TOKEN: Final = "CONSUL_HTTP_TOKEN"  # noqa: S105 - the name of a variable
+_TOKEN_FILE: Final = "CONSUL_HTTP_TOKEN_FILE"  # noqa: S105 - the name of a variable
+# What Kubernetes puts into every container of a namespace that has a Service called meshgate or meshgate-*. A port's
+# value starts with a scheme, which no setting's does.
+_SERVICE_LINK: Final = re.compile(
+    r"MESHGATE_(\w+_)?(SERVICE_(HOST|PORT(_\w+)?)|PORT_\d+_(TCP|UDP|SCTP)_(ADDR|PORT|PROTO))"
+)
+_SERVICE_LINK_URL: Final = re.compile(r"MESHGATE_(\w+_)?PORT(_\d+_(TCP|UDP|SCTP))?=(tcp|udp|sctp)://.*")
+_USER_INFO: Final = re.compile(r"(^|//)[^/@]+@")
+
+
+class Origin(StrEnum):
+    """Where a value came from."""
+
+    FLAG = "flag"
+    ENVIRONMENT = "environment"
+    ENV_FILE = ".env"
+    DEFAULT = "default"
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The text of a setting and its origin. `source` says the origin in words; `text` is "" where there is none."""
+
+    setting: Setting
+    text: str
+    origin: Origin
+    source: str
+
+    def __repr__(self) -> str:
+        return f"Found({self.setting.name}={self.shown!r}, {self.origin.value})"
+
+    @property
+    def shown(self) -> str:
+        """The text as users may see it: secrets masked, control characters escaped."""
+        if self.setting.secret and self.text:
+            return MASK
+        return printable(_USER_INFO.sub(rf"\1{MASK}@", self.text) if not self.setting.field else self.text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +103,7 @@ class Settings:
     enforce_exports: bool
     pass_http_exports: bool
     access_log: str
+    env_file: Path | None
     log_level: str
     log_json: bool
     consul: Mapping[str, str] = field(repr=False)
@@ -68,19 +115,17 @@ class Settings:
         flags: Mapping[str, str] = MappingProxyType({}),
         *,
         environ: Mapping[str, str] | None = None,
-        env_file: str | Path | None = None,
     ) -> "Settings":
         """Find, check and combine all settings.
 
         Args:
             flags: what the command line says, as text, by the name of the variable.
             environ: the environment; that of this process by default.
-            env_file: the `.env` file, which must exist. None: `./.env`, which need not.
 
         Raises:
-            ConfigError: a value is not allowed, a name is not known, or the file cannot be read.
+            ConfigError: a value is not allowed, a `MESHGATE_` name is not a setting, or the file cannot be read.
         """
-        found = resolve(flags, os.environ if environ is None else environ, env_file)
+        found = _resolve(flags, os.environ if environ is None else environ)
         values: dict[str, Any] = {setting.field: _parsed(found[setting.name]) for setting in TABLE if setting.field}
         values["proxy_id"] = values["proxy_id"] or values["service"]
         values["bind_address"] = values["bind_address"] or ()
@@ -128,3 +173,60 @@ def _consul_key(found: Found) -> str:
     if found.origin is Origin.FLAG and found.setting.name in (_TOKEN, _TOKEN_FILE):
         return found.setting.flag.removeprefix("--")
     return found.setting.name
+
+
+def _resolve(flags: Mapping[str, str], environ: Mapping[str, str]) -> dict[str, Found]:
+    """The text of every setting of the table, by name."""
+    _refuse_unknown((name for name in environ if not _is_service_link(name, environ[name])), "the environment")
+    sources = [(Origin.FLAG, flags, ""), (Origin.ENVIRONMENT, environ, "from the environment")]
+    named = _find(BY_NAME[_ENV_FILE], sources)
+    if named.text:
+        from_file = _read_env_file(Path(named.text), named.source)
+        _refuse_unknown(from_file, named.text)
+        if _ENV_FILE in from_file:
+            raise ConfigError(f"{_ENV_FILE} cannot stand in a file that it would name ({named.shown})")
+        sources.append((Origin.ENV_FILE, from_file, f"from {named.text}"))
+    return {setting.name: _find(setting, sources) for setting in TABLE}
+
+
+def _find(setting: Setting, sources: Iterable[tuple[Origin, Mapping[str, str], str]]) -> Found:
+    for origin, values, source in sources:
+        text = values.get(setting.name)
+        if text:
+            return Found(setting, text, origin, source or f"from {setting.flag}")
+    return Found(setting, setting.default_text(), Origin.DEFAULT, "the default")
+
+
+def _read_env_file(path: Path, named: str) -> dict[str, str]:
+    """What a `.env` file says, a dollar sign in a password as a dollar sign. `named` says who named the file."""
+    try:
+        text = path.read_text("utf-8-sig")
+    except FileNotFoundError:
+        raise ConfigError(f"the file {path} ({named}) does not exist") from None
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        raise ConfigError(f"cannot read {path}: {reason}") from None
+    found: dict[str, str] = {}
+    for binding in parse_stream(io.StringIO(text)):
+        # A binding takes the empty lines in front of it along.
+        text_before = binding.original.string
+        line = binding.original.line + text_before[: len(text_before) - len(text_before.lstrip())].count("\n")
+        if binding.error:
+            raise ConfigError(f"{path} line {line} is not NAME=value")
+        if binding.key and binding.key.startswith(PREFIX) and binding.value is None:
+            raise ConfigError(f"{path} line {line}: {binding.key} has no value")
+        if binding.key and binding.value is not None:
+            found[binding.key] = binding.value
+    return found
+
+
+def _is_service_link(name: str, value: str) -> bool:
+    return bool(_SERVICE_LINK.fullmatch(name) or _SERVICE_LINK_URL.fullmatch(f"{name}={value}"))
+
+
+def _refuse_unknown(names: Iterable[str], source: str) -> None:
+    for name in names:
+        if name.startswith(PREFIX) and name not in BY_NAME:
+            ours = [known for known in BY_NAME if known.startswith(PREFIX)]
+            nearest = difflib.get_close_matches(name, ours, n=1, cutoff=0.0)[0]
+            raise ConfigError(f"{printable(name)} (from {source}) is not a setting; did you mean {nearest}?")

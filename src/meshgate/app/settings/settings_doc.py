@@ -3,13 +3,13 @@
 import textwrap
 from itertools import groupby
 
-from meshgate.app.settings.setting import Setting
-from meshgate.app.settings.setting_table import TABLE
+from meshgate.app.settings.setting_table import TABLE, Setting
 
 _INTRODUCTION = """\
-# Settings of meshgate. Copy this file to .env in the directory that meshgate is started in, or name it with --env-file,
-# and take away the # of what you change. A flag beats the environment, the environment beats this file, this file beats
-# the default. An empty value counts as not set. Durations are written as Consul writes them: 500ms, 15s, 1h.
+# Settings of meshgate. Copy this file, remove the # from each line that you change, and name your copy with --env-file
+# or MESHGATE_ENV_FILE: no file is read unless you name it. A flag beats the environment, the environment beats this
+# file, this file beats the default. An empty value counts as not set. Durations are written as Consul writes them:
+# 500ms, 15s, 1h.
 """
 
 _REFERENCE = """\
@@ -17,19 +17,20 @@ _REFERENCE = """\
 
 Made from the table that the program itself reads (`meshgate config --reference`); a test compares.
 
-Flag, environment, `.env` file (`--env-file`, default `./.env`), default: the first that says something wins. An empty
-value counts as not set. Durations are written as Consul writes them: `500ms`, `15s`, `1h`. An unknown `MESHGATE_` name
-is an error that names its nearest neighbour. `meshgate config` shows the effective value of each and
-where it came from, secrets masked.
+A flag beats the environment, which beats the `.env` file, which beats the default. The file is read only where
+`--env-file` or `MESHGATE_ENV_FILE` names it; a `.env` in the current folder is not. An empty value counts as not set.
+Durations are written as Consul writes them: `500ms`, `15s`, `1h`. An unknown `MESHGATE_` name is an error that names
+its nearest neighbor. `meshgate config` shows the effective value of each setting and where it came from, with secrets
+masked.
 """
 
 
 def env_example() -> str:
-    """The text of `.env.example`: every setting, commented out, with its default where it has one."""
+    """The text of `.env.example`: every setting but the file's own name, commented out, with its default."""
     parts = [_INTRODUCTION]
     for section, settings in groupby(TABLE, key=lambda setting: setting.section):
         parts.append(f"\n# {section}\n")
-        parts.extend(f"\n{_example(setting)}" for setting in settings)
+        parts.extend(f"\n{_example(setting)}" for setting in settings if setting.name != "MESHGATE_ENV_FILE")
     return "".join(parts)
 
 

@@ -7,8 +7,7 @@ from typing import Any
 
 import click
 
-from meshgate.app.settings.setting import Setting
-from meshgate.app.settings.setting_table import TABLE
+from meshgate.app.settings.setting_table import TABLE, Setting
 from meshgate.app.settings.settings import Settings
 
 Function = Callable[..., Any]
@@ -35,26 +34,24 @@ class Command(click.Command):
 
 def with_settings(names: Collection[str] | None = None) -> Callable[[Function], Function]:
     """Give a command the flags of the settings `names` (all by default), `--env-file`, and `settings` for them."""
-    chosen = [setting for setting in TABLE if setting.flag and (names is None or setting.name in names)]
+    wanted = None if names is None else {*names, "MESHGATE_ENV_FILE"}
+    chosen = [setting for setting in TABLE if setting.flag and (wanted is None or setting.name in wanted)]
 
     def decorate(function: Function) -> Function:
         @functools.wraps(function)
-        def command(env_file: str | None, **params: Any) -> Any:  # noqa: ANN401 - click's own signature
+        def command(**params: Any) -> Any:  # noqa: ANN401 - click's own signature
             given = {setting.name: _text(params.pop(_parameter(setting))) for setting in chosen}
             flags = {name: text for name, text in given.items() if text is not None}
             session = click.get_current_context().ensure_object(Session)
-            session.settings = Settings.load(flags, env_file=env_file)
+            session.settings = Settings.load(flags)
             return function(settings=session.settings, **params)
 
-        result: Function = click.option("--env-file", metavar="PATH", help=_ENV_FILE_HELP)(command)
+        result: Function = command
         for setting in reversed(chosen):
             result = _option(setting)(result)
         return result
 
     return decorate
-
-
-_ENV_FILE_HELP = "File with settings that neither a flag nor the environment gives.  [default: ./.env, if there]"
 
 
 def _option(setting: Setting) -> Callable[[Function], Function]:

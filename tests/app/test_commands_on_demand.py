@@ -4,8 +4,7 @@ import sys
 
 import click
 
-from meshgate.app.cli.main import cli
-from meshgate.app.cli.on_demand import OnDemand, chosen
+from meshgate.app.cli.main import OnDemand, chosen, cli
 
 PACKAGE = "meshgate.app.cli.commands"
 
