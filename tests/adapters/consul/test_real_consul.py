@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import trio
 
@@ -366,3 +367,25 @@ async def test_a_registration_with_a_check_of_another_id_starts_as_passing(feder
         assert await states() == {"service:again:2": "passing"}
         await client.deregister("again")
         assert await states() == {}
+
+
+async def test_what_a_restored_snapshot_took_back_is_gone_at_once(federation: Federation, token: str) -> None:
+    dc1 = federation.dc1
+    at = {"Node": "elsewhere", "Address": "192.0.2.1"}
+    headers = {"X-Consul-Token": dc1.master_token}
+
+    def row(port: int) -> dict[str, Any]:
+        return at | {"Service": {"Service": "kept", "ID": "kept", "Port": port, "Connect": {"Native": True}}}
+
+    async with httpx.AsyncClient(base_url=f"http://{dc1.http_addr}", headers=headers) as admin:
+        async with running(dc1, CONSUL_HTTP_TOKEN=token) as it:
+            await dc1.put("/v1/catalog/register", row(1))
+            await it.until(lambda: [one.port for one in it.service("kept")] == [1])
+            snapshot = (await admin.get("/v1/snapshot")).content
+            await dc1.put("/v1/catalog/register", row(2))
+            await it.until(lambda: [one.port for one in it.service("kept")] == [2])
+            # Held for longer than a proxy that holds nothing would.
+            await trio.sleep(1.5)
+            await admin.put("/v1/snapshot", content=snapshot)
+            await it.until(lambda: [one.port for one in it.service("kept")] == [1])
+        await dc1.put("/v1/catalog/deregister", at)

@@ -36,8 +36,11 @@ def always() -> bool:
 
 # Seconds between looks at the token, where a watch waits for another one.
 TOKEN_LOOK: Final = 1.0
-# After an outage all watches are woken at once; this many seconds spread them.
-_SPREAD: Final = 0.3
+# After an outage, and after a restore, all watches are woken at once; this many seconds spread them.
+SPREAD: Final = 0.3
+# Seconds between two times that all watches ask anew. Where an agent caps the wait of queries (`max_query_time`) each
+# answer looks like a sign of a restore.
+RESTORES_APART: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +106,10 @@ class WatchRegistry:
         self._states: dict[WatchState, None] = {}
         self._by_key: dict[WatchKey, WatchState] = {}
         self._recovery = trio.Event()
+        # Grows when all watches are to ask anew.
+        self.generation = 0
+        self._restored = float("-inf")
+        self._asking: set[trio.CancelScope] = set()
 
     def states(self) -> list[WatchState]:
         """The watches that run now; the records live on, so copy what has to stay as it is."""
@@ -161,6 +168,27 @@ class WatchRegistry:
         self.succeeded(state)
         return result
 
+    @contextmanager
+    def asking(self) -> Iterator[trio.CancelScope]:
+        """A scope for a query that may be held; cancelled where that would be held in vain."""
+        with trio.CancelScope() as scope:
+            self._asking.add(scope)
+            try:
+                yield scope
+            finally:
+                self._asking.discard(scope)
+
+    def restored(self) -> None:
+        """Consul's state has probably been replaced by an older one: have all watches ask for the present one."""
+        now = trio.current_time()
+        if now < self._restored + RESTORES_APART:
+            return
+        self._restored = now
+        self.generation += 1
+        log.info("a held query was answered early and with its own index: Consul may be restored, all is asked anew")
+        for scope in tuple(self._asking):
+            scope.cancel()
+
     async def recovery(self) -> None:
         """Wait until the agent is reached again after an outage."""
         await self._recovery.wait()
@@ -205,7 +233,7 @@ class WatchRegistry:
         if _out_of_reach(state):
             with trio.move_on_at(deadline):
                 await self._recovery.wait()
-                await trio.sleep(random.uniform(0, _SPREAD))  # noqa: S311 (spreads load, decides nothing)
+                await trio.sleep(random.uniform(0, SPREAD))  # noqa: S311 (spreads load, decides nothing)
             return
         refused_token = self.token_version() if state.status == "403" else None
         while (left := deadline - trio.current_time()) > 0:
