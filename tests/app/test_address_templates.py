@@ -2,7 +2,7 @@
 
 import pytest
 
-from meshgate.adapters import interfaces
+from meshgate.adapters import machine
 from meshgate.app.errors import ConfigError
 from meshgate.app.settings.settings import Settings
 
@@ -38,6 +38,6 @@ def test_system_that_does_not_tell_its_addresses_is_named(monkeypatch: pytest.Mo
     def refuse() -> None:
         raise OSError(97, "Address family not supported by protocol")
 
-    monkeypatch.setattr(interfaces, "interfaces", refuse)
+    monkeypatch.setattr(machine, "interfaces", refuse)
     with pytest.raises(ConfigError, match="the addresses of this machine cannot be listed: Address family"):
         load(ADDRESS="{{ GetPrivateIP }}:8443")

@@ -7,15 +7,16 @@ import pytest
 from meshgate.app.settings import setting_types
 from meshgate.core.host_port import HostPort
 from meshgate.core.listeners import BindAddress
+from meshgate.core.weak_decode import parse_bool
 
 
 @pytest.mark.parametrize(
     ("parse", "text", "value"),
     [
-        (setting_types.boolean, "1", True),
-        (setting_types.boolean, "T", True),
-        (setting_types.boolean, "FALSE", False),
-        (setting_types.boolean, "f", False),
+        (parse_bool, "1", True),
+        (parse_bool, "T", True),
+        (parse_bool, "FALSE", False),
+        (parse_bool, "f", False),
         (setting_types.name, "mesh-gateway", "mesh-gateway"),
         (setting_types.duration(), "0", 0.0),
         (setting_types.duration(), "1h30m", 5400.0),
@@ -53,8 +54,8 @@ def test_reads(parse: Any, text: str, value: Any) -> None:
 @pytest.mark.parametrize(
     ("parse", "text", "allowed"),
     [
-        (setting_types.boolean, "yes", "true or false"),
-        (setting_types.boolean, "tRUE", "true or false"),
+        (parse_bool, "yes", "true or false"),
+        (parse_bool, "tRUE", "true or false"),
         (setting_types.name, " x", "without spaces around it"),
         (setting_types.name, "a\nb", "control characters"),
         (setting_types.duration(), "15", "500ms, 15s or 1h"),

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
+from meshgate.adapters import machine
 from meshgate.app.errors import ConfigError
-from meshgate.app.gateway import limits
 from meshgate.app.settings.setting_table import TABLE
 from meshgate.app.settings.settings import Origin, Settings
 from meshgate.core.host_port import HostPort
@@ -40,8 +40,8 @@ def test_defaults_are_those_of_the_contract() -> None:
     assert (settings.max_connections_per_client, settings.max_hello_bytes) == (0, 16384)
     assert (settings.catalog_watches, settings.panic_threshold) == (100, 0)
     assert (settings.access_log, settings.log_level) == ("off", "info")
-    assert settings.workers == limits.usable_cores()
-    assert settings.max_connections == (limits.reachable_descriptors() - 200) // 2
+    assert settings.workers == machine.usable_cores()
+    assert settings.max_connections == (machine.reachable_descriptors() - 200) // 2
     assert settings.consul == {}
     assert {settings.origin(setting.name) for setting in TABLE} == {Origin.DEFAULT}
 

@@ -4,8 +4,7 @@ from ipaddress import ip_interface
 
 import pytest
 
-from meshgate.core.interfaces import Interface
-from meshgate.core.sockaddr import TemplateError, evaluate, is_template
+from meshgate.core.sockaddr import Interface, TemplateError, evaluate, is_template
 
 
 def at(name: str, address: str, **flags: bool) -> Interface:

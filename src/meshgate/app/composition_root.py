@@ -10,6 +10,7 @@ import trio
 
 from meshgate.adapters.admin.server import AdminServer
 from meshgate.adapters.consul import ConsulAddress, ConsulClient, ConsulConfigError
+from meshgate.adapters.machine import raise_descriptor_limit
 from meshgate.adapters.sd_notify import Notifier
 from meshgate.app.admin.admin_routes import admin_routes
 from meshgate.app.admin.gateway_view import GatewayView
@@ -17,7 +18,6 @@ from meshgate.app.admin.telemetry import Telemetry
 from meshgate.app.errors import CommandError, ConfigError
 from meshgate.app.gateway.gateway import Gateway
 from meshgate.app.gateway.hardening import forbid_core_dumps, hide_secrets
-from meshgate.app.gateway.limits import raise_descriptor_limit
 from meshgate.app.gateway.registration import definition_of
 from meshgate.app.logs import logs
 from meshgate.app.settings.settings import Settings

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from .loose import boolean, number
+from .weak_decode import boolean, number
 
 _LONGEST_KEEPALIVE: Final = 32767  # Seconds; what Linux takes for TCP_KEEPIDLE and TCP_KEEPINTVL.
 _MOST_PROBES: Final = 127

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Final
 
-from .loose import boolean, mapping, number
+from .weak_decode import boolean, mapping, number
 
 DEFAULT_LISTENER: Final = "default"
 _PREFIXES: Final = ("envoy_gateway_", "envoy_mesh_gateway_")

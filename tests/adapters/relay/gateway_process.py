@@ -15,7 +15,7 @@ import trio
 GATEWAY = """
 import json, resource, sys, time, trio
 from meshgate.adapters.relay import Limits, pump
-from meshgate.app.gateway.limits import raise_descriptor_limit
+from meshgate.adapters.machine import raise_descriptor_limit
 from tests.adapters.relay.streams import WEB, endpoint, open_descriptors, resident_bytes, running
 
 async def main():

@@ -6,7 +6,7 @@ from itertools import islice
 
 import click
 
-from meshgate.app.settings.setting_types import boolean
+from meshgate.core.weak_decode import parse_bool
 
 _GO_FLAG = re.compile(r"-[A-Za-z][A-Za-z0-9-]+")
 
@@ -50,7 +50,7 @@ def normalised(arguments: Iterable[str], options: Mapping[str, click.Option]) ->
 
 def _boolean(name: str, option: click.Option, value: str) -> list[str]:
     try:
-        on = boolean(value) == (name in option.opts)
+        on = parse_bool(value) == (name in option.opts)
     except ValueError as error:
         raise click.UsageError(f"{name} {error}") from None
     return option.opts[:1] if on else option.secondary_opts[:1]

@@ -15,7 +15,7 @@ from meshgate.app.gateway.stream_observer import StreamObserver
 from meshgate.app.logs.access_format import DEFAULT_JSON, Formatter
 from meshgate.app.logs.access_log import AccessLog
 from meshgate.app.settings.settings import Origin, Settings
-from meshgate.core.loose import boolean
+from meshgate.core.weak_decode import boolean
 
 log = structlog.get_logger(module="meshgate.access")
 

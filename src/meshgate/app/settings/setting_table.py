@@ -8,8 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from meshgate.app.gateway import limits
+from meshgate.adapters import machine
 from meshgate.app.settings import setting_types
+from meshgate.core.weak_decode import parse_bool
 
 PREFIX: Final = "MESHGATE_"
 
@@ -48,7 +49,7 @@ class Setting:
     @property
     def is_boolean(self) -> bool:
         """Whether its flag takes no value: `--name`, `--no-name`, `--name=true`."""
-        return self.parse is setting_types.boolean
+        return self.parse is parse_bool
 
     @property
     def is_repeatable(self) -> bool:
@@ -66,7 +67,7 @@ class Setting:
 
 
 def _boolean(name: str, flag: str, section: str, help_: str, default: str) -> Setting:
-    return Setting(name, flag, section, help_, default, parse=setting_types.boolean, metavar="BOOL")
+    return Setting(name, flag, section, help_, default, parse=parse_bool, metavar="BOOL")
 
 
 def _duration(name: str, section: str, help_: str, default: str, parse: Callable[[str], float]) -> Setting:
@@ -76,11 +77,11 @@ def _duration(name: str, section: str, help_: str, default: str, parse: Callable
 
 
 def _max_connections() -> str:
-    return str(limits.connections_for(limits.reachable_descriptors()))
+    return str(machine.streams_for(machine.reachable_descriptors()))
 
 
 def _workers() -> str:
-    return str(limits.usable_cores())
+    return str(machine.usable_cores())
 
 
 _CONSUL_ROWS: Final = (

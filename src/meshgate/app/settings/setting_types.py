@@ -18,23 +18,10 @@ from meshgate.core.sockaddr import evaluate, is_template
 
 LOG_LEVELS: Final = ("trace", "debug", "info", "warn", "error")
 
-# Go's strconv.ParseBool, which reads the booleans of Consul's own flags and variables.
-_TRUE: Final = frozenset({"1", "t", "T", "TRUE", "true", "True"})
-_FALSE: Final = frozenset({"0", "f", "F", "FALSE", "false", "False"})
-
 _HOSTNAME: Final = re.compile(r"(?=.{1,253}\.?$)[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?(\.[A-Za-z0-9_-]+)*\.?")
 # sun_path of the smaller systems, without its final NUL.
 _LONGEST_SOCKET_PATH: Final = 103
 _BIND_NAME: Final = re.compile(r"[A-Za-z0-9_-]+")
-
-
-def boolean(text: str) -> bool:
-    """A boolean as Go's ParseBool reads it."""
-    if text in _TRUE:
-        return True
-    if text in _FALSE:
-        return False
-    raise ValueError("must be true or false")
 
 
 def name(text: str) -> str:
@@ -158,7 +145,7 @@ def _evaluated(text: str) -> str:
     """The text with go-sockaddr templates replaced by addresses of this machine, as Consul's own flags have it."""
     if not is_template(text):
         return text
-    from meshgate.adapters.interfaces import interfaces  # noqa: PLC0415 - ctypes, and few settings need it
+    from meshgate.adapters.machine import interfaces  # noqa: PLC0415 - few settings need it
 
     try:
         return evaluate(text, interfaces())

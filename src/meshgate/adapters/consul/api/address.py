@@ -12,14 +12,12 @@ from dataclasses import dataclass, field
 from typing import Final, Self
 from urllib.parse import urlsplit
 
+from meshgate.core.weak_decode import parse_bool
+
 DEFAULT_ADDRESS: Final = "127.0.0.1:8500"
 # Keys of a token that came from a flag, next to CONSUL_HTTP_TOKEN and CONSUL_HTTP_TOKEN_FILE of the environment.
 FLAG_TOKEN: Final = "token"  # noqa: S105 (the name of a setting)
 FLAG_TOKEN_FILE: Final = "token-file"  # noqa: S105
-
-# Go's strconv.ParseBool knows these spellings and no others.
-_TRUE: Final = frozenset(("1", "t", "T", "TRUE", "true", "True"))
-_FALSE: Final = frozenset(("0", "f", "F", "FALSE", "false", "False"))
 
 
 class ConsulConfigError(ValueError):
@@ -113,13 +111,11 @@ class ConsulAddress:
 
 def _flag(values: Mapping[str, str], name: str, warnings: list[str]) -> bool | None:
     text = values.get(name, "")
-    if text in _TRUE:
-        return True
-    if text in _FALSE:
-        return False
-    if text:
+    try:
+        return parse_bool(text) if text else None
+    except ValueError:
         warnings.append(f"{name} is no boolean and is ignored: {text!r}")
-    return None
+        return None
 
 
 def _token(values: Mapping[str, str]) -> tuple[str, str]:

@@ -7,8 +7,8 @@ import time
 from collections.abc import Iterator
 
 from meshgate.adapters.consul import AgentFacts, ConsulClient, ConsulError, PermissionDeniedError
+from meshgate.adapters.machine import RESERVED, reachable_descriptors
 from meshgate.app.diagnostics.doctor import host, network, peering, permissions
-from meshgate.app.gateway.limits import RESERVED, reachable_descriptors
 from meshgate.app.settings.settings import Settings
 from meshgate.core import prerequisites
 from meshgate.core.prerequisites import Finding, Status

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from meshgate.app.gateway import limits
+from meshgate.adapters import machine
 
 
 @pytest.fixture
@@ -29,36 +29,36 @@ def descriptors(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_the_soft_limit_is_raised_to_the_hard_one(descriptors: Any) -> None:
     asked = descriptors(1024, 20000)
-    assert limits.reachable_descriptors() == limits.raise_descriptor_limit() == 20000
+    assert machine.reachable_descriptors() == machine.raise_descriptor_limit() == 20000
     assert asked == [(20000, 20000)]
 
 
 def test_an_enormous_hard_limit_is_not_taken_up(descriptors: Any) -> None:
     asked = descriptors(1024, 1073741816)
-    assert limits.raise_descriptor_limit() == 1 << 20
+    assert machine.raise_descriptor_limit() == 1 << 20
     assert asked == [(1 << 20, 1073741816)]
     descriptors(1024, resource.RLIM_INFINITY)
-    assert limits.reachable_descriptors() == 1 << 20
+    assert machine.reachable_descriptors() == 1 << 20
 
 
 def test_the_soft_limit_is_never_lowered(descriptors: Any) -> None:
     for soft in (1 << 21, resource.RLIM_INFINITY):
         asked = descriptors(soft, resource.RLIM_INFINITY)
-        assert limits.raise_descriptor_limit() >= 1 << 20
+        assert machine.raise_descriptor_limit() >= 1 << 20
         assert asked == []
 
 
 def test_a_refusal_leaves_the_limit_as_it_was(descriptors: Any) -> None:
     descriptors(1024, 20000, refuses=True)
-    assert limits.raise_descriptor_limit() == 1024
+    assert machine.raise_descriptor_limit() == 1024
 
 
 def test_the_real_limit_is_raised() -> None:
     code = (
-        "import resource as r; from meshgate.app.gateway import limits;"
+        "import resource as r; from meshgate.adapters import machine;"
         "r.setrlimit(r.RLIMIT_NOFILE, (300, r.getrlimit(r.RLIMIT_NOFILE)[1]));"
-        "wanted = limits.reachable_descriptors(); assert wanted > 300;"
-        "assert limits.raise_descriptor_limit() == wanted;"
+        "wanted = machine.reachable_descriptors(); assert wanted > 300;"
+        "assert machine.raise_descriptor_limit() == wanted;"
         "assert r.getrlimit(r.RLIMIT_NOFILE)[0] == wanted"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=20)
@@ -66,8 +66,8 @@ def test_the_real_limit_is_raised() -> None:
 
 @pytest.mark.parametrize(("descriptors", "streams"), [(1024, 412), (202, 1), (200, 1), (10, 1)])
 def test_two_descriptors_a_stream_after_the_reserve(descriptors: Any, streams: Any) -> None:
-    assert limits.connections_for(descriptors) == streams
+    assert machine.streams_for(descriptors) == streams
 
 
 def test_there_is_a_core_to_use() -> None:
-    assert limits.usable_cores() >= 1
+    assert machine.usable_cores() >= 1

@@ -9,6 +9,20 @@ from typing import Final
 
 # Go's strconv.ParseBool.
 _TRUE: Final = frozenset(("1", "t", "T", "TRUE", "true", "True"))
+_FALSE: Final = frozenset(("0", "f", "F", "FALSE", "false", "False"))
+
+
+def parse_bool(text: str) -> bool:
+    """A boolean as Go's ParseBool reads it, which reads those of Consul's own flags and variables.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if text in _TRUE:
+        return True
+    if text in _FALSE:
+        return False
+    raise ValueError("must be true or false")
 
 
 def number(value: object) -> float | None:

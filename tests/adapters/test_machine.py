@@ -1,12 +1,14 @@
 """The interfaces of the machine that runs the tests, which has a loopback one at least."""
 
-import ctypes
+import socket
 from ipaddress import ip_interface
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from meshgate.adapters.interfaces import default_interface, interfaces
+from meshgate.adapters.machine import default_interface, interfaces
 
 
 def test_loopback_is_found_with_its_network_and_flags() -> None:
@@ -15,15 +17,24 @@ def test_loopback_is_found_with_its_network_and_flags() -> None:
     assert (found.up, found.loopback, found.point_to_point) == (True, True, False)
 
 
-def test_system_that_tells_nothing_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Library:
-        def getifaddrs(self, _: object) -> int:
-            ctypes.set_errno(97)
-            return -1
+def test_link_local_addresses_have_no_zone_and_masks_become_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
+    def address(family: int, text: str, mask: str | None) -> Any:
+        return SimpleNamespace(family=family, address=text, netmask=mask)
 
-    monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: Library())
-    with pytest.raises(OSError, match="Address family not supported"):
-        interfaces()
+    addresses = {
+        "eth0": [
+            address(socket.AF_INET6, "fe80::1%eth0", "ffff:ffff:ffff:ffff::"),
+            address(socket.AF_PACKET, "", None),
+        ],
+        "tun0": [address(socket.AF_INET, "10.8.0.1", None)],
+    }
+    stats = {"eth0": SimpleNamespace(flags="up,broadcast,running,multicast")}
+    monkeypatch.setattr("psutil.net_if_addrs", lambda: addresses)
+    monkeypatch.setattr("psutil.net_if_stats", lambda: stats)
+    eth0, tun0 = interfaces()
+    assert (eth0.name, eth0.address) == ("eth0", ip_interface("fe80::1/64"))
+    assert (eth0.up, eth0.broadcast, eth0.multicast, eth0.loopback) == (True, True, True, False)
+    assert (tun0.name, tun0.address, tun0.up) == ("tun0", ip_interface("10.8.0.1/0"), False)
 
 
 HEADER = "Iface\tDestination\tGateway\tFlags\tRefCnt\tUse\tMetric\tMask\tMTU\tWindow\tIRTT\n"
