@@ -96,9 +96,12 @@ async def _clear(federation: Federation, wanted: set[Thing]) -> None:
 
     async def missing() -> str | None:
         left = await _things(federation) - wanted
+        first = min((_ORDER.index(kind) for kind, *_ in left), default=0)
         for kind, datacenter, name in sorted(left):
             try:
-                await _REMOVE[kind](federation, datacenter, name)
+                # The agent takes a service out of the catalog with the token that came with it: tokens go later.
+                if _ORDER.index(kind) == first:
+                    await _REMOVE[kind](federation, datacenter, name)
             except ConsulError as error:
                 return f"{kind} {name} of {datacenter}: {error}"
         return f"{len(left)} were there" if left else None
@@ -118,7 +121,10 @@ async def _things(federation: Federation) -> set[Thing]:
         policies = await consul.get("/v1/acl/policies") if primary else ()
         found |= {("service", where, identity) for identity in await consul.get("/v1/agent/services")}
         found |= {("check", where, identity) for identity, check in checks.items() if not check["ServiceID"]}
-        found |= {("node", where, node["Node"]) for node in await consul.get("/v1/catalog/nodes")}
+        for node in await consul.get("/v1/catalog/nodes"):
+            services = (await consul.get(f"/v1/catalog/node/{node['Node']}"))["Services"]
+            found.add(("node", where, node["Node"]))
+            found |= {("instance", where, f"{node['Node']} {identity}") for identity in services}
         found |= {("token", where, token["AccessorID"]) for token in tokens}
         found |= {("policy", where, policy["ID"]) for policy in policies}
         found |= {("intention", where, f"{it['SourceName']} {it['DestinationName']}") for it in intentions}
@@ -145,6 +151,11 @@ async def _remove_node(federation: Federation, datacenter: str, name: str) -> No
     await _at(federation, datacenter).put("/v1/catalog/deregister", {"Node": name})
 
 
+async def _remove_instance(federation: Federation, datacenter: str, place: str) -> None:
+    node, identity = place.split(" ", 1)
+    await _at(federation, datacenter).put("/v1/catalog/deregister", {"Node": node, "ServiceID": identity})
+
+
 async def _remove_token(federation: Federation, datacenter: str, accessor: str) -> None:
     await _at(federation, datacenter).delete(f"/v1/acl/token/{accessor}")
 
@@ -169,9 +180,11 @@ def _at(federation: Federation, datacenter: str) -> Consul:
 _REMOVE: Final[dict[str, Callable[[Federation, str, str], Awaitable[None]]]] = {
     "service": _remove_service,
     "check": _remove_check,
+    "instance": _remove_instance,
     "node": _remove_node,
+    "entry": _remove_entry,
+    "intention": _remove_intention,
     "token": _remove_token,
     "policy": _remove_policy,
-    "intention": _remove_intention,
-    "entry": _remove_entry,
 }
+_ORDER: Final = list(_REMOVE)
