@@ -46,6 +46,7 @@ def datacenter(double: FakeConsul, **debug: Any) -> None:
     double.set("/v1/connect/ca/roots", {"TrustDomain": "td.consul", "ActiveRootID": "r", "Roots": [root]})
     double.set("/v1/internal/federation-states/mesh-gateways", {"dc1": []})
     double.set("/v1/agent/services", {}, index=None)
+    double.set("/v1/health/service/mesh-gateway", [])
     may(double)
 
 

@@ -63,6 +63,9 @@ async def test_second_gateway_of_one_id_is_refused_and_the_first_one_keeps_its_r
         assert "Traceback" not in lines
         assert (await held(dc1))["Port"] == first.address[1]
         assert await problems(first) == []
+        told = await doctor(second)
+        assert said in told
+        assert "give this gateway a --proxy-id of its own" in told
         # Beside the running one, with its settings, there is nothing wrong.
         assert "by another process" not in await doctor(first)
         async with gateway_beside(dc1, world.token, instance="another"):
@@ -143,6 +146,8 @@ async def test_one_of_several_agents_has_the_registration_and_nothing_is_left_be
         try:
             await gateway.start({"CONSUL_HTTP_ADDR": address})
             (holder,) = await holders()
+            told = await doctor(gateway, CONSUL_HTTP_ADDR=address)
+            assert f"the address leads to the agents of {other.node}, {dc1.node} by turns" in told
             # Its agent loses the registration, and every connection is made anew.
             lost = dc1 if holder == dc1.node else other
             await lost.deregister("mesh-gateway")
@@ -179,12 +184,17 @@ async def test_registration_in_the_catalog_is_waited_for_and_followed_and_left_b
     dc2 = world.federation.dc2
     first, second = free_ports(2)
     gateway = GatewayProcess(dc2, world.token, instance="pod-1")
-    gateway.spawn({"MESHGATE_REGISTER": "false", "MESHGATE_NODE_NAME": "machine-virtual"})
+    extra = {"MESHGATE_REGISTER": "false", "MESHGATE_NODE_NAME": "machine-virtual"}
+    gateway.spawn(extra)
     read = partial(problems, gateway)
     try:
         missing = "the catalog has no registration 'pod-1' on node 'machine-virtual' that the token may see"
         await until_equal("the wait", read, [f"{missing}, and MESHGATE_REGISTER is false"], seconds=20)
+        told = await doctor(gateway, **extra)
+        assert missing in told
+        assert "the token needs service:read and node:read" in told
         await dc2.put("/v1/catalog/register", in_catalog(first))
+        assert f"pod-1 at {HOST}:{first}" in await doctor(gateway, **extra)
         await gateway.until_ready()
 
         await until_equal("its listener", partial(answers, first, second), [True, False], seconds=20)

@@ -7,7 +7,9 @@ from typing import Final
 
 from meshgate.adapters.machine import machine_addresses
 from meshgate.app.settings.settings import Settings
+from meshgate.core.health import is_numeric
 from meshgate.core.host_port import HostPort
+from meshgate.core.listeners import BindAddress
 from meshgate.core.own_addresses import OwnAddresses
 
 _KEPT_SECONDS: Final = 10.0  # The kernel's list can be long on a machine that routes for others.
@@ -30,6 +32,11 @@ class OwnAddressKeeper:
         if time.monotonic() - self._looked_at > _KEPT_SECONDS:
             self._machine, self._looked_at = machine_addresses(), time.monotonic()
         return OwnAddresses(frozenset(listeners), self._machine, self._registered)
+
+    def is_own(self, bound: Iterable[BindAddress], host: str, port: int) -> bool:
+        """Whether who dials an address meets this process, which is bound to these; False for a host name."""
+        listeners = ((bind.address or "0.0.0.0", bind.port) for bind in bound)  # noqa: S104 - compared, never bound
+        return is_numeric(host) and self.now(listeners).leads_back(host, port, elsewhere=False)
 
 
 def _numeric(addresses: Iterable[HostPort | None]) -> Iterable[tuple[str, int]]:

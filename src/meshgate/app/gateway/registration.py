@@ -109,7 +109,7 @@ class GatewayRegistration:
 
     def problems(self) -> list[str]:
         """What keeps the gateway from doing what its registration says, a line each."""
-        missing = f"{_missing(self._settings)}, and MESHGATE_REGISTER is false"
+        missing = f"{missing_registration(self._settings)}, and MESHGATE_REGISTER is false"
         return [*([missing] if self._missing else []), *_problems_of(self._health), *self.listeners.problems()]
 
     async def refuse_rival(self) -> None:
@@ -158,8 +158,7 @@ class GatewayRegistration:
         return ours
 
     def _is_own(self, host: str, port: int) -> bool:
-        bound = ((bind.address or "0.0.0.0", bind.port) for bind in self.listeners.addresses)  # noqa: S104 - compared
-        return self._own_addresses.now(bound).leads_back(host, port, elsewhere=False)
+        return self._own_addresses.is_own(self.listeners.addresses, host, port)
 
     def _changed(self) -> None:
         self._follow_limits_of_destinations()
@@ -249,7 +248,8 @@ def definition_of(settings: Settings) -> GatewayDefinition:
     )
 
 
-def _missing(settings: Settings) -> str:
+def missing_registration(settings: Settings) -> str:
+    """What is not there, where somebody else is to register the gateway."""
     node = settings.node_name
     if not node:
         return f"the agent holds no registration {settings.proxy_id!r}"

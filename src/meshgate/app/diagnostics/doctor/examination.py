@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from meshgate.adapters.consul import AgentFacts, ConsulClient, ConsulError, PermissionDeniedError
 from meshgate.adapters.machine import RESERVED, reachable_descriptors
-from meshgate.app.diagnostics.doctor import host, network, peering, permissions
+from meshgate.app.diagnostics.doctor import host, network, own_registration, peering, permissions
 from meshgate.app.settings.settings import Settings
 from meshgate.core import prerequisites
 from meshgate.core.prerequisites import Finding, Status
@@ -45,6 +45,7 @@ async def examine(client: ConsulClient, settings: Settings) -> list[Finding]:
     findings += await peering.partitions(client, settings, report)
     findings += await peering.peerings(client, settings, report)
     findings += host.addresses(settings, federated=bool(others) or not own)
+    findings += await own_registration.registration(client, settings)
     findings += await host.ports(settings)
     findings.append(prerequisites.clock(skew))
     findings.append(prerequisites.descriptors(reachable_descriptors(), settings.max_connections, RESERVED))
