@@ -161,7 +161,7 @@ CHECKLIST = {
     "mesh-gateway-non-hash-lb-injected": passes(
         "adapters/consul/test_wire.py::test_load_balancer_of_a_resolver",
         "core/test_resolver_settings.py::test_load_balancing_holds_for_the_service_and_its_subsets_and_nothing_else",
-        "adapters/relay/test_placing.py::test_least_request_takes_the_one_with_fewer_streams_for_its_weight",
+        "core/test_load_balancer.py::test_least_request_takes_the_one_with_fewer_streams_for_its_weight",
     ),
     "mesh-gateway-hash-lb-ignored": passes("adapters/consul/test_wire.py::test_load_balancer_of_a_resolver"),
     "mesh-gateway-tagged-addresses": passes(
@@ -174,11 +174,11 @@ CHECKLIST = {
         "e2e/test_registration_options.py::test_bind_addresses_of_the_command_line_are_listened_on_and_registered",
     ),
     "mesh-gateway-tcp-keepalives": passes(
-        "adapters/relay/test_destination_limits.py::test_keepalive_of_consul_is_for_connections_to_other_gateways",
+        "adapters/relay/test_circuit_breakers.py::test_keepalive_of_consul_is_for_connections_to_other_gateways",
         "e2e/test_registration_options.py::test_keepalive_towards_other_gateways_is_set_centrally",
     ),
     "mesh-gateway-with-limits": passes(
-        "adapters/relay/test_destination_limits.py::"
+        "adapters/relay/test_circuit_breakers.py::"
         "test_destination_takes_so_many_streams_and_others_are_not_charged_for_them",
         "adapters/consul/test_gateway_limits.py::test_limits_are_read",
         "app/test_registration.py::test_limits_of_the_gateways_own_service_defaults_are_followed",

@@ -17,11 +17,10 @@ from meshgate.app.admin.gateway_view import GatewayView
 from meshgate.app.admin.metrics import Metrics
 from meshgate.app.gateway.health_history import HealthHistory, Since
 from meshgate.app.settings.settings import Settings
-from meshgate.core.changes import difference
 from meshgate.core.host_port import host_port
-from meshgate.core.listeners import BindAddress
+from meshgate.core.proxy_config import BindAddress
 from meshgate.core.reasons import Reason
-from meshgate.core.routes import Endpoint, Route, RouteKind, RouteTable
+from meshgate.core.routes import Endpoint, Route, RouteKind, RouteTable, difference
 
 TRUST_DOMAIN = "11111111-2222-3333-4444-555555555555.consul"
 

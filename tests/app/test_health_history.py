@@ -2,8 +2,7 @@ import trio
 from trio.testing import MockClock
 
 from meshgate.app.gateway.health_history import HealthHistory, Since
-from meshgate.core.changes import difference
-from meshgate.core.routes import Endpoint, Route, RouteKind, RouteTable
+from meshgate.core.routes import Endpoint, Route, RouteKind, RouteTable, difference
 
 
 def route_of(*healthy: bool, cause: str = "check x is critical") -> Route:

@@ -16,12 +16,11 @@ from meshgate.adapters.relay.pool import RelayPool
 from meshgate.app.gateway.own_addresses import OwnAddressKeeper
 from meshgate.app.logs.table_log import tell_table
 from meshgate.app.settings.settings import Settings
+from meshgate.core.addresses import OwnAddresses
 from meshgate.core.catalog import Instance, RemoteDatacenter, Service, Snapshot, WanAddress
-from meshgate.core.changes import difference
-from meshgate.core.own_addresses import OwnAddresses
 from meshgate.core.planner import plan
 from meshgate.core.reasons import Reason
-from meshgate.core.routes import RouteTable
+from meshgate.core.routes import RouteTable, difference
 
 from ..adapters.relay.streams import TRUST_DOMAIN, WEB, Watcher, hello_for, receive_all
 

@@ -6,7 +6,7 @@ import pytest
 
 from meshgate.app.settings import setting_types
 from meshgate.core.host_port import HostPort
-from meshgate.core.listeners import BindAddress
+from meshgate.core.proxy_config import BindAddress
 from meshgate.core.weak_decode import parse_bool
 
 

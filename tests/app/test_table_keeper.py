@@ -24,7 +24,7 @@ def catalog(services: int) -> Snapshot:
 @pytest.fixture
 async def keeper(nursery: Any) -> TableKeeper:
     relay = RelayPool(1, Limits(), MagicMock(), 1.0)
-    return TableKeeper(Settings.load({}, environ={}), relay, MagicMock(), MagicMock(), lambda snapshot: snapshot)
+    return TableKeeper(Settings.load({}, environ={}), relay, MagicMock(), MagicMock())
 
 
 async def test_a_table_without_a_route_still_knows_where_it_is(keeper: TableKeeper) -> None:

@@ -5,7 +5,7 @@ import pytest
 from meshgate.adapters.consul import AgentFacts
 from meshgate.app.gateway.tenancy import export_problems, export_rules, is_enterprise, partition_of
 from meshgate.app.settings.settings import Settings
-from meshgate.core.exports import AS_CONSUL, ExportRules
+from meshgate.core.export_routes import AS_CONSUL, ExportRules
 from meshgate.core.routes import RouteTable
 
 TD = "11111111-2222-3333-4444-555555555555.consul"

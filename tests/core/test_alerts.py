@@ -1,6 +1,6 @@
 import pytest
 
-from meshgate.core.alerts import meaning_of
+from meshgate.core.reasons import meaning_of
 
 
 @pytest.mark.parametrize(

@@ -6,13 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshgate.core.balance import Policy
 from meshgate.core.catalog import RemoteDatacenter, Service, Snapshot, Subset
 from meshgate.core.explain import MAX_SHOWN, Explanation, Step, explain
 from meshgate.core.hello import Hello
 from meshgate.core.planner import plan
 from meshgate.core.reasons import Reason
-from meshgate.core.routes import Endpoint, Route, RouteKind, RouteTable
+from meshgate.core.routes import Endpoint, Policy, Route, RouteKind, RouteTable
 
 from .hellos import hello, judge, malformed, server_name
 from .samples import TD1, TD3, endpoint, exact, instance, suffix, table, unhealthy
@@ -509,5 +508,5 @@ def test_steps_are_lines_of_printable_ascii_with_a_bound(case: tuple[RouteTable,
     ],
 )
 def test_the_balancing_policy_is_told(policy: Policy, words: str) -> None:
-    explanation = explain(table(exact("a.b", policy=policy, choices=3)), "a.b")
+    explanation = explain(table(exact("a.b", policy=policy, choice_count=3)), "a.b")
     assert Step("balancing", words) in explanation.steps

@@ -4,13 +4,12 @@ from typing import Any
 
 import pytest
 
-from meshgate.core.balance import Policy
 from meshgate.core.catalog import ChainTarget, Check, Export, Instance, Service, Snapshot, Subset, WanAddress
 from meshgate.core.explain import explain
-from meshgate.core.exports import AS_CONSUL, ExportRules
+from meshgate.core.export_routes import AS_CONSUL, ExportRules
 from meshgate.core.planner import host_names, plan
 from meshgate.core.reasons import Reason
-from meshgate.core.routes import RouteKind, RouteTable
+from meshgate.core.routes import Policy, RouteKind, RouteTable
 
 from .samples import TD3, instance
 
@@ -122,7 +121,7 @@ def test_exports_never_panic_and_take_the_resolvers_settings_of_their_target() -
     table = plan(mesh(tcp("foo", "peer-a", target="bar"), services=services), panic_threshold=50)
     route = table.find(external("foo", "peer-a"))
     assert route is not None
-    assert (route.connect_timeout, route.policy, route.choices) == (7.0, Policy.LEAST_REQUEST, 5)
+    assert (route.connect_timeout, route.policy, route.choice_count) == (7.0, Policy.LEAST_REQUEST, 5)
     assert route.endpoints
     assert not route.candidates
 
@@ -141,7 +140,7 @@ def test_an_export_of_a_namespace_and_partition_has_them_in_its_name() -> None:
 def test_a_service_of_the_same_name_in_another_namespace_is_another_one() -> None:
     table = plan(mesh(Export("foo", "team", ("peer-a",), protocol="tcp", target=ChainTarget("foo", "team"))))
     assert exported(table) == {}
-    assert table.withheld == {external("foo", "peer-a", "team"): "no mesh instance of team/foo is known"}
+    assert table.unroutable == {external("foo", "peer-a", "team"): "no mesh instance of team/foo is known"}
 
 
 def test_names_are_compared_without_regard_to_case() -> None:
@@ -184,7 +183,7 @@ def test_an_export_without_a_route_is_refused_with_the_reason(export: Export, re
 
 
 def test_without_exports_nothing_is_withheld() -> None:
-    assert plan(mesh()).withheld == {}
+    assert plan(mesh()).unroutable == {}
 
 
 # --- between partitions -----------------------------------------------------------------------------------------------
@@ -205,7 +204,7 @@ def here(service: str, ns: str = "default") -> str:
 def test_as_consul_does_services_are_routed_whether_exported_or_not() -> None:
     table = plan(partitioned(), rules=AS_CONSUL)
     assert {route.sni for route in table} == {here("web"), here("v1.web"), here("web", "team")}
-    assert table.withheld == {}
+    assert table.unroutable == {}
 
 
 def test_enforced_exports_route_what_is_open_to_a_partition_and_explain_the_rest() -> None:
@@ -222,7 +221,7 @@ def test_enforced_exports_route_what_is_open_to_a_partition_and_explain_the_rest
 def test_enforced_exports_withhold_subsets_with_their_service() -> None:
     table = plan(partitioned(), rules=ENFORCED)
     assert list(table) == []
-    assert set(table.withheld) == {here("web"), here("v1.web"), here("web", "team")}
+    assert set(table.unroutable) == {here("web"), here("v1.web"), here("web", "team")}
 
 
 def test_a_service_that_is_not_open_may_still_be_what_an_export_leads_to() -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from meshgate.core.gateway_options import NO_OPTIONS, GatewayOptions, Keepalive, gateway_options
+from meshgate.core.proxy_config import NO_OPTIONS, GatewayOptions, Keepalive, gateway_options
 
 KEEPALIVE = "envoy_gateway_remote_tcp_keepalive"
 ENABLE = {"envoy_gateway_remote_tcp_enable_keepalive": True}

@@ -1,8 +1,11 @@
 """One host name for each destination, where an operator asks for LOGICAL_DNS."""
 
-from meshgate.core.catalog import Check, ImportedService, Instance, RemoteDatacenter, Snapshot, WanAddress
-from meshgate.core.host_names import with_one_host_name
+from dataclasses import replace
 
+from meshgate.core.catalog import Check, ImportedService, Instance, RemoteDatacenter, Snapshot, WanAddress
+from meshgate.core.planner import plan
+
+SNI = "web.default.default.us.external.other.consul"
 SICK = (Check("up", "critical"),)
 
 
@@ -13,16 +16,19 @@ def gateway(name: str, address: str, *, checks: tuple[Check, ...] = ()) -> Insta
 
 
 def kept(*gateways: Instance) -> list[str]:
+    peers = tuple(replace(gateway, peer_sni=(SNI,)) for gateway in gateways)
     snapshot = Snapshot(
         "dc1",
         "td.consul",
         remotes=(RemoteDatacenter("dc2", gateways),),
-        imports=(ImportedService("web", "far", gateways),),
+        imports=(ImportedService("web", "far", peers),),
     )
-    seen = with_one_host_name(snapshot)
-    remote = [instance.id for instance in seen.remotes[0].gateways]
-    assert [instance.id for instance in seen.imports[0].instances] == remote
-    return remote
+    table = plan(snapshot, one_host_name=True)
+    remote, imported = (
+        {endpoint.instance for endpoint in route.endpoints} for route in sorted(table, key=lambda route: route.kind)
+    )
+    assert imported == remote
+    return [gateway.id for gateway in gateways if gateway.id in remote]
 
 
 def test_first_healthy_name_is_kept_and_numeric_addresses_stay() -> None:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from meshgate.core.listeners import BindAddress, ListenPlan, listen_plan
+from meshgate.core.proxy_config import BindAddress, ListenPlan, listen_plan
 
 LAN = BindAddress("lan", "10.0.0.7", 8443)
 WAN = BindAddress("wan", "192.0.2.1", 443)

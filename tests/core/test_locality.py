@@ -1,5 +1,7 @@
 """Gateways elsewhere by their distance, where Consul was told regions and zones."""
 
+from dataclasses import replace
+
 import pytest
 
 from meshgate.core.catalog import (
@@ -10,11 +12,13 @@ from meshgate.core.catalog import (
     Locality,
     RemoteDatacenter,
     RemotePartition,
+    Service,
     Snapshot,
 )
-from meshgate.core.locality import distance, measured
+from meshgate.core.endpoint_maker import distance
+from meshgate.core.load_balancer import HostSet
 from meshgate.core.planner import plan
-from meshgate.core.routes import Route
+from meshgate.core.routes import Route, RouteKind
 
 from .samples import TD3, instance
 
@@ -22,6 +26,7 @@ HERE = Locality("us-west-1", "us-west-1a")
 NEAR = Locality("us-west-1", "us-west-1a")
 REGION = Locality("us-west-1", "us-west-1b")
 FAR = Locality("us-east-1", "us-east-1a")
+PEER_TD = "99999999-aaaa-bbbb-cccc-dddddddddddd.consul"
 DOWN = (Check("up", "critical"),)
 
 
@@ -48,11 +53,12 @@ def gateway(address: str, locality: Locality, **fields: object) -> Instance:
 
 
 def far(route: Route) -> list[str]:
-    return [route.candidates[position].address for position in route.far]
+    hosts = HostSet(route)
+    return [hosts.candidates[position].address for position in hosts.lower_priority]
 
 
 def dc2(here: Locality, *gateways: Instance) -> Route:
-    (route,) = plan(measured(Snapshot("dc1", TD3, remotes=(RemoteDatacenter("dc2", gateways),)), here))
+    (route,) = plan(Snapshot("dc1", TD3, remotes=(RemoteDatacenter("dc2", gateways),)), locality=here)
     return route
 
 
@@ -74,15 +80,19 @@ def test_equally_far_gateways_are_all_the_same(here: Locality) -> None:
 
 def test_partitions_and_peers_are_measured_and_services_are_not() -> None:
     gateways = (gateway("10.0.0.1", FAR), gateway("10.0.0.2", NEAR))
+    peers = [replace(each, peer_sni=(f"web.default.default.us.external.{PEER_TD}",)) for each in gateways]
     snapshot = Snapshot(
         "dc1",
         TD3,
         remotes=(RemoteDatacenter("dc2", gateways),),
         partitions=(RemotePartition("billing", gateways),),
-        imports=(ImportedService("web", "peer-a", gateways),),
+        imports=(ImportedService("web", "peer-a", tuple(peers)),),
+        services=(Service("api", (instance("10.1.0.1", locality=FAR), instance("10.1.0.2", locality=NEAR))),),
     )
-    seen = measured(snapshot, HERE)
-    wanted = [2, 0]
-    assert [each.distance for each in seen.remotes[0].gateways] == wanted
-    assert [each.distance for each in seen.partitions[0].gateways] == wanted
-    assert [each.distance for each in seen.imports[0].instances] == wanted
+    found = {route.kind: [each.distance for each in route.endpoints] for route in plan(snapshot, locality=HERE)}
+    assert found == {
+        RouteKind.SERVICE: [0, 0],
+        RouteKind.DATACENTER: [2, 0],
+        RouteKind.PARTITION: [2, 0],
+        RouteKind.PEER_IMPORT: [2, 0],
+    }

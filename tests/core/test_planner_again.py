@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meshgate.core.catalog import Check, RemoteDatacenter, Service, Snapshot, Subset
+from meshgate.core.endpoint_maker import Addresses
 from meshgate.core.planner import Planner, host_names, plan
-from meshgate.core.route_maker import Addresses
 from meshgate.core.routes import Route
 
 from .samples import TD1, TD3, instance

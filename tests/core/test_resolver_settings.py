@@ -2,10 +2,9 @@
 
 import pytest
 
-from meshgate.core.balance import Policy
 from meshgate.core.catalog import RemoteDatacenter, Service, Snapshot, Subset
 from meshgate.core.planner import plan
-from meshgate.core.routes import Route
+from meshgate.core.routes import Policy, Route
 
 from .samples import TD3, instance
 
@@ -25,7 +24,7 @@ def routes(service: Service) -> dict[str, Route]:
 def test_load_balancing_holds_for_the_service_and_its_subsets_and_nothing_else(policy: Policy, choices: int) -> None:
     subsets = (Subset("v1", instances=INSTANCES[:1]), Subset("v2", instances=INSTANCES[1:]))
     found = routes(Service("foo", INSTANCES, subsets=subsets, policy=policy, choices=choices))
-    assert {name: (route.policy, route.choices) for name, route in found.items()} == {
+    assert {name: (route.policy, route.choice_count) for name, route in found.items()} == {
         "foo": (policy, choices),
         "v1.foo": (policy, choices),
         "v2.foo": (policy, choices),

@@ -145,15 +145,7 @@ def test_panic_lets_all_have_traffic_when_too_few_are_healthy(
     endpoints = [endpoint(f"10.0.0.{at}") if at < healthy else unhealthy(f"10.0.0.{at}") for at in range(known)]
     route = Route("web", RouteKind.SERVICE, "web", tuple(endpoints), panic_threshold=threshold)
     assert len(route.candidates) == candidates
-    assert len(route.rotation) == candidates
     assert route.endpoints == tuple(endpoints)
-
-
-def test_the_rotation_goes_by_the_candidates_weights() -> None:
-    route = exact("web", unhealthy(weight=100), endpoint("10.0.0.1", weight=3), endpoint("10.0.0.2", weight=1))
-    picks = [route.rotation.pick(turn) for turn in range(4)]
-    assert [endpoint.address for endpoint in route.candidates] == ["10.0.0.1", "10.0.0.2"]
-    assert (picks.count(0), picks.count(1)) == (3, 1)
 
 
 def test_nothing_can_be_changed() -> None:

@@ -8,7 +8,7 @@ with equal content are equal, which is how an unchanged catalog is told from a c
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from .balance import Policy
+from .routes import Policy
 from .sni import DEFAULT
 
 
@@ -63,9 +63,8 @@ class Instance:
     # Of an instance in a peered cluster: the names by which its exporter routes to it (`Connect.PeerMeta.SNI`).
     peer_sni: tuple[str, ...] = ()
     peer_identities: tuple[str, ...] = ()
-    # Where it runs, if Consul was told (1.17 and later), and how far that is from the gateway; see `locality`.
+    # Where it runs, if Consul was told (1.17 and later).
     locality: Locality = NOWHERE
-    distance: int = 0
 
 
 @dataclass(frozen=True, slots=True)

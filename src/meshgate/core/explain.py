@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Final, Literal
 
-from .balance import Policy
 from .hello import host_name_fault
+from .host_port import host_port
 from .reasons import Reason
-from .routes import Endpoint, Route, RouteKind, RouteTable
+from .routes import Endpoint, Policy, Route, RouteKind, RouteTable
 from .sni import (
     DEFAULT,
     GatewaySni,
@@ -125,20 +125,20 @@ def _endpoints(route: Route) -> Iterator[Step]:
     healthy = len(route.endpoints) - len(unhealthy)
     yield Step("endpoints", f"{len(route.endpoints)} known, {healthy} healthy")
     for endpoint in unhealthy:
-        address = f"[{endpoint.address}]" if ":" in endpoint.address else endpoint.address
-        who = f"{_shown(address)}:{endpoint.port}, {_shown(endpoint.instance)} on {_shown(endpoint.node)}"
+        address = host_port(endpoint.address, endpoint.port)
+        who = f"{_shown(address)}, {_shown(endpoint.instance)} on {_shown(endpoint.node)}"
         yield Step("unhealthy endpoint", f"{who}: {_shown(endpoint.cause)}")
-    yield Step("panic mode", _panic(route, healthy))
-    if route.candidates:
-        plural = "" if len(route.candidates) == 1 else "s"
-        policy = _POLICIES[route.policy].format(choices=route.choices)
-        yield Step("balancing", f"{policy} over {len(route.candidates)} endpoint{plural}")
+    count = len(route.candidates)
+    yield Step("panic mode", _panic(route, healthy, count))
+    if count:
+        policy = _POLICIES[route.policy].format(choices=route.choice_count)
+        yield Step("balancing", f"{policy} over {count} endpoint{'' if count == 1 else 's'}")
 
 
-def _panic(route: Route, healthy: int) -> str:
+def _panic(route: Route, healthy: int, count: int) -> str:
     if not route.panic_threshold:
         return "switched off: unhealthy endpoints get no traffic"
-    if len(route.candidates) > healthy:
+    if count > healthy:
         return f"in force: under {route.panic_threshold} % are healthy, so all get traffic"
     return f"not in force: {route.panic_threshold} % or more are healthy, only they get traffic"
 
@@ -178,7 +178,7 @@ class _Name:
         """The first thing that keeps the name from matching; only for a name without a route."""
         if not self._trust_domain:
             return Step("trust domain", "this mesh's is not known yet, so no name has a route")
-        if (reason := self._table.withheld.get(self.text)) is not None:
+        if (reason := self._table.unroutable.get(self.text)) is not None:
             return Step("withheld", _shown(reason))
         match self._sni:
             case None:

@@ -5,8 +5,6 @@ The rules are those of Consul's gateway (`agent/xds/endpoints.go` calculateEndpo
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
-from ipaddress import ip_address
 
 from .catalog import Instance
 
@@ -56,13 +54,3 @@ def best_address(instance: Instance, *, wan: bool) -> tuple[str, int]:
     if instance.wan is not None:
         address, port = instance.wan.address, instance.wan.port or port
     return address or instance.node_wan or instance.node_address, port
-
-
-@lru_cache(maxsize=1 << 16)
-def is_numeric(address: str) -> bool:
-    """Whether an address is an IP address; a host name otherwise."""
-    try:
-        ip_address(address)
-    except ValueError:
-        return False
-    return True

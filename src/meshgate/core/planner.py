@@ -1,6 +1,7 @@
 """From a snapshot of the catalog to the route table: what Consul's own gateway would route, and nothing else.
 
-The routes themselves are made in `route_maker` and `exports`; here they become a table. A catalog is large and its
+Five siblings make the routes (`service_routes`, `remote_routes`, `server_routes`, `peering_routes`, `export_routes`),
+all of them by `endpoint_maker`; here they become a table. A catalog is large and its
 changes are small, so a `Planner` keeps the routes of each service and makes them again only where the record of the
 service is another one. What did not change is the same object in the next table, and where only services changed the
 table is a copy of the last one with their routes exchanged.
@@ -11,11 +12,15 @@ from dataclasses import dataclass, replace
 from operator import attrgetter
 from types import MappingProxyType
 
-from .catalog import Service, Snapshot
-from .exports import AS_CONSUL, ExportRules, Exports
-from .own_addresses import UNKNOWN, OwnAddresses
-from .route_maker import NO_ADDRESSES, Addresses, Hosts, RouteMaker
+from .addresses import UNKNOWN, OwnAddresses
+from .catalog import NOWHERE, Locality, Service, Snapshot
+from .endpoint_maker import NO_ADDRESSES, Addresses, EndpointMaker, Hosts, Viewpoint
+from .export_routes import AS_CONSUL, ExportRules, Exports
+from .peering_routes import peering_routes
+from .remote_routes import remote_routes
 from .routes import Route, RouteTable
+from .server_routes import server_routes
+from .service_routes import service_routes
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +37,8 @@ class _World:
     """All but the services that a table depends on, host names left out."""
 
     catalog: Snapshot
-    panic_threshold: int
+    view: Viewpoint
     rules: ExportRules
-    own: OwnAddresses
 
     @property
     def stands_apart(self) -> bool:
@@ -44,8 +48,7 @@ class _World:
     @property
     def of_services(self) -> tuple[object, ...]:
         """What the routes of services depend on."""
-        here = self.catalog
-        return here.datacenter, here.trust_domain, here.partition, self.panic_threshold, self.own
+        return self.catalog.trust_domain, self.view
 
 
 class Planner:
@@ -69,10 +72,13 @@ class Planner:
         addresses: Addresses = NO_ADDRESSES,
         rules: ExportRules = AS_CONSUL,
         own: OwnAddresses = UNKNOWN,
+        locality: Locality = NOWHERE,
+        one_host_name: bool = False,
     ) -> RouteTable:
         """Make the route table of a snapshot; the arguments are those of the function `plan`."""
-        world = _World(replace(snapshot, services=()), panic_threshold, rules, own)
-        maker = RouteMaker(snapshot, panic_threshold, addresses, own)
+        view = Viewpoint(snapshot.datacenter, snapshot.partition, panic_threshold, own, locality, one_host_name)
+        world = _World(replace(snapshot, services=()), view, rules)
+        maker = EndpointMaker(view, addresses)
         table = self._patched(world, snapshot, maker, addresses)
         if table is None:
             table = self._planned(world, snapshot, maker, addresses)
@@ -81,7 +87,9 @@ class Planner:
         self._services = snapshot.services
         return table
 
-    def _patched(self, world: _World, snapshot: Snapshot, maker: RouteMaker, addresses: Addresses) -> RouteTable | None:
+    def _patched(
+        self, world: _World, snapshot: Snapshot, maker: EndpointMaker, addresses: Addresses
+    ) -> RouteTable | None:
         """The last table with the routes of some services exchanged; None where that would not be the right one."""
         last = self._table
         same = last is not None and not last.conflicts and world.stands_apart and world == self._world
@@ -97,7 +105,7 @@ class Planner:
         for key in gone:
             for route in made[key].routes:
                 del exact[route.name]
-        remade = {id(service): _make(maker, service) for service in fresh}
+        remade = {id(service): _make(service, snapshot, maker) for service in fresh}
         for each in remade.values():
             for route in each.routes:
                 if exact.setdefault(route.name, route) is not route:
@@ -109,7 +117,7 @@ class Planner:
         self._named.update({key: it.hosts for key, it in remade.items() if it.hosts})
         return replace(last, exact=MappingProxyType(exact))
 
-    def _planned(self, world: _World, snapshot: Snapshot, maker: RouteMaker, addresses: Addresses) -> RouteTable:
+    def _planned(self, world: _World, snapshot: Snapshot, maker: EndpointMaker, addresses: Addresses) -> RouteTable:
         """The table made from the beginning, with what is known of services that did not change."""
         known = self._made if self._world is not None and self._world.of_services == world.of_services else {}
         made: dict[int, _Made] = {}
@@ -123,12 +131,13 @@ class Planner:
                 if exports.admits(service):
                     before = known.get(id(service))
                     if before is None or not _hold(before.hosts, addresses):
-                        before = _make(maker, service)
+                        before = _make(service, snapshot, maker)
                     made[id(service)] = before
                     yield from before.routes
-            yield from maker.elsewhere()
-            yield from exports.routes(maker.endpoints)
-            yield from maker.peering()
+            yield from remote_routes(snapshot, maker)
+            yield from server_routes(snapshot, maker)
+            yield from exports.routes(maker)
+            yield from peering_routes(snapshot, maker)
 
         found = list(routes())
         self._made, self._named = made, {key: it.hosts for key, it in made.items() if it.hosts}
@@ -138,7 +147,7 @@ class Planner:
             snapshot.trust_domain,
             snapshot.partition,
             iter(found if snapshot.trust_domain else ()),
-            exports.withheld(),
+            exports.unroutable(),
         )
 
 
@@ -149,6 +158,8 @@ def plan(
     addresses: Addresses = NO_ADDRESSES,
     rules: ExportRules = AS_CONSUL,
     own: OwnAddresses = UNKNOWN,
+    locality: Locality = NOWHERE,
+    one_host_name: bool = False,
 ) -> RouteTable:
     """Make the route table of a snapshot.
 
@@ -160,8 +171,18 @@ def plan(
             a name that is missing here makes an endpoint that is not healthy.
         rules: what the operator wants of exported services.
         own: addresses that lead back to this gateway. An endpoint with one of them never gets a stream.
+        locality: region and zone of this gateway: nearer gateways elsewhere come before farther ones.
+        one_host_name: of several host names of a destination's gateways, use one only.
     """
-    return Planner().plan(snapshot, panic_threshold=panic_threshold, addresses=addresses, rules=rules, own=own)
+    return Planner().plan(
+        snapshot,
+        panic_threshold=panic_threshold,
+        addresses=addresses,
+        rules=rules,
+        own=own,
+        locality=locality,
+        one_host_name=one_host_name,
+    )
 
 
 def host_names(snapshot: Snapshot) -> frozenset[str]:
@@ -171,8 +192,8 @@ def host_names(snapshot: Snapshot) -> frozenset[str]:
     return planner.host_names
 
 
-def _make(maker: RouteMaker, service: Service) -> _Made:
-    return _Made(service, tuple(maker.service(service)), maker.hosts())
+def _make(service: Service, snapshot: Snapshot, maker: EndpointMaker) -> _Made:
+    return _Made(service, tuple(service_routes(service, snapshot, maker)), maker.hosts())
 
 
 def _exchanged(before: tuple[Service, ...], after: tuple[Service, ...]) -> tuple[list[Service], set[int]]:

@@ -1,4 +1,4 @@
-"""Why a stream was refused or ended, and the TLS alert that tells the client so.
+"""Why a stream was refused, the TLS alert that tells the client so, and what any alert says about a call.
 
 The strings are the product's contract: `/explain`, the metrics and the access log use exactly these. An alert is
 only ever sent to a client that spoke TLS; the others see a plain close.
@@ -41,7 +41,6 @@ _ALERTS: Final = {
     Reason.DRAINING: _INTERNAL_ERROR,
 }
 
-
 _FLAGS: Final = {
     Reason.NOT_TLS: "DPE",
     Reason.HELLO_MALFORMED: "DPE",
@@ -72,3 +71,31 @@ def alert_record(reason: Reason) -> bytes:
     if description is None:
         return b""
     return bytes((21, 3, 3, 0, 2, 2, description))
+
+
+# The first three are what this gateway sends itself; the others come from the destination, whose bytes it passes on.
+_MEANINGS: Final = {
+    "unrecognized_name": "the gateway has no route for this name; `meshgate explain` with it says why",
+    "internal_error": (
+        "a gateway on the way could not reach any endpoint, or none is healthy, or the destination has all the "
+        "connections it may have, or it failed; "
+        "`meshgate explain` with the name says which, on this gateway and on the one of the destination's datacenter"
+    ),
+    "decode_error": "the gateway could not read the ClientHello",
+    "bad_certificate": "the destination refuses this caller: no intention allows it, or it distrusts the certificate",
+    "access_denied": "the destination refuses this caller: no intention allows it",
+    "unknown_ca": "the destination does not trust the caller's CA: another trust domain, or a root not rotated yet",
+    "certificate_unknown": "the destination refuses the caller's certificate",
+    "certificate_expired": "the caller's leaf has expired for the destination: compare the clocks",
+    "certificate_revoked": "the destination takes the caller's leaf for revoked",
+    "certificate_required": "the destination wants a certificate and got none",
+    "handshake_failure": "the two sides have no TLS parameters in common",
+    "protocol_version": "the destination does not speak TLS 1.3",
+    "no_application_protocol": "the destination wants an ALPN protocol that was not offered",
+    "decrypt_error": "a signature did not verify: the bytes were changed, or key and certificate do not match",
+}
+
+
+def meaning_of(alert: str) -> str:
+    """What an alert (its name in RFC 8446 section 6, lower case) says about a call; never empty."""
+    return _MEANINGS.get(alert, "sent by the destination, or by something in between that speaks TLS")

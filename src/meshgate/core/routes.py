@@ -4,23 +4,27 @@ A table is made once from a snapshot, never changes, and is replaced as a whole,
 or the new one. Names are compared in lower case. An exact name beats a suffix, a longer suffix beats a shorter one,
 and `*.a.b` matches any number of labels in front of `a.b` but not `a.b` itself (Envoy's server name matching). A name
 that matches nothing has no route: there is no default.
+
+A large table is not sent again for a small change: `difference` says what changed, `changed` applies it.
 """
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from operator import itemgetter
 from types import MappingProxyType
+from typing import Final
 
-from .balance import Policy, Rotation
 from .sni import ServiceSni, parse
 
 # Octets in a DNS name (RFC 1035 section 2.3.4); no hello can bring a longer one. The bound is for who asks otherwise:
 # trying every suffix of an endless name takes quadratic time.
 MAX_NAME = 255
+_ANY: Final = "*."  # How `Route.sni` writes a suffix; no exact name begins so.
 
 
 class RouteKind(StrEnum):
-    """What a route leads to; the values are the contract's."""
+    """What a route leads to; the values are the contract's, `KINDS` says what each means."""
 
     SERVICE = "service"
     SUBSET = "subset"
@@ -33,11 +37,60 @@ class RouteKind(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class KindMeaning:
+    """What a kind of route means for everybody who treats kinds differently.
+
+    Attributes:
+        place: where its streams go, as the dashboard groups them.
+        to_gateways: its endpoints are mesh gateways elsewhere, each place known by the destination's name.
+        limited: the limits of destinations hold for it. As in Consul's own gateway, what peers are given has none.
+        of_servers: its streams are those of Consul's own servers, which never end by themselves.
+        elsewhere: what to call the place of its endpoints, where the agent cannot be asked about all of them.
+        nodes_known: the agent can be asked about its endpoints' nodes.
+        watch: the kind of watch that its endpoints come from.
+    """
+
+    place: str
+    to_gateways: bool = False
+    limited: bool = True
+    of_servers: bool = False
+    elsewhere: str = ""
+    nodes_known: bool = False
+    watch: str = ""
+
+
+KINDS: Final = {
+    RouteKind.SERVICE: KindMeaning("services", nodes_known=True, watch="health"),
+    RouteKind.SUBSET: KindMeaning("services", nodes_known=True, watch="subset"),
+    RouteKind.DATACENTER: KindMeaning(
+        "datacenter", to_gateways=True, elsewhere="datacenter", nodes_known=True, watch="gateways"
+    ),
+    RouteKind.PARTITION: KindMeaning("partition", to_gateways=True, elsewhere="partition"),
+    RouteKind.SERVER: KindMeaning("servers", of_servers=True),
+    RouteKind.PEER_IMPORT: KindMeaning("peer-import", to_gateways=True, elsewhere="the peer that exports"),
+    RouteKind.PEER_EXPORT: KindMeaning("peer-export", limited=False, nodes_known=True),
+    RouteKind.PEER_SERVER: KindMeaning("servers", limited=False, of_servers=True),
+}
+
+
+class Policy(StrEnum):
+    """The policies of a service-resolver's `LoadBalancer` that a mesh gateway follows; the names are Consul's.
+
+    `least_request` looks at a few endpoints at random and takes the one with the fewest streams for its weight. The
+    hashing policies need what a gateway cannot see; Consul's own gateway ignores them too.
+    """
+
+    ROUND_ROBIN = "round_robin"
+    LEAST_REQUEST = "least_request"
+    RANDOM = "random"
+
+
+@dataclass(frozen=True, slots=True)
 class Endpoint:
     """An address to dial. `cause` says why it is unhealthy; empty while it is healthy.
 
     A weight of 0 is for what must never be dialled, in panic mode neither. `distance` orders endpoints that are not
-    equally near: farther ones only get what no nearer one takes.
+    equally near: farther ones only get what no nearer one takes. `host_name` is what the address was resolved from.
     """
 
     address: str
@@ -48,18 +101,22 @@ class Endpoint:
     instance: str
     cause: str = ""
     distance: int = 0
+    host_name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
     """A name and where it leads.
 
-    `name` is the exact SNI, or the suffix without its `*.`. `destination` is what metrics call the route: a service, a
-    subset or a datacenter of Consul's, never a stranger's text. `candidates` are the endpoints that may get traffic,
-    all known ones are in `endpoints`; `far` are the positions of the candidates that are not among the nearest.
-    `connect_timeout` is in seconds, None for the gateway's own. `choices` is how
-    many endpoints the policy `least_request` looks at. `cold` is whether the endpoints may be old, so that Consul is to
-    be asked before a stream is placed.
+    Attributes:
+        name: the exact SNI, or the suffix without its `*.`.
+        destination: what metrics call the route: a service, a subset or a datacenter, never a stranger's text.
+        endpoints: all that are known, unhealthy ones too.
+        connect_timeout: for all attempts of a stream together, in seconds; None for the gateway's own.
+        choice_count: how many endpoints the policy `least_request` looks at.
+        panic_threshold: percent of healthy endpoints under which all get traffic; 0 for never.
+        stale: the endpoints may be old, so that Consul is to be asked before a stream is placed.
+        service, namespace: of the service in Consul that it stands for; "" where it stands for none.
     """
 
     name: str
@@ -69,28 +126,25 @@ class Route:
     suffix: bool = False
     connect_timeout: float | None = None
     policy: Policy = Policy.ROUND_ROBIN
-    choices: int = 2
-    candidates: tuple[Endpoint, ...] = field(init=False)
-    rotation: Rotation = field(init=False, compare=False, repr=False)
-    far: tuple[int, ...] = field(init=False, compare=False, repr=False)
+    choice_count: int = 2
     panic_threshold: int = 0
-    cold: bool = False
+    stale: bool = False
+    service: str = ""
+    namespace: str = ""
 
-    def __post_init__(self) -> None:
+    @property
+    def candidates(self) -> tuple[Endpoint, ...]:
+        """The endpoints that may get traffic; made anew at each call."""
         healthy = tuple(endpoint for endpoint in self.endpoints if endpoint.healthy)
         # Envoy's panic mode: too few healthy hosts, so all are tried. Off (0) unless the operator wants it.
-        panic = len(healthy) * 100 < self.panic_threshold * len(self.endpoints)
-        candidates = tuple(endpoint for endpoint in self.endpoints if endpoint.weight) if panic else healthy
-        object.__setattr__(self, "candidates", candidates)
-        object.__setattr__(self, "rotation", Rotation([endpoint.weight for endpoint in self.candidates]))
-        nearest = min((endpoint.distance for endpoint in candidates), default=0)
-        far = tuple(position for position, endpoint in enumerate(candidates) if endpoint.distance > nearest)
-        object.__setattr__(self, "far", far)
+        if len(healthy) * 100 < self.panic_threshold * len(self.endpoints):
+            return tuple(endpoint for endpoint in self.endpoints if endpoint.weight)
+        return healthy
 
     @property
     def sni(self) -> str:
         """The route as users write it: `*.` in front of a suffix."""
-        return f"*.{self.name}" if self.suffix else self.name
+        return f"{_ANY}{self.name}" if self.suffix else self.name
 
     @property
     def match(self) -> str:
@@ -103,7 +157,7 @@ class RouteTable:
     """Everything the relay needs to know to place a stream. Build it with `RouteTable.of`.
 
     `conflicts` lists names that two different things in Consul claim and that therefore have only one of them.
-    `withheld` says of names that somebody might expect to have a route why they have none; it is for people, and no
+    `unroutable` says of names that somebody might expect to have a route why they have none; it is for people, and no
     part of what a table is.
     """
 
@@ -113,7 +167,7 @@ class RouteTable:
     exact: MappingProxyType[str, Route]
     suffixes: MappingProxyType[str, Route]
     conflicts: tuple[str, ...] = ()
-    withheld: Mapping[str, str] = field(default_factory=dict, compare=False)
+    unroutable: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     @classmethod
     def of(
@@ -122,7 +176,7 @@ class RouteTable:
         trust_domain: str,
         partition: str,
         routes: Iterator[Route],
-        withheld: Mapping[str, str] = MappingProxyType({}),
+        unroutable: Mapping[str, str] = MappingProxyType({}),
     ) -> "RouteTable":
         """Make a table. Of two routes for one name the first is kept and the other one noted as a conflict."""
         all_routes = list(routes)
@@ -143,7 +197,7 @@ class RouteTable:
             MappingProxyType(exact),
             MappingProxyType(suffixes),
             tuple(sorted(conflicts)),
-            withheld,
+            unroutable,
         )
 
     def find(self, server_name: str) -> Route | None:
@@ -173,7 +227,7 @@ class RouteTable:
 
     def has(self, sni: str) -> bool:
         """Whether there is a route that users write so (`Route.sni`)."""
-        return sni in self.exact or (sni.startswith("*.") and sni.removeprefix("*.") in self.suffixes)
+        return sni in self.exact or (sni.startswith(_ANY) and sni.removeprefix(_ANY) in self.suffixes)
 
     def __iter__(self) -> Iterator[Route]:
         """All routes, ordered by name, exact ones first."""
@@ -182,3 +236,54 @@ class RouteTable:
 
     def __len__(self) -> int:
         return len(self.exact) + len(self.suffixes)
+
+
+@dataclass(frozen=True, slots=True)
+class TableChange:
+    """The way from one table to another: routes that are new or different, and names (as in `Route.sni`) that go."""
+
+    datacenter: str
+    trust_domain: str
+    partition: str
+    routes: tuple[Route, ...]
+    removed: tuple[str, ...]
+    conflicts: tuple[str, ...] = ()
+
+
+def difference(before: RouteTable, after: RouteTable) -> TableChange:
+    """The change that makes `after` of `before`."""
+    routes: list[Route] = []
+    removed: list[str] = []
+    for old, new in ((before.exact, after.exact), (before.suffixes, after.suffixes)):
+        # Nearly all routes are the same objects as before, and tables are large: `is` comes first.
+        get = old.get
+        fresh = [(name, route) for name, route in new.items() if get(name) is not route]
+        routes += [route for name, route in sorted(fresh, key=itemgetter(0)) if get(name) != route]
+        if len(new) - sum(name not in old for name, _ in fresh) < len(old):
+            removed += [old[name].sni for name in sorted(old.keys() - new.keys())]
+    return TableChange(
+        after.datacenter,
+        after.trust_domain,
+        after.partition,
+        routes=tuple(routes),
+        removed=tuple(removed),
+        conflicts=after.conflicts,
+    )
+
+
+def changed(table: RouteTable, change: TableChange) -> RouteTable:
+    """The table that a change makes of another one."""
+    # Copies: streams that are being placed hold the table.
+    exact, suffixes = table.exact.copy(), table.suffixes.copy()
+    for name in change.removed:
+        (suffixes if name.startswith(_ANY) else exact).pop(name.removeprefix(_ANY), None)
+    for route in change.routes:
+        (suffixes if route.suffix else exact)[route.name] = route
+    return RouteTable(
+        change.datacenter,
+        change.trust_domain,
+        change.partition,
+        MappingProxyType(exact),
+        MappingProxyType(suffixes),
+        conflicts=change.conflicts,
+    )

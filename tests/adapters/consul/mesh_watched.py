@@ -8,7 +8,7 @@ import trio
 
 from meshgate.adapters.consul import CatalogWatcher, ConsulAddress, ConsulClient, WatchRegistry
 from meshgate.core.catalog import Snapshot
-from meshgate.core.exports import AS_CONSUL, ExportRules
+from meshgate.core.export_routes import AS_CONSUL, ExportRules
 from meshgate.core.planner import plan
 from meshgate.core.routes import RouteTable
 

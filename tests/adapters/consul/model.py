@@ -46,7 +46,7 @@ from meshgate.adapters.consul.api import (
     Tenant,
 )
 from meshgate.core.catalog import Check, Instance, SamenessGroup
-from meshgate.core.gateway_options import NO_LIMITS, DestinationLimits
+from meshgate.core.proxy_config import NO_LIMITS, DestinationLimits
 
 OWN = "dc1"
 

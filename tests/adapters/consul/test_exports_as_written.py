@@ -10,7 +10,7 @@ from structlog.testing import capture_logs
 
 from meshgate.adapters.consul import retry
 from meshgate.core.catalog import ChainTarget, Export, SamenessGroup
-from meshgate.core.exports import ExportRules
+from meshgate.core.export_routes import ExportRules
 
 from .fake_consul import row
 from .mesh_double import TRUST_DOMAIN, MeshDouble, chain, exported, mesh_double, peering

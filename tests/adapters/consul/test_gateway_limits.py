@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from meshgate.adapters.consul import Cursor, InvalidAnswerError
-from meshgate.core.gateway_options import NO_LIMITS, DestinationLimits
+from meshgate.core.proxy_config import NO_LIMITS, DestinationLimits
 
 from .connected import connected
 

@@ -3,7 +3,7 @@
 import pytest
 
 from meshgate.adapters.consul import catalog
-from meshgate.core.exports import ExportRules
+from meshgate.core.export_routes import ExportRules
 
 from .fake_consul import row
 from .mesh_double import TRUST_DOMAIN, exported, key, mesh_double

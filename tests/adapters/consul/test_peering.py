@@ -6,7 +6,7 @@ from structlog.testing import capture_logs
 
 from meshgate.adapters.consul import peerings
 from meshgate.adapters.consul.watch_scheduler import WatchScheduler
-from meshgate.core.exports import ExportRules
+from meshgate.core.export_routes import ExportRules
 from meshgate.core.routes import RouteKind
 
 from .fake_consul import FakeConsul, row
@@ -214,7 +214,7 @@ async def test_a_service_that_changes_its_protocol_is_withdrawn_with_a_reason_or
             await followed.until(lambda _: external("web", "east") in followed.routes())
             double.set_at("/v1/discovery-chain/web", chain("web", protocol="http", start="router"))
             await followed.until(lambda _: external("web", "east") not in followed.routes())
-            assert "web is exported with protocol http" in followed.table().withheld[external("web", "east")]
+            assert "web is exported with protocol http" in followed.table().unroutable[external("web", "east")]
             assert followed.routes(PASSED)[external("web", "east")] == ["10.0.0.7:21000"]
 
 

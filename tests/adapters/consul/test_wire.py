@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from meshgate.adapters.consul.api import CaRoots, InvalidAnswerError, OwnRegistration, Resolver, SubsetRule
 from meshgate.adapters.consul.api import records as wire
 from meshgate.core.catalog import Check, Instance, Locality, WanAddress
-from meshgate.core.listeners import BindAddress
+from meshgate.core.proxy_config import BindAddress
 
 FULL: dict[str, Any] = {
     "Node": {

@@ -31,7 +31,7 @@ async def main():
             print(json.dumps({
                 "active": counters.active, "shed": sum(counters.refused.values()),
                 "errors": counters.internal_errors, "received": counters.bytes_received,
-                "cpu": time.process_time(), "held": gateway.relay._engine.pump.held,
+                "cpu": time.process_time(), "held": gateway.relay.context.pump.held,
                 "resident": 0 if descriptors else resident_bytes(),
             }), flush=True)
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 import trio
 
 from meshgate.adapters.relay import Limits, Refused, Relay, StreamRecord
+from meshgate.adapters.relay.context import OpenStreamLike
+from meshgate.adapters.relay.on_demand import OnDemand
 from meshgate.core.routes import Endpoint, Route, RouteKind, RouteTable
 
 Handler = Callable[[trio.SocketStream], Awaitable[None]]
@@ -34,7 +36,7 @@ def endpoint(port: int, *, address: str = "127.0.0.1", healthy: bool = True, wei
 
 
 def table_of(
-    routes: Mapping[str, Sequence[Endpoint]], connect_timeout: float | None = None, cold: Collection[str] = ()
+    routes: Mapping[str, Sequence[Endpoint]], connect_timeout: float | None = None, stale: Collection[str] = ()
 ) -> RouteTable:
     return RouteTable.of(
         "dc1",
@@ -47,7 +49,7 @@ def table_of(
                 name.partition(".")[0],
                 tuple(endpoints),
                 connect_timeout=connect_timeout,
-                cold=name in cold,
+                stale=name in stale,
             )
             for name, endpoints in routes.items()
         ),
@@ -90,10 +92,16 @@ class Running:
 
 @asynccontextmanager
 async def running(
-    routes: Mapping[str, Sequence[Endpoint]], limits: Limits | None = None, ask: Callable[[str], None] | None = None
+    routes: Mapping[str, Sequence[Endpoint]],
+    limits: Limits | None = None,
+    ask: Callable[[str], None] | None = None,
+    *,
+    patience: float = 60.0,
 ) -> AsyncIterator[Running]:
+    """A relay of its own; a stream that waits for its name does so until a test does something, or for `patience`."""
     watcher = Watcher()
-    relay = Relay(table_of(routes), limits or Limits(), watcher, ask=ask)
+    on_demand = OnDemand[OpenStreamLike](ask, patience=patience, again=60.0)
+    relay = Relay(table_of(routes), limits or Limits(), watcher, on_demand=on_demand)
     _, port = relay.bind("default", "127.0.0.1", 0)
     relay.listen()
     async with trio.open_nursery() as nursery:

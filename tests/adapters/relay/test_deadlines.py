@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshgate.adapters.relay.deadlines import TICK, Deadlines
+from meshgate.adapters.relay.reactor import TICK, Deadlines
 
 
 @dataclass(eq=False)
@@ -13,6 +13,8 @@ class Thing:
     tick: int = 0
 
     def on_deadline(self) -> None: ...
+
+    def on_defect(self) -> None: ...
 
 
 def test_nothing_armed_means_no_next_look() -> None:

@@ -10,7 +10,6 @@ import pytest
 import trio
 
 from meshgate.adapters.relay import Limits
-from meshgate.core import ejection
 from meshgate.core.reasons import Reason
 
 from .streams import WEB, backend, echo, endpoint, hello_for, named, receive_all, receive_exactly, running, table_of
@@ -86,9 +85,7 @@ async def test_endpoint_that_refuses_is_passed_over() -> None:
             assert gateway.refused == []
 
 
-async def test_endpoint_that_failed_is_not_tried_by_the_next_streams(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("FIRST_SECONDS", "LONGEST_SECONDS"):
-        monkeypatch.setattr(ejection, name, 600.0)
+async def test_endpoint_that_failed_is_not_tried_by_the_next_streams() -> None:
     with black_hole() as hole:
         async with backend(named(b"a")) as good:
             routes = {WEB: [endpoint(hole), endpoint(good)]}
@@ -100,33 +97,6 @@ async def test_endpoint_that_failed_is_not_tried_by_the_next_streams(monkeypatch
                 await gateway.until(lambda: len(gateway.ended) == 8)
                 # One stream met the black hole; without ejection every other one would have.
                 assert sorted(record.attempts for record in gateway.ended) == [1] * 7 + [2]
-
-
-async def test_endpoint_that_recovers_gets_traffic_again() -> None:
-    with refusing_port() as port:
-        async with backend(named(b"a")) as good, running({WEB: [endpoint(port), endpoint(good)]}) as gateway:
-
-            async def met() -> bytes:
-                async with await gateway.dial() as client:
-                    await client.send_all(HELLO)
-                    return await receive_exactly(client, 1)
-
-            assert {await met() for _ in range(4)} == {b"a"}
-            async with trio.open_nursery() as nursery:
-
-                async def serve(stream: trio.SocketStream) -> None:
-                    async with stream:
-                        await named(b"b")(stream)
-
-                listener = trio.socket.socket()
-                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-                await listener.bind(("127.0.0.1", port))
-                listener.listen(10)
-                nursery.start_soon(trio.serve_listeners, serve, [trio.SocketListener(listener)])
-                with trio.fail_after(20):
-                    while await met() != b"b":
-                        await trio.sleep(0.05)
-                nursery.cancel_scope.cancel()
 
 
 async def test_only_refusing_endpoints_end_in_an_alert() -> None:
@@ -181,7 +151,7 @@ async def test_event_of_another_stream_ends_no_stream_that_is_connecting() -> No
         async with running({WEB: [endpoint(hole)]}) as gateway, await gateway.dial() as client:
             await client.send_all(HELLO)
             await gateway.until(lambda: [each.state for each in gateway.relay.connections()] == ["connecting"])
-            for watched in list(gateway.relay._engine.watched.values()):
+            for watched in list(gateway.relay.context.reactor._watched.values()):
                 watched.on_event(select.EPOLLIN | select.EPOLLHUP | select.EPOLLERR | select.EPOLLRDHUP)
             assert [each.state for each in gateway.relay.connections()] == ["connecting"]
 
@@ -242,7 +212,7 @@ async def test_what_an_endpoint_says_before_its_connection_was_noticed_is_delive
         with socket.create_connection(address, 20):  # The queue of waiting clients is full.
             async with running({WEB: [endpoint(address[1])]}) as gateway, await gateway.dial() as client:
                 await client.send_all(HELLO)
-                await gateway.until(lambda: gateway.relay._engine.placing.pending == 1, 20)
+                await gateway.until(lambda: gateway.relay.context.breakers.pending == 1, 20)
                 # The relay gets no turn before all of this has happened.
                 listener.accept()[0].close()
                 server, _ = listener.accept()

@@ -13,8 +13,8 @@ import pytest
 import structlog.testing
 import trio
 
-from meshgate.adapters.relay.messages import Parcel
-from meshgate.adapters.relay.slot import drop_parcels
+from meshgate.adapters.relay.messages import FdMessage
+from meshgate.adapters.relay.worker_process import drop_unsent
 
 from .streams import WEB, backend, echo, endpoint, hello_for, open_descriptors, receive_exactly
 from .test_pool import Pool, pool_of
@@ -55,7 +55,7 @@ async def test_address_that_is_added_is_served_by_every_worker_and_by_their_succ
         _, late = pool.relay.bind("late", "127.0.0.1", 0)
         await until_all_hold(pool)
         await (await call(late)).aclose()
-        for slot in pool.relay._slots:
+        for slot in pool.relay._workers:
             pid = slot.pid
             os.kill(pid, signal.SIGKILL)
             with trio.fail_after(20):
@@ -120,11 +120,11 @@ async def test_addresses_that_come_and_go_leave_no_descriptor_behind() -> None:
 
 async def test_descriptor_that_its_worker_never_got_is_closed() -> None:
     before = open_descriptors()
-    outbox, inbox = trio.open_memory_channel[bytes | Parcel](10)
+    outbox, inbox = trio.open_memory_channel[bytes | FdMessage](10)
     with socket.socket() as sock:
         outbox.send_nowait(b"a message")
-        outbox.send_nowait(Parcel(b"an address", sock.fileno()))
-    drop_parcels(inbox)
+        outbox.send_nowait(FdMessage(b"an address", sock.fileno()))
+    drop_unsent(inbox)
     assert open_descriptors() == before
 
 

@@ -39,7 +39,7 @@ async def test_without_another_endpoint_they_are_refused_until_one_is_done() -> 
             waiting = [await gateway.dial() for _ in range(2)]
             for client in waiting:
                 await client.send_all(HELLO)
-            await gateway.until(lambda: gateway.relay._engine.placing.pending == 2, 20)
+            await gateway.until(lambda: gateway.relay.context.breakers.pending == 2, 20)
             async with await gateway.dial() as late:
                 await late.send_all(HELLO)
                 assert await receive_all(late) == INTERNAL_ERROR
@@ -47,23 +47,23 @@ async def test_without_another_endpoint_they_are_refused_until_one_is_done() -> 
             assert gateway.refused[0].attempts == 0
             assert "2 connections" in gateway.refused[0].detail
             # It was not the endpoint that failed: nothing is held against it.
-            assert not len(gateway.relay._engine.placing._ejections)
+            assert not gateway.relay.context.load_balancer.ejected
 
             reset(waiting.pop())
-            await gateway.until(lambda: gateway.relay._engine.placing.pending == 1, 20)
+            await gateway.until(lambda: gateway.relay.context.breakers.pending == 1, 20)
             async with await gateway.dial() as next_one:
                 await next_one.send_all(HELLO)
-                await gateway.until(lambda: gateway.relay._engine.placing.pending == 2, 20)
+                await gateway.until(lambda: gateway.relay.context.breakers.pending == 2, 20)
                 assert len(gateway.refused) == 1
                 reset(waiting.pop())
                 reset(next_one)
             await gateway.until(lambda: gateway.relay.active == 0, 20)
-            assert gateway.relay._engine.placing.pending == 0
+            assert gateway.relay.context.breakers.pending == 0
 
 
 async def test_every_end_of_a_dial_gives_its_place_back() -> None:
     """Established, refused, timed out, cut: the limit must not fill up with connections that are none any more."""
-    limits = Limits(max_pending_per_endpoint=1, connect_timeout=0.2)
+    limits = Limits(max_pending_per_endpoint=1, per_try_timeout=0.2)
     with black_hole() as hole, refusing_port() as dead:
         async with backend(named(b"a")) as good:
             routes = {WEB: [endpoint(hole), endpoint(dead), endpoint(good)]}
@@ -75,8 +75,8 @@ async def test_every_end_of_a_dial_gives_its_place_back() -> None:
                             assert await receive_exactly(client, 1) == b"a"
                 await gateway.until(lambda: gateway.relay.active == 0, 20)
                 assert gateway.refused == []
-                assert gateway.relay._engine.placing.pending == 0
-                assert gateway.relay._engine.placing._pending == {}
+                assert gateway.relay.context.breakers.pending == 0
+                assert gateway.relay.context.breakers._pending == {}
 
 
 async def test_zero_is_no_limit() -> None:
@@ -85,7 +85,7 @@ async def test_zero_is_no_limit() -> None:
             clients = [await gateway.dial() for _ in range(20)]
             for client in clients:
                 await client.send_all(HELLO)
-            await gateway.until(lambda: gateway.relay._engine.placing.pending == 20, 20)
+            await gateway.until(lambda: gateway.relay.context.breakers.pending == 20, 20)
             assert gateway.refused == []
             for client in clients:
                 reset(client)

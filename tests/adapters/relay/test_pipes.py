@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-from meshgate.adapters.relay import pipes
-from meshgate.adapters.relay.pipes import Pipe, PipePool
+from meshgate.adapters.relay import pump
+from meshgate.adapters.relay.pump import Pipe, PipePool
 
 from .streams import open_descriptors
 
@@ -43,7 +43,7 @@ def test_no_more_than_the_limit_is_lent() -> None:
 
 def test_pipe_smaller_than_useful_is_not_lent(monkeypatch: pytest.MonkeyPatch) -> None:
     descriptors = open_descriptors()
-    monkeypatch.setattr(pipes, "WANTED_BYTES", 4096)
+    monkeypatch.setattr(pump, "PIPE_BYTES", 4096)
     assert PipePool(1).take() is None
     assert open_descriptors() == descriptors
 
@@ -58,5 +58,5 @@ def test_pool_without_descriptors_says_none(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_pipe_is_as_large_as_the_kernel_allows() -> None:
     pipe = Pipe()
-    assert pipe.capacity >= pipes.USEFUL_BYTES
+    assert pipe.capacity >= pump.USEFUL_PIPE_BYTES
     pipe.close()

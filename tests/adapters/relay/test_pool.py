@@ -12,7 +12,7 @@ import trio
 
 from meshgate.adapters.relay import Limits
 from meshgate.adapters.relay import pool as pool_module
-from meshgate.adapters.relay import slot as slot_module
+from meshgate.adapters.relay import worker_process as process_module
 from meshgate.adapters.relay.pool import RelayPool
 from meshgate.core.reasons import Reason
 from meshgate.core.routes import Endpoint
@@ -138,7 +138,7 @@ async def test_worker_that_is_killed_takes_only_its_own_streams_and_is_replaced(
         clients = [await pool.call() for _ in range(40)]
         by_worker = Counter(stream.worker for stream in await pool.relay.connections())
         victim = by_worker.most_common(1)[0][0]
-        pid = pool.relay._slots[victim].pid
+        pid = pool.relay._workers[victim].pid
         os.kill(pid, signal.SIGKILL)
         with trio.fail_after(20):
             while len(pool.relay.workers) < 2 or pid in pool.relay.workers:
@@ -171,21 +171,21 @@ async def test_clients_that_wait_for_a_worker_are_served_by_the_next_one() -> No
 
 
 async def test_worker_that_hangs_is_killed_and_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slot_module, "HANG_SECONDS", 1.5)
+    monkeypatch.setattr(process_module, "HANG_SECONDS", 1.5)
     async with backend(echo) as port, pool_of({WEB: [endpoint(port)]}, workers=1) as pool:
         pid = pool.relay.workers[0]
         os.kill(pid, signal.SIGSTOP)
         with trio.fail_after(20):
             while pool.relay.workers in ([], [pid]):
                 await trio.sleep(0.02)
-        monkeypatch.setattr(slot_module, "HANG_SECONDS", 60.0)
+        monkeypatch.setattr(process_module, "HANG_SECONDS", 60.0)
         await pool.until_workers(1)
         await (await pool.call()).aclose()
 
 
 async def test_worker_that_cannot_be_started_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     async with backend(echo) as port, pool_of({WEB: [endpoint(port)]}, workers=1) as pool:
-        spawn = slot_module._spawn
+        spawn = process_module._spawn
         failures: list[int] = []
 
         def no_process(descriptor: int, inherited: Sequence[int]) -> object:
@@ -194,7 +194,7 @@ async def test_worker_that_cannot_be_started_is_tried_again(monkeypatch: pytest.
                 raise BlockingIOError(11, "Resource temporarily unavailable")
             return spawn(descriptor, inherited)
 
-        monkeypatch.setattr(slot_module, "_spawn", no_process)
+        monkeypatch.setattr(process_module, "_spawn", no_process)
         assert (pool.relay.works, len(failures)) == (True, 0)
         os.kill(pool.relay.workers[0], signal.SIGKILL)
         with trio.fail_after(20):

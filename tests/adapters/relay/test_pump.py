@@ -3,15 +3,14 @@
 import os
 import socket
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from meshgate.adapters.relay.leg import Leg
-from meshgate.adapters.relay.pipes import Pipe, PipePool
-from meshgate.adapters.relay.pump import LARGE_READS_TO_SPLICE, READ_BYTES, Moved, Pump
+from meshgate.adapters.relay.pump import LARGE_READS_TO_SPLICE, READ_BYTES, Leg, Moved, Pipe, PipePool, Pump
 
-NO_CONNECTION: Any = None
+NOBODY: Any = SimpleNamespace(context=SimpleNamespace(reactor=SimpleNamespace(now=0.0)))
 
 
 class CountingPool(PipePool):
@@ -34,7 +33,7 @@ class Stream:
         self.pump = Pump(self.pool)
         for sock in (incoming, outgoing):
             sock.setblocking(False)
-        self.source, self.destination = Leg(NO_CONNECTION, incoming), Leg(NO_CONNECTION, outgoing)
+        self.source, self.destination = Leg(NOBODY, incoming), Leg(NOBODY, outgoing)
 
     def send(self, count: int) -> bool:
         """Send so many bytes and see that they arrive; whether a pipe was taken for them."""

@@ -1,11 +1,12 @@
 """How many streams may wait for a connection to one destination: more are refused, for all workers together."""
 
-import os
+from dataclasses import replace
 
 import pytest
 import trio
 
-from meshgate.adapters.relay import Limits, Relay, opening
+from meshgate.adapters.relay import Limits, Relay
+from meshgate.adapters.relay.pump import Leg
 from meshgate.core.reasons import Reason
 from meshgate.core.routes import Route, RouteKind, RouteTable
 
@@ -31,7 +32,7 @@ TWO = Limits(max_pending_per_destination=2, connect_timeout=60.0)
 
 def waiting(relay: Relay) -> int:
     """Streams to WEB that are counted as waiting."""
-    return relay._engine._counts.client(f"waiting for {WEB}")
+    return relay.context.breakers.counts.keyed(f"waiting for {WEB}")
 
 
 async def answer_to(client: trio.SocketStream) -> bytes:
@@ -58,7 +59,7 @@ async def test_of_one_destination_so_many_streams_wait_and_others_have_their_own
                 ]
                 assert it.relay.counters().failed == {(RouteKind.SERVICE, "web", Reason.CONNECT_FAILED): 1}
                 # It was no endpoint that failed: nothing is held against one.
-                assert not len(it.relay._engine.placing._ejections)
+                assert not it.relay.context.load_balancer.ejected
 
                 async with await it.dial() as elsewhere:
                     hello = hello_for(API)
@@ -99,20 +100,20 @@ async def test_limit_holds_for_all_workers_together() -> None:
 
 
 async def test_stream_that_got_its_connection_waits_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    write = os.write
+    send = Leg.send
     blocked: list[int] = []
 
-    def write_later(descriptor: int, data: bytes) -> int:
+    def send_later(leg: Leg, data: bytes | bytearray) -> int:
         """As towards an endpoint far away: the first try finds no connection yet."""
         if len(blocked) == len(counted):
-            blocked.append(descriptor)
+            blocked.append(leg.descriptor)
             raise BlockingIOError
         if len(counted) < len(blocked):
             counted.append(waiting(it.relay))
-        return write(descriptor, data)
+        return send(leg, data)
 
     counted: list[int] = []
-    monkeypatch.setattr(opening, "write", write_later)
+    monkeypatch.setattr(Leg, "send", send_later)
     one = Limits(max_pending_per_destination=1)
     async with backend(echo) as good, running({WEB: [endpoint(good)]}, one) as it:
         clients = []
@@ -130,7 +131,7 @@ async def test_stream_that_got_its_connection_waits_no_more(monkeypatch: pytest.
 
 
 async def test_stream_that_is_tried_elsewhere_waits_only_once() -> None:
-    limits = Limits(max_pending_per_destination=1, connect_timeout=0.2)
+    limits = Limits(max_pending_per_destination=1, connect_timeout=60.0, per_try_timeout=0.2)
     with black_hole() as hole, refusing_port() as dead:
         async with backend(named(b"a")) as good:
             routes = {WEB: [endpoint(hole), endpoint(dead), endpoint(good)]}
@@ -142,7 +143,7 @@ async def test_stream_that_is_tried_elsewhere_waits_only_once() -> None:
                             assert await receive_exactly(client, 1) == b"a"
                         assert waiting(it.relay) == 0
                 assert it.refused == []
-        async with running({WEB: [endpoint(hole)]}, limits) as it:
+        async with running({WEB: [endpoint(hole)]}, replace(limits, connect_timeout=0.2)) as it:
             for count in range(1, 4):
                 async with await it.dial() as client:
                     assert await answer_to(client) == INTERNAL_ERROR
@@ -155,21 +156,21 @@ async def test_limit_that_is_set_and_taken_back_while_streams_wait_counts_each_o
         async with running({WEB: [endpoint(hole)]}, Limits(connect_timeout=60.0)) as it:
 
             async def one_more() -> trio.SocketStream:
-                before, client = it.relay._engine.placing.pending, await it.dial()
+                before, client = it.relay.context.breakers.pending, await it.dial()
                 await client.send_all(HELLO)
-                await it.until(lambda: it.relay._engine.placing.pending == before + 1)
+                await it.until(lambda: it.relay.context.breakers.pending == before + 1)
                 return client
 
             uncounted = [await one_more() for _ in range(3)]
             assert waiting(it.relay) == 0
-            it.relay.limit(TWO)
+            it.relay.context.limits = TWO
             counted = [await one_more() for _ in range(2)]
             assert waiting(it.relay) == 2
             for client in uncounted:
                 reset(client)
             await it.until(lambda: it.relay.active == 2)
             assert waiting(it.relay) == 2
-            it.relay.limit(Limits())
+            it.relay.context.limits = Limits()
             free = await one_more()
             for client in (*counted, free):
                 reset(client)
@@ -204,7 +205,7 @@ async def test_what_peers_export_is_not_limited_as_in_consul(kind: RouteKind) ->
             clients = [await it.dial() for _ in range(4)]
             for client in clients:
                 await client.send_all(HELLO)
-            await it.until(lambda: it.relay._engine.placing.pending == 4)
+            await it.until(lambda: it.relay.context.breakers.pending == 4)
             assert (waiting(it.relay), it.refused) == (0, [])
             for client in clients:
                 reset(client)

@@ -12,7 +12,7 @@ import structlog
 import trio
 
 from meshgate.adapters.relay import Limits
-from meshgate.adapters.relay import slot as slot_module
+from meshgate.adapters.relay import worker_process as process_module
 from meshgate.adapters.relay.pool import RelayPool
 
 from .streams import WEB, Watcher, backend, echo, endpoint, hello_for, open_descriptors, receive_exactly, table_of
@@ -33,7 +33,7 @@ runpy.run_module("meshgate.adapters.relay.worker", run_name="__main__")
 @asynccontextmanager
 async def held_pool(backend_port: int, gate: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Pool]:
     """A pool of one worker that goes no further than its interpreter until the file `gate` is there."""
-    monkeypatch.setattr(slot_module, "_COMMAND", (sys.executable, "-c", HELD, str(gate)))
+    monkeypatch.setattr(process_module, "_COMMAND", (sys.executable, "-c", HELD, str(gate)))
     watcher = Watcher()
     relay = RelayPool(1, Limits(), watcher, drain_seconds=5.0)
     _, port = relay.bind("default", "127.0.0.1", 0)
@@ -49,25 +49,25 @@ async def held_pool(backend_port: int, gate: Path, monkeypatch: pytest.MonkeyPat
 
 
 async def test_worker_that_starts_slowly_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slot_module, "HANG_SECONDS", 1.0)
+    monkeypatch.setattr(process_module, "HANG_SECONDS", 1.0)
     async with backend(echo) as port, held_pool(port, tmp_path / "gate", monkeypatch) as pool:
         first = pool.relay.workers
         await trio.sleep(3.5)
         assert pool.relay.workers == first
-        monkeypatch.setattr(slot_module, "HANG_SECONDS", 30.0)
+        monkeypatch.setattr(process_module, "HANG_SECONDS", 30.0)
         (tmp_path / "gate").touch()
         await (await pool.call()).aclose()
         assert pool.relay.workers == first
 
 
 async def test_worker_that_never_speaks_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slot_module, "STARTING_SECONDS", 1.0)
+    monkeypatch.setattr(process_module, "STARTING_SECONDS", 1.0)
     async with backend(echo) as port, held_pool(port, tmp_path / "gate", monkeypatch) as pool:
         first = pool.relay.workers
         with trio.fail_after(30):
             while pool.relay.workers in ([], first):
                 await trio.sleep(0.02)
-        monkeypatch.setattr(slot_module, "STARTING_SECONDS", 60.0)
+        monkeypatch.setattr(process_module, "STARTING_SECONDS", 60.0)
         (tmp_path / "gate").touch()
         await (await pool.call()).aclose()
 
@@ -119,7 +119,7 @@ async def test_loss_of_a_worker_is_logged_with_its_reason_and_what_it_cost() -> 
 
 
 async def test_clients_that_wait_when_listening_stops_are_still_let_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slot_module, "HANG_SECONDS", 60.0)
+    monkeypatch.setattr(process_module, "HANG_SECONDS", 60.0)
     async with backend(echo) as port, pool_of({WEB: [endpoint(port)]}, workers=1) as pool:
         os.kill(pool.relay.workers[0], signal.SIGSTOP)
         clients = [await pool.dial() for _ in range(20)]
@@ -147,7 +147,7 @@ parent.shutdown(socket.SHUT_WR)
 
 
 async def test_worker_cannot_use_up_its_parents_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slot_module, "_COMMAND", (sys.executable, "-c", HOARDER))
+    monkeypatch.setattr(process_module, "_COMMAND", (sys.executable, "-c", HOARDER))
     relay = RelayPool(1, Limits(), Watcher(), drain_seconds=5.0)
     before = open_descriptors()
     async with trio.open_nursery() as nursery:
@@ -172,13 +172,13 @@ async def test_worker_that_talks_nonsense_is_replaced_and_harms_no_other(monkeyp
     async with backend(echo) as port, pool_of({WEB: [endpoint(port)]}) as pool:
         _, other = pool.relay.workers
         with structlog.testing.capture_logs() as logs:
-            sane = slot_module._COMMAND
-            monkeypatch.setattr(slot_module, "_COMMAND", (sys.executable, "-c", BABBLER))
+            sane = process_module._COMMAND
+            monkeypatch.setattr(process_module, "_COMMAND", (sys.executable, "-c", BABBLER))
             os.kill(pool.relay.workers[0], signal.SIGKILL)
             with trio.fail_after(30):
                 while not any("made no sense" in entry.get("reason", "") for entry in logs):
                     await trio.sleep(0.01)
-            monkeypatch.setattr(slot_module, "_COMMAND", sane)
+            monkeypatch.setattr(process_module, "_COMMAND", sane)
             assert other in pool.relay.workers
             await (await pool.call()).aclose()
         await pool.until_workers(2)

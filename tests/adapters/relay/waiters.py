@@ -1,34 +1,16 @@
 """Clients whose streams wait until their name is learned."""
 
-from typing import TYPE_CHECKING
-
 import trio
 
 from meshgate.adapters.relay import Relay
-from meshgate.adapters.relay import learning as learning_module
-from meshgate.adapters.relay import opening as opening_module
 
 from .streams import WEB, Running, hello_for, receive_all, receive_exactly
-
-if TYPE_CHECKING:
-    import pytest
 
 HELLO = hello_for(WEB)
 
 
-def wait_for(seconds: float, monkeypatch: "pytest.MonkeyPatch") -> None:
-    for module in (learning_module, opening_module):
-        monkeypatch.setattr(module, "LEARN_SECONDS", seconds)
-
-
-def wait_until_told(monkeypatch: "pytest.MonkeyPatch") -> None:
-    """Nothing ends a wait but what a test does."""
-    wait_for(60.0, monkeypatch)
-    monkeypatch.setattr(learning_module, "AGAIN_SECONDS", 60.0)
-
-
 def waiting(relay: Relay) -> int:
-    return sum(len(question.waiting) for question in relay._engine.learning._questions.values())
+    return sum(len(question.waiting) for question in relay.context.on_demand._questions.values())
 
 
 async def waiter(it: Running, hello: bytes = HELLO) -> trio.SocketStream:
@@ -53,6 +35,6 @@ async def until_over(it: Running) -> None:
     """Wait until no stream is left, and see that none left anything behind."""
     await it.until(lambda: it.relay.active == 0)
     assert waiting(it.relay) == 0
-    assert it.relay._engine.placing.pending == 0
-    assert it.relay._engine.connections() == []
+    assert it.relay.context.breakers.pending == 0
+    assert it.relay.context.streams == set()
     assert it.relay.counters().internal_errors == 0

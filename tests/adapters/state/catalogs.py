@@ -1,7 +1,6 @@
 """Catalogs for the tests of the state file."""
 
 from meshgate.adapters.state import Kept
-from meshgate.core.balance import Policy
 from meshgate.core.catalog import (
     ChainTarget,
     Check,
@@ -18,6 +17,7 @@ from meshgate.core.catalog import (
     Subset,
     WanAddress,
 )
+from meshgate.core.routes import Policy
 
 TRUST_DOMAIN = "11111111-2222-3333-4444-555555555555.consul"
 
@@ -41,7 +41,6 @@ def instance(service: str, number: int = 1, *, datacenter: str = "dc1", port: in
         meta=(("version", "1"),),
         peer_sni=(f"{service}.default.default.us.external.{TRUST_DOMAIN}",),
         locality=Locality("us-west-1", "us-west-1a"),
-        distance=1,
     )
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 from meshgate.core.reasons import Reason
-from meshgate.core.routes import Endpoint, Route, RouteKind, RouteTable
+from meshgate.core.routes import KINDS, Endpoint, Route, RouteKind, RouteTable
 
 from .views import endpoint_view, safe_text
 
@@ -24,18 +24,6 @@ Sort = Literal["busy", "name", "health"]
 Key = tuple[RouteKind, str]
 """What a routed stream counts for: the kind and the destination of its route."""
 
-_PLACES: Final = {
-    RouteKind.SERVICE: "services",
-    RouteKind.SUBSET: "services",
-    RouteKind.PEER_EXPORT: "peer-export",
-    RouteKind.SERVER: "servers",
-    RouteKind.PEER_SERVER: "servers",
-    RouteKind.DATACENTER: "datacenter",
-    RouteKind.PARTITION: "partition",
-    RouteKind.PEER_IMPORT: "peer-import",
-}
-# Where the name of a place is that of its routes' destination.
-_NAMED: Final = frozenset(("datacenter", "partition", "peer-import"))
 _ORDER: Final = ("services", "servers", "partition", "datacenter", "peer-import", "peer-export")
 
 
@@ -138,8 +126,8 @@ def places_view(table: RouteTable, span: Span) -> dict[str, Any]:
     """Where streams go from here: own services, Consul's servers, partitions, other datacenters, peers."""
     routes: dict[tuple[str, str], list[Route]] = defaultdict(list)
     for route in table:
-        place = _PLACES[route.kind]
-        routes[place, route.destination if place in _NAMED else ""].append(route)
+        meaning = KINDS[route.kind]
+        routes[meaning.place, route.destination if meaning.to_gateways else ""].append(route)
     places = [_place(kind, name, members, span) for (kind, name), members in routes.items()]
     # The busiest of a kind stay when there are too many; what is shown keeps its order from poll to poll.
     places.sort(key=lambda place: -place["streams"])

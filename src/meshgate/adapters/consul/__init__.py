@@ -4,7 +4,7 @@
 keeps the gateway registered, and `WatchRegistry` is what the two share. Everything runs in trio.
 """
 
-from meshgate.core.listeners import BindAddress
+from meshgate.core.proxy_config import BindAddress
 
 from .api import (
     FLAG_TOKEN,

@@ -20,7 +20,7 @@ from typing import Final, Self
 import structlog
 import trio
 
-from meshgate.core.gateway_options import NO_LIMITS, DestinationLimits
+from meshgate.core.proxy_config import NO_LIMITS, DestinationLimits
 
 from .api import (
     NODE_MAINTENANCE,

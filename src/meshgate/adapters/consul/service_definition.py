@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from meshgate.core.durations import format_duration
-from meshgate.core.listeners import BindAddress, ListenPlan, listen_plan
+from meshgate.core.proxy_config import BindAddress, ListenPlan, listen_plan
 
 from .api import GATEWAY_KIND
 

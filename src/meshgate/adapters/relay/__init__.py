@@ -4,22 +4,20 @@
 processes, in each of which a `Relay` works. Everything behind that is plain synchronous state machines under one epoll
 instance, which one trio task owns. A worker imports nothing that it does not need, so the pool is not imported here.
 
-    pool, worker, messages   the processes, and what they tell each other
-    shared      counts that all workers share, for the limits
-    destinations   the limits of each destination
-    relay       the relay of one process
-    engine      the epoll loop: events and deadlines in, turns out; fair between streams
-    protocols   whom the engine calls
-    listener    accepts, sheds what is over a limit, survives running out of descriptors
-    pressure    cuts silent clients when slots or descriptors run short
-    connection  one stream: relaying, refusal, endings
-    opening     its beginning: hello, route, dialling
-    leg         one of its two sockets
-    pump        moves bytes from one socket to another: copy, or splice for heavy streams
-    deadlines   thousands of timeouts in one wheel
-    pipes       the pool of kernel pipes that splice goes through
-    sockets     socket options and addresses
-    counters, records   what happened, as numbers and as lines
+    pool, worker_process   the parent's side: processes, what they are told, endpoints that none of them should try
+    worker, messages       the other side, and what the two tell each other
+    relay                  the relay of one process, made of:
+      reactor              events, deadlines and turns; knows no streams
+      listener             accepts, sheds what is over a limit, survives running out of descriptors
+      stream               one stream: relaying, refusal, endings
+      stream_setup         its beginning, which returns what came of each step: hello, route, dialling
+      pump                 its two legs, and what moves bytes between them: copy, or splice for heavy streams
+      circuit_breakers     the limits, and the ticket that all counts of a stream are on
+      on_demand            streams that wait until Consul was asked about their name
+      overload             cuts silent clients when slots or descriptors run short
+      context              what all of them share
+
+Each imports only what stands below it, or `context`, and nothing imports back.
 """
 
 from .counters import CONNECT_BUCKETS, STREAM_BUCKETS, Counters, OpenStream, Refused, StreamRecord

@@ -1,9 +1,10 @@
 """What the relay did, as plain data: cheap to note, easy to send from a worker process to its parent."""
 
 from bisect import bisect_left
-from collections.abc import Hashable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Final, TypeVar
+from collections.abc import Mapping
+from copy import copy
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Final
 
 from meshgate.core.reasons import Reason
 from meshgate.core.routes import RouteKind
@@ -84,11 +85,13 @@ class Counters:
     `bytes_sent` went to them. `learned` counts the streams that waited until Consul was asked about their name.
     `connect_counts` has one slot for each of CONNECT_BUCKETS and one above them. `stream_counts` has those of
     STREAM_BUCKETS, for routed streams that have ended; `ends` has how they ended, by Envoy's letters, "" in order,
-    and `carried` their bytes. `failed` has those that had a route and were refused.
+    and `carried` their bytes. `failed` has those that had a route and were refused. `of_servers` are those of the open
+    streams that carry Consul's own servers.
     """
 
     accepted: int = 0
     active: int = 0
+    of_servers: int = 0
     bytes_received: int = 0
     bytes_sent: int = 0
     idle_timeouts: int = 0
@@ -106,63 +109,21 @@ class Counters:
 
     def copy(self) -> "Counters":
         """The numbers of this moment."""
-        return replace(
-            self,
-            connect_counts=list(self.connect_counts),
-            connections=dict(self.connections),
-            refused=dict(self.refused),
-            stream_counts=list(self.stream_counts),
-            ends=dict(self.ends),
-            carried=dict(self.carried),
-            failed=dict(self.failed),
-        )
+        return Counters(**{each.name: copy(getattr(self, each.name)) for each in fields(self)})
 
     def since(self, earlier: "Counters") -> "Counters":
-        """What came to pass since an earlier copy; `active` is what it is now."""
-        return Counters(
-            accepted=self.accepted - earlier.accepted,
-            active=self.active,
-            bytes_received=self.bytes_received - earlier.bytes_received,
-            bytes_sent=self.bytes_sent - earlier.bytes_sent,
-            idle_timeouts=self.idle_timeouts - earlier.idle_timeouts,
-            learned=self.learned - earlier.learned,
-            internal_errors=self.internal_errors - earlier.internal_errors,
-            connect_sum=self.connect_sum - earlier.connect_sum,
-            connect_counts=[now - then for now, then in zip(self.connect_counts, earlier.connect_counts, strict=True)],
-            connections=_since(self.connections, earlier.connections),
-            refused=_since(self.refused, earlier.refused),
-            stream_sum=self.stream_sum - earlier.stream_sum,
-            stream_counts=[now - then for now, then in zip(self.stream_counts, earlier.stream_counts, strict=True)],
-            ends=_since(self.ends, earlier.ends),
-            carried=_carried_since(self.carried, earlier.carried),
-            failed=_since(self.failed, earlier.failed),
-        )
+        """What came to pass since an earlier copy; gauges are what they are now."""
+        gone = {each: getattr(earlier, each) for each in _TOTALS}
+        return replace(self.copy(), **{each: _difference(getattr(self, each), gone[each]) for each in _TOTALS})
 
     def add(self, more: "Counters") -> None:
-        """Add increments. `active` stays: it is nobody's sum but the caller's business."""
-        self.accepted += more.accepted
-        self.bytes_received += more.bytes_received
-        self.bytes_sent += more.bytes_sent
-        self.idle_timeouts += more.idle_timeouts
-        self.learned += more.learned
-        self.internal_errors += more.internal_errors
-        self.connect_sum += more.connect_sum
-        for slot, count in enumerate(more.connect_counts):
-            self.connect_counts[slot] += count
-        _add(self.connections, more.connections)
-        _add(self.refused, more.refused)
-        self.stream_sum += more.stream_sum
-        for slot, count in enumerate(more.stream_counts):
-            self.stream_counts[slot] += count
-        _add(self.ends, more.ends)
-        _add(self.failed, more.failed)
-        self.add_carried(more.carried)
+        """Add increments. Gauges stay: they are nobody's sum but the caller's business."""
+        for each in _TOTALS:
+            setattr(self, each, _sum(getattr(self, each), getattr(more, each)))
 
     def add_carried(self, more: Mapping[Destination, tuple[int, int]]) -> None:
         """Add bytes to those of their destinations."""
-        for key, (received, sent) in more.items():
-            before = self.carried.get(key, (0, 0))
-            self.carried[key] = (before[0] + received, before[1] + sent)
+        self.carried = _sum(self.carried, more)
 
     def count_connect(self, seconds: float) -> None:
         """Note how long a connection to an endpoint took to stand."""
@@ -183,7 +144,8 @@ class Counters:
         self.stream_sum += seconds
         self.stream_counts[bisect_left(STREAM_BUCKETS, seconds)] += 1
         self.ends[flag] = self.ends.get(flag, 0) + 1
-        self.add_carried({destination: carried})
+        before = self.carried.get(destination, (0, 0))
+        self.carried[destination] = (before[0] + carried[0], before[1] + carried[1])
 
     def count_routed(self, kind: RouteKind, destination: str) -> None:
         """Note a stream whose connection to an endpoint stands."""
@@ -191,22 +153,27 @@ class Counters:
         self.connections[key] = self.connections.get(key, 0) + 1
 
 
-Key = TypeVar("Key", bound=Hashable)
+_GAUGES: Final = ("active", "of_servers")
+_TOTALS: Final = tuple(each.name for each in fields(Counters) if each.name not in _GAUGES)
 
 
-def _add(totals: dict[Key, int], more: Mapping[Key, int]) -> None:
-    for key, count in more.items():
-        totals[key] = totals.get(key, 0) + count
+def _sum(one: Any, other: Any) -> Any:  # noqa: ANN401  (generic over the fields)
+    """The sum of two numbers, lists, tuples or dictionaries of them, a key that is missing being nothing."""
+    if isinstance(one, dict):
+        both = dict(one)
+        for key, value in other.items():
+            both[key] = _sum(both[key], value) if key in both else value
+        return both
+    if isinstance(one, list | tuple):
+        return type(one)(map(_sum, one, other))
+    return one + other
 
 
-def _carried_since(now: Carried, then: Carried) -> Carried:
-    none = (0, 0)
-    return {
-        key: (both[0] - before[0], both[1] - before[1])
-        for key, both in now.items()
-        if both != (before := then.get(key, none))
-    }
-
-
-def _since(now: Mapping[Key, int], then: Mapping[Key, int]) -> dict[Key, int]:
-    return {key: count - then.get(key, 0) for key, count in now.items() if count != then.get(key, 0)}
+def _difference(now: Any, then: Any) -> Any:  # noqa: ANN401
+    """What makes `now` of `then`; keys with the same value are left out."""
+    if isinstance(now, dict):
+        changed = {key: value for key, value in now.items() if value != then.get(key)}
+        return {key: _difference(value, then[key]) if key in then else value for key, value in changed.items()}
+    if isinstance(now, list | tuple):
+        return type(now)(map(_difference, now, then))
+    return now - then

@@ -2,13 +2,14 @@
 
 from dataclasses import dataclass
 
-from meshgate.core.gateway_options import KEEPALIVE_UNSET, Keepalive
+from meshgate.core.proxy_config import KEEPALIVE_UNSET, Keepalive
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
     """Times are in seconds; 0 switches `idle_timeout`, `keepalive` and `max_connections_per_client` off.
 
+    `connect_timeout` is for all attempts of a stream together, `per_try_timeout` for one while others are left.
     `remote_keepalive` takes the place of `keepalive` towards gateways elsewhere, as far as it says anything.
     `max_connections_per_client` counts an IPv4 address, or an IPv6 /64, as one client. `max_hello_bytes` counts wire
     bytes up to the end of the ClientHello. `max_connections_per_destination` counts the streams of a service, a subset
@@ -19,6 +20,7 @@ class Limits:
 
     hello_timeout: float = 15.0
     connect_timeout: float = 5.0
+    per_try_timeout: float = 1.0
     idle_timeout: float = 3600.0
     keepalive: float = 60.0
     max_connections: int = 9000
@@ -30,6 +32,6 @@ class Limits:
     max_pending_per_endpoint: int = 1024
 
     @property
-    def pressure_from(self) -> int:
+    def overload_from(self) -> int:
         """The number of streams from which on clients that say nothing have to go."""
         return self.max_connections - self.max_connections // 16

@@ -6,16 +6,15 @@ import logging
 import os
 import socket
 from select import EPOLLEXCLUSIVE, EPOLLIN
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from meshgate.core.reasons import Reason
 
 from . import sockets
-from .connection import Connection
+from .context import Context
 from .counters import Refused
-
-if TYPE_CHECKING:
-    from .engine import Engine
+from .reactor import run_guarded
+from .stream import Stream
 
 log = logging.getLogger("meshgate.relay")
 
@@ -29,16 +28,21 @@ _CLOSING_SECONDS: Final = 0.5  # For the clients that wait when a listener close
 class Listener:
     """One listening socket, registered level-triggered: what a batch leaves behind raises the next event."""
 
-    __slots__ = ("_engine", "_family", "_spare", "_tells_at", "name", "sock", "tick")
+    __slots__ = ("_context", "_family", "_spare", "_tells_at", "name", "sock", "tick")
 
-    def __init__(self, engine: "Engine", name: str, sock: socket.socket) -> None:
-        self._engine = engine
+    def __init__(self, context: Context, name: str, sock: socket.socket) -> None:
+        self._context = context
         self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         self.name = name
         self.sock = sock
         self._family = int(sock.family)
         self.tick = 0
         self._tells_at = float("-inf")
+
+    def watch(self) -> None:
+        """Let clients in."""
+        # Of the processes that listen on a socket the kernel wakes one for a client, not all.
+        self._context.reactor.watch(self, EPOLLIN | EPOLLEXCLUSIVE)
 
     def on_event(self, _events: int) -> None:
         """Clients wait: accept a batch of them."""
@@ -48,22 +52,29 @@ class Listener:
 
     def on_deadline(self) -> None:
         """A pause for lack of memory is over."""
-        self._engine.watch(self, EPOLLIN | EPOLLEXCLUSIVE)
+        self.watch()
+
+    def on_turn(self) -> None:
+        """A listener takes no turns: the kernel reports again what a batch has left."""
+
+    def on_defect(self) -> None:
+        """An error in accepting a client: the next ones are accepted all the same."""
+        self._context.on_defect()
 
     def close(self) -> None:
         """Give the address back. Clients that wait already are accepted first: closing would reset them."""
-        engine = self._engine
-        engine.now = engine.clock()  # It may be old, and the deadlines of these clients count from it.
-        until = engine.now + _CLOSING_SECONDS
-        while self._accept() and engine.clock() < until:
+        reactor = self._context.reactor
+        reactor.now = reactor.clock()  # It may be old, and the deadlines of these clients count from it.
+        until = reactor.now + _CLOSING_SECONDS
+        while self._accept() and reactor.clock() < until:
             pass
         self.drop()
 
     def drop(self) -> None:
         """Give the address back and leave the clients that wait to the other processes, or to the kernel's reset."""
-        self._engine.disarm(self)
+        self._context.reactor.disarm(self)
         # Others may have the socket, too: closing it here would not take it out of the epoll instance.
-        self._engine.unwatch(self)
+        self._context.reactor.unwatch(self)
         self.sock.close()
         if self._spare >= 0:
             os.close(self._spare)
@@ -76,7 +87,7 @@ class Listener:
             return False
         except OSError as error:
             if error.errno in sockets.NO_DESCRIPTOR:
-                if self._engine.pressure.free_descriptors():
+                if self._context.overload.free_descriptors():
                     return True
                 self._shed_with_spare()
             elif error.errno in _NO_MEMORY:
@@ -87,14 +98,16 @@ class Listener:
         return True
 
     def _admit(self, sock: socket.SocketType, host: str, port: int) -> None:
-        engine = self._engine
-        refusal = engine.admit(host)
-        if refusal is not None:
-            engine.on_refused(Refused(host, None, refusal, "a limit is reached"))
+        context = self._context
+        ticket = context.breakers.admit(host, context.limits, context.overload.makes_room)
+        if isinstance(ticket, Reason):
+            context.on_refused(Refused(host, None, ticket, "a limit is reached"))
             sock.close()
             return
-        connection = Connection(engine, sock, (host, port), self.name)
-        engine.guard(connection.client, connection.start)
+        context.counters.accepted += 1
+        context.counters.active += 1
+        stream = Stream(context, ticket, sock, (host, port), self.name)
+        run_guarded(stream, stream.start)
 
     def _shed_with_spare(self) -> None:
         """No descriptor is left: give one up to accept a client with and close it, so that it does not hang."""
@@ -108,16 +121,16 @@ class Listener:
         else:
             helpless = False
             sock.close()
-            self._engine.on_refused(Refused(address[0], None, Reason.MAX_CONNECTIONS, "descriptors are used up"))
+            self._context.on_refused(Refused(address[0], None, Reason.MAX_CONNECTIONS, "descriptors are used up"))
         with contextlib.suppress(OSError):
             self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         if helpless or self._spare < 0:
             self._pause()
 
     def _pause(self) -> None:
-        now = self._engine.clock()
+        now = self._context.reactor.clock()
         if now >= self._tells_at:
             self._tells_at = now + _TELL_SECONDS
             log.warning("no descriptor or memory for new clients, they wait: listener=%s", self.name)
-        self._engine.unwatch(self)
-        self._engine.arm(self, _PAUSE_SECONDS)
+        self._context.reactor.unwatch(self)
+        self._context.reactor.arm(self, _PAUSE_SECONDS)

@@ -14,9 +14,7 @@ from typing import Final, Generic, TypeVar
 import msgspec
 import trio
 
-from meshgate.core.balance import Policy
-from meshgate.core.changes import TableChange
-from meshgate.core.routes import Endpoint, Route, RouteKind
+from meshgate.core.routes import TableChange
 
 from .counters import Carried, Counters, OpenStream, Refused, StreamRecord
 from .limits import Limits
@@ -37,74 +35,17 @@ class Setup(msgspec.Struct, tag=True, frozen=True):
     listeners: list[tuple[str, int]]
     counts: int
     drain_seconds: float
+    drain_quiet: float
     records: bool
-
-
-class RouteRecord(msgspec.Struct, array_like=True, frozen=True):
-    """A route without what can be derived from it."""
-
-    name: str
-    kind: RouteKind
-    destination: str
-    endpoints: list[Endpoint]
-    suffix: bool
-    connect_timeout: float | None
-    panic_threshold: int
-    policy: Policy
-    choices: int
-    cold: bool
 
 
 class Change(msgspec.Struct, tag=True, frozen=True):
     """A change of the route table."""
 
-    datacenter: str
-    trust_domain: str
-    partition: str
-    routes: list[RouteRecord]
-    removed: list[str]
-
-    @classmethod
-    def of(cls, change: TableChange) -> "Change":
-        """The message for a change. Conflicts stay behind: they concern nobody who places streams."""
-        routes = [
-            RouteRecord(
-                route.name,
-                route.kind,
-                route.destination,
-                list(route.endpoints),
-                route.suffix,
-                route.connect_timeout,
-                route.panic_threshold,
-                route.policy,
-                route.choices,
-                route.cold,
-            )
-            for route in change.routes
-        ]
-        return cls(change.datacenter, change.trust_domain, change.partition, routes, list(change.removed))
-
-    def table_change(self) -> TableChange:
-        """The change that was meant."""
-        routes = tuple(
-            Route(
-                each.name,
-                each.kind,
-                each.destination,
-                tuple(each.endpoints),
-                each.suffix,
-                each.connect_timeout,
-                panic_threshold=each.panic_threshold,
-                policy=each.policy,
-                choices=each.choices,
-                cold=each.cold,
-            )
-            for each in self.routes
-        )
-        return TableChange(self.datacenter, self.trust_domain, self.partition, routes, tuple(self.removed))
+    change: TableChange
 
 
-class Limit(msgspec.Struct, tag=True, frozen=True):
+class SetLimits(msgspec.Struct, tag=True, frozen=True):
     """Other timeouts and bounds, for streams that come from now on."""
 
     limits: Limits
@@ -138,12 +79,27 @@ class StopListening(msgspec.Struct, tag=True, frozen=True):
     """Accept the clients that wait, then no more."""
 
 
+class Drain(msgspec.Struct, tag=True, frozen=True):
+    """End streams at quiet moments: after `quiet` seconds without a byte, less and less as `seconds` run out."""
+
+    quiet: float
+    seconds: float
+
+
+class EndpointState(msgspec.Struct, tag=True, frozen=True):
+    """An endpoint is ejected after so many failures, or is well again (0)."""
+
+    address: str
+    port: int
+    failures: int
+
+
 class Quit(msgspec.Struct, tag=True, frozen=True):
     """End now: streams that are open are reset."""
 
 
-class Ask(msgspec.Struct, tag=True, frozen=True):
-    """Send a `Beat` at once, and the open streams with it if wanted."""
+class StatsRequest(msgspec.Struct, tag=True, frozen=True):
+    """Send a `StatsReport` at once, and the open streams with it if wanted."""
 
     question: int
     streams: bool
@@ -156,16 +112,16 @@ class Learned(msgspec.Struct, tag=True, frozen=True):
 
 
 class Learn(msgspec.Struct, tag=True, frozen=True):
-    """A stream waits until this name, which has no route or a cold one, is known as Consul has it now."""
+    """A stream waits until this name, which has no route or a stale one, is known as Consul has it now."""
 
     name: str
 
 
-class Beat(msgspec.Struct, tag=True, frozen=True):
-    """I am alive, and this came to pass since the last beat.
+class StatsReport(msgspec.Struct, tag=True, frozen=True):
+    """I am alive, and this came to pass since the last report.
 
     `counters` are increments, but for `active`, which is the number itself. `dropped` counts refusals and records that
-    were too many to tell. A beat that answers a question also has the bytes of the streams still open.
+    were too many to tell. A report that answers a question also has the bytes of the streams still open.
     """
 
     counters: Counters
@@ -179,6 +135,14 @@ class Beat(msgspec.Struct, tag=True, frozen=True):
     streams: list[OpenStream] = []
 
 
+class EndpointNews(msgspec.Struct, tag=True, frozen=True):
+    """A connection to an endpoint could not be had, or one to an ejected endpoint stands."""
+
+    address: str
+    port: int
+    failed: bool
+
+
 class LogLine(msgspec.Struct, tag=True, frozen=True):
     """Something for the log; `level` is that of Python's logging."""
 
@@ -187,15 +151,27 @@ class LogLine(msgspec.Struct, tag=True, frozen=True):
 
 
 ToWorker = (
-    Setup | Change | Limit | Listen | AddListener | RemoveListener | WantRecords | StopListening | Quit | Ask | Learned
+    Setup
+    | Change
+    | SetLimits
+    | Listen
+    | AddListener
+    | RemoveListener
+    | WantRecords
+    | StopListening
+    | Drain
+    | EndpointState
+    | Quit
+    | StatsRequest
+    | Learned
 )
-ToParent = Beat | LogLine | Learn
+ToParent = StatsReport | LogLine | Learn | EndpointNews
 
 
 Incoming = TypeVar("Incoming")
 
 
-class Parcel:
+class FdMessage:
     """A message with a descriptor of its own beside it, a copy of the one that is given."""
 
     def __init__(self, data: bytes, descriptor: int) -> None:

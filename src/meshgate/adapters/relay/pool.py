@@ -12,30 +12,34 @@ from typing import TYPE_CHECKING, Final
 import structlog
 import trio
 
-from meshgate.core.allowance import Allowance
-from meshgate.core.changes import TableChange, difference
-from meshgate.core.routes import RouteTable
+from meshgate.core.load_balancer import addresses_of
+from meshgate.core.outlier_detection import Address
+from meshgate.core.routes import RouteTable, TableChange, difference
+from meshgate.core.token_bucket import TokenBucket
 
 from . import sockets
+from .context import Observer
 from .counters import Counters, OpenStream
 from .limits import Limits
 from .messages import (
     AddListener,
-    Beat,
     Change,
+    Drain,
+    EndpointState,
     Learned,
-    Limit,
     Listen,
     RemoveListener,
+    SetLimits,
     Setup,
+    StatsReport,
     StopListening,
     ToWorker,
     WantRecords,
     encode,
 )
-from .protocols import Observer
-from .shared import SharedCounts
-from .slot import WorkerSlot
+from .outliers import Outliers
+from .shared_counts import SharedCounts
+from .worker_process import WorkerProcess
 
 if TYPE_CHECKING:
     import socket
@@ -43,6 +47,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger(module="meshgate.relay")
 
 ANSWER_SECONDS: Final = 0.5
+DRAIN_QUIET: Final = 0.2
 LEARN_SECONDS: Final = 1.0
 # Told in the log; a defect may come with each stream.
 _DEFECTS_PER_SECOND: Final = 0.1
@@ -62,7 +67,8 @@ class RelayPool:
         limits: timeouts and bounds; `max_connections` holds for all workers together.
         observer: is told of refused and ended streams, up to half a second later.
         drain_seconds: how long the streams of a worker live on when this process dies.
-        learn: called with a name that has no route or a cold one; returns when `install` was given what Consul has of
+        drain_quiet: seconds without a byte after which these streams are ended, as in `drain`.
+        learn: called with a name that has no route or a stale one; returns when `install` was given what Consul has of
             it. It may be cancelled.
     """
 
@@ -72,14 +78,17 @@ class RelayPool:
         limits: Limits,
         observer: Observer,
         drain_seconds: float,
+        drain_quiet: float = DRAIN_QUIET,
+        *,
         learn: Callable[[str], Awaitable[None]] = _nothing_to_learn,
     ) -> None:
         self._limits = limits
         self._observer = observer
         self._drain_seconds = drain_seconds
+        self._drain_quiet = drain_quiet
         self._learn = learn
-        self._asked: dict[str, set[WorkerSlot]] = {}
-        self._defects = Allowance(_DEFECTS_PER_SECOND, _DEFECTS_AT_ONCE)
+        self._asked: dict[str, set[WorkerProcess]] = {}
+        self._defects = TokenBucket(_DEFECTS_PER_SECOND, _DEFECTS_AT_ONCE)
         self._nursery: trio.Nursery | None = None
         self._table = _EMPTY
         self._sockets: list[tuple[str, socket.socket]] = []
@@ -88,7 +97,11 @@ class RelayPool:
         self.untold = 0
         """Refusals and ended streams that were too many to be told of, ever."""
         self._counts = SharedCounts.create(workers)
-        self._slots = [WorkerSlot(self, number, workers, self._counts) for number in range(workers)]
+        self._outliers = Outliers(
+            lambda address, failures: self._tell_all(EndpointState(*address, failures)),
+            lambda: self._limits.per_try_timeout or self._limits.connect_timeout,
+        )
+        self._workers = [WorkerProcess(self, number, workers, self._counts) for number in range(workers)]
 
     def bind(self, name: str, host: str, port: int) -> tuple[str, int]:
         """Take a numeric address ("" is every IPv4 address, port 0 a free one). Clients are refused until `listen`.
@@ -109,8 +122,8 @@ class RelayPool:
             sock.close()
             raise
         self._sockets.append((name, sock))
-        for slot in self._slots:
-            slot.hand(encode(AddListener(name, self._listening)), sock.fileno())
+        for worker in self._workers:
+            worker.hand(encode(AddListener(name, self._listening)), sock.fileno())
         bound = sock.getsockname()
         return str(bound[0]), int(bound[1])
 
@@ -148,7 +161,8 @@ class RelayPool:
         """
         change = difference(self._table, table)
         self._table = table
-        self._tell_all(Change.of(change))
+        self._tell_all(Change(change))
+        self._outliers.keep_only(lambda: addresses_of(table))
         return change
 
     @property
@@ -165,7 +179,7 @@ class RelayPool:
         """Use other limits for streams that come from now on."""
         if limits != self._limits:
             self._limits = limits
-            self._tell_all(Limit(limits))
+            self._tell_all(SetLimits(limits))
 
     def want_records(self, wanted: bool) -> None:
         """Have the observer told of ended streams from now on, or not; its `wants_records` says the same."""
@@ -174,22 +188,31 @@ class RelayPool:
     @property
     def active(self) -> int:
         """Streams open in all workers, as last heard: up to half a second old."""
-        return sum(slot.active for slot in self._slots)
+        return sum(worker.active for worker in self._workers)
+
+    @property
+    def ejected(self) -> dict[Address, int]:
+        """The endpoints that get no streams while others are left, and how often each has failed in a row."""
+        return self._outliers.ejected
+
+    def drain(self, seconds: float) -> None:
+        """End streams at quiet moments from now on, those of Consul's servers left alone; all within `seconds`."""
+        self._tell_all(Drain(self._drain_quiet, seconds))
 
     @property
     def workers(self) -> list[int]:
         """The process ids of the workers that live."""
-        return [slot.pid for slot in self._slots if slot.pid]
+        return [worker.pid for worker in self._workers if worker.pid]
 
     @property
     def loads(self) -> list[tuple[int, int]]:
         """For each worker's place the process id, 0 while it is empty, and the streams open there as last heard."""
-        return [(slot.pid, slot.active) for slot in self._slots]
+        return [(worker.pid, worker.active) for worker in self._workers]
 
     @property
     def works(self) -> bool:
         """Whether there is a worker to take clients; without one they wait in the kernel."""
-        return any(slot.works for slot in self._slots)
+        return any(worker.works for worker in self._workers)
 
     @property
     def totals(self) -> Counters:
@@ -198,69 +221,80 @@ class RelayPool:
 
     async def counters(self) -> Counters:
         """The totals of all workers, those that died included; asked for now, so a moment old at most."""
-        beats = await self._ask(streams=False)
+        reports = await self._ask(streams=False)
         counters = self._totals.copy()
         counters.active = self.active
-        counters.bytes_received += sum(beat.open_received for beat in beats)
-        counters.bytes_sent += sum(beat.open_sent for beat in beats)
-        for beat in beats:
-            counters.add_carried(beat.open_carried)
+        counters.of_servers = sum(worker.of_servers for worker in self._workers)
+        counters.bytes_received += sum(report.open_received for report in reports)
+        counters.bytes_sent += sum(report.open_sent for report in reports)
+        for report in reports:
+            counters.add_carried(report.open_carried)
         return counters
 
     async def connections(self) -> list[OpenStream]:
         """The streams open now."""
-        return [stream for beat in await self._ask(streams=True) for stream in beat.streams]
+        return [stream for report in await self._ask(streams=True) for stream in report.streams]
 
     async def run(self) -> None:
         """Keep the workers running until cancelled; their streams are then cut."""
         try:
             async with trio.open_nursery() as self._nursery:
-                for slot in self._slots:
-                    self._nursery.start_soon(slot.run)
+                self._nursery.start_soon(self._outliers.run)
+                for worker in self._workers:
+                    self._nursery.start_soon(worker.run)
         finally:
             for _, sock in self._sockets:
                 sock.close()
             os.close(self._counts)
 
-    # --- for the slots -------------------------------------------------------------------------------------------
+    # --- for the workers ------------------------------------------------------------------------------------------
 
-    def first_words(self, slot: WorkerSlot) -> list[ToWorker]:
+    def first_words(self, worker: WorkerProcess) -> list[ToWorker]:
         """What a new worker is told."""
         listeners = [(name, sock.fileno()) for name, sock in self._sockets]
         setup = Setup(
-            slot.number,
-            len(self._slots),
+            worker.number,
+            len(self._workers),
             self._limits,
             listeners,
             self._counts,
             self._drain_seconds,
+            self._drain_quiet,
             records=self._observer.wants_records,
         )
-        words: list[ToWorker] = [setup, Change.of(difference(_EMPTY, self._table))]
+        ejected = (EndpointState(*address, failures) for address, failures in self._outliers.ejected.items())
+        words: list[ToWorker] = [setup, Change(difference(_EMPTY, self._table)), *ejected]
         return [*words, Listen()] if self._listening else words
 
     def inherited(self) -> list[int]:
         """The descriptors that a worker needs."""
         return [self._counts, *(sock.fileno() for _, sock in self._sockets)]
 
-    def heard(self, beat: Beat) -> None:
+    def heard(self, report: StatsReport) -> None:
         """A worker has told what came to pass."""
-        self._totals.add(beat.counters)
-        for refused in beat.refused:
+        self._totals.add(report.counters)
+        for refused in report.refused:
             self._observer.on_refused(refused)
-        for record in beat.ended:
+        for record in report.ended:
             self._observer.on_ended(record)
-        self.untold += beat.dropped
-        if beat.dropped:
-            log.warning("more streams ended than could be told", left_out=beat.dropped)
+        self.untold += report.dropped
+        if report.dropped:
+            log.warning("more streams ended than could be told", left_out=report.dropped)
 
-    def asked(self, slot: WorkerSlot, name: str) -> None:
+    def endpoint_news(self, worker: WorkerProcess, address: Address, *, failed: bool) -> None:
+        """A worker could not reach an endpoint, or has reached one that was ejected."""
+        if failed:
+            self._outliers.failed(address)
+        else:
+            self._outliers.stands(address)
+
+    def asked(self, worker: WorkerProcess, name: str) -> None:
         """A worker has streams that wait until a name is learned."""
-        slots = self._asked.get(name)
-        if slots is not None:
-            slots.add(slot)  # Or it is there already: its worker died, and the next one asks the same.
+        waiting = self._asked.get(name)
+        if waiting is not None:
+            waiting.add(worker)  # Or it is there already: its worker died, and the next one asks the same.
         elif self._nursery is not None:
-            self._asked[name] = {slot}
+            self._asked[name] = {worker}
             self._nursery.start_soon(self._have_learned, name)
 
     async def _have_learned(self, name: str) -> None:
@@ -270,26 +304,26 @@ class RelayPool:
         except Exception:
             if self._defects.take(trio.current_time()):
                 log.exception("internal error in learning of a name; please report this", sni=name)
-        for slot in self._asked.pop(name):
-            slot.send(encode(Learned(name)))
+        for worker in self._asked.pop(name):
+            worker.send(encode(Learned(name)))
 
     # --- asking --------------------------------------------------------------------------------------------------
 
-    async def _ask(self, *, streams: bool) -> list[Beat]:
-        beats: list[Beat] = []
+    async def _ask(self, *, streams: bool) -> list[StatsReport]:
+        reports: list[StatsReport] = []
 
-        async def ask(slot: WorkerSlot) -> None:
-            beat = await slot.ask(streams=streams)
-            if beat is not None:
-                beats.append(beat)
+        async def ask(worker: WorkerProcess) -> None:
+            report = await worker.ask(streams=streams)
+            if report is not None:
+                reports.append(report)
 
         with trio.move_on_after(ANSWER_SECONDS):
             async with trio.open_nursery() as nursery:
-                for slot in self._slots:
-                    nursery.start_soon(ask, slot)
-        return beats
+                for worker in self._workers:
+                    nursery.start_soon(ask, worker)
+        return reports
 
     def _tell_all(self, message: ToWorker) -> None:
         data = encode(message)
-        for slot in self._slots:
-            slot.send(data)
+        for worker in self._workers:
+            worker.send(data)

@@ -4,45 +4,56 @@ Nothing here or behind it knows Consul. The seam is made of plain data on purpos
 processes of their own, with the same tables and counters as messages.
 """
 
+import random
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass
-from select import EPOLLEXCLUSIVE, EPOLLIN
+from functools import partial
+from typing import Final
 
+import trio
+
+from meshgate.core.load_balancer import LoadBalancer
+from meshgate.core.outlier_detection import Address
 from meshgate.core.routes import RouteTable
 
+from . import reactor as loop
 from . import sockets
+from .circuit_breakers import CircuitBreakers
+from .context import Context, Observer, OpenStreamLike
 from .counters import Carried, Counters, Destination, OpenStream
-from .engine import Engine
 from .limits import Limits
 from .listener import Listener
-from .protocols import Observer
-from .records import open_stream
-from .shared import SharedCounts
+from .on_demand import OnDemand
+from .overload import Overload
+from .pump import PipePool, Pump
+from .reactor import Reactor, run_guarded
+from .shared_counts import SharedCounts
+
+_MAX_PIPES: Final = 64  # Of 1 MiB each, that blocked streams may fill; past it streams are copied.
+# In the second half of a drain: seconds from the last byte of an answer to the end of its stream. A caller must not be
+# asking again already, and an answer may come in several pieces.
+_BEHIND_AN_ANSWER: Final = 0.002
+_LOOKS: Final = 4  # At streams within the quiet that they must keep.
+_SHORTEST_LOOK: Final = 0.001
 
 
-@dataclass(frozen=True, slots=True)
-class Share:
-    """The place of this relay among those that carry one gateway's streams: its number and the common counts."""
-
-    worker: int
-    counts: SharedCounts
-
-    @classmethod
-    def alone(cls) -> "Share":
-        """The place of a relay that is all of its gateway."""
-        return cls(0, SharedCounts(-1, 1, 0))
+def _nobody(_address: Address, _failed: bool) -> None:
+    """Whom a relay without others tells of endpoints."""
 
 
 class Relay:
     """Carries streams. Make it and use it within one trio run.
 
+    `context.table`, `context.limits` and `context.counters` are those in force and the totals.
+
     Args:
         table: where streams go, until `install` gives another one.
-        limits: timeouts and bounds.
+        limits: timeouts and bounds. Others may be set in `context` at any time, for streams that come from then on.
         observer: is told of refused and ended streams.
-        share: its place among the gateway's relays; alone by default.
-        ask: has a name learned, and `learned` called then; without it no stream waits for that.
+        worker: its number among those that carry one gateway's streams.
+        counts: what all of them count together.
+        on_demand: has names learned; without it no stream waits for that.
+        report: gets the address of an endpoint that failed (True), or of an ejected one that is well again.
     """
 
     def __init__(
@@ -50,12 +61,33 @@ class Relay:
         table: RouteTable,
         limits: Limits,
         observer: Observer,
-        share: Share | None = None,
-        ask: Callable[[str], None] | None = None,
+        worker: int = 0,
+        counts: SharedCounts | None = None,
+        on_demand: OnDemand[OpenStreamLike] | None = None,
+        report: Callable[[Address, bool], None] = _nobody,
     ) -> None:
-        share = share or Share.alone()
-        self._engine = Engine(table, limits, share.counts, observer, share.worker, ask)
+        reactor, breakers = Reactor(), CircuitBreakers(counts or SharedCounts(-1, 1, 0))
+        self._pipes = PipePool(_MAX_PIPES)
+        self.context = Context(
+            reactor=reactor,
+            pump=Pump(self._pipes),
+            table=table,
+            limits=limits,
+            observer=observer,
+            worker=worker,
+            breakers=breakers,
+            load_balancer=LoadBalancer(breakers.loads, random.random),
+            on_demand=on_demand or OnDemand(None),
+            overload=Overload(
+                lambda: self.context.streams,
+                reactor.clock,
+                lambda: (self.context.limits.overload_from, self.context.limits.max_connections),
+            ),
+            report=report,
+        )
         self._listeners: list[Listener] = []
+
+    # --- listeners -----------------------------------------------------------------------------------------------
 
     def bind(self, name: str, host: str, port: int) -> tuple[str, int]:
         """Take a numeric address ("" is every IPv4 address, port 0 a free one). Clients are refused until `listen`.
@@ -66,14 +98,14 @@ class Relay:
         Raises:
             OSError: the address cannot be bound; the others are not touched.
         """
-        sock = sockets.bind(host, port, self._engine.limits.keepalive)
+        sock = sockets.bind(host, port, self.context.limits.keepalive)
         self.adopt(name, sock)
         bound = sock.getsockname()
         return str(bound[0]), int(bound[1])
 
     def adopt(self, name: str, sock: socket.socket) -> None:
         """Take a bound socket over. Other processes may listen on it too."""
-        self._listeners.append(Listener(self._engine, name, sock))
+        self._listeners.append(Listener(self.context, name, sock))
 
     def listen(self) -> None:
         """Let clients in on every address that is bound.
@@ -83,13 +115,12 @@ class Relay:
         """
         for listener in self._listeners:
             listener.sock.listen(sockets.BACKLOG)
-            # Of the processes that listen on a socket the kernel wakes one for a client, not all.
-            self._engine.watch(listener, EPOLLIN | EPOLLEXCLUSIVE)
+            listener.watch()
 
     def listen_also(self, name: str, sock: socket.socket) -> None:
         """Take over a socket that listens already, while others are in use."""
         self.adopt(name, sock)
-        self._engine.watch(self._listeners[-1], EPOLLIN | EPOLLEXCLUSIVE)
+        self._listeners[-1].watch()
 
     def close_listener(self, host: str, port: int) -> None:
         """Accept the clients that wait at an address, then close it. Streams that came by it live on."""
@@ -102,57 +133,66 @@ class Relay:
         while self._listeners:
             self._listeners.pop().close()
 
+    # --- tables and names ----------------------------------------------------------------------------------------
+
     def install(self, table: RouteTable) -> None:
         """Place streams that come from now on by `table`. Open ones are never touched."""
-        self._engine.install(table)
+        self.context.table = table
+        self.context.load_balancer.keep_only(table)
+
+    def endpoint_state(self, address: Address, failures: int) -> None:
+        """Leave an endpoint alone that others found failing so often; 0: it is well again."""
+        ejected = self.context.load_balancer.ejected
+        if failures:
+            ejected[address] = failures
+        else:
+            ejected.pop(address, None)
 
     async def learned(self, name: str) -> None:
         """The table has what could be learned of a name: place the streams that wait for that."""
-        await self._engine.learned(name)
+        reactor = self.context.reactor
+        rested = reactor.clock()
+        for stream in self.context.on_demand.learned(name, rested):
+            reactor.now = reactor.clock()
+            # There may be thousands. Not after each: it takes a whole round of the loop until it goes on here.
+            if reactor.now - rested > loop.CHECKPOINT_SECONDS:
+                await trio.lowlevel.checkpoint()
+                reactor.now = rested = reactor.clock()
+            run_guarded(stream, stream.on_learned)
 
     async def ask_nobody(self) -> None:
-        """Nobody can be asked to have a name learned any more: no stream waits for that from now on."""
-        await self._engine.ask_nobody()
-
-    def limit(self, limits: Limits) -> None:
-        """Use other limits for streams that come from now on."""
-        self._engine.limits = limits
+        """Nobody can be asked any more: place who waits by the table that there is, and let no other stream wait."""
+        for name in self.context.on_demand.end():
+            await self.learned(name)
 
     def relieve(self) -> None:
         """Cut silent clients if slots are short. Accepting does this too; alone it would leave it to the others."""
-        self._engine.relieve()
+        self.context.overload.relieve(self.context.breakers.counts.active)
 
-    @property
-    def table(self) -> RouteTable:
-        """The table in force."""
-        return self._engine.table
+    # --- numbers -------------------------------------------------------------------------------------------------
 
     @property
     def active(self) -> int:
         """Streams open now."""
-        return self._engine.counters.active
-
-    def ended(self) -> Counters:
-        """A copy of the totals; bytes are those of streams that have ended."""
-        return self._engine.counters.copy()
+        return self.context.counters.active
 
     def open_bytes(self) -> tuple[int, int, Carried]:
         """Bytes received and sent by the streams that are open now, and those of routed ones by destination."""
         received = sent = 0
         routed: dict[Destination, list[int]] = {}
-        for connection in self._engine.connections():
-            (got, gave), route = connection.carried, connection.route
+        for stream in self.context.streams:
+            (got, gave), hosts = stream.carried, stream.hosts
             received += got
             sent += gave
-            if route is not None and connection.relaying:
-                both = routed.setdefault((route.kind, route.destination), [0, 0])
+            if hosts is not None and stream.relaying:
+                both = routed.setdefault((hosts.route.kind, hosts.route.destination), [0, 0])
                 both[0] += got
                 both[1] += gave
         return received, sent, {key: (both[0], both[1]) for key, both in routed.items()}
 
     def counters(self) -> Counters:
         """A copy of the totals, with the bytes of the streams still open in them."""
-        counters = self.ended()
+        counters = self.context.counters.copy()
         received, sent, carried = self.open_bytes()
         counters.bytes_received += received
         counters.bytes_sent += sent
@@ -161,13 +201,39 @@ class Relay:
 
     def connections(self) -> list[OpenStream]:
         """The streams open now."""
-        return [open_stream(connection) for connection in self._engine.connections()]
+        return [stream.snapshot() for stream in self.context.streams]
+
+    # --- running and ending --------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Relay until cancelled. Then the listeners are closed and the streams still open are reset."""
+        """Relay until cancelled. Then the listeners are closed and the streams still open are ended by force."""
         try:
-            await self._engine.run()
+            await self.context.reactor.run()
         finally:
+            for stream in list(self.context.streams):
+                stream.end_by_force()
             # Who waits there is nobody's any more: nothing could come of accepting them now.
             while self._listeners:
                 self._listeners.pop().drop()
+            self._pipes.close()
+
+    async def drain(self, quiet: float, seconds: float) -> None:
+        """End streams at quiet moments until cancelled, those of Consul's servers left alone.
+
+        In the second half of the time callers that ask again and again, and so are never quiet for long, are ended
+        right behind an answer.
+
+        Args:
+            quiet: seconds without a byte that end a stream.
+            seconds: how long this may take. What is open then is for others to end.
+        """
+        clock = self.context.reactor.clock
+        hurry = clock() + seconds / 2
+        while True:
+            began = clock()
+            enough = quiet if began < hurry else min(quiet, _BEHIND_AN_ANSWER)
+            for stream in list(self.context.streams):
+                run_guarded(stream, partial(stream.drain, quiet, enough))
+            took = clock() - began
+            # Thousands of streams take milliseconds, of which the streams themselves must get most.
+            await trio.sleep(max(enough / _LOOKS, _LOOKS * took, _SHORTEST_LOOK))

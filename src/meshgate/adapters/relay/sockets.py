@@ -13,11 +13,13 @@ from ipaddress import IPv6Address, ip_address
 from os import strerror
 from socket import SocketType
 
-from meshgate.core.gateway_options import KEEPALIVE_UNSET, Keepalive
+from meshgate.core.proxy_config import KEEPALIVE_UNSET, Keepalive
 
 BACKLOG = 65535  # The kernel cuts it to net.core.somaxconn.
 UNDER_WAY = (0, errno.EINPROGRESS)
 NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE)
+# What is short of is ours, and no other address would fare better.
+OWN_FAULTS = (*NO_DESCRIPTOR, errno.ENOBUFS, errno.ENOMEM)
 _KEEPALIVE_PROBES = 4
 _RESET = struct.pack("ii", 1, 0)
 _STREAM = int(socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
@@ -44,18 +46,19 @@ def bind(host: str, port: int, keepalive: float) -> socket.socket:
 
 
 def dial(address: str, port: int, keepalive: float, chosen: Keepalive = KEEPALIVE_UNSET) -> tuple[SocketType, int]:
-    """Start to connect to a numeric address. What `chosen` says of keepalive counts before `keepalive`.
+    """Start to connect to a numeric address, with or without a zone. `chosen` counts before `keepalive`.
 
     Returns:
         The socket, and 0 or EINPROGRESS when the connection stands or is under way, else the error it failed with.
 
     Raises:
-        OSError: no socket could be had (descriptors or memory used up), or the address is not numeric.
+        OSError: no socket could be had (`OWN_FAULTS`), or the address is not numeric or its zone not an interface.
     """
-    sock = SocketType(_family(address), _STREAM)
+    target = (address, port) if "%" not in address else _with_scope(address, port)
+    sock = SocketType(_family(target[0]), _STREAM)
     try:
         _tune(sock, keepalive, chosen)
-        return sock, sock.connect_ex((address, port))
+        return sock, sock.connect_ex(target)
     except BaseException:
         sock.close()
         raise
@@ -84,11 +87,6 @@ def reset(sock: SocketType) -> None:
 def describe(error: int) -> str:
     """An errno in words."""
     return strerror(error).lower()
-
-
-def host_port(host: str, port: int) -> str:
-    """An address as users write it."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def client_key(host: str) -> str:
@@ -132,3 +130,9 @@ def _family(host: str) -> int:
             continue
         return int(family)
     raise OSError(errno.EINVAL, f"not a numeric address: {host!a}")
+
+
+def _with_scope(address: str, port: int) -> tuple[str, int, int, int]:
+    """An IPv6 address with a zone (RFC 4007 section 11) as connect() takes it without looking anything up."""
+    host, _, zone = address.partition("%")
+    return host, port, 0, int(zone) if zone.isdecimal() else socket.if_nametoindex(zone)

@@ -14,38 +14,42 @@ from typing import Final
 
 import trio
 
-from meshgate.core.changes import changed
-from meshgate.core.routes import RouteTable
+from meshgate.core.outlier_detection import Address
+from meshgate.core.routes import RouteTable, changed
 
 from .counters import Counters, Refused, StreamRecord
 from .messages import (
     SIGNALS,
     TO_WORKER,
     AddListener,
-    Ask,
-    Beat,
     Change,
+    Drain,
+    EndpointNews,
+    EndpointState,
     Learn,
     Learned,
-    Limit,
     Listen,
     LogLine,
     Quit,
     Receiver,
     RemoveListener,
+    SetLimits,
     Setup,
+    StatsReport,
+    StatsRequest,
     StopListening,
     ToWorker,
     WantRecords,
     encode,
 )
-from .relay import Relay, Share
-from .shared import SharedCounts
+from .on_demand import OnDemand
+from .relay import Relay
+from .shared_counts import SharedCounts
 
 log = logging.getLogger("meshgate.relay")
 
-BEAT_SECONDS: Final = 0.5
-_MOST_TOLD: Final = 10_000  # Refusals and records kept between two beats; what is over is counted.
+REPORT_SECONDS: Final = 0.5
+_MOST_TOLD: Final = 10_000  # Refusals and records kept between two reports; what is over is counted.
 
 
 class Worker:
@@ -55,29 +59,31 @@ class Worker:
         self.wants_records = setup.records
         counts = SharedCounts(setup.counts, setup.workers, setup.worker)
         table = RouteTable.of("", "", "default", iter(()))
-        self._relay = Relay(table, setup.limits, self, Share(setup.worker, counts), self._ask)
+        self._relay = Relay(table, setup.limits, self, setup.worker, counts, OnDemand(self._ask), self._report_endpoint)
         for name, descriptor in setup.listeners:
             self._relay.adopt(name, socket.socket(fileno=descriptor))
         self._drain_seconds = setup.drain_seconds
+        self._drain_quiet = setup.drain_quiet
+        self._draining = False
         self._channel = channel
         self._sending = trio.Lock()
         self._told = Counters()
         self._refused: list[Refused] = []
         self._ended: list[StreamRecord] = []
         self._log: list[LogLine] = []
-        self._asked: list[str] = []
-        self._question = trio.Event()
+        self._news: list[Learn | EndpointNews] = []
+        self._has_news = trio.Event()
         self._dropped = 0
 
     def on_refused(self, refused: Refused) -> None:
-        """Keep a refusal for the next beat."""
+        """Keep a refusal for the next report."""
         if len(self._refused) < _MOST_TOLD:
             self._refused.append(refused)
         else:
             self._dropped += 1
 
     def on_ended(self, record: StreamRecord) -> None:
-        """Keep the record of an ended stream for the next beat."""
+        """Keep the record of an ended stream for the next report."""
         if len(self._ended) < _MOST_TOLD:
             self._ended.append(record)
         else:
@@ -92,12 +98,16 @@ class Worker:
         """Relay and obey until the parent says so, or is gone and the streams have ended."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._relay.run)
-            nursery.start_soon(self._beat)
-            nursery.start_soon(self._put_questions)
+            nursery.start_soon(self._report)
+            nursery.start_soon(self._tell_news)
             order = await receiver.next()
             while order is not None and not isinstance(order, Quit):
                 if isinstance(order, AddListener):
                     self._add_listener(order, receiver.descriptors.popleft())
+                elif isinstance(order, Drain):
+                    if not self._draining:
+                        self._draining = True
+                        nursery.start_soon(self._relay.drain, order.quiet, order.seconds)
                 else:
                     await self._obey(order)
                 order = await receiver.next()
@@ -111,8 +121,19 @@ class Worker:
         with trio.move_on_after(self._drain_seconds):
             await self._relay.ask_nobody()
             self._relay.stop_listening()
-            while self._relay.active:  # noqa: ASYNC110 (a stream's end wakes nobody)
-                await trio.sleep(0.05)
+            async with trio.open_nursery() as nursery:
+                if not self._draining:
+                    nursery.start_soon(self._drain_late)
+                counters = self._relay.context.counters
+                while counters.active > counters.of_servers:  # noqa: ASYNC110 (a stream's end wakes nobody)
+                    await trio.sleep(0.05)
+                nursery.cancel_scope.cancel()
+
+    async def _drain_late(self) -> None:
+        """In the second half of the time that is left: nobody has told callers to go elsewhere."""
+        half = self._drain_seconds / 2
+        await trio.sleep(half)
+        await self._relay.drain(self._drain_quiet, half)
 
     def _add_listener(self, order: AddListener, descriptor: int) -> None:
         # Open streams are worth more than a listener: what takes more descriptors than there are must not end them.
@@ -132,11 +153,13 @@ class Worker:
 
     async def _obey(self, order: ToWorker) -> None:
         if isinstance(order, Change):
-            self._relay.install(changed(self._relay.table, order.table_change()))
+            self._relay.install(changed(self._relay.context.table, order.change))
         elif isinstance(order, Learned):
             await self._relay.learned(order.name)
-        elif isinstance(order, Limit):
-            self._relay.limit(order.limits)
+        elif isinstance(order, SetLimits):
+            self._relay.context.limits = order.limits
+        elif isinstance(order, EndpointState):
+            self._relay.endpoint_state((order.address, order.port), order.failures)
         elif isinstance(order, Listen):
             self._relay.listen()
         elif isinstance(order, RemoveListener):
@@ -146,31 +169,38 @@ class Worker:
         elif isinstance(order, StopListening):
             self._relay.stop_listening()
             await self._tell()
-        elif isinstance(order, Ask):
+        elif isinstance(order, StatsRequest):
             await self._tell(order)
 
-    async def _beat(self) -> None:
+    async def _report(self) -> None:
         while True:
             self._relay.relieve()
             await self._tell()
-            await trio.sleep(BEAT_SECONDS)
+            await trio.sleep(REPORT_SECONDS)
 
     def _ask(self, name: str) -> None:
-        self._asked.append(name)
-        self._question.set()
+        self._tell_soon(Learn(name))
 
-    async def _put_questions(self) -> None:
+    def _report_endpoint(self, address: Address, failed: bool) -> None:
+        self._tell_soon(EndpointNews(address[0], address[1], failed))
+
+    def _tell_soon(self, news: Learn | EndpointNews) -> None:
+        """Tell the parent at once, but not from the midst of what a stream does."""
+        self._news.append(news)
+        self._has_news.set()
+
+    async def _tell_news(self) -> None:
         while True:
-            await self._question.wait()
-            self._question = trio.Event()
-            names, self._asked = self._asked, []
+            await self._has_news.wait()
+            self._has_news = trio.Event()
+            news, self._news = self._news, []
             with trio.CancelScope(shield=True):
-                await self._send(b"".join(encode(Learn(name)) for name in names))
+                await self._send(b"".join(map(encode, news)))
 
-    async def _tell(self, question: Ask | None = None) -> None:
-        now = self._relay.ended()
+    async def _tell(self, question: StatsRequest | None = None) -> None:
+        now = self._relay.context.counters.copy()
         received, sent, carried = self._relay.open_bytes() if question is not None else (0, 0, {})
-        beat = Beat(
+        report = StatsReport(
             now.since(self._told),
             self._refused,
             self._ended,
@@ -182,7 +212,7 @@ class Worker:
             streams=self._relay.connections() if question is not None and question.streams else [],
         )
         lines, self._log = self._log, []
-        data = b"".join(map(encode, lines)) + encode(beat)
+        data = b"".join(map(encode, lines)) + encode(report)
         self._told, self._refused, self._ended, self._dropped = now, [], [], 0
         # What is taken out has to be told, and a half message would be the end of all understanding. The parent reads,
         # or is dead.

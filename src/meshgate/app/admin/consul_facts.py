@@ -14,20 +14,12 @@ from meshgate.core.catalog import in_namespace
 from meshgate.core.durations import format_duration
 from meshgate.core.explain import Explanation, Step
 from meshgate.core.reasons import Reason
-from meshgate.core.routes import Endpoint, Route, RouteKind
+from meshgate.core.routes import KINDS, Endpoint, Route, RouteKind
 from meshgate.core.sni import ServiceSni, parse
 
 _MOST_ENDPOINTS: Final = 5
 _MOST_CHECKS: Final = 3
 _MOST_OUTPUT: Final = 200
-# Kinds whose endpoints' nodes the agent can be asked for: those of this partition, and gateways of the federation.
-_ASKED: Final = frozenset((RouteKind.SERVICE, RouteKind.SUBSET, RouteKind.DATACENTER, RouteKind.PEER_EXPORT))
-_ELSEWHERE: Final = {
-    RouteKind.DATACENTER: "datacenter",
-    RouteKind.PARTITION: "partition",
-    RouteKind.PEER_IMPORT: "the peer that exports",
-}
-_WATCHES: Final = {RouteKind.SERVICE: "health", RouteKind.SUBSET: "subset", RouteKind.DATACENTER: "gateways"}
 
 
 class ConsulFacts:
@@ -77,7 +69,7 @@ class ConsulFacts:
 
     async def _why(self, route: Route, endpoint: Endpoint, datacenter: str) -> str:
         who = f"{_shown(endpoint.instance)} on {_shown(endpoint.node)}{self._since(route, endpoint)}"
-        if route.kind not in _ASKED:
+        if not KINDS[route.kind].nodes_known:
             return f"{who}: {_shown(endpoint.cause)}"
         checks = await self._checks.of(endpoint.node, endpoint.instance, datacenter=datacenter)
         if isinstance(checks, str):
@@ -105,7 +97,7 @@ class ConsulFacts:
 
 def _age_of(route: Route, states: list[WatchState]) -> list[Step]:
     """How old what is known of a route is: the age of the answers of the watches that it is made from."""
-    kind = _WATCHES.get(route.kind)
+    kind = KINDS[route.kind].watch
     found = [state for state in states if state.key.kind == kind and _is_of(state, route)]
     if not found:
         return []
@@ -132,9 +124,9 @@ def _failing(states: list[WatchState]) -> list[Step]:
 def _next(explanation: Explanation) -> list[Step]:
     """Where the answer goes on: a gateway elsewhere decides for itself."""
     route = explanation.route
-    if route is None or route.kind not in _ELSEWHERE:
+    if route is None or not KINDS[route.kind].elsewhere:
         return []
-    there = f"{_ELSEWHERE[route.kind]} {_shown(route.destination)}"
+    there = f"{KINDS[route.kind].elsewhere} {_shown(route.destination)}"
     return [Step("next", f"ask a gateway of {there}, which decides for itself: meshgate explain there")]
 
 

@@ -11,7 +11,7 @@ from meshgate.adapters.relay import Counters, Limits, OpenStream, Refused
 from meshgate.app.gateway.gateway import Gateway
 from meshgate.app.gateway.health_history import Since
 from meshgate.app.settings.settings import Settings
-from meshgate.core.listeners import BindAddress
+from meshgate.core.proxy_config import BindAddress
 from meshgate.core.routes import Endpoint, Route, RouteTable
 
 

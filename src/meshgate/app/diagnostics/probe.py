@@ -36,9 +36,9 @@ from meshgate.adapters.mesh_tls import (
     shake_hands,
 )
 from meshgate.app.diagnostics.inspection import gateways_in, healthy, refusal
-from meshgate.core.alerts import meaning_of
 from meshgate.core.health import best_address
 from meshgate.core.host_port import HostPort
+from meshgate.core.reasons import meaning_of
 from meshgate.core.sni import DEFAULT, ServiceSni
 
 LAN: Final = "lan"

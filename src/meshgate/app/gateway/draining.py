@@ -17,7 +17,10 @@ _PROGRESS_SECONDS: Final = 5.0
 
 
 async def drain_relay(relay: RelayPool, give_back: Callable[[], bool], timeout: float) -> None:
-    """Take streams for a moment longer, then no more, and wait until the last one has ended.
+    """Take streams for a moment longer, then no more, end them at quiet moments, and wait for the last one.
+
+    Streams of Consul's servers never end by themselves: they are left alone as long as there are others, and not waited
+    for.
 
     Args:
         relay: whose streams these are. What is open at the end is for its own end to cut.
@@ -25,22 +28,27 @@ async def drain_relay(relay: RelayPool, give_back: Callable[[], bool], timeout: 
         timeout: seconds that all of it may take.
     """
     log.info("draining", streams=relay.active, timeout=timeout)
-    with trio.move_on_after(timeout):
+    ends = trio.current_time() + timeout
+    with trio.move_on_at(ends):
         if give_back():
             await trio.sleep(min(PROPAGATION_SECONDS, timeout / 10))
         relay.stop_listening()
+        relay.drain(ends - trio.current_time())
         await _last_stream(relay)
     relay.stop_listening()
-    left = (await relay.counters()).active
+    counters = await relay.counters()
+    left = counters.active - counters.of_servers
     if left:
-        log.warning("drain timeout: open streams are cut", streams=left)
+        log.warning("drain timeout: open streams are cut", streams=left, of_servers=counters.of_servers)
+    elif counters.of_servers:
+        log.info("drained; streams of Consul's servers are cut", of_servers=counters.of_servers)
     else:
         log.info("drained")
 
 
 async def _last_stream(relay: RelayPool) -> None:
     told = trio.current_time()
-    while (await relay.counters()).active:
+    while (counters := await relay.counters()).active > counters.of_servers:
         await trio.sleep(0.05)
         if trio.current_time() - told >= _PROGRESS_SECONDS:
             told = trio.current_time()

@@ -39,7 +39,7 @@ from meshgate.app.logs.access_log import AccessLog
 from meshgate.app.logs.refusal_log import RefusalLog
 from meshgate.app.logs.table_log import tell_ready
 from meshgate.app.settings.settings import Settings
-from meshgate.core.catalog import Snapshot
+from meshgate.core.catalog import Locality, Snapshot
 from meshgate.core.routes import RouteTable
 
 log = structlog.get_logger(module="meshgate")
@@ -60,7 +60,14 @@ class Gateway:
         self.observer = StreamObserver(RefusalLog(log), AccessLog.open(settings.access_log))
         self.learner = Learner(self.relay_table, lambda: self.watcher)
         limits = limits_of(settings)
-        self.relay = RelayPool(settings.workers, limits, self.observer, settings.drain_timeout, self.learner.learn)
+        self.relay = RelayPool(
+            settings.workers,
+            limits,
+            self.observer,
+            settings.drain_timeout,
+            settings.drain_quiet,
+            learn=self.learner.learn,
+        )
         self.watcher: CatalogWatcher | None = None
         self.listening = False
         self.draining = False
@@ -73,7 +80,7 @@ class Gateway:
             lambda: self.watcher is not None and not self.watcher.stale,
         )
         self.registration = GatewayRegistration(settings, client, self._registry, self.relay, self._on_options)
-        self.tables = TableKeeper(settings, self.relay, notifier, self.last_known, self.registration.seen)
+        self.tables = TableKeeper(settings, self.relay, notifier, self.last_known)
         self.health = self.tables.health
         self._agent_known = trio.Event()
         self._drain = trio.Event()
@@ -234,8 +241,8 @@ class Gateway:
             if completed != self.tables.snapshot:
                 self.tables.use(completed)
 
-    def _on_options(self) -> None:
-        self.tables.renew()
+    def _on_options(self, one_host_name: bool, locality: Locality) -> None:
+        self.tables.look_from(locality, one_host_name=one_host_name)
 
     def _on_snapshot(self, snapshot: Snapshot) -> None:
         kept = self.last_known.kept

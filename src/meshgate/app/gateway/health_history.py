@@ -4,8 +4,7 @@ from dataclasses import dataclass
 
 import trio
 
-from meshgate.core.changes import TableChange
-from meshgate.core.routes import Endpoint, Route
+from meshgate.core.routes import Endpoint, Route, TableChange
 
 
 @dataclass(frozen=True, slots=True)

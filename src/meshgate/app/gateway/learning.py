@@ -6,9 +6,8 @@ from typing import Final
 import trio
 
 from meshgate.adapters.consul import CatalogWatcher
-from meshgate.app.gateway.use import service_of
-from meshgate.core.allowance import Allowance
 from meshgate.core.routes import RouteTable
+from meshgate.core.token_bucket import TokenBucket
 
 # Requests to Consul for names without a route. Whoever reaches the gateway can make them up.
 UNKNOWN_PER_SECOND: Final = 20
@@ -26,7 +25,7 @@ class Learner:
     def __init__(self, table: Callable[[], RouteTable], watcher: Callable[[], CatalogWatcher | None]) -> None:
         self._table = table
         self._watcher = watcher
-        self._unknown = Allowance(UNKNOWN_PER_SECOND, UNKNOWN_AT_ONCE)
+        self._unknown = TokenBucket(UNKNOWN_PER_SECOND, UNKNOWN_AT_ONCE)
 
     async def learn(self, name: str) -> None:
         """Return when the table in force has what Consul has of a name, or when that cannot be had.
@@ -39,8 +38,8 @@ class Learner:
         table = self._table()
         route = table.find(name)
         if route is not None:
-            if route.cold:
-                await watcher.lookup([service_of(route.kind, route.destination).lower()])
+            if route.stale:
+                await watcher.lookup([route.service.lower()], route.namespace)
             return
         said = table.own_service(name)
         if said is not None and self._unknown.take(trio.current_time()):

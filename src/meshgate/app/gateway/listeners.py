@@ -13,7 +13,7 @@ import trio
 
 from meshgate.adapters.relay.pool import RelayPool
 from meshgate.app.errors import CommandError
-from meshgate.core.listeners import BindAddress, ListenPlan
+from meshgate.core.proxy_config import BindAddress, ListenPlan
 
 log = structlog.get_logger(module="meshgate")
 

@@ -33,11 +33,8 @@ from meshgate.app.gateway.own_addresses import OwnAddressKeeper
 from meshgate.app.gateway.relay_limits import limits_of
 from meshgate.app.settings.settings import Settings
 from meshgate.app.text import printable
-from meshgate.core.catalog import NOWHERE, Snapshot
-from meshgate.core.gateway_options import NO_LIMITS, NO_OPTIONS, GatewayOptions, gateway_options
-from meshgate.core.host_names import with_one_host_name
-from meshgate.core.listeners import ListenPlan, listen_plan
-from meshgate.core.locality import measured
+from meshgate.core.catalog import NOWHERE
+from meshgate.core.proxy_config import NO_LIMITS, NO_OPTIONS, GatewayOptions, ListenPlan, gateway_options, listen_plan
 
 log = structlog.get_logger(module="meshgate")
 
@@ -52,7 +49,8 @@ class GatewayRegistration:
         client: Consul.
         registry: shared by all watches of the process.
         relay: gets the listeners and the limits.
-        on_options: called when the answer of `seen` for the same snapshot may be another one.
+        on_options: gets whether one host name of each destination is to be used, and the gateway's locality, when one
+            of them changed.
     """
 
     def __init__(
@@ -61,7 +59,7 @@ class GatewayRegistration:
         client: ConsulClient,
         registry: WatchRegistry,
         relay: RelayPool,
-        on_options: Callable[[], None],
+        on_options: Callable[[bool, Locality], None],
     ) -> None:
         self.listeners = Listeners(relay)
         self.on_registration: Callable[[OwnRegistration], None] = ignore
@@ -100,12 +98,6 @@ class GatewayRegistration:
         """Listen by the settings for want of anything better: Consul is not there to say where."""
         if not self.listeners.addresses:
             self.listeners.want(ListenPlan(listen_addresses(self._settings)))
-
-    def seen(self, snapshot: Snapshot) -> Snapshot:
-        """A snapshot as the registration wants it seen."""
-        if self._options.one_host_name:
-            snapshot = with_one_host_name(snapshot)
-        return measured(snapshot, self._locality) if self._locality.region else snapshot
 
     def problems(self) -> list[str]:
         """What keeps the gateway from doing what its registration says, a line each."""
@@ -197,7 +189,7 @@ class GatewayRegistration:
         self._options, self._locality = gateway_options(registration.config), registration.locality
         self._limit()
         if before != (self._options.one_host_name, self._locality):
-            self._on_options()
+            self._on_options(self._options.one_host_name, self._locality)
 
     def _notice(self, registration: OwnRegistration) -> None:
         if registration.kind != GATEWAY_KIND:

@@ -2,7 +2,7 @@
 
 from meshgate.adapters.relay import Limits
 from meshgate.app.settings.settings import Origin, Settings
-from meshgate.core.gateway_options import KEEPALIVE_UNSET, NO_LIMITS, NO_OPTIONS, DestinationLimits, GatewayOptions
+from meshgate.core.proxy_config import KEEPALIVE_UNSET, NO_LIMITS, NO_OPTIONS, DestinationLimits, GatewayOptions
 
 
 def limits_of(
@@ -20,6 +20,7 @@ def limits_of(
     return Limits(
         hello_timeout=settings.hello_timeout,
         connect_timeout=timeout or settings.connect_timeout,
+        per_try_timeout=settings.per_try_timeout,
         idle_timeout=settings.idle_timeout,
         keepalive=settings.keepalive,
         max_connections=settings.max_connections,

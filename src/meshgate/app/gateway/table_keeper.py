@@ -5,7 +5,6 @@ that lead back to this gateway.
 """
 
 import gc
-from collections.abc import Callable
 from typing import Final
 
 import trio
@@ -19,7 +18,7 @@ from meshgate.app.gateway.own_addresses import OwnAddressKeeper
 from meshgate.app.gateway.tenancy import export_rules
 from meshgate.app.logs.table_log import tell_table
 from meshgate.app.settings.settings import Settings
-from meshgate.core.catalog import Snapshot
+from meshgate.core.catalog import NOWHERE, Locality, Snapshot
 from meshgate.core.planner import Planner
 from meshgate.core.routes import RouteTable
 
@@ -38,7 +37,6 @@ class TableKeeper:
         relay: gets each table.
         notifier: tells systemd.
         last_known: keeps each catalog on disk.
-        seen: makes of a catalog what the registration wants to be seen of it.
     """
 
     def __init__(
@@ -47,7 +45,6 @@ class TableKeeper:
         relay: RelayPool,
         notifier: Notifier,
         last_known: LastKnown,
-        seen: Callable[[Snapshot], Snapshot],
     ) -> None:
         self.table: RouteTable | None = None
         self.snapshot: Snapshot | None = None
@@ -55,7 +52,8 @@ class TableKeeper:
         self.health = HealthHistory()
         self.names = NameKeeper(self.renew)
         self._settings = settings
-        self._seen = seen
+        self._locality = NOWHERE
+        self._one_host_name = False
         self._relay = relay
         self._notifier = notifier
         self._last_known = last_known
@@ -73,6 +71,11 @@ class TableKeeper:
         self.snapshot = snapshot
         self.renew()
 
+    def look_from(self, locality: Locality, *, one_host_name: bool) -> None:
+        """Make tables for a gateway in this place from now on, as for `plan`."""
+        self._locality, self._one_host_name = locality, one_host_name
+        self.renew()
+
     def clear(self) -> None:
         """Place no streams until there is another catalog."""
         self.snapshot = self.table = None
@@ -84,11 +87,13 @@ class TableKeeper:
         if self.snapshot is None:
             return
         table = self._planner.plan(
-            self._seen(self.snapshot),
+            self.snapshot,
             panic_threshold=self._settings.panic_threshold,
             rules=export_rules(self._settings),
             addresses=self.names.addresses,
             own=self._own_addresses.now(self._relay.addresses),
+            locality=self._locality,
+            one_host_name=self._one_host_name,
         )
         self.names.want(self._planner.host_names)
         before, self.table = self.in_force(), table

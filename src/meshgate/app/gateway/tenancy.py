@@ -2,7 +2,7 @@
 
 from meshgate.adapters.consul import AgentFacts
 from meshgate.app.settings.settings import Settings
-from meshgate.core.exports import ExportRules
+from meshgate.core.export_routes import ExportRules
 from meshgate.core.routes import RouteTable
 from meshgate.core.sni import DEFAULT, PeeredServiceSni, parse
 
@@ -33,7 +33,7 @@ def export_problems(table: RouteTable) -> list[str]:
     """Why services that are exported to peers have no route, a line each, without repetition."""
     lines = {
         reason: None
-        for name, reason in sorted(table.withheld.items())
+        for name, reason in sorted(table.unroutable.items())
         if isinstance(parse(name, trust_domain=table.trust_domain.lower()), PeeredServiceSni)
     }
     found = list(lines)

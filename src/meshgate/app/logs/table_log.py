@@ -5,9 +5,9 @@ from typing import Final
 
 import structlog
 
-from meshgate.core.changes import TableChange
-from meshgate.core.own_addresses import LEADS_BACK
-from meshgate.core.routes import Endpoint, Route, RouteTable
+from meshgate.core.addresses import LEADS_BACK
+from meshgate.core.host_port import host_port
+from meshgate.core.routes import Endpoint, Route, RouteTable, TableChange
 
 log = structlog.get_logger(module="meshgate")
 
@@ -30,7 +30,7 @@ def tell_table(before: RouteTable, after: RouteTable, change: TableChange) -> No
     pairs = [((before.suffixes if each.suffix else before.exact).get(each.name), each) for each in change.routes]
     added = sum(old is None for old, _ in pairs)
     # Whether a route is followed closely is no news.
-    changed = sum(old is not None and replace(old, cold=new.cold) != new for old, new in pairs)
+    changed = sum(old is not None and replace(old, stale=new.stale) != new for old, new in pairs)
     if added or changed or change.removed:
         log.info("routes changed", total=len(after), added=added, removed=len(change.removed), changed=changed)
     for old, route in pairs:
@@ -38,7 +38,7 @@ def tell_table(before: RouteTable, after: RouteTable, change: TableChange) -> No
             log.warning(
                 "an endpoint in Consul is this gateway itself and gets no streams, they would go in circles",
                 sni=route.sni,
-                endpoint=f"{endpoint.address}:{endpoint.port}",
+                endpoint=host_port(endpoint.address, endpoint.port),
                 node=endpoint.node,
                 instance=endpoint.instance,
             )

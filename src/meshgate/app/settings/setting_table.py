@@ -207,9 +207,16 @@ _RELAY_ROWS: Final = (
     _duration(
         "CONNECT_TIMEOUT",
         RELAY,
-        "How long connecting to an endpoint may take, unless the service's resolver says otherwise.",
+        "How long connecting may take, all attempts together, unless the service's resolver says otherwise.",
         "5s",
         setting_types.duration(0.001),
+    ),
+    _duration(
+        "PER_TRY_TIMEOUT",
+        RELAY,
+        "How long one attempt may take while another endpoint is left; 0: as long as all of them together.",
+        "1s",
+        setting_types.duration(),
     ),
     _duration(
         "IDLE_TIMEOUT",
@@ -231,6 +238,13 @@ _RELAY_ROWS: Final = (
         RELAY,
         "How long a stop waits for streams to end by themselves.",
         "30s",
+        setting_types.duration(),
+    ),
+    _duration(
+        "DRAIN_QUIET",
+        RELAY,
+        "During a stop a stream is ended when it has been quiet for so long since its endpoint's last byte.",
+        "200ms",
         setting_types.duration(),
     ),
     Setting(

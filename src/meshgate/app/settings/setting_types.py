@@ -13,7 +13,7 @@ from typing import Final
 
 from meshgate.core.durations import format_duration, parse_duration
 from meshgate.core.host_port import HostPort
-from meshgate.core.listeners import BindAddress
+from meshgate.core.proxy_config import BindAddress
 from meshgate.core.sockaddr import evaluate, is_template
 
 LOG_LEVELS: Final = ("trace", "debug", "info", "warn", "error")

@@ -23,7 +23,7 @@ from meshgate.app.errors import ConfigError
 from meshgate.app.settings.setting_table import BY_NAME, PREFIX, TABLE, Setting
 from meshgate.app.text import printable
 from meshgate.core.host_port import HostPort
-from meshgate.core.listeners import BindAddress
+from meshgate.core.proxy_config import BindAddress
 
 MASK: Final = "********"
 _ENV_FILE: Final = "MESHGATE_ENV_FILE"
@@ -91,9 +91,11 @@ class Settings:
     state_dir: Path | None
     hello_timeout: float
     connect_timeout: float
+    per_try_timeout: float
     idle_timeout: float
     keepalive: float
     drain_timeout: float
+    drain_quiet: float
     max_connections: int
     max_connections_per_client: int
     max_pending_per_endpoint: int

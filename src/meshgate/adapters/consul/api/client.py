@@ -15,7 +15,7 @@ from typing import Any, Final, Generic, Self, TypeVar
 
 from meshgate.core.catalog import SamenessGroup
 from meshgate.core.durations import format_duration
-from meshgate.core.gateway_options import NO_LIMITS, DestinationLimits
+from meshgate.core.proxy_config import NO_LIMITS, DestinationLimits
 
 from . import records
 from .address import ConsulAddress

@@ -14,12 +14,11 @@ from typing import Any, Final, Generic, TypeVar
 
 import msgspec
 
-from meshgate.core.balance import Policy
 from meshgate.core.catalog import NOWHERE, ChainTarget, Check, Instance, Locality, SamenessGroup, WanAddress
 from meshgate.core.durations import parse_duration
-from meshgate.core.gateway_options import NO_LIMITS, DestinationLimits
-from meshgate.core.listeners import BindAddress
 from meshgate.core.modes import Target
+from meshgate.core.proxy_config import NO_LIMITS, BindAddress, DestinationLimits
+from meshgate.core.routes import Policy
 from meshgate.core.sni import DEFAULT
 
 from .errors import InvalidAnswerError

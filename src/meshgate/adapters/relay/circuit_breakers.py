@@ -1,0 +1,156 @@
+"""The limits on what is open at once, and all that a stream counts for, in one ticket.
+
+    client        streams of one client, for all workers together
+    total         streams, for all workers together
+    destination   streams of one destination, for all workers together
+    waiting       those of them whose connection is dialled and does not stand yet, for all workers together
+    pending       connections to one endpoint that are dialled and do not stand yet, of this worker
+    load          streams that one endpoint carries, of this worker; no limit, but what `least_request` goes by
+
+What Consul sets for destinations (`UpstreamConfig.Defaults.Limits` in the `service-defaults` of the gateway's own name)
+Envoy keeps as circuit breakers of a cluster. As in Consul's own gateway, what peers export has none.
+
+What always holds: what a ticket was taken for is given back exactly once, whatever the limits are by then.
+"""
+
+from collections.abc import Callable, Mapping
+
+from meshgate.core.load_balancer import HostSet, counts_load
+from meshgate.core.outlier_detection import Address
+from meshgate.core.reasons import Reason
+
+from .limits import Limits
+from .shared_counts import SharedCounts
+from .sockets import client_key
+
+
+class CircuitBreakers:
+    """The counts, as one worker sees them.
+
+    Args:
+        counts: of all workers. No client's key there looks like a destination's: it is an IPv4 address or hexadecimal.
+    """
+
+    def __init__(self, counts: SharedCounts) -> None:
+        self.counts = counts
+        self.pending = 0
+        """Connections to endpoints that are dialled and do not stand yet."""
+        self._pending: dict[Address, int] = {}
+        self._loads: dict[Address, int] = {}
+
+    @property
+    def loads(self) -> Mapping[Address, int]:
+        """The streams that each endpoint carries, where the load balancer wants to know."""
+        return self._loads
+
+    def admit(self, host: str, limits: Limits, makes_room: Callable[[SharedCounts], bool]) -> "Ticket | Reason":
+        """Count a new client in, or say which limit it is over; `makes_room` is asked where slots are short."""
+        counts, most = self.counts, limits.max_connections_per_client
+        key = client_key(host) if most else ""
+        if most and counts.keyed(key) >= most:
+            return Reason.MAX_CONNECTIONS_PER_CLIENT
+        if counts.active >= limits.overload_from and not makes_room(counts):
+            return Reason.MAX_CONNECTIONS
+        if key:
+            counts.add_keyed(key, 1)
+        counts.add(1)
+        return Ticket(self, key)
+
+    def full(self, hosts: HostSet, most: int) -> tuple[int, ...]:
+        """The positions of the candidates that have `most` connections pending: they get no more for now."""
+        pending = self._pending
+        if self.pending < most:
+            return ()
+        return tuple(position for position, address in enumerate(hosts.address_of) if pending.get(address, 0) >= most)
+
+
+class Ticket:
+    """All that one stream counts for."""
+
+    __slots__ = ("_breakers", "_client", "_destination", "_load", "_pending", "_waiting")
+
+    def __init__(self, breakers: CircuitBreakers, client: str) -> None:
+        self._breakers: CircuitBreakers | None = breakers
+        self._client = client
+        self._destination = ""
+        self._waiting = ""
+        self._pending: tuple[Address, ...] = ()
+        self._load: Address | None = None
+
+    def charge(self, hosts: HostSet, limits: Limits) -> tuple[Reason, str] | None:
+        """Count the stream to its destination, where these are limited, or give what to refuse it with."""
+        streams, waiting = limits.max_connections_per_destination, limits.max_pending_per_destination
+        if not (streams or waiting) or not hosts.limited or self._breakers is None:
+            return None
+        counts, key, name = self._breakers.counts, f"to {hosts.sni}", hosts.route.destination
+        if streams and counts.keyed(key) >= streams:
+            return Reason.MAX_CONNECTIONS, f"{name} has its {streams} connections"
+        if waiting and counts.keyed(_waiting_for(hosts)) >= waiting:
+            return Reason.CONNECT_FAILED, f"{waiting} streams wait for a connection to {name} already"
+        if streams:
+            counts.add_keyed(key, 1)
+            self._destination = key
+        return None
+
+    def wait(self, hosts: HostSet, address: Address, limits: Limits) -> None:
+        """Count a connection that does not stand at once.
+
+        A stream that is tried elsewhere waits on, and is not held to the destination's limit again.
+        """
+        breakers = self._breakers
+        if breakers is None:
+            return
+        breakers.pending += 1
+        breakers._pending[address] = breakers._pending.get(address, 0) + 1  # noqa: SLF001 (two halves of one thing)
+        self._pending += (address,)
+        if limits.max_pending_per_destination and hosts.limited and not self._waiting:
+            self._waiting = _waiting_for(hosts)
+            breakers.counts.add_keyed(self._waiting, 1)
+
+    def settle(self, address: Address) -> None:
+        """Count a connection out that was awaited and stands, has failed or is given up; nothing for any other."""
+        breakers = self._breakers
+        if breakers is None or address not in self._pending:
+            return
+        breakers.pending -= 1
+        _subtract(breakers._pending, address)  # noqa: SLF001
+        kept = list(self._pending)
+        kept.remove(address)
+        self._pending = tuple(kept)
+        if not kept and self._waiting:
+            breakers.counts.add_keyed(self._waiting, -1)
+            self._waiting = ""
+
+    def carry(self, hosts: HostSet, address: Address) -> None:
+        """Count the stream among those that an endpoint carries."""
+        if counts_load(hosts.route) and self._breakers is not None:
+            loads = self._breakers._loads  # noqa: SLF001
+            loads[address] = loads.get(address, 0) + 1
+            self._load = address
+
+    def release(self) -> None:
+        """Give everything back; a second time gives nothing."""
+        breakers = self._breakers
+        if breakers is None:
+            return
+        while self._pending:
+            self.settle(self._pending[0])
+        self._breakers = None
+        counts = breakers.counts
+        counts.add(-1)
+        if self._client:
+            counts.add_keyed(self._client, -1)
+        if self._destination:
+            counts.add_keyed(self._destination, -1)
+        if self._load is not None:
+            _subtract(breakers._loads, self._load)  # noqa: SLF001
+
+
+def _subtract(counts: dict[Address, int], address: Address) -> None:
+    counts[address] -= 1
+    if not counts[address]:
+        del counts[address]
+
+
+def _waiting_for(hosts: HostSet) -> str:
+    return f"waiting for {hosts.sni}"

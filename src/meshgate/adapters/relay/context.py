@@ -1,0 +1,100 @@
+"""What all streams of one relay share, and what they are to the relay in turn."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+from meshgate.core.load_balancer import HostSet, LoadBalancer
+from meshgate.core.outlier_detection import Address
+from meshgate.core.routes import RouteTable
+
+from .circuit_breakers import CircuitBreakers
+from .counters import Counters, OpenStream, Refused, StreamRecord
+from .limits import Limits
+from .on_demand import OnDemand
+from .overload import Overload
+from .pump import Pump
+from .reactor import Reactor
+
+log = logging.getLogger("meshgate.relay")
+
+_DEFECTS_TOLD: Final = 20
+
+
+class Observer(Protocol):
+    """Who is told what happens to streams. Nothing of it may block."""
+
+    @property
+    def wants_records(self) -> bool:
+        """Whether `on_ended` is to be called."""
+
+    def on_refused(self, refused: Refused) -> None:
+        """A stream was not carried."""
+
+    def on_ended(self, record: StreamRecord) -> None:
+        """A stream has ended, a refused one too; only called with `wants_records`."""
+
+
+class OpenStreamLike(Protocol):
+    """A stream, as those see it who have many."""
+
+    relaying: bool
+    started: float
+    hosts: HostSet | None
+
+    @property
+    def silent(self) -> bool:
+        """Whether it waits for its hello, or lingers behind its alert."""
+
+    @property
+    def carried(self) -> tuple[int, int]:
+        """Bytes received from the client, and sent to it."""
+
+    def on_learned(self) -> None:
+        """What could be learned of its name is in the table, or cannot be had."""
+
+    def on_defect(self) -> None:
+        """As for `reactor.Watched`."""
+
+    def shed(self) -> None:
+        """End it at once and without a word: its place is needed."""
+
+    def drain(self, quiet: float, answered: float) -> None:
+        """End it if nothing seems to be under way: see `stream.Stream.drain`."""
+
+    def end_by_force(self) -> None:
+        """End it because the relay ends."""
+
+    def snapshot(self) -> OpenStream:
+        """What it is like now."""
+
+
+@dataclass(slots=True, eq=False)
+class Context:
+    """The parts of one relay. `report` tells the other workers that an endpoint failed (True), or is well again."""
+
+    reactor: Reactor
+    pump: Pump
+    table: RouteTable
+    limits: Limits
+    observer: Observer
+    worker: int
+    breakers: CircuitBreakers
+    load_balancer: LoadBalancer
+    on_demand: OnDemand[OpenStreamLike]
+    overload: Overload
+    report: Callable[[Address, bool], None]
+    streams: set[OpenStreamLike] = field(default_factory=set)
+    counters: Counters = field(default_factory=Counters)
+
+    def on_refused(self, refused: Refused) -> None:
+        """A stream was refused, or shed before its hello was read."""
+        self.counters.count_refused(refused.reason)
+        self.observer.on_refused(refused)
+
+    def on_defect(self) -> None:
+        """An error of ours is being handled: count it, and log it if it is not the hundredth."""
+        self.counters.internal_errors += 1
+        if self.counters.internal_errors <= _DEFECTS_TOLD:
+            log.exception("internal error in a stream, it is reset; please report this")

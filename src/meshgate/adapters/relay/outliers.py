@@ -1,0 +1,90 @@
+"""Ejected endpoints, for all workers together.
+
+What one worker meets all of them know, and a connection of the gateway's own tries an endpoint again: it is opened and
+closed, not a byte is sent.
+"""
+
+import socket
+from collections.abc import Callable
+from typing import Final
+
+import structlog
+import trio
+
+from meshgate.core.host_port import host_port
+from meshgate.core.outlier_detection import Address, OutlierDetector
+
+from . import sockets
+
+log = structlog.get_logger(module="meshgate.relay")
+
+_AT_ONCE: Final = 64
+
+
+class Outliers:
+    """Keeps what is ejected, and probes it.
+
+    Args:
+        tell: gets each endpoint that is ejected or restored, with its failures; 0 for a restored one.
+        patience: how long a probe may take, in seconds.
+    """
+
+    def __init__(self, tell: Callable[[Address, int], None], patience: Callable[[], float]) -> None:
+        self._tell = tell
+        self._patience = patience
+        self._detector = OutlierDetector()
+        self._alarm = trio.CancelScope()
+
+    @property
+    def ejected(self) -> dict[Address, int]:
+        """The endpoints that are ejected, and how often each has failed in a row."""
+        return self._detector.ejected
+
+    def failed(self, address: Address) -> None:
+        """A stream could not be connected to it."""
+        if self._detector.failed(address, trio.current_time()):
+            log.info("endpoint ejected, it gets no streams while others are left", endpoint=host_port(*address))
+            self._tell(address, 1)
+            self._alarm.deadline = min(self._alarm.deadline, self._detector.next_probe())
+
+    def stands(self, address: Address) -> None:
+        """A connection to it stands."""
+        if self._detector.succeeded(address):
+            log.info("ejected endpoint is well again", endpoint=host_port(*address))
+            self._tell(address, 0)
+
+    def keep_only(self, addresses: Callable[[], set[Address]]) -> None:
+        """Forget what gets no traffic any more."""
+        if self._detector.ejected:
+            self._detector.keep_only(addresses())
+
+    async def run(self) -> None:
+        """Probe until cancelled."""
+        limiter = trio.CapacityLimiter(_AT_ONCE)
+        async with trio.open_nursery() as nursery:
+            while True:
+                with trio.CancelScope(deadline=self._detector.next_probe()) as self._alarm:
+                    await trio.sleep_forever()
+                for address in self._detector.due(trio.current_time()):
+                    nursery.start_soon(self._probe, address, limiter)
+
+    async def _probe(self, address: Address, limiter: trio.CapacityLimiter) -> None:
+        async with limiter:
+            with trio.move_on_after(self._patience()):
+                if await _connects(address):
+                    self.stands(address)
+
+
+async def _connects(address: Address) -> bool:
+    """Whether a connection can be had; waits until that is known."""
+    try:
+        sock, error = sockets.dial(*address, keepalive=0.0)
+    except (OSError, OverflowError):
+        return False
+    try:
+        if error not in sockets.UNDER_WAY:
+            return False
+        await trio.lowlevel.wait_writable(sock.fileno())
+        return sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
+    finally:
+        sock.close()

@@ -1,0 +1,108 @@
+"""Room for clients that speak, when the slots for streams are nearly used up.
+
+A client that connects and says nothing costs its owner next to nothing and holds a slot until its time is over. So
+when few slots are left, clients that have waited long without a complete hello are cut, and those that were refused
+and linger only to read their alert. A stream that has been placed is never touched.
+
+    below `Limits.overload_from`   nobody is cut
+    above                          for each new client the one that has been silent longest, if that is GRACE_SECONDS
+    no slot left                   the same, however short it has been: a hello comes right behind its connection, so
+                                   it has been read before its client's turn comes
+
+What always holds: without overload a stream pays nothing for this, and under overload the search for whom to cut
+takes a tenth of the process's time at most.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Final, Protocol
+
+from .shared_counts import SharedCounts
+
+GRACE_SECONDS: Final = 1.0
+_REST: Final = 9  # After each search, so many times as long without one.
+_DESCRIPTORS: Final = 2  # What a stream takes.
+
+
+class Client(Protocol):
+    """A stream, as far as overload concerns it."""
+
+    @property
+    def silent(self) -> bool:
+        """Whether it waits for its hello, or lingers behind its alert."""
+
+    @property
+    def started(self) -> float:
+        """When it was accepted."""
+
+    def shed(self) -> None:
+        """End it at once and without a word: its place is needed."""
+
+
+class Overload:
+    """Finds and cuts the silent clients of one process.
+
+    Args:
+        clients: gives those that are open now.
+        clock: reads the time.
+        wanted: the number of streams from which on silent clients have to go, and the most streams.
+    """
+
+    def __init__(
+        self, clients: Callable[[], Iterable[Client]], clock: Callable[[], float], wanted: Callable[[], tuple[int, int]]
+    ) -> None:
+        self._clients = clients
+        self._clock = clock
+        self._wanted = wanted
+        self._silent: deque[Client] = deque()
+        self._next_search = float("-inf")
+
+    def makes_room(self, counts: SharedCounts) -> bool:
+        """Whether one more client may come in while there is overload; cuts another one where that takes it."""
+        _, most = self._wanted()
+        if counts.active < most:
+            self._cut(GRACE_SECONDS)
+            return True
+        return self._cut() and counts.active < most
+
+    def free_descriptors(self) -> bool:
+        """Cut clients for the descriptors of one stream; False where nobody could be cut."""
+        cut = [self._cut() for _ in range(_DESCRIPTORS)]
+        return cut[0]
+
+    def relieve(self, active: int) -> None:
+        """Cut those of the silent clients of this process that keep `active` streams above the threshold.
+
+        A process that has no silent clients itself, and so cannot make room, depends on the others to do this.
+        """
+        excess = active - self._wanted()[0]
+        if excess < 0:
+            self._silent.clear()
+        while excess >= 0 and self._cut(GRACE_SECONDS):
+            excess -= 1
+
+    def _cut(self, waited: float = 0.0) -> bool:
+        """Cut the client that has been silent longest, if it is so for `waited` seconds."""
+        client = self._longest_silent()
+        if client is None or self._clock() - client.started < waited:
+            return False
+        self._silent.popleft()
+        client.shed()
+        return True
+
+    def _longest_silent(self) -> Client | None:
+        silent = self._silent
+        while silent and not silent[0].silent:
+            silent.popleft()
+        if not silent:
+            self._search()
+        return silent[0] if silent else None
+
+    def _search(self) -> None:
+        began = self._clock()
+        if began < self._next_search:
+            return
+        found = [client for client in self._clients() if client.silent]
+        self._silent.extend(sorted(found, key=lambda each: each.started))
+        ended = self._clock()
+        self._next_search = ended + (ended - began) * _REST

@@ -1,0 +1,518 @@
+"""One stream, from its first byte to its last: a state machine that is called with events and never waits.
+
+    setup       the hello is read and an endpoint dialled (`setup` is set, see there)
+    relaying    both legs are open, or one direction of them
+    refused     an alert was sent; what the client still sends is thrown away until it closes, so that the kernel
+                does not reset the connection before the client has read the alert
+    closed
+
+What always holds: all bytes of the stream go to one endpoint of its route or nowhere. An end of stream is passed on
+after all bytes before it, and leaves the other direction alive; a reset is passed on as a reset. Events are hints: a
+stale one does no harm, because every step asks the kernel first.
+"""
+
+import os
+import socket
+import time
+from collections.abc import Callable
+from os import read
+from typing import TYPE_CHECKING, Final
+
+from meshgate.core.host_port import host_port
+from meshgate.core.proxy_config import KEEPALIVE_UNSET
+from meshgate.core.reasons import Reason, alert_record, envoy_flags
+
+from . import sockets
+from .counters import OpenStream, Refused, StreamRecord
+from .pump import AGAIN, BLOCKED, BROKEN, DESTINATION_BROKEN, DRY, EOF, READ_BYTES, SOURCE_BROKEN, Leg, Moved
+from .stream_setup import WAIT, Connected, Outcome, Pending, StreamSetup
+from .stream_setup import Refused as SetupRefused
+
+if TYPE_CHECKING:
+    from meshgate.core.load_balancer import HostSet
+    from meshgate.core.routes import Endpoint
+
+    from .circuit_breakers import Ticket
+    from .context import Context
+
+LINGER_SECONDS: Final = 1.0
+_LINGER_BYTES: Final = 1 << 18
+# A request without its answer looks like silence. Envoy gives one 15 s by default; then nobody waits for it any more.
+UNANSWERED_SECONDS: Final = 15.0
+SHORT_ANSWER_BYTES: Final = 1 << 16  # In a drain. A longer one may go on after any pause.
+HELLO_SECONDS: Final = 1.0  # In a drain, for the next byte of a hello: a lost packet takes that long.
+_SHED: Final = "no complete hello, and its place was needed"
+
+
+class Stream:
+    """A stream. Created by the listener with an accepted socket and the ticket that it was let in with; call `start`.
+
+    `abort_flag` is Envoy's letters for an end that was not in order. What a setup finds out (`server_name` and what
+    follows) is the stream's when the setup is over.
+    """
+
+    __slots__ = (
+        "_asked_at",
+        "_ticket",
+        "abort_flag",
+        "alpn",
+        "attempts",
+        "client",
+        "client_address",
+        "closed",
+        "context",
+        "endpoint",
+        "hosts",
+        "listener",
+        "reason",
+        "relaying",
+        "server_name",
+        "setup",
+        "started",
+        "tick",
+        "upstream",
+    )
+
+    server_name: str | None
+    alpn: tuple[str, ...]
+    hosts: "HostSet | None"
+    endpoint: "Endpoint | None"
+    attempts: int
+
+    def __init__(
+        self,
+        context: "Context",
+        ticket: "Ticket",
+        sock: socket.SocketType,
+        client_address: tuple[str, int],
+        listener: str,
+    ) -> None:
+        self.context = context
+        self._ticket = ticket
+        self.client = Leg(self, sock)
+        self.upstream: Leg | None = None
+        self.client_address = client_address
+        self.listener = listener
+        self.setup: StreamSetup | None = StreamSetup(self, context, ticket)
+        self.relaying = False
+        self.closed = False
+        self._asked_at = 0  # Bytes that the endpoint had sent when the client spoke last; only a drain looks at it.
+        self.tick = 0
+        self.started = context.reactor.now
+        self.hosts = None
+        self.reason: Reason | None = None
+        self.abort_flag = ""
+        context.streams.add(self)
+
+    @property
+    def carried(self) -> tuple[int, int]:
+        """Bytes received from the client, and sent to it."""
+        return self.client.received, self.upstream.received if self.upstream is not None else 0
+
+    @property
+    def silent(self) -> bool:
+        """Whether it waits for its hello, or lingers behind its alert."""
+        return not (self.relaying or self.closed) if self.setup is None else not self.setup.connecting
+
+    # --- events --------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin with what has come already; often the whole hello."""
+        self._read_hello()
+        if self.closed:
+            return
+        if self.setup is not None and not self.setup.connecting:
+            self.context.reactor.arm(self, self.context.limits.hello_timeout)
+        self.client.watch()
+
+    def on_early_event(self, leg: Leg, events: int) -> None:
+        """An event while the stream is not relaying."""
+        setup = self.setup
+        if setup is None:
+            if not self.closed:
+                self._discard()
+        elif leg is not self.client:
+            self._follow(setup.on_leg(leg))
+        elif not setup.connecting:
+            self._read_hello()
+        elif events & BROKEN:
+            self._close_if_gone()
+
+    def on_learned(self) -> None:
+        """What could be learned of its name is in the table, or cannot be had: it is placed by what there is."""
+        if self.setup is not None:
+            self._follow(self.setup.on_learned())
+
+    def on_deadline(self) -> None:
+        """The time of the setup, of the linger or of the idle timeout has passed."""
+        if self.setup is not None:
+            self._follow(self.setup.on_deadline())
+        elif self.relaying:
+            self._check_idle()
+        else:
+            self.close()
+
+    def on_defect(self) -> None:
+        """An error of ours in a step of this stream ends it and no other."""
+        self.context.on_defect()
+        if not self.closed:
+            self.abort()
+
+    # --- setup ---------------------------------------------------------------------------------------------------
+
+    def dial(self, endpoint: "Endpoint", hosts: "HostSet") -> tuple[Leg, int]:
+        """Begin to connect to an endpoint; see `stream_setup.Owner`."""
+        limits = self.context.limits
+        chosen = limits.remote_keepalive if hosts.to_gateways else KEEPALIVE_UNSET
+        sock, error = sockets.dial(endpoint.address, endpoint.port, limits.keepalive, chosen)
+        leg = Leg(self, sock)
+        leg.readable = False  # An event will say so; one that comes with the connection must not be forgotten.
+        return leg, error
+
+    def _read_hello(self) -> None:
+        setup, client = self.setup, self.client
+        while setup is not None and not setup.connecting:
+            try:
+                data = read(client.descriptor, READ_BYTES)
+            except BlockingIOError:
+                client.readable = False
+                return
+            except OSError:
+                self.close()
+                return
+            if data:
+                client.received += len(data)
+                if len(data) < READ_BYTES and not client.hung_up:
+                    client.readable = False  # As in the pump: a short read has emptied the socket.
+                self._follow(setup.received(data))
+            else:
+                self._follow(setup.client_left())
+            if not client.readable:
+                return
+            setup = self.setup
+
+    def _follow(self, outcome: Outcome) -> None:
+        """Do what has come of a step of the setup."""
+        if isinstance(outcome, Connected):
+            self._relay(outcome)
+        elif isinstance(outcome, Pending):
+            if outcome is not WAIT and outcome.seconds is not None:
+                self.context.reactor.arm(self, outcome.seconds)
+            # A reset that was told before the hello was read is not told again.
+            if self.client.hung_up and self.setup is not None and self.setup.connecting:
+                self._close_if_gone()
+        elif isinstance(outcome, SetupRefused):
+            self.refuse(outcome.reason, outcome.detail)
+        else:
+            self.close()
+
+    def _close_if_gone(self) -> None:
+        """End the stream if its client has reset it: nobody waits for the endpoint any more."""
+        # The socket is asked, because the event may be left from a stream that had the same descriptor and ended in the
+        # same batch.
+        if self.client.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            self.close()
+
+    def _leave_setup(self) -> None:
+        """Take over what the setup has found out, and let go of it."""
+        setup = self.setup
+        if setup is not None:
+            setup.give_up()
+            self.setup = None
+            self.server_name, self.alpn, self.attempts = setup.server_name, setup.alpn, setup.attempts
+            self.hosts, self.endpoint = setup.hosts, setup.endpoint
+
+    # --- relaying ------------------------------------------------------------------------------------------------
+
+    def _relay(self, connected: Connected) -> None:
+        """The hello has gone to the endpoint: from now on bytes only move."""
+        context, client, upstream = self.context, self.client, connected.leg
+        self._leave_setup()
+        hosts, endpoint = self.hosts, self.endpoint
+        assert hosts is not None
+        assert endpoint is not None
+        self._ticket.carry(hosts, (endpoint.address, endpoint.port))
+        self.upstream = upstream
+        client.other, upstream.other = upstream, client
+        if connected.rest:
+            context.pump.hold(upstream, connected.rest)
+            upstream.watch_writable()
+        elif not upstream.reports_writable:
+            upstream.watch()
+        self.relaying = True
+        # The hello was the last to move, so it is the client that waits for an answer.
+        client.touched = upstream.touched = context.reactor.now
+        context.counters.count_routed(hosts.route.kind, hosts.route.destination)
+        context.counters.of_servers += hosts.of_servers
+        self._arm_idle()
+        # The client may have sent more behind its hello, or closed its side, while nobody looked.
+        self.forward(client)
+        if upstream.readable and not self.closed:
+            self.forward(upstream)  # It spoke first, or hung up, before its connection was noticed to stand.
+
+    def _touched(self) -> float:
+        upstream = self.upstream
+        return self.client.touched if upstream is None else max(self.client.touched, upstream.touched)
+
+    def forward(self, source: Leg) -> None:
+        """Move what a leg has to the other one, as far as the budget and the other one allow."""
+        destination = source.other
+        if (
+            not self.relaying
+            or not source.readable
+            or source.eof
+            or destination.held is not None
+            or destination.pipe is not None
+        ):
+            return
+        self.on_moved(source, self.context.pump.move(source, destination))
+
+    def on_moved(self, source: Leg, moved: Moved) -> None:
+        """A turn has ended: see to it that the next one comes, or to what has ended with it."""
+        destination = source.other
+        if moved is DRY:
+            source.readable = False
+        elif moved is AGAIN:
+            self.context.reactor.promise_turn(source)
+        elif moved is BLOCKED:
+            destination.watch_writable()
+        elif moved is EOF:
+            self._end_of(source)
+        elif moved is SOURCE_BROKEN:
+            self._abort_by(source)
+        elif moved is DESTINATION_BROKEN:
+            self._broken(destination)
+
+    def resume(self, leg: Leg) -> None:
+        """A leg that blocked takes bytes again: write what is held back, then go on reading for it."""
+        done = self.context.pump.flush(leg)
+        if done is None:
+            self._broken(leg)
+        elif done:
+            self.forward(leg.other)
+
+    def _end_of(self, source: Leg) -> None:
+        """All of a leg's bytes are in the other's socket: pass the end on, and let the other direction live."""
+        source.eof = True
+        source.readable = False
+        destination = source.other
+        if destination.eof:
+            self.close()  # That passes the end on as well.
+            return
+        try:
+            destination.sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            self._broken(destination)
+
+    def _broken(self, leg: Leg) -> None:
+        """A leg takes no more bytes: its peer reset it. What the peer sent before that is still to be delivered."""
+        self.context.pump.release(leg)
+        if not leg.eof and leg.other.held is None and leg.other.pipe is None:
+            while self.context.pump.move(leg, leg.other) is AGAIN:
+                pass
+        self._abort_by(leg)
+
+    def _abort_by(self, leg: Leg) -> None:
+        """A leg's peer has reset it; in Envoy's letters, downstream or upstream connection termination."""
+        self.abort_flag = "DC" if leg is self.client else "UC"
+        self.abort()
+
+    def _arm_idle(self) -> None:
+        timeout, reactor = self.context.limits.idle_timeout, self.context.reactor
+        if timeout > 0:
+            reactor.arm(self, self._touched() + timeout - reactor.now)
+        else:
+            reactor.disarm(self)
+
+    def _check_idle(self) -> None:
+        # The deadline is not moved with every byte, only looked at again when it comes.
+        if 0 < self.context.limits.idle_timeout <= self.context.reactor.now - self._touched():
+            self.context.counters.idle_timeouts += 1
+            self.abort_flag = "SI"
+            self.close()
+        else:
+            self._arm_idle()
+
+    # --- endings -------------------------------------------------------------------------------------------------
+
+    def refuse(self, reason: Reason, detail: str) -> None:
+        """End a stream that has reached no endpoint: the alert of the reason, then a close that lets it arrive."""
+        context = self.context
+        self._leave_setup()
+        self.reason = reason
+        if self.hosts is not None:
+            context.counters.count_failed(self.hosts.route.kind, self.hosts.route.destination, reason)
+        context.on_refused(Refused(self.client_address[0], self.server_name, reason, detail, self.attempts))
+        try:
+            self.client.sock.send(alert_record(reason))
+            self.client.sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            self.close()
+            return
+        context.reactor.arm(self, LINGER_SECONDS)
+        self._discard()
+
+    def shed(self) -> None:
+        """End it at once and without a word: its place is needed."""
+        if self.setup is None:
+            self.close()
+            return
+        self.reason = Reason.HELLO_TIMEOUT
+        self.context.on_refused(Refused(self.client_address[0], None, self.reason, _SHED))
+        self.abort()
+
+    def drain(self, quiet: float, answered: float) -> None:
+        """End it if nothing seems to be under way; to be called again and again.
+
+        Whose hello does not come is refused. Streams of Consul's servers are left alone.
+
+        Args:
+            quiet: seconds without a byte that end a stream whose endpoint spoke last.
+            answered: the same for one whose endpoint has given a short answer to what the client said last.
+        """
+        now, client, upstream = self.context.reactor.clock(), self.client, self.upstream
+        if self.setup is not None:
+            if not self.setup.connecting and now - client.touched >= max(quiet, HELLO_SECONDS):
+                self._refuse_to_begin()
+            return
+        if upstream is None or not self.relaying or (self.hosts is not None and self.hosts.of_servers):
+            return
+        if client.touched >= upstream.touched:
+            self._asked_at = upstream.received
+            wait = max(quiet, UNANSWERED_SECONDS)
+        else:
+            # Where nobody looked between question and answer the answer seems longer than it was, and that is safe.
+            wait = answered if upstream.received - self._asked_at <= SHORT_ANSWER_BYTES else quiet
+        if now - self._touched() >= wait and _is_empty(client, upstream):
+            self.close()
+
+    def end_by_force(self) -> None:
+        """End it because the relay ends: one without an endpoint is told so, the others are reset."""
+        if self.setup is not None:
+            self._refuse_to_begin()
+            self.close()
+        self.abort()
+
+    def _refuse_to_begin(self) -> None:
+        if self.client.received:
+            self.refuse(Reason.DRAINING, "this gateway is stopping")
+        else:
+            self.close()
+
+    def _discard(self) -> None:
+        discarded = 0
+        while not self.closed:
+            try:
+                count = len(os.read(self.client.descriptor, READ_BYTES))
+            except BlockingIOError:
+                return
+            except OSError:
+                count = 0
+            discarded += count
+            if not count or discarded > _LINGER_BYTES:
+                self.close()
+
+    def abort(self) -> None:
+        """End the stream with a reset on both legs."""
+        self._end(Leg.reset)
+
+    def close(self) -> None:
+        """End the stream in order."""
+        self._end(Leg.close)
+
+    def _end(self, shut: Callable[[Leg], None]) -> None:
+        if self.closed:
+            return
+        context = self.context
+        counters = context.counters
+        self._leave_setup()
+        received, sent = self.carried
+        if self.relaying and self.hosts is not None:
+            destination = (self.hosts.route.kind, self.hosts.route.destination)
+            counters.count_ended(destination, context.reactor.clock() - self.started, (received, sent), self.abort_flag)
+            counters.of_servers -= self.hosts.of_servers
+        self.closed = True
+        self.relaying = False
+        context.reactor.disarm(self)
+        for leg in (self.client, self.upstream):
+            if leg is not None:
+                context.reactor.forget(leg)
+                context.pump.release(leg)
+                shut(leg)
+        self._ticket.release()
+        context.streams.discard(self)
+        counters.active -= 1
+        counters.bytes_received += received
+        counters.bytes_sent += sent
+        # A connection that closed without a byte is a health check, not a stream.
+        if context.observer.wants_records and (received or self.reason is not None):
+            context.observer.on_ended(self._record())
+
+    # --- as others see it ----------------------------------------------------------------------------------------
+
+    def snapshot(self) -> OpenStream:
+        """The stream as it is now."""
+        about = self if self.setup is None else self.setup
+        if self.setup is not None:
+            state = "connecting" if self.setup.connecting else "hello"
+        else:
+            state = "relaying" if self.relaying else "refused"
+        received, sent = self.carried
+        return OpenStream(
+            id=id(self),
+            client=host_port(*self.client_address),
+            sni=about.server_name,
+            route=_route(about.hosts),
+            endpoint=_where(about.endpoint),
+            state=state,
+            age=self.context.reactor.clock() - self.started,
+            bytes_received=received,
+            bytes_sent=sent,
+            worker=self.context.worker,
+        )
+
+    def _record(self) -> StreamRecord:
+        """The stream as the access log tells it, when it has just ended."""
+        reason, duration = self.reason, self.context.reactor.clock() - self.started
+        received, sent = self.carried
+        return StreamRecord(
+            started=time.time() - duration,
+            duration=duration,
+            client=host_port(*self.client_address),
+            listener=self.listener,
+            sni=self.server_name,
+            alpn=self.alpn,
+            route=_route(self.hosts),
+            kind=self.hosts.route.kind.value if self.hosts is not None else None,
+            endpoint=_where(self.endpoint),
+            attempts=self.attempts,
+            bytes_received=received,
+            bytes_sent=sent,
+            reason=reason.value if reason is not None else None,
+            flags=envoy_flags(reason) if reason is not None else self.abort_flag,
+            worker=self.context.worker,
+        )
+
+
+def _route(hosts: "HostSet | None") -> str | None:
+    return None if hosts is None else hosts.sni
+
+
+def _where(endpoint: "Endpoint | None") -> str | None:
+    return None if endpoint is None else host_port(endpoint.address, endpoint.port)
+
+
+def _is_empty(*legs: Leg) -> bool:
+    """Whether nothing is on its way through the relay: nothing held back, nothing in the kernel that was not read."""
+    for leg in legs:
+        if leg.held is not None or leg.pipe is not None:
+            return False
+        try:
+            leg.sock.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            continue
+        except OSError:
+            return False  # A reset, which its own event will pass on.
+        if not leg.eof:
+            return False
+    return True

@@ -1,0 +1,348 @@
+"""The beginning of a stream: its hello is read, its route found, an endpoint dialled.
+
+A machine in the manner of h11: it is told what came to pass, and each call returns what came of it, an `Outcome`. What
+is written, refused or ended is for the stream to do.
+
+What always holds: a route is looked up once, by the name in the hello, and only endpoints of that route are dialled.
+Another endpoint is tried only while no byte has gone to one. The hello is kept until then, at most as long as the
+limits allow; what the client sends behind it waits in the kernel.
+
+How long it takes: `connect_timeout` is for all attempts together. While another endpoint is left that does not fail
+already, an attempt gets `per_try_timeout`, or half of the time that is left if that is less. An address of a host name
+with both families gets a rival of the other family beside it after RACE_SECONDS (RFC 8305 section 5, "Connection
+Attempt Delay").
+"""
+
+from typing import Final, NamedTuple, Protocol
+
+from meshgate.core.hello import Hello, HelloParser, Refusal, parse_hello
+from meshgate.core.host_port import host_port
+from meshgate.core.load_balancer import HostSet
+from meshgate.core.reasons import Reason
+from meshgate.core.routes import Endpoint, Route
+
+from . import sockets
+from .circuit_breakers import Ticket
+from .context import Context, OpenStreamLike
+from .pump import Leg
+
+MAX_ATTEMPTS: Final = 5
+RACE_SECONDS: Final = 0.25
+_NEVER: Final = float("inf")
+
+
+class Pending(NamedTuple):
+    """Nothing to do but wait; call `on_deadline` in so many seconds, None: when it was to be called anyway."""
+
+    seconds: float | None
+
+
+class Refused(NamedTuple):
+    """The stream reaches no endpoint."""
+
+    reason: Reason
+    detail: str
+
+
+class Connected(NamedTuple):
+    """A connection stands and took `sent` bytes of the hello; the rest is to follow in order."""
+
+    leg: Leg
+    rest: bytes
+
+
+class Gone(NamedTuple):
+    """The client has left without a word, as a health check does."""
+
+
+Outcome = Pending | Refused | Connected | Gone
+
+WAIT: Final = Pending(None)
+GONE: Final = Gone()
+
+
+class Owner(OpenStreamLike, Protocol):
+    """The stream that is set up."""
+
+    def dial(self, endpoint: Endpoint, hosts: HostSet) -> tuple[Leg, int]:
+        """Begin to connect to an endpoint: the leg, and the errno as `sockets.dial` gives it.
+
+        Raises:
+            OSError: as `sockets.dial`.
+        """
+
+
+class _Attempt(NamedTuple):
+    """A connection that is dialled and does not stand yet."""
+
+    leg: Leg
+    position: int
+    begun: float
+
+
+class StreamSetup:
+    """Brings a stream from its first byte to its endpoint.
+
+    `connecting` is False while the hello is read, and True from then on. `endpoint` is the one that was tried last.
+
+    Args:
+        owner: the stream, which dials.
+        context: of all streams.
+        ticket: counts what is awaited.
+    """
+
+    __slots__ = (
+        "_attempts",
+        "_begun",
+        "_context",
+        "_ends",
+        "_hello",
+        "_learning",
+        "_owner",
+        "_parser",
+        "_race_at",
+        "_ticket",
+        "_tried",
+        "alpn",
+        "attempts",
+        "connecting",
+        "endpoint",
+        "hosts",
+        "server_name",
+    )
+
+    def __init__(self, owner: Owner, context: Context, ticket: Ticket) -> None:
+        self.connecting = False
+        self.server_name: str | None = None
+        self.alpn: tuple[str, ...] = ()
+        self.hosts: HostSet | None = None
+        self.endpoint: Endpoint | None = None
+        self.attempts = 0
+        self._owner = owner
+        self._context = context
+        self._ticket = ticket
+        self._hello: bytearray | bytes = b""
+        self._parser: HelloParser | None = None
+        self._learning = ""  # The name for which it waits.
+        self._attempts: tuple[_Attempt, ...] = ()
+        self._tried: tuple[int, ...] = ()
+        self._race_at = _NEVER
+        self._begun = self._ends = 0.0
+
+    # --- what comes to pass --------------------------------------------------------------------------------------
+
+    def received(self, data: bytes) -> Outcome:
+        """The client has sent the first bytes of its hello, or more of it."""
+        most = self._context.limits.max_hello_bytes
+        if self._parser is None:
+            verdict = parse_hello(data, most)
+            self._hello = data
+            if verdict is None:
+                self._parser = HelloParser(most)
+                self._parser.feed(data)
+                self._hello = self._parser.stream
+        else:
+            verdict = self._parser.feed(data)
+        if verdict is None:
+            return WAIT
+        if isinstance(verdict, Refusal):
+            return Refused(verdict.reason, verdict.detail)
+        self._parser = None
+        return self._on_hello(verdict)
+
+    def client_left(self) -> Outcome:
+        """The client has closed its side before its hello was complete."""
+        # A connection that closes without a byte is a health check (Consul's own TCP check, a load balancer's).
+        return Refused(Reason.HELLO_MALFORMED, "the client closed inside its hello") if self._hello else GONE
+
+    def on_learned(self) -> Outcome:
+        """What could be learned of the name is in the table, or cannot be had: it is placed by what there is."""
+        name = self._leave()
+        return self._place(self._context.table.find(name)) if name else WAIT
+
+    def on_leg(self, leg: Leg) -> Outcome:
+        """Something has happened on the socket of a connection that is dialled."""
+        for attempt in self._attempts:
+            if attempt.leg is leg:
+                break
+        else:
+            return WAIT
+        try:
+            sent = leg.send(self._hello)
+        except BlockingIOError:
+            return WAIT
+        except OSError as failure:
+            self._drop(attempt, failed=True)
+            detail = self._told(attempt.position, sockets.describe(failure.errno or 0))
+            # Where a rival is under way it may still make it.
+            return self._await() if self._attempts else self._attempt(Reason.CONNECT_FAILED, detail)
+        self._attempts = tuple(each for each in self._attempts if each is not attempt)
+        return self._stands(attempt, sent)
+
+    def on_deadline(self) -> Outcome:
+        """The time for the hello, for learning of its name, for a rival or for a connection attempt, is over."""
+        if self._learning:
+            return self.on_learned()
+        if not self.connecting:
+            timeout = self._context.limits.hello_timeout
+            return Refused(Reason.HELLO_TIMEOUT, f"no complete hello within {timeout:g} s")
+        if self._context.reactor.now >= self._race_at:
+            return self._race()
+        detail = "timed out"
+        for attempt in self._attempts:
+            detail = self._told(attempt.position, "timed out")
+            self._drop(attempt, failed=True)
+        return self._attempt(Reason.CONNECT_TIMEOUT, detail)
+
+    def give_up(self) -> None:
+        """The stream ends, or goes on without this: let go of what is awaited."""
+        self._leave()
+        for attempt in self._attempts:
+            self._drop(attempt, failed=False)
+
+    # --- placing and dialling ------------------------------------------------------------------------------------
+
+    def _on_hello(self, hello: Hello) -> Outcome:
+        context, name = self._context, hello.server_name
+        self.server_name, self.alpn = name, hello.alpn
+        if name is None:
+            return Refused(Reason.NO_SNI, "the hello names no server")
+        route = context.table.find(name)
+        now = context.reactor.now
+        if (route is None or route.stale) and context.on_demand.wants(name, route, context.table, now):
+            self.connecting = True
+            self._learning = name
+            context.counters.learned += 1
+            context.on_demand.wait(self._owner, name, now)
+            return Pending(context.on_demand.patience)
+        return self._place(route)
+
+    def _leave(self) -> str:
+        """Wait no longer for a name; the one that was waited for, "" where none was."""
+        name, self._learning = self._learning, ""
+        if name:
+            self._context.on_demand.leave(self._owner, name)
+        return name
+
+    def _place(self, route: Route | None) -> Outcome:
+        context = self._context
+        if route is None:
+            return Refused(Reason.UNKNOWN_SNI, "no route for this name")
+        hosts = self.hosts = context.load_balancer.hosts(route)
+        full = self._ticket.charge(hosts, context.limits)
+        if full is not None:
+            return Refused(*full)
+        self.connecting = True
+        self._ends = context.reactor.now + (route.connect_timeout or context.limits.connect_timeout)
+        return self._attempt(Reason.NO_HEALTHY_ENDPOINT, f"none of {len(route.endpoints)} endpoints is healthy")
+
+    def _attempt(self, failure: Reason, detail: str) -> Outcome:
+        """Dial the next endpoint, and the next; refuse with `failure` when none, or no time, is left."""
+        context, hosts = self._context, self._placed
+        most = context.limits.max_pending_per_endpoint
+        while True:
+            tried = self._tried
+            if most and (full := context.breakers.full(hosts, most)):
+                tried += full
+                if self.attempts == 0:
+                    failure = Reason.CONNECT_FAILED
+                    detail = f"{most} connections that do not stand yet are under way there"
+            allowed = self.attempts < MAX_ATTEMPTS and (not self.attempts or context.reactor.now < self._ends)
+            position = context.load_balancer.next(hosts, tried) if allowed else None
+            if position is None:
+                return Refused(failure, detail)
+            self._begun = context.reactor.now
+            self._race_at = _NEVER
+            if hosts.names and context.load_balancer.rival(hosts, position, (*tried, position)) is not None:
+                self._race_at = self._begun + RACE_SECONDS
+            outcome = self._dial(position)
+            if isinstance(outcome, str):
+                failure, detail = Reason.CONNECT_FAILED, outcome
+                continue
+            return self._await() if outcome is WAIT else outcome
+
+    def _race(self) -> Outcome:
+        """Dial an address of the other family beside the one that does not answer."""
+        hosts, self._race_at = self._placed, _NEVER
+        balancer, (attempt, *_) = self._context.load_balancer, self._attempts
+        rival = balancer.rival(hosts, attempt.position, self._tried) if self.attempts < MAX_ATTEMPTS else None
+        outcome = self._dial(rival) if rival is not None else WAIT
+        return outcome if isinstance(outcome, Connected | Refused) else self._await()
+
+    def _await(self) -> Outcome:
+        """Wait for the connections that are under way, as long as the ones that are left allow it."""
+        context, now = self._context, self._context.reactor.now
+        until = self._ends
+        each = context.limits.per_try_timeout
+        if each and self.attempts < MAX_ATTEMPTS and context.load_balancer.has_another(self._placed, self._tried):
+            # Where all attempts together get little, the first must not take all of it.
+            until = min(until, self._begun + each, (self._begun + until) / 2)
+        return Pending(max(0.0, min(until, self._race_at) - now))
+
+    def _dial(self, position: int) -> Outcome | str:
+        """Begin an attempt: `Connected` where it stands at once, WAIT where it is under way, why it failed in words."""
+        context, hosts = self._context, self._placed
+        endpoint = self.endpoint = hosts.candidates[position]
+        self.attempts += 1
+        self._tried += (position,)
+        begun = context.reactor.clock()
+        while True:
+            try:
+                leg, error = self._owner.dial(endpoint, hosts)
+                break
+            except (OSError, OverflowError) as failure:
+                number = failure.errno if isinstance(failure, OSError) else 0
+                if number in sockets.NO_DESCRIPTOR and context.overload.free_descriptors():
+                    continue
+                if number in sockets.OWN_FAULTS:
+                    # No socket could be had: the fault is ours, and no other endpoint would fare better.
+                    return Refused(Reason.CONNECT_FAILED, str(failure))
+                self._note_failure(position)
+                return self._told(position, str(failure))
+        attempt = _Attempt(leg, position, begun)
+        if error not in sockets.UNDER_WAY:
+            self._drop(attempt, failed=True)
+            return self._told(position, sockets.describe(error))
+        try:
+            return self._stands(attempt, leg.send(self._hello))
+        except BlockingIOError:
+            self._attempts += (attempt,)
+            self._ticket.wait(hosts, hosts.address_of[position], context.limits)
+            leg.watch_writable()
+            return WAIT
+        except OSError as failure:
+            self._drop(attempt, failed=True)
+            return self._told(position, sockets.describe(failure.errno or 0))
+
+    def _stands(self, attempt: _Attempt, sent: int) -> Connected:
+        """A byte of the hello is taken, so the endpoint is settled."""
+        context, hosts, position = self._context, self._placed, attempt.position
+        self.endpoint = hosts.candidates[position]
+        context.counters.count_connect(context.reactor.clock() - attempt.begun)
+        if context.load_balancer.stood(hosts, position):
+            context.report(hosts.address_of[position], False)
+        self._ticket.settle(hosts.address_of[position])
+        return Connected(attempt.leg, bytes(self._hello[sent:]) if sent < len(self._hello) else b"")
+
+    def _drop(self, attempt: _Attempt, *, failed: bool) -> None:
+        """Close a connection that is not wanted any more."""
+        context, hosts = self._context, self._placed
+        self._attempts = tuple(each for each in self._attempts if each is not attempt)
+        self._ticket.settle(hosts.address_of[attempt.position])
+        context.reactor.forget(attempt.leg)
+        attempt.leg.close()
+        if failed:
+            self._note_failure(attempt.position)
+
+    def _note_failure(self, position: int) -> None:
+        address = self._placed.address_of[position]
+        self._context.load_balancer.failed(address)
+        self._context.report(address, True)
+
+    def _told(self, position: int, detail: str) -> str:
+        return f"{host_port(*self._placed.address_of[position])} {detail}, attempt {self.attempts}"
+
+    @property
+    def _placed(self) -> HostSet:
+        assert self.hosts is not None
+        return self.hosts

@@ -1,0 +1,128 @@
+"""From instances in the catalog to endpoints that can be dialled: what all makers of routes stand on.
+
+Which of an instance's addresses counts, and whether it is healthy, is said in `health`; here host names become the
+addresses that they stand for, and what leads back to this gateway is taken out.
+
+How far gateways elsewhere are is known where Consul knows the region and the zone of both sides. Consul's own gateway
+does not look at localities; its sidecars do (Enterprise), in these steps: the same zone, the same region, anywhere.
+Where this gateway's own region is not known, everything is equally far.
+
+Consul's own gateway uses one host name of a datacenter's gateways and drops their IP addresses beside it, unless
+`envoy_dns_discovery_type` is `STRICT_DNS` (`agent/xds/clusters.go`). This one uses all of both, and keeps to one name
+only where `LOGICAL_DNS` is set in so many words; addresses that are numeric stay.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from operator import attrgetter
+from types import MappingProxyType
+
+from .addresses import LEADS_BACK, PORTS, UNKNOWN, OwnAddresses, is_numeric
+from .catalog import NOWHERE, Instance, Locality
+from .health import assess, best_address
+from .routes import Endpoint
+from .sni import DEFAULT
+
+Addresses = Mapping[str, tuple[str, ...]]
+Hosts = tuple[tuple[str, tuple[str, ...]], ...]
+"""Host names, and what they stood for when routes were made."""
+
+NO_ADDRESSES: Addresses = MappingProxyType({})
+_ORDER = attrgetter("address", "port", "node", "instance")
+
+
+@dataclass(frozen=True, slots=True)
+class Viewpoint:
+    """Whose endpoints these are: the gateway that dials them.
+
+    Attributes:
+        datacenter, partition: where it is.
+        panic_threshold: percent of healthy endpoints under which all are tried, 0 for never.
+        own: addresses that lead back to it.
+        locality: its region and zone.
+        one_host_name: of several host names that a destination's gateways have, only one is to be used.
+    """
+
+    datacenter: str
+    partition: str = DEFAULT
+    panic_threshold: int = 0
+    own: OwnAddresses = UNKNOWN
+    locality: Locality = NOWHERE
+    one_host_name: bool = False
+
+
+class EndpointMaker:
+    """Makes endpoints in a stable order, so that equal catalogs make equal tables.
+
+    Args:
+        view: who dials them.
+        addresses: what the host names in the catalog stand for. Every address of a name is an endpoint of its own; a
+            name that is missing here makes an endpoint that is not healthy.
+    """
+
+    def __init__(self, view: Viewpoint, addresses: Addresses) -> None:
+        self.view = view
+        self._addresses = addresses
+        self._hosts: dict[str, tuple[str, ...]] = {}
+
+    def hosts(self) -> Hosts:
+        """The host names that were met since this was asked last, and what they stand for."""
+        hosts = tuple(self._hosts.items())
+        self._hosts.clear()
+        return hosts
+
+    def of_services(self, instances: Iterable[Instance], *, only_passing: bool = False) -> tuple[Endpoint, ...]:
+        """Those of instances that are meant themselves; `only_passing`: any check that does not pass makes them ill."""
+        return self._sorted(
+            endpoint for instance in instances for endpoint in self._endpoints(instance, only_passing=only_passing)
+        )
+
+    def of_gateways(self, gateways: Iterable[Instance], *, one_name: bool = True) -> tuple[Endpoint, ...]:
+        """Those of gateways elsewhere, with their distance; `one_name`: the choice of one host name concerns them."""
+        here = self.view.locality
+        chosen = _with_one_name(gateways) if one_name and self.view.one_host_name else gateways
+        return self._sorted(
+            endpoint
+            for gateway in chosen
+            for endpoint in self._endpoints(gateway, distance(here, gateway.locality) if here.region else 0)
+        )
+
+    def _sorted(self, endpoints: Iterable[Endpoint]) -> tuple[Endpoint, ...]:
+        return tuple(sorted(endpoints, key=_ORDER))
+
+    def _endpoints(self, instance: Instance, far: int = 0, *, only_passing: bool = False) -> Iterator[Endpoint]:
+        view = self.view
+        elsewhere = (instance.datacenter, instance.partition) != (view.datacenter, view.partition)
+        address, port = best_address(instance, wan=elsewhere)
+        verdict = assess(instance, only_passing=only_passing)
+        where = (instance.node, instance.id)
+        if not 0 < port < PORTS:
+            yield Endpoint(address, port, False, verdict.weight, *where, verdict.cause or f"{port} is no port")
+            return
+        name = "" if is_numeric(address) else address
+        known: tuple[str, ...] = (address,)
+        if name:
+            known = self._hosts[name] = self._addresses.get(name, ())
+        for numeric in known:
+            if view.own.leads_back(numeric, port, elsewhere=elsewhere):
+                yield Endpoint(numeric, port, False, 0, *where, LEADS_BACK)
+            else:
+                yield Endpoint(numeric, port, verdict.healthy, verdict.weight, *where, verdict.cause, far, name)
+        if not known:
+            cause = verdict.cause or f"no address is known for the host name {address}"
+            yield Endpoint(address, port, False, verdict.weight, *where, cause)
+
+
+def distance(here: Locality, there: Locality) -> int:
+    """0 for the same zone, 1 for the same region, 2 for anywhere else."""
+    if not here.region or here.region != there.region:
+        return 2
+    return 0 if here.zone == there.zone else 1
+
+
+def _with_one_name(gateways: Iterable[Instance]) -> Iterator[Instance]:
+    """The name is that of the first healthy gateway that has one, else of the last one, as in Consul."""
+    listed = tuple(gateways)
+    named = [gateway for gateway in listed if not is_numeric(best_address(gateway, wan=True)[0])]
+    chosen = next((gateway for gateway in named if assess(gateway).healthy), named[-1] if named else None)
+    return (gateway for gateway in listed if gateway not in named or gateway is chosen)

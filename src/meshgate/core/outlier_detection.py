@@ -1,0 +1,70 @@
+"""Endpoints whose connections fail: ejected at once, then probed until one stands.
+
+Envoy ejects a host after five failures in a row for 30 s and more, and lets a request try it again. Here the first
+failure counts, because the stream that met it went elsewhere and the next one should not pay again. An ejected endpoint
+is tried by a connection of the gateway's own, never by a stream: soon at first, then after waits that double.
+
+How many of a route's endpoints may be left alone is the load balancer's to say; Consul's checks stay the judge of
+health.
+"""
+
+from collections.abc import Container
+from dataclasses import dataclass
+from typing import Final
+
+FIRST_PROBE_SECONDS: Final = 1.0
+LONGEST_WAIT_SECONDS: Final = 30.0
+
+Address = tuple[str, int]
+
+
+@dataclass(slots=True)
+class _Ejected:
+    """`failures` in a row, those of probes included."""
+
+    failures: int
+    probe_at: float
+
+
+class OutlierDetector:
+    """What all workers have met. Times are in seconds on the caller's clock, which never goes back."""
+
+    def __init__(self) -> None:
+        self._ejected: dict[Address, _Ejected] = {}
+
+    @property
+    def ejected(self) -> dict[Address, int]:
+        """The endpoints that are ejected, and their failures in a row."""
+        return {address: each.failures for address, each in self._ejected.items()}
+
+    def failed(self, address: Address, now: float) -> bool:
+        """Note that a stream's connection could not be had; whether the endpoint is ejected with this."""
+        known = self._ejected.get(address)
+        if known is None:
+            self._ejected[address] = _Ejected(1, now + FIRST_PROBE_SECONDS)
+            return True
+        # A stream that had no other endpoint left: it must not put off the probe that would end the ejection.
+        known.failures += 1
+        return False
+
+    def succeeded(self, address: Address) -> bool:
+        """Note that a connection stands; whether this ends an ejection."""
+        return self._ejected.pop(address, None) is not None
+
+    def next_probe(self) -> float:
+        """When to ask for `due` again; infinity while nothing is ejected."""
+        return min((each.probe_at for each in self._ejected.values()), default=float("inf"))
+
+    def due(self, now: float) -> list[Address]:
+        """The endpoints to probe now. Each is due again later, unless `succeeded` comes first."""
+        found = []
+        for address, each in self._ejected.items():
+            if each.probe_at <= now:
+                found.append(address)
+                each.failures += 1
+                each.probe_at = now + min(LONGEST_WAIT_SECONDS, FIRST_PROBE_SECONDS * 2 ** min(each.failures - 1, 10))
+        return found
+
+    def keep_only(self, addresses: Container[Address]) -> None:
+        """Forget endpoints that get no traffic any more: if they come back, Consul has found them healthy."""
+        self._ejected = {address: each for address, each in self._ejected.items() if address in addresses}

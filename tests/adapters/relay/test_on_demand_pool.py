@@ -1,0 +1,200 @@
+"""The parent learns of names for its workers: one question for all of them, and an answer whatever becomes of it."""
+
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from contextlib import asynccontextmanager
+
+import pytest
+import structlog
+import trio
+
+from meshgate.adapters.relay import pool as pool_module
+from meshgate.adapters.relay import worker_process as process_module
+from meshgate.core.reasons import Reason
+
+from .streams import (
+    TRUST_DOMAIN,
+    WEB,
+    backend,
+    echo,
+    endpoint,
+    hello_for,
+    named,
+    receive_all,
+    receive_exactly,
+    reset,
+    table_of,
+)
+from .test_pool import UNRECOGNIZED_NAME, Pool, pool_of
+
+HELLO = hello_for(WEB)
+UNKNOWN = f"wbe.default.dc1.internal.{TRUST_DOMAIN}"
+
+# A worker whose streams wait until they are told, and that asks as often as it is let.
+PATIENT = """
+import runpy
+from meshgate.adapters.relay.on_demand import OnDemand
+OnDemand.__init__.__defaults__ = (60.0, 0.0)
+runpy.run_module("meshgate.adapters.relay.worker", run_name="__main__")
+"""
+
+
+class Consul:
+    """What the parent asks; says nothing until `answer`."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.answer = trio.Event()
+
+    async def learn(self, name: str) -> None:
+        self.asked.append(name)
+        await self.answer.wait()
+
+
+def wait_until_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing ends a wait but what a test does."""
+    monkeypatch.setattr(process_module, "_COMMAND", (sys.executable, "-c", PATIENT))
+    monkeypatch.setattr(pool_module, "LEARN_SECONDS", 60.0)
+
+
+@pytest.fixture(autouse=True)
+def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    wait_until_told(monkeypatch)
+
+
+@asynccontextmanager
+async def asking_pool(
+    learn: Callable[[str], Awaitable[None]], port: int, workers: int = 2, cold: Collection[str] = (WEB,)
+) -> AsyncIterator[Pool]:
+    """A pool whose table has WEB, which is cold."""
+    async with pool_of({}, workers, learn=learn) as pool:
+        pool.relay.install(table_of({WEB: [endpoint(port)]}, stale=cold))
+        await pool.until_workers(workers)
+        yield pool
+
+
+async def send_hello(pool: Pool, name: str = WEB) -> trio.SocketStream:
+    client = await pool.dial()
+    await client.send_all(HELLO if name == WEB else hello_for(name))
+    return client
+
+
+async def until_connecting(pool: Pool, count: int) -> set[int]:
+    """Wait until so many streams wait, and all of them do; the workers that have them, whose questions are heard."""
+    with trio.fail_after(20):
+        while True:
+            streams = await pool.relay.connections()
+            workers = {stream.worker for stream in streams}
+            # That a worker's streams wait may be heard before its question is.
+            asked = {slot.number for slots in pool.relay._asked.values() for slot in slots}
+            if [stream.state for stream in streams] == ["connecting"] * count and workers <= asked:
+                return workers
+            await trio.sleep(0.02)
+
+
+async def until_idle(pool: Pool) -> None:
+    with trio.fail_after(20):
+        while (await pool.relay.counters()).active:
+            await trio.sleep(0.02)
+    assert pool.relay._asked == {}
+
+
+async def answer(client: trio.SocketStream, count: int) -> bytes:
+    with trio.fail_after(20):
+        return await receive_exactly(client, count)
+
+
+async def test_streams_of_all_workers_make_one_question_and_go_where_its_answer_says() -> None:
+    consul = Consul()
+    async with (
+        backend(named(b"old")) as old,
+        backend(named(b"new")) as new,
+        asking_pool(consul.learn, old) as pool,
+    ):
+        clients: list[trio.SocketStream] = []
+        with trio.fail_after(60):
+            while await until_connecting(pool, len(clients)) != {0, 1}:
+                # At once, so that there are some left for the worker that comes second.
+                batch = [await pool.dial() for _ in range(20)]
+                for client in batch:
+                    await client.send_all(HELLO)
+                clients += batch
+        assert consul.asked == [WEB]
+        pool.relay.install(table_of({WEB: [endpoint(new)]}))
+        consul.answer.set()
+        for client in clients:
+            assert await answer(client, 3) == b"new"
+            await client.aclose()
+        await until_idle(pool)
+        assert consul.asked == [WEB]
+        assert pool.watcher.refused == []
+        assert (await pool.relay.counters()).learned == len(clients)
+
+
+async def test_unknown_name_is_served_if_it_is_learned_and_refused_if_not() -> None:
+    async def learn(name: str) -> None:
+        if name == WEB:
+            pool.relay.install(table_of({WEB: [endpoint(port)]}))
+
+    async with backend(echo) as port, pool_of({"x.td": []}, learn=learn) as pool:
+        async with await send_hello(pool) as client:
+            assert await answer(client, len(HELLO)) == HELLO
+        async with await send_hello(pool, UNKNOWN) as client:
+            with trio.fail_after(20):
+                assert await receive_all(client) == UNRECOGNIZED_NAME
+        assert (await pool.relay.counters()).refused == {Reason.UNKNOWN_SNI: 1}
+        await until_idle(pool)
+
+
+async def test_learner_that_hangs_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool_module, "LEARN_SECONDS", 0.2)
+    consul = Consul()
+    async with backend(echo) as port, asking_pool(consul.learn, port) as pool:
+        for count in range(1, 4):
+            async with await send_hello(pool) as client:
+                assert await answer(client, len(HELLO)) == HELLO
+            assert consul.asked == [WEB] * count
+        await until_idle(pool)
+
+
+async def test_learner_that_fails_is_logged_and_the_stream_placed_by_what_is_known() -> None:
+    async def learn(name: str) -> None:
+        raise ValueError(f"no sense in {name}")
+
+    with structlog.testing.capture_logs() as logs:
+        async with backend(echo) as port, asking_pool(learn, port) as pool:
+            workers = pool.relay.workers
+            for _ in range(3):
+                async with await send_hello(pool) as client:
+                    assert await answer(client, len(HELLO)) == HELLO
+            assert pool.relay.workers == workers
+            await until_idle(pool)
+    assert [(entry["sni"], entry["log_level"]) for entry in logs if "internal error" in entry["event"]] == [
+        (WEB, "error")
+    ] * 3
+
+
+async def test_learner_that_fails_each_time_does_not_fill_the_log() -> None:
+    async def learn(name: str) -> None:
+        raise ValueError(name)
+
+    with structlog.testing.capture_logs() as logs:
+        async with backend(echo) as port, asking_pool(learn, port) as pool:
+            for _ in range(40):
+                async with await send_hello(pool) as client:
+                    assert await answer(client, len(HELLO)) == HELLO
+    assert 0 < len([entry for entry in logs if "internal error" in entry["event"]]) < 30
+
+
+async def test_clients_that_come_and_go_make_one_question() -> None:
+    consul = Consul()
+    async with backend(echo) as port, asking_pool(consul.learn, port, workers=1) as pool:
+        for _ in range(50):
+            reset(await send_hello(pool))
+        kept = await send_hello(pool)
+        await until_connecting(pool, 1)
+        assert consul.asked == [WEB]
+        consul.answer.set()
+        assert await answer(kept, len(HELLO)) == HELLO
+        await kept.aclose()
+        await until_idle(pool)
