@@ -35,12 +35,13 @@ def learner_of(*routes: Route) -> tuple[Learner, Watcher]:
 
 
 async def test_the_service_behind_a_route_is_learned_whatever_kind_of_name_asks() -> None:
+    db = f"db.default.default.east.external.{TD}"
     learner, watcher = learner_of(
-        Route(f"web.{HERE}", RouteKind.SERVICE, "Web", (), stale=True),
-        Route(f"v1.api.{HERE}", RouteKind.SUBSET, "v1.api", (), stale=True),
-        Route(f"db.default.default.east.external.{TD}", RouteKind.PEER_EXPORT, "team/db to peer east", (), stale=True),
+        Route(f"web.{HERE}", RouteKind.SERVICE, "Web", (), stale=True, service="Web"),
+        Route(f"v1.api.{HERE}", RouteKind.SUBSET, "v1.api", (), stale=True, service="api"),
+        Route(db, RouteKind.PEER_EXPORT, "team/db to peer east", (), stale=True, service="db", namespace="team"),
     )
-    for name in (f"WEB.{HERE}", f"v1.api.{HERE}", f"db.default.default.east.external.{TD}"):
+    for name in (f"WEB.{HERE}", f"v1.api.{HERE}", db):
         await learner.learn(name)
     assert watcher.learned == [({"web"}, ""), ({"api"}, ""), ({"db"}, "")]
 
@@ -68,7 +69,7 @@ async def test_names_of_elsewhere_and_of_nothing_cost_consul_nothing() -> None:
 
 
 async def test_names_that_nobody_has_cost_consul_little(autojump_clock: MockClock) -> None:
-    learner, watcher = learner_of(Route(f"web.{HERE}", RouteKind.SERVICE, "web", (), stale=True))
+    learner, watcher = learner_of(Route(f"web.{HERE}", RouteKind.SERVICE, "web", (), stale=True, service="web"))
     for number in range(10 * UNKNOWN_AT_ONCE):
         await learner.learn(f"made-up-{number}.{HERE}")
     assert len(watcher.learned) == UNKNOWN_AT_ONCE
@@ -89,7 +90,7 @@ async def test_what_is_followed_closely_is_not_asked_for() -> None:
 
 
 async def test_nobody_is_asked_while_consul_is_known_not_to_answer() -> None:
-    learner, watcher = learner_of(Route(f"web.{HERE}", RouteKind.SERVICE, "web", (), stale=True))
+    learner, watcher = learner_of(Route(f"web.{HERE}", RouteKind.SERVICE, "web", (), stale=True, service="web"))
     watcher.stale = True
     await learner.learn(f"web.{HERE}")
     await Learner(table_of, lambda: None).learn(f"web.{HERE}")

@@ -39,7 +39,7 @@ class Learner:
         route = table.find(name)
         if route is not None:
             if route.stale:
-                await watcher.lookup([route.service.lower()], route.namespace)
+                await watcher.lookup([route.service.lower()])
             return
         said = table.own_service(name)
         if said is not None and self._unknown.take(trio.current_time()):
