@@ -7,10 +7,9 @@ from typing import Final
 
 from meshgate.adapters.machine import machine_addresses
 from meshgate.app.settings.settings import Settings
-from meshgate.core.addresses import OwnAddresses
-from meshgate.core.health import is_numeric
+from meshgate.core.addresses import OwnAddresses, is_numeric
 from meshgate.core.host_port import HostPort
-from meshgate.core.listeners import BindAddress
+from meshgate.core.proxy_config import BindAddress
 
 _KEPT_SECONDS: Final = 10.0  # The kernel's list can be long on a machine that routes for others.
 
