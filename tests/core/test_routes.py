@@ -150,7 +150,7 @@ def test_panic_lets_all_have_traffic_when_too_few_are_healthy(
 
 def test_nothing_can_be_changed() -> None:
     routes = table(exact("web"), suffix("dc2"))
-    for record, name in ((routes, "exact"), (routes.exact["web"], "candidates"), (endpoint(), "healthy")):
+    for record, name in ((routes, "exact"), (routes.exact["web"], "endpoints"), (endpoint(), "healthy")):
         with pytest.raises(FrozenInstanceError):
             setattr(record, name, None)
     for mapping in (routes.exact, routes.suffixes):
