@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import versions
+
 ROOT = Path(__file__).parents[2]
 # A file, or a test in it, as a page names it: below `tests`, which may be left out.
 NAMED = re.compile(r"`(?:tests/)?([\w/]+/test_\w+\.py)(?:::(\w+))?`")
@@ -28,11 +30,8 @@ def test_every_test_that_a_page_names_exists(name: str, at_least: int) -> None:
 
 
 def test_every_row_of_promises_names_a_test() -> None:
-    rows = [
-        line
-        for line in page("docs/reliability.md").splitlines()
-        if line.startswith("| ") and not line.endswith(("held by |", "--- |"))
-    ]
+    tables = page("docs/reliability.md").split("| promise | held by |\n| --- | --- |\n")[1:]
+    rows = [row for table in tables for row in table.partition("\n\n")[0].splitlines()]
     assert rows
     assert [row for row in rows if "::test_" not in row] == []
 
@@ -56,3 +55,24 @@ def exists(path: Path, test: str) -> bool:
 def functions(path: Path) -> set[str]:
     nodes = ast.walk(ast.parse(path.read_text()))
     return {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
+
+
+@pytest.mark.parametrize(("needs", "words"), [(versions.SINCE, "before"), (versions.BEFORE, "from")])
+def test_what_is_skipped_on_some_version_of_consul_is_listed_with_its_reason(
+    needs: tuple[versions.Need, ...], words: str
+) -> None:
+    rows = [line.strip("| ").split(" | ") for line in page("docs/reliability.md").splitlines() if line.startswith("| ")]
+    listed = {(row[1], row[2]) for row in rows if len(row) == 3}
+    assert {(f"{words} {'.'.join(map(str, version))}", why) for version, why in needs} <= listed
+
+
+def test_no_test_is_skipped_for_a_version_without_being_listed() -> None:
+    marks = [
+        (path.name, *found)
+        for path in (ROOT / "tests").rglob("test_*.py")
+        for found in re.findall(r"mark\.(since_consul|before_consul)\(([^)]*)\)", path.read_text())
+    ]
+    known = {f"*{name}" for name, value in vars(versions).items() if value in (*versions.SINCE, *versions.BEFORE)}
+    assert marks
+    assert [mark for mark in marks if mark[2] not in known] == []
+    assert [mark for mark in marks if mark[0] not in page("docs/reliability.md")] == []

@@ -12,14 +12,12 @@ from typing import Any
 from uuid import uuid4
 
 from meshgate.adapters.consul.policy import acl_policy
-from tests.harness.agent import Consul, Ports, Version, consul_version
+from tests.harness.agent import Consul, Ports, consul_version
 from tests.harness.gateway import GatewayProcess
 from tests.harness.ports import free_ports
 from tests.harness.waiting import until
 
 PATIENCE = 60.0
-# For the mark `since_consul`.
-PEERING: tuple[Version, str] = (1, 17, 0), "cluster peering through gateways"
 
 
 @dataclass(frozen=True)

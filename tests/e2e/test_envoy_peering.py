@@ -12,8 +12,9 @@ from tests.harness.backend import backend
 from tests.harness.envoy_sidecar import EnvoySidecar, envoy_sidecar_for
 from tests.harness.gateway import gateway_beside
 from tests.harness.instance import HOST
+from tests.versions import PEERING
 
-from .peered import PATIENCE, PEERING, Cluster, cluster, peer_with_each_other, until_routed
+from .peered import PATIENCE, Cluster, cluster, peer_with_each_other, until_routed
 from .world import until_equal
 
 pytestmark = [pytest.mark.consul, pytest.mark.envoy, pytest.mark.since_consul(*PEERING), pytest.mark.timeout(240)]

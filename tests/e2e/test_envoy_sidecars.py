@@ -15,10 +15,11 @@ import pytest
 import trio
 
 from meshgate.adapters.consul.policy import acl_policy
-from tests.harness.envoy_sidecar import XDS, EnvoySidecar, XdsFederation, envoy_sidecar_for
+from tests.harness.envoy_sidecar import EnvoySidecar, XdsFederation, envoy_sidecar_for
 from tests.harness.gateway import LONG_DRAIN, GatewayProcess
 from tests.harness.waiting import until
 from tests.harness.web_backend import SLOW_SECONDS, web_backend
+from tests.versions import XDS
 
 from .world import World, until_equal
 

@@ -13,12 +13,13 @@ import trio
 
 from meshgate.adapters.consul.policy import acl_policy
 from tests.harness.backend import backend
-from tests.harness.envoy_sidecar import XDS, XdsFederation, envoy_sidecar_for
+from tests.harness.envoy_sidecar import XdsFederation, envoy_sidecar_for
 from tests.harness.gateway import gateway_beside
 from tests.harness.visit import Visitor
 from tests.harness.web_backend import web_backend
+from tests.versions import PEERING, XDS
 
-from .peered import PEERING, cluster, peer_with_each_other, until_routed
+from .peered import cluster, peer_with_each_other, until_routed
 from .world import World
 
 pytestmark = [pytest.mark.consul, pytest.mark.envoy, pytest.mark.since_consul(*XDS), pytest.mark.timeout(240)]

@@ -14,8 +14,9 @@ from tests.harness.gateway import gateway_beside
 from tests.harness.instance import HOST
 from tests.harness.tls import TlsStream, mesh_context
 from tests.harness.waiting import until
+from tests.versions import PEERING
 
-from .peered import PATIENCE, PEERING, Cluster, cluster, peer_with_each_other, until_routed
+from .peered import PATIENCE, Cluster, cluster, peer_with_each_other, until_routed
 
 pytestmark = [pytest.mark.consul, pytest.mark.since_consul(*PEERING)]
 

@@ -15,15 +15,13 @@ from typing import Any, ClassVar, Final, TypeAlias
 import httpx
 import trio
 
-from tests.harness.agent import Consul, Version
+from tests.harness.agent import Consul
 from tests.harness.cluster import Federation
 from tests.harness.instance import HOST, Instance
 from tests.harness.ports import free_ports
 from tests.harness.process import Child, child_environment
 from tests.harness.waiting import until
 
-# For the mark `since_consul`.
-XDS: Final[tuple[Version, str]] = (1, 15, 0), "a bootstrap for an Envoy that Consul does not know"
 Upstream: TypeAlias = Mapping[str, object]
 
 _START_SECONDS: Final = 30.0

@@ -16,6 +16,7 @@ from tests.harness.backend import serving
 from tests.harness.gateway import gateway_beside
 from tests.harness.native import native_service
 from tests.harness.tls import TlsStream, mesh_context
+from tests.versions import KEYS_KEPT
 
 pytestmark = pytest.mark.consul
 
@@ -100,7 +101,7 @@ async def test_a_gateway_may_call_only_where_intentions_let_its_own_name(world: 
             await thief.call(("127.0.0.1", web.port), None, SECRET)
 
 
-@pytest.mark.before_consul((1, 16, 0), "agents give cached leaves to any token: see test_keys_given_away.py")
+@pytest.mark.before_consul(*KEYS_KEPT)
 async def test_a_stolen_token_gets_no_other_services_leaf(world: World) -> None:
     for consul in world.federation.datacenters:
         with pytest.raises(ConsulError) as refused:

@@ -13,7 +13,8 @@ from tests.e2e.test_envoy_peering import greeting
 from tests.e2e.world import World, until_equal
 from tests.harness.agent import ConsulError
 from tests.harness.backend import backend
-from tests.harness.envoy_sidecar import XDS, XdsFederation, envoy_sidecar_for
+from tests.harness.envoy_sidecar import XdsFederation, envoy_sidecar_for
+from tests.versions import XDS
 
 pytestmark = [pytest.mark.consul, pytest.mark.envoy, pytest.mark.since_consul(*XDS)]
 
