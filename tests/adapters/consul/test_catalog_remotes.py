@@ -9,6 +9,7 @@ from meshgate.adapters.consul import (
     PermissionDeniedError,
     ServerError,
 )
+from meshgate.adapters.consul.remote_gateways import LOST_AFTER
 
 from .model import OWN, Model, gateway, server
 from .watched import watching
@@ -58,6 +59,7 @@ async def test_a_datacenter_that_answers_for_itself_is_believed_over_the_federat
     """They may hold a gateway that has deregistered, and that was the last one registered."""
     direct, gone = gateway("dc2", 1, modify_index=10), gateway("dc2", 2, modify_index=11)
     model = Model(wan=(OWN, "dc2"), remote={"dc2": {"mesh-gateway": (direct,)}}, federation={"dc2": (direct, gone)})
+    model.index = 20
     async with watching(model) as watched:
         assert watched.remotes == {"dc2": (direct,)}
 
@@ -65,14 +67,27 @@ async def test_a_datacenter_that_answers_for_itself_is_believed_over_the_federat
 async def test_of_two_views_the_newer_one_counts_where_a_datacenter_does_not_answer(autojump_clock: MockClock) -> None:
     direct, federated = gateway("dc2", 1, modify_index=10), gateway("dc2", 2, modify_index=11)
     model = Model(wan=(OWN, "dc2"), remote={"dc2": {"mesh-gateway": (direct,)}}, federation={"dc2": (federated,)})
+    model.index = 20
     async with watching(model) as watched:
         assert watched.remotes == {"dc2": (direct,)}
         model.broken = {"instances:mesh-gateway in dc2": PermissionDeniedError("ACL not found")}
         await watched.change(40)
         assert watched.remotes == {"dc2": (federated,)}
-        model.federation = {"dc2": (replace(federated, modify_index=9),)}
-        await watched.change(40)
+
+
+async def test_a_view_with_an_older_registration_counts_only_once_a_datacenter_is_lost(
+    autojump_clock: MockClock,
+) -> None:
+    direct, federated = gateway("dc2", 1, modify_index=10), gateway("dc2", 2, modify_index=9)
+    model = Model(wan=(OWN, "dc2"), remote={"dc2": {"mesh-gateway": (direct,)}})
+    model.index = 20
+    async with watching(model) as watched:
+        model.broken = {"instances:mesh-gateway in dc2": PermissionDeniedError("ACL not found")}
+        model.federation = {"dc2": (federated,)}
+        await watched.change(LOST_AFTER - 5)
         assert watched.remotes == {"dc2": (direct,)}
+        await trio.sleep(45)
+        assert watched.remotes == {"dc2": (federated,)}
 
 
 async def test_a_datacenter_out_of_reach_keeps_its_gateways_and_disturbs_no_other(autojump_clock: MockClock) -> None:
@@ -140,3 +155,75 @@ async def test_federation_states_that_are_disabled_are_no_problem_either(autojum
         await trio.sleep(100)
         assert watched.watcher.problems() == []
         assert model.count("federated_gateways") <= 12
+
+
+# --- what others say of a datacenter ---------------------------------------------------------------------------------
+
+
+async def test_a_gateway_that_moved_is_found_by_the_federation_states_while_its_datacenter_says_nothing(
+    autojump_clock: MockClock,
+) -> None:
+    old, moved = gateway("dc2"), gateway("dc2", port=9443, modify_index=50)
+    model = Model(wan=(OWN, "dc2"), remote={"dc2": {"mesh-gateway": (old,)}}, federation={"dc2": (old,)})
+    async with watching(model) as watched:
+        model.hanging.add("instances:mesh-gateway in dc2")
+        await watched.change(5)
+        model.federation = {"dc2": (moved,)}
+        await watched.change(2)
+        assert watched.remotes == {"dc2": (moved,)}
+
+
+async def test_only_the_gateways_of_the_name_that_has_news_are_taken_from_others(autojump_clock: MockClock) -> None:
+    one, two = gateway("dc2"), gateway("dc2", 2, name="second")
+    moved = gateway("dc2", port=9443, modify_index=50)
+    model = Model(
+        wan=(OWN, "dc2"), remote={"dc2": {"mesh-gateway": (one,), "second": (two,)}}, federation={"dc2": (one,)}
+    )
+    async with watching(model) as watched:
+        model.federation = {"dc2": (moved,)}
+        await watched.change(2)
+        assert watched.remotes == {"dc2": (moved, two)}
+
+
+async def test_a_datacenter_that_was_built_anew_is_found_within_a_minute(autojump_clock: MockClock) -> None:
+    old, new = gateway("dc2", modify_index=500), gateway("dc2", port=9443, modify_index=3)
+    model = Model(wan=(OWN, "dc2"), remote={"dc2": {"mesh-gateway": (old,)}}, federation={"dc2": (old,)}, index=600)
+    async with watching(model) as watched:
+        model.broken = {
+            call: ServerError("No path to datacenter", "500")
+            for call in ("instances:mesh-gateway in dc2", "gateway_names:dc2")
+        }
+        await watched.change(10)
+        assert watched.remotes == {"dc2": (old,)}
+        model.federation = {"dc2": (new,)}
+        await watched.change(60)
+        assert watched.remotes == {"dc2": (new,)}
+
+
+async def test_what_is_left_of_a_datacenter_from_before_it_was_built_anew_is_no_news(autojump_clock: MockClock) -> None:
+    old, new = gateway("dc2", modify_index=500), gateway("dc2", port=9443, modify_index=3)
+    model = Model(wan=(OWN, "dc2"), remote={"dc2": {"mesh-gateway": (old,)}}, federation={"dc2": (old,)}, index=600)
+    async with watching(model) as watched:
+        model.remote["dc2"]["mesh-gateway"] = (new,)
+        model.index = 20
+        await trio.sleep(70)
+        assert watched.remotes == {"dc2": (new,)}
+        # What others hear of it from now on counts again.
+        model.hanging.add("instances:mesh-gateway in dc2")
+        newer = gateway("dc2", port=9444, modify_index=50)
+        model.federation = {"dc2": (newer,)}
+        await watched.change(2)
+        assert watched.remotes == {"dc2": (newer,)}
+
+
+async def test_a_datacenter_that_answers_again_soon_is_believed_over_others(autojump_clock: MockClock) -> None:
+    here, other = gateway("dc2", modify_index=9), gateway("dc2", port=9443, modify_index=3)
+    model = Model(wan=(OWN, "dc2"), remote={"dc2": {"mesh-gateway": (here,)}}, federation={"dc2": (here,)})
+    async with watching(model) as watched:
+        model.broken = {"instances:mesh-gateway in dc2": ServerError("No path to datacenter", "500")}
+        model.federation = {"dc2": (other,)}
+        await watched.change(10)
+        assert watched.remotes == {"dc2": (here,)}
+        model.broken = {}
+        await trio.sleep(40)
+        assert watched.remotes == {"dc2": (here,)}

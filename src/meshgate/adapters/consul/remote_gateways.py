@@ -8,8 +8,11 @@ hold are watched too.
 Of a datacenter there are two views, as in Consul's own gateway. Direct: the WAN's datacenters are polled, and the
 gateways of each are watched in its own catalog (Consul forwards the query). Federation states: one watch in the local
 datacenter for the gateways of all. As long as a datacenter answers for itself its answer counts: federation states may
-hold a gateway for long after it has deregistered (seen with Consul 1.8). Where it does not, the view with the newest
-registration counts (`newer_gateways`). The datacenters known are those of both views.
+hold a gateway for long after it has deregistered (seen with Consul 1.8). But a registration with a higher index than
+that answer's is news, and federation states often have it first: the way to the other datacenter may lead through the
+gateway that has moved. Where a datacenter does not answer, the view with the newest registration counts
+(`newer_gateways`); and where it has not for `LOST_AFTER` seconds, what others heard since, since a datacenter that was
+built anew begins with a low index. The datacenters known are those of both views.
 
 A datacenter that cannot be reached, or refuses the token, keeps its last known gateways and disturbs no other. One
 that left the WAN is given up by the direct view after `GONE_AFTER` seconds, since a restarted server lists fewer
@@ -22,6 +25,7 @@ Consul refuses the list to a token without the right instead of shortening it.
 
 from collections.abc import Iterable, Mapping
 from functools import partial
+from itertools import chain
 from typing import Final
 
 import trio
@@ -51,6 +55,8 @@ PARTITIONS: Final = WatchKey("partitions", "partitions")
 POLL: Final = 30.0
 # The same for names, while gateways are known: others of another name are in the federation states as a rule.
 KNOWN_POLL: Final = 120.0
+# Seconds without an answer after which a datacenter may have been built anew.
+LOST_AFTER: Final = 20.0
 # Seconds that a datacenter must be missing from the WAN: at least two polls.
 GONE_AFTER: Final = 60.0
 
@@ -72,6 +78,9 @@ class Gateways:
         self._listed: frozenset[str] | None = None
         self._federated: frozenset[str] = frozenset()
         self._working: set[str] = set()
+        # Of each name the index of the last answer, and when it came; and when an index went backwards.
+        self._answers: dict[str, tuple[int, float]] = {}
+        self._restarted = float("-inf")
         self._held = KeyedWatches(scope.sync, self._key, self._make, self._follow)
 
     async def run(self) -> None:
@@ -90,9 +99,23 @@ class Gateways:
         """The gateways, of all names."""
         return tuple(instance for name in sorted(self._held) for instance in self._held[name].value)
 
-    def speaks_for(self, service: str) -> bool:
-        """Whether the datacenter itself says, now, which gateways of this name it has."""
-        return service in self._working
+    def beside(self, federated: Instances, heard: float) -> Instances:
+        """The gateways that count beside what others say they are since some moment."""
+        by_name = {name: tuple(one for one in federated if one.service == name) for name in self._held}
+        others = tuple(one for one in federated if one.service not in by_name)
+        chosen = (self._counts(name, rows, federated, heard) for name, rows in sorted(by_name.items()))
+        return (*others, *chain.from_iterable(chosen))
+
+    def _counts(self, name: str, rows: Instances, federated: Instances, heard: float) -> Instances:
+        """Of the gateways of one name, what the datacenter itself said last, or else these rows."""
+        own = self._held[name].value
+        index, at = self._answers.get(name, (0, float("-inf")))
+        if name in self._working:
+            # What is left from before its index began anew is no news.
+            news = heard >= self._restarted and any(row.modify_index > index for row in rows)
+            return rows if news else own
+        lost = bool(federated) and at < heard and at < trio.current_time() - LOST_AFTER
+        return rows if lost or newer_gateways(own, federated) != own else own
 
     @property
     def pending(self) -> bool:
@@ -131,9 +154,7 @@ class Gateways:
         async def ask(reader: ConsulClient, cursor: Cursor) -> Page[Instances]:
             page = await reader.instances(name, cursor, datacenter=self._datacenter, kind=GATEWAY_KIND)
             await held.accept(page)
-            if name not in self._working:
-                self._working.add(name)
-                self._scope.changed()
+            self._answered(name, page.index or 0)
             return page
 
         def answered(gateways: Instances) -> None:
@@ -145,6 +166,14 @@ class Gateways:
             self._scope.changed()
 
         await self._scope.watch(self._key(name), ask, answered, on_error=failed)
+
+    def _answered(self, name: str, index: int) -> None:
+        if index < self._answers.get(name, (0, 0.0))[0]:
+            self._restarted = trio.current_time()
+        self._answers[name] = index, trio.current_time()
+        if name not in self._working:
+            self._working.add(name)
+            self._scope.changed()
 
 
 class RemoteGateways:
@@ -162,6 +191,8 @@ class RemoteGateways:
         self._guesses = frozenset((gateway_service, GATEWAY_KIND))
         self._absent: dict[str, float] = {}
         self._federated: Mapping[str, Instances] = {}
+        # When the federation states began to say what they say of a datacenter.
+        self._heard: dict[str, float] = {}
         self._hidden: dict[str, str] = {}
         self._direct: KeyedWatches[str, Gateways] = KeyedWatches(
             scope.sync,
@@ -189,7 +220,7 @@ class RemoteGateways:
     def remotes(self) -> tuple[RemoteDatacenter, ...]:
         """Every datacenter that either view knows, with the gateways that count."""
         return tuple(
-            RemoteDatacenter(name, newer_gateways(self._seen_directly(name), self._seen_by_others(name)))
+            RemoteDatacenter(name, self._gateways(name))
             for name in sorted(self._direct.keys() | self._federated.keys())
         )
 
@@ -207,16 +238,9 @@ class RemoteGateways:
         gateways.federated(self._federated.get(name, ()))
         return gateways
 
-    def _seen_directly(self, name: str) -> Instances:
-        return self._direct[name].instances() if name in self._direct else ()
-
-    def _seen_by_others(self, name: str) -> Instances:
-        """What the federation states hold of a datacenter that it does not say itself."""
-        gateways = self._federated.get(name, ())
-        direct = self._direct.get(name)
-        if direct is None:
-            return gateways
-        return tuple(gateway for gateway in gateways if not direct.speaks_for(gateway.service))
+    def _gateways(self, name: str) -> Instances:
+        federated, direct = self._federated.get(name, ()), self._direct.get(name)
+        return federated if direct is None else direct.beside(federated, self._heard.get(name, float("-inf")))
 
     async def _ask_datacenters(self) -> Page[tuple[str, ...]]:
         listed = set((await self._scope.client.datacenters()).value) - {self._datacenter}
@@ -241,6 +265,9 @@ class RemoteGateways:
         return Page(federated, index=page.index)
 
     def _federation_changed(self, federated: Mapping[str, Instances]) -> None:
+        for name, rows in federated.items():
+            if rows != self._federated.get(name):
+                self._heard[name] = trio.current_time()
         self._federated = federated
         for name, gateways in self._direct.items():
             gateways.federated(federated.get(name, ()))

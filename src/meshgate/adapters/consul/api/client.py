@@ -165,7 +165,11 @@ class ConsulClient:
         """The instances that have this very name, of one kind only where `kind` is given."""
         chosen = f'Service.Kind == "{kind}"' if kind else ""
         request = CONSUL.health.service(segment(service), dc=datacenter)
-        page = await self._page(request, records.decode_instances, Rule("service", service), cursor, filter=chosen)
+        # Sorted by distance, Consul (1.10 and later) does not answer from a stream of events. Where such a stream to
+        # another datacenter cannot be made, it would neither answer nor fail.
+        near = "_agent" if datacenter else ""
+        needs = Rule("service", service)
+        page = await self._page(request, records.decode_instances, needs, cursor, filter=chosen, near=near)
         return replace(page, value=tuple(instance for instance in page.value if not kind or instance.kind == kind))
 
     async def own_instances(self, service: str, service_id: str, cursor: Cursor = NOW) -> Page[tuple[OwnInstance, ...]]:
