@@ -116,6 +116,8 @@ class Model(ConsulClient):
     reports_filtering: bool = False
     # Whether it has the list that Consul's web pages are made of.
     summarizes: bool = True
+    # Whether it filters the public list of services (1.15 and later).
+    filters_lists: bool = True
     token_known: bool = True
     # Failures: of everything, or of one method (its name, or "name:argument").
     down: ConsulError | None = None
@@ -242,6 +244,9 @@ class Model(ConsulClient):
 
     async def gateway_names(self, datacenter: str = "") -> Page[tuple[str, ...]]:
         await self._turn(f"gateway_names:{datacenter}", Cursor(), datacenter)
+        return self._gateway_names(datacenter)
+
+    def _gateway_names(self, datacenter: str) -> Page[tuple[str, ...]]:
         found = (name for name, rows in self.remote[datacenter].items() if any(row.kind for row in rows))
         return Page(tuple(name for name in found if self._may_read(name)))
 
@@ -322,8 +327,13 @@ class Model(ConsulClient):
     async def partitions(self) -> Page[tuple[str, ...]]:
         raise AssertionError("the community edition has no partitions")
 
-    async def nodes_visible(self) -> bool:
-        return self.sees_nodes
+    async def visible_nodes(self, datacenter: str = "") -> Page[int]:
+        await self._turn(f"nodes:{datacenter}", NOW, datacenter)
+        return Page(int(self.sees_nodes), filtered=self.reports_filtering and not self.sees_nodes)
+
+    async def gateway_names_by_catalog(self, datacenter: str = "") -> Page[tuple[str, ...]] | None:
+        await self._turn(f"gateway_names_by_catalog:{datacenter}", NOW, datacenter)
+        return self._gateway_names(datacenter) if self.filters_lists else None
 
     async def peerings(self) -> Page[tuple[Peering, ...] | None]:
         await self._turn("peerings", Cursor())

@@ -7,10 +7,13 @@ import trio
 from trio.testing import MockClock
 
 from meshgate.adapters.consul import (
+    Cursor,
+    Page,
     PermissionDeniedError,
     Rule,
     ServerError,
 )
+from meshgate.adapters.consul.acl_visibility import AclVisibility, VerifiedInstances
 from meshgate.adapters.consul.api import Resolver
 
 from .model import OWN, Model, gateway, server, sidecar
@@ -18,12 +21,13 @@ from .watched import API, WEB, watching
 
 
 async def test_a_token_that_sees_nothing_at_the_start_makes_no_empty_table(autojump_clock: MockClock) -> None:
-    model = Model(connect={"web": (WEB,)}, denied={"*"})
+    model = Model(connect={"web": (WEB,)}, denied={"*"}, sees_nodes=False)
     async with watching(model, wait=False) as watched:
         await trio.sleep(60)
         assert watched.published == []
         assert any('node_prefix "" { policy = "read" }' in problem for problem in watched.watcher.problems())
         model.denied.clear()
+        model.sees_nodes = True
         await watched.first(31)
         assert set(watched.services) == {"web"}
 
@@ -190,3 +194,69 @@ async def test_a_resolver_that_the_token_may_no_longer_read_stays(autojump_clock
         await watched.change()
         assert watched.last.services[0].connect_timeout == 3.0
         assert any('service "web" { policy = "read" }' in problem for problem in watched.watcher.problems())
+
+
+# --- narrow tokens ---------------------------------------------------------------------------------------------------
+
+
+async def test_a_token_that_sees_nodes_and_no_service_is_ready_and_says_so(autojump_clock: MockClock) -> None:
+    model = Model(
+        connect={"web": (WEB,)},
+        denied={"web", "consul", "mesh-gateway", "web-sidecar-proxy"},
+        wan=(OWN, "dc2"),
+        remote={"dc2": {"gate": (gateway("dc2", name="gate"),)}},
+    )
+    async with watching(model, wait=False) as watched:
+        assert await watched.first(3) < 2
+        assert (watched.services, set(watched.remotes)) == ({}, {"dc2"})
+        assert len(watched.remotes["dc2"]) == 1
+        (problem,) = watched.watcher.problems()
+        assert problem.startswith("the token sees no service here: service_prefix")
+
+
+async def test_the_last_gateway_of_a_datacenter_is_gone_when_it_is_for_a_token_that_sees_little_else(
+    autojump_clock: MockClock,
+) -> None:
+    model = Model(
+        connect={"web": (WEB,)},
+        denied={"consul"},
+        wan=(OWN, "dc2"),
+        remote={"dc2": {"mesh-gateway": (gateway("dc2"),), "consul": (server("dc2"),)}},
+    )
+    async with watching(model) as watched:
+        model.remote["dc2"]["mesh-gateway"] = ()
+        await watched.change(3)
+        assert watched.remotes == {"dc2": ()}
+        assert watched.watcher.problems() == []
+
+
+async def test_a_token_for_one_node_is_not_stale_for_good_after_its_agent_restarted(autojump_clock: MockClock) -> None:
+    one, two = sidecar("web"), sidecar("web", 2)
+    held = VerifiedInstances(AclVisibility(Model(), "mesh-gateway"), "web")
+    await held.accept(Page((one, two), 5, filtered=True))
+    # A held query is answered from a stream, which does not say that it was filtered.
+    await held.accept(Page((one, two), 6), Cursor(5))
+    await held.accept(Page((one,), 9, filtered=True))
+    assert held.value == (one,)
+    # Who was shown everything, and is not any more, is not told that something is gone.
+    await held.accept(Page((one, two), 12))
+    with pytest.raises(PermissionDeniedError, match="leaves out instances"):
+        await held.accept(Page((one,), 13, filtered=True))
+
+
+@pytest.mark.parametrize("version", ["old", "new"])
+async def test_where_the_agent_blocks_internal_endpoints_gateways_of_other_names_are_found_or_missed_aloud(
+    autojump_clock: MockClock, version: str
+) -> None:
+    blocked = PermissionDeniedError("Endpoint is blocked by agent configuration")
+    model = Model(
+        wan=(OWN, "dc2"),
+        remote={"dc2": {"odd": (gateway("dc2", name="odd"),)}},
+        filters_lists=version == "new",
+        broken={"gateway_names": blocked, "federated_gateways": blocked, "summaries": blocked},
+    )
+    async with watching(model) as watched:
+        assert len(watched.remotes["dc2"]) == (version == "new")
+        problems = [line for line in watched.watcher.problems() if line.startswith("gateway-names dc2: this agent")]
+        assert len(problems) == (version == "old")
+        assert any(line.startswith("federation-states") for line in watched.watcher.problems())

@@ -5,10 +5,11 @@ what vanished from an answer is only believed when, after that answer came, the 
 
 1. It may read the service in question. Reading the service-resolver of that name answers 403 if and only if the token
    may not read the service, in every version and whether or not there is such a resolver.
-2. It may read nodes: the gateway's own registration or, when that is just not there and in another datacenter, one of
-   Consul's own servers is visible to it.
-3. Where Consul says so (header `X-Consul-Results-Filtered-By-ACLs`, 1.11 and later): it does not leave out more than
-   it did before. A token that never saw all of a service is served what it sees.
+2. It may read nodes: the gateway's own registration, one of Consul's own servers or, for a token that may read neither
+   of these services, any node is visible to it.
+3. Where Consul says so (header `X-Consul-Results-Filtered-By-ACLs`, 1.11 and later; never in an answer that comes from
+   a stream of events): it does not leave out more than it did before. A token that never saw all of a service is served
+   what it sees.
 
 An answer that fails this is an error of its watch: what was known stays in use, the missing rule is reported, and the
 watch asks again. The proof costs two short requests, so a legitimate removal is not held up. An answer that only adds
@@ -22,7 +23,7 @@ import trio
 
 from meshgate.core.catalog import Instance
 
-from .api import ConsulClient, Cursor, Instances, Page, PermissionDeniedError, Rule
+from .api import NOW, ConsulClient, Cursor, Instances, Page, PermissionDeniedError, Rule
 
 SERVERS = "consul"
 _SEE_NODES = Rule("node", prefix=True)
@@ -89,16 +90,17 @@ class _Nodes:
                 return
             now = trio.current_time()
             if not await self._visible(datacenter):
-                raise PermissionDeniedError(
-                    "not even the gateway's own registration or Consul's servers are visible", _SEE_NODES
-                )
+                raise PermissionDeniedError("no node is visible", _SEE_NODES)
             self._seen[datacenter] = now
 
     async def _visible(self, datacenter: str) -> bool:
         for name in (SERVERS,) if datacenter else (self._gateway_service, SERVERS):
             if (await self._client.instances(name, Cursor(), datacenter=datacenter)).value:
                 return True
-        return self._partition and not datacenter and await self._client.nodes_visible()
+        # Last, since of a large datacenter it is a large answer.
+        nodes = await self._client.visible_nodes(datacenter)
+        # A partition may have none; every version that has partitions says when it leaves out rows.
+        return nodes.value > 0 or (self._partition and not datacenter and not nodes.filtered)
 
 
 class VerifiedInstances:
@@ -117,15 +119,16 @@ class VerifiedInstances:
         self._datacenter = datacenter
         self._filtered = False
 
-    async def accept(self, page: Page[Instances]) -> None:
-        """Take an answer over, or raise what speaks against it (`AclVisibility.confirm`)."""
+    async def accept(self, page: Page[Instances], cursor: Cursor = NOW) -> None:
+        """Take the answer to a query over, or raise what speaks against it (`AclVisibility.confirm`)."""
         if vanished(self.value, page.value):
             since = trio.current_time()
             if page.filtered and not self._filtered:
                 raise PermissionDeniedError(f"Consul now leaves out instances of {self.service}", _SEE_NODES)
             if not page.value:
                 await self._visibility.confirm(self.service, since=since, datacenter=self._datacenter)
-        self._filtered = page.filtered
+        # What was held may have come from a stream, which never says that it was filtered.
+        self._filtered = page.filtered or (self._filtered and cursor.blocks)
         if page.value != self.value:
             # What is equal stays the same object, so that nothing is planned again for it.
             self.value = page.value

@@ -45,6 +45,8 @@ ROOTS: Final = WatchKey("roots", "CA roots")
 _ESSENTIAL: Final = (ROOTS, NAMES, RESOLVERS)
 # What one line can say for every watch that it hits.
 _COMMON: Final = frozenset(("403", "429", "unreachable", "timeout"))
+# Watches of endpoints that an agent may block (`http_config.block_endpoints`): their lines say what is missing then.
+_INTERNAL: Final = frozenset(("federation-states", "gateway-names", "summaries"))
 
 
 class CatalogWatcher:
@@ -162,7 +164,9 @@ class CatalogWatcher:
         """What is missing or failing, a line each; with the ACL rule to add where one is missing."""
         failing = (state for state in self._registry.states() if state.error and not _needless(state))
         lines = [
-            state.error if state.status in _COMMON else f"{state.key.kind} {state.key}: {state.error}"
+            state.error
+            if state.status in _COMMON and state.key.kind not in _INTERNAL
+            else f"{state.key.kind} {state.key}: {state.error}"
             for state in failing
         ]
         lines += [*self._services.problems(), *self._peerings.problems(), *self._remotes.problems()]
@@ -267,4 +271,4 @@ class CatalogWatcher:
 def _needless(state: WatchState) -> bool:
     """Whether a watch fails only because this Consul is too old for what it watches, or waits for older servers."""
     absent = state.status == "404" or "currently disabled" in state.error
-    return absent and state.key.kind in ("federation-states", "gateway-names", "summaries")
+    return absent and state.key.kind in _INTERNAL

@@ -182,6 +182,8 @@ class LocalServices:
         found = list(self._hidden.values())
         if self._list_filtered:
             found.append('Consul hides some services from the token: service_prefix "" { policy = "read" } shows all')
+        elif self.known and not self._followed and not self.names.namespace:
+            found.append('the token sees no service here: service_prefix "" { policy = "read" } shows all')
         if self._unaskable:
             names = ", ".join(map(repr, self._unaskable[:3]))
             found.append(f"{len(self._unaskable)} services have names that cannot be asked for in a path: {names}")

@@ -159,7 +159,7 @@ class Peerings:
     async def _follow(self, key: _Key, held: VerifiedInstances) -> None:
         async def ask(reader: ConsulClient, cursor: Cursor) -> Page[Instances]:
             page = await reader.connect_instances(key[2], cursor)
-            await held.accept(page)
+            await held.accept(page, cursor)
             return page
 
         def answered(instances: Instances) -> None:

@@ -134,7 +134,15 @@ class Gateways:
         return VerifiedInstances(self._scope.visibility, name, datacenter=self._datacenter)
 
     async def _ask_names(self) -> Page[frozenset[str]]:
-        return Page(frozenset((await self._scope.client.gateway_names(self._datacenter)).value))
+        try:
+            return Page(frozenset((await self._scope.client.gateway_names(self._datacenter)).value))
+        except PermissionDeniedError as error:
+            if not error.blocked:
+                raise
+            page = await self._scope.client.gateway_names_by_catalog(self._datacenter)
+            if page is None:
+                raise
+            return Page(frozenset(page.value))
 
     def _names_listed(self, names: frozenset[str]) -> None:
         self._listed = names
@@ -153,7 +161,7 @@ class Gateways:
     async def _follow(self, name: str, held: VerifiedInstances) -> None:
         async def ask(reader: ConsulClient, cursor: Cursor) -> Page[Instances]:
             page = await reader.instances(name, cursor, datacenter=self._datacenter, kind=GATEWAY_KIND)
-            await held.accept(page)
+            await held.accept(page, cursor)
             self._answered(name, page.index or 0)
             return page
 

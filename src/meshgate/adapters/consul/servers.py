@@ -34,5 +34,5 @@ class LocalServers:
         page = await reader.instances(SERVERS, cursor)
         if not page.value:
             raise PermissionDeniedError("Consul shows none of its own servers", Rule("service", SERVERS))
-        await self._held.accept(page)
+        await self._held.accept(page, cursor)
         return page

@@ -201,7 +201,7 @@ class WatchScheduler:
         async def ask(cursor: Cursor) -> Page[Instances]:
             async with self._scope.pool.slot(cursor) as reader:
                 page = await query.ask(self._scope.reader(reader), cursor)
-            await query.held.accept(page)
+            await query.held.accept(page, cursor)
             return page
 
         def answered(_: Instances) -> None:

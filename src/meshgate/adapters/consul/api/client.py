@@ -188,13 +188,9 @@ class ConsulClient:
         request = CONSUL.health.node(segment(node), dc=datacenter)
         return (await self._read(request, records.decode_node_checks, Rule("node", node))).value
 
-    async def nodes_visible(self) -> bool:
-        """Whether the token sees nodes, or there are none that it could see.
-
-        Every version that has partitions says when it leaves out rows.
-        """
-        page = await self._read(CONSUL.catalog.nodes(), records.decode_nodes, SEE_NODES)
-        return page.value > 0 or not page.filtered
+    async def visible_nodes(self, datacenter: str = "") -> Page[int]:
+        """How many nodes the token sees, whatever services it may read."""
+        return await self._read(CONSUL.catalog.nodes(dc=datacenter), records.decode_nodes, SEE_NODES)
 
     async def datacenters(self) -> Page[tuple[str, ...]]:
         """What the WAN gossip knows, the local datacenter included. It cannot be held."""
@@ -213,6 +209,17 @@ class ConsulClient:
         request = CONSUL.internal.ui_services(datacenter)
         chosen = f'Service.Kind == "{GATEWAY_KIND}"'
         return await self._read(request, records.decode_gateway_names, SEE_SERVICES, filter=chosen)
+
+    async def gateway_names_by_catalog(self, datacenter: str = "") -> Page[tuple[str, ...]] | None:
+        """The same from the public list of services, for an agent that blocks the other; None before Consul 1.15."""
+        page = await self._read(
+            CONSUL.catalog.services(dc=datacenter),
+            records.decode_service_names,
+            SEE_SERVICES,
+            filter=f'ServiceKind == "{GATEWAY_KIND}"',
+        )
+        # Older versions know no filter here, and list everything.
+        return None if "consul" in page.value else page
 
     async def federated_gateways(self, cursor: Cursor = NOW) -> Page[Mapping[str, Instances]]:
         """The mesh gateways of each datacenter, the local one included, as the federation states have them."""
