@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from meshgate.app.settings.setting_table import TABLE
+from meshgate.app.settings.setting_table import AT_SIGHUP, TABLE
 from meshgate.app.settings.settings import Settings
 from meshgate.app.settings.settings_doc import env_example, reference
 
@@ -39,4 +39,5 @@ def test_the_committed_page_is_up_to_date_and_has_every_setting() -> None:
         "make it anew: python -m meshgate config --reference > docs/configuration.md"
     )
     for setting in TABLE:
-        assert f"| `{setting.name}` |" in reference()
+        mark = " *" if setting.name in AT_SIGHUP else ""
+        assert f"| `{setting.name}`{mark} |" in reference()

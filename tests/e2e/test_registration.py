@@ -1,9 +1,11 @@
 """Whose registration it is: two gateways of one ID, several agents behind one address, one that no agent holds."""
 
+import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
+from pathlib import Path
 
 import httpx
 import pytest
@@ -235,3 +237,62 @@ async def answers(*ports: int) -> list[bool]:
         else:
             found.append(True)
     return found
+
+
+# --- settings that change -------------------------------------------------------------------------------------------
+
+
+async def test_settings_that_changed_are_in_force_after_a_sighup_or_named(world: World, tmp_path: Path) -> None:
+    dc1 = world.federation.dc1
+    file = tmp_path / "gateway.env"
+    wan, moved = free_ports(2)
+
+    def write(**values: str) -> None:
+        file.write_text("".join(f"MESHGATE_{name}={value}\n" for name, value in values.items()))
+
+    gateway = GatewayProcess(dc1, world.token)
+    unset = {"MESHGATE_WAN_ADDRESS": "", "MESHGATE_ADDRESS": "", "MESHGATE_ENV_FILE": str(file)}
+    write(ADDRESS=f"{HOST}:{gateway.address[1]}", WAN_ADDRESS=f"192.0.2.1:{wan}")
+
+    async def addresses() -> object:
+        registration = await held(dc1)
+        return registration["Port"], registration["TaggedAddresses"]["wan"]["Address"]
+
+    async def in_force() -> object:
+        limits = (await gateway.ask("/config_dump"))["limits"]
+        return limits["hello_timeout"], (await gateway.ask("/logging"))["level"]
+
+    try:
+        await gateway.start(unset)
+        assert await addresses() == (gateway.address[1], "192.0.2.1")
+        write(
+            ADDRESS=f"{HOST}:{moved}",
+            WAN_ADDRESS=f"192.0.2.2:{wan}",
+            HELLO_TIMEOUT="3s",
+            LOG_LEVEL="debug",
+            WORKERS="2",
+        )
+        gateway.child.signal(signal.SIGHUP)
+        await until_equal("the registration", addresses, (moved, "192.0.2.2"), seconds=20)
+        await until_equal("its listeners", partial(answers, gateway.address[1], moved), [False, True], seconds=20)
+        assert await in_force() == (3.0, "debug")
+        assert await problems(gateway) == []
+        write(ADDRESS=f"{HOST}:{moved}", HELLO_TIMEOUT="nonsense")
+        gateway.child.signal(signal.SIGHUP)
+        failed = "settings cannot be read again, those of before stay: MESHGATE_HELLO_TIMEOUT='nonsense'"
+
+        async def told() -> list[bool]:
+            return [line.startswith(failed) for line in await problems(gateway)]
+
+        await until_equal("the error", told, [True], seconds=20)
+        assert await addresses() == (moved, "192.0.2.2")
+        write(ADDRESS=f"{HOST}:{moved}", WAN_ADDRESS=f"192.0.2.2:{wan}", STATE_DIR=str(tmp_path))
+        gateway.child.signal(signal.SIGHUP)
+        waiting = ["changed, and in force only after a restart: MESHGATE_STATE_DIR"]
+        await until_equal("what waits", partial(problems, gateway), waiting, seconds=20)
+        assert await in_force() == (15.0, "info")
+    finally:
+        await gateway.stop()
+    said = gateway.child.log.read_text()
+    assert "SIGHUP: changed settings are in force" in said
+    assert "SIGHUP: changed settings need a restart: settings=MESHGATE_STATE_DIR" in said

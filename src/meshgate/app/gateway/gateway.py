@@ -17,24 +17,29 @@ import trio
 
 from meshgate.adapters.consul import (
     CatalogWatcher,
+    ConsulAddress,
     ConsulClient,
+    ConsulConfigError,
+    RegistrationError,
     WatchRegistry,
     wait_for_agent,
 )
 from meshgate.adapters.relay import Limits, OpenStream
 from meshgate.adapters.relay.pool import RelayPool
 from meshgate.adapters.sd_notify import Notifier
-from meshgate.app.errors import CommandError
+from meshgate.app.errors import CommandError, ConfigError
 from meshgate.app.gateway.draining import drain_relay
 from meshgate.app.gateway.last_known import AGENT_PATIENCE, CATALOG_PATIENCE, LastKnown
 from meshgate.app.gateway.learning import Learner
 from meshgate.app.gateway.registration import GatewayRegistration
 from meshgate.app.gateway.relay_limits import limits_of
+from meshgate.app.gateway.settings_reload import Reload
 from meshgate.app.gateway.stream_observer import StreamObserver
 from meshgate.app.gateway.supervision import obey_signals, ping_watchdog
 from meshgate.app.gateway.table_keeper import TableKeeper
 from meshgate.app.gateway.tenancy import export_problems, is_enterprise, partition_of
 from meshgate.app.gateway.use import tell_use
+from meshgate.app.logs import logs
 from meshgate.app.logs.access_log import AccessLog
 from meshgate.app.logs.refusal_log import RefusalLog
 from meshgate.app.logs.table_log import tell_ready
@@ -71,6 +76,7 @@ class Gateway:
         self.watcher: CatalogWatcher | None = None
         self.listening = False
         self.draining = False
+        self._waiting = ""
         self._notifier = notifier
         self._registry = WatchRegistry(token_version=lambda: client.token.version)
         self.last_known = LastKnown(
@@ -109,7 +115,7 @@ class Gateway:
         failing = [state.error for state in self._registry.states() if state.error]
         idle = "" if self.relay.works else "no relay process is up"
         return [
-            *filter(None, [idle, self.client.token.problem]),
+            *filter(None, [idle, self.client.token.problem, self._waiting]),
             *(failing if self.watcher is None else self.watcher.problems()),
             *self.last_known.problems(),
             *self.registration.problems(),
@@ -267,5 +273,27 @@ class Gateway:
         self.client.token.refresh()
         problem = self.client.token.problem or "none"
         log.info("SIGHUP: log files are reopened, the token file was looked at", token_problem=problem)
+        try:
+            self._take(Reload.of(self.settings))
+        except (ConfigError, ConsulConfigError, RegistrationError) as error:
+            self._waiting = f"settings cannot be read again, those of before stay: {error}"
+            log.warning("SIGHUP: settings cannot be read again, those of before stay", error=str(error))
         if self.listening:
             self._notifier.ready()
+
+    def _take(self, reload: Reload) -> None:
+        """Go by settings that were read again, as far as that works without a restart."""
+        settings = reload.in_force
+        self.registration.check(settings)
+        self.client.token.replace(ConsulAddress.from_settings(settings.consul).token)
+        self.registration.use(settings)
+        if {"MESHGATE_LOG_LEVEL", "MESHGATE_LOG_JSON"}.intersection(reload.taken):
+            logs.configure(settings.log_level, json=settings.log_json)
+        self.settings = settings
+        self.tables.use_settings(settings)
+        waiting = ", ".join(reload.waiting)
+        self._waiting = f"changed, and in force only after a restart: {waiting}" if waiting else ""
+        if reload.taken:
+            log.info("SIGHUP: changed settings are in force", settings=", ".join(reload.taken))
+        if waiting:
+            log.warning("SIGHUP: changed settings need a restart", settings=waiting)

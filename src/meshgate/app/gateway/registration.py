@@ -131,14 +131,23 @@ class GatewayRegistration:
         """Follow the gateway's own service-defaults until cancelled."""
         await self._registrar.follow_limits()
 
-    def use(self, settings: Settings) -> None:
-        """Go by other settings from now on.
+    def check(self, settings: Settings) -> None:
+        """Find out whether this machine can go by other settings.
 
         Raises:
-            ConfigError: their addresses cannot be had on this machine, and nothing changes.
+            RegistrationError: it cannot have their addresses.
         """
-        self._registrar.define(definition_of(settings))
+        if settings.register:
+            definition_of(settings).payload()
+
+    def use(self, settings: Settings) -> None:
+        """Go by other settings from now on; `check` has to have found nothing."""
+        addresses = listen_addresses(settings)
+        if settings.register and addresses != listen_addresses(self._settings):
+            # Those that are to be registered come first, those that are in the registration still go with it.
+            self.listeners.want(ListenPlan((*self.listeners.addresses, *addresses)))
         self._settings, self._own_addresses = settings, OwnAddressKeeper(settings)
+        self._registrar.define(definition_of(settings))
         self._limit()
 
     def give_back(self) -> bool:

@@ -76,6 +76,11 @@ class TableKeeper:
         self._locality, self._one_host_name = locality, one_host_name
         self.renew()
 
+    def use_settings(self, settings: Settings) -> None:
+        """Make tables by other settings from now on."""
+        self._settings, self._own_addresses = settings, OwnAddressKeeper(settings)
+        self.renew()
+
     def clear(self) -> None:
         """Place no streams until there is another catalog."""
         self.snapshot = self.table = None

@@ -377,3 +377,25 @@ _OPERATION_ROWS: Final = (
 
 TABLE: Final = (*_CONSUL_ROWS, *_REGISTRATION_ROWS, *_RELAY_ROWS, *_OPERATION_ROWS)
 BY_NAME: Final = {setting.name: setting for setting in TABLE}
+# What takes effect in a gateway that runs, where its `.env` file has changed and it is told so.
+AT_SIGHUP: Final = frozenset(
+    (
+        "CONSUL_HTTP_TOKEN",
+        "MESHGATE_ADDRESS",
+        "MESHGATE_BIND_ADDRESS",
+        "MESHGATE_CONNECT_TIMEOUT",
+        "MESHGATE_DEREGISTER_AFTER_CRITICAL",
+        "MESHGATE_DRAIN_TIMEOUT",
+        "MESHGATE_HELLO_TIMEOUT",
+        "MESHGATE_IDLE_TIMEOUT",
+        "MESHGATE_LOG_JSON",
+        "MESHGATE_LOG_LEVEL",
+        "MESHGATE_MAX_CONNECTIONS",
+        "MESHGATE_MAX_CONNECTIONS_PER_CLIENT",
+        "MESHGATE_MAX_HELLO_BYTES",
+        "MESHGATE_MAX_PENDING_PER_ENDPOINT",
+        "MESHGATE_PANIC_THRESHOLD",
+        "MESHGATE_PASS_HTTP_EXPORTS",
+        "MESHGATE_WAN_ADDRESS",
+    )
+)

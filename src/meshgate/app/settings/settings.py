@@ -110,6 +110,8 @@ class Settings:
     log_json: bool
     consul: Mapping[str, str] = field(repr=False)
     found: Mapping[str, Found] = field(repr=False)
+    # What the command line and the environment said, for `read_again`.
+    _given: tuple[Mapping[str, str], Mapping[str, str]] = field(repr=False, compare=False)
 
     @classmethod
     def load(
@@ -127,7 +129,9 @@ class Settings:
         Raises:
             ConfigError: a value is not allowed, a `MESHGATE_` name is not a setting, or the file cannot be read.
         """
-        found = _resolve(flags, os.environ if environ is None else environ)
+        # The environment is copied: names in it are erased later, so that no other process finds a token there.
+        given = dict(flags), dict(os.environ if environ is None else environ)
+        found = _resolve(*given)
         values: dict[str, Any] = {setting.field: _parsed(found[setting.name]) for setting in TABLE if setting.field}
         values["proxy_id"] = values["proxy_id"] or values["service"]
         values["bind_address"] = values["bind_address"] or ()
@@ -136,7 +140,17 @@ class Settings:
         values["node_name"] = values["node_name"] or ""
         if values["node_name"] and values["register"]:
             raise ConfigError("MESHGATE_NODE_NAME needs MESHGATE_REGISTER=false: an agent registers on its own node")
-        return cls(**values, consul=MappingProxyType(_consul_values(found)), found=MappingProxyType(found))
+        consul = MappingProxyType(_consul_values(found))
+        return cls(**values, consul=consul, found=MappingProxyType(found), _given=given)
+
+    def read_again(self) -> "Settings":
+        """What the same command line, the same environment and the `.env` file of now say.
+
+        Raises:
+            ConfigError: as `load`.
+        """
+        flags, environ = self._given
+        return Settings.load(flags, environ=environ)
 
     def origin(self, name: str) -> Origin:
         """Where the value of the variable `name` came from."""

@@ -3,7 +3,7 @@
 import textwrap
 from itertools import groupby
 
-from meshgate.app.settings.setting_table import TABLE, Setting
+from meshgate.app.settings.setting_table import AT_SIGHUP, TABLE, Setting
 
 _INTRODUCTION = """\
 # Settings of meshgate. Copy this file, remove the # from each line that you change, and name your copy with --env-file
@@ -22,6 +22,10 @@ A flag beats the environment, which beats the `.env` file, which beats the defau
 Durations are written as Consul writes them: `500ms`, `15s`, `1h`. An unknown `MESHGATE_` name is an error that names
 its nearest neighbor. `meshgate config` shows the effective value of each setting and where it came from, with secrets
 masked.
+
+Those marked * take effect in a gateway that runs, when the `.env` file has changed and the process gets a SIGHUP
+(`systemctl reload`). Other changes in it are named in the log and in `/readyz`, and wait for a restart. The environment
+and the command line of a process never change.
 """
 
 
@@ -57,4 +61,5 @@ def _row(setting: Setting) -> str:
     flag = f"`{setting.flag}`" if setting.flag else ""
     default = setting.default_note or (f"`{setting.default}`" if setting.default else "")
     words = setting.help.replace("|", "\\|").replace("<", "&lt;")
-    return f"| `{setting.name}` | {flag} | {default} | {words} |\n"
+    mark = " *" if setting.name in AT_SIGHUP else ""
+    return f"| `{setting.name}`{mark} | {flag} | {default} | {words} |\n"

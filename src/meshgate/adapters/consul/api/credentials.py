@@ -82,6 +82,16 @@ class TokenSource:
             return headers | {"X-Consul-Token": self._token} if self._token else headers
         return {"Authorization": f"Bearer {self._token}"} if self._token else {}
 
+    def replace(self, token: str) -> None:
+        """Use another token from now on, where it does not come from a file.
+
+        Raises:
+            ConsulConfigError: it can be no token.
+        """
+        if self._file is None and _checked(token, "the token") != self._token:
+            self._token = token
+            self._version += 1
+
     def refresh(self) -> None:
         """Read the file again if it is another one than before (one stat while it is not)."""
         if self._file is None:

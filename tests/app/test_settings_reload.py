@@ -1,0 +1,71 @@
+"""Settings that are read again."""
+
+from pathlib import Path
+
+import pytest
+
+from meshgate.app.errors import ConfigError
+from meshgate.app.gateway.settings_reload import Reload
+from meshgate.app.settings.setting_table import AT_SIGHUP, BY_NAME
+from meshgate.app.settings.settings import Origin, Settings
+from meshgate.core.host_port import HostPort
+
+
+def settings(file: Path, **environ: str) -> Settings:
+    return Settings.load({"MESHGATE_HELLO_TIMEOUT": "7s"}, environ={"MESHGATE_ENV_FILE": str(file)} | environ)
+
+
+def test_what_can_take_effect_does_and_the_rest_waits(tmp_path: Path) -> None:
+    file = tmp_path / "env"
+    file.write_text("MESHGATE_WAN_ADDRESS=192.0.2.1:443\nMESHGATE_WORKERS=2\nCONSUL_HTTP_TOKEN=one\n")
+    before = settings(file, MESHGATE_IDLE_TIMEOUT="3m")
+    file.write_text(
+        "MESHGATE_WAN_ADDRESS=192.0.2.2:443\nMESHGATE_WORKERS=3\nMESHGATE_LOG_LEVEL=debug\nCONSUL_HTTP_TOKEN=two\n"
+        # The command line and the environment come first, as at the start.
+        "MESHGATE_HELLO_TIMEOUT=1s\nMESHGATE_IDLE_TIMEOUT=1s\n"
+    )
+    found = Reload.of(before)
+    assert found.taken == ("CONSUL_HTTP_TOKEN", "MESHGATE_LOG_LEVEL", "MESHGATE_WAN_ADDRESS")
+    assert found.waiting == ("MESHGATE_WORKERS",)
+    now = found.in_force
+    assert (now.wan_address, now.log_level, now.workers) == (HostPort("192.0.2.2", 443), "debug", 2)
+    assert now.consul["CONSUL_HTTP_TOKEN"] == "two"
+    assert (now.hello_timeout, now.idle_timeout) == (7, 180)
+    assert now.origin("MESHGATE_LOG_LEVEL") is Origin.ENV_FILE
+    assert now.shown("MESHGATE_WORKERS") == "2"
+    # What waits does so until it is as it was.
+    assert Reload.of(now).waiting == ("MESHGATE_WORKERS",)
+    file.write_text(file.read_text().replace("WORKERS=3", "WORKERS=2"))
+    assert (Reload.of(now).taken, Reload.of(now).waiting) == ((), ())
+
+
+def test_setting_that_is_taken_out_has_its_default_again(tmp_path: Path) -> None:
+    file = tmp_path / "env"
+    file.write_text("MESHGATE_WAN_ADDRESS=192.0.2.1:443\nMESHGATE_DRAIN_TIMEOUT=1s\n")
+    before = settings(file)
+    file.write_text("")
+    found = Reload.of(before)
+    assert found.taken == ("MESHGATE_DRAIN_TIMEOUT", "MESHGATE_WAN_ADDRESS")
+    assert (found.in_force.wan_address, found.in_force.drain_timeout) == (None, 30)
+
+
+@pytest.mark.parametrize("text", ["MESHGATE_WAN_ADDRESS=nonsense\n", "MESHGATE_NONE=1\n", None])
+def test_settings_that_cannot_be_used_are_an_error(tmp_path: Path, text: str | None) -> None:
+    file = tmp_path / "env"
+    file.write_text("")
+    before = settings(file)
+    if text is None:
+        file.unlink()
+    else:
+        file.write_text(text)
+    with pytest.raises(ConfigError):
+        Reload.of(before)
+
+
+def test_without_a_file_nothing_changes() -> None:
+    found = Reload.of(Settings.load(environ={"MESHGATE_WORKERS": "2"}))
+    assert (found.taken, found.waiting) == ((), ())
+
+
+def test_names_are_those_of_the_table() -> None:
+    assert BY_NAME.keys() >= AT_SIGHUP
