@@ -178,13 +178,10 @@ def test_reopen_leaves_the_rotated_file_whole_and_goes_on_in_a_new_one(tmp_path:
     assert workers_of(path) == list(range(500, 1000))
 
 
-def test_a_file_that_cannot_be_opened_again_stays_in_use_until_it_can(
-    tmp_path: Path, told: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("meshgate.app.logs.access_log._RETRY_SECONDS", 0.0)
+def test_a_file_that_cannot_be_opened_again_stays_in_use_until_it_can(tmp_path: Path, told: Any) -> None:
     folder = tmp_path / "logs"
     folder.mkdir()
-    log = opened(folder / "access.log")
+    log = opened(folder / "access.log", retry=0.0)
     folder.rename(tmp_path / "moved")
     log.reopen()
     log.reopen()

@@ -8,7 +8,6 @@ import pytest
 
 from meshgate.adapters.relay import Limits
 from meshgate.adapters.relay.pool import RelayPool
-from meshgate.app.gateway import table_keeper
 from meshgate.app.gateway.table_keeper import TableKeeper
 from meshgate.app.settings.settings import Settings
 from meshgate.core.catalog import Service, Snapshot
@@ -24,7 +23,7 @@ def catalog(services: int) -> Snapshot:
 @pytest.fixture
 async def keeper(nursery: Any) -> TableKeeper:
     relay = RelayPool(1, Limits(), MagicMock(), 1.0)
-    return TableKeeper(Settings.load({}, environ={}), relay, MagicMock(), MagicMock())
+    return TableKeeper(Settings.load({}, environ={}), relay, MagicMock(), MagicMock(), large=3)
 
 
 async def test_a_table_without_a_route_still_knows_where_it_is(keeper: TableKeeper) -> None:
@@ -48,7 +47,6 @@ async def test_a_large_catalog_is_left_out_of_the_search_for_garbage_each_time_i
     keeper: TableKeeper, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     frozen: list[int] = []
-    monkeypatch.setattr(table_keeper, "LARGE", 3)
     monkeypatch.setattr(gc, "collect", lambda: 0)
     monkeypatch.setattr(gc, "freeze", lambda: frozen.append(len(keeper.in_force())))
     for services in (2, 3, 5, 6, 3, 11, 12):

@@ -12,7 +12,6 @@ import pytest
 import structlog
 import trio
 
-from meshgate.adapters.admin import listener as listener_module
 from meshgate.adapters.admin.messages import Response, json_response, text_response
 from meshgate.adapters.admin.server import AdminServer, Limits
 
@@ -384,7 +383,6 @@ async def test_a_client_that_resets_harms_nobody(serve: Any) -> None:
 
 
 async def test_running_out_of_descriptors_pauses_and_goes_on(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listener_module, "_PAUSE_SECONDS", 0.01)
     accept, failures = trio.SocketListener.accept, iter([24, 23])
 
     async def fails_twice(self: trio.SocketListener) -> trio.SocketStream:
@@ -394,7 +392,7 @@ async def test_running_out_of_descriptors_pauses_and_goes_on(serve: Any, monkeyp
 
     monkeypatch.setattr(trio.SocketListener, "accept", fails_twice)
     with structlog.testing.capture_logs() as entries:
-        assert statuses(await exchange(await serve(), get(extra=LAST))) == [200]
+        assert statuses(await exchange(await serve(accept_pause=0.01), get(extra=LAST))) == [200]
     assert [entry["log_level"] for entry in entries] == ["warning", "warning"]
 
 

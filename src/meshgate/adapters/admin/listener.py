@@ -18,7 +18,6 @@ Bind = tuple[str, int] | Path
 """An IP address (without brackets) and a port, 0 for a free one; or the path of a unix socket."""
 
 _BACKLOG: Final = 128
-_PAUSE_SECONDS: Final = 1.0
 _EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
 
 
@@ -38,8 +37,8 @@ def listening(bind: Bind) -> Iterator[tuple[trio.SocketListener, Bind]]:
         yield trio.SocketListener(trio.socket.from_stdlib_socket(sock)), bound
 
 
-async def accept(listener: trio.SocketListener) -> trio.SocketStream:
-    """The next connection. Waits while the machine has no descriptor or memory for one."""
+async def accept(listener: trio.SocketListener, pause: float) -> trio.SocketStream:
+    """The next connection. Tries each `pause` seconds while the machine has no descriptor or memory for one."""
     while True:
         try:
             return await listener.accept()
@@ -47,7 +46,7 @@ async def accept(listener: trio.SocketListener) -> trio.SocketStream:
             if error.errno not in _EXHAUSTED:
                 raise
             _log.warning("cannot accept a connection to the admin address", error=error.strerror)
-            await trio.sleep(_PAUSE_SECONDS)
+            await trio.sleep(pause)
 
 
 @contextmanager

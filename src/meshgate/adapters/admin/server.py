@@ -50,7 +50,7 @@ class Limits:
     `request_timeout` runs from the first byte of a request to its last, `idle_timeout` between two requests,
     `write_timeout` while an answer is sent. Of more than `max_connections` the one that has been longest without a
     whole request is closed, else the one that takes longest to read its answer; where an answer is being made for each
-    of them, the new one gets a 503.
+    of them, the new one gets a 503. `accept_pause` passes before the next try where the machine has no descriptor.
     """
 
     header_bytes: int = 16 * 1024
@@ -59,6 +59,7 @@ class Limits:
     idle_timeout: float = 60.0
     write_timeout: float = 30.0
     max_connections: int = 128
+    accept_pause: float = 1.0
 
 
 class AdminServer:
@@ -97,7 +98,7 @@ class AdminServer:
             async with trio.open_nursery() as nursery:
                 task_status.started(bound)
                 while True:
-                    stream = await accept(listener)
+                    stream = await accept(listener, self._limits.accept_pause)
                     nursery.start_soon(self._serve_connection, stream, names)
 
     async def _serve_connection(self, stream: trio.SocketStream, names: Collection[str] | None) -> None:

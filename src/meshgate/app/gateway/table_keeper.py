@@ -22,8 +22,7 @@ from meshgate.core.catalog import NOWHERE, Locality, Snapshot
 from meshgate.core.planner import Planner
 from meshgate.core.routes import RouteTable
 
-# Routes from which on a table counts as large.
-LARGE: Final = 1000
+_LARGE: Final = 1000
 
 
 class TableKeeper:
@@ -37,6 +36,7 @@ class TableKeeper:
         relay: gets each table.
         notifier: tells systemd.
         last_known: keeps each catalog on disk.
+        large: routes from which on a table counts as large.
     """
 
     def __init__(
@@ -45,6 +45,7 @@ class TableKeeper:
         relay: RelayPool,
         notifier: Notifier,
         last_known: LastKnown,
+        large: int = _LARGE,
     ) -> None:
         self.table: RouteTable | None = None
         self.snapshot: Snapshot | None = None
@@ -58,6 +59,7 @@ class TableKeeper:
         self._notifier = notifier
         self._last_known = last_known
         self._planner = Planner()
+        self._large = large
         self._own_addresses = OwnAddressKeeper(settings)
         self._settled = 0
 
@@ -115,7 +117,7 @@ class TableKeeper:
 
         Nearly all of it stays, and what goes is freed without a search, for its records hold no cycles.
         """
-        if size >= max(LARGE, 2 * self._settled):
+        if size >= max(self._large, 2 * self._settled):
             self._settled = size
             gc.collect()
             gc.freeze()

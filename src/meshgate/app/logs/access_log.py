@@ -39,21 +39,32 @@ class AccessLog:
         path: of the file that `reopen` opens again; None for a standard stream.
         line: makes the line of a record, or None for one that is not to be written; this product's own by default.
         limit: lines that may wait for a slow target.
+        retry: seconds between two tries to open a file again.
     """
 
     def __init__(
-        self, target: str, fd: int, path: str | None, *, line: Line | None = None, limit: int = QUEUE_LINES
+        self,
+        target: str,
+        fd: int,
+        path: str | None,
+        *,
+        line: Line | None = None,
+        limit: int = QUEUE_LINES,
+        retry: float = _RETRY_SECONDS,
     ) -> None:
         self._target = target
         self._line = line or line_of
         self._fd = fd
         self._path = path
         self._reopen_fails = False
+        self._retry = retry
         self._retry_at = 0.0
         self._writer = LogWriter(fd, self._tell_dropped, on_error=self._tell_error, limit=limit)
 
     @classmethod
-    def open(cls, target: str, *, line: Line | None = None, limit: int = QUEUE_LINES) -> Self | None:
+    def open(
+        cls, target: str, *, line: Line | None = None, limit: int = QUEUE_LINES, retry: float = _RETRY_SECONDS
+    ) -> Self | None:
         """The access log that `settings.access_log` asks for; None for `off`.
 
         A file is appended to. A new one gets mode 0640, or less where the umask wants it so.
@@ -69,7 +80,7 @@ class AccessLog:
             os.fstat(fd)
         except OSError as error:
             raise ConfigError(f"MESHGATE_ACCESS_LOG={target}: cannot be opened: {error.strerror}") from None
-        access_log = cls(target, fd, path, line=line, limit=limit)
+        access_log = cls(target, fd, path, line=line, limit=limit, retry=retry)
         atexit.register(access_log.close)
         return access_log
 
@@ -81,7 +92,7 @@ class AccessLog:
     def write(self, record: StreamRecord) -> None:
         """Take a record. Never blocks, never raises."""
         if self._reopen_fails and time.monotonic() >= self._retry_at:
-            self._retry_at = time.monotonic() + _RETRY_SECONDS
+            self._retry_at = time.monotonic() + self._retry
             self.reopen()
         line = self._line(record)
         if line is not None:
