@@ -4,6 +4,7 @@
  *     load ping  LISTEN CONNECT HELLO [k=v…]   round trips of 64 bytes on `streams` connections for `seconds`
  *     load churn LISTEN CONNECT HELLO [k=v…]   connect, hello, its answer, close: `streams` at a time for `seconds`
  *     load bulk  LISTEN CONNECT HELLO [k=v…]   `bytes` on each of `streams` connections, both ways with both=1
+ *     load flood 0 CONNECT HELLO [k=v…]        connect, hello, close, waiting for nothing, for `seconds`: an attacker
  *
  * LISTEN is the port of the backend (0: none, it is another process), CONNECT the relay's, HELLO a file with the
  * ClientHello that begins each stream. `idle=N` opens N more connections first and leaves them alone, `bulk=N` keeps N
@@ -33,7 +34,7 @@
 
 enum { MESSAGE = 64, CHUNK = 1 << 17, PERIOD = 262139 /* prime: no buffer size divides it */ };
 enum { OPENING = 64 /* connections in the making at a time, below any listen queue */ };
-enum { RANDOM_AT = 11, RANDOM_SIZE = 32, HELLO_MAX = 4096 };
+enum { RANDOM_AT = 11, RANDOM_SIZE = 32, HELLO_MAX = 1 << 14 };
 enum kind { PING, UPLOAD, BOTH, IDLE, CHURN };
 #define MAGIC "meshload"
 #define ENDLESS UINT64_MAX
@@ -376,6 +377,21 @@ static void churn(double time) {
     while (opening || (listener >= 0 && servers > idle)) turn();
 }
 
+/* Nothing is read, so what the relay answers is a reset to it; and its accept queue is full all the time if it is slow. */
+static void flood(double time) {
+    deadline = now() + (uint64_t)(time * 1e9);
+    while (now() < deadline) {
+        int fd = socket(AF_INET, SOCK_STREAM, 0);
+        if (fd < 0) die("socket: %s", strerror(errno));
+        if (connect(fd, (struct sockaddr *)&relay, sizeof relay)) die("connect: %s", strerror(errno));
+        /* A relay that has seen enough may have reset the stream already. */
+        if (send(fd, hello, hello_size, MSG_NOSIGNAL) < 0 && errno != ECONNRESET && errno != EPIPE)
+            die("hello: %s", strerror(errno));
+        close(fd);
+        operations++;
+    }
+}
+
 static void start_uploads(void) {
     for (long i = 0; i < upload_count; i++) watch(uploads[i], EPOLL_CTL_MOD, 1);
 }
@@ -399,12 +415,12 @@ static double percentile(double share) {
 }
 
 static void work(const char *mode) {
-    int pinging = !strcmp(mode, "ping"), churning = !strcmp(mode, "churn");
+    int pinging = !strcmp(mode, "ping"), churning = !strcmp(mode, "churn"), flooding = !strcmp(mode, "flood");
     opened = calloc(streams + 1, sizeof *opened);
     uploads = calloc(streams + bulk + 1, sizeof *uploads);
     open_all(IDLE, idle);
     if (pinging) open_all(PING, streams);
-    else if (!churning) open_all(both ? BOTH : UPLOAD, streams);
+    else if (!churning && !flooding) open_all(both ? BOTH : UPLOAD, streams);
     bytes = ENDLESS;
     if (bulk) open_all(UPLOAD, bulk);
     if (warm > 0 && pinging) ping(warm);
@@ -417,6 +433,7 @@ static void work(const char *mode) {
     start_uploads();
     if (pinging && seconds > 0) ping(seconds);
     if (churning) churn(seconds);
+    if (flooding) flood(seconds);
     while (finished < upload_count) turn();
     double took = (now() - begun) / 1e9;
     measuring = 0;
@@ -424,9 +441,10 @@ static void work(const char *mode) {
     qsort(latencies, latency_count, sizeof *latencies, by_size);
     char answer[512];
     snprintf(answer, sizeof answer,
-             "{\"operations\": %llu, \"seconds\": %.6f, \"bytes\": %llu, \"p50_us\": %.3f, \"p99_us\": %.3f, "
-             "\"max_us\": %.3f}",
-             (unsigned long long)operations, took, (unsigned long long)moved, percentile(0.5), percentile(0.99),
+             "{\"operations\": %llu, \"seconds\": %.6f, \"bytes\": %llu, \"p50_us\": %.3f, \"p90_us\": %.3f, "
+             "\"p99_us\": %.3f, \"max_us\": %.3f}",
+             (unsigned long long)operations, took, (unsigned long long)moved, percentile(0.5), percentile(0.9),
+             percentile(0.99),
              percentile(1));
     await_line(answer);
 }

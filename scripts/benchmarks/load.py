@@ -28,6 +28,7 @@ class Measured:
     seconds: float
     bytes: int
     p50_us: float
+    p90_us: float
     p99_us: float
     max_us: float
     cpu: int

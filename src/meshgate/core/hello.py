@@ -51,6 +51,7 @@ _PROTOCOLS_TOLD: Final = (
     8  # The log needs no more, and a stream must not keep all that a stranger can put into a hello.
 )
 
+_short: Final = Struct(">H").unpack_from
 _record_header: Final = Struct(">BBxH").unpack_from
 _extension_header: Final = Struct(">HH").unpack_from
 _name_header: Final = Struct(">HBH").unpack_from
@@ -108,16 +109,15 @@ class HelloParser:
     `stream` is all that was fed so far.
     """
 
-    __slots__ = ("_max_bytes", "_message", "_needed", "_record", "_records", "_verdict", "_wanted", "stream")
+    __slots__ = ("_max_bytes", "_record", "_records", "_rest", "_verdict", "_wanted", "stream")
 
     def __init__(self, max_bytes: int = 16384) -> None:
         self.stream = bytearray()
         self._max_bytes = max_bytes
         self._wanted = 1  # So many bytes of the stream it takes until there is something to decide.
-        self._record = 0  # Where the record begins that is not complete yet,
-        self._records = 0  # how many came before it,
-        self._message = bytearray()  # and what they held.
-        self._needed = 0  # The length of the handshake message with its header, once that is known.
+        self._records: list[bytes] = []  # The contents of those that have come whole and do not end the message.
+        self._record = 0  # Where the next record begins.
+        self._rest = 0  # What that one and those behind it have to bring of the message; 0 while that is not known.
         self._verdict: Hello | Refusal | None = None
 
     def feed(self, data: bytes) -> Hello | Refusal | None:
@@ -133,54 +133,72 @@ class HelloParser:
         return self._verdict
 
     def _advance(self) -> Hello | Refusal | None:
-        stream, message, most = self.stream, self._message, self._max_bytes
-        at, needed, have = self._record, self._needed, len(stream)
-        while at + _RECORD_HEADER <= have:
-            kind, major, size = _record_header(stream, at)
-            if (
-                kind != _HANDSHAKE
-                or major != _TLS_MAJOR
-                or not 0 < size <= _MAX_RECORD
-                or self._records == _MOST_RECORDS
-            ):
-                return self._fault_of_header(at)
-            at += _RECORD_HEADER
-            if not needed and have > at:
-                header = message + stream[at : at + min(size, _MESSAGE_HEADER - len(message))]
-                if header[0] != _CLIENT_HELLO:
-                    return Refusal(Reason.HELLO_MALFORMED, f"handshake message {header[0]} instead of a ClientHello")
-                if len(header) == _MESSAGE_HEADER:
-                    needed = self._needed = _MESSAGE_HEADER + int.from_bytes(header[1:])
-            if needed:
-                end = at + needed - len(message)  # Of the hello, if it ends in this record; at least, if it does not.
-                if end > most:
-                    return Refusal(Reason.HELLO_TOO_LARGE, f"longer than {most} bytes")
-                if end <= at + size:
-                    return self._read(at, end)
-            if have < at + size:
-                # Nothing is decided before the record ends, but what the header of the message says.
-                self._wanted = at + size if needed else have + 1
+        stream, have = self.stream, len(self.stream)
+        while True:
+            self._take_plain_records()
+            body = self._record + _RECORD_HEADER
+            fault = self._fault_of_header()
+            if fault or have < body:
+                self._wanted = have + 1
+                return fault
+            (size,) = _short(stream, body - 2)
+            if not self._rest and have > body and (fault := self._read_message_header(body, size)):
+                return fault
+            if self._rest:
+                if body + self._rest > self._max_bytes:
+                    return Refusal(Reason.HELLO_TOO_LARGE, f"longer than {self._max_bytes} bytes")
+                if self._rest <= size:
+                    return self._finish(body, body + self._rest)
+            if have < body + size:
+                self._wanted = body + size if self._rest else have + 1
                 return None
-            message += stream[at : at + size]
-            at += size
-            self._record = at
-            self._records += 1
-        self._wanted = have + 1
-        return self._fault_of_header(at)
+            self._records.append(bytes(stream[body : body + size]))
+            self._record = body + size
+            self._rest -= size if self._rest else 0
 
-    def _read(self, at: int, end: int) -> Hello | Refusal | None:
-        """Reads the message if it is there; its rest is stream[at:end]."""
+    def _take_plain_records(self) -> None:
+        """Takes records that have come whole and raise no question: the short way for hundreds of tiny ones."""
+        if not self._rest or len(self.stream) <= self._record + _RECORD_HEADER:
+            return
+        stream, records, at, rest = bytes(self.stream[self._record :]), self._records, 0, self._rest
+        # Each adds a header to the least that the hello can take.
+        most = min(_MOST_RECORDS - len(records), (self._max_bytes - self._record - rest) // _RECORD_HEADER)
+        have = len(stream)
+        for _ in range(most):
+            if at + _RECORD_HEADER > have:
+                break
+            kind, major, size = _record_header(stream, at)
+            end = at + _RECORD_HEADER + size
+            fine = kind == _HANDSHAKE and major == _TLS_MAJOR and 0 < size < rest
+            if not fine or size > _MAX_RECORD or end > have:
+                break
+            records.append(stream[at + _RECORD_HEADER : end])
+            rest -= size
+            at = end
+        self._record += at
+        self._rest = rest
+
+    def _read_message_header(self, body: int, size: int) -> Refusal | None:
+        """Learns the length of the message from its header, as far as that has come, and looks what message it is."""
+        before = b"".join(self._records)
+        header = before + self.stream[body : body + min(size, _MESSAGE_HEADER - len(before))]
+        if header[0] != _CLIENT_HELLO:
+            return Refusal(Reason.HELLO_MALFORMED, f"handshake message {header[0]} instead of a ClientHello")
+        if len(header) == _MESSAGE_HEADER:
+            self._rest = _MESSAGE_HEADER + int.from_bytes(header[1:]) - len(before)
+        return None
+
+    def _finish(self, start: int, end: int) -> Hello | Refusal | None:
+        """The message ends with stream[start:end], once that has come."""
         if len(self.stream) < end:
             self._wanted = end
             return None
-        if not self._records:
-            return _read_message(self.stream, at + _MESSAGE_HEADER, end, end)
-        self._message += self.stream[at:end]
-        return _read_message(self._message, _MESSAGE_HEADER, self._needed, end)
+        message = b"".join([*self._records, self.stream[start:end]])
+        return _read_message(message, _MESSAGE_HEADER, len(message), end)
 
-    def _fault_of_header(self, at: int) -> Refusal | None:
-        """What is wrong with the record header at `at`, as far as it has come; None where nothing is."""
-        header = self.stream[at : at + _RECORD_HEADER]
+    def _fault_of_header(self) -> Refusal | None:
+        """What is wrong with the header of the next record, as far as it has come; None where nothing is."""
+        header = self.stream[self._record : self._record + _RECORD_HEADER]
         # A first record with the wrong type or version is some other protocol, a later one breaks this one.
         reason = Reason.HELLO_MALFORMED if self._records else Reason.NOT_TLS
         if header and header[0] != _HANDSHAKE:
@@ -191,9 +209,11 @@ class HelloParser:
             return None
         if header[3:] == b"\0\0":
             return Refusal(Reason.HELLO_MALFORMED, "a record without content")
-        if self._records < _MOST_RECORDS:
+        if (header[3] << 8 | header[4]) > _MAX_RECORD:
             return Refusal(Reason.HELLO_MALFORMED, f"a record longer than {_MAX_RECORD} bytes")
-        return Refusal(Reason.HELLO_TOO_LARGE, f"more than {_MOST_RECORDS} records")
+        if len(self._records) == _MOST_RECORDS:
+            return Refusal(Reason.HELLO_TOO_LARGE, f"more than {_MOST_RECORDS} records")
+        return None
 
 
 def _read_message(data: Bytes, start: int, end: int, length: int) -> Hello | Refusal:
