@@ -301,7 +301,8 @@ class Client:
 
 @cache
 def clients() -> tuple[Client, ...]:
-    rows = [json.loads(line) for line in (DATA / "clients.jsonl").read_text(encoding="ascii").splitlines()]
+    files = [DATA / name for name in ("clients.jsonl", "resumed.jsonl")]
+    rows = [json.loads(line) for file in files for line in file.read_text(encoding="ascii").splitlines()]
     return tuple(
         Client(row["client"], row["server_name"], tuple(row["alpn"]), bytes.fromhex(row["hex"])) for row in rows
     )
