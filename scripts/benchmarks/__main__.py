@@ -9,6 +9,7 @@ import tempfile
 import time
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from meshgate import __version__
@@ -17,14 +18,16 @@ from .handshakes import start_server
 from .items import FULL, QUICK, SMOKE, Item, work_items
 from .load import Load
 from .page import write_page
-from .peers import Meshgate, Peer, Place, Target, sni
+from .peers import Direct, Peer, Place, Relay, Target, sni
 from .processes import BenchError, Cores, free_port
-from .results import OURS, Results
+from .product import Datacenter, Product
+from .results import Results
+from .resumed import SERVICE, sidecar_hello
 from .rivals import find_peers
 from .runner import Runner
 from .tables import as_text, goal_table, item_table
 
-SERVICE, TLS_SERVICE = "web", "vault"
+TLS_SERVICE = "vault"
 
 
 def main() -> int:
@@ -48,7 +51,7 @@ def main() -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="bench",
-        description="Measures meshgate's relay beside Envoy, HAProxy and nginx, as far as they are installed.",
+        description="Measures meshgate beside Envoy, HAProxy and nginx, as far as they are installed.",
     )
     parser.add_argument("--quick", action="store_true", help="short runs, two rounds: to see a large effect")
     parser.add_argument("--smoke", action="store_true", help="only see that it works, with meshgate alone")
@@ -81,25 +84,26 @@ def _measure(options: argparse.Namespace) -> Results:
         sys.exit(0)
     if not items:
         raise BenchError("no work item has such a name (--list prints them)")
-    peers, missing = find_peers(options.peers.absolute())
-    if options.smoke:
-        peers = [peer for peer in peers if peer.name in (OURS, "direct")]
-    else:
-        for line in missing:
-            _say(line)
-    peers += [_another(version) for version in options.beside]
+    rivals, missing = ([], []) if options.smoke else find_peers(options.peers.absolute())
+    for line in missing:
+        _say(line)
     _raise_descriptor_limit()
-    results = Results(_machine(), {peer.name: peer.title for peer in peers})
+    machine = _machine()
     with tempfile.TemporaryDirectory(prefix="meshgate-bench-") as name, ExitStack() as stack:
         cores = Cores.pick()
         if cores.relay == cores.load:
             _say("only one core: relay and load share it, the numbers are of little use")
         os.sched_setaffinity(0, {cores.load})
-        load = Load(Path(name), cores, sni(SERVICE))
+        load = Load(Path(name), cores, sidecar_hello())
         place = Place(Path(name), cores, load)
+        datacenter = Datacenter(place)
+        stack.callback(datacenter.stop)
+        others = [_another(version, datacenter) for version in options.beside]
+        peers = [Direct(), Product(datacenter), Relay(), *rivals, *others]
+        results = Results(machine, {peer.name: peer.title for peer in peers})
         stack.callback(start_server(place, tls_port).stop)
         targets = [Target(sni(SERVICE), load.backend_port), Target(sni(TLS_SERVICE), tls_port)]
-        runner = stack.enter_context(Runner(place, peers, targets, results, _say))
+        runner = stack.enter_context(Runner(place, peers, partial(_product, datacenter), targets, results))
         for number, item in enumerate(items, 1):
             _say(f"{number}/{len(items)} {item.title}")
             runner.do(item, sizes.rounds)
@@ -136,11 +140,15 @@ def _machine() -> dict[str, str]:
     }
 
 
-def _another(version: str) -> Peer:
+def _product(datacenter: Datacenter, workers: int) -> Peer:
+    return Product(datacenter, workers=workers)
+
+
+def _another(version: str, datacenter: Datacenter) -> Peer:
     label, equals, source = version.partition("=")
     if not equals or not (Path(source) / "meshgate").is_dir():
         raise BenchError(f"--beside {version}: not a label, =, and a folder with the package meshgate")
-    return Meshgate(label, Path(source).absolute())
+    return Product(datacenter, label, Path(source).absolute())
 
 
 def _wanted(item: Item, only: list[str] | None) -> bool:

@@ -7,25 +7,19 @@ cryptography there and not by a relay; the relay's share is its CPU time, and th
 import contextlib
 import json
 import socket
-import ssl
 import sys
 import threading
 import time
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
-
+from .certificates import client_context, make_certificates, server_context
 from .load import SETTLE_SECONDS
 from .peers import SCRIPTS, Place, Subject
 from .processes import Running, accepts, start, wait_until
 
-CLIENTS = 2
-SERVERS = 4  # One of them may still be busy with the end of a stream.
+PROCESSES = 8  # More clients than that share processes: the cryptography runs beside Python's lock.
+SERVERS = 80  # More than there are clients: some may still be busy with the end of a stream.
 
 
 def start_server(place: Place, port: int) -> Running:
@@ -36,24 +30,30 @@ def start_server(place: Place, port: int) -> Running:
     return running
 
 
-def handshakes(place: Place, subject: Subject, *, server_name: str, port: int, seconds: float) -> Mapping[str, float]:
-    """Connect, handshake, one round trip, close, from `CLIENTS` processes. `port` is that of who listens to them."""
-    clients = [_start(place, f"tls-client-{n}", "call", port, server_name, seconds) for n in range(CLIENTS)]
+def handshakes(
+    place: Place, subject: Subject, *, server_name: str, port: int, clients: int, seconds: float
+) -> Mapping[str, float]:
+    """Connect, handshake, one round trip, close, by `clients` at a time. `port` is that of who listens to them."""
+    shares = [len(range(number, clients, PROCESSES)) for number in range(min(clients, PROCESSES))]
+    callers = [
+        _start(place, f"tls-client-{number}", "call", port, server_name, seconds, share)
+        for number, share in enumerate(shares)
+    ]
     try:
-        for client in clients:
-            _line(client)
+        for caller in callers:
+            _line(caller)
         before = subject.running.cpu()
         begun = time.perf_counter()
-        for client in clients:
-            assert client.child.stdin is not None
-            client.child.stdin.write("\n")
-        took = sorted(each for client in clients for each in json.loads(_line(client)))
+        for caller in callers:
+            assert caller.child.stdin is not None
+            caller.child.stdin.write("\n")
+        took = sorted(each for caller in callers for each in json.loads(_line(caller)))
         elapsed = time.perf_counter() - begun
         time.sleep(SETTLE_SECONDS)
         cpu = subject.running.cpu() - before
     finally:
-        for client in clients:
-            client.stop()
+        for caller in callers:
+            caller.stop()
     return {
         "cpu_us": cpu / len(took) / 1e3,
         "per_s": len(took) / elapsed,
@@ -88,7 +88,7 @@ def _line(client: Running) -> str:
 
 def serve(port: int) -> None:
     """Answer 64 bytes with 64 bytes, a stream at a time in each of the threads, until killed."""
-    context = _context(ssl.PROTOCOL_TLS_SERVER)
+    context = server_context(Path())
     listener = socket.create_server(("127.0.0.1", port), backlog=1024)
 
     def answer() -> None:
@@ -100,27 +100,43 @@ def serve(port: int) -> None:
                 stream.sendall(stream.recv(64))
                 stream.recv(1)
 
-    threads = [threading.Thread(target=answer) for _ in range(SERVERS)]
-    for thread in threads:
-        thread.start()
+    for _ in range(SERVERS):
+        threading.Thread(target=answer).start()
 
 
-def call(port: int, server_name: str, seconds: float) -> None:
-    """Handshakes one after another; prints what each took up to the first answer, in µs."""
-    context = _context(ssl.PROTOCOL_TLS_CLIENT)
+def call(port: int, server_name: str, seconds: float, clients: int) -> None:
+    """Handshakes, `clients` at a time; prints what each took up to the first answer, in µs."""
+    context = client_context(Path())
     message = bytes(range(64))
+    took: list[int] = []
+    wrong: list[Exception] = []
+
+    def shake_hands() -> None:
+        while (begun := time.perf_counter()) < deadline:
+            with socket.create_connection(("127.0.0.1", port)) as sock:
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                with context.wrap_socket(sock, server_hostname=server_name) as stream:
+                    stream.sendall(message)
+                    if stream.recv(64) != message:
+                        raise ValueError("wrong bytes came back")
+                    took.append(round((time.perf_counter() - begun) * 1e6))
+
+    def guarded() -> None:
+        try:
+            shake_hands()
+        except Exception as error:  # noqa: BLE001 (told below)
+            wrong.append(error)
+
     print("ready", flush=True)
     sys.stdin.readline()
-    took = []
     deadline = time.perf_counter() + seconds
-    while (begun := time.perf_counter()) < deadline:
-        with socket.create_connection(("127.0.0.1", port)) as sock:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            with context.wrap_socket(sock, server_hostname=server_name) as stream:
-                stream.sendall(message)
-                if stream.recv(64) != message:
-                    sys.exit("wrong bytes came back")
-                took.append(round((time.perf_counter() - begun) * 1e6))
+    threads = [threading.Thread(target=guarded) for _ in range(clients)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if wrong:
+        sys.exit(repr(wrong[0]))
     print(json.dumps(took), flush=True)
 
 
@@ -128,4 +144,4 @@ if __name__ == "__main__":
     if sys.argv[1] == "serve":
         serve(int(sys.argv[2]))
     else:
-        call(int(sys.argv[2]), sys.argv[3], float(sys.argv[4]))
+        call(int(sys.argv[2]), sys.argv[3], float(sys.argv[4]), int(sys.argv[5]))

@@ -1,7 +1,7 @@
 """The work items: what is done, by whom, how much of it, and which numbers come of it."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from . import control, rest, traffic
@@ -42,6 +42,7 @@ class Item:
         work: one measurement of a running peer.
         alone: or one that needs no running peer and is about meshgate itself.
         peers: the names of those that take part; empty for all.
+        relay: whether our relay alone takes part beside the whole product.
         routes: how many the peers have.
         workers: not the usual peers, but meshgate with so many workers.
         fresh: whether every round has a new process of the peer.
@@ -54,6 +55,7 @@ class Item:
     work: Work | None = None
     alone: Callable[[Place], Mapping[str, float]] | None = None
     peers: frozenset[str] = frozenset()
+    relay: bool = False
     routes: int = ROUTES
     workers: tuple[int, ...] = ()
     fresh: bool = False
@@ -64,8 +66,8 @@ class Item:
 class Sizes:
     """How much of everything.
 
-    `seconds` is the length of one measurement of a rate, `bulk` the bytes of one run, `product` whether `meshgate run`
-    is measured too, for which Consul is started.
+    `seconds` is the length of one measurement of a rate, `bulk` the bytes of one run, `pauses` are in ms, `control` is
+    whether the control plane is measured too.
     """
 
     rounds: int
@@ -73,18 +75,50 @@ class Sizes:
     bulk: int
     round_trips: tuple[int, ...]
     bulk_streams: tuple[int, ...]
+    clients: tuple[int, ...]
+    pauses: tuple[int, ...]
+    floods: tuple[int, ...]
     idle: int
-    scale: tuple[int, ...]
+    scale: int
     services: int
     lookups: tuple[int, ...]
     rest_routes: int
-    product: bool = True
+    control: bool = True
 
 
-FULL = Sizes(5, 1.0, 1_000_000_000, (1, 32, 512, 5000), (1, 4, 32), 5000, (100, 1000, 9000), 5000, (10, 100_000), 100)
-QUICK = Sizes(2, 0.3, 200_000_000, (1, 32, 512, 5000), (1, 4, 32), 5000, (100, 9000), 5000, (10, 100_000), 100)
+FULL = Sizes(
+    rounds=5,
+    seconds=1.0,
+    bulk=1_000_000_000,
+    round_trips=(1, 32, 512, 5000),
+    bulk_streams=(1, 4, 32),
+    clients=(1, 2, 8, 64),
+    pauses=(1, 10, 100),
+    floods=(5000, 0),
+    idle=5000,
+    scale=9000,
+    services=5000,
+    lookups=(10, 100_000),
+    rest_routes=100,
+)
+QUICK = replace(FULL, rounds=2, seconds=0.3, bulk=200_000_000)
 # Enough to see that everything works, and for no other conclusion.
-SMOKE = Sizes(1, 0.04, 4_000_000, (1, 8), (2,), 50, (20,), 50, (10, 100), 10, product=False)
+SMOKE = Sizes(
+    rounds=1,
+    seconds=0.04,
+    bulk=4_000_000,
+    round_trips=(1, 8),
+    bulk_streams=(2,),
+    clients=(2,),
+    pauses=(1,),
+    floods=(500,),
+    idle=50,
+    scale=50,
+    services=50,
+    lookups=(10, 100),
+    rest_routes=12,
+    control=False,
+)
 
 
 def work_items(sizes: Sizes, tls_name: str, tls_port: int) -> list[Item]:
@@ -98,12 +132,11 @@ def work_items(sizes: Sizes, tls_name: str, tls_port: int) -> list[Item]:
     others = frozenset(("meshgate", "envoy", "haproxy", "nginx"))
     ours = frozenset(("meshgate",))
 
-    def tls(place: Place, subject: Subject) -> Mapping[str, float]:
-        if subject.own_backend:
-            return handshakes(place, subject, server_name=tls_name, port=subject.port, seconds=2 * seconds)
+    def tls(place: Place, subject: Subject, clients: int) -> Mapping[str, float]:
+        port = subject.port if subject.own_backend else tls_port
+        numbers = handshakes(place, subject, server_name=tls_name, port=port, clients=clients, seconds=2 * seconds)
         # Without a relay there is no CPU time of one.
-        numbers = handshakes(place, subject, server_name=tls_name, port=tls_port, seconds=2 * seconds)
-        return {key: value for key, value in numbers.items() if key != CPU.key}
+        return {key: value for key, value in numbers.items() if subject.own_backend or key != CPU.key}
 
     return [
         *(
@@ -112,6 +145,7 @@ def work_items(sizes: Sizes, tls_name: str, tls_port: int) -> list[Item]:
                 f"Round trip of 64 B, {streams:,} connection{'s' if streams > 1 else ''}",
                 OPERATION,
                 partial(traffic.round_trips, streams=streams, seconds=seconds),
+                relay=streams <= 32,
             )
             for streams in sizes.round_trips
         ),
@@ -120,6 +154,17 @@ def work_items(sizes: Sizes, tls_name: str, tls_port: int) -> list[Item]:
             "Connect, hello, one round trip, close; 16 at a time",
             OPERATION,
             partial(traffic.connections, at_once=16, seconds=seconds),
+            relay=True,
+        ),
+        *(
+            Item(
+                f"paced-{pause}",
+                f"A stream of four messages, {pause} ms before each; 8 at a time",
+                OPERATION,
+                partial(traffic.paced, at_once=8, pause=pause / 1e3, seconds=seconds),
+                relay=True,
+            )
+            for pause in sizes.pauses
         ),
         *(
             Item(
@@ -131,12 +176,37 @@ def work_items(sizes: Sizes, tls_name: str, tls_port: int) -> list[Item]:
             for both in (False, True)
             for streams in sizes.bulk_streams
         ),
-        Item("handshake-2", "Real mTLS 1.3 handshake and one round trip, 2 clients", OPERATION, tls),
+        *(
+            Item(
+                f"handshake-{clients}",
+                f"Real mTLS 1.3 handshake and one round trip, {clients} client{'s' if clients > 1 else ''}",
+                OPERATION,
+                partial(tls, clients=clients),
+                relay=clients == 2,
+            )
+            for clients in sizes.clients
+        ),
         Item(
             "fairness-4",
             "Round trip of 64 B, 32 connections, beside 4 bulk uploads",
             (P99, P50, Metric("gb_per_s", "bulk GB/s", 2, more_is_better=True)),
             partial(traffic.beside_bulk, streams=32, uploads=4, seconds=seconds),
+        ),
+        *(
+            Item(
+                f"flood-{rate or 'most'}",
+                "Connections one at a time, beside an attacker who sends hellos in records of one byte, "
+                + (f"{rate:,} a second" if rate else "as many as it can"),
+                (
+                    Metric("p90_ms", "p90 ms"),
+                    Metric("p50_ms", "p50 ms"),
+                    Metric("max_ms", "longest ms", 0),
+                    Metric("attacks_per_s", "attacks per s", 0),
+                ),
+                partial(traffic.beside_flood, rate=rate, seconds=seconds),
+                peers=frozenset(("meshgate", "envoy")),
+            )
+            for rate in sizes.floods
         ),
         Item(
             f"idle-{sizes.idle}",
@@ -147,15 +217,18 @@ def work_items(sizes: Sizes, tls_name: str, tls_port: int) -> list[Item]:
             fresh=True,
             once=True,
         ),
-        *(
-            Item(
-                f"scale-{streams}",
-                f"A connection, and a round trip, beside {streams:,} idle connections",
-                (Metric("connection_us", "CPU µs connection"), Metric("round_trip_us", "CPU µs round trip")),
-                partial(traffic.beside_idle, others=streams, at_once=16, seconds=seconds),
-                peers=ours,
-            )
-            for streams in sizes.scale
+        Item(
+            f"scale-{sizes.scale}",
+            f"A connection, and a round trip, beside {sizes.scale:,} idle connections and beside 100",
+            (
+                Metric("ratio", "a connection, ratio", 2),
+                Metric("few_us", "CPU µs connection, 100"),
+                Metric("many_us", f"CPU µs connection, {sizes.scale:,}"),
+                Metric("few_round_trip_us", "CPU µs round trip, 100"),
+                Metric("many_round_trip_us", f"CPU µs round trip, {sizes.scale:,}"),
+            ),
+            partial(traffic.beside_idle, few=100, many=sizes.scale, at_once=16, seconds=2 * seconds),
+            peers=ours,
         ),
         *(
             Item(
@@ -167,13 +240,13 @@ def work_items(sizes: Sizes, tls_name: str, tls_port: int) -> list[Item]:
                 fresh=True,
                 once=True,
             )
-            for streams in sizes.scale
+            for streams in (100, sizes.scale)
         ),
         Item(
             "workers-2",
             "A connection, and a round trip, with two workers on one core",
             (Metric("connection_us", "CPU µs connection"), Metric("round_trip_us", "CPU µs round trip")),
-            partial(traffic.beside_idle, others=1, at_once=16, seconds=seconds),
+            partial(traffic.two_kinds, at_once=16, seconds=seconds),
             workers=(1, 2),
         ),
         *(
@@ -195,19 +268,19 @@ def work_items(sizes: Sizes, tls_name: str, tls_port: int) -> list[Item]:
                 Metric("plan_ms", "ms to plan"),
                 Metric("install_ms", "ms to install"),
             ),
-            partial(control.update, services=sizes.services, seconds=seconds),
-            peers=ours,
+            alone=partial(control.update, services=sizes.services, seconds=seconds),
         ),
         Item(
             f"rest-{sizes.rest_routes}",
-            f"Memory at rest with {sizes.rest_routes} routes (meshgate: the relay alone)",
+            f"Memory at rest with {sizes.rest_routes} routes (meshgate: one worker)",
             (Metric("mb", "MB"),),
             rest.at_rest,
             peers=others,
             routes=sizes.rest_routes,
             once=True,
         ),
-        *([_product(sizes.rest_routes), _catalog(sizes.services, seconds)] if sizes.product else []),
+        _product(sizes.rest_routes),
+        *([_catalog(sizes.services, seconds)] if sizes.control else []),
     ]
 
 

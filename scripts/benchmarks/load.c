@@ -3,8 +3,11 @@
  *     load serve PORT                          the backend alone, until killed
  *     load ping  LISTEN CONNECT HELLO [k=v…]   round trips of 64 bytes on `streams` connections for `seconds`
  *     load churn LISTEN CONNECT HELLO [k=v…]   connect, hello, its answer, close: `streams` at a time for `seconds`
+ *     load paced LISTEN CONNECT HELLO [k=v…]   the same, with `messages` round trips of 64 bytes between answer and close,
+ *                                              and `pause` seconds before each
  *     load bulk  LISTEN CONNECT HELLO [k=v…]   `bytes` on each of `streams` connections, both ways with both=1
- *     load flood 0 CONNECT HELLO [k=v…]        connect, hello, close, waiting for nothing, for `seconds`: an attacker
+ *     load flood 0 CONNECT HELLO [k=v…]        connect, hello, close, waiting for nothing, for `seconds`: an attacker, who
+ *                                              does so `rate` times a second, or as often as it can
  *
  * LISTEN is the port of the backend (0: none, it is another process), CONNECT the relay's, HELLO a file with the
  * ClientHello that begins each stream. `idle=N` opens N more connections first and leaves them alone, `bulk=N` keeps N
@@ -35,7 +38,7 @@
 enum { MESSAGE = 64, CHUNK = 1 << 17, PERIOD = 262139 /* prime: no buffer size divides it */ };
 enum { OPENING = 64 /* connections in the making at a time, below any listen queue */ };
 enum { RANDOM_AT = 11, RANDOM_SIZE = 32, HELLO_MAX = 1 << 14 };
-enum kind { PING, UPLOAD, BOTH, IDLE, CHURN };
+enum kind { PING, UPLOAD, BOTH, IDLE, CHURN, PACED };
 #define MAGIC "meshload"
 #define ENDLESS UINT64_MAX
 #define VERDICT_MAGIC 0x6d657368676f6f64ull
@@ -57,6 +60,9 @@ struct stream {
     uint32_t id, out, in; /* where in the pattern the next byte of each direction lies */
     uint64_t sent, received, bytes;
     uint64_t since; /* client: when the round trip began, in ns */
+    uint64_t due;   /* client, paced: when the next message is to be sent */
+    struct stream *next; /* client, paced: whose turn comes then */
+    long messages;       /* client, paced: how many are still to be sent */
     size_t partial; /* bytes of an unfinished hello, message or verdict */
     union {
         unsigned char head[RANDOM_AT + RANDOM_SIZE];
@@ -77,7 +83,9 @@ static uint32_t *latencies; /* ns */
 static size_t latency_count, latency_room;
 static long streams = 1, idle, bulk, both;
 static uint64_t bytes;
-static double seconds = 1, warm;
+static long messages = 4;
+static double seconds = 1, warm, pause_for, rate;
+static struct stream *first_paused, *last_paused; /* all pause equally long, so who comes last is due last */
 
 static void die(const char *format, ...) {
     va_list arguments;
@@ -94,9 +102,8 @@ static uint64_t now(void) {
     return time.tv_sec * 1000000000ull + time.tv_nsec;
 }
 
-static void note_latency(uint64_t since) {
+static void note_time(uint64_t since) {
     if (!measuring) return;
-    operations++;
     if (latency_count == latency_room) {
         latency_room = latency_room ? 2 * latency_room : 1 << 16;
         latencies = realloc(latencies, latency_room * sizeof *latencies);
@@ -104,6 +111,11 @@ static void note_latency(uint64_t since) {
     }
     uint64_t took = now() - since;
     latencies[latency_count++] = took > UINT32_MAX ? UINT32_MAX : took;
+}
+
+static void note_latency(uint64_t since) {
+    if (measuring) operations++;
+    note_time(since);
 }
 
 static void watch(struct stream *stream, int operation, int out) {
@@ -194,7 +206,7 @@ static size_t take_hello(struct stream *stream, const unsigned char *data, size_
 
 static void serve_payload(struct stream *stream, const unsigned char *data, size_t count) {
     check(stream, data, count);
-    if (stream->kind == PING) push_whole(stream, count);
+    if (stream->kind == PING || stream->kind == PACED) push_whole(stream, count);
     if (stream->kind == IDLE || stream->kind == CHURN) die("stream %u: bytes that nobody sent", stream->id);
     if (stream->kind == BOTH && !stream->started) {
         stream->started = 1;
@@ -276,11 +288,42 @@ static void send_message(struct stream *stream) {
     push_whole(stream, MESSAGE);
 }
 
+/* A paced stream has got an answer: it pauses, or is over and another one begins. */
+static void pace(struct stream *stream) {
+    if (stream->messages--) {
+        stream->due = now() + (uint64_t)(pause_for * 1e9);
+        stream->next = NULL;
+        if (last_paused) last_paused->next = stream;
+        else first_paused = stream;
+        last_paused = stream;
+        return;
+    }
+    if (measuring) operations++;
+    discard(stream);
+    outstanding--;
+    if (now() < deadline) open_client(PACED);
+}
+
+static void send_due(void) {
+    while (first_paused && first_paused->due <= now()) {
+        struct stream *stream = first_paused;
+        first_paused = stream->next;
+        if (!first_paused) last_paused = NULL;
+        stream->since = now();
+        push_whole(stream, MESSAGE);
+    }
+}
+
 static void on_answer(struct stream *stream) {
     opening--;
     stream->open = 1;
     if (stream->kind == PING) opened[opened_count++] = stream;
     if (stream->kind == UPLOAD || stream->kind == BOTH) uploads[upload_count++] = stream;
+    if (stream->kind == PACED) {
+        stream->messages = messages;
+        outstanding++;
+        pace(stream);
+    }
     if (stream->kind == CHURN) {
         note_latency(stream->since);
         discard(stream);
@@ -322,6 +365,9 @@ static void receive(struct stream *stream) {
         note_latency(stream->since);
         outstanding--;
         if (now() < deadline) send_message(stream);
+    } else if (stream->kind == PACED && stream->received % MESSAGE == 0) {
+        note_time(stream->since);
+        pace(stream);
     }
 }
 
@@ -342,11 +388,17 @@ static void drive(struct stream *stream, uint32_t events) {
 
 static void turn(void) {
     static struct epoll_event events[256];
-    int count = epoll_wait(epoll, events, 256, patience);
-    if (!count)
+    struct timespec rest = {patience / 1000, patience % 1000 * 1000000};
+    if (first_paused) {
+        uint64_t time = now(), due = first_paused->due, left = due > time ? due - time : 0;
+        rest = (struct timespec){left / 1000000000, left % 1000000000};
+    }
+    int count = epoll_pwait2(epoll, events, 256, patience < 0 ? NULL : &rest, NULL);
+    if (first_paused) send_due();
+    else if (!count)
         die("nothing has happened for %d s (%d opening, %d outstanding, %d finished)", patience / 1000, opening,
             outstanding, finished);
-    if (count < 0 && errno != EINTR) die("epoll_wait: %s", strerror(errno));
+    if (count < 0 && errno != EINTR) die("epoll_pwait2: %s", strerror(errno));
     for (int i = 0; i < count; i++) {
         struct stream *stream = events[i].data.ptr;
         if (!stream) accept_all();
@@ -371,16 +423,18 @@ static void ping(double time) {
     while (outstanding) turn();
 }
 
-static void churn(double time) {
+static void churn(double time, enum kind kind) {
     deadline = now() + (uint64_t)(time * 1e9);
-    for (long i = 0; i < streams; i++) open_client(CHURN);
-    while (opening || (listener >= 0 && servers > idle)) turn();
+    for (long i = 0; i < streams; i++) open_client(kind);
+    while (opening || outstanding || (listener >= 0 && servers > idle)) turn();
 }
 
 /* Nothing is read, so what the relay answers is a reset to it; and its accept queue is full all the time if it is slow. */
 static void flood(double time) {
-    deadline = now() + (uint64_t)(time * 1e9);
+    uint64_t begun = now();
+    deadline = begun + (uint64_t)(time * 1e9);
     while (now() < deadline) {
+        while (rate > 0 && operations > (now() - begun) / 1e9 * rate) usleep(100);
         int fd = socket(AF_INET, SOCK_STREAM, 0);
         if (fd < 0) die("socket: %s", strerror(errno));
         if (connect(fd, (struct sockaddr *)&relay, sizeof relay)) die("connect: %s", strerror(errno));
@@ -416,15 +470,17 @@ static double percentile(double share) {
 
 static void work(const char *mode) {
     int pinging = !strcmp(mode, "ping"), churning = !strcmp(mode, "churn"), flooding = !strcmp(mode, "flood");
+    int pacing = !strcmp(mode, "paced");
+    enum kind kind = pacing ? PACED : CHURN;
     opened = calloc(streams + 1, sizeof *opened);
     uploads = calloc(streams + bulk + 1, sizeof *uploads);
     open_all(IDLE, idle);
     if (pinging) open_all(PING, streams);
-    else if (!churning && !flooding) open_all(both ? BOTH : UPLOAD, streams);
+    else if (!churning && !pacing && !flooding) open_all(both ? BOTH : UPLOAD, streams);
     bytes = ENDLESS;
     if (bulk) open_all(UPLOAD, bulk);
     if (warm > 0 && pinging) ping(warm);
-    if (warm > 0 && churning) churn(warm);
+    if (warm > 0 && (churning || pacing)) churn(warm, kind);
     await_line("ready");
 
     measuring = 1;
@@ -432,7 +488,7 @@ static void work(const char *mode) {
     deadline = begun + (uint64_t)(seconds * 1e9);
     start_uploads();
     if (pinging && seconds > 0) ping(seconds);
-    if (churning) churn(seconds);
+    if (churning || pacing) churn(seconds, kind);
     if (flooding) flood(seconds);
     while (finished < upload_count) turn();
     double took = (now() - begun) / 1e9;
@@ -479,6 +535,9 @@ static void set_option(const char *option) {
     else if (IS("bytes")) bytes = strtoull(value, NULL, 10);
     else if (IS("seconds")) seconds = atof(value);
     else if (IS("warm")) warm = atof(value);
+    else if (IS("messages")) messages = atol(value);
+    else if (IS("rate")) rate = atof(value);
+    else if (IS("pause")) pause_for = atof(value);
     else die("unknown option %s", option);
 }
 

@@ -1,9 +1,7 @@
 """The load generator: compiled once, started anew for each measurement, asked for one line of JSON."""
 
-import contextlib
 import json
 import shutil
-import ssl
 import subprocess
 import time
 from collections.abc import Callable, Mapping
@@ -34,28 +32,22 @@ class Measured:
     cpu: int
 
 
-def make_hello(server_name: str) -> bytes:
-    """A ClientHello of OpenSSL, 517 bytes long. It offers one curve: what a newer version would add stays out."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    context.set_ecdh_curve("X25519")
-    outgoing = ssl.MemoryBIO()
-    tls = context.wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname=server_name)
-    with contextlib.suppress(ssl.SSLWantReadError):
-        tls.do_handshake()
-    return outgoing.read()
-
-
 class Load:
-    """The compiled generator. `backend_port` is where its own backend listens while it runs."""
+    """The compiled generator. Its backend listens on `backend_port` while it runs.
 
-    def __init__(self, folder: Path, cores: Cores, server_name: str) -> None:
+    Args:
+        folder: where its program and its hello are kept.
+        cores: it runs on the load's.
+        hello: what each stream begins with.
+    """
+
+    def __init__(self, folder: Path, cores: Cores, hello: bytes) -> None:
         self.folder = folder
         self.cores = cores
         self.backend_port = free_port()
         self.program = folder / "load"
         self.hello = folder / "hello"
-        self.hello.write_bytes(make_hello(server_name))
+        self.hello.write_bytes(hello)
         compiler = shutil.which("cc")
         if compiler is None:
             raise BenchError("needs a C compiler (cc) for the load generator")

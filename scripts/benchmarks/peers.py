@@ -1,4 +1,7 @@
-"""What is measured, and how it is started: our relay, and the floor under all relays. The others are in `rivals`."""
+"""What is measured, and how it is started: our relay alone, and the floor under all relays.
+
+The whole product is in `product`, the others are in `rivals`.
+"""
 
 import json
 import os
@@ -8,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from .load import Load
 from .processes import START_SECONDS, Cores, Running, accepts, free_port, start, tree, wait_until
@@ -41,6 +44,13 @@ class Place:
     load: Load
 
 
+class Helper(Protocol):
+    """What a peer needs beside itself."""
+
+    def stop(self) -> None:
+        """It is not needed any more."""
+
+
 @dataclass(frozen=True, slots=True)
 class Subject:
     """A peer that runs. `own_backend`: whether the load has to bring the backend along. `helpers` end with it."""
@@ -48,12 +58,13 @@ class Subject:
     running: Running
     port: int
     own_backend: bool = True
-    helpers: tuple[Running, ...] = ()
+    helpers: tuple[Helper, ...] = ()
 
     def stop(self) -> None:
         """End it and its helpers."""
-        for running in (self.running, *self.helpers):
-            running.stop()
+        self.running.stop()
+        for helper in self.helpers:
+            helper.stop()
 
 
 class Peer(ABC):
@@ -82,25 +93,15 @@ class Direct(Peer):
         return Subject(running, port, own_backend=False)
 
 
-class Meshgate(Peer):
-    """Our relay with its worker processes, as `meshgate run` has them; all of them on the relay's core.
+class Relay(Peer):
+    """Our relay alone, with one worker process and without a Consul: to see what the rest of the product costs."""
 
-    Args:
-        label: empty for this checkout, else what tells another version apart.
-        source: the folder in which the version's package lies.
-        workers: how many.
-    """
-
-    def __init__(self, label: str = "", source: Path = SCRIPTS.parent / "src", workers: int = 1) -> None:
-        label = label or (f"{workers} workers" if workers > 1 else "")
-        self.name = f"meshgate-{label}" if label else "meshgate"
-        self.title = f"meshgate, {label}" if label else "meshgate"
-        self._source = source
-        self._workers = workers
+    name = "meshgate-relay"
+    title = "meshgate's relay alone"
 
     def start(self, place: Place, targets: Sequence[Target]) -> Subject:
         """Start it; it tells its port."""
-        path = os.pathsep.join(map(str, (self._source, SCRIPTS)))
+        path = os.pathsep.join(map(str, (SCRIPTS.parent / "src", SCRIPTS)))
         running = start(
             [sys.executable, "-m", "benchmarks.gateway"],
             place.cores.relay,
@@ -110,9 +111,9 @@ class Meshgate(Peer):
             talks=True,
         )
         routes = {target.server_name: target.port for target in targets}
-        port = ask(running, {"routes": routes, "max_connections": MAX_STREAMS, "workers": self._workers})
+        port = ask(running, {"routes": routes, "max_connections": MAX_STREAMS, "workers": 1})
         # The parent listens before its workers have started.
-        wait_until(lambda: len(tree(running.child.pid)) > self._workers and _serves(port), "serving", running)
+        wait_until(lambda: len(tree(running.child.pid)) > 1 and _serves(port), "serving", running)
         return Subject(running, port)
 
 

@@ -1,7 +1,7 @@
-"""The ClientHello of a real sidecar that resumes a session, as nearly all of its hellos do: Envoy keeps a ticket for each
-destination and uses it from its second connection on.
+"""The ClientHello of a real sidecar that resumes a session.
 
-`python -m benchmarks.resumed` records it anew, and those of other TLS libraries, into `tests/data/hellos/resumed.jsonl`.
+Nearly all hellos of a sidecar do: Envoy keeps a ticket for each destination, and uses it from its second connection on.
+`python -m benchmarks.resumed` records it anew, and that of OpenSSL, into `tests/data/hellos/resumed.jsonl`.
 """
 
 import contextlib

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from .peers import Direct, Meshgate, Peer, Place, Subject, Target
+from .peers import Peer, Place, Subject, Target
 from .processes import accepts, free_port, start, wait_until
 
 
@@ -219,7 +219,7 @@ def find_peers(unpacked: Path) -> tuple[list[Peer], list[str]]:
         unpacked: where `scripts/bench --install` unpacked Debian's packages.
     """
     libraries = next(iter(unpacked.glob("usr/lib/*-linux-gnu*")), None)
-    peers: list[Peer] = [Direct(), Meshgate()]
+    peers: list[Peer] = []
     missing = []
     envoy = shutil.which("envoy", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
     if envoy is not None:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 from .items import ROUTES, Item
-from .peers import Meshgate, Peer, Place, Subject, Target, sni
+from .peers import Peer, Place, Relay, Subject, Target, sni
 from .results import OURS, Measurement, Results
 
 
@@ -14,24 +14,24 @@ class Runner:
     Args:
         place: where everything runs.
         peers: all that may take part.
+        product: the whole product with so many workers.
         targets: the server names that streams are sent to; what else an item wants in the table is made up.
         results: where the numbers go.
-        say: takes a line for people.
     """
 
     def __init__(
         self,
         place: Place,
         peers: Sequence[Peer],
+        product: Callable[[int], Peer],
         targets: Sequence[Target],
         results: Results,
-        say: Callable[[str], None],
     ) -> None:
         self._place = place
         self._peers = peers
+        self._product = product
         self._targets = targets
         self._results = results
-        self._say = say
         self._standing: dict[str, Subject] = {}
         self._stack = ExitStack()
 
@@ -49,20 +49,10 @@ class Runner:
         """
         measurement = self._results.measurement(item)
         for _ in range(1 if item.once else rounds):
-            if item.alone is not None and not self._alone(item, measurement):
-                return
+            if item.alone is not None:
+                measurement.add(OURS, item.alone(self._place))
             if item.work is not None:
                 self._round(item, measurement)
-
-    def _alone(self, item: Item, measurement: Measurement) -> bool:
-        assert item.alone is not None
-        try:
-            measurement.add(OURS, item.alone(self._place))
-        except FileNotFoundError as error:
-            self._say(f"left out: {error}")
-            del self._results.items[item.name]
-            return False
-        return True
 
     def _round(self, item: Item, measurement: Measurement) -> None:
         assert item.work is not None
@@ -72,8 +62,9 @@ class Runner:
 
     def _taking_part(self, item: Item) -> list[Peer]:
         if not item.workers:
-            return [peer for peer in self._peers if not item.peers or peer.name.partition("-")[0] in item.peers]
-        sharing: list[Peer] = [Meshgate(workers=number) for number in item.workers]
+            peers = [peer for peer in self._peers if item.relay or peer.name != Relay.name]
+            return [peer for peer in peers if not item.peers or peer.name.partition("-")[0] in item.peers]
+        sharing = [self._product(number) for number in item.workers]
         self._results.peers.update((peer.name, peer.title) for peer in sharing)
         return sharing
 

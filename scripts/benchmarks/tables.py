@@ -36,6 +36,10 @@ def goal_table(results: Results) -> Table:
     rows = [["ratio meshgate / peer", "meshgate", "vs Envoy", "goal", "", "vs the best", "goal", ""]]
     for verdict in judge(results):
         goal = verdict.goal
+        if goal.most is not None:
+            met = _met(verdict.ours, goal.most)
+            rows.append([goal.title, _ours(results, verdict), "", "", "", "", f"≤ {goal.most:g}", met])
+            continue
         best = (
             "" if verdict.best is None or goal.best is None else f"{verdict.best:.2f} ({results.peers[_best(verdict)]})"
         )
@@ -43,8 +47,8 @@ def goal_table(results: Results) -> Table:
             [
                 goal.title,
                 _ours(results, verdict),
-                "" if verdict.envoy is None else f"{verdict.envoy:.2f}",
-                f"≤ {goal.envoy:g}",
+                "" if verdict.envoy is None or goal.envoy is None else f"{verdict.envoy:.2f}",
+                "" if goal.envoy is None else f"≤ {goal.envoy:g}",
                 _met(verdict.envoy, goal.envoy),
                 best,
                 "" if goal.best is None else f"≤ {goal.best:g}",

@@ -1,9 +1,11 @@
 """What is done with a peer that runs. Each function makes one measurement and gives its numbers by metric."""
 
+import json
 from collections.abc import Mapping
 
 from .load import Measured
-from .peers import Place, Subject
+from .peers import Place, Subject, sni
+from .processes import start
 
 Numbers = Mapping[str, float]
 
@@ -17,6 +19,12 @@ def round_trips(place: Place, subject: Subject, *, streams: int, seconds: float)
 def connections(place: Place, subject: Subject, *, at_once: int, seconds: float) -> Numbers:
     """Connect, send the hello, get 64 bytes for it, close; `at_once` at a time."""
     measured = _run(place, subject, "churn", streams=at_once, seconds=seconds, warm=seconds / 5)
+    return _per_operation(measured)
+
+
+def paced(place: Place, subject: Subject, *, at_once: int, pause: float, seconds: float) -> Numbers:
+    """Connect, hello, four round trips of 64 bytes with a pause before each, close. Latencies are of round trips."""
+    measured = _run(place, subject, "paced", streams=at_once, messages=4, pause=pause, seconds=max(seconds, 12 * pause))
     return _per_operation(measured)
 
 
@@ -59,15 +67,66 @@ def idle(place: Place, subject: Subject, *, streams: int) -> Numbers:
     }
 
 
-def beside_idle(place: Place, subject: Subject, *, others: int, at_once: int, seconds: float) -> Numbers:
-    """Connections and round trips while many other connections are open."""
-    half = seconds / 2
-    opened = _run(place, subject, "churn", streams=at_once, idle=others, seconds=half, warm=half / 5)
-    passed = _run(place, subject, "ping", streams=32, idle=others, seconds=half, warm=half / 5)
+def beside_idle(place: Place, subject: Subject, *, few: int, many: int, at_once: int, seconds: float) -> Numbers:
+    """Connections and round trips while few other connections are open, and while many are."""
+
+    def cost(mode: str, streams: int, others: int) -> float:
+        half = seconds / 2
+        done = _run(place, subject, mode, streams=streams, idle=others, seconds=half, warm=half / 5)
+        return done.cpu / done.operations / 1e3
+
+    few_us, many_us = cost("churn", at_once, few), cost("churn", at_once, many)
+    return {
+        "ratio": many_us / few_us,
+        "few_us": few_us,
+        "many_us": many_us,
+        "few_round_trip_us": cost("ping", 32, few),
+        "many_round_trip_us": cost("ping", 32, many),
+    }
+
+
+def two_kinds(place: Place, subject: Subject, *, at_once: int, seconds: float) -> Numbers:
+    """The CPU time of a connection, and of a round trip on 32 of them."""
+    opened = _run(place, subject, "churn", streams=at_once, seconds=seconds / 2, warm=seconds / 10)
+    passed = _run(place, subject, "ping", streams=32, seconds=seconds / 2, warm=seconds / 10)
     return {
         "connection_us": opened.cpu / opened.operations / 1e3,
         "round_trip_us": passed.cpu / passed.operations / 1e3,
     }
+
+
+def beside_flood(place: Place, subject: Subject, *, rate: int, seconds: float) -> Numbers:
+    """Connections, one at a time, while an attacker sends `hostile_hello` `rate` times a second (0: as often as it can)."""
+    file = place.folder / "hostile-hello"
+    file.write_bytes(hostile_hello())
+    words = ["flood", "0", str(subject.port), str(file), f"seconds={3 * seconds}", f"rate={rate}"]
+    attacker = start([place.load.program, *words], place.cores.load, place.folder, "flood", talks=True)
+    try:
+        assert attacker.child.stdin is not None
+        assert attacker.child.stdout is not None
+        attacker.child.stdout.readline()
+        attacker.child.stdin.write("\n")
+        honest = _run(place, subject, "churn", streams=1, warm=seconds / 4, seconds=2 * seconds)
+        attack = json.loads(attacker.child.stdout.readline())
+    finally:
+        attacker.stop()
+    return {
+        "p50_ms": honest.p50_us / 1e3,
+        "p90_ms": honest.p90_us / 1e3,
+        "max_ms": honest.max_us / 1e3,
+        "attacks_per_s": attack["operations"] / attack["seconds"],
+    }
+
+
+def hostile_hello() -> bytes:
+    """16,272 bytes that take as long to read as a stranger can make them: a hello in records of one byte each."""
+    name = sni("nobody").encode()
+    server_name = b"\0" + len(name).to_bytes(2) + name
+    extensions = b"\0\0" + (len(server_name) + 2).to_bytes(2) + len(server_name).to_bytes(2) + server_name
+    extensions += b"\0\x15" + (2500).to_bytes(2) + bytes(2500)
+    body = b"\3\3" + bytes(32) + b"\0" + b"\0\2\x13\x01" + b"\1\0" + len(extensions).to_bytes(2) + extensions
+    message = b"\1" + len(body).to_bytes(3) + body
+    return b"".join(b"\x16\3\1\0\1" + bytes((byte,)) for byte in message)
 
 
 def _per_operation(measured: Measured) -> Numbers:
