@@ -1,4 +1,4 @@
-"""The benchmark: meshgate's relay beside Envoy, HAProxy and nginx, at the same work, on one core each.
+"""The benchmark: meshgate beside Envoy, HAProxy and nginx, at the same work, on one core each.
 
 `scripts/bench` runs it. What always holds:
 
@@ -10,12 +10,14 @@
 
 The parts:
 
-    peers       starting and stopping what is measured; `rivals` has the other products, `gateway` is our process
+    peers       starting and stopping what is measured
+    product     `meshgate run` beside a real Consul; `gateway` is our relay alone, `rivals` has the other products
+    resumed     the hello that every stream begins with: a real sidecar's, recorded
     load        the load generator and its backend (load.c, compiled at run time)
-    traffic     what is done with a running peer: round trips, connections, bulk, idle connections
+    traffic     what is done with a running peer: round trips, connections, bulk, idle connections, an attack
     handshakes  real mTLS handshakes through a peer
     control     route look-ups, a table update under load
-    rest        memory of the whole product with nothing to do
+    rest        memory with nothing to do
     items       the list of work items, and how much of each
     runner      does them: peers in turn, round after round
     results     numbers, medians, ratios, goals

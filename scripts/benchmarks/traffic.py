@@ -96,7 +96,7 @@ def two_kinds(place: Place, subject: Subject, *, at_once: int, seconds: float) -
 
 
 def beside_flood(place: Place, subject: Subject, *, rate: int, seconds: float) -> Numbers:
-    """Connections, one at a time, while an attacker sends `hostile_hello` `rate` times a second (0: as often as it can)."""
+    """Connections, one at a time, while an attacker sends `hostile_hello`, `rate` a second (0: as many as it can)."""
     file = place.folder / "hostile-hello"
     file.write_bytes(hostile_hello())
     words = ["flood", "0", str(subject.port), str(file), f"seconds={3 * seconds}", f"rate={rate}"]
