@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import trio
 
-from meshgate.adapters.consul import ConsulClient, ConsulUnreachableError
+from meshgate.adapters.consul import ConsulClient
 from meshgate.app.diagnostics.doctor import examine, host
 from meshgate.app.settings.settings import Settings
 from meshgate.core.prerequisites import Finding, Status
@@ -50,7 +50,8 @@ async def test_a_single_datacenter_in_order_has_nothing_that_failed() -> None:
     async with inspected() as (double, client):
         double.set("/v1/status/leader", "x", headers={"Date": formatdate(time.time(), usegmt=True)}, index=None)
         found = await findings(client)
-        assert {name for name, finding in found.items() if finding.status is not OK} <= {"descriptor limit"}
+        complained = {name for name, finding in found.items() if finding.status is not OK}
+        assert complained <= {"descriptor limit", "keys of services"}
         assert found["gRPC port"].detail == "8502, 8503"
         assert found["consul version"].detail == "1.18.2+ent"
         assert "dc1 alone" in found["datacenters"].detail
@@ -129,6 +130,7 @@ async def test_without_acls_no_right_is_asked_for() -> None:
 async def test_rights_are_asked_one_by_one() -> None:
     async with inspected() as (double, client):
         may(double, service_read=False, node_read=False)
+        double.set("/v1/catalog/services", {"web": [], "db": []})
         found = await findings(client)
         assert found["token: service:write"].status is OK
         # A narrower rule than the prefix works too, so that is no failure.
@@ -183,9 +185,10 @@ async def test_an_agent_that_does_not_answer_about_rights_is_no_failure(answer: 
 async def test_an_agent_that_says_nothing_of_itself_does_not_end_the_examination() -> None:
     async with inspected() as (double, client):
         double.set("/v1/agent/self", b"Permission denied", status=403)
+        may(double, agent_read=False)
         double.set("/v1/health/service/consul", [row("consul", kind="")])
         found = await findings(client)
-        assert found["agent"].advice == 'add agent_prefix "" { policy = "read" } to its policy'
+        assert found["agent"].advice == 'add agent_prefix "" { policy = "read" } to the token\'s policy'
         assert "dc1 alone" in found["datacenters"].detail
         double.set("/v1/health/service/consul", [])
         found = await findings(client)
@@ -284,9 +287,44 @@ async def test_an_own_wan_address_that_does_not_answer_is_a_warning_while_the_ga
         nursery.cancel_scope.cancel()
 
 
-async def test_no_agent_at_all_is_an_error() -> None:
+async def test_without_an_agent_this_machine_is_examined_all_the_same() -> None:
     async with inspected() as (double, client):
         double.drop_connections()
         double.set("/v1/status/leader", None, cut=True)
-        with pytest.raises(ConsulUnreachableError):
-            await findings(client)
+        found = await findings(client)
+        assert next(iter(found)) == "agent"
+        assert found["agent"].status is FAILED
+        assert "CONSUL_HTTP_ADDR" in found["agent"].advice
+        assert found["port default"].status is OK
+
+
+async def test_a_token_that_sees_no_service_fails() -> None:
+    async with inspected() as (double, client):
+        may(double, service_read=False)
+        double.set("/v1/catalog/services", {})
+        found = (await findings(client))["token: service:read"]
+        assert (found.status, found.advice) == (FAILED, 'add service_prefix "" { policy = "read" } to its policy')
+        assert "does not get ready" in found.detail
+
+
+async def test_what_the_agent_blocks_is_told_and_no_rule_is_advised_for_it() -> None:
+    async with inspected() as (double, client):
+        datacenter(double, HTTPBlockEndpoints=["/v1/internal", "/v1/agent/connect/ca/leaf"])
+        blocked = b"Endpoint is blocked by agent configuration"
+        double.on_put = lambda _: None
+        for path in [RIGHTS, "/v1/internal/federation-states/mesh-gateways"]:
+            double.set(path, blocked, status=403, index=None)
+        examined = await examine(client, settings_of())
+        stops = [finding.detail for finding in examined if finding.check == "blocked endpoints"]
+        assert len(stops) == 3
+        assert "gateways of another name than this one's are not found" in stops[0]
+        found = {finding.check: finding for finding in examined}
+        assert found["keys of services"].status is OK
+        assert (found["token"].status, found["token"].advice) == (WARNING, "")
+        assert "http_config.block_endpoints" in found["token"].detail
+
+
+async def test_no_leaf_is_asked_for() -> None:
+    async with inspected() as (double, client):
+        assert (await findings(client))["keys of services"].status is WARNING
+        assert not any("leaf" in path for path in double.paths())

@@ -1,13 +1,15 @@
 """`meshgate doctor` about cluster peering and admin partitions, against the double that has them."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 from meshgate.adapters.consul import ConsulAddress, ConsulClient
-from meshgate.app.diagnostics.doctor import peering as examined
+from meshgate.app.diagnostics.doctor.examination import Examination
 from meshgate.app.settings.settings import Settings
 from meshgate.core.prerequisites import Finding, Status
 from tests.adapters.consul.mesh_double import MeshDouble, chain, exported, mesh_double, peering
+
+from .consul_double import RIGHTS
 
 OK, WARNING, FAILED = Status.OK, Status.WARNING, Status.FAILED
 
@@ -21,15 +23,22 @@ async def examining(double: MeshDouble, **values: str) -> AsyncIterator[tuple[Co
 
 
 async def peerings(double: MeshDouble, **values: str) -> dict[str, Finding]:
-    async with examining(double, **values) as (client, settings):
-        found = await examined.peerings(client, settings, await client.agent_self())
-        return {finding.check: finding for finding in found}
+    return await _found(double, Examination.peerings, **values)
 
 
 async def partitions(double: MeshDouble, **values: str) -> dict[str, Finding]:
+    return await _found(double, Examination.partitions, **values)
+
+
+async def _found(
+    double: MeshDouble, check: Callable[[Examination], Awaitable[None]], **values: str
+) -> dict[str, Finding]:
     async with examining(double, **values) as (client, settings):
-        found = await examined.partitions(client, settings, await client.agent_self())
-        return {finding.check: finding for finding in found}
+        examination = Examination(client, settings)
+        await examination.agent()
+        before = len(examination.found)
+        await check(examination)
+        return {finding.check: finding for finding in examination.found[before:]}
 
 
 async def test_where_consul_knows_neither_peering_nor_partitions_there_is_nothing_to_say() -> None:
@@ -77,10 +86,12 @@ async def test_exports_that_a_passthrough_gateway_cannot_serve_fail_with_what_to
         double.set_at("/v1/discovery-chain/web", chain("web", Datacenter="dc9"))
         found = await peerings(double)
         assert found["export of api"].status is FAILED
-        assert "MESHGATE_PASS_HTTP_EXPORTS" in found["export of api"].advice
+        assert 'protocol = "tcp" in service-defaults/api' in found["export of api"].advice
+        assert "Envoy gateway" in found["export of api"].advice
         assert found["export of web"].status is FAILED
         passed = await peerings(double, MESHGATE_PASS_HTTP_EXPORTS="true")
         assert passed["export of api"].status is WARNING
+        assert "its sidecar denies every call" in passed["export of api"].detail
 
 
 async def test_partitions_are_listed_and_those_without_a_gateway_told() -> None:
@@ -107,3 +118,27 @@ async def test_the_right_to_list_partitions_and_a_wrong_namespace_are_told() -> 
             'add operator = "read" to the token\'s policy',
         )
         assert found["namespace"].status is WARNING
+
+
+async def test_the_right_to_peerings_is_asked_for_before_the_peerings_are() -> None:
+    """Consul answers 403 only after twelve seconds, longer than anybody waits for an answer."""
+    async with mesh_double(enterprise=False) as double:
+        double.set("/v1/peerings", hang=True)
+        double.set(RIGHTS, [{"Allow": False}], index=None)
+        found = (await peerings(double))["cluster peering"]
+        assert (found.status, found.advice) == (WARNING, 'add peering = "read" to its policy')
+        assert "/v1/peerings" not in double.paths()
+
+
+async def test_a_rule_that_the_token_has_is_not_asked_for() -> None:
+    async with mesh_double(enterprise=False) as double:
+        double.peering(peering("east"))
+        double.set(RIGHTS, [{"Allow": True}], index=None)
+        double.set("/v1/exported-services", b"Permission denied", status=403, index=None)
+        found = (await peerings(double))["exported services"]
+        assert found.advice.startswith('the token has mesh = "read": compare its policy')
+        blocked = b"Endpoint is blocked by agent configuration"
+        double.set("/v1/exported-services", blocked, status=403, index=None)
+        found = (await peerings(double))["exported services"]
+        assert (found.status, found.advice) == (WARNING, "")
+        assert "http_config.block_endpoints" in found.detail

@@ -4,6 +4,7 @@ from meshgate.core.prerequisites import (
     Finding,
     Status,
     agent_connections,
+    blocked_endpoints,
     ca_roots,
     central_config,
     clock,
@@ -11,6 +12,7 @@ from meshgate.core.prerequisites import (
     consul_version,
     descriptors,
     grpc_port,
+    http_export,
     keys_of_services,
     one_primary,
     wan_address,
@@ -188,3 +190,20 @@ def test_an_agent_that_blocks_the_endpoint_and_an_old_one_give_no_keys() -> None
         assert found.status is Status.OK
     assert keys_of_services("1.8.7") is None
     assert keys_of_services("1.15.10") is None
+
+
+def test_endpoints_that_the_gateway_asks_and_the_agent_blocks_are_told_with_what_stops() -> None:
+    assert blocked_endpoints(["/v1/kv/", "/v1/agent/connect/ca/leaf", "/v1/health/node/"]) == []
+    found = blocked_endpoints(["/v1/internal", "/v1/health/connect/"])
+    assert {finding.status for finding in found} == {FAILED}
+    assert ["gateways of another name" in found[0].detail, len(found)] == [True, 4]
+    assert "services have no endpoints" in found[-1].detail
+
+
+def test_an_export_over_http_is_told_with_the_remedy_by_name() -> None:
+    refused, passed = (http_export("export of api", "api", "grpc", passed=passed) for passed in (False, True))
+    assert (refused.status, passed.status) == (FAILED, WARNING)
+    for finding in (refused, passed):
+        assert "protocol grpc" in finding.detail
+        assert 'protocol = "tcp" in service-defaults/api' in finding.advice
+        assert "Envoy gateway" in finding.advice

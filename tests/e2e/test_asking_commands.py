@@ -12,6 +12,7 @@ import pytest
 import trio
 
 from meshgate.adapters.consul.policy import acl_policy
+from meshgate.core.prerequisites import gives_keys_away
 from tests.harness.agent import Consul
 from tests.harness.gateway import GatewayProcess
 from tests.harness.native import native_service
@@ -104,7 +105,10 @@ async def test_doctor_finds_a_running_gateway_in_order(world: World) -> None:
             "gRPC port",
             "WAN address",
             "descriptor limit",
+            "keys of services",
         }
+        given_away = gives_keys_away(".".join(map(str, dc1.version)))
+        assert ("keys of services" in found) == given_away
 
 
 async def test_doctor_for_people_fits_and_says_what_to_do(world: World) -> None:
@@ -194,11 +198,35 @@ async def test_doctor_with_an_unknown_token_says_so_and_goes_on(world: World) ->
     assert token not in outcome.out + outcome.err
 
 
-async def test_doctor_without_an_agent_is_one_line_and_exit_code_1(world: World) -> None:
-    outcome = await meshgate(world.federation.dc1, "", "doctor", f"--http-addr=127.0.0.1:{free_ports(1)[0]}")
-    assert (outcome.code, outcome.out) == (1, "")
-    assert outcome.err.startswith("meshgate: cannot reach Consul at ")
-    assert outcome.err.count("\n") == 1
+async def test_doctor_without_an_agent_examines_the_machine_alone(world: World) -> None:
+    port = free_ports(1)[0]
+    outcome = await meshgate(world.federation.dc1, "", "doctor", f"--http-addr=127.0.0.1:{port}", "--json")
+    found = checks(outcome)
+    assert (outcome.code, outcome.err) == (1, "")
+    assert found["agent"]["status"] == "failed"
+    assert found["agent"]["detail"].startswith(f"cannot reach Consul at http://127.0.0.1:{port}")
+    assert {"LAN address", "port default", "descriptor limit"} <= found.keys()
+    assert "datacenters" not in found
+
+
+async def test_doctor_fails_for_a_token_that_sees_no_service(world: World) -> None:
+    rules = acl_policy().replace('service_prefix ""', 'service "nosuch"')
+    token = await world.federation.create_policy_token(rules, "sees-nothing")
+    outcome = await meshgate(world.federation.dc1, token, "doctor", "--json")
+    found = checks(outcome)["token: service:read"]
+    assert (outcome.code, found["status"]) == (1, "failed")
+    assert "sees no service of dc1" in found["detail"]
+    assert found["advice"] == 'add service_prefix "" { policy = "read" } to its policy'
+
+
+@pytest.mark.since_consul((1, 13, 0), "cluster peering")
+async def test_doctor_names_the_right_to_peerings_and_does_not_wait_for_consuls_refusal(world: World) -> None:
+    rules = acl_policy().replace('peering = "read"', "")
+    token = await world.federation.create_policy_token(rules, "no-peerings")
+    outcome = await meshgate(world.federation.dc1, token, "doctor", "--json")
+    found = checks(outcome)["cluster peering"]
+    assert (found["status"], found["advice"]) == ("warning", 'add peering = "read" to its policy')
+    assert "cannot reach" not in outcome.out
 
 
 @pytest.mark.parametrize("flags", [(), ("--json",)])

@@ -1,5 +1,6 @@
 """What newer Consul agents give to any token, and the setting that keeps it back while Envoy sidecars go on."""
 
+import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
@@ -14,6 +15,7 @@ from tests.e2e.world import World, until_equal
 from tests.harness.agent import ConsulError
 from tests.harness.backend import backend
 from tests.harness.envoy_sidecar import XdsFederation, envoy_sidecar_for
+from tests.harness.visit import Visitor
 from tests.versions import XDS
 
 pytestmark = [pytest.mark.consul, pytest.mark.envoy, pytest.mark.since_consul(*XDS)]
@@ -60,3 +62,6 @@ async def test_block_endpoints_keeps_the_keys_and_envoy_sidecars_still_get_their
                     answers.append((error.status, "blocked by agent configuration" in str(error)))
             given_away = gives_keys_away(".".join(map(str, dc1.version))) and not blocked
             assert answers == [(200 if given_away else 403, given_away or bool(blocked))] * 2
+            doctor = json.loads((await Visitor(dc1, world.token).ask("doctor", "--json"))[1])
+            told = [check["status"] for check in doctor["checks"] if check["check"] == "keys of services"]
+            assert told == (["warning"] if given_away else ["ok"] if blocked else [])

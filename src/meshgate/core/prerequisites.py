@@ -17,6 +17,24 @@ _CENTRAL_BY_DEFAULT: Final = (1, 9)
 # source so since 1.16 or 1.17, when the cache of leaves lost the token in its key. 1.8.7 answers 403.
 _KEYS_GIVEN_AWAY: Final = (1, 16)
 LEAF_ENDPOINT: Final = "/v1/agent/connect/ca/leaf"
+# What the gateway asks for, and what it cannot do without.
+_USED: Final = {
+    "/v1/agent/self": "the gateway does not learn the agent's domain, node and limits",
+    "/v1/agent/service/register": "the gateway cannot register",
+    "/v1/agent/checks": "maintenance of the gateway is not seen",
+    "/v1/catalog/services": "services are not found",
+    "/v1/catalog/datacenters": "other datacenters are not found",
+    "/v1/health/connect/*": "services have no endpoints",
+    "/v1/health/service/*": "gateways have no endpoints",
+    "/v1/config/service-resolver": "service-resolvers are not followed",
+    "/v1/connect/ca/roots": "the trust domain is unknown, and nothing has a route",
+    "/v1/discovery-chain/*": "nothing is exported to peers",
+    "/v1/exported-services": "nothing is exported to peers",
+    "/v1/peerings": "services of peers have no route",
+    "/v1/internal/ui/services": "gateways of another name than this one's are not found",
+    "/v1/internal/federation-states/mesh-gateways": "gateways of datacenters that cannot be asked are not found",
+    "/v1/internal/acl/authorize": "doctor cannot tell what the token may do",
+}
 # Consul dates a leaf back by a minute, so clocks further apart make fresh certificates invalid.
 WORST_SKEW: Final = 60.0
 SMALL_SKEW: Final = 5.0
@@ -78,15 +96,36 @@ def keys_of_services(version: str, blocked: Collection[str] = ()) -> Finding | N
         return None
     if any(f"{LEAF_ENDPOINT}/".startswith(prefix) for prefix in blocked):
         return Finding(check, Status.OK, "this agent blocks the endpoint that would give them to any token")
-    detail = (
-        "this agent may give a key in its cache to any token and to none: that of each sidecar it holds, and "
-        f"of whom `meshgate probe` was `--as` (seen on Consul 1.22.6, this is {version or 'unknown'})"
-    )
-    advice = (
-        f'set http_config {{ block_endpoints = ["{LEAF_ENDPOINT}"] }} in this agent (Envoy sidecars get theirs over '
-        "xDS), or give the gateway an agent without sidecars; see SECURITY.md"
-    )
+    detail = f"Consul {version or 'of this version'} may give a key in this agent's cache to any token (1.22.6 does)"
+    advice = f'http_config {{ block_endpoints = ["{LEAF_ENDPOINT}"] }} in this agent; see SECURITY.md'
     return Finding(check, Status.WARNING, detail, advice)
+
+
+def blocked_endpoints(blocked: Collection[str]) -> list[Finding]:
+    """What stops working where the agent blocks endpoints that the gateway asks; `blocked` are beginnings of paths."""
+    advice = "take it out of http_config { block_endpoints }, or give the gateway another agent"
+    return [
+        Finding("blocked endpoints", Status.FAILED, f"{prefix} answers no token at all here: {stops}", advice)
+        for prefix in blocked
+        for path, stops in _USED.items()
+        if path.startswith(prefix)
+    ]
+
+
+def http_export(check: str, service: str, protocol: str, *, passed: bool) -> Finding:
+    """A service of an HTTP-like protocol that is exported to peers; `passed`: unterminated, as a setting asks for."""
+    advice = (
+        f'set protocol = "tcp" in service-defaults/{service} where it needs no L7 routing and no L7 intentions, '
+        "or run an Envoy gateway for exports over HTTP"
+    )
+    if passed:
+        detail = (
+            f"protocol {protocol}, passed on unterminated: its routers and L7 intentions do not apply, and where "
+            "intentions default to deny its sidecar denies every call (seen on Consul 1.22.6)"
+        )
+        return Finding(check, Status.WARNING, detail, advice)
+    detail = f"protocol {protocol}: for peers a gateway has to end its TLS, which this one never does, so it is refused"
+    return Finding(check, Status.FAILED, detail, advice)
 
 
 def connect_enabled(enabled: bool | None, trust_domain: str) -> Finding:

@@ -1,81 +1,423 @@
 """The examination: all checks in the order in which a person would put a broken setup right.
 
-A check that cannot be made says why, as a finding; it never ends the others. Nothing is changed anywhere.
+A check that cannot be made says why, as a finding; it never ends the others. Nothing is changed anywhere, and no leaf
+is asked for, since that would put a key into the agent's cache. Advice names a rule only where the token lacks it.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Collection
+from typing import Final
 
-from meshgate.adapters.consul import AgentFacts, ConsulClient, ConsulError, PermissionDeniedError
+import trio
+
+from meshgate.adapters.consul import (
+    SEE_AGENT,
+    SEE_NODES,
+    SEE_PEERINGS,
+    SEE_SERVICES,
+    AgentFacts,
+    ConsulClient,
+    ConsulError,
+    ConsulUnreachableError,
+    Exported,
+    NotFoundError,
+    PermissionDeniedError,
+    Rule,
+    Tenant,
+)
 from meshgate.adapters.machine import RESERVED, reachable_descriptors
-from meshgate.app.diagnostics.doctor import host, network, own_registration, peering, permissions
+from meshgate.adapters.mesh_tls import RefusedError, connect
+from meshgate.app.diagnostics.doctor import host, own_registration
+from meshgate.app.diagnostics.inspection import HOW_TO_GIVE_ONE, NONE_GIVEN, gateways_in, healthy
 from meshgate.app.settings.settings import Settings
 from meshgate.core import prerequisites
+from meshgate.core.catalog import Instance, in_namespace
+from meshgate.core.health import best_address
+from meshgate.core.host_port import HostPort
 from meshgate.core.prerequisites import Finding, Status
+from meshgate.core.sni import DEFAULT
+
+_PURPOSE: Final = {
+    SEE_SERVICES: "see the services",
+    SEE_NODES: "see the nodes with their addresses and health",
+    SEE_AGENT: "ask the agent what it is",
+}
+_MOST_EXPORTS: Final = 50
+_COMPARE: Final = "compare its policy with the one that `meshgate policy` prints"
 
 
 async def examine(client: ConsulClient, settings: Settings) -> list[Finding]:
-    """All findings, in order.
-
-    Raises:
-        ConsulError: the agent does not answer at all, so there is nothing to examine.
-    """
-    before = time.time()
-    clock = await client.agent_clock()
-    skew = None if clock is None else _skew(before, time.time(), clock)
-    report, findings = await _report(client)
-    own = report.datacenter if report else await _datacenter(client)
-    trust_domain = ""
-    try:
-        certificates = (await client.ca_roots()).value
-        trust_domain = certificates.trust_domain
-        roots = prerequisites.ca_roots(len(certificates.roots), certificates.expires, time.time())
-    except ConsulError as error:
-        roots = Finding("CA roots", Status.FAILED, str(error), "set connect { enabled = true } on the servers")
-    findings.append(prerequisites.connect_enabled(report.connect if report else None, trust_domain))
-    findings.append(roots)
-    findings += _agent_settings(report)
-    rights = await permissions.rights(client, settings, report)
-    findings = [*permissions.without_token(client, rights), *findings, *rights]
-    others = await network.other_datacenters(client, own, findings)
-    primary = report.primary_datacenter if report else ""
-    findings += await network.federation(client, (trust_domain, primary or own), others)
-    findings += await permissions.elsewhere(client, others, report)
-    findings += await network.gateways(client, settings, others)
-    findings += await peering.partitions(client, settings, report)
-    findings += await peering.peerings(client, settings, report)
-    findings += host.addresses(settings, federated=bool(others) or not own)
-    findings += await own_registration.registration(client, settings)
-    findings += await host.ports(settings)
-    findings.append(prerequisites.clock(skew))
-    findings.append(prerequisites.descriptors(reachable_descriptors(), settings.max_connections, RESERVED))
-    limit = report.max_connections if report else None
-    findings.append(prerequisites.agent_connections(limit, settings.catalog_watches))
-    return findings
+    """All findings, in order; where the agent does not answer, that and what can be said of this machine."""
+    examination = Examination(client, settings)
+    await examination.run()
+    return examination.found
 
 
-async def _report(client: ConsulClient) -> tuple[AgentFacts | None, list[Finding]]:
-    try:
-        report = await client.agent_self()
-    except PermissionDeniedError as error:
+class Examination:
+    """One look at everything; `found` grows with each check. What one check learns the next ones use."""
+
+    def __init__(self, client: ConsulClient, settings: Settings) -> None:
+        self.found: list[Finding] = []
+        self._client = client
+        self._settings = settings
+        self._agent: AgentFacts | None = None
+        self._own = ""
+        self._trust_domain = ""
+        self._others: tuple[str, ...] = ()
+
+    async def run(self) -> None:
+        """Make all checks."""
+        before = time.time()
+        try:
+            clock = await self._client.agent_clock()
+        except ConsulUnreachableError as error:
+            self._failed("agent", str(error), "is it running, and is CONSUL_HTTP_ADDR its address?")
+            await self._machine(None)
+            return
+        except ConsulError:
+            clock = None
+        skew = None if clock is None else _skew(before, time.time(), clock)
+        await self.agent()
+        await self._ca()
+        self._agent_settings()
+        await self._rights()
+        await self._datacenters()
+        await self._federation()
+        await self._elsewhere()
+        await self._gateways()
+        await self.partitions()
+        await self.peerings()
+        self.found += await own_registration.registration(self._client, self._settings)
+        await self._machine(skew)
+
+    # --- the agent ---------------------------------------------------------------------------------------------------
+
+    async def agent(self) -> None:
+        """What it is, which everything else builds on."""
+        try:
+            self._agent = agent = await self._client.agent_self()
+        except PermissionDeniedError as error:
+            self._warning("agent", "the token may not ask it what it is", await self._advice(error))
+        except ConsulError as error:
+            self._warning("agent", str(error))
+        else:
+            self._own = agent.datacenter
+            self._ok("agent", f"{agent.node} of {agent.datacenter}")
+            self.found.append(prerequisites.consul_version(agent.version))
+            return
+        try:
+            self._own = (await self._client.agent_facts()).datacenter
+        except ConsulError:
+            return
+
+    async def _ca(self) -> None:
+        connect_setting = self._agent.connect if self._agent else None
+        try:
+            ca = (await self._client.ca_roots()).value
+        except ConsulError as error:
+            self.found.append(prerequisites.connect_enabled(connect_setting, ""))
+            self._failed("CA roots", str(error), "set connect { enabled = true } on the servers")
+            return
+        self._trust_domain = ca.trust_domain
+        self.found.append(prerequisites.connect_enabled(connect_setting, ca.trust_domain))
+        self.found.append(prerequisites.ca_roots(len(ca.roots), ca.expires, time.time()))
+
+    def _agent_settings(self) -> None:
+        agent = self._agent or AgentFacts("")
+        self.found.append(prerequisites.central_config(agent.central_config, agent.version))
+        self.found.append(prerequisites.grpc_port(agent.grpc_ports))
+        self.found += prerequisites.blocked_endpoints(agent.blocked)
+        if keys := prerequisites.keys_of_services(agent.version, agent.blocked):
+            self.found.append(keys)
+
+    # --- the token ---------------------------------------------------------------------------------------------------
+
+    async def _rights(self) -> None:
+        """A finding for each right that the gateway needs in its own datacenter."""
+        agent = self._agent
+        if agent is not None and agent.acls is False:
+            self._ok("ACLs", "off in this agent: no token is needed")
+            return
+        first, known = len(self.found), Rule("agent", agent.node) if agent else SEE_AGENT
+        needed = [SEE_SERVICES, SEE_NODES, SEE_AGENT]
+        if self._settings.register:
+            needed.insert(0, Rule("service", self._settings.service, "write"))
+        try:
+            granted = await self._client.allowed([known if rule == SEE_AGENT else rule for rule in needed])
+            for rule, allowed in zip(needed, granted, strict=True):
+                await self._right(rule, allowed=allowed)
+        except ConsulError as error:
+            if _unknown_token(error):
+                self._failed("token", str(error), "give it one that this datacenter knows")
+            else:
+                self._warning("token", str(error), "" if _blocked(error) else _COMPARE)
+        lacking = {finding.status for finding in self.found[first:]} - {Status.OK}
+        if lacking and not self._client.token.given:
+            # To be said before all else.
+            worst = Status.FAILED if Status.FAILED in lacking else Status.WARNING
+            detail = f"{NONE_GIVEN}, so what follows is what anybody may do"
+            self.found.insert(0, Finding("token", worst, detail, HOW_TO_GIVE_ONE))
+
+    async def _right(self, rule: Rule, *, allowed: bool) -> None:
+        check, purpose = f"token: {rule.resource}:{rule.access}", _PURPOSE.get(rule, f"register {rule.name}")
+        advice = f"add {rule} to its policy"
+        if allowed:
+            self._ok(check, purpose)
+        elif rule == SEE_AGENT:
+            self._warning(check, f"may not {purpose}", advice)
+        elif rule == SEE_SERVICES:
+            await self._sees_services(check, advice)
+        elif rule == SEE_NODES and self._agent and all(await self._client.allowed([Rule("node", self._agent.node)])):
+            self._warning(check, f"may not {purpose}, or not all of them", advice)
+        else:
+            self._failed(check, f"may not {purpose}", advice)
+
+    async def _sees_services(self, check: str, advice: str) -> None:
+        """A narrower rule works as well, and what it leaves out has no route."""
+        try:
+            seen = len((await self._client.service_names()).value)
+        except ConsulError as error:
+            self._warning(check, f"may not see all services ({error})", advice)
+            return
+        if seen:
+            self._warning(check, f"sees {seen} services, and not all: the others have no route", advice)
+        else:
+            detail = f"sees no service of {self._own or 'this datacenter'}: the gateway does not get ready"
+            self._failed(check, detail, advice)
+
+    async def _elsewhere(self) -> None:
+        """Whether each other datacenter knows the token, lets it see gateways, and replicates tokens."""
+        if self._agent is not None and self._agent.acls is False:
+            return
+        for datacenter in self._others:
+            await self._known_in(datacenter)
+            await self._replicates(datacenter)
+
+    async def _known_in(self, datacenter: str) -> None:
+        check, needed = f"token in {datacenter}", (SEE_SERVICES, SEE_NODES)
+        try:
+            await self._client.token_self(datacenter)
+            granted = await self._client.allowed(needed, datacenter)
+        except ConsulError as error:
+            advice = "make a global token (not -local) in the primary datacenter, and let it replicate"
+            self._failed(check, str(error), advice if _unknown_token(error) else f"look at {datacenter}'s servers")
+            return
+        lacking = [str(rule) for rule, allowed in zip(needed, granted, strict=True) if not allowed]
+        if lacking:
+            detail = "known, but it may not see all services and nodes: gateways among them stay hidden"
+            self._warning(check, detail, f"add {' and '.join(lacking)} to its policy")
+        else:
+            self._ok(check, "known, and it may see the gateways")
+
+    async def _replicates(self, datacenter: str) -> None:
+        check, setting = f"ACL replication to {datacenter}", "acl { enable_token_replication = true }"
+        if self._agent is not None and self._agent.primary_datacenter == datacenter:
+            self._ok(check, "it is the primary")
+            return
+        try:
+            answer = await self._client.acl_replication(datacenter)
+        except ConsulError as error:
+            self._warning(check, str(error), f"look at the servers of {datacenter}")
+            return
+        if not answer.enabled:
+            self._warning(check, "off", f"set {setting} in {datacenter}")
+        elif not answer.running:
+            self._failed(check, "on, but not running", f"set the replication token of {datacenter}'s servers")
+        elif answer.kind != "tokens":
+            advice = f"set {setting} in {datacenter}, or each request is a trip to the primary"
+            self._warning(check, f"{answer.kind} only", advice)
+        else:
+            self._ok(check, f"tokens from {answer.source}")
+
+    # --- other datacenters -------------------------------------------------------------------------------------------
+
+    async def _datacenters(self) -> None:
+        check, own = "datacenters", self._own
+        if not own:
+            self._failed(check, "the token may not see which one this is", "give the token the rights above")
+            return
+        try:
+            self._others = tuple(sorted(name for name in (await self._client.datacenters()).value if name != own))
+        except ConsulError as error:
+            self._failed(check, str(error))
+            return
+        others = ", ".join(self._others)
+        self._ok(check, f"{own}, and {others}" if others else f"{own} alone: nothing to route to elsewhere")
+
+    async def _federation(self) -> None:
+        """Whether all datacenters have one primary."""
+        told: dict[str, tuple[str, str]] = {}
+        unasked: list[Finding] = []
+        for name in self._others:
+            try:
+                trust_domain = (await self._client.ca_roots(datacenter=name)).value.trust_domain
+                # A primary replicates from nobody and says so with an empty name.
+                told[name] = trust_domain, (await self._client.acl_replication(name)).source
+            except ConsulError as error:
+                advice = f"join {name}'s servers over the WAN, or let it federate through gateways"
+                unasked.append(Finding(f"primary of {name}", Status.FAILED, str(error), advice))
+        primary = (self._agent.primary_datacenter if self._agent else "") or self._own
+        self.found += [*prerequisites.one_primary((self._trust_domain, primary), told), *unasked]
+
+    async def _gateways(self) -> None:
+        """A finding for each gateway of the other datacenters, or that there is none."""
+        for datacenter in self._others:
+            check = f"gateways of {datacenter}"
+            try:
+                instances = await gateways_in(self._client, datacenter, guess=self._settings.service)
+            except ConsulError as error:
+                self._failed(check, str(error), await self._advice(error, datacenter))
+                continue
+            if not instances:
+                advice = f"start one in {datacenter}: until then nothing there can be reached through gateways"
+                self._warning(check, "none that the token can see", advice)
+            await self._dial_all(check, instances)
+
+    async def _dial_all(self, check: str, instances: Collection[Instance]) -> None:
+        results: dict[int, Finding] = {}
+
+        async def dial(number: int, instance: Instance) -> None:
+            results[number] = await self._dial(check, instance)
+
+        async with trio.open_nursery() as nursery:
+            for number, instance in enumerate(instances):
+                nursery.start_soon(dial, number, instance)
+        self.found += [finding for _, finding in sorted(results.items())]
+
+    async def _dial(self, check: str, instance: Instance) -> Finding:
+        address = HostPort(*best_address(instance, wan=True))
+        shown = f"{instance.id} at {address}"
+        try:
+            await (await connect(address.host, address.port, seconds=self._settings.connect_timeout)).aclose()
+        except RefusedError as error:
+            advice = "is it running, is that its right WAN address, and does a firewall let this machine through?"
+            return Finding(check, Status.FAILED, f"{shown}: {error.detail}", advice)
+        if not healthy(instance):
+            return Finding(check, Status.WARNING, f"{shown} answers, but is unhealthy for Consul", "look at its checks")
+        return Finding(check, Status.OK, f"{shown} answers")
+
+    # --- partitions (Enterprise) and peerings: where Consul knows neither there is nothing to say --------------------
+
+    async def partitions(self) -> None:
+        """The other partitions of the datacenter, and their gateways."""
+        place, agent = self._settings.consul, self._agent
+        own = place.get("CONSUL_PARTITION", "") or (agent.partition if agent else "") or DEFAULT
+        namespace = place.get("CONSUL_NAMESPACE", "")
+        if namespace not in ("", DEFAULT):
+            detail = f"the gateway is registered in {namespace}; Consul wants mesh gateways in {DEFAULT}"
+            self._warning("namespace", detail, "leave CONSUL_NAMESPACE out")
+        try:
+            others = [name for name in (await self._client.partitions()).value if name != own]
+        except NotFoundError:
+            return
+        except ConsulError as error:
+            self._warning("partitions", str(error), await self._advice(error))
+            return
+        self._ok("partitions", f"{own}, and {', '.join(others)}" if others else f"{own} alone")
+        for name in others:
+            check, tenant = f"gateways of partition {name}", Tenant(namespace=DEFAULT, partition=name)
+            try:
+                found = await gateways_in(self._client, "", guess=self._settings.service, tenant=tenant)
+            except ConsulError as error:
+                self._warning(check, str(error), await self._advice(error))
+                continue
+            if not found:
+                advice = f"start one in {name}: until then nothing there can be reached through gateways"
+                self._warning(check, "none to be seen", advice)
+
+    async def peerings(self) -> None:
+        """The peerings, and each exported service that is no matter for a gateway like this."""
+        check = "cluster peering"
+        # Consul's own refusal takes twelve seconds. One that knows no peerings does not know the right either.
+        if not await self._may(SEE_PEERINGS):
+            self._warning(
+                check, "the token may not read peerings: peers have no routes", f"add {SEE_PEERINGS} to its policy"
+            )
+            return
+        try:
+            found = (await self._client.peerings()).value
+        except ConsulError as error:
+            self._warning(check, str(error), await self._advice(error))
+            return
+        if found is None:
+            return
+        self._ok(check, ", ".join(f"{it.name} ({it.state.lower()})" for it in found) or "no peerings")
+        if any(it.active for it in found):
+            await self._exports({peering.name for peering in found})
+
+    async def _exports(self, peers: set[str]) -> None:
+        check = "exported services"
+        try:
+            exported = (await self._client.exported_services()).value
+        except NotFoundError:
+            return
+        except ConsulError as error:
+            self._warning(check, str(error), await self._advice(error))
+            return
+        ours = [export for export in exported if peers.intersection(export.peers)]
+        self._ok(check, f"{len(ours)} to peers")
+        for export in ours[:_MOST_EXPORTS]:
+            await self._export(export)
+
+    async def _export(self, export: Exported) -> None:
+        check = f"export of {in_namespace(export.namespace, export.service)}"
+        enterprise = self._agent is not None and self._agent.enterprise
+        place = self._client.at(Tenant(namespace=export.namespace if enterprise else ""))
+        try:
+            chain = (await place.discovery_chain(export.service)).value
+        except ConsulError as error:
+            self._warning(check, str(error), await self._advice(error))
+            return
+        if chain.protocol != "tcp":
+            passed = self._settings.pass_http_exports
+            self.found.append(prerequisites.http_export(check, export.service, chain.protocol, passed=passed))
+        elif chain.target is None:
+            self._failed(
+                check, "its resolver leads out of this datacenter or partition", "export the service where it is"
+            )
+
+    # --- this machine ------------------------------------------------------------------------------------------------
+
+    async def _machine(self, skew: float | None) -> None:
+        settings, agent = self._settings, self._agent
+        self.found += host.addresses(settings, federated=bool(self._others) or not self._own)
+        self.found += await host.ports(settings)
+        if self._own or agent:
+            self.found.append(prerequisites.clock(skew))
+        self.found.append(prerequisites.descriptors(reachable_descriptors(), settings.max_connections, RESERVED))
+        limit = agent.max_connections if agent else None
+        self.found.append(prerequisites.agent_connections(limit, settings.catalog_watches))
+
+    # --- saying it ---------------------------------------------------------------------------------------------------
+
+    def _ok(self, check: str, detail: str) -> None:
+        self.found.append(Finding(check, Status.OK, detail))
+
+    def _warning(self, check: str, detail: str, advice: str = "") -> None:
+        self.found.append(Finding(check, Status.WARNING, detail, advice))
+
+    def _failed(self, check: str, detail: str, advice: str = "") -> None:
+        self.found.append(Finding(check, Status.FAILED, detail, advice))
+
+    async def _advice(self, error: ConsulError, datacenter: str = "") -> str:
+        """The rule that the token lacks. One that it has would not help: then something else is in the way."""
+        if not isinstance(error, PermissionDeniedError) or error.blocked:
+            return ""
         rule = error.missing_rule
-        advice = f"add {rule} to its policy" if rule else "give it another token"
-        return None, [Finding("agent", Status.WARNING, "the token may not ask it what it is", advice)]
-    where = f"{report.node} of {report.datacenter}"
-    return report, [Finding("agent", Status.OK, where), prerequisites.consul_version(report.version)]
+        if rule is None:
+            return "give it another token"
+        if await self._may(rule, datacenter, unknown=False):
+            return f"the token has {rule}: {_COMPARE}, and look for rules that deny"
+        return f"add {rule} to the token's policy"
 
-
-async def _datacenter(client: ConsulClient) -> str:
-    """The agent's datacenter as the catalog tells it; "" where the token may not see that either."""
-    try:
-        return (await client.agent_facts()).datacenter
-    except PermissionDeniedError:
-        return ""
-
-
-def _agent_settings(report: AgentFacts | None) -> Iterator[Finding]:
-    yield prerequisites.central_config(report.central_config if report else None, report.version if report else "")
-    yield prerequisites.grpc_port(report.grpc_ports if report else None)
+    async def _may(self, rule: Rule, datacenter: str = "", *, unknown: bool = True) -> bool:
+        """Whether the token has a right; `unknown` where Consul does not say."""
+        if self._agent is not None and self._agent.acls is False:
+            return True
+        try:
+            return all(await self._client.allowed([rule], datacenter))
+        except ConsulError:
+            return unknown
 
 
 def _skew(before: float, after: float, agent: float) -> float:
@@ -83,3 +425,11 @@ def _skew(before: float, after: float, agent: float) -> float:
     if agent > after:
         return after - agent
     return max(0.0, before - (agent + 1))
+
+
+def _unknown_token(error: ConsulError) -> bool:
+    return isinstance(error, PermissionDeniedError) and error.missing_rule is None and not error.blocked
+
+
+def _blocked(error: ConsulError) -> bool:
+    return isinstance(error, PermissionDeniedError) and error.blocked
