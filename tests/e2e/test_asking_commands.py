@@ -19,6 +19,7 @@ from tests.harness.native import native_service
 from tests.harness.ports import free_ports
 from tests.harness.process import child_environment
 from tests.harness.sidecar import sidecar_for
+from tests.versions import PEERING
 
 from .world import World, until_equal
 
@@ -219,7 +220,7 @@ async def test_doctor_fails_for_a_token_that_sees_no_service(world: World) -> No
     assert found["advice"] == 'add service_prefix "" { policy = "read" } to its policy'
 
 
-@pytest.mark.since_consul((1, 13, 0), "cluster peering")
+@pytest.mark.since_consul(*PEERING)
 async def test_doctor_names_the_right_to_peerings_and_does_not_wait_for_consuls_refusal(world: World) -> None:
     rules = acl_policy().replace('peering = "read"', "")
     token = await world.federation.create_policy_token(rules, "no-peerings")
