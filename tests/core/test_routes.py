@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meshgate.core.routes import MAX_NAME, Route, RouteKind, RouteTable
+from meshgate.core.sni import PeeredServiceSni, ServiceSni
 
 from .samples import TD1, TD3, endpoint, exact, suffix, table, unhealthy
 
@@ -204,7 +205,6 @@ def test_a_table_knows_the_routes_it_has_by_the_names_that_users_write() -> None
         pytest.param(f"web.default.dc1.internal.{TD1}", None, id="another trust domain"),
         pytest.param(f"x.web.default.dc1.internal.y.{TD3}", None, id="labels in between"),
         pytest.param(f"dc1.internal.{TD3}", None, id="the datacenter itself"),
-        pytest.param(f"web.default.default.peer.external.{TD3}", None, id="a peer's"),
         pytest.param(f"web.default.dc1.query.{TD3}", None, id="a prepared query"),
         pytest.param("server.dc1.consul", None, id="the servers"),
         pytest.param(f".default.dc1.internal.{TD3}", None, id="an empty label"),
@@ -215,18 +215,42 @@ def test_a_table_knows_the_routes_it_has_by_the_names_that_users_write() -> None
 def test_a_name_says_which_service_of_the_own_datacenter_and_partition_it_is_of(
     name: str, said: tuple[str, str, str] | None
 ) -> None:
-    service = MESH.own_service(name)
-    assert said == (None if service is None else (service.service, service.namespace, service.subset))
+    service = MESH.on_demand(name)
+    assert said == (None if service is None else (service.service, service.namespace, getattr(service, "subset", None)))
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        (f"web.default.default.peer.external.{TD3}", ("web", "default", "peer")),
+        (f"WEB.Team.default.Peer.external.{TD3}", ("web", "team", "peer")),
+        ("web.default.p9.us.external.22222222-3333-4444-5555-666666666666.consul", ("web", "default", "us")),
+        (f"web.default.p9.peer.external.{TD3}", None),
+        (f"web.default.default.peer.internal.{TD3}", None),
+    ],
+)
+def test_a_name_says_which_service_is_exported_to_a_peer_or_imported_from_one(
+    name: str, said: tuple[str, str, str] | None
+) -> None:
+    service = MESH.on_demand(name)
+    assert said == (
+        (service.service, service.namespace, service.peer) if isinstance(service, PeeredServiceSni) else None
+    )
+    assert isinstance(service, PeeredServiceSni) or service is None
+
+
+def test_an_endless_name_is_of_nothing() -> None:
+    assert MESH.on_demand("web.default.default.peer." + "x" * 255 + f".external.{TD3}") is None
 
 
 def test_own_service_is_of_the_tables_own_partition_and_datacenter_in_any_case() -> None:
     routes = table(partition="P1", datacenter="DC1", trust_domain=TD3.upper())
-    found = routes.own_service(f"web.default.p1.dc1.internal-v1.{TD3}")
-    assert found is not None
+    found = routes.on_demand(f"web.default.p1.dc1.internal-v1.{TD3}")
+    assert isinstance(found, ServiceSni)
     assert (found.service, found.partition, found.datacenter) == ("web", "p1", "dc1")
-    assert routes.own_service(f"web.default.dc1.internal.{TD3}") is None
+    assert routes.on_demand(f"web.default.dc1.internal.{TD3}") is None
 
 
 def test_a_table_without_a_trust_domain_has_no_services_of_its_own() -> None:
     for name in ("web.default.dc1.internal.", "web.default.dc1.internal", f"web.default.dc1.internal.{TD3}"):
-        assert table(trust_domain="").own_service(name) is None
+        assert table(trust_domain="").on_demand(name) is None

@@ -15,7 +15,7 @@ from operator import itemgetter
 from types import MappingProxyType
 from typing import Final
 
-from .sni import ServiceSni, parse
+from .sni import PeeredServiceSni, ServiceSni, parse
 
 # Octets in a DNS name (RFC 1035 section 2.3.4); no hello can bring a longer one. The bound is for who asks otherwise:
 # trying every suffix of an endless name takes quadratic time.
@@ -219,11 +219,22 @@ class RouteTable:
             if route is not None:
                 return route
 
-    def own_service(self, server_name: str) -> ServiceSni | None:
-        """What a name says of a service of the table's own datacenter and partition, whether there is one or not."""
-        said = parse(server_name.lower(), trust_domain=self.trust_domain.lower()) if self.trust_domain else None
-        here = (self.datacenter.lower(), self.partition.lower())
-        return said if isinstance(said, ServiceSni) and (said.datacenter, said.partition) == here else None
+    def on_demand(self, server_name: str) -> ServiceSni | PeeredServiceSni | None:
+        """What a name says of a service that Consul can be asked for, whether there is one or not.
+
+        It is one of the table's own datacenter and partition, one that these export to a peer, or one of a peer.
+        """
+        if not self.trust_domain or len(server_name) > MAX_NAME:
+            return None
+        name, trust_domain = server_name.lower(), self.trust_domain.lower()
+        said = parse(name, trust_domain=trust_domain) or parse(name)
+        if isinstance(said, PeeredServiceSni):
+            own = said.trust_domain == trust_domain
+            return said if not own or said.partition == self.partition.lower() else None
+        here = (self.datacenter.lower(), self.partition.lower(), trust_domain)
+        if isinstance(said, ServiceSni) and (said.datacenter, said.partition, said.trust_domain) == here:
+            return said
+        return None
 
     def has(self, sni: str) -> bool:
         """Whether there is a route that users write so (`Route.sni`)."""

@@ -335,7 +335,7 @@ class Model(ConsulClient):
         await self._turn(f"gateway_names_by_catalog:{datacenter}", NOW, datacenter)
         return self._gateway_names(datacenter) if self.filters_lists else None
 
-    async def peerings(self) -> Page[tuple[Peering, ...] | None]:
+    async def peerings(self, cursor: Cursor = NOW) -> Page[tuple[Peering, ...] | None]:
         await self._turn("peerings", Cursor())
         return Page(None)
 

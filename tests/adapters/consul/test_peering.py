@@ -8,6 +8,7 @@ from meshgate.adapters.consul import peerings
 from meshgate.adapters.consul.watch_scheduler import WatchScheduler
 from meshgate.core.export_routes import ExportRules
 from meshgate.core.routes import RouteKind
+from meshgate.core.sni import PeeredServiceSni, parse
 
 from .fake_consul import FakeConsul, row
 from .mesh_double import TRUST_DOMAIN, MeshDouble, chain, exported, key, mesh_double, peering
@@ -20,6 +21,7 @@ PASSED = ExportRules(pass_http=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Look at the list of peerings more often than one should."""
     monkeypatch.setattr(peerings, "POLL", 0.2)
+    monkeypatch.setattr(peerings, "DENIED_POLL", 0.2)
 
 
 def external(service: str, peer: str, ns: str = "default", partition: str = "default") -> str:
@@ -80,6 +82,41 @@ async def test_a_token_without_the_right_to_peerings_is_a_notice_and_no_failure(
             double.peering(peering("east", "web"))
             await followed.until(lambda seen: seen.imports)
             assert followed.watcher.problems() == []
+
+
+async def test_a_consul_that_takes_long_to_refuse_peerings_costs_the_start_no_second() -> None:
+    """1.22 answers 403 after 11 s; what the token may do it tells at once."""
+    async with mesh_double(enterprise=False) as double:
+        double.peering()
+        held_back = double.hold_back("/v1/peerings")
+        double.set("/v1/internal/acl/authorize", [{"Allow": False}], index=None)
+        begun = trio.current_time()
+        async with following(double) as followed:
+            assert trio.current_time() - begun < 3
+            assert [line for line in followed.watcher.problems() if 'peering = "read"' in line]
+            asked = double.paths().count("/v1/peerings")
+            await trio.sleep(1)
+            # While it is refused, only the right is asked for.
+            assert double.paths().count("/v1/peerings") == asked
+            double.set("/v1/internal/acl/authorize", [{"Allow": True}], index=None)
+            double.import_from("east", "web", ("198.18.2.1", 443))
+            double.peering(peering("east", "web"))
+            held_back.set()
+            await followed.until(lambda seen: seen.imports)
+
+
+async def test_a_new_peering_is_told_by_a_held_query_where_the_version_holds_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(peerings, "POLL", 1000.0)
+    async with mesh_double(enterprise=False) as double:
+        double.set_at("/v1/peerings", [])
+        double.import_from("east", "web", ("198.18.2.1", 443))
+        async with following(double) as followed:
+            await trio.sleep(1)
+            assert len(double.requests("/v1/peerings")) == 2
+            double.set_at("/v1/peerings", [peering("east", "web")])
+            await followed.until(lambda seen: seen.imports)
 
 
 # --- importing --------------------------------------------------------------------------------------------------------
@@ -372,3 +409,90 @@ async def test_a_gateway_of_another_partition_has_no_control_plane() -> None:
             await followed.until(lambda seen: seen.peer_servers)
             assert followed.routes() == {}
             assert key("/v1/config/mesh/mesh") not in double.paths()
+
+
+# --- on demand --------------------------------------------------------------------------------------------------------
+
+
+def said(name: str) -> PeeredServiceSni:
+    found = parse(name.lower())
+    assert isinstance(found, PeeredServiceSni)
+    return found
+
+
+@pytest.fixture
+def rarely_polled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peerings, "POLL", 1000.0)
+
+
+@pytest.mark.usefixtures("rarely_polled")
+@pytest.mark.parametrize("peer", ["new", "known", "of a known trust domain"])
+async def test_a_service_of_a_peer_that_no_list_has_yet_is_found_by_its_name(peer: str) -> None:
+    async with mesh_double(enterprise=False) as double:
+        other = "99999999-3333-4444-5555-666666666666.consul"
+        before = [peering("east"), peering("west", PeerServerName=f"server.dc9.peering.{other}")]
+        double.peering(*(before if peer != "new" else before[1:]))
+        async with following(double) as followed:
+            name = double.import_from("east", "fresh", ("198.18.2.1", 443))
+            double.set_at("/v1/health/connect/fresh", [], peer="west")
+            if peer == "of a known trust domain":
+                double.import_from("east", "web", ("198.18.2.9", 443))
+                await followed.watcher.lookup_peered(said(name.replace("fresh", "web")))
+            double.peering(*before)
+            await trio.sleep(0.3)
+            await followed.watcher.lookup_peered(said(name.upper()))
+            assert followed.routes()[name] == ["198.18.2.1:443"]
+            assert not [seen for seen in double.requests("/v1/health/connect/fresh") if seen.query["peer"] == "west"]
+            # The list names it later, as it is spelled, or Consul's leader has forgotten it: it stays.
+            double.import_from("east", "Fresh", ("198.18.2.1", 443), sni=name)
+            for listed in ("Fresh", ""):
+                double.peering(peering("east", *filter(None, [listed])), before[1])
+                await trio.sleep(0.3)
+                await followed.watcher.lookup_peered(said(f"other.default.default.us.external.{'1' * 8}.consul"))
+                assert followed.routes()[name] == ["198.18.2.1:443"]
+
+
+@pytest.mark.usefixtures("rarely_polled")
+async def test_a_name_that_no_peer_has_is_nothing_and_costs_little() -> None:
+    async with mesh_double(enterprise=False) as double:
+        double.peering(peering("east", PeerServerName="server.dc9.peering.99999999-3333-4444-5555-666666666666.consul"))
+        async with following(double) as followed:
+            for number in range(20):
+                name = f"made-up-{number}.default.default.us.external.11111111-0000-4444-5555-666666666666.consul"
+                await followed.watcher.lookup_peered(said(name))
+            assert followed.routes() == {}
+            assert not [path for path in double.paths() if path.startswith("/v1/health/connect/made-up")]
+            assert double.paths().count("/v1/peerings") < 5
+
+
+@pytest.mark.usefixtures("rarely_polled")
+@pytest.mark.parametrize("peer", ["new", "known"])
+async def test_a_service_that_was_only_just_exported_is_found_by_its_name(peer: str) -> None:
+    async with mesh_double(enterprise=False) as double:
+        double.peering(*[peering("east")] * (peer == "known"))
+        double.set_at("/v1/exported-services", [])
+        async with following(double) as followed:
+            await trio.sleep(0.3)
+            double.peering(peering("east"))
+            double.serve("web", row("web-sidecar-proxy", address="198.18.1.1", port=21000))
+            double.set_at("/v1/discovery-chain/web", chain("web"))
+            double.set_at("/v1/exported-services", [exported("web", peers=("east",))])
+            name = f"web.default.default.east.external.{TRUST_DOMAIN}"
+            await followed.watcher.lookup_peered(said(name))
+            assert followed.routes()[name] == ["198.18.1.1:21000"]
+            assert followed.table().exact[name].kind is RouteKind.PEER_EXPORT
+
+
+@pytest.mark.usefixtures("rarely_polled")
+async def test_what_is_not_exported_to_a_peer_is_not_found_by_its_name() -> None:
+    async with mesh_double(enterprise=False) as double:
+        double.peering(peering("east"), peering("west"))
+        double.serve("web", row("web-sidecar-proxy"))
+        double.set_at("/v1/discovery-chain/web", chain("web"))
+        double.set_at("/v1/exported-services", [exported("web", peers=("west",))])
+        async with following(double) as followed:
+            for peer in ("east", "unknown"):
+                await followed.watcher.lookup_peered(said(f"web.default.default.{peer}.external.{TRUST_DOMAIN}"))
+            assert {name for name in followed.routes() if "external" in name} == {
+                f"web.default.default.west.external.{TRUST_DOMAIN}"
+            }

@@ -94,7 +94,6 @@ async def test_case_of_a_name_makes_no_other_question() -> None:
         pytest.param("web.default.dc1.internal.99999999-2222-3333-4444-555555555555.consul", id="another trust domain"),
         pytest.param(f"web.default.p1.dc1.internal-v1.{TRUST_DOMAIN}", id="another partition"),
         pytest.param(f"web.default.default.dc1.internal-v1.{TRUST_DOMAIN}", id="nothing builds this"),
-        pytest.param(f"web.default.default.cloud.external.{TRUST_DOMAIN}", id="a peer's"),
         pytest.param(f"web.default.dc1.query.{TRUST_DOMAIN}", id="a prepared query"),
         pytest.param(f"dc1.internal.{TRUST_DOMAIN}", id="the datacenter itself"),
         pytest.param(f"a.b.c.d.e.dc1.internal.{TRUST_DOMAIN}", id="too many labels"),

@@ -16,7 +16,7 @@ import structlog
 import trio
 
 from meshgate.core.catalog import Snapshot
-from meshgate.core.sni import DEFAULT
+from meshgate.core.sni import DEFAULT, PeeredServiceSni
 from meshgate.core.warm_start import PendingSources
 
 from .acl_visibility import AclVisibility
@@ -149,6 +149,18 @@ class CatalogWatcher:
         """
         names = set(services)
         if await self._services.lookup(names | self._exports.behind(names), namespace):
+            await self._publisher.hurry()
+
+    async def lookup_peered(self, name: PeeredServiceSni) -> None:
+        """The same for a name that a peer is to know: of a service that this cluster exports, or imports."""
+        if name.trust_domain == (self._roots.value.trust_domain.lower() if self._roots.value else ""):
+            target = await self._exports.lookup(name) if await self._peerings.has(name.peer) else None
+            found = target is not None
+            if target is not None:
+                await self._services.lookup([target.service.lower()], target.namespace)
+        else:
+            found = await self._peerings.lookup(name)
+        if found:
             await self._publisher.hurry()
 
     @property

@@ -18,9 +18,10 @@ from typing import Final
 
 import trio
 
-from meshgate.core.catalog import Export, SamenessGroup, Service, in_namespace
+from meshgate.core.catalog import ChainTarget, Export, SamenessGroup, Service, in_namespace
+from meshgate.core.sni import PeeredServiceSni
 
-from .api import BadRequestError, Chain, ConsulClient, ConsulError, Cursor, Exported, NotFoundError, Page, Tenant
+from .api import NOW, BadRequestError, Chain, ConsulClient, ConsulError, Cursor, Exported, NotFoundError, Page, Tenant
 from .scope import KeyedWatches, Latest, Scope
 from .watch_registry import WatchKey
 
@@ -96,6 +97,25 @@ class LocalExports:
             for (_, service), chain in self._chains.items()
             if chain.value and chain.value.target and service.lower() in services
         }
+
+    async def lookup(self, name: PeeredServiceSni) -> ChainTarget | None:
+        """Return when what this cluster exports by a name is known as Consul has it now, or when that cannot be had.
+
+        Returns:
+            Where its discovery chain leads, here; None where nothing is exported so.
+        """
+        with suppress(ConsulError):
+            self._listed((await self._ask(self._scope.client, NOW)).value)
+            for row in self._resolved():
+                if (row.namespace, row.service.lower()) == (name.namespace, name.service) and name.peer in map(
+                    str.lower, row.peers
+                ):
+                    page = await self._in(row.namespace).client.discovery_chain(row.service)
+                    if latest := self._chains.get((row.namespace, row.service)):
+                        latest.set(page.value)
+                        self._scope.changed()
+                    return page.value.target
+        return None
 
     def pending_chains(self) -> frozenset[str]:
         """The exported services whose chain Consul has not told yet; see `PendingSources`."""

@@ -10,24 +10,35 @@ So a name stays until its own watch says that nothing answers for it, or its pee
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from typing import Final
 
 import trio
 
 from meshgate.core.catalog import ImportedService, PeerServers, Snapshot
-from meshgate.core.sni import DEFAULT
+from meshgate.core.sni import DEFAULT, PeeredServiceSni, PeeringServerSni, parse
 
 from .acl_visibility import VerifiedInstances
-from .api import ConsulClient, Cursor, Instances, Page, Peering, PermissionDeniedError, Tenant
+from .api import NOW, ConsulClient, ConsulError, Cursor, Instances, Page, Peering, PermissionDeniedError, Rule, Tenant
 from .scope import KeyedWatches, Latest, Scope
 from .watch_registry import WatchKey
 
+SEE_PEERINGS: Final = Rule("peering")
 PEERINGS: Final = WatchKey("peerings", "peerings")
 MESH_ENTRY: Final = WatchKey("mesh-entry", "mesh entry")
-# Seconds between two looks at the list, and at whether there is one at all.
-POLL: Final = 10.0
+# Seconds between two looks at the list; where it takes long, that many times as long as it takes.
+POLL: Final = 1.0
+TIMES: Final = 20.0
+# The same while the token may not see it, and while there is none.
+DENIED_POLL: Final = 10.0
 RARELY: Final = 300.0
+# Seconds after which Consul is asked whether it would refuse: 1.22 takes 11 to tell so, and the start waits for it.
+_SLOW: Final = 0.5
+# A list of that many seconds is as good as a new one.
+_FRESH: Final = 0.2
+# Peerings that are asked for an unknown name: those whose trust domain is not known are asked, too.
+_MOST_ASKED: Final = 8
 
 # Peer, namespace and name.
 _Key = tuple[str, str, str]
@@ -50,6 +61,9 @@ class Peerings:
         self._control_plane = control_plane
         self._denied = ""
         self._peerings: tuple[Peering, ...] | None = None
+        self._looked = float("-inf")
+        self._took = 0.0
+        self._held = False
         self._imports = KeyedWatches(scope.sync, self._source, self._make, self._follow)
         self._mesh_entry: KeyedWatches[WatchKey, Latest[bool]] = KeyedWatches(
             scope.sync, lambda key: key, lambda _: Latest(), self._follow_mesh_entry
@@ -60,7 +74,7 @@ class Peerings:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._imports.run)
             nursery.start_soon(self._mesh_entry.run)
-            await self._own.poll(PEERINGS, self._ask, self._listed, interval=self._interval)
+            await self._own.watch(PEERINGS, self._ask, self._listed, interval=self._interval)
 
     @property
     def any(self) -> bool:
@@ -109,13 +123,83 @@ class Peerings:
         known = self.known and self._scope.registry.answered(MESH_ENTRY)
         return early and not known and bool(last.peer_servers or last.peer_through)
 
-    def _interval(self) -> float:
-        return POLL if self.known or self._denied else RARELY
+    async def has(self, peer: str) -> bool:
+        """Whether there is a peering of this lower-case name, looked for now if it is not known."""
 
-    async def _ask(self) -> Page[tuple[Peering, ...] | None]:
-        self._denied = ""
+        def known() -> bool:
+            return any(peering.active and peering.name.lower() == peer for peering in self._peerings or ())
+
+        if not known():
+            await self._refresh()
+        return known()
+
+    async def lookup(self, name: PeeredServiceSni) -> bool:
+        """Return when a service of a peer is known as Consul has it now, or when that cannot be had.
+
+        Returns:
+            Whether there is one by this name.
+        """
+        if not self._of_trust_domain(name.trust_domain):
+            await self._refresh()
+        found: list[bool] = []
+
+        async def look(peering: Peering) -> None:
+            with suppress(ConsulError):
+                found.append(await self._look_for(peering.name, name))
+
+        async with trio.open_nursery() as nursery:
+            for peering in self._of_trust_domain(name.trust_domain)[:_MOST_ASKED]:
+                nursery.start_soon(look, peering)
+        return any(found)
+
+    async def _look_for(self, peer: str, name: PeeredServiceSni) -> bool:
+        key = peer, name.namespace, name.service
+        page = await self._of(key).client.connect_instances(name.service)
+        if not any(str(name) == sni.lower() for instance in page.value for sni in instance.peer_sni):
+            return False
+        alike = [known for known in self._imports if _folded(known) == _folded(key)]
+        if not alike:
+            # It stays as what Consul's leader has forgotten does: until nothing answers for it, or it is listed.
+            self._imports.keep([*self._imports, key])
+        await self._imports[alike[0] if alike else key].accept(page)
+        self._scope.changed()
+        return True
+
+    def _of_trust_domain(self, trust_domain: str) -> list[Peering]:
+        """The peerings with a trust domain, and behind them those of which it is not known; lower case."""
+        said = {peering: self._trust_domain(peering) for peering in self._peerings or () if peering.active}
+        return [it for it in said if said[it] == trust_domain] or [it for it in said if not said[it]]
+
+    def _trust_domain(self, peering: Peering) -> str:
+        """As the names say that a peer uses; "" where it has used none yet."""
+        if isinstance(said := parse(peering.server_name.lower()), PeeringServerSni):
+            return said.trust_domain
+        instances = (
+            instance for key, held in self._imports.items() if key[0] == peering.name for instance in held.value
+        )
+        names = (parse(sni.lower()) for instance in instances for sni in instance.peer_sni)
+        return next((it.trust_domain for it in names if isinstance(it, PeeredServiceSni)), "")
+
+    async def _refresh(self) -> None:
+        if self.known and trio.current_time() > self._looked + _FRESH:
+            with suppress(ConsulError):
+                self._listed((await self._list(self._scope.client, NOW)).value)
+                self._own.changed()
+
+    # --- the list ------------------------------------------------------------------------------------------------
+
+    def _interval(self) -> float:
+        if not self.known:
+            return DENIED_POLL if self._denied else RARELY
+        return 0.0 if self._held and not self.any else max(POLL, TIMES * self._took)
+
+    async def _ask(self, reader: ConsulClient, cursor: Cursor) -> Page[tuple[Peering, ...] | None]:
+        was_denied, self._denied = self._denied, ""
+        polled = self.any or not cursor.blocks
         try:
-            page = await self._scope.client.peerings()
+            if was_denied:
+                await self._ask_whether_denied()
+            page = await (self._list(self._scope.client, NOW) if polled else reader.peerings(cursor))
         except PermissionDeniedError as error:
             if self.known:
                 raise
@@ -124,6 +208,26 @@ class Peerings:
         # What is not there does not get old.
         if state := self._scope.registry.state(PEERINGS):
             state.swept = page.value is None
+        self._held = page.value is not None and page.index is not None
+        return replace(page, index=None) if any(peering.active for peering in page.value or ()) else page
+
+    async def _ask_whether_denied(self) -> None:
+        """Raise where Consul would refuse the list; this it tells at once, and without an error in its log."""
+        allowed = True
+        with suppress(ConsulError):
+            (allowed,) = await self._scope.client.allowed([SEE_PEERINGS])
+        if not allowed:
+            raise PermissionDeniedError("Permission denied", SEE_PEERINGS)
+
+    async def _list(self, client: ConsulClient, cursor: Cursor) -> Page[tuple[Peering, ...] | None]:
+        begun = trio.current_time()
+        page = None
+        with trio.move_on_after(_SLOW):
+            page = await client.peerings(cursor)
+        if page is None:
+            await self._ask_whether_denied()
+            page = await client.peerings(cursor)
+        self._looked, self._took = trio.current_time(), trio.current_time() - begun
         return page
 
     def _listed(self, peerings: tuple[Peering, ...] | None) -> None:
@@ -137,7 +241,19 @@ class Peerings:
         active = [peering for peering in self._peerings or () if peering.active]
         names = {peering.name for peering in active}
         named = {key for peering in active for key in self._imported(peering)}
-        self._imports.keep(named | {key for key, held in self._imports.items() if held.value and key[0] in names})
+        spelled = {_folded(key) for key in named}
+        # What was found by its lower-case name gives way to what is listed, and leaves what it knows.
+        before = {_folded(key): held.value for key, held in self._imports.items()}
+        self._imports.keep(
+            named
+            | {
+                key
+                for key, held in self._imports.items()
+                if held.value and key[0] in names and _folded(key) not in spelled
+            }
+        )
+        for key, held in self._imports.items():
+            held.value = held.value or before.get(_folded(key), ())
 
     def _imported(self, peering: Peering) -> Iterator[_Key]:
         for text in peering.imported:
@@ -170,3 +286,8 @@ class Peerings:
 
     async def _follow_mesh_entry(self, key: WatchKey, entry: Latest[bool]) -> None:
         await self._own.watch(key, lambda reader, cursor: reader.peer_through(cursor), entry.set)
+
+
+def _folded(key: _Key) -> _Key:
+    peer, namespace, name = key
+    return peer, namespace, name.lower()

@@ -90,7 +90,7 @@ class Scope:
         place = f"peer {here.peer}" if here.peer else f"partition {here.partition}" if here.partition else datacenter
         return WatchKey(kind, name, place, "" if here.namespace == DEFAULT else here.namespace)
 
-    async def watch(
+    async def watch(  # noqa: PLR0913 - most by keyword
         self,
         key: WatchKey,
         ask: Callable[[ConsulClient, Cursor], Awaitable[Page[T]]],
@@ -101,6 +101,7 @@ class Scope:
         dedicated: bool = False,
         wanted: Callable[[], bool] = always,
         pace: Callable[[], float] = lambda: PACE,
+        interval: Callable[[], float] | None = None,
     ) -> None:
         """Follow something that Consul can hold a query for, until cancelled; arguments are those of `Watch`.
 
@@ -124,6 +125,7 @@ class Scope:
             minds_token=minds_token,
             wanted=wanted,
             pace=pace,
+            interval=interval,
         )
         if dedicated:
             async with self.pool.dedicated() as own:

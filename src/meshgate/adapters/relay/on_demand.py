@@ -57,7 +57,7 @@ class OnDemand(Generic[Waiter]):
 
     def wants(self, name: str, route: Route | None, table: RouteTable, now: float) -> bool:
         """Whether a stream is to wait: its name has no route but could have one, or a stale one."""
-        if self._ask is None or (route is None and table.own_service(name) is None):
+        if self._ask is None or (route is None and table.on_demand(name) is None):
             return False
         question = self._questions.get(name)
         if question is not None and not self._is_lost(question, now):

@@ -7,6 +7,7 @@ import trio
 
 from meshgate.adapters.consul import CatalogWatcher
 from meshgate.core.routes import RouteTable
+from meshgate.core.sni import PeeredServiceSni
 from meshgate.core.token_bucket import TokenBucket
 
 # Requests to Consul for names without a route. Whoever reaches the gateway can make them up.
@@ -41,6 +42,10 @@ class Learner:
             if route.stale:
                 await watcher.lookup([route.service.lower()])
             return
-        said = table.own_service(name)
-        if said is not None and self._unknown.take(trio.current_time()):
+        said = table.on_demand(name)
+        if said is None or not self._unknown.take(trio.current_time()):
+            return
+        if isinstance(said, PeeredServiceSni):
+            await watcher.lookup_peered(said)
+        else:
             await watcher.lookup([said.service], said.namespace)

@@ -397,14 +397,14 @@ class ConsulClient:
         """The admin partitions of the datacenter; they cannot be held."""
         return await self._read(CONSUL.partitions.list(), records.decode_partitions, SEE_PARTITIONS)
 
-    async def peerings(self) -> Page[tuple[Peering, ...] | None]:
+    async def peerings(self, cursor: Cursor = NOW) -> Page[tuple[Peering, ...] | None]:
         """The peerings of the partition; None where this Consul knows none, being too old or told not to.
 
-        What a peering imports moves no index, so it is not worth holding.
+        It can be held for a new peering since 1.14.8; what a peering imports moves no index.
         """
         with self._counting(SEE_PEERINGS):
             try:
-                return await self._ask(CONSUL.peerings.list(), records.decode_peerings)
+                return await self._ask(CONSUL.peerings.list(), records.decode_peerings, cursor)
             except NotFoundError:
                 return Page(None)
             except (ServerError, UnexpectedStatusError) as error:
