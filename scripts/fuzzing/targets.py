@@ -7,7 +7,7 @@ from typing import Any, Final, TypeAlias
 
 from meshgate.adapters.consul import InvalidAnswerError
 from meshgate.adapters.consul.api import records
-from meshgate.adapters.state.encoding import StateFileError, decode
+from meshgate.adapters.state.state_file import StateFileError, decode
 from meshgate.core.hello import Hello, HelloParser, parse_hello
 
 Target: TypeAlias = Callable[[bytes], None]

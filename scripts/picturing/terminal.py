@@ -5,11 +5,13 @@ import re
 import time
 from pathlib import Path
 
-from meshgate.app.cli.commands.top_frame import Look, frame
 from rich.console import Console
 from rich.terminal_theme import MONOKAI
 
-from meshgate.app.cli.commands.top_view import screen
+from meshgate.app.admin_client import ask, decoded
+from meshgate.app.cli.admin_answers import DashboardState
+from meshgate.app.cli.top_command import STATE
+from meshgate.app.cli.top_view import screen
 from meshgate.core.host_port import HostPort
 
 from .stage import Stage
@@ -20,17 +22,14 @@ WIDTH, HEIGHT = 88, 26
 def picture_of_top(there: Stage, path: Path) -> None:
     """Looks twice, two seconds apart, and writes the second picture to `path`."""
     host, _, port = there.gateway.admin.partition(":")
-    before = _look(HostPort(host, int(port)))
+    bind = HostPort(host, int(port))
+    ask(bind, STATE)
     time.sleep(2)
-    picture = frame(before, _look(HostPort(host, int(port))))
+    state = decoded(ask(bind, STATE), DashboardState)
     console = Console(
         record=True, width=WIDTH, height=HEIGHT, file=io.StringIO(), force_terminal=True, color_system="truecolor"
     )
-    console.print(screen(picture, "", WIDTH, HEIGHT))
+    console.print(screen(state, "", WIDTH, HEIGHT))
     drawn = console.export_svg(title="meshgate top", theme=MONOKAI)
     drawn = re.sub(r"@font-face\s*\{[^}]*\}\s*", "", drawn).replace("Fira Code", "ui-monospace, Menlo, Consolas")
     path.write_text(drawn)
-
-
-def _look(bind: HostPort) -> Look:
-    return Look.take(bind, time.monotonic(), time.time())

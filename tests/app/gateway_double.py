@@ -9,10 +9,10 @@ from pathlib import Path
 import structlog
 import trio
 
-from meshgate.adapters.admin.server import AdminServer
+from meshgate.adapters.admin.http_server import AdminServer
 from meshgate.adapters.consul import HealthCheck, WatchState
 from meshgate.adapters.relay import Counters, Limits, OpenStream, Refused
-from meshgate.app.admin.admin_routes import admin_routes
+from meshgate.app.admin.admin_pages import admin_routes
 from meshgate.app.admin.gateway_view import GatewayView
 from meshgate.app.admin.metrics import Metrics
 from meshgate.app.gateway.health_history import HealthHistory, Since

@@ -10,14 +10,12 @@ import pytest
 import trio
 from rich.console import Console
 
-from meshgate.adapters.admin.messages import Response, error_response, json_response, text_response
-from meshgate.adapters.admin.server import AdminServer
+from meshgate.adapters.admin.http_server import AdminServer, Response, error_response, json_response, text_response
 from meshgate.adapters.admin.views import explain_view, routes_view
-from meshgate.app.cli.commands import explain as explain_command
-from meshgate.app.cli.commands import routes as routes_command
-from meshgate.app.cli.commands.answers import Explanation, Routes
-from meshgate.app.cli.commands.output import Printer
+from meshgate.app.cli import explain_command, routes_command
+from meshgate.app.cli.admin_answers import Explanation, Routes
 from meshgate.app.cli.main import execute
+from meshgate.app.cli.output import Printer
 from meshgate.core.explain import explain
 from meshgate.core.routes import Endpoint, Route, RouteKind, RouteTable
 
@@ -205,7 +203,7 @@ def test_a_gateway_that_is_not_there_is_one_line(capsys: pytest.CaptureFixture[s
 def test_a_gateway_that_does_not_answer_is_given_up(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("meshgate.app.cli.admin_client._TIMEOUT", 0.2)
+    monkeypatch.setattr("meshgate.app.admin_client._TIMEOUT", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as sock:
         address = f"127.0.0.1:{sock.getsockname()[1]}"
         assert execute(["routes", f"--admin-bind={address}"]) == 1

@@ -8,8 +8,8 @@ import trio
 
 from meshgate.adapters.relay import StreamRecord
 from meshgate.app.gateway.stream_observer import StreamObserver
-from meshgate.app.logs.central_access_log import CentralAccessLog
-from meshgate.app.logs.refusal_log import RefusalLog
+from meshgate.app.logs.access_log import CentralAccessLog
+from meshgate.app.logs.gateway_log import RefusalLog
 from meshgate.app.settings.settings import Settings
 
 from .stream_records import RECORD, REFUSED
@@ -25,7 +25,7 @@ class Followed:
     def __init__(self, **environ: str) -> None:
         self.wanted: list[bool] = []
         self.observer = StreamObserver(RefusalLog(structlog.get_logger()), None)
-        self.log = CentralAccessLog(settings_of(**environ), self.observer, self.wanted.append)
+        self.log = CentralAccessLog(settings_of(**environ), self.observer.use, self.wanted.append)
 
     def write(self, *records: StreamRecord) -> None:
         for record in records:

@@ -8,7 +8,7 @@ from meshgate.adapters.admin.statsd import Target
 from meshgate.adapters.consul import ConsulAddress, ConsulClient, OwnRegistration
 from meshgate.adapters.sd_notify import Notifier
 from meshgate.app.admin.gateway_view import GatewayView
-from meshgate.app.admin.telemetry import Telemetry
+from meshgate.app.composition_root import Telemetry
 from meshgate.app.gateway.gateway import Gateway
 from meshgate.app.settings.settings import Settings
 

@@ -6,21 +6,21 @@ import click
 
 from meshgate.app.cli.main import OnDemand, chosen, cli
 
-PACKAGE = "meshgate.app.cli.commands"
+PACKAGE = "meshgate.app.cli"
 
 
 def test_a_command_is_imported_by_its_name_and_no_other_is() -> None:
     commands = OnDemand(PACKAGE, ("policy", "top"))
     assert list(commands) == ["policy", "top"]
-    sys.modules.pop(f"{PACKAGE}.policy", None)
-    kept = sys.modules.pop(f"{PACKAGE}.top", None)
+    sys.modules.pop(f"{PACKAGE}.policy_command", None)
+    kept = sys.modules.pop(f"{PACKAGE}.top_command", None)
     assert commands["policy"].params
-    assert f"{PACKAGE}.policy" in sys.modules
-    assert f"{PACKAGE}.top" not in sys.modules
+    assert f"{PACKAGE}.policy_command" in sys.modules
+    assert f"{PACKAGE}.top_command" not in sys.modules
     assert commands["policy"] is commands.get("policy")
     assert commands.get("nonsense") is None
     if kept is not None:
-        sys.modules[f"{PACKAGE}.top"] = kept
+        sys.modules[f"{PACKAGE}.top_command"] = kept
 
 
 def test_every_command_has_the_name_under_which_it_is_found() -> None:

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import trio
 
-from meshgate.adapters.admin.messages import Request, Response
+from meshgate.adapters.admin.http_server import Request, Response
 from meshgate.adapters.consul.watch_registry import WatchKey, WatchState
 from meshgate.adapters.relay import OpenStream
-from meshgate.app.admin.dashboard import dashboard_routes
+from meshgate.app.admin.dashboard import DashboardState
 from meshgate.app.admin.dashboard_sampler import FRESH, MOST_STREAMS, STALE, Sampler
 from meshgate.core.reasons import Reason
 from meshgate.core.routes import RouteKind
@@ -22,7 +22,7 @@ WEB = (RouteKind.SERVICE, "web")
 
 
 def asking(double: GatewayDouble) -> Callable[..., Awaitable[tuple[int, Any]]]:
-    handler: Any = dashboard_routes(double)["GET", "/dashboard/state"]
+    handler = DashboardState(double).answer
 
     async def ask(**query: str) -> tuple[int, Any]:
         response: Response = await handler(Request("GET", "/dashboard/state", query, {}))

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from meshgate.adapters.admin.messages import error_response, json_response, text_response
+from meshgate.adapters.admin.http_server import error_response, json_response, text_response
 from meshgate.app.admin import dashboard_sampler
-from meshgate.app.cli.commands import drain as drain_command
+from meshgate.app.cli import drain_command
 from meshgate.app.cli.main import execute
 
 from .gateway_double import GatewayDouble

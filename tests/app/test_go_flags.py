@@ -1,8 +1,7 @@
 import click
 import pytest
 
-from meshgate.app.cli.go_flags import normalised, options_of
-from meshgate.app.cli.main import cli
+from meshgate.app.cli.main import cli, normalised, options_of
 
 OPTIONS = options_of(cli)
 

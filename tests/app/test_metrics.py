@@ -14,7 +14,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from meshgate import __version__
-from meshgate.adapters.admin.messages import Request, Response
+from meshgate.adapters.admin.http_server import Request, Response
 from meshgate.adapters.consul import WatchKey, WatchState
 from meshgate.adapters.relay import CONNECT_BUCKETS, STREAM_BUCKETS, Counters, Limits
 from meshgate.app.admin.metrics import MAX_DESTINATIONS, Metrics, usage_of

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from meshgate.app.cli.commands.output import Printer
+from meshgate.app.cli.output import Printer
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from rich.console import Console
 
 from meshgate.adapters.consul import WatchKey, WatchState
 from meshgate.adapters.relay import Counters, OpenStream
-from meshgate.app.cli.commands.answers import (
+from meshgate.app.cli.admin_answers import (
     Consul,
     DashboardState,
     Destination,
@@ -32,8 +32,8 @@ from meshgate.app.cli.commands.answers import (
     Totals,
     Watches,
 )
-from meshgate.app.cli.commands.top_view import duration, rate, screen, size
 from meshgate.app.cli.main import execute
+from meshgate.app.cli.top_view import duration, rate, screen, size
 from meshgate.core.reasons import Reason
 from meshgate.core.routes import Endpoint, Route, RouteKind
 

@@ -17,7 +17,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from meshgate.app.admin.admin_routes import admin_routes
+from meshgate.app.admin.admin_pages import admin_routes
 from meshgate.app.settings.setting_table import BY_NAME
 from meshgate.core.durations import parse_duration
 

@@ -14,7 +14,7 @@ import httpx
 import pytest
 import trio
 
-from meshgate.app.admin.admin_routes import admin_routes
+from meshgate.app.admin.admin_pages import admin_routes
 from tests.core.hellos import extension, hello, server_name, vector
 from tests.e2e.world import World, until_equal
 from tests.harness.gateway import GatewayProcess, gateway_beside

@@ -8,18 +8,20 @@ import os
 import structlog
 import trio
 
-from meshgate.adapters.admin.server import AdminServer
-from meshgate.adapters.consul import ConsulAddress, ConsulClient, ConsulConfigError
+from meshgate.adapters.admin.http_server import AdminServer
+from meshgate.adapters.consul import ConsulAddress, ConsulClient, ConsulConfigError, OwnRegistration
 from meshgate.adapters.machine import raise_descriptor_limit
 from meshgate.adapters.sd_notify import Notifier
-from meshgate.app.admin.admin_routes import admin_routes
+from meshgate.app.admin.admin_pages import admin_routes
 from meshgate.app.admin.gateway_view import GatewayView
-from meshgate.app.admin.telemetry import Telemetry
+from meshgate.app.admin.metrics import Metrics
+from meshgate.app.admin.statsd_export import StatsdExport
 from meshgate.app.errors import CommandError, ConfigError
 from meshgate.app.gateway.gateway import Gateway
 from meshgate.app.gateway.hardening import forbid_core_dumps, hide_secrets
 from meshgate.app.gateway.registration import definition_of
 from meshgate.app.logs import logs
+from meshgate.app.logs.access_log import CentralAccessLog
 from meshgate.app.settings.settings import Settings
 
 log = structlog.get_logger(module="meshgate")
@@ -47,6 +49,23 @@ def run_gateway(settings: Settings) -> int | None:
         log.warning(notice)
     trio.run(_main, settings, client)
     return None
+
+
+class Telemetry:
+    """What Consul asks centrally to be told of a gateway: its streams in an access log, its numbers by statsd.
+
+    `metrics` are the numbers that all share; `statsd` is to be run.
+    """
+
+    def __init__(self, view: GatewayView, gateway: Gateway) -> None:
+        self.metrics = Metrics(view, lambda: self.statsd.dropped)
+        self.statsd = StatsdExport(self.metrics.families)
+        self._access_log = CentralAccessLog(gateway.settings, gateway.observer.use, gateway.relay.want_records)
+        gateway.registration.on_registration = self._follow
+
+    def _follow(self, registration: OwnRegistration) -> None:
+        self._access_log.follow(registration.access_logs)
+        self.statsd.follow(registration.config)
 
 
 async def _main(settings: Settings, client: ConsulClient) -> None:

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 import meshgate.adapters.admin
-from meshgate.adapters.admin.dashboard import FOLDER, page_routes
 from meshgate.adapters.admin.dashboard_view import (
     MAX_ENDPOINTS,
     MAX_PLACES,
@@ -18,7 +17,8 @@ from meshgate.adapters.admin.dashboard_view import (
     refused_view,
     totals_view,
 )
-from meshgate.adapters.admin.messages import Request, Response
+from meshgate.adapters.admin.http_server import Request, Response
+from meshgate.adapters.admin.static_files import FOLDER, static_routes
 from meshgate.core.reasons import Reason
 from meshgate.core.routes import Endpoint, Route, RouteKind, RouteTable
 
@@ -27,7 +27,7 @@ SERVICE = RouteKind.SERVICE
 
 
 def answer(path: str) -> Response:
-    response = page_routes()["GET", path](Request("GET", path, {}, {}))
+    response = static_routes()["GET", path](Request("GET", path, {}, {}))
     assert isinstance(response, Response)
     return response
 
@@ -45,7 +45,7 @@ NOW = Span(None, Sample(10.0))
 
 
 def test_page_and_its_files_are_served_with_a_policy_that_lets_nothing_else_run() -> None:
-    paths = {path for _, path in page_routes()}
+    paths = {path for _, path in static_routes()} - {"/openapi.json"}
     assert {"/", f"{FOLDER}/main.js", f"{FOLDER}/style.css", f"{FOLDER}/icon.svg"} <= paths
     for path in paths:
         response = answer(path)
@@ -62,7 +62,7 @@ def test_page_and_its_files_are_served_with_a_policy_that_lets_nothing_else_run(
 def test_page_has_nothing_inline_and_asks_for_nothing_that_is_not_served() -> None:
     page = (PAGE / "index.html").read_text()
     assert not re.search(r"<style|\sstyle=|\son\w+=|<script(?![^>]*\ssrc=)", page)
-    served = {path.removeprefix("/") for _, path in page_routes()}
+    served = {path.removeprefix("/") for _, path in static_routes()}
     wanted = set(re.findall(r'(?:src|href)="(dashboard/[^"]+)"', page))
     assert wanted
     assert wanted <= served

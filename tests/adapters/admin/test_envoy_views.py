@@ -1,4 +1,4 @@
-from meshgate.adapters.admin.envoy_views import clusters_text, clusters_view
+from meshgate.adapters.admin.views import clusters_text, clusters_view
 from meshgate.core.routes import Endpoint, Route, RouteKind, RouteTable
 
 WEB = "web.default.dc1.internal.td.consul"

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from meshgate.adapters.admin.listener import listening
+from meshgate.adapters.admin.http_server import listening
 
 
 @pytest.fixture

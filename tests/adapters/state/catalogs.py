@@ -40,6 +40,7 @@ def instance(service: str, number: int = 1, *, datacenter: str = "dc1", port: in
         modify_index=1 << 40,
         meta=(("version", "1"),),
         peer_sni=(f"{service}.default.default.us.external.{TRUST_DOMAIN}",),
+        peer_identities=(f"spiffe://{TRUST_DOMAIN}/ns/default/dc/us/svc/{service}",),
         locality=Locality("us-west-1", "us-west-1a"),
     )
 

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from prometheus_client.core import Metric
 
-from .listener import Bind
+from .http_server import Bind
 
 INTERVAL: Final = 5.0
 """Envoy's own, in seconds."""

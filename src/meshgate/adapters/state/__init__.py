@@ -4,8 +4,7 @@
 `StateKeeper` writes without ever holding up or failing the gateway.
 """
 
-from .encoding import VERSION, Kept, StateFileError
-from .files import NAME, read, write
-from .keeper import StateKeeper
+from .state_file import NAME, VERSION, Kept, StateFileError, read, write
+from .state_keeper import StateKeeper
 
 __all__ = ["NAME", "VERSION", "Kept", "StateFileError", "StateKeeper", "read", "write"]

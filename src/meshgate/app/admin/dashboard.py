@@ -1,13 +1,11 @@
 """What the dashboard asks: the gateway's whole world in one answer, of bounded size."""
 
 import time
-from collections.abc import Mapping
 from typing import Any, Final, get_args
 
 import trio
 
 from meshgate import __version__
-from meshgate.adapters.admin.dashboard import FOLDER, page_routes
 from meshgate.adapters.admin.dashboard_view import (
     MAX_TEXT,
     Sort,
@@ -16,8 +14,7 @@ from meshgate.adapters.admin.dashboard_view import (
     refused_view,
     totals_view,
 )
-from meshgate.adapters.admin.messages import Request, Response, error_response, json_response
-from meshgate.adapters.admin.server import Handler
+from meshgate.adapters.admin.http_server import Request, Response, error_response, json_response
 from meshgate.adapters.admin.views import safe_text
 from meshgate.adapters.consul import WatchState
 from meshgate.adapters.relay import CONNECT_BUCKETS
@@ -29,12 +26,9 @@ _MAX_PROBLEMS: Final = 10
 _SORTS: Final[dict[str, Sort]] = {sort: sort for sort in get_args(Sort)}
 
 
-def dashboard_routes(gateway: GatewayView) -> Mapping[tuple[str, str], Handler]:
-    """The page, its files, and what it asks."""
-    return {**page_routes(), ("GET", f"{FOLDER}/state"): _State(gateway).answer}
+class DashboardState:
+    """Answers `/dashboard/state`."""
 
-
-class _State:
     def __init__(self, gateway: GatewayView) -> None:
         self._gateway = gateway
         self._sampler = Sampler(gateway.counters, gateway.connections)

@@ -20,7 +20,7 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 from meshgate import __version__
-from meshgate.adapters.admin.messages import Request, Response
+from meshgate.adapters.admin.http_server import Request, Response
 from meshgate.adapters.relay import CONNECT_BUCKETS, STREAM_BUCKETS, Counters
 from meshgate.app.admin.gateway_view import GatewayView
 from meshgate.app.logs import logs

@@ -1,25 +1,29 @@
 """The command line. `main` is the entry point of the command `meshgate`.
 
+Flags may be written as users of Consul write them: `-http-addr=x`, `-token x`, `--expose-servers=true`.
+
 Exit codes: 0 fine, 1 failed at run time, 2 wrong usage or configuration, 130 after Ctrl-C. An error is one line on
 stderr. A traceback is only shown with the log level debug or trace, and no secret in either.
 """
 
 import os
+import re
 import sys
 import traceback
 from collections import UserDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import import_module
+from itertools import islice
 from typing import NoReturn
 
 import click
 
 from meshgate import __version__
-from meshgate.app.cli.commands.options import Session
-from meshgate.app.cli.go_flags import normalised, options_of
+from meshgate.app.cli.setting_options import Session
 from meshgate.app.errors import CommandError, ConfigError
 from meshgate.app.settings.settings import MASK
-from meshgate.app.text import printable
+from meshgate.core.text import printable
+from meshgate.core.weak_decode import parse_bool
 
 _INTERRUPTED = 130
 _NAMES = (
@@ -41,7 +45,7 @@ _NAMES = (
 class OnDemand(UserDict[str, click.Command]):
     """Commands by their names, imported when asked for: `run` stays for months and holds nothing of the others.
 
-    Each is the attribute of its name in the module of its name in a package.
+    Each is the attribute of its name in the module `NAME_command` of a package.
     """
 
     def __init__(self, package: str, names: Iterable[str]) -> None:
@@ -51,7 +55,7 @@ class OnDemand(UserDict[str, click.Command]):
 
     def __getitem__(self, name: str) -> click.Command:
         if name in self._missing:
-            self.data[name] = getattr(import_module(f"{self._package}.{name}"), name)
+            self.data[name] = getattr(import_module(f"{self._package}.{name}_command"), name)
             self._missing.remove(name)
         return self.data[name]
 
@@ -63,7 +67,7 @@ def chosen(group: click.Group, arguments: list[str]) -> click.Group:
 
 
 @click.group(
-    commands=OnDemand(f"{__package__}.commands", _NAMES),
+    commands=OnDemand(__package__, _NAMES),
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.version_option(__version__, prog_name="meshgate", message="%(prog)s %(version)s")
@@ -154,3 +158,51 @@ def _complain(text: str, session: Session) -> None:
 def _wants_traceback(session: Session) -> bool:
     level = session.settings.log_level if session.settings else os.environ.get("MESHGATE_LOG_LEVEL", "")
     return level.lower() in ("debug", "trace")
+
+
+_GO_FLAG = re.compile(r"-[A-Za-z][A-Za-z0-9-]+")
+
+
+def options_of(group: click.Group) -> dict[str, click.Option]:
+    """All options of a group's commands, by their names with dashes."""
+    options = [
+        param
+        for command in (group, *group.commands.values())
+        for param in command.params
+        if isinstance(param, click.Option)
+    ]
+    return {name: option for option in options for name in (*option.opts, *option.secondary_opts)}
+
+
+def normalised(arguments: Iterable[str], options: Mapping[str, click.Option]) -> list[str]:
+    """The arguments in click's way: long flags with two dashes, booleans without a value.
+
+    The value of a flag is never changed, whatever it looks like.
+
+    Raises:
+        click.UsageError: a boolean flag has a value that is neither true nor false.
+    """
+    result: list[str] = []
+    rest = iter(arguments)
+    for argument in rest:
+        if argument == "--":
+            return [*result, argument, *rest]
+        name, equals, value = argument.partition("=")
+        if _GO_FLAG.fullmatch(name):
+            name = f"-{name}"
+        option = options.get(name)
+        if option and option.is_flag and equals:
+            result += _boolean(name, option, value)
+        else:
+            result.append(f"{name}{equals}{value}")
+        if option and not option.is_flag and not equals:
+            result += islice(rest, 1)
+    return result
+
+
+def _boolean(name: str, option: click.Option, value: str) -> list[str]:
+    try:
+        on = parse_bool(value) == (name in option.opts)
+    except ValueError as error:
+        raise click.UsageError(f"{name} {error}") from None
+    return option.opts[:1] if on else option.secondary_opts[:1]

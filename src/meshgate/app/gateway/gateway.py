@@ -41,8 +41,7 @@ from meshgate.app.gateway.tenancy import export_problems, is_enterprise, partiti
 from meshgate.app.gateway.use import tell_use
 from meshgate.app.logs import logs
 from meshgate.app.logs.access_log import AccessLog
-from meshgate.app.logs.refusal_log import RefusalLog
-from meshgate.app.logs.table_log import tell_ready
+from meshgate.app.logs.gateway_log import RefusalLog, tell_ready
 from meshgate.app.settings.settings import Settings
 from meshgate.core.catalog import Locality, Snapshot
 from meshgate.core.routes import RouteTable

@@ -32,9 +32,9 @@ from meshgate.app.gateway.listeners import Listeners
 from meshgate.app.gateway.own_addresses import OwnAddressKeeper
 from meshgate.app.gateway.relay_limits import limits_of
 from meshgate.app.settings.settings import Settings
-from meshgate.app.text import printable
 from meshgate.core.catalog import NOWHERE, Locality
 from meshgate.core.proxy_config import NO_LIMITS, NO_OPTIONS, GatewayOptions, ListenPlan, gateway_options, listen_plan
+from meshgate.core.text import printable
 
 log = structlog.get_logger(module="meshgate")
 

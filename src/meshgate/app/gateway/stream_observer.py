@@ -6,7 +6,7 @@ from typing import Final
 
 from meshgate.adapters.relay import Refused, StreamRecord
 from meshgate.app.logs.access_log import AccessLog
-from meshgate.app.logs.refusal_log import RefusalLog
+from meshgate.app.logs.gateway_log import RefusalLog
 
 RECENT: Final = 50
 

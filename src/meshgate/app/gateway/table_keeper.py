@@ -16,7 +16,7 @@ from meshgate.app.gateway.health_history import HealthHistory
 from meshgate.app.gateway.last_known import LastKnown
 from meshgate.app.gateway.own_addresses import OwnAddressKeeper
 from meshgate.app.gateway.tenancy import export_rules
-from meshgate.app.logs.table_log import tell_table
+from meshgate.app.logs.gateway_log import tell_table
 from meshgate.app.settings.settings import Settings
 from meshgate.core.catalog import NOWHERE, Locality, Snapshot
 from meshgate.core.planner import Planner

@@ -22,7 +22,7 @@ import structlog
 
 from meshgate.app.logs.log_writer import QUEUE_LINES, LogWriter
 from meshgate.app.settings.setting_types import LOG_LEVELS
-from meshgate.app.text import printable
+from meshgate.core.text import printable
 
 _LEVELS: Final = dict(zip(LOG_LEVELS, (5, 10, 20, 30, 40), strict=True))
 _DEFAULT_MODULE: Final = "meshgate"

@@ -21,9 +21,9 @@ from dotenv.parser import parse_stream
 
 from meshgate.app.errors import ConfigError
 from meshgate.app.settings.setting_table import BY_NAME, PREFIX, TABLE, Setting
-from meshgate.app.text import printable
 from meshgate.core.host_port import HostPort
 from meshgate.core.proxy_config import BindAddress
+from meshgate.core.text import printable
 
 MASK: Final = "********"
 _ENV_FILE: Final = "MESHGATE_ENV_FILE"

@@ -8,7 +8,7 @@ import trio
 from meshgate.adapters.consul import RegistrationError
 from meshgate.adapters.mesh_tls import RefusedError, connect
 from meshgate.adapters.relay.sockets import bind
-from meshgate.app.cli.admin_client import ask
+from meshgate.app.admin_client import ask
 from meshgate.app.errors import CommandError
 from meshgate.app.gateway.registration import definition_of, listen_addresses
 from meshgate.app.settings.settings import Settings

@@ -1,0 +1,467 @@
+"""A small, strict HTTP/1.1 server on trio, for the admin address.
+
+h11 reads and writes the protocol; this module adds limits, timeouts and the table of routes. Every connection is one
+task that answers one request after the other. Nothing a client sends can stop the server, take more memory than the
+limits allow, or hold a connection longer than the timeouts. Clients that say nothing or read nothing keep nobody out:
+at the limit the one that has been silent longest makes room for a new one.
+
+A browser on an operator's machine runs pages that can send requests to 127.0.0.1. Two things stop them:
+
+- DNS rebinding: a page's own name is made to resolve to the admin address, so that the page may read what it answers.
+  Such a request carries that name in `Host`. Only IP addresses (a rebound request cannot carry one, the browser sends
+  the name), `localhost`, and names this machine is known by are answered.
+- Cross-site requests: reads are useless to the page, as no answer allows another origin. Requests that change
+  something are refused when `Origin` or `Sec-Fetch-Site` (W3C Fetch Metadata) says that another site's page sent them.
+"""
+
+import email.utils
+import errno
+import inspect
+import ipaddress
+import os
+import socket
+import stat
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from http import HTTPStatus
+from pathlib import Path
+from typing import Final
+from urllib.parse import parse_qsl
+
+import h11
+import msgspec
+import structlog
+import trio
+
+_log = structlog.get_logger(module="meshgate.admin")
+
+Bind = tuple[str, int] | Path
+"""An IP address (without brackets) and a port, 0 for a free one; or the path of a unix socket."""
+
+JSON: Final = "application/json"
+TEXT: Final = "text/plain; charset=utf-8"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A request that was read to its end.
+
+    `path` is as sent, without the query. `query` is decoded; of a repeated name the last value counts. Header names
+    are lower case.
+    """
+
+    method: str
+    path: str
+    query: Mapping[str, str]
+    headers: Mapping[str, str]
+    body: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """An answer. `headers` are added to the server's own ones, or replace those of the same name."""
+
+    status: int = 200
+    body: bytes = b""
+    content_type: str = TEXT
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+def json_response(data: object, status: int = 200) -> Response:
+    """`data` as JSON, by msgspec's rules."""
+    return Response(status, msgspec.json.encode(data) + b"\n", JSON)
+
+
+def text_response(text: str, status: int = 200) -> Response:
+    """`text` and a newline."""
+    return Response(status, f"{text}\n".encode(), TEXT)
+
+
+def error_response(status: int, message: str = "", headers: tuple[tuple[str, str], ...] = ()) -> Response:
+    """`{"error": ...}` with `message`, or with the name of the status."""
+    body = msgspec.json.encode({"error": message or HTTPStatus(status).phrase}) + b"\n"
+    return Response(status, body, JSON, headers)
+
+
+Handler = Callable[[Request], Response | Awaitable[Response]]
+Routes = Mapping[tuple[str, str], Handler]
+
+
+_CHUNK: Final = 16 * 1024
+_MAX_QUERY_FIELDS: Final = 32
+_LINGER_SECONDS: Final = 1.0
+_LINGER_BYTES: Final = 1 << 20
+
+_HEADERS: Final = {
+    "cache-control": "no-store",
+    "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
+    "cross-origin-resource-policy": "same-origin",
+    "referrer-policy": "no-referrer",
+    "x-content-type-options": "nosniff",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a client may take. Sizes are in bytes, times in seconds.
+
+    `request_timeout` runs from the first byte of a request to its last, `idle_timeout` between two requests,
+    `write_timeout` while an answer is sent. Of more than `max_connections` the one that has been longest without a
+    whole request is closed, else the one that takes longest to read its answer; where an answer is being made for each
+    of them, the new one gets a 503. `accept_pause` passes before the next try where the machine has no descriptor.
+    """
+
+    header_bytes: int = 16 * 1024
+    body_bytes: int = 64 * 1024
+    request_timeout: float = 10.0
+    idle_timeout: float = 60.0
+    write_timeout: float = 30.0
+    max_connections: int = 128
+    accept_pause: float = 1.0
+
+
+class AdminServer:
+    """Serves a table of routes.
+
+    Args:
+        routes: handlers by method and path; `HEAD` comes with `GET`. A handler is a function of the request that
+            returns a `Response`, or an awaitable of one. If it raises, the client gets a bare 500 and the log the rest.
+            A `GET` handler must change nothing.
+        allowed_hosts: names, besides `localhost` and this machine's, that clients may use for the server.
+        limits: what a client may take.
+    """
+
+    def __init__(self, routes: Routes, *, allowed_hosts: Collection[str] = (), limits: Limits | None = None) -> None:
+        self._limits = limits or Limits()
+        self._names = {"localhost", socket.gethostname().lower(), *(name.lower() for name in allowed_hosts)}
+        self._routes: dict[str, dict[str, Handler]] = {}
+        for (method, path), handler in routes.items():
+            self._routes.setdefault(path, {})[method] = handler
+        for handlers in self._routes.values():
+            if "GET" in handlers:
+                handlers.setdefault("HEAD", handlers["GET"])
+        self._open = 0
+        # Who has not sent a whole request yet, and who has not read its answer yet; the longest first.
+        self._asking: dict[_Connection, trio.CancelScope] = {}
+        self._reading: dict[_Connection, trio.CancelScope] = {}
+
+    async def serve(self, bind: Bind, *, task_status: trio.TaskStatus[Bind] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve at `bind` until cancelled; `nursery.start` gives the address with the real port.
+
+        Raises:
+            OSError: it cannot listen there.
+        """
+        with listening(bind) as (listener, bound):
+            names = self._names if isinstance(bound, tuple) else None
+            async with trio.open_nursery() as nursery:
+                task_status.started(bound)
+                while True:
+                    stream = await accept(listener, self._limits.accept_pause)
+                    nursery.start_soon(self._serve_connection, stream, names)
+
+    async def _serve_connection(self, stream: trio.SocketStream, names: Collection[str] | None) -> None:
+        connection = _Connection(stream, self._limits)
+        self._open += 1
+        try:
+            async with stream:
+                if self._open > self._limits.max_connections and not self._make_room():
+                    await connection.refuse(error_response(503, "too many connections to the admin address"))
+                    return
+                while request := await self._next_request(connection):
+                    response = refusal(request, names) or await self._handle(request)
+                    if not await self._answer(connection, response, head=request.method == "HEAD"):
+                        return
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass  # the client has gone
+        except Exception as error:  # noqa: BLE001 - one connection must never take the server down
+            _log.error("a connection failed", exc_info=error)
+        finally:
+            self._open -= 1
+
+    async def _next_request(self, connection: "_Connection") -> Request | None:
+        with trio.CancelScope() as scope, _listed(connection, scope, self._asking):
+            return await connection.read_request()
+        return None
+
+    async def _answer(self, connection: "_Connection", response: Response, *, head: bool) -> bool:
+        with trio.CancelScope() as scope, _listed(connection, scope, self._reading):
+            return await connection.send(response, head=head)
+        return False
+
+    def _make_room(self) -> bool:
+        """Close the connection that the client has left waiting longest; says whether there was one."""
+        for listed in (self._asking, self._reading):
+            for connection, scope in listed.items():
+                del listed[connection]
+                scope.cancel()
+                return True
+        return False
+
+    async def _handle(self, request: Request) -> Response:
+        handlers = self._routes.get(request.path)
+        if handlers is None:
+            return error_response(404)
+        handler = handlers.get(request.method)
+        if handler is None:
+            return error_response(405, headers=(("allow", ", ".join(sorted(handlers))),))
+        try:
+            response = handler(request)
+            return await response if inspect.isawaitable(response) else response
+        except Exception as error:  # noqa: BLE001 - whatever it is, the client learns nothing of it
+            _log.error("a request failed", method=request.method, path=request.path, exc_info=error)
+            return error_response(500)
+
+
+@contextmanager
+def _listed(
+    connection: "_Connection", scope: trio.CancelScope, among: "dict[_Connection, trio.CancelScope]"
+) -> Iterator[None]:
+    """For the length of the block; whoever cancels the scope takes the connection off the list."""
+    among[connection] = scope
+    try:
+        yield
+    finally:
+        among.pop(connection, None)
+
+
+class _Connection:
+    """One client: reads requests, writes answers."""
+
+    def __init__(self, stream: trio.SocketStream, limits: Limits) -> None:
+        self._stream = stream
+        self._limits = limits
+        self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=limits.header_bytes)
+
+    async def read_request(self) -> Request | None:
+        """The next request. None when there will be none; a client that did wrong has been told so."""
+        if not await self._has_bytes():
+            return None
+        try:
+            with trio.fail_after(self._limits.request_timeout):
+                return await self._read()
+        except trio.TooSlowError:
+            await self.refuse(error_response(408))
+        except h11.RemoteProtocolError as error:
+            await self.refuse(error_response(error.error_status_hint))
+        except _BadRequestError as error:
+            await self.refuse(error.response)
+        return None
+
+    async def send(self, response: Response, *, head: bool = False, close: bool = False) -> bool:
+        """Send an answer; says whether the connection can take another request."""
+        headers = _HEADERS | {
+            "content-type": response.content_type,
+            "content-length": str(len(response.body)),
+            "date": email.utils.formatdate(usegmt=True),
+            **({"connection": "close"} if close else {}),
+            **{name.lower(): value for name, value in response.headers},
+        }
+        reason = HTTPStatus(response.status).phrase
+        head_of_answer = h11.Response(
+            status_code=response.status, headers=list(headers.items()), reason=reason.encode()
+        )
+        data = self._http.send(head_of_answer) or b""
+        if not head:
+            data += self._http.send(h11.Data(data=response.body)) or b""
+        data += self._http.send(h11.EndOfMessage()) or b""
+        with trio.move_on_after(self._limits.write_timeout) as writing:
+            await self._stream.send_all(data)
+        if writing.cancelled_caught:
+            return False
+        if self._http.our_state is h11.DONE and self._http.their_state is h11.DONE:
+            self._http.start_next_cycle()
+            return True
+        await self._linger()
+        return False
+
+    async def refuse(self, response: Response) -> None:
+        """Answer what cannot be served, and end the connection."""
+        if self._http.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            await self.send(response, close=True)
+
+    async def _linger(self) -> None:
+        # Closing with unread bytes would reset the connection, and the client might lose the answer.
+        await self._stream.send_eof()
+        with trio.move_on_after(_LINGER_SECONDS):
+            left = _LINGER_BYTES
+            while left > 0 and (data := await self._stream.receive_some(_CHUNK)):
+                left -= len(data)
+
+    async def _has_bytes(self) -> bool:
+        """Wait for the first byte of a request."""
+        if self._http.trailing_data[0]:
+            return True
+        with trio.move_on_after(self._limits.idle_timeout):
+            return await self._receive()
+        return False
+
+    async def _receive(self) -> bool:
+        data = await self._stream.receive_some(_CHUNK)
+        self._http.receive_data(data)
+        return bool(data)
+
+    async def _read(self) -> Request | None:
+        head = await self._next_event()
+        if not isinstance(head, h11.Request):
+            return None
+        if head.http_version not in (b"1.0", b"1.1"):
+            raise _BadRequestError(505)
+        headers = {name.decode("ascii"): value.decode("latin-1") for name, value in head.headers}
+        # h11 limits only what is incomplete, and the last chunk read may complete up to twice as much.
+        if len(head.target) + sum(len(name) + len(value) for name, value in head.headers) > self._limits.header_bytes:
+            raise _BadRequestError(431)
+        if int(headers.get("content-length", "0")) > self._limits.body_bytes:
+            raise _BadRequestError(413)
+        if self._http.they_are_waiting_for_100_continue:
+            await self._stream.send_all(self._http.send(h11.InformationalResponse(status_code=100, headers=[])) or b"")
+        body = bytearray()
+        while isinstance(event := await self._next_event(), h11.Data):
+            body += event.data
+            if len(body) > self._limits.body_bytes:
+                raise _BadRequestError(413)
+        return _request(head.method.decode("ascii"), head.target.decode("ascii"), headers, bytes(body))
+
+    async def _next_event(self) -> object:
+        while (event := self._http.next_event()) is h11.NEED_DATA:
+            await self._receive()
+        return event
+
+
+class _BadRequestError(Exception):
+    """A request that h11 finds correct and this server does not serve."""
+
+    def __init__(self, status: int, message: str = "") -> None:
+        super().__init__(status)
+        self.response = error_response(status, message)
+
+
+def _request(method: str, target: str, headers: Mapping[str, str], body: bytes) -> Request:
+    # Only the origin form: an absolute target would carry a second host, past the check of the first.
+    if not target.startswith("/"):
+        raise _BadRequestError(400, "the target must be a path")
+    path, _, query = target.partition("?")
+    try:
+        fields = parse_qsl(query, keep_blank_values=True, max_num_fields=_MAX_QUERY_FIELDS)
+    except ValueError:
+        raise _BadRequestError(400, "too many fields in the query") from None
+    return Request(method, path, dict(fields), headers, body)
+
+
+_SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+
+
+def refusal(request: Request, names: Collection[str] | None) -> Response | None:
+    """The answer to a request that a stranger's page may have sent; None for all others.
+
+    Args:
+        request: the request.
+        names: host names, lower case, that may be in `Host`. None where `Host` says nothing: on a unix socket, which
+            no page can reach.
+    """
+    host = request.headers.get("host", "")
+    # A client of HTTP/1.0 may send no Host; browsers always send one.
+    if names is not None and host and not _is_known(host, names):
+        return error_response(421, "unknown name in the Host header; use the IP address or localhost")
+    if request.method not in _SAFE_METHODS and not _is_same_site(request, host):
+        return error_response(403, "cross-origin request")
+    return None
+
+
+def _is_known(host: str, names: Collection[str]) -> bool:
+    name = _without_port(host)
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return name.lower().removesuffix(".") in names
+    return True
+
+
+def _without_port(host: str) -> str:
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    return host.partition(":")[0]
+
+
+def _is_same_site(request: Request, host: str) -> bool:
+    if request.headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
+        return False
+    origin = request.headers.get("origin")
+    return origin is None or origin.lower() == f"http://{host.lower()}"
+
+
+_BACKLOG: Final = 128
+_EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
+
+
+@contextmanager
+def listening(bind: Bind) -> Iterator[tuple[trio.SocketListener, Bind]]:
+    """Listen for the length of the block; gives the listener and the address with the real port.
+
+    A unix socket has mode 0600 and is removed at the end. A socket file that is there already is replaced if nobody
+    answers it any more.
+
+    Raises:
+        OSError: the address cannot be bound, somebody else answers at the path, or it is not a socket.
+    """
+    with _unix_socket(bind) if isinstance(bind, Path) else _tcp_socket(*bind) as sock:
+        bound: Bind = bind if isinstance(bind, Path) else sock.getsockname()[:2]
+        sock.listen(_BACKLOG)
+        yield trio.SocketListener(trio.socket.from_stdlib_socket(sock)), bound
+
+
+async def accept(listener: trio.SocketListener, pause: float) -> trio.SocketStream:
+    """The next connection. Tries each `pause` seconds while the machine has no descriptor or memory for one."""
+    while True:
+        try:
+            return await listener.accept()
+        except OSError as error:
+            if error.errno not in _EXHAUSTED:
+                raise
+            _log.warning("cannot accept a connection to the admin address", error=error.strerror)
+            await trio.sleep(pause)
+
+
+@contextmanager
+def _tcp_socket(host: str, port: int) -> Iterator[socket.socket]:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        sock.bind((host, port))
+        yield sock
+
+
+@contextmanager
+def _unix_socket(path: Path) -> Iterator[socket.socket]:
+    _remove_stale(path)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.bind(os.fspath(path))
+        # Nobody can connect before listen(), so there is no moment in which the mode is wrong.
+        path.chmod(0o600)
+        ours = path.stat()
+        try:
+            yield sock
+        finally:
+            # Another process may have put its own socket there meanwhile.
+            with suppress(OSError):
+                if os.path.samestat(ours, path.lstat()):
+                    path.unlink()
+
+
+def _remove_stale(path: Path) -> None:
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise OSError(errno.EEXIST, "exists and is not a socket", str(path))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(os.fspath(path))
+        except ConnectionRefusedError:
+            path.unlink()
+            return
+    raise OSError(errno.EADDRINUSE, "another process answers there", str(path))

@@ -1,0 +1,228 @@
+"""What the admin address answers: what the gateway holds and does at this moment, and the few things it can be told.
+
+No answer holds a token, key or secret: settings are shown as `meshgate config` shows them, and files by their names.
+Pages that grow with the number of streams or routes are made in a thread, so that nothing waits for them.
+"""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, Final
+
+import structlog
+import trio
+
+from meshgate import __version__
+from meshgate.adapters.admin.http_server import Handler, Request, Response, error_response, json_response, text_response
+from meshgate.adapters.admin.static_files import static_routes
+from meshgate.adapters.admin.views import Active, clusters_text, clusters_view, routes_view, safe_text
+from meshgate.adapters.consul import WatchState
+from meshgate.adapters.relay import OpenStream
+from meshgate.app.admin.dashboard import DashboardState
+from meshgate.app.admin.explain_page import ExplainPage
+from meshgate.app.admin.gateway_view import GatewayView
+from meshgate.app.admin.metrics import Metrics
+from meshgate.app.gateway.registration import definition_of
+from meshgate.app.logs import logs
+from meshgate.app.settings.setting_table import TABLE
+from meshgate.app.settings.setting_types import LOG_LEVELS
+from meshgate.app.settings.settings import Origin, Settings
+from meshgate.core.routes import RouteTable
+
+log = structlog.get_logger(module="meshgate.admin")
+
+_ENVOYS_LEVELS: Final = {"warning": "warn", "critical": "error"}
+
+
+def admin_routes(gateway: GatewayView, metrics: Metrics) -> Mapping[tuple[str, str], Handler]:
+    """The handlers, by method and path."""
+    pages = _Pages(gateway)
+    return {
+        ("GET", "/livez"): pages.livez,
+        ("GET", "/readyz"): pages.readyz,
+        ("GET", "/ready"): pages.readyz,
+        ("GET", "/routes"): pages.routes,
+        ("GET", "/explain"): ExplainPage(gateway).answer,
+        ("GET", "/metrics"): metrics.response,
+        ("GET", "/stats/prometheus"): metrics.response,
+        ("GET", "/clusters"): pages.clusters,
+        ("GET", "/connections"): pages.connections,
+        ("GET", "/config_dump"): pages.config_dump,
+        ("GET", "/server_info"): pages.server_info,
+        ("GET", "/logging"): pages.logging,
+        ("POST", "/logging"): pages.set_logging,
+        ("POST", "/drain"): pages.drain,
+        ("GET", "/dashboard/state"): DashboardState(gateway).answer,
+        **static_routes(),
+    }
+
+
+class _Pages:
+    def __init__(self, gateway: GatewayView) -> None:
+        self._gateway = gateway
+
+    def livez(self, _request: Request) -> Response:
+        return text_response("live")
+
+    def readyz(self, _request: Request) -> Response:
+        gateway, age = self._gateway, self._gateway.from_disk
+        detail = {
+            "ready": gateway.ready,
+            "catalog_known": gateway.catalog_known,
+            "catalog_stale": gateway.catalog_stale,
+            "from_disk": age is not None,
+            **({} if age is None else {"age_seconds": round(age, 1)}),
+            "listening": gateway.listening,
+            "draining": gateway.draining,
+            "problems": gateway.problems(),
+        }
+        return json_response(detail, 200 if gateway.ready else 503)
+
+    def routes(self, _request: Request) -> Response:
+        return json_response(routes_view(self._gateway.table()))
+
+    async def clusters(self, request: Request) -> Response:
+        form = request.query.get("format", "text")
+        if form not in ("text", "json"):
+            return error_response(400, "format is text or json")
+        return await trio.to_thread.run_sync(
+            _clusters, self._gateway.table(), await self._gateway.connections(), form == "json"
+        )
+
+    async def connections(self, _request: Request) -> Response:
+        return await trio.to_thread.run_sync(_connections, await self._gateway.connections())
+
+    async def config_dump(self, _request: Request) -> Response:
+        gateway = self._gateway
+        now = trio.current_time()
+        dump = {
+            "version": __version__,
+            "settings": _settings(gateway.settings),
+            "registration": _registration(gateway.settings),
+            "limits": asdict(gateway.limits),
+            "watches": [_watch(state, now) for state in gateway.watches()],
+            "problems": [safe_text(line) for line in gateway.problems()],
+            "catalog_stale": gateway.catalog_stale,
+        }
+        table = gateway.table()
+        return await trio.to_thread.run_sync(lambda: json_response(dump | {"table": _table(table)}))
+
+    def server_info(self, _request: Request) -> Response:
+        gateway = self._gateway
+        seconds = gateway.uptime
+        settings = gateway.settings
+        return json_response(
+            {
+                "version": __version__,
+                "state": _state(gateway),
+                "uptime_seconds": round(seconds, 3),
+                # Envoy's own names and shape for the same.
+                "uptime_current_epoch": f"{seconds:.0f}s",
+                "uptime_all_epochs": f"{seconds:.0f}s",
+                "node": {"id": safe_text(settings.proxy_id), "cluster": safe_text(settings.service)},
+                "command_line_options": _flags(settings),
+                "problems": [safe_text(line) for line in gateway.problems()],
+            }
+        )
+
+    def drain(self, _request: Request) -> Response:
+        log.info("asked to drain by the admin address")
+        self._gateway.drain()
+        return json_response({"state": "DRAINING", "timeout_seconds": self._gateway.settings.drain_timeout})
+
+    def logging(self, _request: Request) -> Response:
+        return json_response({"level": logs.level()})
+
+    def set_logging(self, request: Request) -> Response:
+        wanted = request.query.get("level")
+        if wanted is None:
+            return self.logging(request)
+        level = _ENVOYS_LEVELS.get(wanted.lower(), wanted.lower())
+        if level not in LOG_LEVELS:
+            return error_response(400, f"level is one of {', '.join(LOG_LEVELS)}")
+        before = logs.level()
+        if level != before:
+            # Said at the more talkative of the two levels, where it is more likely to be seen.
+            logs.set_level(min(before, level, key=LOG_LEVELS.index))
+            log.info("log level changed by the admin address", level=level, before=before)
+            logs.set_level(level)
+        return self.logging(request)
+
+
+def _state(gateway: GatewayView) -> str:
+    """Envoy's word for it."""
+    if gateway.draining:
+        return "DRAINING"
+    return "LIVE" if gateway.ready else "PRE_INITIALIZING"
+
+
+def _clusters(table: RouteTable, streams: Sequence[OpenStream], as_json: bool) -> Response:
+    active: Active = Counter((stream.route, stream.endpoint) for stream in streams if stream.route and stream.endpoint)
+    if as_json:
+        return json_response(clusters_view(table, active))
+    return Response(200, clusters_text(table, active).encode("utf-8", "backslashreplace"))
+
+
+def _connections(streams: Sequence[OpenStream]) -> Response:
+    return json_response(
+        [
+            {
+                "id": stream.id,
+                "client": stream.client,
+                "sni": None if stream.sni is None else safe_text(stream.sni),
+                "route": None if stream.route is None else safe_text(stream.route),
+                "endpoint": stream.endpoint,
+                "state": stream.state,
+                "age_seconds": round(stream.age, 3),
+                "bytes_received": stream.bytes_received,
+                "bytes_sent": stream.bytes_sent,
+                "worker": stream.worker,
+            }
+            for stream in streams
+        ]
+    )
+
+
+def _settings(settings: Settings) -> dict[str, Any]:
+    return {
+        row.name: {"value": safe_text(settings.shown(row.name)) or None, "origin": settings.origin(row.name).value}
+        for row in TABLE
+    }
+
+
+def _flags(settings: Settings) -> dict[str, str]:
+    """What the command line said, by the flags' names."""
+    return {
+        row.flag.removeprefix("--"): safe_text(settings.shown(row.name))
+        for row in TABLE
+        if row.flag and settings.origin(row.name) is Origin.FLAG
+    }
+
+
+def _registration(settings: Settings) -> dict[str, Any]:
+    """What is registered, or what an existing registration is looked up by."""
+    definition = dataclasses.asdict(definition_of(settings))
+    return {"register": settings.register, **{name: _plain(value) for name, value in definition.items()}}
+
+
+def _plain(value: object) -> object:
+    return safe_text(value) if isinstance(value, str) else value
+
+
+def _watch(state: WatchState, now: float) -> dict[str, Any]:
+    return {
+        "kind": state.key.kind,
+        "name": safe_text(str(state.key)),
+        "age_seconds": round(state.age(now), 3),
+        "answered": state.last_success is not None,
+        "index": state.index,
+        "error": safe_text(state.error) or None,
+        "status": state.status or None,
+        "failures": state.failures,
+        "failing_seconds": None if state.failing_since is None else round(now - state.failing_since, 3),
+    }
+
+
+def _table(table: RouteTable) -> dict[str, Any]:
+    return routes_view(table) | {"conflicts": [safe_text(name) for name in table.conflicts]}

@@ -1,0 +1,163 @@
+"""`/explain`: the decision about a name, and what Consul knows about it and the route table does not, a line each.
+
+Everything that comes from outside is shown as printable ASCII and cut: the output of a check is anybody's text.
+"""
+
+import dataclasses
+from functools import partial
+from typing import Final
+
+import trio
+
+from meshgate.adapters.admin.http_server import Request, Response, error_response, json_response
+from meshgate.adapters.admin.views import explain_view
+from meshgate.adapters.consul import Checks, WatchState
+from meshgate.adapters.relay.pool import LEARN_SECONDS
+from meshgate.app.admin.gateway_view import GatewayView
+from meshgate.core.catalog import in_namespace
+from meshgate.core.durations import format_duration
+from meshgate.core.explain import Explanation, Step, explain
+from meshgate.core.reasons import Reason
+from meshgate.core.routes import KINDS, Endpoint, Route, RouteKind
+from meshgate.core.sni import ServiceSni, parse
+
+_MOST_ENDPOINTS: Final = 5
+_MOST_CHECKS: Final = 3
+_MOST_OUTPUT: Final = 200
+
+
+class ExplainPage:
+    """Answers, also with what only Consul can say: it is asked then."""
+
+    def __init__(self, gateway: GatewayView) -> None:
+        self._gateway = gateway
+        self._facts = ConsulFacts(gateway)
+
+    async def answer(self, request: Request) -> Response:
+        """The explanation of `?sni=`."""
+        name = request.query.get("sni")
+        if name is None:
+            return error_response(400, "say which name: /explain?sni=NAME")
+        # What a stream of this name would wait for: it is the answer that such a stream would get.
+        with trio.move_on_after(LEARN_SECONDS):
+            await self._gateway.look_up(name)
+        # Looking for similar names among thousands takes a tenth of a second, which others should not wait for.
+        domain = self._gateway.domain
+        described = explain if domain is None else partial(explain, domain=domain)
+        explanation = await trio.to_thread.run_sync(described, self._gateway.table(), name)
+        return json_response(explain_view(await self._facts.added_to(explanation)))
+
+
+class ConsulFacts:
+    """Adds to explanations what only Consul can say."""
+
+    def __init__(self, gateway: GatewayView) -> None:
+        self._gateway = gateway
+        self._checks = Checks(gateway.node_checks)
+
+    async def added_to(self, explanation: Explanation) -> Explanation:
+        """The explanation with what Consul says of it; asks Consul, for a few seconds at most."""
+        gateway = self._gateway
+        steps = list(explanation.steps)
+        if explanation.reason is Reason.HELLO_MALFORMED:
+            return explanation
+        if (age := gateway.from_disk) is not None:
+            steps.append(Step("catalog", f"from disk, {age:.0f} s old: Consul has not answered yet"))
+        elif not gateway.consul_found:
+            steps.append(Step("catalog", "not known yet: Consul has not answered"))
+        else:
+            route = explanation.route
+            if route is not None:
+                steps += await self._why_unhealthy(route)
+                steps += _age_of(route, gateway.watches())
+            elif explanation.reason is Reason.UNKNOWN_SNI:
+                steps += await self._why_missing(explanation.sni)
+            steps += _failing(gateway.watches())
+        steps += _next(explanation)
+        return dataclasses.replace(explanation, steps=tuple(steps))
+
+    async def _why_missing(self, sni: str) -> list[Step]:
+        table = self._gateway.table()
+        asked = parse(sni.lower(), trust_domain=table.trust_domain)
+        here = table.datacenter.lower(), table.partition
+        if not isinstance(asked, ServiceSni) or (asked.datacenter, asked.partition) != here:
+            return []
+        why = await self._gateway.why_missing(in_namespace(asked.namespace, asked.service))
+        return [] if why is None else [Step("consul", why)]
+
+    async def _why_unhealthy(self, route: Route) -> list[Step]:
+        unhealthy = [endpoint for endpoint in route.endpoints if not endpoint.healthy]
+        datacenter = route.destination if route.kind is RouteKind.DATACENTER else ""
+        told = unhealthy[:_MOST_ENDPOINTS]
+        steps = [Step("why unhealthy", await self._why(route, endpoint, datacenter)) for endpoint in told]
+        more = len(unhealthy) - len(told)
+        return [*steps, Step("why unhealthy", f"{more} more endpoints are not asked about")] if more else steps
+
+    async def _why(self, route: Route, endpoint: Endpoint, datacenter: str) -> str:
+        who = f"{_shown(endpoint.instance)} on {_shown(endpoint.node)}{self._since(route, endpoint)}"
+        if not KINDS[route.kind].nodes_known:
+            return f"{who}: {_shown(endpoint.cause)}"
+        checks = await self._checks.of(endpoint.node, endpoint.instance, datacenter=datacenter)
+        if isinstance(checks, str):
+            return f"{who}: its checks are not known: {_shown(checks)}"
+        failing = sorted(
+            (check for check in checks if check.status != "passing"), key=lambda check: check.status != "critical"
+        )
+        if not failing:
+            return f"{who}: {_shown(endpoint.cause)}; Consul shows no failing check at this moment"
+        said = [
+            f"check {_shown(check.id)} ({_shown(check.name)}) is {_shown(check.status)}"
+            + (f', it says "{_shown(check.output)}"' if check.output.strip() else ", it says nothing")
+            for check in failing[:_MOST_CHECKS]
+        ]
+        more = [f"{len(failing) - _MOST_CHECKS} more checks fail"] if len(failing) > _MOST_CHECKS else []
+        return f"{who}: {'; '.join([*said, *more])}"
+
+    def _since(self, route: Route, endpoint: Endpoint) -> str:
+        since = self._gateway.unhealthy_since(route, endpoint)
+        if since is None:
+            return ""
+        seconds = format_duration(round(trio.current_time() - since.time))
+        return f" for {seconds}" if since.seen else f" for {seconds} or longer (it was when this gateway first saw it)"
+
+
+def _age_of(route: Route, states: list[WatchState]) -> list[Step]:
+    """How old what is known of a route is: the age of the answers of the watches that it is made from."""
+    kind = KINDS[route.kind].watch
+    found = [state for state in states if state.key.kind == kind and _is_of(state, route)]
+    if not found:
+        return []
+    oldest = max(found, key=lambda state: state.age(trio.current_time()))
+    age = format_duration(round(oldest.age(trio.current_time())))
+    if oldest.error:
+        return [Step("age of this", f"{age}: Consul has not answered since: {_shown(oldest.error)}")]
+    return [Step("age of this", f"Consul last answered {age} ago and is asked to tell of each change at once")]
+
+
+def _is_of(state: WatchState, route: Route) -> bool:
+    if route.kind is RouteKind.DATACENTER:
+        return state.key.place == route.destination
+    return str(state.key) == route.destination.lower()
+
+
+def _failing(states: list[WatchState]) -> list[Step]:
+    ages = [state.age(trio.current_time()) for state in states if state.error]
+    if not ages:
+        return []
+    return [Step("age of the data", f"{len(ages)} watches fail, the oldest answer is {max(ages):.0f} s old")]
+
+
+def _next(explanation: Explanation) -> list[Step]:
+    """Where the answer goes on: a gateway elsewhere decides for itself."""
+    route = explanation.route
+    if route is None or not KINDS[route.kind].elsewhere:
+        return []
+    there = f"{KINDS[route.kind].elsewhere} {_shown(route.destination)}"
+    return [Step("next", f"ask a gateway of {there}, which decides for itself: meshgate explain there")]
+
+
+def _shown(text: str) -> str:
+    """A text from outside on one line of printable ASCII, cut."""
+    flat = " ".join(text.split())
+    escaped = ascii(flat[: _MOST_OUTPUT + 1])[1:-1]
+    return escaped if len(escaped) <= _MOST_OUTPUT else f"{escaped[: _MOST_OUTPUT - 3]}..."

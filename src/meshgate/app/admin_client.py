@@ -1,0 +1,105 @@
+"""Asking the running gateway, by its admin address."""
+
+import re
+import socket
+import ssl
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+import msgspec
+
+from meshgate.app.errors import CommandError
+from meshgate.core.host_port import HostPort
+from meshgate.core.text import printable
+
+_ERRNO = re.compile(r"^\[Errno -?\d+\] ")
+_CONNECT_SECONDS = 3.0
+_TIMEOUT = httpx.Timeout(10.0, connect=_CONNECT_SECONDS)
+
+Answer = TypeVar("Answer")
+
+
+class NoGatewayError(CommandError):
+    """There is nobody at the admin address."""
+
+
+def ask(bind: HostPort | Path | None, path: str, **query: str) -> bytes:
+    """The body of the answer to `GET path`.
+
+    Args:
+        bind: the gateway's `admin_bind`; of an address that stands for all, the loopback one is asked.
+        path: of the request.
+        query: of the request.
+
+    Raises:
+        NoGatewayError: there is no gateway.
+        CommandError: it does not answer in time, or not with success.
+    """
+    return _request("GET", bind, path, query)
+
+
+def tell(bind: HostPort | Path | None, path: str, **query: str) -> bytes:
+    """The body of the answer to `POST path`; arguments and errors as those of `ask`."""
+    return _request("POST", bind, path, query)
+
+
+def _request(method: str, bind: HostPort | Path | None, path: str, query: Mapping[str, str]) -> bytes:
+    if bind is None:
+        raise CommandError("the admin address is switched off (MESHGATE_ADMIN_BIND=off), so there is nobody to ask")
+    where = f"unix://{bind}" if isinstance(bind, Path) else str(_dialled(bind))
+    base = "http://localhost" if isinstance(bind, Path) else f"http://{where}"
+    # Never HTTPS here; a context without CA certificates saves loading them.
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    transport = httpx.HTTPTransport(verify=context, uds=str(bind) if isinstance(bind, Path) else None)
+    try:
+        if isinstance(bind, Path):
+            _knock(bind)
+        with httpx.Client(transport=transport, base_url=base, timeout=_TIMEOUT, trust_env=False) as client:
+            response = client.request(method, path, params=query)
+    except (OSError, httpx.HTTPError, httpx.InvalidURL) as error:
+        advice = "is meshgate running, with this MESHGATE_ADMIN_BIND?"
+        # Who is only slow is there.
+        kind = CommandError if isinstance(error, httpx.TimeoutException) else NoGatewayError
+        raise kind(f"no gateway answers at {where} ({_reason(error)}); {advice}") from None
+    if response.status_code != httpx.codes.OK:
+        raise CommandError(f"the admin address {where} answered {response.status_code}{_message(response.content)}")
+    return response.content
+
+
+def decoded(body: bytes, shape: type[Answer]) -> Answer:
+    """An answer as a typed value.
+
+    Raises:
+        CommandError: it is something else.
+    """
+    try:
+        return msgspec.json.decode(body, type=shape)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise CommandError("what answers at the admin address is not this version of meshgate") from None
+
+
+def _knock(path: Path) -> None:
+    """Raise OSError where nobody listens: httpcore leaves a unix socket open that it could not connect."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(_CONNECT_SECONDS)
+        sock.connect(str(path))
+
+
+def _dialled(bind: HostPort) -> HostPort:
+    return HostPort({"0.0.0.0": "127.0.0.1", "::": "::1"}.get(bind.host, bind.host), bind.port)  # noqa: S104
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, httpx.TimeoutException):
+        return "timeout"
+    return printable(_ERRNO.sub("", str(error))) or type(error).__name__
+
+
+def _message(body: bytes) -> str:
+    try:
+        answer: Any = msgspec.json.decode(body)
+        return f": {printable(answer['error'])}"
+    except (msgspec.DecodeError, UnicodeDecodeError, LookupError, TypeError, AttributeError):
+        return ""

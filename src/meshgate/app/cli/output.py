@@ -1,0 +1,57 @@
+"""Tables for people: coloured and folded on a terminal, plain lines that grep and awk can use elsewhere.
+
+Cells hold text from Consul and from strangers: it is made printable, and never read as markup.
+"""
+
+import sys
+from collections.abc import Sequence
+from typing import TextIO
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from meshgate.core.text import printable
+
+
+class Printer:
+    """Prints to `file`, stdout by default. `NO_COLOR` and a `TERM` that is dumb are respected.
+
+    Args:
+        file: where to.
+        console: instead of one made for `file`.
+    """
+
+    def __init__(self, file: TextIO | None = None, *, console: Console | None = None) -> None:
+        self._console = console or Console(file=file or sys.stdout, highlight=False, markup=False, emoji=False)
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether a person is looking."""
+        return self._console.is_terminal
+
+    def line(self, text: str = "", style: str = "") -> None:
+        """Print one line."""
+        self._console.print(Text(printable(text), style), soft_wrap=True)
+
+    def table(self, head: Sequence[str], rows: Sequence[Sequence[str]], styles: Sequence[str] = ()) -> None:
+        """Print rows under a head. A cell may have several lines; `styles` has a style for each row, or nothing."""
+        cells = [[[printable(line) for line in cell.split("\n")] for cell in row] for row in rows]
+        if self.is_terminal:
+            self._rich_table(head, cells, styles)
+        else:
+            self._plain_table(head, [[",".join(lines) for lines in row] for row in cells])
+
+    def _rich_table(self, head: Sequence[str], rows: Sequence[Sequence[Sequence[str]]], styles: Sequence[str]) -> None:
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+        for title in head:
+            table.add_column(title, overflow="fold")
+        for number, row in enumerate(rows):
+            table.add_row(*(Text("\n".join(lines)) for lines in row), style=styles[number] if styles else "")
+        self._console.print(table)
+
+    def _plain_table(self, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+        for row in (head, *rows):
+            text = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+            self._console.file.write(f"{text.rstrip()}\n")

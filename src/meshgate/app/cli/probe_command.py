@@ -1,0 +1,171 @@
+"""`meshgate probe SERVICE`."""
+
+import json
+import sys
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from meshgate.app.cli.output import Printer
+from meshgate.app.cli.setting_options import CONSUL_SETTINGS, Command, with_settings
+from meshgate.app.errors import CommandError
+from meshgate.app.settings.setting_types import wan_address
+from meshgate.app.settings.settings import Settings
+from meshgate.core.prerequisites import gives_keys_away
+
+if TYPE_CHECKING:
+    from meshgate.app.diagnostics.probe import Probe
+
+
+@click.command(cls=Command, short_help="Call a service through a gateway as a sidecar would.")
+@click.argument("service")
+@click.option("--dc", "datacenter", default="", metavar="NAME", help="Datacenter of the service.  [default: own]")
+@click.option(
+    "--via",
+    default="lan",
+    show_default=True,
+    metavar="lan|wan|HOST:PORT",
+    help="Through the gateway of this datacenter at its LAN address (mode local), that of the service's datacenter "
+    "at its WAN address (mode remote), or whatever is at an address.",
+)
+@click.option(
+    "--as",
+    "identity",
+    default="",
+    metavar="SERVICE",
+    help="Whose identity the caller shows; the token needs service:write on it.  [default: the gateway's service]",
+)
+@click.option("--peer", default="", metavar="NAME", help="The service is imported from this peer.")
+@click.option(
+    "--http", default="", metavar="PATH", help="Send GET PATH, for a service of HTTP behind an Envoy sidecar."
+)
+@click.option("--yes", is_flag=True, help="Do not ask before a key is left in the agent's cache.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@with_settings(CONSUL_SETTINGS | {"MESHGATE_SERVICE", "MESHGATE_CONNECT_TIMEOUT"})
+def probe(  # noqa: PLR0913 - one for each flag
+    settings: Settings,
+    service: str,
+    datacenter: str,
+    via: str,
+    identity: str,
+    peer: str,
+    http: str,
+    *,
+    yes: bool,
+    as_json: bool,
+) -> int:
+    """Make a real mTLS handshake with SERVICE through a mesh gateway, and say whom it met and how long it took.
+
+    The caller's certificate is a leaf from the local agent, the name that is asked for the one Consul gives the
+    service. No data is sent without --http. Exits with 0 if the right service was met and accepts the caller.
+
+    The agent keeps the leaf and its key in its cache for up to three days. Consul from about 1.16 on gives them to
+    whoever asks meanwhile, whatever the token: there the command asks first, or wants --yes.
+    """
+    from meshgate.app.diagnostics.inspection import inspect  # noqa: PLC0415 - heavy
+    from meshgate.app.diagnostics.probe import LAN, WAN, Probe, Question  # noqa: PLC0415 - heavy
+
+    try:
+        place = via if via in (LAN, WAN) else wan_address(via)
+    except ValueError:
+        raise click.BadParameter("lan, wan or host:port", param_hint="--via") from None
+    if peer and datacenter:
+        raise click.UsageError("a service is in a datacenter of this federation (--dc) or at a peer (--peer)")
+    if http and not (http.startswith("/") and http.isascii() and http.isprintable() and " " not in http):
+        raise click.BadParameter("a path that begins with /", param_hint="--http")
+    question = Question(
+        service=service,
+        identity=identity or settings.service,
+        datacenter=datacenter,
+        via=place,
+        gateway_service=settings.service,
+        namespace=settings.consul.get("CONSUL_NAMESPACE", "default"),
+        partition=settings.consul.get("CONSUL_PARTITION", "default"),
+        timeout=settings.connect_timeout,
+        peer=peer,
+        http=http,
+    )
+    if not yes:
+        _ask_first(inspect(settings, lambda client: client.agent_facts()).version, question.identity)
+    result = Probe(question)
+    inspect(settings, result.run)
+    if as_json:
+        click.echo(json.dumps(_view(result), indent=2))
+    else:
+        _show(result, Printer())
+    return 0 if result.ok else 1
+
+
+def _ask_first(version: str, identity: str) -> None:
+    """Before a key is left where others can get it."""
+    if not gives_keys_away(version):
+        return
+    what = (
+        f"the agent (Consul {version or 'of an unknown version'}) will keep the certificate and key of {identity} "
+        "in its cache for up to three days, and may give them to any token meanwhile"
+    )
+    if not sys.stdin.isatty():
+        raise click.UsageError(f"{what}: give --yes if that is all right")
+    if not click.confirm(f"{what[0].upper()}{what[1:]}. Go on?", err=True):
+        raise CommandError("nothing was called")
+
+
+def _view(result: "Probe") -> dict[str, Any]:
+    met, failure = result.met, result.failure
+    return {
+        "ok": result.ok,
+        "verdict": result.verdict,
+        "service": result.question.service,
+        "peer": result.question.peer or None,
+        "datacenter": result.datacenter,
+        "sni": result.sni,
+        "gateway": result.gateway,
+        "address": str(result.address) if result.address else None,
+        "caller": result.caller or None,
+        "met": met
+        and {
+            "spiffe_id": met.spiffe_id,
+            "expires": met.expires.isoformat(),
+            "tls_version": met.tls_version,
+            "cipher": met.cipher,
+        },
+        "steps": [
+            {"step": each.step, "ok": each.ok, "seconds": each.seconds, "detail": each.detail} for each in result.steps
+        ],
+        "failure": failure
+        and {"step": failure.step, "alert": failure.alert, "detail": failure.detail, "meaning": failure.meaning},
+    }
+
+
+def _show(result: "Probe", printer: Printer) -> None:
+    for name, value in (
+        ("name", result.sni),
+        ("through", f"{result.gateway} ({result.address})" if result.address else ""),
+        ("as", result.caller),
+        ("met", result.met.spiffe_id if result.met else ""),
+    ):
+        if value:
+            printer.line(f"{name:8} {value}")
+    printer.line()
+    rows = [(each.step, _milliseconds(each.seconds), each.detail if each.ok else "failed") for each in result.steps]
+    printer.table(("STEP", "TIME", "RESULT"), rows, ["" if each.ok else "red" for each in result.steps])
+    printer.line()
+    if result.failure:
+        printer.line(f"{result.verdict.replace('_', ' ')} (at {result.failure.step}): {result.failure.detail}", "red")
+        if result.failure.meaning:
+            printer.line(f"  {result.failure.meaning}")
+    elif result.met:
+        left = _remaining(result.met.expires)
+        printer.line(f"ok: {result.question.service} answers and accepts the caller", "green")
+        printer.line(f"  its certificate is valid until {result.met.expires:%Y-%m-%d %H:%M} UTC ({left} left)")
+
+
+def _milliseconds(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{seconds * 1000:.1f} ms"
+
+
+def _remaining(expires: datetime) -> str:
+    left = max(expires - datetime.now(UTC), timedelta())
+    hours = left // timedelta(hours=1)
+    return f"{hours // 24} d {hours % 24} h" if hours >= 24 else f"{hours} h {left // timedelta(minutes=1) % 60} min"

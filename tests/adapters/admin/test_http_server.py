@@ -1,0 +1,520 @@
+import functools
+import json
+import re
+import socket
+import time
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import structlog
+import trio
+
+from meshgate.adapters.admin.http_server import AdminServer, Limits, Response, json_response, text_response
+
+HOST = ("127.0.0.1", 0)
+
+
+def echo(request: Any) -> Any:
+    return json_response(
+        {"method": request.method, "path": request.path, "query": dict(request.query), "body": request.body.decode()}
+    )
+
+
+async def slow(request: Any) -> Any:
+    await trio.lowlevel.checkpoint()
+    return text_response("slow")
+
+
+def broken(request: Any) -> None:
+    raise RuntimeError("a secret detail")
+
+
+ROUTES = {
+    ("GET", "/echo"): echo,
+    ("POST", "/echo"): echo,
+    ("GET", "/slow"): slow,
+    ("GET", "/broken"): broken,
+    ("POST", "/drain"): lambda request: text_response("draining", 202),
+    ("GET", "/page"): lambda request: Response(
+        200, b"<p>", "text/html", (("Content-Security-Policy", "default-src 'self'"), ("x-own", "1"))
+    ),
+    ("GET", "/bad-header"): lambda request: Response(200, b"", headers=(("a\nb", "c"),)),
+    ("GET", "/big"): lambda request: Response(200, b"x" * (1 << 24)),
+}
+
+
+@pytest.fixture
+def serve(nursery: trio.Nursery) -> Any:
+    async def start(bind: Any = HOST, routes: Any = ROUTES, allowed_hosts: Any = (), **limits: Any) -> Any:
+        server = AdminServer(routes, allowed_hosts=allowed_hosts, limits=Limits(**limits))
+        return await nursery.start(server.serve, bind)
+
+    return start
+
+
+def client_for(bound: tuple[str, int], **options: Any) -> Any:
+    host, port = bound
+    return httpx.AsyncClient(base_url=f"http://{host}:{port}", trust_env=False, timeout=5, **options)
+
+
+@asynccontextmanager
+async def raw(bound: tuple[str, int]) -> Any:
+    async with await trio.open_tcp_stream(*bound) as stream:
+        yield stream
+
+
+async def read_all(stream: Any, seconds: Any = 5.0) -> Any:
+    data = b""
+    with trio.fail_after(seconds):
+        async for chunk in stream:
+            data += chunk
+    return data
+
+
+async def exchange(bound: tuple[str, int], data: Any, *, end: Any = False) -> Any:
+    """All that the server sends until it closes."""
+    async with raw(bound) as stream:
+        await stream.send_all(data)
+        if end:
+            await stream.send_eof()
+        return await read_all(stream)
+
+
+def statuses(data: Any) -> Any:
+    return [int(code) for code in re.findall(rb"HTTP/1\.1 (\d{3}) ", data)]
+
+
+def get(path: str = "/echo", extra: Any = "", host: str = "localhost") -> Any:
+    return f"GET {path} HTTP/1.1\r\nHost: {host}\r\n{extra}\r\n".encode()
+
+
+LAST = "Connection: close\r\n"
+
+
+async def test_answers_a_request_with_everything_a_handler_needs(serve: Any) -> None:
+    bound = await serve()
+    async with client_for(bound) as client:
+        response = await client.get("/echo", params={"a": "1 2", "b": "", "c": "ü"})
+        assert response.status_code == 200
+        assert response.headers["content-type"] == "application/json"
+        assert response.json() == {
+            "method": "GET",
+            "path": "/echo",
+            "query": {"a": "1 2", "b": "", "c": "ü"},
+            "body": "",
+        }
+        response = await client.post("/echo", content="x" * 65536)
+        assert response.json()["body"] == "x" * 65536
+        assert (await client.get("/slow")).text == "slow\n"
+        assert (await client.post("/drain")).status_code == 202
+
+
+async def test_a_connection_serves_many_requests(serve: Any) -> None:
+    bound = await serve()
+    async with client_for(bound, limits=httpx.Limits(max_connections=1)) as client:
+        ports = set()
+        for _ in range(5):
+            response = await client.get("/echo")
+            ports.add(response.extensions["network_stream"].get_extra_info("client_addr"))
+    assert len(ports) == 1
+
+
+async def test_security_headers_are_on_every_answer(serve: Any) -> None:
+    bound = await serve()
+    async with client_for(bound) as client:
+        for path in ("/echo", "/nowhere", "/broken"):
+            headers = (await client.get(path)).headers
+            assert headers["x-content-type-options"] == "nosniff"
+            assert headers["cache-control"] == "no-store"
+            assert headers["cross-origin-resource-policy"] == "same-origin"
+            assert headers["content-security-policy"].startswith("default-src 'none'")
+            assert "access-control-allow-origin" not in headers
+            assert "date" in headers
+            assert "server" not in headers
+
+
+async def test_a_handler_may_replace_headers(serve: Any) -> None:
+    async with client_for(await serve()) as client:
+        headers = (await client.get("/page")).headers
+    assert headers.get_list("content-security-policy") == ["default-src 'self'"]
+    assert (headers["x-own"], headers["content-type"]) == ("1", "text/html")
+
+
+async def test_head_is_get_without_the_body(serve: Any) -> None:
+    bound = await serve()
+    async with client_for(bound) as client:
+        head, full = await client.head("/slow"), await client.get("/slow")
+        assert (head.status_code, head.content) == (200, b"")
+        assert head.headers["content-length"] == full.headers["content-length"] == "5"
+    data = await exchange(bound, b"HEAD /slow HTTP/1.1\r\nHost: localhost\r\n\r\n" + get("/slow", LAST))
+    assert statuses(data) == [200, 200]
+    assert data.count(b"slow\n") == 1
+
+
+async def test_unknown_paths_and_methods(serve: Any) -> None:
+    async with client_for(await serve()) as client:
+        response = await client.get("/nowhere")
+        assert (response.status_code, response.json()) == (404, {"error": "Not Found"})
+        response = await client.delete("/echo")
+        assert (response.status_code, response.headers["allow"]) == (405, "GET, HEAD, POST")
+        response = await client.get("/drain")
+        assert (response.status_code, response.headers["allow"]) == (405, "POST")
+        assert (await client.options("/echo")).status_code == 405
+        # The connection lives on.
+        assert (await client.get("/echo")).status_code == 200
+
+
+async def test_a_failing_handler_tells_the_log_and_not_the_client(serve: Any) -> None:
+    with structlog.testing.capture_logs() as entries:
+        async with client_for(await serve()) as client:
+            response = await client.get("/broken")
+            assert (response.status_code, response.json()) == (500, {"error": "Internal Server Error"})
+            assert (await client.get("/echo")).status_code == 200
+    (entry,) = entries
+    assert (entry["log_level"], entry["path"], str(entry["exc_info"])) == ("error", "/broken", "a secret detail")
+
+
+async def test_a_header_that_cannot_be_sent_costs_only_its_connection(serve: Any) -> None:
+    bound = await serve()
+    with structlog.testing.capture_logs() as entries:
+        assert await exchange(bound, get("/bad-header")) == b""
+    assert [entry["event"] for entry in entries] == ["a connection failed"]
+    assert statuses(await exchange(bound, get(extra=LAST))) == [200]
+
+
+async def test_pipelined_requests_are_answered_in_order(serve: Any) -> None:
+    data = await exchange(await serve(), get("/echo?n=1") + get("/nowhere") + get("/slow") + get("/echo?n=2", LAST))
+    assert statuses(data) == [200, 404, 200, 200]
+    assert data.index(b'"n":"1"') < data.index(b"slow") < data.index(b'"n":"2"')
+
+
+async def test_a_request_may_come_byte_by_byte(serve: Any) -> None:
+    bound = await serve()
+    async with raw(bound) as stream:
+        for byte in get(extra=LAST):
+            await stream.send_all(bytes((byte,)))
+        assert statuses(await read_all(stream)) == [200]
+
+
+async def test_http_1_0_is_answered_and_closed(serve: Any) -> None:
+    data = await exchange(await serve(), b"GET /echo HTTP/1.0\r\n\r\n")
+    assert data.startswith(b"HTTP/1.1 200 OK\r\n")
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\0" * 500, 400),
+        (b"GARBAGE\r\n\r\n", 400),
+        (b"GET /echo HTTP/1.1\r\n\r\n", 400),
+        (b"GET /echo HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", 400),
+        (b"GET /echo HTTP/2.0\r\nHost: a\r\n\r\n", 505),
+        (b"GET http://localhost/echo HTTP/1.1\r\nHost: localhost\r\n\r\n", 400),
+        (b"OPTIONS * HTTP/1.1\r\nHost: localhost\r\n\r\n", 400),
+        (b"CONNECT localhost:80 HTTP/1.1\r\nHost: localhost\r\n\r\n", 400),
+        (get("/echo?" + "&".join(f"a{n}=1" for n in range(40))), 400),
+        (get(extra="Bad Header: 1\r\n"), 400),
+        (get(extra="X: 1\r\n folded\r\n" + LAST), 200),
+        (b"POST /echo HTTP/1.1\r\nHost: localhost\r\nContent-Length: -1\r\n\r\n", 400),
+        (b"POST /echo HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nx", 400),
+        (b"POST /echo HTTP/1.1\r\nHost: localhost\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\n", 400),
+        (b"POST /echo HTTP/1.1\r\nHost: localhost\r\nContent-Length: 65537\r\n\r\n", 413),
+        (b"POST /echo HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: gzip\r\n\r\n", 501),
+        (b"POST /echo HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", 400),
+        (b"GET /" + b"a" * 17000 + b" HTTP/1.1\r\n", 431),
+        (get(extra="X: " + "y" * 17000 + "\r\n"), 431),
+    ],
+)
+async def test_what_is_no_proper_request_is_refused_and_closed(serve: Any, sent: bytes, status: int) -> None:
+    with structlog.testing.capture_logs() as entries:
+        assert statuses(await exchange(await serve(), sent)) == [status]
+    assert entries == []
+
+
+async def test_a_chunked_body_is_limited_too(serve: Any) -> None:
+    bound = await serve(body_bytes=100)
+    head = b"POST /echo HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+    chunk = b"3c\r\n" + b"x" * 60 + b"\r\n"
+    end = b"0\r\n\r\n"
+    assert statuses(await exchange(bound, head + chunk * 2 + end)) == [413]
+    async with raw(bound) as stream:
+        await stream.send_all(head + chunk + end)
+        assert b"x" * 60 in await stream.receive_some()
+
+
+async def test_the_answer_to_an_oversized_body_is_not_lost(serve: Any) -> None:
+    """Closing with unread bytes would reset the connection under the client."""
+    body = b"x" * (1 << 20)
+    head = f"POST /echo HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    assert statuses(await exchange(await serve(), head + body)) == [413]
+
+
+async def test_a_client_that_waits_for_continue_gets_it(serve: Any) -> None:
+    bound = await serve()
+    async with raw(bound) as stream:
+        head = "POST /echo HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nContent-Length: 2\r\n" + LAST
+        await stream.send_all(head.encode() + b"\r\n")
+        with trio.fail_after(5):
+            assert (await stream.receive_some()).startswith(b"HTTP/1.1 100 ")
+        await stream.send_all(b"hi")
+        assert b'"body":"hi"' in await read_all(stream)
+
+
+async def test_half_a_request_and_the_end_is_refused(serve: Any) -> None:
+    bound = await serve()
+    assert statuses(await exchange(bound, get()[:20], end=True)) == [400]
+    half = b"POST /echo HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\nhalf"
+    assert statuses(await exchange(bound, half, end=True)) == [400]
+    assert await exchange(bound, b"", end=True) == b""
+
+
+async def test_a_client_that_ends_its_side_still_gets_its_answers(serve: Any) -> None:
+    assert statuses(await exchange(await serve(), get() + get("/slow"), end=True)) == [200, 200]
+
+
+async def test_slow_headers_run_into_the_request_timeout(serve: Any) -> None:
+    bound = await serve(request_timeout=0.3, idle_timeout=30)
+    started = time.monotonic()
+    async with raw(bound) as stream:
+        async with trio.open_nursery() as nursery:
+
+            async def trickle() -> None:
+                for byte in b"GET /echo HTTP/1.1\r\nX: " + b"y" * 1000:
+                    try:
+                        await stream.send_all(bytes((byte,)))
+                    except trio.BrokenResourceError:
+                        return
+                    await trio.sleep(0.01)
+
+            nursery.start_soon(trickle)
+            assert statuses(await read_all(stream)) == [408]
+            nursery.cancel_scope.cancel()
+    assert 0.25 < time.monotonic() - started < 3
+
+
+async def test_a_slow_body_runs_into_the_request_timeout(serve: Any) -> None:
+    bound = await serve(request_timeout=0.2)
+    sent = b"POST /echo HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\nhalf"
+    assert statuses(await exchange(bound, sent)) == [408]
+
+
+async def test_an_idle_connection_is_closed_without_a_word(serve: Any) -> None:
+    bound = await serve(idle_timeout=0.2)
+    assert await exchange(bound, b"") == b""
+    data = await exchange(bound, get())
+    assert statuses(data) == [200]
+
+
+async def test_a_client_that_does_not_read_is_dropped(serve: Any) -> None:
+    bound = await serve(write_timeout=0.2)
+    async with raw(bound) as stream:
+        await stream.send_all(get("/big"))
+        await trio.sleep(0.6)  # well past the write timeout
+        received = 0
+        with trio.fail_after(5), suppress(trio.BrokenResourceError):
+            while data := await stream.receive_some():
+                received += len(data)
+        assert received < 1 << 24
+
+
+async def test_too_many_requests_at_once_get_a_503_and_room_is_made_when_one_ends(serve: Any) -> None:
+    done = trio.Event()
+
+    async def wait(request: Any) -> Any:
+        await done.wait()
+        return text_response("done")
+
+    bound = await serve(routes=ROUTES | {("GET", "/wait"): wait}, max_connections=2)
+    async with raw(bound) as first, raw(bound) as second:
+        for stream in (first, second):
+            await stream.send_all(get("/wait"))
+        with trio.fail_after(20):
+            while statuses(await exchange(bound, get(extra=LAST))) != [503]:
+                await trio.sleep(0.01)
+        done.set()
+        for stream in (first, second):
+            assert statuses(await stream.receive_some()) == [200]
+        assert statuses(await exchange(bound, get(extra=LAST))) == [200]
+
+
+@pytest.mark.parametrize("said", [b"", b"GET / HTTP/1.1\r\nx:", get(), get() + b"GET"], ids=repr)
+async def test_silent_connections_keep_nobody_out(serve: Any, said: bytes) -> None:
+    """An attack: as many connections as the server takes, which then say nothing more."""
+    bound = await serve(max_connections=8)
+    async with AsyncExitStack() as stack:
+        silent = [await stack.enter_async_context(raw(bound)) for _ in range(40)]
+        for stream in silent:
+            with suppress(trio.BrokenResourceError):
+                await stream.send_all(said)
+        for _ in range(20):
+            assert statuses(await exchange(bound, get(extra=LAST))) == [200]
+        # The first to come are the first to go.
+        with trio.fail_after(20), suppress(trio.BrokenResourceError):
+            while await silent[0].receive_some():
+                pass
+
+
+async def test_clients_that_do_not_read_keep_nobody_out(serve: Any) -> None:
+    bound = await serve(max_connections=4)
+    async with AsyncExitStack() as stack:
+        for _ in range(12):
+            stream = await stack.enter_async_context(raw(bound))
+            with suppress(trio.BrokenResourceError):
+                await stream.send_all(get("/big"))
+        with trio.fail_after(20):
+            # A moment passes until the answers are made and only the reading is left.
+            while statuses(await exchange(bound, get(extra=LAST))) != [200]:
+                await trio.sleep(0.01)
+
+
+async def test_a_client_that_resets_harms_nobody(serve: Any) -> None:
+    bound = await serve()
+    with structlog.testing.capture_logs() as entries:
+        for sent in (b"", b"GET", get("/big"), get()):
+            with socket.create_connection(bound) as sock:
+                sock.sendall(sent)
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        assert statuses(await exchange(bound, get(extra=LAST))) == [200]
+    assert entries == []
+
+
+async def test_running_out_of_descriptors_pauses_and_goes_on(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    accept, failures = trio.SocketListener.accept, iter([24, 23])
+
+    async def fails_twice(self: trio.SocketListener) -> trio.SocketStream:
+        for number in failures:
+            raise OSError(number, "Too many open files")
+        return await accept(self)
+
+    monkeypatch.setattr(trio.SocketListener, "accept", fails_twice)
+    with structlog.testing.capture_logs() as entries:
+        assert statuses(await exchange(await serve(accept_pause=0.01), get(extra=LAST))) == [200]
+    assert [entry["log_level"] for entry in entries] == ["warning", "warning"]
+
+
+@pytest.mark.parametrize(
+    "host", ["localhost", "LOCALHOST:19000", "127.0.0.1", "127.0.0.1:1", "[::1]:19000", "10.1.2.3"]
+)
+async def test_names_of_this_machine_are_answered(serve: Any, host: str) -> None:
+    assert statuses(await exchange(await serve(), get(extra=LAST, host=host))) == [200]
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:19000", "127.0.0.1.evil.example", "localhost.evil", "[x]"]
+)
+async def test_a_rebound_name_is_refused_for_reads_and_writes(serve: Any, host: str) -> None:
+    bound = await serve()
+    for method in ("GET", "POST"):
+        sent = f"{method} /echo HTTP/1.1\r\nHost: {host}\r\n{LAST}\r\n".encode()
+        data = await exchange(bound, sent)
+        assert statuses(data) == [421]
+        assert b"path" not in data
+
+
+async def test_names_can_be_allowed(serve: Any) -> None:
+    bound = await serve(allowed_hosts=["Gateway.Example"])
+    assert statuses(await exchange(bound, get(extra=LAST, host="gateway.example:80"))) == [200]
+    assert statuses(await exchange(bound, get(extra=LAST, host=socket.gethostname()))) == [200]
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 202),
+        ({"Origin": "http://{host}"}, 202),
+        ({"Origin": "http://evil.example"}, 403),
+        ({"Origin": "https://{host}"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Sec-Fetch-Site": "cross-site"}, 403),
+        ({"Sec-Fetch-Site": "same-site"}, 403),
+        ({"Sec-Fetch-Site": "same-origin", "Origin": "http://{host}"}, 202),
+        ({"Sec-Fetch-Site": "none"}, 202),
+        ({"Sec-Fetch-Site": "same-origin", "Origin": "http://127.0.0.1:1"}, 403),
+    ],
+)
+async def test_other_sites_pages_cannot_post(serve: Any, headers: dict[str, str], status: int) -> None:
+    bound = await serve()
+    host = f"127.0.0.1:{bound[1]}"
+    async with client_for(bound) as client:
+        response = await client.post("/drain", headers={name: text.format(host=host) for name, text in headers.items()})
+    assert response.status_code == status
+
+
+async def test_a_unix_socket_serves_any_host_and_is_only_the_owners(serve: Any, tmp_path: Path) -> None:
+    path = tmp_path / "admin.sock"
+    assert await serve(path) == path
+    assert path.stat().st_mode & 0o777 == 0o600
+    transport = httpx.AsyncHTTPTransport(uds=str(path))
+    async with httpx.AsyncClient(transport=transport, base_url="http://anything.example") as client:
+        assert (await client.get("/echo")).json()["path"] == "/echo"
+        assert (await client.post("/drain", headers={"Origin": "http://evil.example"})).status_code == 403
+
+
+async def test_the_socket_is_free_again_when_the_server_is_cancelled(tmp_path: Path) -> None:
+    for bind in (("127.0.0.1", 0), tmp_path / "admin.sock"):
+        bound = None
+        for _ in range(3):
+            async with trio.open_nursery() as nursery:
+                bound = await nursery.start(AdminServer(ROUTES).serve, bound or bind)
+                nursery.cancel_scope.cancel()
+    assert not (tmp_path / "admin.sock").exists()
+
+
+async def test_ipv6_is_served(serve: Any) -> None:
+    host, port = await serve(("::1", 0))
+    async with httpx.AsyncClient(base_url=f"http://[{host}]:{port}", trust_env=False) as client:
+        assert (await client.get("/echo")).status_code == 200
+
+
+async def test_an_address_in_use_is_an_error(serve: Any) -> None:
+    bound = await serve()
+    with pytest.raises(OSError, match="in use"):
+        await AdminServer(ROUTES).serve(bound)
+
+
+async def test_handlers_do_not_hold_each_other_up(serve: Any) -> None:
+    waiting, release = trio.Event(), trio.Event()
+
+    async def wait(request: Any) -> Any:
+        waiting.set()
+        await release.wait()
+        return text_response("done")
+
+    bound = await serve(routes={**ROUTES, ("GET", "/wait"): wait})
+    got = []
+    async with client_for(bound) as client, trio.open_nursery() as nursery:
+
+        async def ask() -> None:
+            got.append((await client.get("/wait")).text)
+
+        nursery.start_soon(ask)
+        await waiting.wait()
+        assert (await client.get("/echo")).status_code == 200
+        assert got == []
+        release.set()
+    assert got == ["done\n"]
+
+
+async def test_many_clients_at_once(serve: Any) -> None:
+    bound = await serve()
+    answers: list[int] = []
+
+    async def ask(number: int) -> None:
+        async with client_for(bound) as client:
+            for _ in range(3):
+                response = await client.get("/echo", params={"n": number})
+                answers.append(int(response.json()["query"]["n"]))
+
+    async with trio.open_nursery() as nursery:
+        for number in range(20):
+            nursery.start_soon(functools.partial(ask, number))
+    assert sorted(answers) == sorted(list(range(20)) * 3)
+
+
+def test_a_response_is_json_with_a_newline() -> None:
+    response = json_response({"a": [1, None]})
+    assert response.body.endswith(b"\n")
+    assert json.loads(response.body) == {"a": [1, None]}

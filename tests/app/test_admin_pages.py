@@ -1,0 +1,233 @@
+import json
+import os
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import structlog
+import trio
+
+from meshgate import __version__
+from meshgate.adapters.admin.http_server import AdminServer
+from meshgate.adapters.admin.views import routes_view
+from meshgate.adapters.consul import WatchKey, WatchState
+from meshgate.adapters.relay.counters import OpenStream
+from meshgate.app.admin.admin_pages import admin_routes
+from meshgate.app.admin.metrics import Metrics
+from meshgate.app.logs import logs
+from meshgate.app.settings.settings import Settings
+from meshgate.core.routes import Endpoint, Route, RouteKind
+
+from .gateway_double import TRUST_DOMAIN, GatewayDouble
+
+WEB = f"web.default.dc1.internal.{TRUST_DOMAIN}"
+ROUTES = [
+    Route(WEB, RouteKind.SERVICE, "web", (Endpoint("10.0.0.7", 21000, True, 1, "n1", "web-1"),)),
+    Route(f"dc2.internal.{TRUST_DOMAIN}", RouteKind.DATACENTER, "dc2", (), suffix=True),
+]
+STREAMS = [
+    OpenStream(7, "192.0.2.1:4000", WEB, WEB, "10.0.0.7:21000", "relaying", 1.23456, 10, 20, 0),
+    OpenStream(8, "192.0.2.2:4000", None, None, None, "hello", 0.0, 0, 0, 1),
+    OpenStream(9, "192.0.2.3:4000", "a\udcff", None, None, "refused", 0.5, 300, 7, 1),
+]
+PROBLEM = 'add service "web" { policy = "read" }'
+SECRETS = {
+    "CONSUL_HTTP_TOKEN": "11111111-aaaa-bbbb-cccc-environment1",
+    "CONSUL_HTTP_AUTH": "admin:hunter2-hunter2",
+}
+FLAG_TOKEN = "22222222-aaaa-bbbb-cccc-000flagtoken"
+FILE_TOKEN = "33333333-aaaa-bbbb-cccc-000filetoken"
+KEY = "MIIEvQIBADANBgkqhkiG9w0BAQEFAASC"
+PASSWORD = "pass-in-the-address"
+
+
+def settings_of(environ: Mapping[str, str] = {}, flags: Mapping[str, str] = {}) -> Settings:
+    return Settings.load(flags, environ=environ)
+
+
+def watch_states() -> list[WatchState]:
+    now = trio.current_time()
+    return [
+        WatchState(WatchKey("services", "services"), now - 100, last_success=now - 2.5, index=42),
+        WatchState(
+            WatchKey("connect", "web"), now - 10, error='lacks "web"', status="403", failures=3, failing_since=now - 9
+        ),
+    ]
+
+
+@pytest.fixture
+def gateway() -> GatewayDouble:
+    return GatewayDouble(*ROUTES, ready=False, streams=list(STREAMS))
+
+
+@pytest.fixture
+async def admin(gateway: GatewayDouble, nursery: trio.Nursery) -> AsyncIterator[httpx.AsyncClient]:
+    host, port = await nursery.start(AdminServer(admin_routes(gateway, Metrics(gateway))).serve, ("127.0.0.1", 0))
+    async with httpx.AsyncClient(base_url=f"http://{host}:{port}", trust_env=False, timeout=10) as client:
+        yield client
+
+
+@pytest.fixture
+def level() -> Any:
+    reading, writing = os.pipe()
+    logs.configure("info", json=True, fd=writing)
+    yield lambda: [json.loads(line) for line in os.read(reading, 1 << 16).splitlines()]
+    logs.shutdown()
+    logs.set_level("info")
+    structlog.reset_defaults()
+    os.close(reading)
+    os.close(writing)
+
+
+async def test_connections_have_the_contracts_shape(admin: httpx.AsyncClient) -> None:
+    relaying, hello, refused = (await admin.get("/connections")).json()
+    assert relaying == {
+        "id": 7,
+        "client": "192.0.2.1:4000",
+        "sni": WEB,
+        "route": WEB,
+        "endpoint": "10.0.0.7:21000",
+        "state": "relaying",
+        "age_seconds": 1.235,
+        "bytes_received": 10,
+        "bytes_sent": 20,
+        "worker": 0,
+    }
+    assert list(hello) == list(relaying)
+    assert (hello["sni"], hello["route"], hello["endpoint"], hello["state"]) == (None, None, None, "hello")
+    assert refused["sni"] == "a\\udcff"
+
+
+async def test_thousands_of_connections_are_all_listed(gateway: GatewayDouble, admin: httpx.AsyncClient) -> None:
+    gateway.streams = STREAMS[:1] * 20_000
+    assert len((await admin.get("/connections")).json()) == 20_000
+
+
+async def test_clusters_are_envoys_text_or_json(admin: httpx.AsyncClient) -> None:
+    text = await admin.get("/clusters")
+    assert text.headers["content-type"].startswith("text/plain")
+    assert f"{WEB}::10.0.0.7:21000::cx_active::1\n" in text.text
+    assert f"{WEB}::10.0.0.7:21000::health_flags::healthy\n" in text.text
+    answer = (await admin.get("/clusters?format=json")).json()
+    assert [each["name"] for each in answer["cluster_statuses"]] == [WEB, f"dc2.internal.{TRUST_DOMAIN}"]
+    assert (await admin.get("/clusters?format=xml")).status_code == 400
+
+
+async def test_the_state_is_envoys_word(gateway: GatewayDouble, admin: httpx.AsyncClient) -> None:
+    async def state() -> object:
+        return (await admin.get("/server_info")).json()["state"]
+
+    assert await state() == "PRE_INITIALIZING"
+    gateway.ready = True
+    assert await state() == "LIVE"
+    gateway.ready, gateway.draining = False, True
+    assert await state() == "DRAINING"
+
+
+async def test_server_info_says_version_and_uptime(admin: httpx.AsyncClient) -> None:
+    first = (await admin.get("/server_info")).json()
+    assert first["version"] == __version__
+    assert first["node"] == {"id": "mesh-gateway", "cluster": "mesh-gateway"}
+    await trio.sleep(0.01)
+    second = (await admin.get("/server_info")).json()
+    assert second["uptime_seconds"] > first["uptime_seconds"] >= 0
+    assert first["uptime_current_epoch"] == first["uptime_all_epochs"] == "0s"
+    assert first["command_line_options"] == {}
+
+
+async def test_drain_is_a_post_and_may_come_twice(gateway: GatewayDouble, admin: httpx.AsyncClient) -> None:
+    assert (await admin.get("/drain")).status_code == 405
+    assert not gateway.draining
+    for _ in range(2):
+        response = await admin.post("/drain")
+        assert response.status_code == 200
+        assert response.json() == {"state": "DRAINING", "timeout_seconds": 30.0}
+        assert gateway.draining
+
+
+async def test_a_strangers_page_cannot_drain_or_change_the_level(
+    gateway: GatewayDouble, admin: httpx.AsyncClient
+) -> None:
+    for path in ("/drain", "/logging?level=error"):
+        assert (await admin.post(path, headers={"origin": "http://evil.example"})).status_code == 403
+    assert not gateway.draining
+
+
+async def test_the_log_level_changes_while_running_and_says_so(admin: httpx.AsyncClient, level: Any) -> None:
+    assert (await admin.get("/logging")).json() == {"level": "info"}
+    for wanted, now in (("error", "error"), ("DEBUG", "debug"), ("warning", "warn"), ("trace", "trace")):
+        response = await admin.post("/logging", params={"level": wanted})
+        assert response.json() == {"level": now}
+        assert logs.level() == now
+        assert (await admin.get("/logging")).json() == {"level": now}
+    assert (await admin.post("/logging")).json() == {"level": "trace"}
+    logs.shutdown()
+    assert [entry["level"] for entry in level()] == ["error", "debug", "warn", "trace"]
+
+
+@pytest.mark.parametrize("query", ["level=loud", "level=", "level=off"])
+async def test_a_level_that_is_none_is_refused(admin: httpx.AsyncClient, level: Any, query: str) -> None:
+    response = await admin.post(f"/logging?{query}")
+    assert response.status_code == 400
+    assert response.json() == {"error": "level is one of trace, debug, info, warn, error"}
+    assert logs.level() == "info"
+
+
+async def test_config_dump_shows_all_that_the_gateway_goes_by(gateway: GatewayDouble, admin: httpx.AsyncClient) -> None:
+    gateway.states, gateway.catalog_stale, gateway.wrong = watch_states(), True, [PROBLEM]
+    gateway.settings = settings_of({"MESHGATE_WAN_ADDRESS": "198.51.100.7:443"}, {"MESHGATE_SERVICE": "gw"})
+    dump = (await admin.get("/config_dump")).json()
+    assert dump["settings"]["MESHGATE_SERVICE"] == {"value": "gw", "origin": "flag"}
+    assert dump["settings"]["MESHGATE_WAN_ADDRESS"] == {"value": "198.51.100.7:443", "origin": "environment"}
+    assert dump["settings"]["CONSUL_HTTP_TOKEN"] == {"value": None, "origin": "default"}
+    assert dump["registration"]["service"] == "gw"
+    assert (dump["registration"]["wan_address"], dump["registration"]["wan_port"]) == ("198.51.100.7", 443)
+    assert dump["registration"]["register"] is True
+    assert dump["table"] == json.loads(json.dumps(routes_view(gateway.table()))) | {"conflicts": []}
+    assert dump["catalog_stale"] is True
+    assert dump["problems"] == [PROBLEM]
+    services, web = dump["watches"]
+    assert 2.5 <= services["age_seconds"] < 10
+    assert (services["kind"], services["index"], services["error"], services["answered"]) == (
+        "services",
+        42,
+        None,
+        True,
+    )
+    assert (web["error"], web["status"], web["failures"], web["answered"]) == ('lacks "web"', "403", 3, False)
+    assert 9 <= web["failing_seconds"] < 20
+
+
+async def test_config_dump_before_the_agent_is_found(admin: httpx.AsyncClient) -> None:
+    dump = (await admin.get("/config_dump")).json()
+    assert (dump["watches"], dump["problems"], dump["catalog_stale"]) == ([], [], False)
+
+
+async def test_no_answer_holds_a_secret(gateway: GatewayDouble, admin: httpx.AsyncClient, tmp_path: Path) -> None:
+    for name, text in (("token", FILE_TOKEN), ("key.pem", KEY), ("cert.pem", "certificate")):
+        (tmp_path / name).write_text(text)
+    gateway.settings = settings_of(
+        SECRETS
+        | {
+            "CONSUL_HTTP_ADDR": f"https://user:{PASSWORD}@consul.example:8501",
+            "CONSUL_HTTP_TOKEN_FILE": str(tmp_path / "token"),
+            "CONSUL_CLIENT_KEY": str(tmp_path / "key.pem"),
+            "CONSUL_CLIENT_CERT": str(tmp_path / "cert.pem"),
+        },
+        {"CONSUL_HTTP_TOKEN": FLAG_TOKEN, "MESHGATE_SERVICE": "gw"},
+    )
+    gateway.states, gateway.ready = watch_states(), True
+    hidden = [*SECRETS.values(), "hunter2-hunter2", FLAG_TOKEN, FILE_TOKEN, KEY, PASSWORD]
+    for method, path in admin_routes(gateway, Metrics(gateway)):
+        response = await admin.request(method, path)
+        assert response.status_code == (400 if path == "/explain" else 200)
+        for secret in hidden:
+            assert secret not in response.text, path
+            assert secret not in str(response.headers)
+    info = (await admin.get("/server_info")).json()
+    assert info["command_line_options"] == {"token": "********", "service": "gw"}
+    settings = (await admin.get("/config_dump")).json()["settings"]
+    assert settings["CONSUL_CLIENT_KEY"]["value"] == str(tmp_path / "key.pem")
+    assert settings["CONSUL_HTTP_ADDR"]["value"] == "https://********@consul.example:8501"

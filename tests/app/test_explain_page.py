@@ -1,0 +1,163 @@
+"""What `/explain` says beside the decision: which check failed, since when, what it said, how old all of that is."""
+
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from meshgate.adapters.consul import ConsulUnreachableError, HealthCheck, WatchKey, WatchState
+from meshgate.app.admin.explain_page import ConsulFacts
+from meshgate.core.explain import Explanation, explain
+from meshgate.core.routes import Endpoint, Route, RouteKind
+
+from .gateway_double import TRUST_DOMAIN, GatewayDouble, table_of
+
+WEB = f"web.default.dc1.internal.{TRUST_DOMAIN}"
+DC2 = f"web.default.dc2.internal.{TRUST_DOMAIN}"
+SICK = Endpoint("10.0.0.7", 21000, False, 1, "n1", "web-1", "check service:web-1 is critical")
+WELL = Endpoint("10.0.0.8", 21000, True, 1, "n2", "web-2")
+OUTPUT = "dial tcp 10.0.0.7:21000: connect: connection refused"
+CHECKS = (
+    HealthCheck("serfHealth", "Serf Health Status", "passing", "Agent alive"),
+    HealthCheck("slow", "Slow", "warning", "", "web-1"),
+    HealthCheck("service:web-1", "Web TCP", "critical", OUTPUT, "web-1"),
+    HealthCheck("service:api-1", "Api", "critical", "not of this service", "api-1"),
+)
+
+
+def routes_of(*endpoints: Endpoint) -> list[Route]:
+    return [
+        Route(WEB, RouteKind.SERVICE, "web", endpoints),
+        Route(f"dc2.internal.{TRUST_DOMAIN}", RouteKind.DATACENTER, "dc2", endpoints, suffix=True),
+    ]
+
+
+def gateway_with(*endpoints: Endpoint, checks: tuple[HealthCheck, ...] | Exception = CHECKS) -> GatewayDouble:
+    now = trio.current_time()
+    states = [
+        WatchState(WatchKey("health", "web"), now - 100, last_success=now - 42),
+        WatchState(WatchKey("health", "api"), now - 100, last_success=now),
+        WatchState(WatchKey("gateways", "mesh-gateway", "dc2"), now - 100, last_success=now - 7),
+    ]
+    return GatewayDouble(*routes_of(*endpoints), states=states, checks=checks)
+
+
+async def told(gateway: GatewayDouble, sni: str) -> list[tuple[str, str]]:
+    """The steps that came to those of the core."""
+    explanation: Explanation = explain(gateway.table(), sni)
+    more = await ConsulFacts(gateway).added_to(explanation)
+    assert more.steps[: len(explanation.steps)] == explanation.steps
+    return [(step.rule, step.outcome) for step in more.steps[len(explanation.steps) :]]
+
+
+async def test_an_unhealthy_endpoint_is_told_with_its_check_and_what_it_said(autojump_clock: MockClock) -> None:
+    gateway = gateway_with(Endpoint(SICK.address, SICK.port, True, 1, SICK.node, SICK.instance), WELL)
+    await trio.sleep(30)
+    gateway.use(table_of(*routes_of(SICK, WELL)))
+    await trio.sleep(90)
+    assert await told(gateway, WEB) == [
+        (
+            "why unhealthy",
+            (
+                f'web-1 on n1 for 1m30s: check service:web-1 (Web TCP) is critical, it says "{OUTPUT}"; '
+                "check slow (Slow) is warning, it says nothing"
+            ),
+        ),
+        ("age of this", "Consul last answered 2m42s ago and is asked to tell of each change at once"),
+    ]
+    assert gateway.asked == [("n1", "")]
+
+
+async def test_what_was_unhealthy_from_the_start_is_so_for_an_unknown_time(autojump_clock: MockClock) -> None:
+    gateway = gateway_with(SICK)
+    await trio.sleep(5)
+    ((_, why), _) = await told(gateway, WEB)
+    assert why.startswith("web-1 on n1 for 5s or longer (it was when this gateway first saw it): check")
+
+
+async def test_another_datacenter_is_asked_for_its_checks_and_decides_the_rest(autojump_clock: MockClock) -> None:
+    gateway = gateway_with(SICK, WELL)
+    steps = await told(gateway, DC2)
+    assert gateway.asked == [("n1", "dc2")]
+    assert [rule for rule, _ in steps] == ["why unhealthy", "age of this", "next"]
+    assert steps[1][1].startswith("Consul last answered 7s ago")
+    assert "ask a gateway of datacenter dc2" in steps[2][1]
+
+
+@pytest.mark.parametrize(
+    ("kind", "there"),
+    [
+        (RouteKind.PARTITION, "partition p1"),
+        (RouteKind.PEER_IMPORT, "the peer that exports p1"),
+        (RouteKind.SERVER, ""),
+    ],
+)
+async def test_nodes_that_the_agent_does_not_know_are_not_asked_for(
+    kind: RouteKind, there: str, autojump_clock: MockClock
+) -> None:
+    gateway = GatewayDouble(Route(f"p1.{TRUST_DOMAIN}", kind, "p1", (SICK,), suffix=True), checks=CHECKS)
+    steps = dict(await told(gateway, f"web.p1.{TRUST_DOMAIN}"))
+    assert gateway.asked == []
+    assert steps["why unhealthy"].endswith(": check service:web-1 is critical")
+    assert steps.get("next", "").startswith(f"ask a gateway of {there}," if there else "")
+
+
+async def test_a_hostile_output_stays_one_line_and_short(autojump_clock: MockClock) -> None:
+    hostile = "\x1b[31mred\n\n\u202eevil\udcff " + "x" * 5000
+    gateway = gateway_with(SICK, checks=(HealthCheck("c", "C\x07", "critical", hostile, "web-1"),))
+    ((_, why), _) = await told(gateway, WEB)
+    assert why.isascii()
+    assert why.isprintable()
+    assert "\\x1b[31mred \\u202eevil\\udcff" in why
+    assert len(why) < 500
+
+
+async def test_many_unhealthy_endpoints_and_checks_are_counted_and_not_all_told(autojump_clock: MockClock) -> None:
+    sick = [Endpoint("10.0.0.7", port, False, 1, f"n{port}", "web-1", "x") for port in range(1, 9)]
+    checks = tuple(HealthCheck(f"c{number}", "C", "critical", "", "web-1") for number in range(5))
+    gateway = gateway_with(*sick, checks=checks)
+    steps = await told(gateway, WEB)
+    assert len(gateway.asked) == 5
+    assert [outcome for rule, outcome in steps if rule == "why unhealthy"][-1] == "3 more endpoints are not asked about"
+    assert steps[0][1].endswith("; 2 more checks fail")
+
+
+@pytest.mark.parametrize(
+    ("checks", "said"),
+    [
+        (ConsulUnreachableError("cannot reach Consul", "unreachable"), "its checks are not known: cannot reach Consul"),
+        ((), "check service:web-1 is critical; Consul shows no failing check at this moment"),
+    ],
+)
+async def test_where_consul_shows_no_check_the_tables_cause_stands(
+    checks: Any, said: str, autojump_clock: MockClock
+) -> None:
+    ((_, why), _) = await told(gateway_with(SICK, checks=checks), WEB)
+    assert why.endswith(said)
+
+
+async def test_data_that_grows_old_says_why(autojump_clock: MockClock) -> None:
+    gateway = gateway_with(WELL)
+    gateway.states[0].error = "cannot reach Consul"
+    assert await told(gateway, WEB) == [
+        ("age of this", "42s: Consul has not answered since: cannot reach Consul"),
+        ("age of the data", "1 watches fail, the oldest answer is 42 s old"),
+    ]
+
+
+async def test_a_missing_service_of_this_datacenter_is_asked_for(autojump_clock: MockClock) -> None:
+    gateway = gateway_with(WELL)
+    assert await told(gateway, f"nope.default.dc1.internal.{TRUST_DOMAIN}") == [
+        ("consul", "no such service registered: nope"),
+    ]
+    assert await told(gateway, f"nope.default.dc9.internal.{TRUST_DOMAIN}") == []
+    assert await told(gateway, "not a host name") == []
+
+
+async def test_before_consul_has_answered_that_is_said(autojump_clock: MockClock) -> None:
+    gateway = gateway_with(SICK)
+    gateway.consul_found = False
+    assert await told(gateway, WEB) == [("catalog", "not known yet: Consul has not answered")]
+    gateway.from_disk = 61.0
+    assert await told(gateway, WEB) == [("catalog", "from disk, 61 s old: Consul has not answered yet")]
