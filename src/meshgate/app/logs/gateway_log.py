@@ -71,7 +71,7 @@ class RefusalLog:
 
     def refused(self, refused: Refused) -> None:
         """Note a refused stream."""
-        if not self._bucket.try_acquire(trio.current_time()):
+        if not self._bucket.take(trio.current_time()):
             self._left_out += 1
             return
         more = {"left_out": self._left_out} if self._left_out else {}
