@@ -6,11 +6,12 @@ from contextlib import contextmanager
 from typing import Any
 
 from meshgate.adapters.consul import ConsulClient
+from meshgate.app.diagnostics.doctor import examine
 from meshgate.app.diagnostics.doctor.own_registration import registration
 from meshgate.app.settings.settings import Settings
 from meshgate.core.prerequisites import Finding, Status
 
-from .consul_double import inspected
+from .consul_double import inspected, may
 
 OK, WARNING, FAILED = Status.OK, Status.WARNING, Status.FAILED
 SERVICES, HEALTH = "/v1/agent/services", "/v1/health/service/mesh-gateway"
@@ -107,6 +108,8 @@ async def test_several_agents_behind_one_address_and_what_one_of_them_kept_are_t
 async def test_token_that_may_not_see_it_is_told_the_rule() -> None:
     async with inspected() as (double, client):
         double.set(SERVICES, b"Permission denied", status=403)
-        (refused,) = await found(client)
+        may(double, service_read=False)
+        settings = Settings.load({"MESHGATE_ADMIN_BIND": "off"}, environ={})
+        (refused,) = [each for each in await examine(client, settings) if each.check == "registration"]
         assert refused.status is FAILED
         assert refused.advice == 'add service "mesh-gateway" { policy = "read" } to the token\'s policy'

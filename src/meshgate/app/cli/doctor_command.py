@@ -46,4 +46,6 @@ def _show(findings: list[Finding], printer: Printer) -> None:
             printer.line(f"{'':8}-> {finding.advice}")
     counts = Counter(finding.status for finding in findings)
     printer.line()
-    printer.line(", ".join(f"{counts[status]} {status}" for status in Status))
+    warnings = counts[Status.WARNING]
+    plural = "" if warnings == 1 else "s"
+    printer.line(f"{counts[Status.OK]} ok, {warnings} warning{plural}, {counts[Status.FAILED]} failed")

@@ -87,7 +87,10 @@ class Examination:
         await self._gateways()
         await self.partitions()
         await self.peerings()
-        self.found += await own_registration.registration(self._client, self._settings)
+        try:
+            self.found += await own_registration.registration(self._client, self._settings)
+        except ConsulError as error:
+            self._failed(own_registration.CHECK, str(error), await self._advice(error))
         await self._machine(skew)
 
     # --- the agent ---------------------------------------------------------------------------------------------------

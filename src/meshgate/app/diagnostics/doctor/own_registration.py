@@ -10,7 +10,6 @@ from meshgate.adapters.consul import (
     ConsulError,
     OwnInstance,
     OwnRegistration,
-    PermissionDeniedError,
     lived_by,
 )
 from meshgate.app.gateway.own_addresses import OwnAddressKeeper
@@ -18,19 +17,19 @@ from meshgate.app.gateway.registration import definition_of, listen_addresses, m
 from meshgate.app.settings.settings import Settings
 from meshgate.core.prerequisites import Finding, Status
 
-_CHECK = "registration"
+CHECK = "registration"
 # Connections that are made anew to see whether they all lead to one agent.
 _CONNECTIONS = 4
 
 
 async def registration(client: ConsulClient, settings: Settings) -> list[Finding]:
-    """Findings about the registration, and about the agents that the address leads to."""
-    try:
-        held = None if settings.node_name else await client.agent_registration(settings.proxy_id)
-        instances = (await client.own_instances(settings.service, settings.proxy_id)).value
-    except ConsulError as error:
-        rule = error.missing_rule if isinstance(error, PermissionDeniedError) else None
-        return [Finding(_CHECK, Status.FAILED, str(error), f"add {rule} to the token's policy" if rule else "")]
+    """Findings about the registration, and about the agents that the address leads to.
+
+    Raises:
+        ConsulError: neither the agent nor the catalog tells.
+    """
+    held = None if settings.node_name else await client.agent_registration(settings.proxy_id)
+    instances = (await client.own_instances(settings.service, settings.proxy_id)).value
     if not settings.register:
         if settings.node_name:
             held = next((each.registration for each in instances if each.node == settings.node_name), None)
@@ -53,22 +52,22 @@ def _existing(settings: Settings, held: OwnRegistration | None) -> Finding:
             else "consul services register with kind, name and id of the gateway, or leave out --no-register; "
             "MESHGATE_NODE_NAME where no agent holds it"
         )
-        return Finding(_CHECK, Status.FAILED, missing_registration(settings), advice)
+        return Finding(CHECK, Status.FAILED, missing_registration(settings), advice)
     if held.kind != GATEWAY_KIND:
         detail = f"{held.id!r} is of kind {held.kind or 'none'}"
-        return Finding(_CHECK, Status.FAILED, detail, f"register it with kind {GATEWAY_KIND}")
-    return Finding(_CHECK, Status.OK, f"{held.id} at {_place(held)}")
+        return Finding(CHECK, Status.FAILED, detail, f"register it with kind {GATEWAY_KIND}")
+    return Finding(CHECK, Status.OK, f"{held.id} at {_place(held)}")
 
 
 async def _to_be_made(settings: Settings, held: OwnRegistration | None) -> Finding:
     if held is None:
-        return Finding(_CHECK, Status.OK, f"no {settings.proxy_id} on this agent yet")
+        return Finding(CHECK, Status.OK, f"no {settings.proxy_id} on this agent yet")
     addresses, bound = OwnAddressKeeper(settings), listen_addresses(settings)
     told = await lived_by(held, definition_of(settings), lambda *place: addresses.is_own(bound, *place))
     if told:
         detail, _, advice = told.partition(": ")
-        return Finding(_CHECK, Status.FAILED, detail, advice)
-    return Finding(_CHECK, Status.OK, f"{held.id} at {_place(held)}")
+        return Finding(CHECK, Status.FAILED, detail, advice)
+    return Finding(CHECK, Status.OK, f"{held.id} at {_place(held)}")
 
 
 def _left_behind(settings: Settings, instances: Collection[OwnInstance], nodes: Collection[str]) -> list[Finding]:
