@@ -144,6 +144,10 @@ def hanging_agent(double: FakeConsul) -> Iterator[None]:
 
 def agent_answers(double: FakeConsul, datacenter: str = "dc1") -> None:
     double.set("/v1/agent/self", {"Config": {"Datacenter": datacenter, "NodeName": "n1"}})
+    double.set("/v1/agent/services", {}, index=None)
+    double.set("/v1/agent/checks", {}, index=None)
+    double.set("/v1/health/service/mesh-gateway", [])
+    double.set("/v1/config/service-defaults", [])
     double.set("/v1/agent/service/register", None)
     double.set("/v1/agent/service/deregister/mesh-gateway", None)
     held = {"ID": "mesh-gateway", "Service": "mesh-gateway", "Port": 8443, "ContentHash": "a"}

@@ -88,6 +88,7 @@ class MeshDouble(FakeConsul):
         agent = {"Config": {"Datacenter": "dc1", "NodeName": "n1", "Version": self.version}, "DebugConfig": {}}
         self.set_at("/v1/agent/self", agent, index=None, partition=partition)
         self.set_at("/v1/agent/checks", {}, index=None, **place)
+        self.set_at("/v1/agent/services", {}, index=None, **place)
         self.set_at("/v1/catalog/nodes", [{"Node": "n1"}], partition=partition)
         self.set_at("/v1/config/service-resolver", [], **place)
         self.set_at("/v1/internal/ui/services", [], **place)
@@ -174,6 +175,7 @@ class MeshDouble(FakeConsul):
     def _register(self, seen: Seen) -> None:
         if seen.path.startswith("/v1/agent/service/deregister/"):
             self.set_at(seen.path, None, index=None, **_place_of(seen))
+            self.set_at("/v1/agent/services", {}, index=None, **_place_of(seen))
         if seen.path != "/v1/agent/service/register":
             return
         self.set_at(seen.path, None, index=None, **_place_of(seen))
@@ -182,6 +184,7 @@ class MeshDouble(FakeConsul):
         held = {"ID": payload["ID"], "Service": payload["Name"], "Port": payload["Port"], "ContentHash": "h1"}
         held |= {name: payload[name] for name in ("Address", "TaggedAddresses", "Meta", "Proxy") if name in payload}
         self.set(key(f"/v1/agent/service/{payload['ID']}", **_place_of(seen)), held, index=None, hash="h1")
+        self.set_at("/v1/agent/services", {payload["ID"]: held}, index=None, **_place_of(seen))
         address = payload.get("Address") or "127.0.0.1"
         self.gateway(partition, address, payload["Port"], name=payload["Name"], instance=payload["ID"])
 
