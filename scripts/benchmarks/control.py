@@ -1,12 +1,19 @@
-"""The control plane's share: looking a name up, and replacing the table while streams go on."""
+"""What needs no traffic: reading a hello, looking a name up, and replacing the table while streams go on."""
 
+import gzip
+import json
 import time
+import timeit
 from collections.abc import Mapping
 from functools import partial
+from statistics import median
+
+from meshgate.core.hello import parse_hello
 
 from .gateway import table_of
-from .peers import Place, Relay, Subject, Target, ask, sni
+from .peers import SCRIPTS, Place, Relay, Subject, Target, ask, sni
 from .processes import BenchError, on_core
+from .traffic import hostile_hello
 
 LOOKUPS = 20_000
 
@@ -26,6 +33,28 @@ def lookup(place: Place, *, routes: int) -> Mapping[str, float]:
     if found:
         raise BenchError("a route was not found, or one too many was")
     return {"hit_ns": (middle - begun) / LOOKUPS, "miss_ns": (done - middle) / LOOKUPS}
+
+
+def hellos(place: Place) -> Mapping[str, float]:
+    """What reading a hello takes, each one many times over."""
+    data = SCRIPTS.parent / "tests" / "data" / "hellos"
+    with gzip.open(data / "corpus.jsonl.gz", "rt", encoding="ascii") as lines:
+        corpus = [bytes.fromhex(json.loads(line)["hex"]) for line in lines]
+    resumed = {
+        row["client"].split()[0].lower(): bytes.fromhex(row["hex"])
+        for row in map(json.loads, (data / "resumed.jsonl").read_text(encoding="ascii").splitlines())
+    }
+    with on_core(place.cores.relay):
+        return {
+            "corpus_us": median(_reading(hello, 5) for hello in corpus),
+            **{f"{client}_us": _reading(hello, 50) for client, hello in resumed.items()},
+            "flood_us": _reading(hostile_hello(), 5),
+        }
+
+
+def _reading(hello: bytes, turns: int) -> float:
+    """The least of some measurements, in µs: whatever else happens only adds to it."""
+    return min(timeit.repeat(lambda: parse_hello(hello), number=20, repeat=turns)) / 20 * 1e6
 
 
 def update(place: Place, *, services: int, seconds: float) -> Mapping[str, float]:

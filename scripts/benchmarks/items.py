@@ -249,6 +249,18 @@ def work_items(sizes: Sizes, tls_name: str, tls_port: int) -> list[Item]:
             partial(traffic.two_kinds, at_once=16, seconds=seconds),
             workers=(1, 2),
         ),
+        Item(
+            "hello-read",
+            "Reading a hello",
+            (
+                Metric("corpus_us", "µs, median of the corpus"),
+                Metric("envoy_us", "µs, Envoy, resumed"),
+                Metric("openssl_us", "µs, OpenSSL, resumed"),
+                Metric("go_us", "µs, Go, resumed, hybrid"),
+                Metric("flood_us", "µs, the flood's", 0),
+            ),
+            alone=control.hellos,
+        ),
         *(
             Item(
                 f"lookup-{routes}",

@@ -110,6 +110,7 @@ GOALS = (
     Goal("p50 of a round trip, 32 connections", "roundtrip-32", "p50_us", 0.85, 1.1),
     Goal("p99 of a round trip, 32 connections", "roundtrip-32", "p99_us", 0.85, 1.1),
     Goal("a connection beside 5,000 hostile hellos a second", "flood-5000", "p90_ms", most=20),
+    Goal("reading a hello, median of the corpus", "hello-read", "corpus_us", most=5),
     Goal("memory per idle connection", "idle-5000", "kb_per_stream", 0.10, 0.4),
     Goal("memory of the whole product at rest, 2 workers", "product-100", "mb", 0.9, None, "rest-100"),
 )

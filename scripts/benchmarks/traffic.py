@@ -119,11 +119,11 @@ def beside_flood(place: Place, subject: Subject, *, rate: int, seconds: float) -
 
 
 def hostile_hello() -> bytes:
-    """16,272 bytes that take as long to read as a stranger can make them: a hello in records of one byte each."""
+    """16,296 bytes that take as long to read as a stranger can make them: a hello in records of one byte each."""
     name = sni("nobody").encode()
     server_name = b"\0" + len(name).to_bytes(2) + name
     extensions = b"\0\0" + (len(server_name) + 2).to_bytes(2) + len(server_name).to_bytes(2) + server_name
-    extensions += b"\0\x15" + (2500).to_bytes(2) + bytes(2500)
+    extensions += b"\0\x15" + (2585).to_bytes(2) + bytes(2585)
     body = b"\3\3" + bytes(32) + b"\0" + b"\0\2\x13\x01" + b"\1\0" + len(extensions).to_bytes(2) + extensions
     message = b"\1" + len(body).to_bytes(3) + body
     return b"".join(b"\x16\3\1\0\1" + bytes((byte,)) for byte in message)
