@@ -11,8 +11,7 @@ import trio
 from meshgate.adapters.admin.http_server import Request, Response
 from meshgate.adapters.consul.watch_registry import WatchKey, WatchState
 from meshgate.adapters.relay import OpenStream
-from meshgate.app.admin.dashboard import DashboardState
-from meshgate.app.admin.dashboard_sampler import FRESH, MOST_STREAMS, STALE, Sampler
+from meshgate.app.admin.dashboard import FRESH, MOST_STREAMS, STALE, DashboardState, Sampler
 from meshgate.core.reasons import Reason
 from meshgate.core.routes import RouteKind
 

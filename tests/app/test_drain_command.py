@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from meshgate.adapters.admin.http_server import error_response, json_response, text_response
-from meshgate.app.admin import dashboard_sampler
+from meshgate.app.admin import dashboard
 from meshgate.app.cli import drain_command
 from meshgate.app.cli.main import execute
 
@@ -26,7 +26,7 @@ def clean_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(drain_command, "_INTERVAL", 0.0)
     monkeypatch.setattr(drain_command, "_LOOK", 0.005)
-    monkeypatch.setattr(dashboard_sampler, "FRESH", 0.0)
+    monkeypatch.setattr(dashboard, "FRESH", 0.0)
 
 
 def gateway_that_runs_out(streams: int) -> GatewayDouble:

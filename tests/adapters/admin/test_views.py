@@ -41,6 +41,7 @@ def test_routes_have_the_promised_shape(table: RouteTable) -> None:
         "sni": WEB,
         "match": "exact",
         "kind": "service",
+        "destination": "web",
         "endpoints": [
             {
                 "address": "10.0.0.7",

@@ -43,6 +43,7 @@ def _route(route: Route) -> dict[str, Any]:
         "sni": safe_text(route.sni),
         "match": route.match,
         "kind": route.kind,
+        "destination": safe_text(route.destination),
         "endpoints": [endpoint_view(endpoint) for endpoint in route.endpoints],
     }
 

@@ -20,8 +20,18 @@ instance, which one trio task owns. A worker imports nothing that it does not ne
 Each imports only what stands below it, or `context`, and nothing imports back.
 """
 
-from .counters import CONNECT_BUCKETS, STREAM_BUCKETS, Counters, OpenStream, Refused, StreamRecord
+from .counters import CONNECT_BUCKETS, STREAM_BUCKETS, Counters, Destination, OpenStream, Refused, StreamRecord
 from .limits import Limits
 from .relay import Relay
 
-__all__ = ["CONNECT_BUCKETS", "STREAM_BUCKETS", "Counters", "Limits", "OpenStream", "Refused", "Relay", "StreamRecord"]
+__all__ = [
+    "CONNECT_BUCKETS",
+    "STREAM_BUCKETS",
+    "Counters",
+    "Destination",
+    "Limits",
+    "OpenStream",
+    "Refused",
+    "Relay",
+    "StreamRecord",
+]

@@ -21,7 +21,7 @@ from prometheus_client.utils import floatToGoString
 
 from meshgate import __version__
 from meshgate.adapters.admin.http_server import Request, Response
-from meshgate.adapters.relay import CONNECT_BUCKETS, STREAM_BUCKETS, Counters
+from meshgate.adapters.relay import CONNECT_BUCKETS, STREAM_BUCKETS, Counters, Destination
 from meshgate.app.admin.gateway_view import GatewayView
 from meshgate.app.logs import logs
 from meshgate.core.reasons import Reason
@@ -30,7 +30,6 @@ from meshgate.core.routes import RouteKind, RouteTable
 MAX_DESTINATIONS: Final = 5000
 OTHER: Final = "other"
 
-Destination = tuple[RouteKind, str]
 Counts = Mapping[tuple[str, ...], int]
 Samples = float | Mapping[str, float] | Mapping[str, int] | Counts
 """A number; or numbers by the value of the one label, or by the values of all labels."""

@@ -2,11 +2,15 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import meshgate.adapters.admin
-from meshgate.adapters.admin.dashboard_view import (
+from meshgate.adapters.admin.http_server import Request, Response
+from meshgate.adapters.admin.static_files import FOLDER, static_routes
+from meshgate.adapters.relay import Counters
+from meshgate.app.admin.dashboard import (
     MAX_ENDPOINTS,
     MAX_PLACES,
     MAX_ROWS,
@@ -17,8 +21,6 @@ from meshgate.adapters.admin.dashboard_view import (
     refused_view,
     totals_view,
 )
-from meshgate.adapters.admin.http_server import Request, Response
-from meshgate.adapters.admin.static_files import FOLDER, static_routes
 from meshgate.core.reasons import Reason
 from meshgate.core.routes import Endpoint, Route, RouteKind, RouteTable
 
@@ -39,6 +41,10 @@ def route(name: str, *healthy: bool, kind: RouteKind = SERVICE, port: int = 1) -
 
 def table(*routes: Route) -> RouteTable:
     return RouteTable.of("dc1", "td", "default", iter(routes))
+
+
+def sample(at: float, opened: dict[str, int] | None = None, **numbers: Any) -> Sample:
+    return Sample(at, Counters(**numbers), opened)
 
 
 NOW = Span(None, Sample(10.0))
@@ -80,8 +86,18 @@ def test_files_stay_small() -> None:
 
 def test_rates_are_unknown_at_first_and_then_those_between_the_samples() -> None:
     key = (SERVICE, "web")
-    before = Sample(10.0, received=100, connections={key: 4}, refused={Reason.NO_SNI: 1}, connect_counts=(1, 0))
-    after = Sample(12.0, 3, 500, 7, {key: 10}, {Reason.NO_SNI: 2}, (1, 5), carried={key: (400, 6)}, open={"web.td": 3})
+    before = sample(10.0, bytes_received=100, connections={key: 4}, refused={Reason.NO_SNI: 1}, connect_counts=[1, 0])
+    after = sample(
+        12.0,
+        {"web.td": 3},
+        active=3,
+        bytes_received=500,
+        bytes_sent=7,
+        connections={key: 10},
+        refused={Reason.NO_SNI: 2},
+        connect_counts=[1, 5],
+        carried={key: (400, 6)},
+    )
     assert totals_view(Span(None, after))["streams_rate"] is None
     assert totals_view(Span(before, after)) == {
         "open": 3,
@@ -107,7 +123,7 @@ def test_rates_are_unknown_at_first_and_then_those_between_the_samples() -> None
 
 
 def test_counters_that_went_back_give_no_negative_rate() -> None:
-    before, after = Sample(1.0, received=10), Sample(2.0, received=5)
+    before, after = sample(1.0, bytes_received=10), sample(2.0, bytes_received=5)
     assert totals_view(Span(before, after))["received_rate"] == 0
 
 
@@ -129,7 +145,7 @@ def test_destinations_are_filtered_by_name_sni_and_kind() -> None:
 )
 def test_destinations_are_ordered_as_asked(sort: str, names: list[str]) -> None:
     routes = table(route("a", True, False), route("b", True), route("c", False))
-    span = Span(None, Sample(1.0, connections={(SERVICE, "b"): 2, (SERVICE, "a"): 1}))
+    span = Span(None, sample(1.0, connections={(SERVICE, "b"): 2, (SERVICE, "a"): 1}))
     assert [row["name"] for row in destinations_view(routes, span, sort=sort)["rows"]] == names  # type: ignore[arg-type]
 
 
@@ -157,7 +173,7 @@ def test_places_sum_up_what_belongs_together() -> None:
         route("n1.server.dc1", True, kind=RouteKind.SERVER),
         route("server.dc1", True, kind=RouteKind.SERVER),
     )
-    after = Sample(2.0, connections={(SERVICE, "web"): 5, (RouteKind.SUBSET, "v2.web"): 2}, open={"web.td": 1})
+    after = sample(2.0, {"web.td": 1}, connections={(SERVICE, "web"): 5, (RouteKind.SUBSET, "v2.web"): 2})
     services, servers, dc2 = places_view(routes, Span(Sample(1.0), after))["shown"]
     assert (services["kind"], services["destinations"], services["endpoints"]) == ("services", 2, 3)
     assert (services["healthy"], services["down"], services["streams"], services["rate"]) == (1, 1, 7, 7.0)
