@@ -11,7 +11,8 @@ import pytest
 import trio
 
 from meshgate.adapters.consul import ConsulClient
-from meshgate.app.diagnostics.doctor import examine, host
+from meshgate.app.diagnostics import doctor_machine
+from meshgate.app.diagnostics.doctor import examine
 from meshgate.app.settings.settings import Settings
 from meshgate.core.prerequisites import Finding, Status
 from tests.adapters.consul.fake_consul import FakeConsul, row
@@ -200,7 +201,7 @@ async def test_a_port_below_1024_needs_a_right(monkeypatch: pytest.MonkeyPatch) 
         raise PermissionError(errno.EACCES, "Permission denied")
 
     async with inspected() as (_, client):
-        monkeypatch.setattr(host, "_bind", refused)
+        monkeypatch.setattr(doctor_machine, "_bind", refused)
         found = (await findings(client))["port default"]
         assert (found.status, "CAP_NET_BIND_SERVICE" in found.advice) == (FAILED, True)
 

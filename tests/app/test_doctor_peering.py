@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 from meshgate.adapters.consul import ConsulAddress, ConsulClient
-from meshgate.app.diagnostics.doctor.examination import Examination
+from meshgate.app.diagnostics.doctor import Examination
 from meshgate.app.settings.settings import Settings
 from meshgate.core.prerequisites import Finding, Status
 from tests.adapters.consul.mesh_double import MeshDouble, chain, exported, mesh_double, peering

@@ -7,7 +7,7 @@ from typing import Any
 
 from meshgate.adapters.consul import ConsulClient
 from meshgate.app.diagnostics.doctor import examine
-from meshgate.app.diagnostics.doctor.own_registration import registration
+from meshgate.app.diagnostics.doctor_registration import registration
 from meshgate.app.settings.settings import Settings
 from meshgate.core.prerequisites import Finding, Status
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from meshgate.app.diagnostics.modes import ModesReader, UpstreamReport
+from meshgate.app.diagnostics.modes_report import ModesReader, UpstreamReport
 from tests.adapters.consul.fake_consul import FakeConsul, row
 
 from .consul_double import datacenter, gateway, inspected

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from meshgate.adapters.consul import ConsulClient
-from meshgate.app.diagnostics.modes import ModesReader, ModesReport
+from meshgate.app.diagnostics.modes_report import ModesReader, ModesReport
 from tests.adapters.consul.fake_consul import FakeConsul, row
 
 from .consul_double import gateway, inspected

@@ -385,6 +385,7 @@ async def test_probe_shows_that_nothing_listens_at_the_gateway(world: World) -> 
     outcome = await probe(world.federation.dc1, world.token, "web", f"--via=127.0.0.1:{free_ports(1)[0]}")
     assert outcome.data["failure"] == {
         "step": "connect",
+        "verdict": "unreachable",
         "alert": None,
         "detail": "Connection refused",
         "meaning": "nobody listens there, or a firewall is in between",

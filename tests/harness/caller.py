@@ -131,7 +131,7 @@ class Caller:
             raise WrongPeerError(f"{peer.spiffe_id} is of another trust domain")
         return Met(
             spiffe_id=peer.spiffe_id,
-            expires=peer.certificate.not_valid_after_utc,
+            expires=peer.expires,
             tls_version=peer.tls_version,
             cipher=peer.cipher,
             connect_seconds=connect_seconds,

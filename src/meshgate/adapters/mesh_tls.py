@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Final
 
@@ -52,8 +53,8 @@ class WrongPeerError(Exception):
 class Peer:
     """Who is at the other end of a handshake, as its certificate says."""
 
-    certificate: x509.Certificate
     spiffe_id: str
+    expires: datetime
     tls_version: str
     cipher: str
 
@@ -126,7 +127,7 @@ def peer_of(session: ssl.SSLObject | trio.SSLStream[trio.SocketStream]) -> Peer:
     if encoded is None or cipher is None:
         raise WrongPeerError("it proved no identity")
     certificate = x509.load_der_x509_certificate(encoded)
-    return Peer(certificate, spiffe_id(certificate), session.version() or "", cipher[0])
+    return Peer(spiffe_id(certificate), certificate.not_valid_after_utc, session.version() or "", cipher[0])
 
 
 def spiffe_id(certificate: x509.Certificate) -> str:

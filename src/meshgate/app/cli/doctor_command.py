@@ -5,6 +5,7 @@ from collections import Counter
 from typing import Final
 
 import click
+import msgspec
 
 from meshgate.app.cli.output import Printer
 from meshgate.app.cli.setting_options import Command, with_settings
@@ -29,11 +30,7 @@ def doctor(settings: Settings, *, as_json: bool) -> int:
     findings = inspect(settings, lambda client: examine(client, settings))
     failed = any(finding.status is Status.FAILED for finding in findings)
     if as_json:
-        checks = [
-            {"check": each.check, "status": each.status, "detail": each.detail, "advice": each.advice}
-            for each in findings
-        ]
-        click.echo(json.dumps({"ok": not failed, "checks": checks}, indent=2))
+        click.echo(json.dumps({"ok": not failed, "checks": msgspec.to_builtins(findings)}, indent=2))
     else:
         _show(findings, Printer())
     return 1 if failed else 0

@@ -4,13 +4,14 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import click
+import msgspec
 
 from meshgate.app.cli.output import Printer
 from meshgate.app.cli.setting_options import CONSUL_SETTINGS, Command, with_settings
 from meshgate.app.settings.settings import Settings
 
 if TYPE_CHECKING:
-    from meshgate.app.diagnostics.modes import ModesReport, UpstreamReport, Way
+    from meshgate.app.diagnostics.modes_report import ModesReport, UpstreamReport, Way
 
 
 @click.command(cls=Command, short_help="Show the mesh gateway mode of each sidecar's upstreams.")
@@ -25,7 +26,7 @@ def modes(settings: Settings, text: str, *, as_json: bool) -> None:
     configuration: a mode that both set counts as set by the latter.
     """
     from meshgate.app.diagnostics.inspection import inspect  # noqa: PLC0415 - heavy
-    from meshgate.app.diagnostics.modes import ModesReader  # noqa: PLC0415 - heavy
+    from meshgate.app.diagnostics.modes_report import ModesReader  # noqa: PLC0415 - heavy
 
     report = inspect(settings, lambda client: ModesReader(client, settings.service).read(text))
     if as_json:
@@ -66,17 +67,8 @@ def _upstream_view(report: "UpstreamReport") -> dict[str, Any]:
         "notes": report.notes,
         "targets": [
             {
-                "service": way.target.service,
-                "subset": way.target.subset,
-                "datacenter": way.target.datacenter,
-                "namespace": way.target.namespace,
-                "partition": way.target.partition,
-                "peer": way.target.peer,
-                "sni": way.target.sni,
-                "path": [
-                    {"to": leg.hop.name.lower(), "addresses": [str(address) for address in leg.addresses]}
-                    for leg in way.legs
-                ],
+                **msgspec.to_builtins(way.target),
+                "path": [{"to": leg.hop.name.lower(), "addresses": list(map(str, leg.addresses))} for leg in way.legs],
                 "problems": way.problems,
             }
             for way in report.ways

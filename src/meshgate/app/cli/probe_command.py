@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import click
+import msgspec
 
 from meshgate.app.cli.output import Printer
 from meshgate.app.cli.setting_options import CONSUL_SETTINGS, Command, with_settings
@@ -112,7 +113,6 @@ def _ask_first(version: str, identity: str) -> None:
 
 
 def _view(result: "Probe") -> dict[str, Any]:
-    met, failure = result.met, result.failure
     return {
         "ok": result.ok,
         "verdict": result.verdict,
@@ -123,18 +123,9 @@ def _view(result: "Probe") -> dict[str, Any]:
         "gateway": result.gateway,
         "address": str(result.address) if result.address else None,
         "caller": result.caller or None,
-        "met": met
-        and {
-            "spiffe_id": met.spiffe_id,
-            "expires": met.expires.isoformat(),
-            "tls_version": met.tls_version,
-            "cipher": met.cipher,
-        },
-        "steps": [
-            {"step": each.step, "ok": each.ok, "seconds": each.seconds, "detail": each.detail} for each in result.steps
-        ],
-        "failure": failure
-        and {"step": failure.step, "alert": failure.alert, "detail": failure.detail, "meaning": failure.meaning},
+        "met": msgspec.to_builtins(result.met),
+        "steps": msgspec.to_builtins(result.steps),
+        "failure": msgspec.to_builtins(result.failure),
     }
 
 

@@ -7,7 +7,6 @@ the agent keeps it too, see `core.prerequisites.gives_keys_away`.
 
 import ssl
 from dataclasses import dataclass, field
-from datetime import datetime
 from enum import StrEnum
 from typing import Final, NoReturn
 
@@ -26,6 +25,7 @@ from meshgate.adapters.consul import (
     Tenant,
 )
 from meshgate.adapters.mesh_tls import (
+    Peer,
     RefusedError,
     UntrustedError,
     WrongPeerError,
@@ -91,16 +91,6 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
-class Met:
-    """Whom the probe met."""
-
-    spiffe_id: str
-    expires: datetime
-    tls_version: str
-    cipher: str
-
-
-@dataclass(frozen=True, slots=True)
 class Failure:
     """What ended the probe: at which step, the TLS alert if one came, and what it means."""
 
@@ -137,7 +127,7 @@ class Probe:
     caller: str = ""
     gateway: str = ""
     address: HostPort | None = None
-    met: Met | None = None
+    met: Peer | None = None
     failure: Failure | None = None
     steps: list[Step] = field(default_factory=list)
 
@@ -275,10 +265,9 @@ class Probe:
 
     def _identify(self, stream: trio.SSLStream[trio.SocketStream], destination: _Destination) -> None:
         try:
-            peer = peer_of(stream)
+            self.met = peer = peer_of(stream)
         except WrongPeerError as error:
             self._fail("identity", Verdict.WRONG_IDENTITY, str(error))
-        self.met = Met(peer.spiffe_id, peer.certificate.not_valid_after_utc, peer.tls_version, peer.cipher)
         if peer.spiffe_id.lower() not in map(str.lower, destination.identities):
             detail = f"met {peer.spiffe_id} instead of {' or '.join(destination.identities)}"
             self._fail("identity", Verdict.WRONG_IDENTITY, detail)

@@ -27,7 +27,7 @@ from meshgate.adapters.consul import (
 )
 from meshgate.adapters.machine import RESERVED, reachable_descriptors
 from meshgate.adapters.mesh_tls import RefusedError, connect
-from meshgate.app.diagnostics.doctor import host, own_registration
+from meshgate.app.diagnostics import doctor_machine, doctor_registration
 from meshgate.app.diagnostics.inspection import HOW_TO_GIVE_ONE, NONE_GIVEN, gateways_in, healthy
 from meshgate.app.settings.settings import Settings
 from meshgate.core import prerequisites
@@ -88,9 +88,9 @@ class Examination:
         await self.partitions()
         await self.peerings()
         try:
-            self.found += await own_registration.registration(self._client, self._settings)
+            self.found += await doctor_registration.registration(self._client, self._settings)
         except ConsulError as error:
-            self._failed(own_registration.CHECK, str(error), await self._advice(error))
+            self._failed(doctor_registration.CHECK, str(error), await self._advice(error))
         await self._machine(skew)
 
     # --- the agent ---------------------------------------------------------------------------------------------------
@@ -383,8 +383,8 @@ class Examination:
 
     async def _machine(self, skew: float | None) -> None:
         settings, agent = self._settings, self._agent
-        self.found += host.addresses(settings, federated=bool(self._others) or not self._own)
-        self.found += await host.ports(settings)
+        self.found += doctor_machine.addresses(settings, federated=bool(self._others) or not self._own)
+        self.found += await doctor_machine.ports(settings)
         if self._own or agent:
             self.found.append(prerequisites.clock(skew))
         self.found.append(prerequisites.descriptors(reachable_descriptors(), settings.max_connections, RESERVED))
