@@ -15,6 +15,7 @@ from meshgate.core.prerequisites import (
     http_export,
     keys_of_services,
     one_primary,
+    stops_without,
     wan_address,
 )
 
@@ -207,3 +208,16 @@ def test_an_export_over_http_is_told_with_the_remedy_by_name() -> None:
         assert "protocol grpc" in finding.detail
         assert 'protocol = "tcp" in service-defaults/api' in finding.advice
         assert "Envoy gateway" in finding.advice
+
+
+@pytest.mark.parametrize(
+    ("path", "endpoint", "stops"),
+    [
+        ("/v1/agent/connect/ca/leaf/web", "/v1/agent/connect/ca/leaf", "`meshgate probe` gets no certificate"),
+        ("/v1/health/connect/web", "/v1/health/connect", "services have no endpoints"),
+        ("/v1/peerings", "/v1/peerings", "services of peers have no route"),
+        ("/v1/operator/x", "/v1/operator/x", "what it tells is missing"),
+    ],
+)
+def test_what_stops_working_without_an_endpoint(path: str, endpoint: str, stops: str) -> None:
+    assert stops_without(path) == (endpoint, stops)

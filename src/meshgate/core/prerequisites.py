@@ -101,6 +101,16 @@ def keys_of_services(version: str, blocked: Collection[str] = ()) -> Finding | N
     return Finding(check, Status.WARNING, detail, advice)
 
 
+def stops_without(path: str) -> tuple[str, str]:
+    """An endpoint by the path of a request, and what stops working where the agent blocks it."""
+    if path.startswith(LEAF_ENDPOINT):
+        return LEAF_ENDPOINT, "`meshgate probe` gets no certificate"
+    for used, stops in _USED.items():
+        if path.startswith(endpoint := used.removesuffix("/*")):
+            return endpoint, stops
+    return path, "what it tells is missing"
+
+
 def blocked_endpoints(blocked: Collection[str]) -> list[Finding]:
     """What stops working where the agent blocks endpoints that the gateway asks; `blocked` are beginnings of paths."""
     advice = "take it out of http_config { block_endpoints }, or give the gateway another agent"

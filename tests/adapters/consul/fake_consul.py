@@ -7,6 +7,7 @@ left out, answers that never block, no answer at all.
 """
 
 import json
+import re
 import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -19,6 +20,10 @@ import h11
 import trio
 
 from meshgate.core.durations import parse_duration
+
+_KINDS = "mesh|exported-services|sameness-group|service-defaults|proxy-defaults"
+KIND = re.compile(rf"/v1/config/(?:{_KINDS})")
+_ENTRY = re.compile(rf"(/v1/config/(?:{_KINDS}))/[^/?]+(\?.*)?")
 
 
 @dataclass
@@ -77,7 +82,27 @@ class FakeConsul:
         self.resources[path] = Resource(body, **fields)
         if before is not None:
             before.changed.set()
+        if entry := _ENTRY.fullmatch(path):
+            self._list_entries(*entry.groups(default=""))
         return self.resources[path]
+
+    def _list_entries(self, kind: str, place: str) -> None:
+        """The list of a kind of config entries, by what is set for each of them: it leaves out what is forbidden."""
+        ours = {key: each for key, each in self.resources.items() if (it := _ENTRY.fullmatch(key)) and it[1] == kind}
+        named = {
+            key.partition("?")[0].rpartition("/")[2]: each
+            for key, each in ours.items()
+            if key.partition("?")[1:] == place.partition("?")[1:]
+        }
+        entries = list(named.values())
+        rows = [{"Name": name, **each.body} for name, each in named.items() if each.status == 200]
+        filtered = any(each.status == 403 for each in entries)
+        headers = {"X-Consul-Results-Filtered-By-ACLs": "true"} if filtered else {}
+        broken = next((each for each in entries if each.status not in (200, 403, 404)), None)
+        if broken is None:
+            self.set(kind + place, rows, headers=headers)
+        else:
+            self.set(kind + place, broken.body, status=broken.status)
 
     def paths(self) -> list[str]:
         return [seen.path for seen in self.seen]
@@ -168,6 +193,8 @@ class FakeConsul:
             return refusal
         key = self.key_of(seen)
         missing = Resource("Invalid URL path: not a recognized HTTP API endpoint", index=None, status=404)
+        if seen.method == "GET" and KIND.fullmatch(seen.path):
+            self.resources.setdefault(key, Resource([]))
         resource = self.resources.get(key, missing)
         query = seen.query
         waits = ("index" in query and resource.index is not None and int(query["index"]) >= resource.index) or (

@@ -23,7 +23,7 @@ from typing import Any
 
 import trio
 
-from .fake_consul import FakeConsul, Resource, Seen, row
+from .fake_consul import KIND, FakeConsul, Resource, Seen, row
 
 TRUST_DOMAIN = "11111111-2222-3333-4444-555555555555.consul"
 _PLACE = ("dc", "ns", "partition", "peer")
@@ -61,7 +61,11 @@ class MeshDouble(FakeConsul):
             return Resource(text.encode(), index=None, status=400)
         if seen.path.startswith("/v1/config/sameness-group") and self._before(1, 16):
             return Resource(b"invalid config entry kind: sameness-group", index=None, status=500)
-        if seen.path.startswith("/v1/config/") and self.key_of(seen) not in self.resources:
+        if (
+            seen.path.startswith("/v1/config/")
+            and self.key_of(seen) not in self.resources
+            and not KIND.fullmatch(seen.path)
+        ):
             self.set_at(seen.path, b"Config entry not found", **_place_of(seen), status=404)
         return None
 

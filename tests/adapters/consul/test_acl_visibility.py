@@ -8,6 +8,7 @@ from trio.testing import MockClock
 
 from meshgate.adapters.consul import (
     Cursor,
+    EndpointBlockedError,
     Page,
     PermissionDeniedError,
     Rule,
@@ -248,7 +249,7 @@ async def test_a_token_for_one_node_is_not_stale_for_good_after_its_agent_restar
 async def test_where_the_agent_blocks_internal_endpoints_gateways_of_other_names_are_found_or_missed_aloud(
     autojump_clock: MockClock, version: str
 ) -> None:
-    blocked = PermissionDeniedError("Endpoint is blocked by agent configuration")
+    blocked = EndpointBlockedError("/v1/internal/ui/services")
     model = Model(
         wan=(OWN, "dc2"),
         remote={"dc2": {"odd": (gateway("dc2", name="odd"),)}},

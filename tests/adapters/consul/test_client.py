@@ -129,7 +129,8 @@ async def test_gateways_of_one_kind_are_asked_of_their_datacenter() -> None:
         double.set("/v1/health/service/gw?dc=dc2", rows)
         page = await client.instances("gw", Cursor(), datacenter="dc2", kind="mesh-gateway")
         assert [instance.id for instance in page.value] == ["gw-1"]
-        assert double.seen[0].query == {"dc": "dc2", "filter": 'Service.Kind == "mesh-gateway"'}
+        chosen = 'Service.Kind == "mesh-gateway"'
+        assert double.seen[0].query == {"dc": "dc2", "filter": chosen, "near": "_agent"}
 
 
 async def test_every_other_endpoint_is_read() -> None:

@@ -16,8 +16,9 @@ from .fake_consul import row
 from .mesh_double import TRUST_DOMAIN, MeshDouble, chain, exported, mesh_double, peering
 from .mesh_watched import PATIENCE, following
 
-ENTRY = "/v1/config/exported-services/default"
-GROUP = "/v1/config/sameness-group/all"
+ENTRIES = "/v1/config/exported-services"
+GROUPS = "/v1/config/sameness-group"
+GROUP = f"{GROUPS}/all"
 TO_GROUP = {"Name": "web", "Consumers": [{"SamenessGroup": "all"}]}
 ENFORCED = ExportRules(enforce=True)
 
@@ -65,7 +66,7 @@ async def test_a_wildcard_exports_in_the_first_snapshot_what_became_known_after_
     everything = {"Name": "*", "Consumers": [{"Peer": "east"}]}
     async with exporting(everything, enterprise=False, version="1.14.4") as double:
         services = double.hold_back("/v1/health/connect/web")
-        nursery.start_soon(release, services, lambda: asked_again(double, ENTRY))
+        nursery.start_soon(release, services, lambda: asked_again(double, ENTRIES))
         async with following(double, start_deadline=PATIENCE) as followed:
             assert followed.published[0].exports == (export("db", "east"), export("web", "east"))
 
@@ -75,7 +76,7 @@ async def test_the_first_snapshot_has_what_is_exported_to_a_group_however_late_t
 ) -> None:
     async with exporting(TO_GROUP) as double:
         double.sameness_group("all", {"Peer": "east"})
-        group = double.hold_back(GROUP)
+        group = double.hold_back(GROUPS)
         nursery.start_soon(release, group, lambda: asked_again(double, "/v1/health/connect/web"))
         async with following(double, start_deadline=PATIENCE) as followed:
             assert followed.published[0].exports == (export("web", "east"),)
@@ -98,7 +99,7 @@ async def test_a_group_stands_for_its_members_but_the_own_partition_beside_consu
             peered = {external(name, peer) for name in ("web", "db") for peer in ("east", "west")}
             assert {name for name in followed.routes() if ".external." in name} == peered
             assert followed.watcher.problems() == []
-            assert {path for path in double.paths() if "sameness" in path} == {GROUP}
+            assert {path for path in double.paths() if "sameness" in path} == {GROUPS}
 
 
 async def test_in_a_partition_its_own_entry_of_the_group_counts() -> None:
@@ -125,7 +126,7 @@ async def test_groups_that_no_entry_names_are_not_asked_for() -> None:
 async def test_members_that_come_and_go_are_followed_at_once_and_a_group_that_is_named_no_more_is_not() -> None:
     async with exporting(TO_GROUP) as double:
         async with following(double) as followed:
-            await followed.until(lambda _: asked_again(double, GROUP))
+            await followed.until(lambda _: asked_again(double, GROUPS))
             assert followed.last.exports == ()
             double.sameness_group("all", {"Peer": "east"})
             await followed.until(lambda seen: seen.exports == (export("web", "east"),))
@@ -193,7 +194,7 @@ async def test_the_community_edition_has_no_group_of_any_name_and_nothing_is_sai
         ) as double:
             async with following(double) as followed:
                 await followed.until(lambda seen: seen.exports == (export("web", "west"),))
-                await followed.until(lambda _: asked_again(double, GROUP))
+                await followed.until(lambda _: asked_again(double, GROUPS))
                 assert followed.watcher.problems() == []
     assert [entry for entry in logs if entry["log_level"] not in ("debug", "info")] == []
 
@@ -216,7 +217,7 @@ async def test_consul_that_knows_no_groups_is_one_notice_and_the_rest_is_exporte
             double.set_at(GROUP, text, status=status, index=None)
             async with following(double, start_deadline=PATIENCE) as followed:
                 assert followed.published[0].exports == (export("web", "west"),)
-                await followed.until(lambda _: len(double.requests(GROUP)) > 3)
+                await followed.until(lambda _: len(double.requests(GROUPS)) > 3)
                 assert followed.last.groups == (SamenessGroup("all"),)
                 (problem,) = followed.watcher.problems()
                 assert problem.startswith("exports sameness group all: ")

@@ -78,15 +78,17 @@ def test_exported_services_as_they_are_listed() -> None:
 def test_an_exported_services_entry_with_both_names_of_a_peer() -> None:
     consumers = [{"Peer": "b"}, {"PeerName": "a"}, {"Partition": "p2"}, {"SamenessGroup": "all"}, {"Peer": "b"}]
     entry = {"Kind": "exported-services", "Name": "default", "Services": [{"Name": "web", "Consumers": consumers}]}
-    assert wire.decode_exported_entry(text(entry)) == (Exported("web", "default", ("a", "b"), ("p2",), ("all",)),)
-    assert wire.decode_exported_entry(text({"Services": None})) == ()
+    assert wire.decode_exported_entries(text([entry])) == {
+        "default": (Exported("web", "default", ("a", "b"), ("p2",), ("all",)),)
+    }
+    assert wire.decode_exported_entries(text([{"Services": None}])) == {"default": ()}
 
 
 def test_the_members_of_a_sameness_group() -> None:
     members = [{"Partition": "p2"}, {"Partition": "p1"}, {"Peer": "east"}, {"Peer": "", "Partition": None}]
     entry = {"Kind": "sameness-group", "Name": "all", "IncludeLocal": True, "Members": [*members, {"Peer": "east"}]}
-    assert wire.decode_sameness_group(text(entry)) == SamenessGroup("all", ("east",), ("p1", "p2"))
-    assert wire.decode_sameness_group(text({"Name": "none", "Members": None})) == SamenessGroup("none")
+    assert wire.decode_sameness_groups(text([entry])) == {"all": SamenessGroup("all", ("east",), ("p1", "p2"))}
+    assert wire.decode_sameness_groups(text([{"Name": "none", "Members": None}])) == {"none": SamenessGroup("none")}
 
 
 @pytest.mark.parametrize(
@@ -142,7 +144,7 @@ def test_a_chain_that_leads_nowhere_is_no_answer(lost: str) -> None:
     ],
 )
 def test_whether_the_control_plane_goes_through_gateways(entry: dict[str, Any], through: bool) -> None:
-    assert wire.decode_peer_through(text(entry)) is through
+    assert wire.decode_peer_through(text([entry])) == {"mesh": through}
 
 
 def test_partitions_and_namespaces_that_are_being_deleted_are_gone() -> None:
@@ -162,7 +164,7 @@ def test_partitions_and_namespaces_that_are_being_deleted_are_gone() -> None:
         (wire.decode_peerings, b'[{"Name": null}]'),
         (wire.decode_exported_services, b'{"Service": "web"}'),
         (wire.decode_chain, b"{}"),
-        (wire.decode_peer_through, b"[]"),
+        (wire.decode_peer_through, b"{}"),
     ],
 )
 def test_another_shape_is_no_answer(decode: Any, content: bytes) -> None:

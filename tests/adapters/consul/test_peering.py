@@ -54,7 +54,7 @@ async def test_consul_without_peering_is_asked_once_and_nothing_is_said_of_it(st
                 await followed.until(lambda seen: seen.services)
                 await trio.sleep(1)
                 assert double.paths().count("/v1/peerings") == 1
-                assert not {"/v1/exported-services", "/v1/config/mesh/mesh"} & set(double.paths())
+                assert not {"/v1/exported-services", "/v1/config/mesh"} & set(double.paths())
                 assert followed.watcher.problems() == []
                 assert not {"mesh-entry", "exports"} & {state.key.kind for state in followed.registry.states()}
                 assert dict(followed.client.errors) == {}
@@ -383,9 +383,9 @@ async def test_the_control_plane_is_routed_both_ways_while_the_mesh_entry_says_s
 async def test_a_mesh_entry_that_does_not_exist_is_waited_for_without_a_word() -> None:
     async with mesh_double(enterprise=False) as double:
         servers(double)
-        del double.resources["/v1/config/mesh/mesh"]
+        del double.resources["/v1/config/mesh"]
         async with following(double) as followed:
-            await followed.until(lambda _: double.requests("/v1/config/mesh/mesh"))
+            await followed.until(lambda _: double.requests("/v1/config/mesh"))
             assert followed.routes() == {}
             assert followed.watcher.problems() == []
             servers(double)
@@ -408,7 +408,7 @@ async def test_a_gateway_of_another_partition_has_no_control_plane() -> None:
         async with following(double, partition="p1") as followed:
             await followed.until(lambda seen: seen.peer_servers)
             assert followed.routes() == {}
-            assert key("/v1/config/mesh/mesh") not in double.paths()
+            assert key("/v1/config/mesh") not in double.paths()
 
 
 # --- on demand --------------------------------------------------------------------------------------------------------

@@ -98,12 +98,12 @@ def test_a_file_that_is_spoilt_later_leaves_the_last_token_and_is_reported_once(
     with capture_logs() as logs:
         for _ in range(3):
             assert bearer(source) == f"Bearer {FIRST}"
-    assert [entry["event"] for entry in logs] == ["token file not usable"]
+    assert [entry["event"] for entry in logs] == ["what was read before stays in use"]
     assert str(file) in source.problem
     file.write_text(SECOND + "-2")
     with capture_logs() as logs:
         assert bearer(source) == f"Bearer {SECOND}-2"
-    assert [entry["event"] for entry in logs] == ["token file usable again"]
+    assert [entry["event"] for entry in logs] == ["files are usable again"]
     assert source.problem == ""
 
 

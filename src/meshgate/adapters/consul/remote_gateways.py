@@ -39,6 +39,7 @@ from .api import (
     ConsulClient,
     ConsulError,
     Cursor,
+    EndpointBlockedError,
     Instances,
     NotFoundError,
     Page,
@@ -136,9 +137,7 @@ class Gateways:
     async def _ask_names(self) -> Page[frozenset[str]]:
         try:
             return Page(frozenset((await self._scope.client.gateway_names(self._datacenter)).value))
-        except PermissionDeniedError as error:
-            if not error.blocked:
-                raise
+        except EndpointBlockedError:
             page = await self._scope.client.gateway_names_by_catalog(self._datacenter)
             if page is None:
                 raise

@@ -23,6 +23,7 @@ from tenacity.stop import stop_base
 from .api import (
     BadRequestError,
     ConsulError,
+    EndpointBlockedError,
     NotFoundError,
     NotReadyError,
     PermissionDeniedError,
@@ -93,13 +94,16 @@ class _ByFailure:
 
     def __call__(self, attempt: RetryCallState) -> float:
         error = error_of(attempt)
-        self._refusals = self._refusals + 1 if isinstance(error, PermissionDeniedError) else 0
+        refused = isinstance(error, PermissionDeniedError) and not isinstance(error, EndpointBlockedError)
+        self._refusals = self._refusals + 1 if refused else 0
         if self._refusals:
             # Other failures before, of an outage perhaps, do not make it slow.
             return random.uniform(0.5, 1) * min(LONGEST_PAUSE, 2.0 ** min(self._refusals - 1, 10))  # noqa: S311
         if isinstance(error, NotReadyError):
             return random.uniform(0.5, 1.5)  # noqa: S311
-        slow = isinstance(error, BadRequestError | NotFoundError | RateLimitedError | UnexpectedStatusError)
+        slow = isinstance(
+            error, BadRequestError | EndpointBlockedError | NotFoundError | RateLimitedError | UnexpectedStatusError
+        )
         if slow or (isinstance(error, ServerError) and error.disabled):
             return random.uniform(10, LONGEST_PAUSE)  # noqa: S311
         return _exponential(attempt)

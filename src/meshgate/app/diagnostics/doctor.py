@@ -19,6 +19,7 @@ from meshgate.adapters.consul import (
     ConsulClient,
     ConsulError,
     ConsulUnreachableError,
+    EndpointBlockedError,
     Exported,
     NotFoundError,
     PermissionDeniedError,
@@ -404,7 +405,7 @@ class Examination:
 
     async def _advice(self, error: ConsulError, datacenter: str = "") -> str:
         """The rule that the token lacks. One that it has would not help: then something else is in the way."""
-        if not isinstance(error, PermissionDeniedError) or error.blocked:
+        if not isinstance(error, PermissionDeniedError) or isinstance(error, EndpointBlockedError):
             return ""
         rule = error.missing_rule
         if rule is None:
@@ -431,8 +432,8 @@ def _skew(before: float, after: float, agent: float) -> float:
 
 
 def _unknown_token(error: ConsulError) -> bool:
-    return isinstance(error, PermissionDeniedError) and error.missing_rule is None and not error.blocked
+    return isinstance(error, PermissionDeniedError) and error.missing_rule is None and not _blocked(error)
 
 
 def _blocked(error: ConsulError) -> bool:
-    return isinstance(error, PermissionDeniedError) and error.blocked
+    return isinstance(error, EndpointBlockedError)

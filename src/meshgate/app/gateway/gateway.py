@@ -114,7 +114,8 @@ class Gateway:
         failing = [state.error for state in self._registry.states() if state.error]
         idle = "" if self.relay.works else "no relay process is up"
         return [
-            *filter(None, [idle, self.client.token.problem, self._waiting]),
+            *filter(None, [idle, self._waiting]),
+            *self.client.problems(),
             *(failing if self.watcher is None else self.watcher.problems()),
             *self.last_known.problems(),
             *self.registration.problems(),
@@ -268,10 +269,10 @@ class Gateway:
     def _reload(self) -> None:
         self._notifier.reloading()
         self.observer.reopen()
-        # A changed token file is noticed by itself; whoever asks need not wonder when.
-        self.client.token.refresh()
-        problem = self.client.token.problem or "none"
-        log.info("SIGHUP: log files are reopened, the token file was looked at", token_problem=problem)
+        # Changed files are noticed by themselves; whoever asks need not wonder when.
+        self.client.refresh()
+        problem = "; ".join(self.client.problems()) or "none"
+        log.info("SIGHUP: log files are reopened, token and TLS files were looked at", problem=problem)
         try:
             self._take(Reload.of(self.settings))
         except (ConfigError, ConsulConfigError, RegistrationError) as error:

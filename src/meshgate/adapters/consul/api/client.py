@@ -19,11 +19,12 @@ from meshgate.core.proxy_config import NO_LIMITS, DestinationLimits
 
 from . import records
 from .address import ConsulAddress
-from .credentials import TokenSource, tls_context
+from .credentials import TlsContext, TokenSource
 from .endpoints import CONSUL, Request, segment
 from .errors import (
     BadRequestError,
     ConsulError,
+    EndpointBlockedError,
     InvalidAnswerError,
     NotFoundError,
     NotReadyError,
@@ -90,7 +91,9 @@ class ConsulClient:
         self.address = address
         self.token = TokenSource.of(address) if token is None else token
         self.errors: Counter[str] = Counter()
-        self._context = tls_context(address)
+        # What the token was seen to be allowed, shared by all clients made from this one.
+        self._granted: set[Rule] = set()
+        self._tls = TlsContext(address)
         self._transport = self._connections(SHORT_CONNECTIONS)
         self._place: Mapping[str, str] = {"ns": address.namespace, "partition": address.partition}
         self._names = Remembered(records.decode_service_names)
@@ -105,6 +108,15 @@ class ConsulClient:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self._transport.aclose()
+
+    def refresh(self) -> None:
+        """Look at the files of token and TLS at once; a change takes effect with the next request anyway."""
+        self.token.refresh()
+        self._tls.refresh()
+
+    def problems(self) -> list[str]:
+        """What keeps requests from being made as they should be, a line each."""
+        return list(filter(None, [self.token.problem, self._tls.problem]))
 
     def at(self, tenant: Tenant) -> Self:
         """The same client, for requests elsewhere. It lives as long as this one does."""
@@ -126,7 +138,7 @@ class ConsulClient:
         return view
 
     def _connections(self, number: int) -> Transport:
-        return Transport(self.address, self.token, self._context, connections=number)
+        return Transport(self.address, self.token, self._tls, connections=number)
 
     # --- the catalog and the health of its services -------------------------------------------------------------------
 
@@ -263,11 +275,9 @@ class ConsulClient:
 
     async def proxy_defaults_mode(self) -> str:
         """The gateway mode of the global proxy-defaults; "" where there is none."""
-        with self._counting(), suppress(NotFoundError):
-            return (
-                await self._ask(CONSUL.config.get("proxy-defaults", "global"), records.decode_service_defaults)
-            ).value.mode
-        return ""
+        # All of the one entry there is: to ask for it by name is an error in Consul's log where it is not.
+        entries = (await self._read(CONSUL.config.list("proxy-defaults"), records.decode_proxy_defaults)).value
+        return next((entry.mode for entry in entries), "")
 
     async def discovery_chain(self, service: str, cursor: Cursor = NOW, *, datacenter: str = "") -> Page[Chain]:
         """Where calls of a service lead, as evaluated in `datacenter`."""
@@ -361,11 +371,14 @@ class ConsulClient:
 
         A prefix rule is asked as the right to everything that begins so, which only a prefix policy grants.
         """
+        with self._counting():
+            return await self._allowed(rules, datacenter)
+
+    async def _allowed(self, rules: Sequence[Rule], datacenter: str = "") -> tuple[bool, ...]:
         rights = [{"Resource": rule.resource, "Access": rule.access, "Segment": rule.name} for rule in rules]
-        granted = (await self._read(CONSUL.internal.authorize(rights, datacenter), records.decode_allowed)).value
+        granted = (await self._ask(CONSUL.internal.authorize(rights, datacenter), records.decode_allowed)).value
         if len(granted) != len(rules):
-            with self._counting():
-                raise InvalidAnswerError(f"Consul was asked for {len(rules)} rights and told {len(granted)}", "invalid")
+            raise InvalidAnswerError(f"Consul was asked for {len(rules)} rights and told {len(granted)}", "invalid")
         return granted
 
     async def acl_replication(self, datacenter: str = "") -> Replication:
@@ -404,6 +417,7 @@ class ConsulClient:
         """
         with self._counting(SEE_PEERINGS):
             try:
+                await self._demand_peerings()
                 return await self._ask(CONSUL.peerings.list(), records.decode_peerings, cursor)
             except NotFoundError:
                 return Page(None)
@@ -416,10 +430,26 @@ class ConsulClient:
         """The CA roots of a peer, as PEM; none where this Consul does not tell. NotFoundError without the peering."""
         return (await self._read(CONSUL.peerings.get(segment(name)), records.decode_peering_roots, SEE_PEERINGS)).value
 
+    async def _demand_peerings(self) -> None:
+        """Raise NotFoundError where Consul knows no peerings, PermissionDeniedError where the token may not see them.
+
+        The list itself says the latter after 11 s only, and with an error in Consul's log.
+        """
+        # The right may differ between partitions, and which one it was asked for is nowhere said.
+        if SEE_PEERINGS in self._granted or self._place["partition"]:
+            return
+        # Older versions write an error into their log where they are asked for a right that they do not know.
+        await self._ask(CONSUL.peerings.options(), bytes)
+        # Where ACLs are off (401), or somebody keeps this endpoint from us, the list has to tell.
+        with suppress(EndpointBlockedError, NotFoundError, UnexpectedStatusError):
+            (allowed,) = await self._allowed([SEE_PEERINGS])
+            if not allowed:
+                raise PermissionDeniedError("the token may not see peerings", SEE_PEERINGS)
+        self._granted.add(SEE_PEERINGS)
+
     async def peer_through(self, cursor: Cursor = NOW) -> Page[bool]:
         """Whether the peering control plane goes through mesh gateways; it takes no right to read."""
-        with self._counting():
-            return await self._entry("mesh", "mesh", records.decode_peer_through, cursor, missing=False)
+        return await self._entry("mesh", "mesh", records.decode_peer_through, None, cursor, missing=False)
 
     async def exported_services(self, cursor: Cursor = NOW) -> Page[tuple[Exported, ...]]:
         """What the partition exports, wildcards and sameness groups resolved; NotFoundError before Consul 1.17.3."""
@@ -428,8 +458,8 @@ class ConsulClient:
 
     async def exported_entry(self, cursor: Cursor, partition: str) -> Page[tuple[Exported, ...]]:
         """What a partition exports, as it was written."""
-        with self._counting(SEE_MESH):
-            return await self._entry("exported-services", partition, records.decode_exported_entry, cursor, missing=())
+        decode = records.decode_exported_entries
+        return await self._entry("exported-services", partition, decode, SEE_MESH, cursor, missing=())
 
     async def sameness_group(self, name: str, cursor: Cursor = NOW) -> Page[SamenessGroup]:
         """The members of a group (Enterprise 1.16 and later), none where it does not exist.
@@ -437,27 +467,36 @@ class ConsulClient:
         Raises:
             BadRequestError: this version of Consul knows no groups.
         """
-        decode, missing = records.decode_sameness_group, SamenessGroup(name)
-        with self._counting(SEE_MESH):
-            try:
-                return await self._entry("sameness-group", name, decode, cursor, missing=missing)
-            except ServerError as error:
-                if _UNKNOWN_KIND in str(error):
-                    raise BadRequestError("this version of Consul knows no sameness groups", "400") from error
-                raise
+        decode, missing = records.decode_sameness_groups, SamenessGroup(name)
+        try:
+            return await self._entry("sameness-group", name, decode, SEE_MESH, cursor, missing=missing)
+        except ServerError as error:
+            if _UNKNOWN_KIND in str(error):
+                raise BadRequestError("this version of Consul knows no sameness groups", "400") from error
+            raise
 
     # --- one request --------------------------------------------------------------------------------------------------
 
     async def _entry(
-        self, kind: str, name: str, decode: Callable[[bytes], T], cursor: Cursor, *, missing: T
+        self,
+        kind: str,
+        name: str,
+        decode: Callable[[bytes], Mapping[str, T]],
+        needs: Rule | None,
+        cursor: Cursor,
+        *,
+        missing: T,
     ) -> Page[T]:
-        """A config entry that need not exist: its absence has an index too, and can be held."""
-        try:
-            return _indexed(await self._ask(CONSUL.config.get(kind, segment(name)), decode, cursor))
-        except NotFoundError as error:
-            if error.index is None:
-                raise
-            return Page(missing, index=error.index)
+        """A config entry that need not exist, from the list of its kind.
+
+        To ask for one by its name is an error in Consul's log as long as there is none. The list leaves out silently
+        what the token may not read, but says so in every version that has the kinds which are asked for here.
+        """
+        with self._counting(needs):
+            page = _indexed(await self._ask(CONSUL.config.list(kind), decode, cursor))
+            if page.filtered and name not in page.value:
+                raise PermissionDeniedError(f"Consul leaves out entries of kind {kind}")
+            return Page(page.value.get(name, missing), page.index, filtered=page.filtered)
 
     async def _page(
         self, request: Request, decode: Callable[[bytes], T], needs: Rule | None, cursor: Cursor, **params: str
@@ -494,6 +533,7 @@ class ConsulClient:
             yield
         except PermissionDeniedError as error:
             self.errors[error.status] += 1
+            self._granted.clear()
             raise error.for_want_of(needs) from None
         except ConsulError as error:
             self.errors[error.status] += 1

@@ -1,19 +1,18 @@
 """What the client shows to the agent, and by what it knows it: the ACL token, and the context of TLS.
 
-The token is fixed, or the content of a file that is read again when it changed. Consul's own tools read a token file
-once; here a rotated token takes effect with the next request. A file that vanishes or turns empty later leaves the last
-token in use and is reported. The token leaves this module by `header()` only.
-
-Making a TLS context reads the system's authorities (tens of milliseconds), so one is made and shared by all
-connections.
+Both may come from files, which are read again when they have changed: Consul's own tools read them once, here a rotated
+token or certificate takes effect with the next request. A file that vanishes, turns empty or cannot be used leaves in
+use what was read before, and is reported. The token leaves this module by `header()` only.
 """
 
 import base64
 import os
 import ssl
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
 import structlog
 
@@ -21,13 +20,29 @@ from .address import ConsulAddress, ConsulConfigError
 
 log = structlog.get_logger(module="meshgate.consul")
 
+# Seconds between two looks at the files of TLS: there may be hundreds in a CA path.
+_TLS_LOOK: Final = 1.0
+
 _Stamp = tuple[int, int, int]
 
 
-class TokenSource:
-    """Gives each request its credentials.
+class _Files:
+    """What was read from files. `problem` says in one line why they cannot be used at present; "" otherwise."""
 
-    `problem` says in one line why the file cannot be used at present, and is empty otherwise.
+    def __init__(self, what: str) -> None:
+        self.problem = ""
+        self._what = what
+
+    def _report(self, problem: str) -> None:
+        if problem and problem != self.problem:
+            log.warning("what was read before stays in use", files=self._what, problem=problem)
+        elif self.problem and not problem:
+            log.info("files are usable again", files=self._what)
+        self.problem = problem
+
+
+class TokenSource(_Files):
+    """Gives each request its credentials.
 
     Args:
         token: used while there is no file or the file is empty; may be empty (anonymous).
@@ -39,7 +54,7 @@ class TokenSource:
     """
 
     def __init__(self, token: str = "", file: str = "", http_auth: tuple[str, str] | None = None) -> None:
-        self.problem = ""
+        super().__init__("token file")
         self._version = 0
         self._token = _checked(token, "the token")
         self._basic = "" if http_auth is None else base64.b64encode(":".join(http_auth).encode()).decode("ascii")
@@ -125,15 +140,8 @@ class TokenSource:
             self._token = token
             self._version += 1
 
-    def _report(self, problem: str) -> None:
-        if problem and problem != self.problem:
-            log.warning("token file not usable", problem=problem)
-        elif self.problem and not problem:
-            log.info("token file usable again", file=str(self._file))
-        self.problem = problem
 
-
-def _stamp(file: Path) -> _Stamp:
+def _stamp(file: Path | str) -> _Stamp:
     status = os.stat(file)  # noqa: PTH116 (called before each request: no detour by Path)
     return status.st_mtime_ns, status.st_size, status.st_ino
 
@@ -143,6 +151,63 @@ def _checked(token: str, where: str) -> str:
     if not all("!" <= character <= "~" for character in token):
         raise ConsulConfigError(f"{where} holds characters that no token has")
     return token
+
+
+class TlsContext(_Files):
+    """The TLS context of all connections, made anew when one of its files has changed.
+
+    `version` grows each time that `context` is another one. Making one reads the system's authorities (tens of
+    milliseconds), so they are shared.
+
+    Raises:
+        ConsulConfigError: at the start, a file cannot be read, or holds no certificate or no matching key.
+    """
+
+    def __init__(self, address: ConsulAddress) -> None:
+        super().__init__("TLS files")
+        self.version = 0
+        self._address = address
+        self._stamps = self._look()
+        self._looked = time.monotonic()
+        self.context = tls_context(address)
+
+    def refresh(self, *, at_once: bool = True) -> None:
+        """Look at the files; without `at_once` only if the last look is a while ago."""
+        now = time.monotonic()
+        if not at_once and now - self._looked < _TLS_LOOK:
+            return
+        self._looked = now
+        # Stamps first: a change during the read shows as newer ones at the next look.
+        stamps = self._look()
+        if stamps == self._stamps:
+            return
+        self._stamps = stamps
+        try:
+            self.context = tls_context(self._address)
+        except ConsulConfigError as error:
+            # A certificate whose key is not there yet, as a rule: the two are not replaced at the same moment.
+            self._report(f"{error}; what was read before stays in use")
+            return
+        self.version += 1
+        self._report("")
+        log.info("TLS files of the agent's address have changed and are read again")
+
+    def _look(self) -> dict[str, _Stamp | None]:
+        address = self._address
+        files = [file for file in (address.ca_file, address.client_cert, address.client_key) if file]
+        if address.ca_path and not address.ca_file:
+            try:
+                files += sorted(entry.path for entry in os.scandir(address.ca_path))
+            except OSError:
+                files.append(address.ca_path)
+        return {file: _stamp_or_none(file) for file in files}
+
+
+def _stamp_or_none(file: str) -> _Stamp | None:
+    try:
+        return _stamp(file)
+    except OSError:
+        return None
 
 
 def tls_context(address: ConsulAddress) -> ssl.SSLContext:

@@ -245,6 +245,10 @@ class Peerings(_Group):
         """`/v1/peering/:name` (1.13 and later)."""
         return self._get(f"/v1/peering/{name}")
 
+    def options(self) -> Request:
+        """`OPTIONS /v1/peerings`, 404 in versions that lack it; needs no right, and leaves no line in Consul's log."""
+        return Request("OPTIONS", "/v1/peerings")
+
 
 CONSUL: Final = Consul()
 """It holds nothing of a client, so there is one."""

@@ -1,7 +1,7 @@
 """What can go wrong with Consul, in our own words: nothing outside this package sees an exception of a library.
 
 Each error is one clear line and never holds a token. `status` is its label in metrics: the HTTP status, or one of
-`unreachable`, `timeout`, `invalid`, `not_ready`.
+`unreachable`, `timeout`, `invalid`, `not_ready`, `blocked`.
 """
 
 import os
@@ -11,14 +11,16 @@ import ssl
 from dataclasses import dataclass
 from typing import Final
 
+from meshgate.core.prerequisites import stops_without
+
 # Consul 1.8: "Permission denied: Missing service:write on web"; later: "... lacks permission 'service:read' on "web"".
 _LACKS: Final = re.compile(r"(?:lacks permission '|Missing )(\w+):(\w+)'?(?: on \"?([^\"\s]+)\"?)?")
 _UNKNOWN_TOKEN: Final = re.compile(r"ACL not found|token does not exist", re.IGNORECASE)
 # Of Consul's filter language; 1.8 says it with status 500.
 _NO_FILTER: Final = "boolean expression evaluator"
-# Resources of Consul's ACL language whose rule takes no name.
-# Consul 1.0 and later, `agent/http.go`.
+# Of an agent with `http_config { block_endpoints }`: Consul 1.0 and later, `agent/http.go`.
 _BLOCKED: Final = "Endpoint is blocked by agent configuration"
+# Resources of Consul's ACL language whose rule takes no name.
 _NAMELESS: Final = frozenset(("acl", "keyring", "mesh", "operator", "peering"))
 
 
@@ -91,19 +93,16 @@ class UnexpectedStatusError(ConsulError):
 class PermissionDeniedError(ConsulError):
     """403, or an answer that shows that the token may not see what was asked for.
 
-    `missing_rule` is the rule to add to the token's policy; None where no rule would help: Consul does not know the
-    token at all, or the agent's `http_config.block_endpoints` answers so to every token (`blocked`).
+    `missing_rule` is the rule to add to the token's policy; None where no rule would help, since Consul does not know
+    the token at all (`unknown_token`) or the agent blocks the endpoint (`EndpointBlockedError`).
     """
 
     def __init__(self, answer: str, asked: Rule | None = None, status: str = "403") -> None:
         """Args: Consul's own words, and the rule that the request needs, for where those words name none."""
         self.answer = answer
-        unknown_token = _UNKNOWN_TOKEN.search(answer) is not None
-        self.blocked = _BLOCKED in answer
-        self.missing_rule = None if unknown_token or self.blocked else rule_named_in(answer) or asked
-        if self.blocked:
-            message = f"this agent blocks the endpoint for every token: http_config.block_endpoints ({answer})"
-        elif unknown_token:
+        self.unknown_token = _UNKNOWN_TOKEN.search(answer) is not None
+        self.missing_rule = None if self.unknown_token else rule_named_in(answer) or asked
+        if self.unknown_token:
             message = f"Consul does not know the token: deleted, expired or not replicated yet ({answer})"
         elif self.missing_rule is None:
             message = f"not permitted: {answer}"
@@ -116,8 +115,22 @@ class PermissionDeniedError(ConsulError):
         return type(self)(self.answer, rule, self.status)
 
 
-def error_of(status: int, text: str, index: int | None = None) -> ConsulError:
+class EndpointBlockedError(PermissionDeniedError):
+    """403 to every token, by `http_config { block_endpoints }` of the agent; the message says what stops working."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(_BLOCKED, status="blocked")
+        self.endpoint, stops = stops_without(path)
+        self.args = (f"this agent blocks {self.endpoint} for every token (http_config.block_endpoints): {stops}",)
+
+    def for_want_of(self, rule: Rule | None) -> "EndpointBlockedError":
+        return self
+
+
+def error_of(status: int, text: str, path: str, index: int | None = None) -> ConsulError:
     """The error that an answer without success stands for. `text` is its body as one line, without secrets."""
+    if status == 403 and _BLOCKED in text:
+        return EndpointBlockedError(path)
     if _NO_FILTER in text:
         return BadRequestError(f"Consul does not understand the filter: {text}", str(status))
     if status == 400:

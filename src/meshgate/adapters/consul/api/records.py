@@ -786,6 +786,7 @@ class _MeshPeering(_Json):
 
 
 class _Mesh(_Json):
+    name: str = "mesh"
     peering: _MeshPeering | None = None
 
 
@@ -797,14 +798,14 @@ class _Member(_Json):
 class _SamenessGroup(_Json):
     """A sameness-group config entry (Enterprise 1.16 and later)."""
 
-    name: str | None = ""
+    name: str = ""
     members: list[_Member] | None = None
 
 
 def _sameness_group(entry: _SamenessGroup) -> SamenessGroup:
     members = entry.members or []
     return SamenessGroup(
-        entry.name or "",
+        entry.name,
         _distinct(member.peer for member in members),
         _distinct(member.partition for member in members),
     )
@@ -815,11 +816,19 @@ decode_resolvers = decoder(
     lambda rows: tuple(sorted(map(_resolver, rows or ()), key=lambda entry: entry.name)),
 )
 decode_service_defaults = decoder(_ServiceDefaults, _service_defaults)
+decode_proxy_defaults = decoder(
+    list[_ServiceDefaults] | None, lambda rows: tuple(_service_defaults(row) for row in rows or ())
+)
 decode_destination_limits = decoder(
     list[_ServiceDefaults] | None, lambda rows: {row.name: _service_defaults(row).limits for row in rows or ()}
 )
-decode_peer_through = decoder(_Mesh, lambda entry: bool((entry.peering or _MeshPeering()).peer_through_mesh_gateways))
-decode_sameness_group = decoder(_SamenessGroup, _sameness_group)
+decode_peer_through = decoder(
+    list[_Mesh] | None,
+    lambda rows: {row.name: bool((row.peering or _MeshPeering()).peer_through_mesh_gateways) for row in rows or ()},
+)
+decode_sameness_groups = decoder(
+    list[_SamenessGroup] | None, lambda rows: {row.name: _sameness_group(row) for row in rows or ()}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -1004,8 +1013,9 @@ class _EntryService(_Json):
 
 
 class _ExportsEntry(_Json):
-    """An exported-services config entry."""
+    """An exported-services config entry, named for the partition that it is of."""
 
+    name: str = DEFAULT
     services: list[_EntryService] | None = None
 
 
@@ -1076,7 +1086,9 @@ decode_peerings = decoder(
     list[_Peering] | None, lambda rows: tuple(sorted(map(_peering, rows or ()), key=lambda peering: peering.name))
 )
 decode_exported_services = decoder(list[_Exported] | None, _exported)
-decode_exported_entry = decoder(_ExportsEntry, _exports_entry)
+decode_exported_entries = decoder(
+    list[_ExportsEntry] | None, lambda rows: {row.name: _exports_entry(row) for row in rows or ()}
+)
 
 
 # --- tokens -----------------------------------------------------------------------------------------------------------

@@ -6,8 +6,8 @@ Every failure becomes an error of `errors`.
 """
 
 import logging
-import ssl
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final, cast
 from urllib.parse import quote, unquote, urlencode
@@ -19,7 +19,7 @@ from meshgate import __version__
 from meshgate.core.durations import parse_duration
 
 from .address import ConsulAddress
-from .credentials import TokenSource
+from .credentials import TlsContext, TokenSource
 from .endpoints import Request
 from .errors import BadRequestError, ConsulUnreachableError, InvalidAnswerError, error_of, reason_of
 
@@ -66,14 +66,12 @@ class Transport:
     Args:
         address: where the agent is.
         token: the credentials of each request.
-        context: shared by all transports of the process; making one is slow.
+        tls: shared by all transports of the process.
         connections: how many at most. A query that is held needs a transport with one connection of its own: httpcore
             searches a shared pool anew for each request that ends, in cubic time.
     """
 
-    def __init__(
-        self, address: ConsulAddress, token: TokenSource, context: ssl.SSLContext, *, connections: int = 1
-    ) -> None:
+    def __init__(self, address: ConsulAddress, token: TokenSource, tls: TlsContext, *, connections: int = 1) -> None:
         self._address = address
         self._token = token
         self._extensions: dict[str, Any] = {"sni_hostname": name} if (name := address.tls_server_name) else {}
@@ -82,19 +80,42 @@ class Transport:
         # At INFO httpx logs each URL, and its headers show at lower levels.
         for name in ("httpx", "httpcore"):
             logging.getLogger(name).setLevel(logging.WARNING)
-        # Without httpx's client around it: that would keep cookies, and takes a third of a request's processor time.
-        self._connections = httpx.AsyncHTTPTransport(
-            verify=context,
-            trust_env=False,
-            limits=httpx.Limits(max_connections=connections, max_keepalive_connections=connections),
-            uds=address.unix_path or None,
+        self._tls = tls
+        self._number = connections
+        self._pool = self._connect()
+
+    def _connect(self) -> "_Pool":
+        return _Pool(
+            # Without httpx's client around it: that would keep cookies, and takes a third of a request's time.
+            httpx.AsyncHTTPTransport(
+                verify=self._tls.context,
+                trust_env=False,
+                limits=httpx.Limits(max_connections=self._number, max_keepalive_connections=self._number),
+                uds=self._address.unix_path or None,
+            ),
+            self._tls.version,
         )
 
     async def aclose(self) -> None:
         """Close the connections within a second, cancelled or not."""
-        # Closing says goodbye over TLS; it must not hang on an agent that is gone.
-        with trio.move_on_after(1, shield=True):
-            await self._connections.aclose()
+        await self._pool.aclose()
+
+    @asynccontextmanager
+    async def _connections(self) -> AsyncIterator[httpx.AsyncHTTPTransport]:
+        """Connections by the certificates of now; those by older ones are closed when the last request on them ends."""
+        self._tls.refresh(at_once=False)
+        if self._pool.version != self._tls.version:
+            before, self._pool = self._pool, self._connect()
+            if not before.users:
+                await before.aclose()
+        pool = self._pool
+        pool.users += 1
+        try:
+            yield pool.connections
+        finally:
+            pool.users -= 1
+            if pool is not self._pool and not pool.users:
+                await pool.aclose()
 
     async def send(self, request: Request) -> Answer:
         """Send a request when its turn comes; cancelling it closes its connection.
@@ -104,14 +125,14 @@ class Transport:
         """
         uri = self._uri(request)
         try:
-            async with self._turn:
-                status, answer = await self._exchange(request, uri, _held(dict(request.params)))
+            async with self._turn, self._connections() as connections:
+                status, answer = await self._exchange(connections, request, uri)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             # The exception of httpx holds the request with its headers, so it does not travel on.
             raise self._unreachable(error) from None
         if 200 <= status < 300:
             return answer
-        raise error_of(status, self._quote(answer.content.decode("utf-8", "replace")), answer.index)
+        raise error_of(status, self._quote(answer.content.decode("utf-8", "replace")), request.path, answer.index)
 
     def _uri(self, request: Request) -> str:
         """The address of a request, whose names need no quotes or have them (`segment`)."""
@@ -120,7 +141,8 @@ class Transport:
         query = f"?{urlencode(request.params)}" if request.params else ""
         return self._address.base_url + quote(request.path, safe="/:%") + query
 
-    async def _exchange(self, request: Request, uri: str, held: float) -> tuple[int, Answer]:
+    async def _exchange(self, connections: httpx.AsyncHTTPTransport, request: Request, uri: str) -> tuple[int, Answer]:
+        held = _held(dict(request.params))
         sent = httpx.Request(
             request.method,
             uri,
@@ -130,7 +152,7 @@ class Transport:
         )
         content = bytearray()
         with trio.move_on_after(held + ANSWER_SECONDS) as patience:
-            response = await self._connections.handle_async_request(sent)
+            response = await connections.handle_async_request(sent)
             try:
                 async for chunk in cast("httpx.AsyncByteStream", response.stream):
                     content += chunk
@@ -155,6 +177,20 @@ class Transport:
     def _quote(self, text: str) -> str:
         """One line of bounded length, without a token that somebody repeated."""
         return " ".join(self._token.redact(text[: 4 * _LONGEST_QUOTE]).split())[:_LONGEST_QUOTE]
+
+
+@dataclass(slots=True)
+class _Pool:
+    """Connections that were made with one version of the TLS context, and how many requests use them now."""
+
+    connections: httpx.AsyncHTTPTransport
+    version: int
+    users: int = 0
+
+    async def aclose(self) -> None:
+        # Closing says goodbye over TLS; it must not hang on an agent that is gone.
+        with trio.move_on_after(1, shield=True):
+            await self.connections.aclose()
 
 
 def _index(headers: Mapping[str, str]) -> int | None:
