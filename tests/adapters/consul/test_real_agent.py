@@ -43,17 +43,21 @@ async def agent(binary: str, folder: Path, **more: Any) -> AsyncIterator[Consul]
     consul.configure("dc1", [], retry_join_wan=[], **more)
     try:
         consul.start()
-        await consul.until_leader(seconds=60)
-
-        async def missing() -> str | None:
-            roots = await consul.ask("/v1/connect/ca/roots")
-            known = await consul.ask("/v1/acl/token/self")
-            return None if roots and roots["TrustDomain"] and known else "it starts"
-
-        await until("the datacenter", missing, seconds=60)
+        await until_up(consul)
         yield consul
     finally:
         await consul.stop()
+
+
+async def until_up(consul: Consul) -> None:
+    await consul.until_leader(seconds=60)
+
+    async def missing() -> str | None:
+        roots = await consul.ask("/v1/connect/ca/roots")
+        known = await consul.ask("/v1/acl/token/self")
+        return None if roots and roots["TrustDomain"] and known else "it starts"
+
+    await until("the datacenter", missing, seconds=60)
 
 
 async def token_of(consul: Consul, rules: str) -> str:
@@ -114,7 +118,7 @@ async def test_certificates_that_are_replaced_under_the_same_names_are_used_with
     }
     try:
         consul.start()
-        await consul.until_leader(seconds=60)
+        await until_up(consul)
         async with ConsulClient(ConsulAddress.from_settings(values)) as client, trio.open_nursery() as nursery:
             assert (await client.datacenters()).value == ("dc1",)
             if held:
@@ -226,8 +230,7 @@ async def test_what_is_polled_leaves_no_error_in_consuls_log(consul_binary: str,
                 async def missing(gateway: GatewayProcess = gateway) -> str | None:
                     """Each look that is repeated has been taken once."""
                     text = (await gateway._fetch("/metrics")).decode()
-                    unseen = [kind for kind in ("service-defaults", "maintenance") if f'"{kind}' not in text]
-                    return f"no look at {unseen}" if unseen else None
+                    return None if '"service-defaults' in text else "no look at service-defaults"
 
                 await until("the first looks", missing, seconds=30)
             async with client_of(consul, token) as client:
