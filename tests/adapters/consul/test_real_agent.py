@@ -20,7 +20,7 @@ from meshgate.adapters.consul import (
     Rule,
     acl_policy,
 )
-from meshgate.app.diagnostics.doctor.examination import examine
+from meshgate.app.diagnostics.doctor import examine
 from meshgate.app.settings.settings import Settings
 from meshgate.core.prerequisites import Status
 from meshgate.core.proxy_config import NO_LIMITS
