@@ -89,3 +89,37 @@ async def test_two_real_clusters_peer_and_exchange_tcp_services_through_their_ga
             return None
 
         await until("web to be withdrawn", still_routed, seconds=PATIENCE)
+
+
+async def test_the_first_stream_of_a_service_that_was_only_just_exported_is_answered(
+    consul_binary: str, tmp_path: Path
+) -> None:
+    async with (
+        cluster(consul_binary, "us", tmp_path) as us,
+        cluster(consul_binary, "eu", tmp_path) as eu,
+        gateway_beside(us.consul, us.token) as exporter,
+        gateway_beside(eu.consul, eu.token) as importer,
+    ):
+        await until_routed(exporter, "peer-server", "server.us.peering.")
+        await peer_with_each_other(us, eu)
+        await until_routed(importer, "peer-server", "server.us.peering.")
+        roots, leaf = await us.roots(), await eu.consul.get("/v1/agent/connect/ca/leaf/caller")
+        caller = Caller("caller", leaf["ServiceURI"], roots["TrustDomain"], mesh_context(leaf, roots, tmp_path))
+        for name in ("first", "second"):
+            async with exported_service(us, name, eu):
+                await us.write(Kind="service-defaults", Name=name, Protocol="tcp")
+                rows = [{"Name": name, "Consumers": [{"Peer": "eu"}]}]
+                begun = trio.current_time()
+                await us.write(Kind="exported-services", Name="default", Services=rows)
+
+                async def known(name: str = name) -> str | None:
+                    # What a caller's sidecar waits for before it calls.
+                    return None if await eu.consul.get(f"/v1/health/connect/{name}", peer="us") else "no instances yet"
+
+                await until(f"{name} to be imported", known, seconds=PATIENCE)
+                instances = await eu.consul.get(f"/v1/health/connect/{name}", peer="us")
+                (sni,) = instances[0]["Service"]["Connect"]["PeerMeta"]["SNI"]
+                identity = f"spiffe://{roots['TrustDomain']}/ns/default/dc/us/svc/{name}"
+                answer = await caller.call(importer.address, sni, expect=identity)
+                assert answer.data == b"hello\n"
+                print(f"{name}: {trio.current_time() - begun:.2f} s from the export to the first answer")
