@@ -160,7 +160,7 @@ def test_host_names_of_exported_instances_are_looked_up() -> None:
             tcp("foo", "peer-a", protocol="http2"),
             (
                 "foo is exported with protocol http2, for which a gateway has to end TLS, and this one never does: "
-                "make its protocol tcp, or have such exports passed on unterminated"
+                'set Protocol = "tcp" in service-defaults of foo, or use Envoy gateways in this cluster'
             ),
         ),
         (

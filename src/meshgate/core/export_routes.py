@@ -39,6 +39,19 @@ class ExportRules:
 AS_CONSUL: Final = ExportRules()
 
 
+def left_alone(export: Export, rules: ExportRules = AS_CONSUL) -> bool:
+    """Whether an export to peers gets no route because of its protocol."""
+    return bool(export.peers) and export.protocol not in ("", _PASSTHROUGH) and not rules.pass_http
+
+
+def why_left_alone(service: str, protocol: str) -> str:
+    """In words, with what to do."""
+    return (
+        f"{service} is exported with protocol {protocol}, for which a gateway has to end TLS, and this one never does: "
+        f'set Protocol = "tcp" in service-defaults of {service}, or use Envoy gateways in this cluster'
+    )
+
+
 class Exports:
     """The exports of a snapshot under an operator's rules."""
 
@@ -103,11 +116,8 @@ class Exports:
         name = in_namespace(export.namespace, export.service)
         if not export.protocol:
             return f"{name} is exported, but Consul has not said yet where its discovery chain leads"
-        if export.protocol != _PASSTHROUGH and not self._rules.pass_http:
-            return (
-                f"{name} is exported with protocol {export.protocol}, for which a gateway has to end TLS, and this one "
-                "never does: make its protocol tcp, or have such exports passed on unterminated"
-            )
+        if left_alone(export, self._rules):
+            return why_left_alone(name, export.protocol)
         if export.target is None:
             return f"{name} is exported, but its resolver leads out of this datacenter or partition"
         return self._instances(export.target)

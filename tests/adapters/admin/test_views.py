@@ -66,7 +66,10 @@ def test_routes_have_the_promised_shape(table: RouteTable) -> None:
 
 
 def test_an_empty_table_has_no_routes() -> None:
-    assert as_json(routes_view(RouteTable.of("", "", "default", iter(()))))["routes"] == []
+    view = as_json(routes_view(RouteTable.of("", "", "default", iter(()), {"b": "why\nb", "a": "why a"})))
+    assert view["routes"] == []
+    assert [each["sni"] for each in view["unroutable"]] == ["a", "b"]
+    assert "\n" not in view["unroutable"][1]["reason"]
 
 
 def test_a_routed_name_is_explained(table: RouteTable) -> None:

@@ -15,12 +15,15 @@ from meshgate.core.text import printable
 
 
 def routes_view(table: RouteTable) -> dict[str, Any]:
-    """The answer to `/routes`: all routes with all known endpoints, exact names first."""
+    """The answer to `/routes`: all routes with all known endpoints, exact names first, and exports without a route."""
     return {
         "datacenter": safe_text(table.datacenter),
         "partition": safe_text(table.partition),
         "trust_domain": safe_text(table.trust_domain),
         "routes": [_route(route) for route in table],
+        "unroutable": [
+            {"sni": safe_text(name), "reason": printable(reason)} for name, reason in sorted(table.unroutable.items())
+        ],
     }
 
 

@@ -61,7 +61,11 @@ class Gateway:
     def __init__(self, settings: Settings, client: ConsulClient, notifier: Notifier) -> None:
         self.settings = settings
         self.client = client
-        self.observer = StreamObserver(RefusalLog(log), AccessLog.open(settings.access_log))
+        self.observer = StreamObserver(
+            RefusalLog(log),
+            AccessLog.open(settings.access_log),
+            lambda name: self.relay_table().unroutable.get(name, ""),
+        )
         self.learner = Learner(self.relay_table, lambda: self.watcher)
         limits = limits_of(settings)
         self.relay = RelayPool(

@@ -2,11 +2,14 @@
 
 import time
 from collections import deque
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Final
 
 from meshgate.adapters.relay import Refused, StreamRecord
 from meshgate.app.logs.access_log import AccessLog
 from meshgate.app.logs.gateway_log import RefusalLog
+from meshgate.core.reasons import Reason
 
 RECENT: Final = 50
 
@@ -17,9 +20,13 @@ class StreamObserver:
     Args:
         refusals: gets what was refused.
         access: gets every stream; None where no access log is wanted, which spares the relay the records.
+        why_unroutable: why a lower-case name has no route although somebody in Consul wants it to; "" if nobody does.
     """
 
-    def __init__(self, refusals: RefusalLog, access: AccessLog | None) -> None:
+    def __init__(
+        self, refusals: RefusalLog, access: AccessLog | None, why_unroutable: Callable[[str], str] = lambda _: ""
+    ) -> None:
+        self._why_unroutable = why_unroutable
         self._refusals = refusals
         self._access = access
         self._dropped_before = 0
@@ -48,7 +55,9 @@ class StreamObserver:
             self._access.reopen()
 
     def on_refused(self, refused: Refused) -> None:
-        """A stream was refused."""
+        """A stream was refused. A worker has the routes alone; why there is none for a name is known here."""
+        if refused.reason is Reason.UNKNOWN_SNI and (why := self._why_unroutable((refused.server_name or "").lower())):
+            refused = replace(refused, detail=why)
         self.recent.append((time.time(), refused))
         self._refusals.refused(refused)
 

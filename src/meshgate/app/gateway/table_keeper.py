@@ -7,6 +7,7 @@ that lead back to this gateway.
 import gc
 from typing import Final
 
+import structlog
 import trio
 
 from meshgate.adapters.names import NameKeeper
@@ -18,9 +19,12 @@ from meshgate.app.gateway.own_addresses import OwnAddressKeeper
 from meshgate.app.gateway.tenancy import export_rules
 from meshgate.app.logs.gateway_log import tell_table
 from meshgate.app.settings.settings import Settings
-from meshgate.core.catalog import NOWHERE, Locality, Snapshot
+from meshgate.core import export_routes
+from meshgate.core.catalog import NOWHERE, Locality, Snapshot, in_namespace
 from meshgate.core.planner import Planner
 from meshgate.core.routes import RouteTable
+
+log = structlog.get_logger(module="meshgate")
 
 _LARGE: Final = 1000
 
@@ -62,6 +66,7 @@ class TableKeeper:
         self._large = large
         self._own_addresses = OwnAddressKeeper(settings)
         self._settled = 0
+        self._left_alone: dict[str, str] = {}
 
     def in_force(self) -> RouteTable:
         """The table; an empty one before there is a catalog."""
@@ -109,8 +114,21 @@ class TableKeeper:
         self._last_known.keep(self.snapshot, self.names.addresses)
         self.health.note(change)
         tell_table(before, table, change)
+        self._tell_left_alone(self.snapshot)
         self._notifier.status(f"{len(table)} route{'' if len(table) == 1 else 's'} in {table.datacenter}")
         self._settle(len(table))
+
+    def _tell_left_alone(self, snapshot: Snapshot) -> None:
+        """A line for each export to peers that gets no route because of its protocol, when it appears."""
+        rules = export_rules(self._settings)
+        left_alone = {
+            in_namespace(it.namespace, it.service): it.protocol
+            for it in snapshot.exports
+            if export_routes.left_alone(it, rules)
+        }
+        for service, protocol in sorted(left_alone.items() - self._left_alone.items()):
+            log.warning("an export is left alone", why=export_routes.why_left_alone(service, protocol))
+        self._left_alone = left_alone
 
     def _settle(self, size: int) -> None:
         """Leave a large catalog out of what is searched for garbage: searching takes a quarter of the processor time.
