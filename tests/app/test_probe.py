@@ -238,6 +238,19 @@ async def test_a_request_is_judged_by_its_answer(text: bytes, verdict: Verdict, 
         assert words in probe.steps[-1].detail
 
 
+@pytest.mark.parametrize("field", ["CertPEM", "PrivateKeyPEM", "RootCert"])
+async def test_certificates_that_are_none_are_said(field: str) -> None:
+    async with inspected() as (double, client):
+        mesh(double)
+        leaf = double.resources["/v1/agent/connect/ca/leaf/shop"].body
+        root = double.resources["/v1/connect/ca/roots"].body["Roots"][0]
+        (root if field == "RootCert" else leaf)[field] = ""
+        failure = (await probed(client, 1)).failure
+        assert failure is not None
+        assert (failure.step, failure.verdict) == ("leaf", Verdict.NOT_CALLED)
+        assert failure.detail.startswith("OpenSSL cannot read what Consul gave")
+
+
 # --- a service of a peer ---------------------------------------------------------------------------------------------
 
 EU = mesh_root("eu")

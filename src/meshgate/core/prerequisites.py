@@ -61,16 +61,26 @@ class Finding:
     advice: str = ""
 
 
+def ok(check: str, detail: str) -> Finding:
+    return Finding(check, Status.OK, detail)
+
+
+def warning(check: str, detail: str, advice: str = "") -> Finding:
+    return Finding(check, Status.WARNING, detail, advice)
+
+
+def failed(check: str, detail: str, advice: str = "") -> Finding:
+    return Finding(check, Status.FAILED, detail, advice)
+
+
 def consul_version(text: str) -> Finding:
     """Consul's version as the agent writes it: 1.8.7, 1.15.3+ent, 1.23.0-dev."""
     release = _release(text)
     if release is None:
-        return Finding(
-            "consul version", Status.WARNING, f"unknown version {text!r}", "meshgate needs Consul 1.8 or newer"
-        )
+        return warning("consul version", f"unknown version {text!r}", "meshgate needs Consul 1.8 or newer")
     if release < OLDEST_CONSUL:
-        return Finding("consul version", Status.FAILED, text, "upgrade to Consul 1.8 or newer")
-    return Finding("consul version", Status.OK, text)
+        return failed("consul version", text, "upgrade to Consul 1.8 or newer")
+    return ok("consul version", text)
 
 
 def _release(version: str) -> tuple[int, int] | None:
@@ -95,10 +105,10 @@ def keys_of_services(version: str, blocked: Collection[str] = ()) -> Finding | N
     if not gives_keys_away(version):
         return None
     if any(f"{LEAF_ENDPOINT}/".startswith(prefix) for prefix in blocked):
-        return Finding(check, Status.OK, "this agent blocks the endpoint that would give them to any token")
+        return ok(check, "this agent blocks the endpoint that would give them to any token")
     detail = f"Consul {version or 'of this version'} may give a key in this agent's cache to any token (1.22.6 does)"
     advice = f'http_config {{ block_endpoints = ["{LEAF_ENDPOINT}"] }} in this agent; see SECURITY.md'
-    return Finding(check, Status.WARNING, detail, advice)
+    return warning(check, detail, advice)
 
 
 def stops_without(path: str) -> tuple[str, str]:
@@ -115,7 +125,7 @@ def blocked_endpoints(blocked: Collection[str]) -> list[Finding]:
     """What stops working where the agent blocks endpoints that the gateway asks; `blocked` are beginnings of paths."""
     advice = "take it out of http_config { block_endpoints }, or give the gateway another agent"
     return [
-        Finding("blocked endpoints", Status.FAILED, f"{prefix} answers no token at all here: {stops}", advice)
+        failed("blocked endpoints", f"{prefix} answers no token at all here: {stops}", advice)
         for prefix in blocked
         for path, stops in _USED.items()
         if path.startswith(prefix)
@@ -133,34 +143,32 @@ def http_export(check: str, service: str, protocol: str, *, passed: bool) -> Fin
             f"protocol {protocol}, passed on unterminated: its routers and L7 intentions do not apply, and where "
             "intentions default to deny its sidecar denies every call (seen on Consul 1.22.6)"
         )
-        return Finding(check, Status.WARNING, detail, advice)
+        return warning(check, detail, advice)
     detail = f"protocol {protocol}: for peers a gateway has to end its TLS, which this one never does, so it is refused"
-    return Finding(check, Status.FAILED, detail, advice)
+    return failed(check, detail, advice)
 
 
 def connect_enabled(enabled: bool | None, trust_domain: str) -> Finding:
     """Whether Connect is on: the servers answer with a trust domain. `enabled` is the agent's own setting."""
     if not trust_domain:
         advice = "set connect { enabled = true } on the servers; a new secondary datacenter needs a moment"
-        return Finding("connect", Status.FAILED, "Consul has no trust domain", advice)
+        return failed("connect", "Consul has no trust domain", advice)
     if enabled is False:
         advice = "set connect { enabled = true } on this agent"
-        return Finding("connect", Status.WARNING, "on in the servers, off in this agent", advice)
-    return Finding("connect", Status.OK, f"trust domain {trust_domain}")
+        return warning("connect", "on in the servers, off in this agent", advice)
+    return ok("connect", f"trust domain {trust_domain}")
 
 
 def ca_roots(count: int, expires: float | None, now: float) -> Finding:
     """The roots of the mesh; `expires` is the end of the active one. Times are Unix times in seconds."""
     if not count:
-        return Finding(
-            "CA roots", Status.FAILED, "there is none", "initialise Consul's CA: /v1/connect/ca/configuration"
-        )
+        return failed("CA roots", "there is none", "initialise Consul's CA: /v1/connect/ca/configuration")
     if expires is None:
-        return Finding("CA roots", Status.WARNING, "no root is active", "look at /v1/connect/ca/roots")
+        return warning("CA roots", "no root is active", "look at /v1/connect/ca/roots")
     days = (expires - now) / _DAY
     advice = "rotate the CA: PUT /v1/connect/ca/configuration"
     if days <= 0:
-        return Finding("CA roots", Status.FAILED, "the active root has expired", advice)
+        return failed("CA roots", "the active root has expired", advice)
     shown = f"{count} root{'s' if count > 1 else ''}, the active one for {days:.0f} more days"
     return Finding("CA roots", Status.WARNING if days < 30 else Status.OK, shown, advice if days < 30 else "")
 
@@ -168,13 +176,11 @@ def ca_roots(count: int, expires: float | None, now: float) -> Finding:
 def grpc_port(ports: tuple[int, ...] | None) -> Finding:
     """Whether Envoy sidecars can get their configuration from this agent."""
     if ports is None:
-        return Finding(
-            "gRPC port", Status.WARNING, "the agent does not tell", "Envoy sidecars need it: ports { grpc = 8502 }"
-        )
+        return warning("gRPC port", "the agent does not tell", "Envoy sidecars need it: ports { grpc = 8502 }")
     if not ports:
         advice = "set ports { grpc = 8502 } where Envoy sidecars use this agent"
-        return Finding("gRPC port", Status.WARNING, "off", advice)
-    return Finding("gRPC port", Status.OK, ", ".join(map(str, ports)))
+        return warning("gRPC port", "off", advice)
+    return ok("gRPC port", ", ".join(map(str, ports)))
 
 
 def central_config(enabled: bool | None, version: str) -> Finding:
@@ -182,24 +188,22 @@ def central_config(enabled: bool | None, version: str) -> Finding:
     check, to_set = "central config", "enable_central_service_config = true"
     if enabled is None:
         advice = f"where it is off, modes in proxy- and service-defaults do nothing: set {to_set}"
-        return Finding(check, Status.WARNING, "not told; by default it is on from Consul 1.9 on, off before", advice)
+        return warning(check, "not told; by default it is on from Consul 1.9 on, off before", advice)
     if not enabled:
         by_default = (_release(version) or _CENTRAL_BY_DEFAULT) < _CENTRAL_BY_DEFAULT
         shown = f"off{', as by default before 1.9' if by_default else ''}"
         advice = f"a problem if modes are set there: then set {to_set} in this agent and restart it"
-        return Finding(
-            check, Status.WARNING, f"{shown}: sidecars here ignore proxy-defaults and service-defaults", advice
-        )
-    return Finding(check, Status.OK, "on: sidecars here follow proxy-defaults and service-defaults")
+        return warning(check, f"{shown}: sidecars here ignore proxy-defaults and service-defaults", advice)
+    return ok(check, "on: sidecars here follow proxy-defaults and service-defaults")
 
 
 def clock(skew: float | None) -> Finding:
     """`skew` is this machine's clock minus the agent's, in seconds."""
     if skew is None:
-        return Finding("clock", Status.WARNING, "the agent's answers have no date", "")
+        return warning("clock", "the agent's answers have no date", "")
     shown = f"{abs(skew):.1f} s {'ahead of' if skew > 0 else 'behind'} the agent"
     if abs(skew) <= SMALL_SKEW:
-        return Finding("clock", Status.OK, f"within {SMALL_SKEW:g} s of the agent")
+        return ok("clock", f"within {SMALL_SKEW:g} s of the agent")
     advice = "synchronise the clocks (NTP): certificates are judged by them"
     return Finding("clock", Status.FAILED if abs(skew) > WORST_SKEW else Status.WARNING, shown, advice)
 
@@ -208,27 +212,25 @@ def descriptors(limit: int, streams: int, reserved: int) -> Finding:
     """Whether `limit` descriptors carry `streams` streams, which take two each, beside `reserved` others."""
     shown = f"{limit} descriptors for {streams} streams"
     if limit <= reserved:
-        return Finding(
-            "descriptor limit", Status.FAILED, shown, f"allow at least {reserved + 2000}: ulimit -n, LimitNOFILE="
-        )
+        return failed("descriptor limit", shown, f"allow at least {reserved + 2000}: ulimit -n, LimitNOFILE=")
     if streams * 2 + reserved > limit:
         advice = f"raise it to {streams * 2 + reserved} (ulimit -n, LimitNOFILE=), or lower MESHGATE_MAX_CONNECTIONS"
-        return Finding("descriptor limit", Status.WARNING, shown, advice)
+        return warning("descriptor limit", shown, advice)
     if streams < 1000:
-        return Finding("descriptor limit", Status.WARNING, shown, "raise it: ulimit -n, LimitNOFILE=")
-    return Finding("descriptor limit", Status.OK, shown)
+        return warning("descriptor limit", shown, "raise it: ulimit -n, LimitNOFILE=")
+    return ok("descriptor limit", shown)
 
 
 def agent_connections(limit: int | None, watches: int) -> Finding:
     """Whether the agent allows one client as many connections as the gateway needs; a limit of 0 allows any number."""
     if limit is None:
-        return Finding("agent connections", Status.WARNING, "the agent does not tell its limit", "the default is 200")
+        return warning("agent connections", "the agent does not tell its limit", "the default is 200")
     shown = f"{watches} watches and {OTHER_CONNECTIONS} others, {limit or 'any number'} allowed"
     if limit and watches + OTHER_CONNECTIONS > limit:
         fitting = max(1, limit - OTHER_CONNECTIONS)
         advice = f"raise limits.http_max_conns_per_client or set MESHGATE_CATALOG_WATCHES to {fitting}"
-        return Finding("agent connections", Status.FAILED, shown, advice)
-    return Finding("agent connections", Status.OK, shown)
+        return failed("agent connections", shown, advice)
+    return ok("agent connections", shown)
 
 
 def one_primary(own: tuple[str, str], others: Mapping[str, tuple[str, str]]) -> list[Finding]:
@@ -239,11 +241,11 @@ def one_primary(own: tuple[str, str], others: Mapping[str, tuple[str, str]]) -> 
         advice = f"set the same primary_datacenter in {name}: identities of one mesh have one trust domain"
         if trust_domain != own[0]:
             shown = f"trust domain {trust_domain or 'not known yet'} instead of {own[0]}"
-            found.append(Finding(check, Status.FAILED, shown, advice))
+            found.append(failed(check, shown, advice))
         elif primary and own[1] and primary != own[1]:
-            found.append(Finding(check, Status.FAILED, f"{primary} instead of {own[1]}", advice))
+            found.append(failed(check, f"{primary} instead of {own[1]}", advice))
         else:
-            found.append(Finding(check, Status.OK, f"same trust domain{f', {own[1]}' if own[1] else ''}"))
+            found.append(ok(check, f"same trust domain{f', {own[1]}' if own[1] else ''}"))
     return found
 
 
@@ -252,17 +254,17 @@ def wan_address(host: str, *, federated: bool) -> Finding:
     check = "WAN address"
     if not host:
         if not federated:
-            return Finding(check, Status.OK, "none, and there is no other datacenter")
+            return ok(check, "none, and there is no other datacenter")
         advice = "set --wan-address to what other datacenters can dial; they are told the LAN address now"
-        return Finding(check, Status.WARNING, "none", advice)
+        return warning(check, "none", advice)
     try:
         address = ip_address(host)
     except ValueError:
-        return Finding(check, Status.OK, f"{host}, a host name: the sidecars and gateways elsewhere must resolve it")
+        return ok(check, f"{host}, a host name: the sidecars and gateways elsewhere must resolve it")
     if address.is_unspecified or address.is_multicast:
-        return Finding(check, Status.FAILED, f"{host} is no address of a machine", "set --wan-address to one")
+        return failed(check, f"{host} is no address of a machine", "set --wan-address to one")
     if address.is_loopback or address.is_link_local:
         advice = "set --wan-address to an address that other machines can dial"
         kind = "loopback" if address.is_loopback else "link-local"
-        return Finding(check, Status.WARNING, f"{host} is a {kind} address", advice)
-    return Finding(check, Status.OK, f"{host}{' (private: fine inside one network)' if address.is_private else ''}")
+        return warning(check, f"{host} is a {kind} address", advice)
+    return ok(check, f"{host}{' (private: fine inside one network)' if address.is_private else ''}")

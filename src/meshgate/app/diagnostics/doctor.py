@@ -35,7 +35,7 @@ from meshgate.core import prerequisites
 from meshgate.core.catalog import Instance, in_namespace
 from meshgate.core.health import best_address
 from meshgate.core.host_port import HostPort
-from meshgate.core.prerequisites import Finding, Status
+from meshgate.core.prerequisites import Finding, Status, failed, ok, warning
 from meshgate.core.sni import DEFAULT
 
 _PURPOSE: Final = {
@@ -259,7 +259,7 @@ class Examination:
                 told[name] = trust_domain, (await self._client.acl_replication(name)).source
             except ConsulError as error:
                 advice = f"join {name}'s servers over the WAN, or let it federate through gateways"
-                unasked.append(Finding(f"primary of {name}", Status.FAILED, str(error), advice))
+                unasked.append(failed(f"primary of {name}", str(error), advice))
         primary = (self._agent.primary_datacenter if self._agent else "") or self._own
         self.found += [*prerequisites.one_primary((self._trust_domain, primary), told), *unasked]
 
@@ -295,10 +295,10 @@ class Examination:
             await (await connect(address.host, address.port, seconds=self._settings.connect_timeout)).aclose()
         except RefusedError as error:
             advice = "is it running, is that its right WAN address, and does a firewall let this machine through?"
-            return Finding(check, Status.FAILED, f"{shown}: {error.detail}", advice)
+            return failed(check, f"{shown}: {error.detail}", advice)
         if not healthy(instance):
-            return Finding(check, Status.WARNING, f"{shown} answers, but is unhealthy for Consul", "look at its checks")
-        return Finding(check, Status.OK, f"{shown} answers")
+            return warning(check, f"{shown} answers, but is unhealthy for Consul", "look at its checks")
+        return ok(check, f"{shown} answers")
 
     # --- partitions (Enterprise) and peerings: where Consul knows neither there is nothing to say --------------------
 
@@ -395,13 +395,13 @@ class Examination:
     # --- saying it ---------------------------------------------------------------------------------------------------
 
     def _ok(self, check: str, detail: str) -> None:
-        self.found.append(Finding(check, Status.OK, detail))
+        self.found.append(ok(check, detail))
 
     def _warning(self, check: str, detail: str, advice: str = "") -> None:
-        self.found.append(Finding(check, Status.WARNING, detail, advice))
+        self.found.append(warning(check, detail, advice))
 
     def _failed(self, check: str, detail: str, advice: str = "") -> None:
-        self.found.append(Finding(check, Status.FAILED, detail, advice))
+        self.found.append(failed(check, detail, advice))
 
     async def _advice(self, error: ConsulError, datacenter: str = "") -> str:
         """The rule that the token lacks. One that it has would not help: then something else is in the way."""

@@ -13,7 +13,7 @@ from meshgate.app.errors import CommandError
 from meshgate.app.gateway.registration import definition_of, listen_addresses
 from meshgate.app.settings.settings import Settings
 from meshgate.core.host_port import HostPort
-from meshgate.core.prerequisites import Finding, Status, wan_address
+from meshgate.core.prerequisites import Finding, failed, ok, wan_address, warning
 
 
 def addresses(settings: Settings, *, federated: bool) -> list[Finding]:
@@ -22,11 +22,11 @@ def addresses(settings: Settings, *, federated: bool) -> list[Finding]:
     try:
         definition_of(settings).payload()
     except RegistrationError as error:
-        found.append(Finding("LAN address", Status.FAILED, str(error), "set --address or --bind-address"))
+        found.append(failed("LAN address", str(error), "set --address or --bind-address"))
     else:
         host = settings.address.host
         shown = str(settings.address) if host else f"that of the agent, port {settings.address.port}"
-        found.append(Finding("LAN address", Status.OK, shown))
+        found.append(ok("LAN address", shown))
     wan = settings.wan_address
     found.append(wan_address(wan.host if wan else "", federated=federated))
     return found
@@ -62,17 +62,15 @@ def _port(check: str, address: HostPort, running: bool) -> Finding:
     shown = str(address) if address.host else f"*:{address.port}"
     problem = _bind_problem(address)
     if problem is None:
-        return Finding(check, Status.OK, f"{shown} is free")
+        return ok(check, f"{shown} is free")
     if problem == errno.EADDRINUSE and running:
-        return Finding(check, Status.OK, f"{shown} is taken, and a meshgate is running")
+        return ok(check, f"{shown} is taken, and a meshgate is running")
     if problem == errno.EADDRINUSE:
-        return Finding(
-            check, Status.FAILED, f"{shown} is taken by another process", f"ss -ltnp 'sport = {address.port}'"
-        )
+        return failed(check, f"{shown} is taken by another process", f"ss -ltnp 'sport = {address.port}'")
     if problem == errno.EACCES:
         advice = "allow it: AmbientCapabilities=CAP_NET_BIND_SERVICE, or use a port from 1024"
-        return Finding(check, Status.FAILED, f"{shown}: this user may not bind it", advice)
-    return Finding(check, Status.FAILED, f"{shown}: {errno.errorcode.get(problem, problem)}", "is it this machine's?")
+        return failed(check, f"{shown}: this user may not bind it", advice)
+    return failed(check, f"{shown}: {errno.errorcode.get(problem, problem)}", "is it this machine's?")
 
 
 def _bind_problem(address: HostPort) -> int | None:
@@ -92,10 +90,10 @@ def _bind(address: HostPort) -> None:
 
 def _admin_socket(path: Path, *, running: bool) -> Finding:
     if running:
-        return Finding("admin socket", Status.OK, f"{path}, and a meshgate answers there")
+        return ok("admin socket", f"{path}, and a meshgate answers there")
     if path.parent.is_dir():
-        return Finding("admin socket", Status.OK, f"{path} can be made")
-    return Finding("admin socket", Status.FAILED, f"there is no directory {path.parent}", "make it")
+        return ok("admin socket", f"{path} can be made")
+    return failed("admin socket", f"there is no directory {path.parent}", "make it")
 
 
 async def _through_wan(address: HostPort, seconds: float) -> Finding:
@@ -105,5 +103,5 @@ async def _through_wan(address: HostPort, seconds: float) -> Finding:
     except RefusedError as error:
         reason = str(error).removeprefix("connect: ")
         advice = "try it from another datacenter: some networks do not let a machine reach its own public address"
-        return Finding("WAN address answers", Status.WARNING, f"{address}: {reason}", advice)
-    return Finding("WAN address answers", Status.OK, str(address))
+        return warning("WAN address answers", f"{address}: {reason}", advice)
+    return ok("WAN address answers", str(address))

@@ -15,7 +15,7 @@ from meshgate.adapters.consul import (
 from meshgate.app.gateway.own_addresses import OwnAddressKeeper
 from meshgate.app.gateway.registration import definition_of, listen_addresses, missing_registration
 from meshgate.app.settings.settings import Settings
-from meshgate.core.prerequisites import Finding, Status
+from meshgate.core.prerequisites import Finding, failed, ok, warning
 
 CHECK = "registration"
 # Connections that are made anew to see whether they all lead to one agent.
@@ -39,7 +39,7 @@ async def registration(client: ConsulClient, settings: Settings) -> list[Finding
     if len(nodes) > 1:
         detail = f"the address leads to the agents of {', '.join(sorted(nodes))} by turns"
         advice = "set CONSUL_HTTP_ADDR to one of them: only the agent that has the registration can follow it"
-        findings.append(Finding("one agent", Status.FAILED, detail, advice))
+        findings.append(failed("one agent", detail, advice))
     return findings
 
 
@@ -52,22 +52,22 @@ def _existing(settings: Settings, held: OwnRegistration | None) -> Finding:
             else "consul services register with kind, name and id of the gateway, or leave out --no-register; "
             "MESHGATE_NODE_NAME where no agent holds it"
         )
-        return Finding(CHECK, Status.FAILED, missing_registration(settings), advice)
+        return failed(CHECK, missing_registration(settings), advice)
     if held.kind != GATEWAY_KIND:
         detail = f"{held.id!r} is of kind {held.kind or 'none'}"
-        return Finding(CHECK, Status.FAILED, detail, f"register it with kind {GATEWAY_KIND}")
-    return Finding(CHECK, Status.OK, f"{held.id} at {_place(held)}")
+        return failed(CHECK, detail, f"register it with kind {GATEWAY_KIND}")
+    return ok(CHECK, f"{held.id} at {_place(held)}")
 
 
 async def _to_be_made(settings: Settings, held: OwnRegistration | None) -> Finding:
     if held is None:
-        return Finding(CHECK, Status.OK, f"no {settings.proxy_id} on this agent yet")
+        return ok(CHECK, f"no {settings.proxy_id} on this agent yet")
     addresses, bound = OwnAddressKeeper(settings), listen_addresses(settings)
     told = await lived_by(held, definition_of(settings), lambda *place: addresses.is_own(bound, *place))
     if told:
         detail, _, advice = told.partition(": ")
-        return Finding(CHECK, Status.FAILED, detail, advice)
-    return Finding(CHECK, Status.OK, f"{held.id} at {_place(held)}")
+        return failed(CHECK, detail, advice)
+    return ok(CHECK, f"{held.id} at {_place(held)}")
 
 
 def _left_behind(settings: Settings, instances: Collection[OwnInstance], nodes: Collection[str]) -> list[Finding]:
@@ -78,7 +78,7 @@ def _left_behind(settings: Settings, instances: Collection[OwnInstance], nodes: 
         if same and each.node not in nodes:
             detail = f"{each.registration.id} at {_place(each.registration)} is registered on node {each.node} too"
             advice = f"consul services deregister -id={each.registration.id} there"
-            found.append(Finding("one registration", Status.WARNING, detail, advice))
+            found.append(warning("one registration", detail, advice))
     return found
 
 

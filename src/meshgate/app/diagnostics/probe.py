@@ -211,7 +211,10 @@ class Probe:
         except ConsulError as error:
             self._fail("leaf", Verdict.NOT_CALLED, str(error))
         self.caller = leaf.spiffe_id
-        context = mesh_context(leaf.certificates, leaf.private_key, roots)
+        try:
+            context = mesh_context(leaf.certificates, leaf.private_key, roots)
+        except (ssl.SSLError, ValueError) as error:
+            self._fail("leaf", Verdict.NOT_CALLED, f"OpenSSL cannot read what Consul gave: {error}")
         context.minimum_version = ssl.TLSVersion.TLSv1_3
         expires = x509.load_pem_x509_certificate(leaf.certificates.encode()).not_valid_after_utc
         self._done("leaf", f"valid until {expires:%Y-%m-%d %H:%M} UTC", trio.current_time() - started)
