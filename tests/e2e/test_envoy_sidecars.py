@@ -285,11 +285,12 @@ async def test_replacing_all_gateways_of_both_datacenters_loses_no_slow_request(
                     before = load.done
                     started = trio.current_time()
                     await old.stop(20)
-                    print(f"{consul.datacenter}: {old.instance} was gone after {trio.current_time() - started:.1f} s")
+                    ended = trio.current_time()
+                    print(f"{consul.datacenter}: {old.instance} stopped from {started:.2f} to {ended:.2f}")
                     assert old.child.returncode == 0
                     assert load.done > before
             await trio.sleep(4 * SLOW_SECONDS)
             nursery.cancel_scope.cancel()
-        print(f"{load.done} requests of {SLOW_SECONDS} s, {len(load.lost)} lost")
+        print(f"{load.done} requests of {SLOW_SECONDS} s, {len(load.lost)} lost", *load.lost, sep="\n")
         assert load.lost == []
         assert load.done > 12 * callers
