@@ -25,6 +25,7 @@ class Route(msgspec.Struct):
     sni: str
     match: str
     kind: str
+    destination: str
     endpoints: list[Endpoint]
 
     @property
