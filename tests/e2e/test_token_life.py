@@ -97,9 +97,7 @@ async def test_token_file_that_is_gone_is_a_problem_that_is_told_and_sighup_look
         gone = f"the token file {file} cannot be read, the last token stays in use"
         await until_equal("the missing file", lambda: problem(gateway, gone), True, seconds=20)
         assert await gateway.counter("meshgate_token_problem") == 1
-        await until_equal(
-            "the answer to SIGHUP", lambda: logged("token and TLS files were looked at"), True, seconds=20
-        )
+        await until_equal("the answer to SIGHUP", lambda: logged("token and TLS files read again"), True, seconds=20)
         file.write_text(world.token)
         gateway.child.signal(signal.SIGHUP)
         await until_equal("the file's return", lambda: problem(gateway, gone), False, seconds=20)

@@ -209,8 +209,8 @@ async def test_a_watch_that_fails_from_the_start_does_not_say_that_anything_is_k
         await run(Script([UNREACHABLE]), 3)
         await run(Script([Page("a", 1), UNREACHABLE]), 3)
     assert [entry["event"] for entry in logs if entry["log_level"] == "warning"] == [
-        "Consul watch fails from the start",
-        "Consul watch fails, what is known stays in use",
+        "cannot read from Consul yet, retrying",
+        "Consul watch fails, retrying; what is known stays in use",
     ]
 
 

@@ -206,10 +206,11 @@ class WatchRegistry:
             # An outage hits all watches at once: the first one to notice speaks for those that see the same.
             known = any(other.error == str(error) for other in self._states)
             state.error, state.status = str(error), error.status
-            event = "fails, what is known stays in use" if state.last_success is not None else "fails from the start"
-            (log.debug if known else log.warning)(
-                f"Consul watch {event}", watch=str(state.key), kind=state.key.kind, error=state.error
-            )
+            known_before = state.last_success is not None
+            event = "Consul watch fails, retrying; what is known stays in use"
+            if not known_before:
+                event = "cannot read from Consul yet, retrying"
+            (log.debug if known else log.warning)(event, watch=str(state.key), kind=state.key.kind, error=state.error)
 
     def succeeded(self, state: WatchState) -> None:
         """Note that a request has succeeded."""

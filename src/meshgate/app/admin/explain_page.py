@@ -130,8 +130,8 @@ def _age_of(route: Route, states: list[WatchState]) -> list[Step]:
     oldest = max(found, key=lambda state: state.age(trio.current_time()))
     age = format_duration(round(oldest.age(trio.current_time())))
     if oldest.error:
-        return [Step("age of this", f"{age}: Consul has not answered since: {_shown(oldest.error)}")]
-    return [Step("age of this", f"Consul last answered {age} ago and is asked to tell of each change at once")]
+        return [Step("data age", f"{age}; Consul has not answered since: {_shown(oldest.error)}")]
+    return [Step("data age", f"{age}; a blocking query is open, changes arrive at once")]
 
 
 def _is_of(state: WatchState, route: Route) -> bool:
@@ -144,7 +144,7 @@ def _failing(states: list[WatchState]) -> list[Step]:
     ages = [state.age(trio.current_time()) for state in states if state.error]
     if not ages:
         return []
-    return [Step("age of the data", f"{len(ages)} watches fail, the oldest answer is {max(ages):.0f} s old")]
+    return [Step("failing watches", f"{len(ages)}, the oldest answer is {max(ages):.0f} s old")]
 
 
 def _next(explanation: Explanation) -> list[Step]:

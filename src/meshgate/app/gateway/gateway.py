@@ -276,7 +276,7 @@ class Gateway:
         # Changed files are noticed by themselves; whoever asks need not wonder when.
         self.client.refresh()
         problem = "; ".join(self.client.problems()) or "none"
-        log.info("SIGHUP: log files are reopened, token and TLS files were looked at", problem=problem)
+        log.info("reloaded: log files reopened, token and TLS files read again", problem=problem)
         try:
             self._take(Reload.of(self.settings))
         except (ConfigError, ConsulConfigError, RegistrationError) as error:
