@@ -1,6 +1,7 @@
 """Consul's catalog as a stream of snapshots: all that routing depends on, each complete and consistent in itself.
 
-What always holds: a snapshot is published only if it differs from the last one; nothing is published before the trust
+What always holds: a snapshot is published only if it differs from the last one, once for changes that come close
+together, and at once where a stream waits for one; nothing is published before the trust
 domain and the list of services are known; after that the first one waits until each source has answered or failed
 once, as long as one does within `start_deadline` seconds; and once published, nothing is taken back because Consul is
 unreachable, refuses the token, or shows less to it than before.
@@ -27,7 +28,6 @@ from .local_catalog import LocalCatalog
 from .local_services import NAMES, RESOLVERS
 from .lookups import Explainer
 from .peerings import Peerings
-from .publisher import Publisher
 from .remote_gateways import Partitions, RemoteGateways
 from .scope import InitialSync, KeyedWatches, Latest, Scope
 from .servers import LOCAL_SERVERS, LocalServers
@@ -39,6 +39,10 @@ log = structlog.get_logger(module="meshgate.consul")
 STALE_AFTER: Final = 10.0
 # Seconds that the first snapshot waits however many sources there are.
 LONGEST_START: Final = 300.0
+# Seconds from the first change to the snapshot, in which further changes are gathered. Not prolonged by them.
+COALESCE: Final = 0.1
+# Seconds between two snapshots that nobody gathers changes for: where services are many, each costs milliseconds.
+APART: Final = 0.05
 ROOTS: Final = WatchKey("roots", "CA roots")
 
 # While one of these fails, what is served may be old as a whole.
@@ -47,6 +51,59 @@ _ESSENTIAL: Final = (ROOTS, NAMES, RESOLVERS)
 _COMMON: Final = frozenset(("403", "429", "unreachable", "timeout"))
 # Watches of endpoints that an agent may block (`http_config.block_endpoints`): their lines say what is missing then.
 _INTERNAL: Final = frozenset(("federation-states", "gateway-names", "summaries"))
+
+
+class Publisher:
+    """Publishes what `make` makes. `snapshot` is the last one that was published.
+
+    Args:
+        make: the catalog as it is known now.
+        publish: gets each new snapshot, in trio's thread; it must not block.
+    """
+
+    def __init__(self, make: Callable[[], Snapshot], publish: Callable[[Snapshot], None]) -> None:
+        self.snapshot: Snapshot | None = None
+        self._make = make
+        self._publish = publish
+        self._change = trio.Event()
+        self._unpublished = False
+        self._published = float("-inf")
+
+    def changed(self) -> None:
+        """What `make` makes may be another one."""
+        self._unpublished = True
+        self._change.set()
+
+    async def change(self) -> None:
+        """Wait for a change."""
+        self._change = trio.Event()
+        await self._change.wait()
+
+    async def run(self, prepare: Callable[[], None]) -> None:
+        """Publish now and after changes until cancelled; `prepare` is called each time before."""
+        while True:
+            self._change = trio.Event()
+            prepare()
+            self._publish_if_new()
+            await self._change.wait()
+            await trio.sleep(COALESCE)
+
+    async def hurry(self) -> None:
+        """Publish what has changed, without gathering more. Who does so at the same time shares a snapshot.
+
+        Nothing happens before the first snapshot.
+        """
+        if self.snapshot is not None and self._unpublished:
+            await trio.sleep_until(self._published + APART)
+            if self._unpublished:
+                self._publish_if_new()
+
+    def _publish_if_new(self) -> None:
+        self._unpublished, self._published = False, trio.current_time()
+        snapshot = self._make()
+        if snapshot != self.snapshot:
+            self.snapshot = snapshot
+            self._publish(snapshot)
 
 
 class CatalogWatcher:

@@ -13,8 +13,7 @@ from typing import Final
 import trio
 
 from .api import ConsulError
-from .health_query import SIDECAR, HealthQuery
-from .one_shot_reads import OneShotReads
+from .health_query import SIDECAR, HealthQuery, OneShotReads
 from .scope import Scope
 from .watch_registry import WatchKey
 

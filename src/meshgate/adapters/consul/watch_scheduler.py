@@ -22,8 +22,7 @@ from typing import Final
 import trio
 
 from .api import LONGEST_WAIT, ConsulError, Cursor, Instances, Page
-from .health_query import NEVER, HealthQuery
-from .one_shot_reads import OneShotReads
+from .health_query import NEVER, HealthQuery, OneShotReads
 from .resync import Resync
 from .scope import Scope
 from .watch import Watch

@@ -30,7 +30,7 @@ from meshgate.adapters.sd_notify import Notifier
 from meshgate.app.errors import CommandError, ConfigError
 from meshgate.app.gateway.draining import drain_relay
 from meshgate.app.gateway.last_known import AGENT_PATIENCE, CATALOG_PATIENCE, LastKnown
-from meshgate.app.gateway.learning import Learner
+from meshgate.app.gateway.on_demand_discovery import OnDemandDiscovery
 from meshgate.app.gateway.registration import GatewayRegistration
 from meshgate.app.gateway.relay_limits import limits_of
 from meshgate.app.gateway.settings_reload import Reload
@@ -38,7 +38,6 @@ from meshgate.app.gateway.stream_observer import StreamObserver
 from meshgate.app.gateway.supervision import obey_signals, ping_watchdog
 from meshgate.app.gateway.table_keeper import TableKeeper
 from meshgate.app.gateway.tenancy import export_problems, is_enterprise, partition_of
-from meshgate.app.gateway.use import tell_use
 from meshgate.app.logs import logs
 from meshgate.app.logs.access_log import AccessLog
 from meshgate.app.logs.gateway_log import RefusalLog, tell_ready
@@ -66,7 +65,7 @@ class Gateway:
             AccessLog.open(settings.access_log),
             lambda name: self.relay_table().unroutable.get(name, ""),
         )
-        self.learner = Learner(self.relay_table, lambda: self.watcher)
+        self.discovery = OnDemandDiscovery(self.relay_table, lambda: self.watcher)
         limits = limits_of(settings)
         self.relay = RelayPool(
             settings.workers,
@@ -74,7 +73,7 @@ class Gateway:
             self.observer,
             settings.drain_timeout,
             settings.drain_quiet,
-            learn=self.learner.learn,
+            learn=self.discovery.lookup,
         )
         self.watcher: CatalogWatcher | None = None
         self.listening = False
@@ -196,7 +195,7 @@ class Gateway:
         )
         self.watcher.name_servers(facts.dns_domain, expose=exposed)
         nursery.start_soon(self.watcher.run)
-        nursery.start_soon(tell_use, self.relay, self.watcher.used)
+        nursery.start_soon(self.discovery.tell_use, lambda: self.relay.totals)
         nursery.start_soon(self._complete_catalog, self.watcher)
         await self.tables.known.wait()
         self._listen()

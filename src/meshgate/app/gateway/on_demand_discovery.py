@@ -1,0 +1,83 @@
+"""What streams want of the catalog: names that the table may not have yet, and that their services are followed.
+
+A service in use is followed more closely than others (`adapters.consul.watch_scheduler`).
+"""
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from meshgate.adapters.consul import CatalogWatcher
+from meshgate.adapters.relay.counters import Counters
+from meshgate.core.routes import RouteKind, RouteTable
+from meshgate.core.sni import PeeredServiceSni
+from meshgate.core.token_bucket import TokenBucket
+
+if TYPE_CHECKING:
+    from meshgate.core.reasons import Reason
+
+# Requests to Consul for names without a route. Whoever reaches the gateway can make them up.
+UNKNOWN_PER_SECOND: Final = 20
+UNKNOWN_AT_ONCE: Final = 100
+# Seconds between looks at what the workers told, which they do that often too.
+LOOK: Final = 0.5
+
+
+class OnDemandDiscovery:
+    """Asks the catalog's watcher for what streams need.
+
+    Args:
+        table: the one in force.
+        watcher: follows the catalog; None as long as nobody does.
+    """
+
+    def __init__(self, table: Callable[[], RouteTable], watcher: Callable[[], CatalogWatcher | None]) -> None:
+        self._table = table
+        self._watcher = watcher
+        self._unknown = TokenBucket(UNKNOWN_PER_SECOND, UNKNOWN_AT_ONCE)
+        self._named: tuple[RouteTable, Mapping[tuple[RouteKind, str], str]] | None = None
+
+    async def lookup(self, name: str) -> None:
+        """Return when the table in force has what Consul has of a name, or when that cannot be had.
+
+        Takes as long as Consul does; to be cancelled by who has less time.
+        """
+        watcher = self._watcher()
+        if watcher is None or watcher.stale:
+            return
+        table = self._table()
+        route = table.find(name)
+        if route is not None:
+            if route.stale:
+                await watcher.lookup([route.service.lower()])
+            return
+        said = table.on_demand(name)
+        if said is None or not self._unknown.take(trio.current_time()):
+            return
+        if isinstance(said, PeeredServiceSni):
+            await watcher.lookup_peered(said)
+        else:
+            await watcher.lookup([said.service], said.namespace)
+
+    async def tell_use(self, totals: Callable[[], Counters]) -> None:
+        """Until cancelled, name the services to which streams were sent since the last time, or could not be sent."""
+        sent: dict[tuple[RouteKind, str], int] = {}
+        lost: dict[tuple[RouteKind, str, Reason], int] = {}
+        while True:
+            await trio.sleep(LOOK)
+            counted = totals()
+            used = {key for key, count in counted.connections.items() if sent.get(key) != count}
+            used |= {key[:2] for key, count in counted.failed.items() if lost.get(key) != count}
+            sent, lost = dict(counted.connections), dict(counted.failed)
+            if used and (watcher := self._watcher()) is not None:
+                services = self._services()
+                watcher.used({services[key] for key in used if key in services})
+
+    def _services(self) -> Mapping[tuple[RouteKind, str], str]:
+        """The services of the table's routes, in lower case, by what their streams are counted under."""
+        table = self._table()
+        if self._named is None or self._named[0] is not table:
+            routes = table.exact.values()
+            self._named = table, {(it.kind, it.destination): it.service.lower() for it in routes if it.service}
+        return self._named[1]

@@ -1,0 +1,167 @@
+"""What Consul is asked about before a stream is placed, and which services are told to be in use."""
+
+from typing import TYPE_CHECKING, cast
+
+import trio
+from trio.testing import MockClock
+
+from meshgate.adapters.relay.counters import Counters
+from meshgate.app.gateway.on_demand_discovery import LOOK, UNKNOWN_AT_ONCE, UNKNOWN_PER_SECOND, OnDemandDiscovery
+from meshgate.core.reasons import Reason
+from meshgate.core.routes import Route, RouteKind, RouteTable
+from meshgate.core.sni import PeeredServiceSni
+
+if TYPE_CHECKING:
+    from meshgate.adapters.consul import CatalogWatcher
+
+TD = "td.consul"
+HERE = f"default.dc1.internal.{TD}"
+
+
+class Watcher:
+    stale = False
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[set[str], str]] = []
+        self.peered: list[str] = []
+        self.in_use: list[set[str]] = []
+
+    async def lookup(self, services: list[str], namespace: str = "") -> None:
+        self.asked.append((set(services), namespace))
+
+    async def lookup_peered(self, name: PeeredServiceSni) -> None:
+        self.peered.append(str(name))
+
+    def used(self, services: set[str]) -> None:
+        self.in_use.append(services)
+
+
+def table_of(*routes: Route) -> RouteTable:
+    return RouteTable.of("dc1", TD, "default", iter(routes))
+
+
+def discovery_of(*routes: Route) -> tuple[OnDemandDiscovery, Watcher]:
+    watcher = Watcher()
+    return OnDemandDiscovery(lambda: table_of(*routes), lambda: cast("CatalogWatcher", watcher)), watcher
+
+
+async def test_the_service_behind_a_route_is_learned_whatever_kind_of_name_asks() -> None:
+    db = f"db.default.default.east.external.{TD}"
+    discovery, watcher = discovery_of(
+        Route(f"web.{HERE}", RouteKind.SERVICE, "Web", (), stale=True, service="Web"),
+        Route(f"v1.api.{HERE}", RouteKind.SUBSET, "v1.api", (), stale=True, service="api"),
+        Route(db, RouteKind.PEER_EXPORT, "team/db to peer east", (), stale=True, service="db", namespace="team"),
+    )
+    for name in (f"WEB.{HERE}", f"v1.api.{HERE}", db):
+        await discovery.lookup(name)
+    assert watcher.asked == [({"web"}, ""), ({"api"}, ""), ({"db"}, "")]
+
+
+async def test_a_name_without_a_route_is_looked_for_where_it_says() -> None:
+    discovery, watcher = discovery_of()
+    await discovery.lookup(f"Web.{HERE}")
+    await discovery.lookup(f"v2.web.team.dc1.internal.{TD}")
+    assert watcher.asked == [({"web"}, "default"), ({"web"}, "team")]
+
+
+async def test_names_of_peers_and_those_that_they_know_are_looked_for_as_such() -> None:
+    discovery, watcher = discovery_of()
+    names = [f"db.default.default.east.external.{TD}", "web.default.default.us.external.1234.consul"]
+    for name in names:
+        await discovery.lookup(name.upper())
+    await discovery.lookup(f"db.default.other.east.external.{TD}")
+    assert (watcher.peered, watcher.asked) == (names, [])
+
+
+async def test_names_of_elsewhere_and_of_nothing_cost_consul_nothing() -> None:
+    discovery, watcher = discovery_of()
+    for name in (
+        f"web.default.dc2.internal.{TD}",
+        "web.default.dc1.internal.other.consul",
+        f"web.default.team.dc1.internal-v1.{TD}",
+        f"dc1.internal.{TD}",
+        f"server.dc1.peering.{TD}",
+        "example.com",
+        "",
+    ):
+        await discovery.lookup(name)
+    assert watcher.asked == []
+
+
+async def test_names_that_nobody_has_cost_consul_little(autojump_clock: MockClock) -> None:
+    discovery, watcher = discovery_of(Route(f"web.{HERE}", RouteKind.SERVICE, "web", (), stale=True, service="web"))
+    for number in range(10 * UNKNOWN_AT_ONCE):
+        await discovery.lookup(f"made-up-{number}.{HERE}")
+    assert len(watcher.asked) == UNKNOWN_AT_ONCE
+    # What is known is asked for all the same.
+    await discovery.lookup(f"web.{HERE}")
+    assert watcher.asked[-1] == ({"web"}, "")
+    watcher.asked.clear()
+    for number in range(100):
+        await discovery.lookup(f"other-{number}.{HERE}")
+        await trio.sleep(0.01)
+    assert len(watcher.asked) in range(UNKNOWN_PER_SECOND - 2, UNKNOWN_PER_SECOND + 2)
+
+
+async def test_what_is_followed_closely_is_not_asked_for() -> None:
+    discovery, watcher = discovery_of(Route(f"web.{HERE}", RouteKind.SERVICE, "web", ()))
+    await discovery.lookup(f"web.{HERE}")
+    assert watcher.asked == []
+
+
+async def test_nobody_is_asked_while_consul_is_known_not_to_answer() -> None:
+    discovery, watcher = discovery_of(Route(f"web.{HERE}", RouteKind.SERVICE, "web", (), stale=True, service="web"))
+    watcher.stale = True
+    await discovery.lookup(f"web.{HERE}")
+    await OnDemandDiscovery(table_of, lambda: None).lookup(f"web.{HERE}")
+    assert watcher.asked == []
+
+
+# --- which services are in use ---------------------------------------------------------------------------------------
+
+KINDS = (
+    Route("1", RouteKind.SERVICE, "web.v2", (), service="web.v2"),
+    Route("2", RouteKind.SUBSET, "v1.api.internal", (), service="API.internal"),
+    Route("3", RouteKind.SERVICE, "db", (), service="db"),
+    Route("4", RouteKind.SERVICE, "team/web", (), service="web", namespace="team"),
+    Route("5", RouteKind.PEER_EXPORT, "team/store to peer east", (), service="store", namespace="team"),
+    Route("6", RouteKind.DATACENTER, "dc2", ()),
+)
+
+
+async def test_services_are_named_when_streams_were_sent_to_them_or_could_not_be(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    discovery, watcher = discovery_of(*KINDS)
+    counters = Counters()
+    nursery.start_soon(discovery.tell_use, lambda: counters)
+    await trio.sleep(3 * LOOK)
+    assert watcher.in_use == []
+    counters.count_routed(RouteKind.SERVICE, "web.v2")
+    counters.count_routed(RouteKind.SUBSET, "v1.api.internal")
+    await trio.sleep(2 * LOOK)
+    assert watcher.in_use == [{"web.v2", "api.internal"}]
+    counters.count_routed(RouteKind.SERVICE, "web.v2")
+    await trio.sleep(2 * LOOK)
+    assert watcher.in_use[1:] == [{"web.v2"}]
+    counters.failed[(RouteKind.SERVICE, "db", Reason.CONNECT_FAILED)] = 1
+    await trio.sleep(2 * LOOK)
+    assert watcher.in_use[2:] == [{"db"}]
+    await trio.sleep(10 * LOOK)
+    assert len(watcher.in_use) == 3
+    nursery.cancel_scope.cancel()
+
+
+async def test_services_of_namespaces_and_those_exported_to_peers_are_named_without_either(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    discovery, watcher = discovery_of(*KINDS)
+    counters = Counters()
+    nursery.start_soon(discovery.tell_use, lambda: counters)
+    counters.count_routed(RouteKind.SERVICE, "team/web")
+    counters.count_routed(RouteKind.PEER_EXPORT, "team/store to peer east")
+    counters.count_routed(RouteKind.DATACENTER, "dc2")
+    counters.count_routed(RouteKind.SERVICE, "gone meanwhile")
+    await trio.sleep(2 * LOOK)
+    assert watcher.in_use == [{"web", "store"}]
+    nursery.cancel_scope.cancel()
