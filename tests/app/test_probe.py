@@ -423,6 +423,19 @@ async def test_step_that_is_refused_to_whoever_gives_no_token_says_so(path: str,
         assert probe.failure.detail.startswith("no token was given, and Consul refuses to answer without")
 
 
+async def test_a_leaf_that_the_agent_blocks_is_no_matter_of_tokens_or_rules() -> None:
+    for token in ("", "t"):
+        async with inspected(HTTP_TOKEN=token) as (double, client):
+            mesh(double)
+            blocked = b"Endpoint is blocked by agent configuration"
+            double.set("/v1/agent/connect/ca/leaf/shop", blocked, status=403)
+            failure = (await probed(client, 1)).failure
+            assert failure is not None
+            assert (failure.step, failure.verdict, failure.meaning) == ("leaf", Verdict.NOT_CALLED, "")
+            assert "http_config.block_endpoints" in failure.detail
+            assert "token was given" not in failure.detail
+
+
 async def test_no_agent_at_all_is_an_error() -> None:
     async with inspected() as (double, client):
         double.set("/v1/agent/self", None, cut=True)

@@ -154,7 +154,7 @@ class Examination:
             if _unknown_token(error):
                 self._failed("token", str(error), "give it one that this datacenter knows")
             else:
-                self._warning("token", str(error), "" if _blocked(error) else _COMPARE)
+                self._warning("token", str(error), "" if isinstance(error, EndpointBlockedError) else _COMPARE)
         lacking = {finding.status for finding in self.found[first:]} - {Status.OK}
         if lacking and not self._client.token.given:
             # To be said before all else.
@@ -432,8 +432,5 @@ def _skew(before: float, after: float, agent: float) -> float:
 
 
 def _unknown_token(error: ConsulError) -> bool:
-    return isinstance(error, PermissionDeniedError) and error.missing_rule is None and not _blocked(error)
-
-
-def _blocked(error: ConsulError) -> bool:
-    return isinstance(error, EndpointBlockedError)
+    blocked = isinstance(error, EndpointBlockedError)
+    return isinstance(error, PermissionDeniedError) and error.missing_rule is None and not blocked

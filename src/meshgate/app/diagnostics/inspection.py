@@ -12,6 +12,7 @@ from meshgate.adapters.consul import (
     ConsulClient,
     ConsulConfigError,
     ConsulError,
+    EndpointBlockedError,
     Instances,
     PermissionDeniedError,
     Tenant,
@@ -55,6 +56,8 @@ def inspect(settings: Settings, look: Callable[[ConsulClient], Awaitable[T]]) ->
 
 def refusal(client: ConsulClient, error: ConsulError) -> str:
     """What a command says of an error; where Consul refuses somebody who gave no token, that and nothing of rules."""
+    if isinstance(error, EndpointBlockedError):
+        return str(error)
     if isinstance(error, PermissionDeniedError) and not client.token.given:
         return f"{NONE_GIVEN}, and Consul refuses to answer without: {HOW_TO_GIVE_ONE} ({error.answer})"
     return str(error)
