@@ -88,6 +88,37 @@ async def test_gateway_that_was_killed_and_moved_takes_its_registration_over(wor
         await first.stop()
 
 
+async def test_gateway_that_restarts_again_and_again_is_registered_and_others_still_reach_the_agent(
+    world: World,
+) -> None:
+    """Consul 1.8 grants a client 200 connections, and keeps those of queries that it holds when the client is gone."""
+    dc1 = world.federation.dc1
+    names = [f"restarts-{number}" for number in range(45)]
+    for number, name in enumerate(names):
+        sidecar = {"SidecarService": {"Port": 20000 + number}}
+        await dc1.register({"Name": name, "Port": 80, "Connect": sidecar})
+    gateway = GatewayProcess(dc1, world.token)
+    environment = child_environment(CONSUL_HTTP_ADDR=dc1.http_addr, CONSUL_HTTP_TOKEN=dc1.master_token)
+    try:
+        for _ in range(4):
+            await gateway.start()
+            assert (await held(dc1))["Port"] == gateway.address[1]
+            # All watches hold their queries, and nobody is locked out.
+            await until_equal("its watches", partial(watches, gateway), True, seconds=20)
+            await trio.run_process([dc1.binary, "catalog", "nodes"], capture_stdout=True, env=environment)
+            await gateway.child.kill()
+    finally:
+        await gateway.stop()
+        for name in names:
+            await dc1.deregister(name)
+
+
+async def watches(gateway: GatewayProcess) -> bool:
+    """Whether they hold their queries."""
+    rows = (await gateway.ask("/config_dump"))["watches"]
+    return sum(row["answered"] for row in rows) > 90
+
+
 # --- several agents behind one address ------------------------------------------------------------------------------
 
 

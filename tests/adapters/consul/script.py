@@ -14,6 +14,7 @@ from meshgate.adapters.consul import (
     WatchKey,
     WatchRegistry,
 )
+from meshgate.adapters.consul.api import LONGEST_WAIT
 from meshgate.adapters.consul.watch import Watch
 
 UNREACHABLE = ConsulUnreachableError("cannot reach Consul", "unreachable")
@@ -64,4 +65,4 @@ async def run(
     script: Script, seconds: float, registry: WatchRegistry | None = None, interval: float | None = None
 ) -> None:
     with trio.move_on_after(seconds):
-        await script.watch(registry or WatchRegistry(), interval=interval).run()
+        await script.watch(registry or WatchRegistry(first_wait=LONGEST_WAIT), interval=interval).run()

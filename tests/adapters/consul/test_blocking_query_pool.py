@@ -6,6 +6,7 @@ import trio
 from trio.testing import MockClock
 
 from meshgate.adapters.consul import Cursor, WatchKey, WatchRegistry
+from meshgate.adapters.consul.api import LONGEST_WAIT
 from meshgate.adapters.consul.blocking_query_pool import RESERVED, ROTATION_WAIT, BlockingQueryPool
 from meshgate.adapters.consul.watch import Watch
 
@@ -27,7 +28,9 @@ async def one(pool: BlockingQueryPool, name: str) -> None:
             return await reader.connect_instances(name, cursor)
 
     with pool.registered():
-        await Watch(WatchRegistry(), WatchKey("health", name), ask, lambda _: None, wait=pool.wait).run()
+        await Watch(
+            WatchRegistry(first_wait=LONGEST_WAIT), WatchKey("health", name), ask, lambda _: None, wait=pool.wait
+        ).run()
 
 
 def names(number: int) -> list[str]:

@@ -11,6 +11,7 @@ import trio
 from trio.testing import MockClock
 
 from meshgate.adapters.consul import Cursor, Instances, Page, WatchKey, WatchRegistry
+from meshgate.adapters.consul.api import LONGEST_WAIT
 from meshgate.adapters.consul.watch import Watch
 from meshgate.adapters.consul.watch_registry import RESTORES_APART
 
@@ -78,7 +79,7 @@ class Consul:
 
 
 async def follow(*worlds: Consul, seconds: float, registry: WatchRegistry | None = None) -> None:
-    registry = registry or WatchRegistry()
+    registry = registry or WatchRegistry(first_wait=LONGEST_WAIT)
     with trio.move_on_after(seconds):
         async with trio.open_nursery() as nursery:
             for number, world in enumerate(worlds):
@@ -94,7 +95,7 @@ async def test_an_answer_after_the_wait_is_no_sign(autojump_clock: MockClock) ->
 
 async def test_a_proxy_that_never_holds_a_query_is_no_sign_and_is_paced(autojump_clock: MockClock) -> None:
     world = Consul(held=0.05)
-    registry = WatchRegistry()
+    registry = WatchRegistry(first_wait=LONGEST_WAIT)
     await follow(world, seconds=60, registry=registry)
     assert registry.generation == 0
     assert [index for _, index in world.asked].count(0) == 1

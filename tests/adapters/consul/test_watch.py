@@ -80,7 +80,7 @@ async def test_failures_keep_the_value_and_the_next_query_does_not_block(autojum
 
 async def test_a_list_is_asked_for_anew_when_the_token_is_replaced(autojump_clock: MockClock) -> None:
     version = 1
-    registry = WatchRegistry(token_version=lambda: version)
+    registry = WatchRegistry(token_version=lambda: version, first_wait=60)
     minding, other = (Script([Page("a", 5), Page("b", 6)], hold=lambda cursor: cursor.blocks) for _ in range(2))
     async with trio.open_nursery() as nursery:
         watch = Watch(registry, WatchKey("kind", "list"), minding.ask, minding.values.append, minds_token=True)

@@ -1,5 +1,6 @@
 """When watches try again after failures, and what is told of them, on trio's mock clock."""
 
+from contextlib import ExitStack
 from itertools import pairwise
 
 import pytest
@@ -19,7 +20,9 @@ from meshgate.adapters.consul import (
     WatchKey,
     WatchRegistry,
 )
+from meshgate.adapters.consul.api import LONGEST_WAIT
 from meshgate.adapters.consul.watch import Watch
+from meshgate.adapters.consul.watch_registry import FIRST_WAIT
 
 from .script import DENIED, UNREACHABLE, Script, run
 
@@ -95,7 +98,7 @@ async def test_a_replaced_token_is_tried_at_once(autojump_clock: MockClock) -> N
 
 
 async def test_after_an_outage_all_watches_return_with_the_first(autojump_clock: MockClock) -> None:
-    registry = WatchRegistry()
+    registry = WatchRegistry(first_wait=LONGEST_WAIT)
     down = False
 
     async def ask(cursor: Cursor) -> Page[str]:
@@ -125,7 +128,7 @@ async def test_after_an_outage_all_watches_return_with_the_first(autojump_clock:
 
 async def test_one_connection_of_many_that_fails_is_no_outage(autojump_clock: MockClock) -> None:
     """Consul 1.8 resets connections beyond its limit: those must not hurry because another one works."""
-    registry = WatchRegistry()
+    registry = WatchRegistry(first_wait=LONGEST_WAIT)
     good = [Script([Page("a", 5)], hold=lambda cursor: cursor.blocks) for _ in range(5)]
     flapping = Script([UNREACHABLE, Page("a", 5)] * 100)
     failing = Script([UNREACHABLE])
@@ -137,7 +140,7 @@ async def test_one_connection_of_many_that_fails_is_no_outage(autojump_clock: Mo
 
 
 async def test_a_poll_does_not_sit_out_its_interval_after_an_outage(autojump_clock: MockClock) -> None:
-    registry = WatchRegistry()
+    registry = WatchRegistry(first_wait=LONGEST_WAIT)
     poll = Script([Page("a"), Page("b")])
     other = Script([*[UNREACHABLE] * 3, Page("x", 5)], hold=lambda cursor: cursor.blocks)
     async with trio.open_nursery() as nursery:
@@ -149,7 +152,7 @@ async def test_a_poll_does_not_sit_out_its_interval_after_an_outage(autojump_clo
 
 
 async def test_the_state_tells_how_the_watch_is_doing(autojump_clock: MockClock) -> None:
-    registry = WatchRegistry()
+    registry = WatchRegistry(first_wait=LONGEST_WAIT)
     script = Script([Page("a", 5), DENIED, DENIED, DENIED, Page("b", 7)], hold=lambda cursor: cursor.blocks)
     start = trio.current_time()
     async with trio.open_nursery() as nursery:
@@ -170,7 +173,7 @@ async def test_the_state_tells_how_the_watch_is_doing(autojump_clock: MockClock)
 
 
 async def test_the_age_of_a_watch_that_never_succeeded_counts_from_its_start(autojump_clock: MockClock) -> None:
-    registry = WatchRegistry()
+    registry = WatchRegistry(first_wait=LONGEST_WAIT)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(Script([DENIED]).watch(registry).run)
         await trio.sleep(50)
@@ -193,7 +196,7 @@ async def test_a_failure_is_logged_once_for_each_change_of_error_and_once_when_i
 
 
 async def test_an_outage_of_all_watches_is_one_line_and_so_is_its_end(autojump_clock: MockClock) -> None:
-    registry = WatchRegistry()
+    registry = WatchRegistry(first_wait=LONGEST_WAIT)
     with capture_logs() as logs, trio.move_on_after(100):
         async with trio.open_nursery() as nursery:
             for number in range(10):
@@ -215,7 +218,7 @@ async def test_a_watch_that_fails_from_the_start_does_not_say_that_anything_is_k
 
 
 async def test_what_is_only_swept_neither_hides_nor_makes_an_outage(autojump_clock: MockClock) -> None:
-    registry = WatchRegistry()
+    registry = WatchRegistry(first_wait=LONGEST_WAIT)
     for number in range(20):
         registry.register(WatchKey("health", f"swept{number}")).swept = True
     script = Script([UNREACHABLE, UNREACHABLE, Page("a", 1)])
@@ -232,3 +235,29 @@ async def test_what_is_only_swept_neither_hides_nor_makes_an_outage(autojump_clo
         with trio.fail_after(60):
             await recovered.wait()
         nursery.cancel_scope.cancel()
+
+
+async def test_queries_are_held_longer_the_longer_the_process_runs_and_many_for_seconds(
+    autojump_clock: MockClock,
+) -> None:
+    """What a process leaves behind with Consul 1.8 is gone soon after it, so restarts do not use up its connections."""
+    registry = WatchRegistry()
+    waits = []
+    for _ in range(5):
+        waits.append(registry.longest_wait())
+        await trio.sleep(60)
+    assert waits == [FIRST_WAIT, 15, 30, 45, 60]
+    with ExitStack() as held:
+        for _ in range(100):
+            held.enter_context(registry.asking())
+        assert registry.longest_wait() == 10
+    script = Script([Page("a", 5), Page("b", 6)], hold=lambda cursor: cursor.blocks)
+    waits = []
+
+    async def ask(cursor: Cursor) -> Page[str]:
+        waits.append(cursor.wait)
+        return await script.ask(cursor)
+
+    with trio.move_on_after(30):
+        await Watch(registry, WatchKey("kind", "it"), ask, lambda _: None, wait=lambda: 7).run()
+    assert set(waits) == {7}

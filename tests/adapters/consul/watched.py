@@ -10,6 +10,7 @@ from meshgate.adapters.consul import (
     CatalogWatcher,
     WatchRegistry,
 )
+from meshgate.adapters.consul.api import LONGEST_WAIT
 from meshgate.core.catalog import Instance, Snapshot
 
 from .model import OWN, Model, gateway, sidecar
@@ -60,7 +61,7 @@ class Watched:
 @asynccontextmanager
 async def watching(model: Model, *, wait: bool = True, **options: float) -> AsyncIterator[Watched]:
     model.plain.setdefault("mesh-gateway", (gateway(OWN),))
-    registry = WatchRegistry()
+    registry = WatchRegistry(first_wait=LONGEST_WAIT)
     published: list[tuple[float, Snapshot]] = []
     watcher = CatalogWatcher(
         model,

@@ -105,7 +105,7 @@ class Watch(Generic[T]):
             if self._generation != self.registry.generation:
                 self._generation, self._cursor = self.registry.generation, Cursor()
                 await trio.sleep(random.uniform(0, SPREAD))  # noqa: S311 (spreads load, decides nothing)
-            cursor = replace(self._cursor, wait=self.wait())
+            cursor = replace(self._cursor, wait=min(self.wait(), self.registry.longest_wait()))
             begun = trio.current_time()
             with self.registry.asking() as self._asking:
                 page = await self.ask(cursor)

@@ -94,15 +94,26 @@ class WatchState:
         return now - (self.started if self.last_success is None else self.last_success)
 
 
+# Seconds for which a process holds its first queries, and how much longer with each second that it runs.
+FIRST_WAIT: Final = 2.0
+WAIT_GROWTH: Final = 0.25
+# Held queries from which on a successor beside what a process has left is near the limit of an agent, and how many of
+# them are renewed in a second then.
+MANY: Final = 80
+RENEWED: Final = 10.0
+
+
 class WatchRegistry:
     """The watches of one process.
 
     Args:
         token_version: a number that changes when the token does.
+        first_wait: seconds for which the first queries may be held; see `longest_wait`.
     """
 
-    def __init__(self, *, token_version: Callable[[], int] = lambda: 0) -> None:
+    def __init__(self, *, token_version: Callable[[], int] = lambda: 0, first_wait: float = FIRST_WAIT) -> None:
         self.token_version = token_version
+        self._first_wait = first_wait
         self._states: dict[WatchState, None] = {}
         self._by_key: dict[WatchKey, WatchState] = {}
         self._recovery = trio.Event()
@@ -110,6 +121,21 @@ class WatchRegistry:
         self.generation = 0
         self._restored = float("-inf")
         self._asking: set[trio.CancelScope] = set()
+        self._began: float | None = None
+
+    def longest_wait(self) -> float:
+        """Seconds for which a query may be held at present.
+
+        Consul 1.8 keeps the connection of a query that it holds until the wait is over, also when the process that
+        asked is gone, and grants a client 200. So what a process leaves behind lasts for no more than a fraction of the
+        time that it ran, and where it is much, for seconds; else restarts lock out the next process, and all others of
+        the machine with it.
+        """
+        if self._began is None:
+            self._began = trio.current_time()
+        held = len(self._asking)
+        longest = max(self._first_wait, (trio.current_time() - self._began) * WAIT_GROWTH)
+        return longest if held <= MANY else min(longest, held / RENEWED)
 
     def states(self) -> list[WatchState]:
         """The watches that run now; the records live on, so copy what has to stay as it is."""
