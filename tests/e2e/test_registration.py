@@ -116,7 +116,7 @@ async def test_gateway_that_restarts_again_and_again_is_registered_and_others_st
 async def watches(gateway: GatewayProcess) -> bool:
     """Whether they hold their queries."""
     rows = (await gateway.ask("/config_dump"))["watches"]
-    return sum(row["answered"] for row in rows) > 90
+    return len([row for row in rows if row["answered"]]) > 90
 
 
 # --- several agents behind one address ------------------------------------------------------------------------------
