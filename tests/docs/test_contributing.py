@@ -1,0 +1,30 @@
+"""CONTRIBUTING's worked examples name files and names that exist."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SECTION = (ROOT / "CONTRIBUTING.md").read_text().partition("## To do X, touch these files\n")[2].partition("\n## ")[0]
+EXAMPLES = re.split(r"\n(?=\d+\. )", SECTION)[1:]
+# A file, and in parentheses names that it holds.
+PLACEHOLDERS = ("NAME_command.py", "Proxy.Config")
+NAMED = re.compile(r"`([\w/.-]+\.\w+)`(?:\s+\((`[^)]*`)\))?")
+
+
+def test_there_are_ten() -> None:
+    assert len(EXAMPLES) >= 10
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda text: re.sub(r"\W+", " ", text.partition(".**")[0]).strip())
+def test_what_an_example_names_exists(example: str) -> None:
+    found = [
+        (path, names or "") for path, names in NAMED.findall(example) if path not in ("NAME_command.py", "Proxy.Config")
+    ]
+    assert found
+    for path, names in found:
+        base = ROOT if path.startswith(("tests/", "docs/", "deploy/")) else ROOT / "src" / "meshgate"
+        assert (base / path).is_file(), path
+        text = (base / path).read_text()
+        assert [name for name in re.findall(r"`([^`]+)`", names) if name not in text] == [], path
