@@ -20,7 +20,7 @@ from tests.harness.backend import serving
 from tests.harness.ports import free_ports
 from tests.harness.tls import TlsStream
 
-from .consul_double import gateway, inspected, may
+from .consul_double import TOKEN, gateway, inspected, may
 
 ROOT = mesh_root()
 SHOP = "spiffe://td.consul/ns/default/dc/dc1/svc/shop"
@@ -424,7 +424,7 @@ async def test_step_that_is_refused_to_whoever_gives_no_token_says_so(path: str,
 
 
 async def test_a_leaf_that_the_agent_blocks_is_no_matter_of_tokens_or_rules() -> None:
-    for token in ("", "t"):
+    for token in ("", TOKEN):
         async with inspected(HTTP_TOKEN=token) as (double, client):
             mesh(double)
             blocked = b"Endpoint is blocked by agent configuration"
