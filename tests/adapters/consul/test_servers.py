@@ -141,4 +141,5 @@ async def test_the_watch_of_the_servers_takes_its_connection_from_the_others(aut
             await watcher.run()
         most[expose] = model.most_connections
         assert any(state == "instances:consul" for _, state in model.calls) is expose
-    assert most[True] == most[False] < 10
+    # Not one more; how many are held at once depends on which answer comes first.
+    assert most[True] <= most[False] < 10
