@@ -389,3 +389,24 @@ async def test_what_a_restored_snapshot_took_back_is_gone_at_once(federation: Fe
             await admin.put("/v1/snapshot", content=snapshot)
             await it.until(lambda: [one.port for one in it.service("kept")] == [1])
         await dc1.put("/v1/catalog/deregister", at)
+
+
+async def test_a_token_that_sees_little_works_for_that(federation: Federation) -> None:
+    rules = """
+        node_prefix "" { policy = "read" }
+        agent_prefix "" { policy = "read" }
+        service "mesh-gateway" { policy = "write" }
+        service "web" { policy = "read" }
+        service "web-sidecar-proxy" { policy = "read" }
+    """
+    narrow = await federation.create_policy_token(rules, "narrow")
+    async with running(federation.dc1, CONSUL_HTTP_TOKEN=narrow) as it:
+        await federation.dc1.register(web())
+        await it.until(lambda: it.service("web"))
+        await federation.dc1.deregister("web")
+        await it.until(lambda: not it.service("web"))
+        await federation.dc2.register(gateway("mesh-gateway", 7))
+        await it.until(lambda: it.gateways("dc2"), 35)
+        await federation.dc2.deregister("mesh-gateway-7")
+        # Consul does not show this token its own servers there, by which nodes are seen as a rule.
+        await it.until(lambda: not it.gateways("dc2"), 10)
