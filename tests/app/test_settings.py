@@ -261,3 +261,23 @@ def test_no_secret_is_in_a_repr_or_a_listing() -> None:
     assert settings.shown("CONSUL_HTTP_TOKEN") == "********"
     assert settings.shown("CONSUL_HTTP_ADDR") == "http://********@consul:8500"
     assert set(settings.secrets()) == {SECRET, f"me:{SECRET}"}
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ({"MESHGATE_LOGIN_AUTH_METHOD": "k8s"}, "need each other"),
+        ({"MESHGATE_LOGIN_BEARER_TOKEN_FILE": "/jwt"}, "need each other"),
+        (
+            {
+                "MESHGATE_LOGIN_AUTH_METHOD": "k8s",
+                "MESHGATE_LOGIN_BEARER_TOKEN_FILE": "/jwt",
+                "CONSUL_HTTP_TOKEN_FILE": "/token",
+            },
+            "leave one of them out",
+        ),
+    ],
+)
+def test_a_login_is_whole_and_instead_of_a_token(given: dict[str, str], text: str) -> None:
+    with pytest.raises(ConfigError, match=text):
+        Settings.load(environ=given)

@@ -9,7 +9,7 @@ import structlog
 import trio
 
 from meshgate.adapters.admin.http_server import AdminServer
-from meshgate.adapters.consul import ConsulAddress, ConsulClient, ConsulConfigError, OwnRegistration
+from meshgate.adapters.consul import ConsulClient, OwnRegistration
 from meshgate.adapters.machine import raise_descriptor_limit
 from meshgate.adapters.sd_notify import Notifier
 from meshgate.app.admin.admin_pages import admin_routes
@@ -22,6 +22,7 @@ from meshgate.app.gateway.hardening import forbid_core_dumps, hide_secrets
 from meshgate.app.gateway.registration import definition_of
 from meshgate.app.logs import logs
 from meshgate.app.logs.access_log import CentralAccessLog
+from meshgate.app.settings.consul_client import client_of
 from meshgate.app.settings.settings import Settings
 
 log = structlog.get_logger(module="meshgate")
@@ -38,14 +39,13 @@ def run_gateway(settings: Settings) -> int | None:
     raise_descriptor_limit()
     hide_secrets(settings.secrets())
     forbid_core_dumps()
+    client = client_of(settings)
     try:
-        address = ConsulAddress.from_settings(settings.consul)
         if settings.register:
             definition_of(settings).payload()
-        client = ConsulClient(address)
-    except (ConsulConfigError, ValueError) as error:
+    except ValueError as error:
         raise ConfigError(str(error)) from None
-    for notice in address.warnings:
+    for notice in client.address.warnings:
         log.warning(notice)
     trio.run(_main, settings, client)
     return None

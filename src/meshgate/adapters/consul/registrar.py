@@ -324,7 +324,11 @@ class Registrar:
                 async with self._client.dedicated() as reader:
                     with suppress(OtherAgentError):
                         await self._right_agent(reader)
+                        if self._registry.token_version() != self._token_version:
+                            # The agent takes it out of the catalog by the token that it came with.
+                            await self._register(reader, lost=False)
                         await reader.deregister(service_id)
+                        await self._until_out_of_the_catalog(reader)
                         break
                 await trio.sleep(_AGAIN)
         except ConsulError as error:
@@ -332,6 +336,15 @@ class Registrar:
                 log.warning("the registration stays behind", id=service_id, error=str(error))
             return
         log.info("deregistered", service=self._definition.service, id=service_id)
+
+    async def _until_out_of_the_catalog(self, reader: ConsulClient) -> None:
+        """A login has to last until the agent has taken it out, which it does by the token of the login."""
+        definition, cursor = self._definition, Cursor()
+        while self._client.logs_out:
+            page = await reader.own_instances(definition.service, definition.id, cursor)
+            if not any(each.node == self._node for each in page.value):
+                return
+            cursor = Cursor(page.index or 0)
 
     # --- in the catalog -----------------------------------------------------------------------------------------------
 

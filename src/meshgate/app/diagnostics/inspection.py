@@ -8,16 +8,15 @@ import trio
 
 from meshgate.adapters.consul import (
     GATEWAY_KIND,
-    ConsulAddress,
     ConsulClient,
-    ConsulConfigError,
     ConsulError,
     EndpointBlockedError,
     Instances,
     PermissionDeniedError,
     Tenant,
 )
-from meshgate.app.errors import CommandError, ConfigError
+from meshgate.app.errors import CommandError
+from meshgate.app.settings.consul_client import client_of
 from meshgate.app.settings.settings import Settings
 from meshgate.core.catalog import Instance
 from meshgate.core.health import assess
@@ -39,10 +38,7 @@ def inspect(settings: Settings, look: Callable[[ConsulClient], Awaitable[T]]) ->
         ConfigError: Consul's address, the token file or TLS files are wrong.
         CommandError: Consul did not answer, or not with success.
     """
-    try:
-        client = ConsulClient(ConsulAddress.from_settings(settings.consul))
-    except (ConsulConfigError, ValueError) as error:
-        raise ConfigError(str(error)) from None
+    client = client_of(settings)
 
     async def main() -> T:
         async with client:

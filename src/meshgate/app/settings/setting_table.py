@@ -181,6 +181,21 @@ _REGISTRATION_ROWS: Final = (
         "true",
     ),
     Setting(
+        "MESHGATE_LOGIN_AUTH_METHOD",
+        "--login-auth-method",
+        REGISTRATION,
+        "Log in to Consul with this auth method at the start, and out at the end, instead of a token.",
+        metavar="NAME",
+    ),
+    Setting(
+        "MESHGATE_LOGIN_BEARER_TOKEN_FILE",
+        "--login-bearer-token-file",
+        REGISTRATION,
+        "File that holds the bearer token of the login; it is read anew for each.",
+        parse=setting_types.path,
+        metavar="PATH",
+    ),
+    Setting(
         "MESHGATE_NODE_NAME",
         "--node-name",
         REGISTRATION,

@@ -29,6 +29,8 @@ MASK: Final = "********"
 _ENV_FILE: Final = "MESHGATE_ENV_FILE"
 _TOKEN: Final = "CONSUL_HTTP_TOKEN"  # noqa: S105 - the name of a variable
 _TOKEN_FILE: Final = "CONSUL_HTTP_TOKEN_FILE"  # noqa: S105 - the name of a variable
+# By what names a token or its file stands in `Settings.consul`.
+_TOKENS: Final = frozenset((_TOKEN, _TOKEN_FILE, "token", "token-file"))
 # What Kubernetes puts into every container of a namespace that has a Service called meshgate or meshgate-*. A port's
 # value starts with a scheme, which no setting's does.
 _SERVICE_LINK: Final = re.compile(
@@ -84,6 +86,8 @@ class Settings:
     bind_address: tuple[BindAddress, ...]
     expose_servers: bool
     register: bool
+    login_auth_method: str
+    login_bearer_token_file: Path | None
     node_name: str
     deregister_after_critical: float
     admin_bind: HostPort | Path | None
@@ -138,9 +142,14 @@ class Settings:
         if values["expose_servers"] and not values["register"]:
             raise ConfigError("MESHGATE_EXPOSE_SERVERS needs MESHGATE_REGISTER: only a registration can carry it")
         values["node_name"] = values["node_name"] or ""
+        values["login_auth_method"] = values["login_auth_method"] or ""
         if values["node_name"] and values["register"]:
             raise ConfigError("MESHGATE_NODE_NAME needs MESHGATE_REGISTER=false: an agent registers on its own node")
         consul = MappingProxyType(_consul_values(found))
+        if bool(values["login_auth_method"]) != bool(values["login_bearer_token_file"]):
+            raise ConfigError("MESHGATE_LOGIN_AUTH_METHOD and MESHGATE_LOGIN_BEARER_TOKEN_FILE need each other")
+        if values["login_auth_method"] and not _TOKENS.isdisjoint(consul):
+            raise ConfigError("a token is given and MESHGATE_LOGIN_AUTH_METHOD too: leave one of them out")
         return cls(**values, consul=consul, found=MappingProxyType(found), _given=given)
 
     def read_again(self) -> "Settings":

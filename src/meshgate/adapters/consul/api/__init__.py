@@ -2,13 +2,14 @@
 
 from .address import FLAG_TOKEN, FLAG_TOKEN_FILE, ConsulAddress, ConsulConfigError
 from .client import SEE_AGENT, SEE_NODES, SEE_PEERINGS, SEE_SERVICES, ConsulClient
-from .credentials import TokenSource
+from .credentials import Login, TokenSource
 from .errors import (
     BadRequestError,
     ConsulError,
     ConsulUnreachableError,
     EndpointBlockedError,
     InvalidAnswerError,
+    LoginError,
     NotFoundError,
     NotReadyError,
     PermissionDeniedError,
@@ -74,6 +75,8 @@ __all__ = [
     "Intention",
     "InvalidAnswerError",
     "LeafCertificate",
+    "Login",
+    "LoginError",
     "NotFoundError",
     "NotReadyError",
     "OwnInstance",

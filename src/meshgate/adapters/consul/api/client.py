@@ -13,19 +13,23 @@ from email.utils import parsedate_to_datetime
 from types import TracebackType
 from typing import Any, Final, Generic, Self, TypeVar
 
+import structlog
+import trio
+
 from meshgate.core.catalog import SamenessGroup
 from meshgate.core.durations import format_duration
 from meshgate.core.proxy_config import NO_LIMITS, DestinationLimits
 
 from . import records
 from .address import ConsulAddress
-from .credentials import TlsContext, TokenSource
+from .credentials import Login, LoginToken, TlsContext, TokenSource
 from .endpoints import CONSUL, Request, segment
 from .errors import (
     BadRequestError,
     ConsulError,
     EndpointBlockedError,
     InvalidAnswerError,
+    LoginError,
     NotFoundError,
     NotReadyError,
     PermissionDeniedError,
@@ -58,6 +62,8 @@ from .records import (
 )
 from .transport import Answer, Transport
 
+log = structlog.get_logger(module="meshgate.consul")
+
 T = TypeVar("T")
 
 SEE_SERVICES: Final = Rule("service", prefix=True)
@@ -66,6 +72,8 @@ SEE_AGENT: Final = Rule("agent", prefix=True)
 SEE_PEERINGS: Final = Rule("peering")
 SEE_MESH: Final = Rule("mesh")
 SEE_PARTITIONS: Final = Rule("operator")
+# Seconds that the logout at the end may take.
+FAREWELL: Final = 5.0
 # Connections that short requests share.
 SHORT_CONNECTIONS: Final = 4
 _NO_INDEX: Final = "Consul's answer has no index"
@@ -81,15 +89,17 @@ class ConsulClient:
     Use it as an asynchronous context manager. A query with a cursor that blocks holds its connection up to `wait` and a
     sixteenth of it; cancelling a request closes its connection. `datacenter` asks another datacenter through the local
     agent; "" is the agent's own. `errors` counts failed requests by status, those of all clients made from this one
-    included; `token` is where the credentials come from.
+    included; `token` is where the credentials come from. With `login` a token is had of an auth method before the first
+    request, had anew when Consul does not know it any more, and given back at the end.
 
     Raises:
         ConsulConfigError: the token file or a TLS file cannot be read.
     """
 
-    def __init__(self, address: ConsulAddress, *, token: TokenSource | None = None) -> None:
+    def __init__(self, address: ConsulAddress, *, token: TokenSource | None = None, login: Login | None = None) -> None:
         self.address = address
-        self.token = TokenSource.of(address) if token is None else token
+        self._login = LoginToken(login, address.http_auth) if login else None
+        self.token = token or self._login or TokenSource.of(address)
         self.errors: Counter[str] = Counter()
         # What the token was seen to be allowed, shared by all clients made from this one.
         self._granted: set[Rule] = set()
@@ -107,7 +117,13 @@ class ConsulClient:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        await self._log_out()
         await self._transport.aclose()
+
+    @property
+    def logs_out(self) -> bool:
+        """Whether the token ends with this client."""
+        return self._login is not None
 
     def refresh(self) -> None:
         """Look at the files of token and TLS at once; a change takes effect with the next request anyway."""
@@ -525,7 +541,38 @@ class ConsulClient:
         return Page(decode(answer.content), answer.index, content_hash, answer.filtered)
 
     async def _send(self, request: Request, cursor: Cursor = NOW, **params: str) -> Answer:
-        return await self._transport.send(request.asking({**self._place, **params, **_held(cursor)}))
+        asked = request.asking({**self._place, **params, **_held(cursor)})
+        if self._login is None:
+            return await self._transport.send(asked)
+        version = await self._login.version_in_use(self._log_in)
+        try:
+            return await self._transport.send(asked)
+        except PermissionDeniedError as error:
+            # Deleted by somebody, or at the end of its life.
+            if not error.unknown_token or not await self._login.renewed(version, self._log_in):
+                raise
+        return await self._transport.send(asked)
+
+    async def _log_in(self, auth_method: str, bearer_token: str) -> str:
+        try:
+            answer = await self._transport.send(CONSUL.acl.login(auth_method, bearer_token))
+        except PermissionDeniedError as error:
+            text = f"no login with the auth method {auth_method}: {error.answer}"
+            raise LoginError(text, error.status) from None
+        secret: str = records.decode_login(answer.content)
+        return secret
+
+    async def _log_out(self) -> None:
+        """Give the token back; whoever waits for the end is not kept waiting."""
+        if self._login is None or not self._login.given:
+            return
+        with trio.move_on_after(FAREWELL, shield=True):
+            try:
+                await self._transport.send(CONSUL.acl.logout())
+            except ConsulError as error:
+                log.warning("not logged out, the token stays until it ends by itself", error=str(error))
+            else:
+                log.info("logged out of Consul")
 
     @contextmanager
     def _counting(self, needs: Rule | None = None) -> Iterator[None]:

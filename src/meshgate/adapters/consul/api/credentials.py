@@ -9,19 +9,24 @@ import base64
 import os
 import ssl
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import structlog
+import trio
 
 from .address import ConsulAddress, ConsulConfigError
+from .errors import LoginError
 
 log = structlog.get_logger(module="meshgate.consul")
 
 # Seconds between two looks at the files of TLS: there may be hundreds in a CA path.
 _TLS_LOOK: Final = 1.0
+# Seconds in which a token that was had by a login reaches all of Consul.
+_NEW_TOKEN: Final = 5.0
 
 _Stamp = tuple[int, int, int]
 
@@ -139,6 +144,78 @@ class TokenSource(_Files):
         if token != self._token:
             self._token = token
             self._version += 1
+
+
+@dataclass(frozen=True, slots=True)
+class Login:
+    """How a token is had of an auth method, as by `consul login`: for what a file holds."""
+
+    auth_method: str
+    bearer_token_file: str
+
+
+class LoginToken(TokenSource):
+    """A token that is had by logging in, and had anew when it is gone.
+
+    `log_in` makes the request: it gets the auth method and the bearer token, and returns the token. The file is read
+    for each login, since whoever wrote it may have put a newer one there.
+
+    Raises:
+        ConsulConfigError: at the start, the file cannot be read or is empty.
+    """
+
+    def __init__(self, login: Login, http_auth: tuple[str, str] | None = None) -> None:
+        super().__init__(http_auth=http_auth)
+        self._login = login
+        self._lock = trio.Lock()
+        self._had_at = float("-inf")
+        self._bearer = self._read_bearer()
+
+    async def version_in_use(self, log_in: Callable[[str, str], Awaitable[str]]) -> int:
+        """The version of the token that a request is to be made with; logs in where there is none."""
+        async with self._lock:
+            if not self.given:
+                await self._renew(log_in)
+            return self._version
+
+    async def renewed(self, version: int, log_in: Callable[[str, str], Awaitable[str]]) -> bool:
+        """Log in again, as Consul does not know this version any more; whether there is another one.
+
+        There is none where the token is so new that Consul may just not know it yet.
+        """
+        async with self._lock:
+            if self._version == version:
+                if time.monotonic() - self._had_at < _NEW_TOKEN:
+                    return False
+                await self._renew(log_in)
+            return True
+
+    def replace(self, token: str) -> None:
+        """Nothing: the settings have no token."""
+
+    def redact(self, text: str) -> str:
+        """As that of `TokenSource`, without the bearer token too."""
+        return super().redact(text.replace(self._bearer, "(token)"))
+
+    async def _renew(self, log_in: Callable[[str, str], Awaitable[str]]) -> None:
+        try:
+            self._bearer = self._read_bearer()
+        except ConsulConfigError as error:
+            raise LoginError(str(error), "403") from None
+        token = await log_in(self._login.auth_method, self._bearer)
+        self._had_at = time.monotonic()
+        super().replace(token)
+        log.info("logged in to Consul", auth_method=self._login.auth_method)
+
+    def _read_bearer(self) -> str:
+        file = self._login.bearer_token_file
+        try:
+            bearer = Path(file).read_text(encoding="utf-8", errors="replace").strip()
+        except OSError as error:
+            raise ConsulConfigError(f"the bearer token file {file} cannot be read: {error.strerror}") from error
+        if not bearer:
+            raise ConsulConfigError(f"the bearer token file {file} is empty")
+        return bearer
 
 
 def _stamp(file: Path | str) -> _Stamp:

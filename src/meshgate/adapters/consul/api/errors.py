@@ -127,6 +127,10 @@ class EndpointBlockedError(PermissionDeniedError):
         return self
 
 
+class LoginError(ConsulError):
+    """Consul gives no token to who logs in, or the bearer token cannot be read."""
+
+
 def error_of(status: int, text: str, path: str, index: int | None = None) -> ConsulError:
     """The error that an answer without success stands for. `text` is its body as one line, without secrets."""
     if status == 403 and _BLOCKED in text:

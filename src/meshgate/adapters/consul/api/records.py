@@ -1114,6 +1114,11 @@ class _Allowed(_Json):
     allow: bool | None = False
 
 
+class _LoginAnswer(_Json):
+    secret_id: str = msgspec.field(name="SecretID")
+
+
+decode_login = decoder(_LoginAnswer, lambda answer: answer.secret_id)
 decode_token = _as_it_is(TokenFacts)
 decode_replication = _as_it_is(Replication)
 decode_allowed = decoder(list[_Allowed] | None, lambda rows: tuple(bool(row.allow) for row in rows or ()))
