@@ -66,7 +66,7 @@ def _coprime_near(cycle: int) -> int:
 
 
 class HostSet:
-    """What placing needs of a route, derived from it once.
+    """What placing needs of a route, derived from it once. `counts_load`: the load of its endpoints matters.
 
     `candidates` are the endpoints that may get traffic, as `Route.candidates`; all positions are positions in it.
     `lower_priority` are those of endpoints that are not among the nearest. `names` has, of each host name with
@@ -76,6 +76,7 @@ class HostSet:
     __slots__ = (
         "address_of",
         "candidates",
+        "counts_load",
         "limited",
         "lower_priority",
         "names",
@@ -93,6 +94,7 @@ class HostSet:
         self.to_gateways = meaning.to_gateways
         self.limited = meaning.limited
         self.of_servers = meaning.of_servers
+        self.counts_load = route.policy is _LEAST_REQUEST
         self.candidates = candidates = route.candidates
         self.address_of: tuple[Address, ...] = tuple((each.address, each.port) for each in candidates)
         self.rotation = Rotation([endpoint.weight for endpoint in candidates])
@@ -111,7 +113,7 @@ class LoadBalancer:
     """What placing remembers between streams, in one process.
 
     Args:
-        loads: the streams that each endpoint carries now, kept by the caller for routes with `counts_load`.
+        loads: the streams that each endpoint carries now, kept by the caller for hosts with `counts_load`.
         draw: a random number from [0, 1).
     """
 
@@ -240,11 +242,6 @@ class LoadBalancer:
 def addresses_of(table: RouteTable) -> set[Address]:
     """The addresses that may get traffic."""
     return {(endpoint.address, endpoint.port) for route in table for endpoint in route.candidates}
-
-
-def counts_load(route: Route) -> bool:
-    """Whether the load of a route's endpoints matters."""
-    return route.policy is _LEAST_REQUEST
 
 
 def _is_v6(endpoint: Endpoint) -> bool:

@@ -15,7 +15,7 @@ What always holds: what a ticket was taken for is given back exactly once, whate
 
 from collections.abc import Callable, Mapping
 
-from meshgate.core.load_balancer import HostSet, counts_load
+from meshgate.core.load_balancer import HostSet
 from meshgate.core.outlier_detection import Address
 from meshgate.core.reasons import Reason
 
@@ -123,7 +123,7 @@ class Ticket:
 
     def carry(self, hosts: HostSet, address: Address) -> None:
         """Count the stream among those that an endpoint carries."""
-        if counts_load(hosts.route) and self._breakers is not None:
+        if hosts.counts_load and self._breakers is not None:
             loads = self._breakers._loads  # noqa: SLF001
             loads[address] = loads.get(address, 0) + 1
             self._load = address

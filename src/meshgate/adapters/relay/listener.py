@@ -11,6 +11,7 @@ from typing import Final
 from meshgate.core.reasons import Reason
 
 from . import sockets
+from .circuit_breakers import Ticket
 from .context import Context
 from .counters import Refused
 from .reactor import run_guarded
@@ -100,7 +101,7 @@ class Listener:
     def _admit(self, sock: socket.SocketType, host: str, port: int) -> None:
         context = self._context
         ticket = context.breakers.admit(host, context.limits, context.overload.makes_room)
-        if isinstance(ticket, Reason):
+        if not isinstance(ticket, Ticket):
             context.on_refused(Refused(host, None, ticket, "a limit is reached"))
             sock.close()
             return

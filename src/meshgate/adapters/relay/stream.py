@@ -231,7 +231,8 @@ class Stream:
         hosts, endpoint = self.hosts, self.endpoint
         assert hosts is not None
         assert endpoint is not None
-        self._ticket.carry(hosts, (endpoint.address, endpoint.port))
+        if hosts.counts_load:
+            self._ticket.carry(hosts, (endpoint.address, endpoint.port))
         self.upstream = upstream
         client.other, upstream.other = upstream, client
         if connected.rest:
@@ -244,7 +245,11 @@ class Stream:
         client.touched = upstream.touched = context.reactor.now
         context.counters.count_routed(hosts.route.kind, hosts.route.destination)
         context.counters.of_servers += hosts.of_servers
-        self._arm_idle()
+        timeout = context.limits.idle_timeout
+        if timeout > 0:
+            context.reactor.arm(self, timeout)
+        else:
+            context.reactor.disarm(self)
         # The client may have sent more behind its hello, or closed its side, while nobody looked.
         self.forward(client)
         if upstream.readable and not self.closed:
@@ -425,7 +430,8 @@ class Stream:
             return
         context = self.context
         counters = context.counters
-        self._leave_setup()
+        if self.setup is not None:
+            self._leave_setup()
         received, sent = self.carried
         if self.relaying and self.hosts is not None:
             destination = (self.hosts.route.kind, self.hosts.route.destination)

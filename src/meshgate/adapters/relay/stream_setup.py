@@ -126,8 +126,6 @@ class StreamSetup:
         self._learning = ""  # The name for which it waits.
         self._attempts: tuple[_Attempt, ...] = ()
         self._tried: tuple[int, ...] = ()
-        self._race_at = _NEVER
-        self._begun = self._ends = 0.0
 
     # --- what comes to pass --------------------------------------------------------------------------------------
 
@@ -175,9 +173,10 @@ class StreamSetup:
             self._drop(attempt, failed=True)
             detail = self._told(attempt.position, sockets.describe(failure.errno or 0))
             # Where a rival is under way it may still make it.
-            return self._await() if self._attempts else self._attempt(Reason.CONNECT_FAILED, detail)
+            return self._await() if self._attempts else self._attempt(self._placed, Reason.CONNECT_FAILED, detail)
         self._attempts = tuple(each for each in self._attempts if each is not attempt)
-        return self._stands(attempt, sent)
+        self._ticket.settle(self._placed.address_of[attempt.position])
+        return self._stands(self._placed, leg, attempt.position, attempt.begun, sent)
 
     def on_deadline(self) -> Outcome:
         """The time for the hello, for learning of its name, for a rival or for a connection attempt, is over."""
@@ -192,11 +191,12 @@ class StreamSetup:
         for attempt in self._attempts:
             detail = self._told(attempt.position, "timed out")
             self._drop(attempt, failed=True)
-        return self._attempt(Reason.CONNECT_TIMEOUT, detail)
+        return self._attempt(self._placed, Reason.CONNECT_TIMEOUT, detail)
 
     def give_up(self) -> None:
         """The stream ends, or goes on without this: let go of what is awaited."""
-        self._leave()
+        if self._learning:
+            self._leave()
         for attempt in self._attempts:
             self._drop(attempt, failed=False)
 
@@ -229,33 +229,36 @@ class StreamSetup:
         if route is None:
             return Refused(Reason.UNKNOWN_SNI, "no route for this name")
         hosts = self.hosts = context.load_balancer.hosts(route)
-        full = self._ticket.charge(hosts, context.limits)
-        if full is not None:
-            return Refused(*full)
+        limits = context.limits
+        if limits.max_connections_per_destination or limits.max_pending_per_destination:
+            full = self._ticket.charge(hosts, limits)
+            if full is not None:
+                return Refused(*full)
         self.connecting = True
-        self._ends = context.reactor.now + (route.connect_timeout or context.limits.connect_timeout)
-        return self._attempt(Reason.NO_HEALTHY_ENDPOINT, f"none of {len(route.endpoints)} endpoints is healthy")
+        self._ends = context.reactor.now + (route.connect_timeout or limits.connect_timeout)
+        return self._attempt(hosts)
 
-    def _attempt(self, failure: Reason, detail: str) -> Outcome:
+    def _attempt(self, hosts: HostSet, failure: Reason = Reason.NO_HEALTHY_ENDPOINT, detail: str = "") -> Outcome:
         """Dial the next endpoint, and the next; refuse with `failure` when none, or no time, is left."""
-        context, hosts = self._context, self._placed
-        most = context.limits.max_pending_per_endpoint
+        context = self._context
+        most, now = context.limits.max_pending_per_endpoint, context.reactor.now
         while True:
             tried = self._tried
-            if most and (full := context.breakers.full(hosts, most)):
+            if most and context.breakers.pending >= most and (full := context.breakers.full(hosts, most)):
                 tried += full
                 if self.attempts == 0:
                     failure = Reason.CONNECT_FAILED
                     detail = f"{most} connections that do not stand yet are under way there"
-            allowed = self.attempts < MAX_ATTEMPTS and (not self.attempts or context.reactor.now < self._ends)
-            position = context.load_balancer.next(hosts, tried) if allowed else None
+            position = None
+            if self.attempts < MAX_ATTEMPTS and (now < self._ends or not self.attempts):
+                position = context.load_balancer.next(hosts, tried)
             if position is None:
-                return Refused(failure, detail)
-            self._begun = context.reactor.now
+                return Refused(failure, detail or f"none of {len(hosts.route.endpoints)} endpoints is healthy")
+            self._begun = now
             self._race_at = _NEVER
             if hosts.names and context.load_balancer.rival(hosts, position, (*tried, position)) is not None:
                 self._race_at = self._begun + RACE_SECONDS
-            outcome = self._dial(position)
+            outcome = self._dial(hosts, position)
             if isinstance(outcome, str):
                 failure, detail = Reason.CONNECT_FAILED, outcome
                 continue
@@ -266,7 +269,7 @@ class StreamSetup:
         hosts, self._race_at = self._placed, _NEVER
         balancer, (attempt, *_) = self._context.load_balancer, self._attempts
         rival = balancer.rival(hosts, attempt.position, self._tried) if self.attempts < MAX_ATTEMPTS else None
-        outcome = self._dial(rival) if rival is not None else WAIT
+        outcome = self._dial(hosts, rival) if rival is not None else WAIT
         return outcome if isinstance(outcome, Connected | Refused) else self._await()
 
     def _await(self) -> Outcome:
@@ -279,9 +282,9 @@ class StreamSetup:
             until = min(until, self._begun + each, (self._begun + until) / 2)
         return Pending(max(0.0, min(until, self._race_at) - now))
 
-    def _dial(self, position: int) -> Outcome | str:
+    def _dial(self, hosts: HostSet, position: int) -> Outcome | str:
         """Begin an attempt: `Connected` where it stands at once, WAIT where it is under way, why it failed in words."""
-        context, hosts = self._context, self._placed
+        context = self._context
         endpoint = self.endpoint = hosts.candidates[position]
         self.attempts += 1
         self._tried += (position,)
@@ -299,30 +302,31 @@ class StreamSetup:
                     return Refused(Reason.CONNECT_FAILED, str(failure))
                 self._note_failure(position)
                 return self._told(position, str(failure))
-        attempt = _Attempt(leg, position, begun)
-        if error not in sockets.UNDER_WAY:
-            self._drop(attempt, failed=True)
-            return self._told(position, sockets.describe(error))
         try:
-            return self._stands(attempt, leg.send(self._hello))
+            if error in sockets.UNDER_WAY:
+                return self._stands(hosts, leg, position, begun, leg.send(self._hello))
         except BlockingIOError:
-            self._attempts += (attempt,)
+            self._attempts += (_Attempt(leg, position, begun),)
             self._ticket.wait(hosts, hosts.address_of[position], context.limits)
             leg.watch_writable()
             return WAIT
         except OSError as failure:
-            self._drop(attempt, failed=True)
-            return self._told(position, sockets.describe(failure.errno or 0))
+            number = failure.errno or 0
+        else:
+            number = error
+        leg.close()
+        self._note_failure(position)
+        return self._told(position, sockets.describe(number))
 
-    def _stands(self, attempt: _Attempt, sent: int) -> Connected:
+    def _stands(self, hosts: HostSet, leg: Leg, position: int, begun: float, sent: int) -> Connected:
         """A byte of the hello is taken, so the endpoint is settled."""
-        context, hosts, position = self._context, self._placed, attempt.position
+        context = self._context
         self.endpoint = hosts.candidates[position]
-        context.counters.count_connect(context.reactor.clock() - attempt.begun)
-        if context.load_balancer.stood(hosts, position):
+        context.counters.count_connect(context.reactor.clock() - begun)
+        balancer = context.load_balancer
+        if (balancer.ejected or hosts.names) and balancer.stood(hosts, position):
             context.report(hosts.address_of[position], False)
-        self._ticket.settle(hosts.address_of[position])
-        return Connected(attempt.leg, bytes(self._hello[sent:]) if sent < len(self._hello) else b"")
+        return Connected(leg, bytes(self._hello[sent:]) if sent < len(self._hello) else b"")
 
     def _drop(self, attempt: _Attempt, *, failed: bool) -> None:
         """Close a connection that is not wanted any more."""
