@@ -74,7 +74,6 @@ def json_response(data: object, status: int = 200) -> Response:
 
 
 def text_response(text: str, status: int = 200) -> Response:
-    """`text` and a newline."""
     return Response(status, f"{text}\n".encode(), TEXT)
 
 

@@ -89,7 +89,6 @@ class Exporter:
         self._times = 0
 
     def lines(self, families: Iterable[Metric]) -> list[bytes]:
-        """What is to be said now."""
         refresh = not self._times % _REFRESH
         self._times += 1
         return [line.encode("ascii") for family in families for line in self._family(family, refresh=refresh)]
@@ -179,7 +178,6 @@ class Sender:
         return True
 
     def close(self) -> None:
-        """Let the socket go."""
         self._socket.close()
 
 

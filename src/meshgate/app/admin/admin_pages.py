@@ -36,7 +36,6 @@ _ENVOYS_LEVELS: Final = {"warning": "warn", "critical": "error"}
 
 
 def admin_routes(gateway: GatewayView, metrics: Metrics) -> Mapping[tuple[str, str], Handler]:
-    """The handlers, by method and path."""
     pages = _Pages(gateway)
     return {
         ("GET", "/livez"): pages.livez,

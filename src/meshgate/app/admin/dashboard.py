@@ -66,7 +66,6 @@ class Span:
     after: Sample
 
     def rate(self, now: int, then: int) -> float | None:
-        """How fast a counter grew."""
         if self.before is None or self.after.at <= self.before.at:
             return None
         return round(max(0, now - then) / (self.after.at - self.before.at), 3)
@@ -125,8 +124,6 @@ class Sampler:
 
 
 class DashboardState:
-    """Answers `/dashboard/state`."""
-
     def __init__(self, gateway: GatewayView) -> None:
         self._gateway = gateway
         self._sampler = Sampler(gateway.counters, gateway.connections)
@@ -183,7 +180,6 @@ class DashboardState:
         }
 
     def _recent(self) -> list[dict[str, Any]]:
-        """The refusals of late, the newest first."""
         return [
             {
                 "time": at,
@@ -223,7 +219,6 @@ def _watches(kind: str, states: list[WatchState], now: float) -> dict[str, Any]:
 
 
 def totals_view(span: Span) -> dict[str, Any]:
-    """The gateway as a whole."""
     after, before = span.after.counters, (span.before or span.after).counters
     refused = sum(after.refused.values())
     connects = [now - then for now, then in zip(after.connect_counts, before.connect_counts, strict=True)]

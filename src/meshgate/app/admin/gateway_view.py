@@ -35,7 +35,6 @@ class GatewayView:
 
     @property
     def ready(self) -> bool:
-        """Whether new streams are served."""
         return self._gateway.ready
 
     @property
@@ -123,7 +122,6 @@ class GatewayView:
         return await self._gateway.relay.counters()
 
     async def connections(self) -> list[OpenStream]:
-        """The streams open now."""
         return await self._gateway.connections()
 
     def recent_refusals(self) -> list[tuple[float, Refused]]:

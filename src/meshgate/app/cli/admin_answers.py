@@ -6,8 +6,6 @@ from meshgate.core.host_port import host_port
 
 
 class Endpoint(msgspec.Struct):
-    """An endpoint of a route."""
-
     address: str
     port: int
     healthy: bool
@@ -20,8 +18,6 @@ class Endpoint(msgspec.Struct):
 
 
 class Route(msgspec.Struct):
-    """A route."""
-
     sni: str
     match: str
     kind: str
@@ -30,7 +26,6 @@ class Route(msgspec.Struct):
 
     @property
     def healthy(self) -> int:
-        """How many of its endpoints are healthy."""
         return sum(endpoint.healthy for endpoint in self.endpoints)
 
 
@@ -44,8 +39,6 @@ class Routes(msgspec.Struct):
 
 
 class Step(msgspec.Struct):
-    """A step of a decision."""
-
     rule: str
     outcome: str
 

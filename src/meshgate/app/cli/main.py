@@ -79,7 +79,6 @@ def cli() -> None:
 
 
 def main() -> NoReturn:
-    """Run the command line of this process and exit."""
     for stream in (sys.stdout, sys.stderr):
         # A terminal that cannot show a character must not turn output into an error.
         if hasattr(stream, "reconfigure"):

@@ -27,11 +27,9 @@ class Printer:
 
     @property
     def is_terminal(self) -> bool:
-        """Whether a person is looking."""
         return self._console.is_terminal
 
     def line(self, text: str = "", style: str = "") -> None:
-        """Print one line."""
         self._console.print(Text(printable(text), style), soft_wrap=True)
 
     def table(self, head: Sequence[str], rows: Sequence[Sequence[str]], styles: Sequence[str] = ()) -> None:

@@ -30,7 +30,6 @@ _NO_BREAK: Final = "\u00a0"
 
 
 def print_once(state: DashboardState, printer: Printer) -> None:
-    """Print all of it once."""
     rows = state.destinations.rows
     for text, style in _top_lines(state):
         printer.line(text, style)

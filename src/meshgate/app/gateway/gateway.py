@@ -131,7 +131,6 @@ class Gateway:
         return self.relay.limits
 
     async def connections(self) -> list[OpenStream]:
-        """The streams open now."""
         return await self.relay.connections()
 
     def drain(self) -> None:

@@ -83,7 +83,6 @@ class LastKnown:
         self._compare("partition", kept.snapshot.partition, self._partition or kept.snapshot.partition)
 
     async def run(self) -> None:
-        """Keep the file up to date until cancelled."""
         if self._keeper is not None:
             await self._keeper.run()
 

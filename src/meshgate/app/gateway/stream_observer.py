@@ -34,7 +34,6 @@ class StreamObserver:
 
     @property
     def wants_records(self) -> bool:
-        """Whether anybody reads records."""
         return self._access is not None
 
     @property
@@ -55,13 +54,11 @@ class StreamObserver:
             self._access.reopen()
 
     def on_refused(self, refused: Refused) -> None:
-        """A stream was refused. A worker has the routes alone; why there is none for a name is known here."""
         if refused.reason is Reason.UNKNOWN_SNI and (why := self._why_unroutable((refused.server_name or "").lower())):
             refused = replace(refused, detail=why)
         self.recent.append((time.time(), refused))
         self._refusals.refused(refused)
 
     def on_ended(self, record: StreamRecord) -> None:
-        """A stream has ended."""
         if self._access is not None:
             self._access.write(record)

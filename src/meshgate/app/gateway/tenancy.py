@@ -25,7 +25,6 @@ def is_enterprise(settings: Settings, facts: AgentFacts) -> bool:
 
 
 def export_rules(settings: Settings) -> ExportRules:
-    """The rules that the settings make."""
     return ExportRules(enforce=settings.enforce_exports, pass_http=settings.pass_http_exports)
 
 

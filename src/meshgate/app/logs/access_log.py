@@ -224,7 +224,6 @@ class CentralAccessLog:
         self._followed: Mapping[str, Any] = {}
 
     def follow(self, asked: Mapping[str, Any]) -> None:
-        """Take what the registration says now."""
         if self._ours or asked == self._followed:
             return
         self._followed = asked

@@ -70,7 +70,6 @@ class RefusalLog:
         self._left_out = 0
 
     def refused(self, refused: Refused) -> None:
-        """Note a refused stream."""
         if not self._bucket.take(trio.current_time()):
             self._left_out += 1
             return

@@ -36,31 +36,25 @@ class Logger(structlog.BoundLoggerBase):
     """A structlog logger with HashiCorp's levels, which can change while it is in use."""
 
     def trace(self, event: str, **values: Any) -> None:  # noqa: ANN401 - any value can be logged
-        """Log what only a developer wants to know."""
         self._log("trace", event, values)
 
     def debug(self, event: str, **values: Any) -> None:  # noqa: ANN401
-        """Log what helps to find a fault."""
         self._log("debug", event, values)
 
     def info(self, event: str, **values: Any) -> None:  # noqa: ANN401
-        """Log what an operator wants to know."""
         self._log("info", event, values)
 
     def warn(self, event: str, **values: Any) -> None:  # noqa: ANN401
-        """Log what an operator should look at."""
         self._log("warn", event, values)
 
     warning = warn
 
     def error(self, event: str, **values: Any) -> None:  # noqa: ANN401
-        """Log what does not work."""
         self._log("error", event, values)
 
     critical = error
 
     def exception(self, event: str, **values: Any) -> None:  # noqa: ANN401
-        """Log an error with the exception that is being handled."""
         self._log("error", event, {"exc_info": True, **values})
 
     def _log(self, level: str, event: str, values: dict[str, Any]) -> None:
@@ -121,7 +115,6 @@ def set_level(level: str) -> None:
 
 
 def level() -> str:
-    """The level in force."""
     return next(name for name, number in _LEVELS.items() if number == _state.threshold)
 
 

@@ -135,7 +135,6 @@ def access_log(text: str) -> str:
 
 
 def log_level(text: str) -> str:
-    """One of LOG_LEVELS, in any case."""
     if text.lower() not in LOG_LEVELS:
         raise ValueError(f"must be one of {', '.join(LOG_LEVELS)}")
     return text.lower()

@@ -162,7 +162,6 @@ class Settings:
         return Settings.load(flags, environ=environ)
 
     def origin(self, name: str) -> Origin:
-        """Where the value of the variable `name` came from."""
         return self.found[name].origin
 
     def shown(self, name: str) -> str:

@@ -49,7 +49,6 @@ def _example(setting: Setting) -> str:
 
 
 def reference() -> str:
-    """The page of all settings, in Markdown."""
     parts = [_REFERENCE]
     for section, settings in groupby(TABLE, key=lambda setting: setting.section):
         parts.append(f"\n## {section}\n\n| variable | flag | default | |\n| --- | --- | --- | --- |\n")
