@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meshgate.core.hello import Hello, HelloParser, Refusal, parse_hello
+from meshgate.core.hello import Hello, HelloParser, Refusal, is_cut, parse_hello
 from meshgate.core.reasons import Reason
 from tests.core.hellos import (
     NAME,
@@ -64,6 +64,16 @@ def test_hello_in_one_record_is_read() -> None:
 def test_hello_in_one_record_and_packet_takes_no_parser(stream: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr("meshgate.core.hello.HelloParser")
     assert isinstance(parse_hello(stream), Hello)
+    assert not is_cut(stream)
+
+
+def test_hello_is_cut_once_its_first_record_says_less_than_the_message() -> None:
+    for size in (1, 3, 4, 5, 40, len(MESSAGE) - 1):
+        cut = records(MESSAGE, [size])
+        told = 6 if size < 4 else 9
+        assert [is_cut(cut[:end]) for end in range(12)] == [end >= told for end in range(12)]
+    for stream in (b"", b"GET / HTTP/1.1", STREAM, STREAM[:40], record(MESSAGE + b"more")):
+        assert not is_cut(stream)
 
 
 def test_parser_keeps_what_it_was_fed() -> None:

@@ -25,7 +25,7 @@ from typing import Final, TypeAlias
 
 from .reasons import Reason
 
-__all__ = ["Hello", "HelloParser", "Refusal", "host_name_fault", "parse_hello"]
+__all__ = ["Hello", "HelloParser", "Refusal", "host_name_fault", "is_cut", "parse_hello", "read_whole"]
 
 Bytes: TypeAlias = bytes | bytearray
 
@@ -86,10 +86,14 @@ _MISFIT: Final = Refusal(Reason.HELLO_MALFORMED, "lengths that do not fit each o
 
 
 def parse_hello(data: bytes, max_bytes: int = 16384) -> Hello | Refusal | None:
-    """The verdict on a stream that begins with `data`, or None where it takes more than that.
+    """The verdict on a stream that begins with `data`, or None where it takes more than that."""
+    return read_whole(data, max_bytes) or HelloParser(max_bytes).feed(data)
 
-    The short way for nearly every hello, which comes whole in one record and one packet. After None, start a
-    `HelloParser` and feed it the same bytes first. Arguments and result are those of the parser.
+
+def read_whole(data: bytes, max_bytes: int) -> Hello | Refusal | None:
+    """The verdict on a hello that came whole in one record and one packet, as nearly all do; None on anything else.
+
+    After None, start a `HelloParser` and feed it the same bytes first. Arguments and result are those of the parser.
     """
     if len(data) > _RECORD_HEADER + _MESSAGE_HEADER and data[5] == _CLIENT_HELLO:
         beginning, size = _record_header(data)
@@ -98,7 +102,23 @@ def parse_hello(data: bytes, max_bytes: int = 16384) -> Hello | Refusal | None:
         whole = end <= len(data) and end <= max_bytes and end <= _RECORD_HEADER + size
         if whole and beginning == _PLAIN_RECORD and size <= _MAX_RECORD:
             return _read_message(data, start, end, end)
-    return HelloParser(max_bytes).feed(data)
+    return None
+
+
+def is_cut(data: Bytes) -> bool:
+    """Whether the hello that begins with `data` goes on in a second record.
+
+    No client in use cuts its hello, and one cut into hundreds takes twenty times as long to read as one that is whole.
+    What is no hello is not cut, and neither is what is too short to tell.
+    """
+    if len(data) < _RECORD_HEADER + 1 or data[0] != _HANDSHAKE:
+        return False
+    size = data[3] << 8 | data[4]
+    if size < _MESSAGE_HEADER:
+        return True
+    if len(data) < _RECORD_HEADER + _MESSAGE_HEADER:
+        return False
+    return size < _MESSAGE_HEADER + (data[6] << 16 | data[7] << 8 | data[8])
 
 
 class HelloParser:

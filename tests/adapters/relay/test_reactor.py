@@ -4,6 +4,7 @@ import logging
 import os
 import socket
 from collections.abc import Callable
+from select import EPOLLOUT
 
 import pytest
 import trio
@@ -11,9 +12,10 @@ import trio.testing
 
 from meshgate.adapters.relay import Limits
 from meshgate.adapters.relay import reactor as reactor_module
-from meshgate.adapters.relay.reactor import Reactor
+from meshgate.adapters.relay.reactor import Reactor, Turning
 from meshgate.adapters.relay.stream import Stream
 from meshgate.core.reasons import Reason
+from tests.core.hellos import records
 
 from .streams import (
     WEB,
@@ -125,6 +127,60 @@ async def test_turns_stop_for_the_others_and_go_on_where_they_stopped() -> None:
         reactor._give_turns()
         assert given == [*range(10), 0, 1]
     reactor._epoll.close()
+
+
+async def test_what_was_postponed_gets_one_turn_after_each_batch_of_events_and_more_when_there_are_none() -> None:
+    reactor = Reactor()
+    time = [0.0]
+    reactor.clock = lambda: time[0]
+    order: list[str] = []
+
+    class Busy(Heavy):
+        """Always has something to tell, until it has told three times."""
+
+        def on_event(self, events: int) -> None:
+            order.append("event")
+            if order.count("event") == 3:
+                reactor.unwatch(self)
+
+    def late(_one: Heavy) -> None:
+        time[0] += reactor_module.LATE_SECONDS * 0.4
+        order.append("late")
+        if len(order) == 9:
+            scope.cancel()
+
+    with socket.socket() as sock:
+        reactor.watch(Busy(sock, late), EPOLLOUT)
+        for _ in range(6):
+            reactor.postpone(Heavy(sock, late))
+        with trio.CancelScope() as scope:
+            await reactor.run()
+    assert order == ["event", "late"] * 3 + ["late"] * 3
+
+
+async def test_flood_of_hellos_that_are_cut_delays_no_stream_whose_hello_is_whole() -> None:
+    """None of them is read before it; that they are read in the end shows that the relay has forgotten none."""
+    flood = records(hello_for("no.such.name")[5:], [1])
+    async with backend(echo) as port, running({WEB: [endpoint(port)]}) as gateway:
+        reactor = gateway.relay.context.reactor
+        with pytest.MonkeyPatch.context() as patch:
+            held: list[Turning] = []
+            patch.setattr(reactor, "postpone", held.append)
+            hostile = [await gateway.dial() for _ in range(20)]
+            for stream in hostile:
+                await stream.send_all(flood)
+            async with await gateway.dial() as honest:
+                await honest.send_all(HELLO)
+                assert await receive_exactly(honest, len(HELLO)) == HELLO
+            await gateway.until(lambda: len(held) == len(hostile))
+        assert gateway.refused == []
+        for each in held:
+            reactor.postpone(each)
+        for stream in hostile:
+            with trio.fail_after(20):
+                assert await receive_all(stream) != b""
+            await stream.aclose()
+        assert {refused.reason for refused in gateway.refused} == {Reason.HELLO_TOO_LARGE}
 
 
 async def test_idle_timeout_that_is_switched_off_ends_no_stream() -> None:

@@ -14,6 +14,7 @@ from meshgate.adapters.relay.on_demand import OnDemand
 from meshgate.adapters.relay.shared_counts import SharedCounts
 from meshgate.adapters.relay.stream_setup import (
     GONE,
+    LATER,
     MAX_ATTEMPTS,
     RACE_SECONDS,
     WAIT,
@@ -27,6 +28,7 @@ from meshgate.core.load_balancer import HostSet, LoadBalancer
 from meshgate.core.outlier_detection import Address
 from meshgate.core.reasons import Reason
 from meshgate.core.routes import Endpoint
+from tests.core.hellos import records
 
 from .streams import WEB, hello_for, table_of
 
@@ -139,6 +141,23 @@ def test_hello_in_pieces_is_waited_for_and_sent_whole() -> None:
     assert outcome.rest == b""
     assert case.network.legs[0].sent == HELLO
     assert (case.setup.server_name, case.setup.endpoint, case.setup.attempts) == (WEB, A, 1)
+
+
+@pytest.mark.parametrize("first", [0, 3, 9])
+def test_hello_that_is_cut_into_records_is_read_when_there_is_time_for_it(first: int) -> None:
+    case, cut = Case(A), records(HELLO[5:], [60])
+    if first:
+        # Too little to tell, or enough.
+        assert case.setup.received(cut[:first]) is (WAIT if first < 9 else LATER)
+        if first == 9:
+            assert case.setup.read_on() is WAIT
+    assert case.setup.received(cut[first:200]) is LATER
+    before, outcome, after = case.setup.put_off, case.setup.read_on(), case.setup.put_off
+    assert (before, outcome is WAIT, after) == (True, True, False)
+    assert case.setup.received(cut[200:]) is LATER
+    assert isinstance(case.setup.read_on(), Connected)
+    assert case.network.legs[0].sent == cut
+    assert case.setup.read_on() is WAIT
 
 
 def test_what_the_kernel_did_not_take_of_the_hello_is_left_to_be_sent() -> None:

@@ -7,8 +7,9 @@ wait, in trio. trio keeps what it is good at: cancellation, deadlines, and every
 A sleep in trio costs as much CPU time as a round trip. So where the last one was short the loop first naps in epoll
 itself, a millisecond at most, and for BRISK_SECONDS at most in a row (a fifth of the CPU time of a lone ping-pong).
 
-What always holds: who takes turns moves at most one budget before the others get theirs; the loop reaches a trio
-checkpoint at least every CHECKPOINT_SECONDS however busy it is; an error in one object's handling is that object's.
+What always holds: who takes turns moves at most one budget before the others get theirs; what was postponed gets one
+turn after each batch of events, and LATE_SECONDS where there were none; the loop reaches a trio checkpoint at least
+every CHECKPOINT_SECONDS however busy it is; an error in one object's handling is that object's.
 """
 
 import heapq
@@ -21,6 +22,7 @@ from typing import Final, Protocol
 import trio
 
 CHECKPOINT_SECONDS: Final = 0.01
+LATE_SECONDS: Final = 0.0005
 TICK: Final = 0.1
 _NAP_SECONDS: Final = 0.001
 _BRISK_SECONDS: Final = 0.004
@@ -43,6 +45,16 @@ class Watched(Protocol):
 
     def on_defect(self) -> None:
         """A call of one of the others raised, which is being handled: log it and end what it was for."""
+
+
+class Turning(Protocol):
+    """Something that has work to do when its turn comes."""
+
+    def on_turn(self) -> None:
+        """The turn that was promised."""
+
+    def on_defect(self) -> None:
+        """As for `Watched`."""
 
 
 class Timed(Protocol):
@@ -111,6 +123,7 @@ class Reactor:
         self._watched: dict[int, Watched] = {}
         self._epoll = select.epoll()
         self._turns: deque[Watched] = deque()
+        self._late: deque[Turning] = deque()
         self._deadlines = Deadlines()
         self._alarm = trio.CancelScope()
 
@@ -147,6 +160,10 @@ class Reactor:
         """Let something that used up its budget go on after the others."""
         self._turns.append(watched)
 
+    def postpone(self, turning: Turning) -> None:
+        """Let costly work that nobody has earned yet wait for a turn behind everything else."""
+        self._late.append(turning)
+
     async def run(self) -> None:
         """Serve until cancelled. What is watched then is for its owners to close."""
         try:
@@ -161,9 +178,9 @@ class Reactor:
         rested = clock()
         brisk = False
         while True:
-            nap = brisk and not self._turns and self.now - rested < _BRISK_SECONDS
+            nap = brisk and not self._turns and not self._late and self.now - rested < _BRISK_SECONDS
             events = poll(_NAP_SECONDS if nap else 0, _BATCH)
-            if not events and not self._turns:
+            if not events and not self._turns and not self._late:
                 asleep = clock()
                 await trio.lowlevel.wait_readable(descriptor)
                 rested = clock()
@@ -178,6 +195,8 @@ class Reactor:
                 self._dispatch(events[start : start + _EVENTS_PER_LOOK])
             if self._turns:
                 self._give_turns()
+            if self._late:
+                self._give_late_turns(0.0 if events else LATE_SECONDS)
 
     def _dispatch(self, events: list[tuple[int, int]]) -> None:
         watched = self._watched
@@ -197,6 +216,14 @@ class Reactor:
             run_guarded(watched, watched.on_turn)
             if self.clock() > until:
                 return  # The others come first next time; light streams must not wait for hundreds of heavy ones.
+
+    def _give_late_turns(self, seconds: float) -> None:
+        until = self.clock() + seconds
+        while self._late:
+            turning = self._late.popleft()
+            run_guarded(turning, turning.on_turn)
+            if self.clock() >= until:
+                return
 
     async def _watch_deadlines(self) -> None:
         while True:

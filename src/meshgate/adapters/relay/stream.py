@@ -25,7 +25,7 @@ from meshgate.core.reasons import Reason, alert_record, envoy_flags
 from . import sockets
 from .counters import OpenStream, Refused, StreamRecord
 from .pump import AGAIN, BLOCKED, BROKEN, DESTINATION_BROKEN, DRY, EOF, READ_BYTES, SOURCE_BROKEN, Leg, Moved
-from .stream_setup import WAIT, Connected, Outcome, Pending, StreamSetup
+from .stream_setup import LATER, Connected, Outcome, Pending, StreamSetup
 from .stream_setup import Refused as SetupRefused
 
 if TYPE_CHECKING:
@@ -138,6 +138,13 @@ class Stream:
         elif events & BROKEN:
             self._close_if_gone()
 
+    def on_turn(self) -> None:
+        """There is time for a hello that is costly to read."""
+        if self.setup is not None and self.setup.put_off:
+            self._follow(self.setup.read_on())
+            if self.client.readable:
+                self._read_hello()
+
     def on_learned(self) -> None:
         """What could be learned of its name is in the table, or cannot be had: it is placed by what there is."""
         if self.setup is not None:
@@ -171,7 +178,7 @@ class Stream:
 
     def _read_hello(self) -> None:
         setup, client = self.setup, self.client
-        while setup is not None and not setup.connecting:
+        while setup is not None and not setup.connecting and not setup.put_off:
             try:
                 data = read(client.descriptor, READ_BYTES)
             except BlockingIOError:
@@ -196,7 +203,9 @@ class Stream:
         if isinstance(outcome, Connected):
             self._relay(outcome)
         elif isinstance(outcome, Pending):
-            if outcome is not WAIT and outcome.seconds is not None:
+            if outcome is LATER:
+                self.context.reactor.postpone(self)
+            if outcome.seconds is not None:
                 self.context.reactor.arm(self, outcome.seconds)
             # A reset that was told before the hello was read is not told again.
             if self.client.hung_up and self.setup is not None and self.setup.connecting:

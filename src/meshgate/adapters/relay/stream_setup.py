@@ -15,7 +15,7 @@ Attempt Delay").
 
 from typing import Final, NamedTuple, Protocol
 
-from meshgate.core.hello import Hello, HelloParser, Refusal, parse_hello
+from meshgate.core.hello import Hello, HelloParser, Refusal, is_cut, read_whole
 from meshgate.core.host_port import host_port
 from meshgate.core.load_balancer import HostSet
 from meshgate.core.reasons import Reason
@@ -27,6 +27,7 @@ from .context import Context, OpenStreamLike
 from .pump import Leg
 
 MAX_ATTEMPTS: Final = 5
+_HEAD: Final = 9  # Bytes of a stream that tell whether its hello is cut.
 RACE_SECONDS: Final = 0.25
 _NEVER: Final = float("inf")
 
@@ -58,6 +59,7 @@ class Gone(NamedTuple):
 Outcome = Pending | Refused | Connected | Gone
 
 WAIT: Final = Pending(None)
+LATER: Final = Pending(None)  # Call `read_on` when there is time; until then nothing more of the client is wanted.
 GONE: Final = Gone()
 
 
@@ -97,6 +99,7 @@ class StreamSetup:
         "_context",
         "_ends",
         "_hello",
+        "_late",
         "_learning",
         "_owner",
         "_parser",
@@ -123,6 +126,7 @@ class StreamSetup:
         self._ticket = ticket
         self._hello: bytearray | bytes = b""
         self._parser: HelloParser | None = None
+        self._late = b""  # What has come of a hello that is costly to read.
         self._learning = ""  # The name for which it waits.
         self._attempts: tuple[_Attempt, ...] = ()
         self._tried: tuple[int, ...] = ()
@@ -130,17 +134,35 @@ class StreamSetup:
     # --- what comes to pass --------------------------------------------------------------------------------------
 
     def received(self, data: bytes) -> Outcome:
-        """The client has sent the first bytes of its hello, or more of it."""
+        """The client has sent the first bytes of its hello, or more of it.
+
+        One that is cut into records waits until there is time for it, so that a flood of them delays nobody else.
+        """
         most = self._context.limits.max_hello_bytes
-        if self._parser is None:
-            verdict = parse_hello(data, most)
-            self._hello = data
-            if verdict is None:
-                self._parser = HelloParser(most)
-                self._parser.feed(data)
-                self._hello = self._parser.stream
-        else:
-            verdict = self._parser.feed(data)
+        parser = self._parser
+        if parser is None:
+            verdict = read_whole(data, most)
+            if verdict is not None:
+                self._hello = data
+                return self._judged(verdict)
+            parser = self._parser = HelloParser(most)
+            self._hello = parser.stream
+        if is_cut(parser.stream[:_HEAD] + data[:_HEAD]):
+            self._late = data
+            return LATER
+        return self._judged(parser.feed(data))
+
+    def read_on(self) -> Outcome:
+        """There is time for what was put off."""
+        late, self._late = self._late, b""
+        return self._judged(self._parser.feed(late)) if self._parser is not None else WAIT
+
+    @property
+    def put_off(self) -> bool:
+        """Whether it waits for `read_on`."""
+        return bool(self._late)
+
+    def _judged(self, verdict: Hello | Refusal | None) -> Outcome:
         if verdict is None:
             return WAIT
         if isinstance(verdict, Refusal):
