@@ -5,10 +5,8 @@ import signal
 import subprocess
 import sys
 
-import pytest
 import trio
 
-from meshgate.adapters.relay import worker_process as process_module
 from meshgate.app.gateway.draining import drain_relay
 from meshgate.core.reasons import Reason
 
@@ -23,14 +21,8 @@ from .test_on_demand_pool import (
     send_hello,
     until_connecting,
     until_idle,
-    wait_until_told,
 )
 from .test_orphans import end_of, until_gone
-
-
-@pytest.fixture(autouse=True)
-def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    wait_until_told(monkeypatch)
 
 
 async def test_worker_that_dies_while_its_streams_wait_is_replaced_and_the_next_one_asks_the_same() -> None:
@@ -58,12 +50,12 @@ async def test_worker_that_dies_while_its_streams_wait_is_replaced_and_the_next_
             assert await answer(client, len(HELLO)) == HELLO
 
 
-async def test_answer_for_a_worker_that_is_gone_goes_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_answer_for_a_worker_that_is_gone_goes_nowhere() -> None:
     consul = Consul()
     async with backend(echo) as port, asking_pool(consul.learn, port, workers=1) as pool:
         lost = await send_hello(pool)
         await until_connecting(pool, 1)
-        monkeypatch.setattr(process_module, "_COMMAND", (sys.executable, "-c", "import time; time.sleep(60)"))
+        pool.policy.command = (sys.executable, "-c", "import time; time.sleep(60)")
         os.kill(pool.relay.workers[0], signal.SIGKILL)
         with trio.fail_after(20):
             assert await end_of(lost) in ("eof", "reset")
@@ -108,18 +100,19 @@ async def test_pool_that_ends_while_streams_wait_tells_them() -> None:
 
 PARENT = f"""
 import sys, trio
-from meshgate.adapters.relay import Limits, worker_process
+from meshgate.adapters.relay import Limits
 from meshgate.adapters.relay.pool import RelayPool
+from meshgate.adapters.relay.worker_process import WorkerPolicy
 from tests.adapters.relay.streams import WEB, Watcher, endpoint, table_of
 
-worker_process._COMMAND = (sys.executable, "-c", {PATIENT!r})
+POLICY = WorkerPolicy((sys.executable, "-c", {PATIENT!r}))
 
 async def learn(name):
     print(name, flush=True)
     await trio.sleep_forever()
 
 async def main():
-    pool = RelayPool(1, Limits(hello_timeout=60.0), Watcher(), 60.0, learn=learn)
+    pool = RelayPool(1, Limits(hello_timeout=60.0), Watcher(), 60.0, learn=learn, policy=POLICY)
     _, port = pool.bind("default", "127.0.0.1", 0)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(pool.run)

@@ -4,12 +4,10 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
 
-import pytest
 import structlog
 import trio
 
-from meshgate.adapters.relay import pool as pool_module
-from meshgate.adapters.relay import worker_process as process_module
+from meshgate.adapters.relay.worker_process import WorkerPolicy
 from meshgate.core.reasons import Reason
 
 from .streams import (
@@ -51,23 +49,17 @@ class Consul:
         await self.answer.wait()
 
 
-def wait_until_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing ends a wait but what a test does."""
-    monkeypatch.setattr(process_module, "_COMMAND", (sys.executable, "-c", PATIENT))
-    monkeypatch.setattr(pool_module, "LEARN_SECONDS", 60.0)
-
-
-@pytest.fixture(autouse=True)
-def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    wait_until_told(monkeypatch)
-
-
 @asynccontextmanager
 async def asking_pool(
-    learn: Callable[[str], Awaitable[None]], port: int, workers: int = 2, cold: Collection[str] = (WEB,)
+    learn: Callable[[str], Awaitable[None]],
+    port: int,
+    workers: int = 2,
+    cold: Collection[str] = (WEB,),
+    seconds: float = 60.0,
 ) -> AsyncIterator[Pool]:
-    """A pool whose table has WEB, which is cold."""
-    async with pool_of({}, workers, learn=learn) as pool:
+    """A pool whose table has WEB, which is cold. Nothing but a test ends a wait, unless `seconds` are over."""
+    policy = WorkerPolicy((sys.executable, "-c", PATIENT))
+    async with pool_of({}, workers, policy=policy, learn=learn, learn_seconds=seconds) as pool:
         pool.relay.install(table_of({WEB: [endpoint(port)]}, stale=cold))
         await pool.until_workers(workers)
         yield pool
@@ -146,10 +138,9 @@ async def test_unknown_name_is_served_if_it_is_learned_and_refused_if_not() -> N
         await until_idle(pool)
 
 
-async def test_learner_that_hangs_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pool_module, "LEARN_SECONDS", 0.2)
+async def test_learner_that_hangs_is_not_waited_for() -> None:
     consul = Consul()
-    async with backend(echo) as port, asking_pool(consul.learn, port) as pool:
+    async with backend(echo) as port, asking_pool(consul.learn, port, seconds=0.2) as pool:
         for count in range(1, 4):
             async with await send_hello(pool) as client:
                 assert await answer(client, len(HELLO)) == HELLO

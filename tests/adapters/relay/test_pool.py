@@ -4,16 +4,17 @@ import gc
 import os
 import signal
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 import trio
 
 from meshgate.adapters.relay import Limits
-from meshgate.adapters.relay import pool as pool_module
 from meshgate.adapters.relay import worker_process as process_module
 from meshgate.adapters.relay.pool import RelayPool
+from meshgate.adapters.relay.worker_process import WorkerPolicy
 from meshgate.core.reasons import Reason
 from meshgate.core.routes import Endpoint
 
@@ -38,8 +39,9 @@ UNRECOGNIZED_NAME = b"\x15\x03\x03\x00\x02\x02\x70"
 class Pool:
     """A pool that listens."""
 
-    def __init__(self, relay: RelayPool, port: int, watcher: Watcher) -> None:
+    def __init__(self, relay: RelayPool, port: int, watcher: Watcher, policy: WorkerPolicy) -> None:
         self.relay = relay
+        self.policy = policy
         self.port = port
         self.watcher = watcher
 
@@ -65,21 +67,21 @@ async def pool_of(
     routes: Mapping[str, Sequence[Endpoint]],
     workers: int = 2,
     limits: Limits | None = None,
-    learn: Callable[[str], Awaitable[None]] = pool_module._nothing_to_learn,
+    policy: WorkerPolicy | None = None,
+    **learning: Any,
 ) -> AsyncIterator[Pool]:
-    watcher = Watcher()
-    relay = RelayPool(workers, limits or Limits(), watcher, drain_seconds=5.0, learn=learn)
+    watcher, policy = Watcher(), policy or WorkerPolicy()
+    policy.answer = 5.0  # A busy machine may take its time.
+    relay = RelayPool(workers, limits or Limits(), watcher, drain_seconds=5.0, policy=policy, **learning)
     _, port = relay.bind("default", "127.0.0.1", 0)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pool_module, "ANSWER_SECONDS", 5.0)  # A busy machine may take its time.
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(relay.run)
-            relay.install(table_of(routes))
-            relay.listen()
-            pool = Pool(relay, port, watcher)
-            await pool.until_workers(workers)
-            yield pool
-            nursery.cancel_scope.cancel()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(relay.run)
+        relay.install(table_of(routes))
+        relay.listen()
+        pool = Pool(relay, port, watcher, policy)
+        await pool.until_workers(workers)
+        yield pool
+        nursery.cancel_scope.cancel()
 
 
 async def test_streams_of_all_workers_are_carried_counted_and_listed() -> None:
@@ -170,15 +172,15 @@ async def test_clients_that_wait_for_a_worker_are_served_by_the_next_one() -> No
         await client.aclose()
 
 
-async def test_worker_that_hangs_is_killed_and_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process_module, "HANG_SECONDS", 1.5)
-    async with backend(echo) as port, pool_of({WEB: [endpoint(port)]}, workers=1) as pool:
+async def test_worker_that_hangs_is_killed_and_replaced() -> None:
+    policy = WorkerPolicy(silent=1.5)
+    async with backend(echo) as port, pool_of({WEB: [endpoint(port)]}, workers=1, policy=policy) as pool:
         pid = pool.relay.workers[0]
         os.kill(pid, signal.SIGSTOP)
         with trio.fail_after(20):
             while pool.relay.workers in ([], [pid]):
                 await trio.sleep(0.02)
-        monkeypatch.setattr(process_module, "HANG_SECONDS", 60.0)
+        policy.silent = 60.0
         await pool.until_workers(1)
         await (await pool.call()).aclose()
 
@@ -188,11 +190,11 @@ async def test_worker_that_cannot_be_started_is_tried_again(monkeypatch: pytest.
         spawn = process_module._spawn
         failures: list[int] = []
 
-        def no_process(descriptor: int, inherited: Sequence[int]) -> object:
+        def no_process(command: Sequence[str], descriptor: int, inherited: Sequence[int]) -> object:
             if len(failures) < 3:
                 failures.append(descriptor)
                 raise BlockingIOError(11, "Resource temporarily unavailable")
-            return spawn(descriptor, inherited)
+            return spawn(command, descriptor, inherited)
 
         monkeypatch.setattr(process_module, "_spawn", no_process)
         assert (pool.relay.works, len(failures)) == (True, 0)

@@ -7,13 +7,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import pytest
 import structlog
 import trio
 
 from meshgate.adapters.relay import Limits
-from meshgate.adapters.relay import worker_process as process_module
 from meshgate.adapters.relay.pool import RelayPool
+from meshgate.adapters.relay.worker_process import WorkerPolicy
 
 from .streams import WEB, Watcher, backend, echo, endpoint, hello_for, open_descriptors, receive_exactly, table_of
 from .test_pool import Pool, pool_of
@@ -31,11 +30,11 @@ runpy.run_module("meshgate.adapters.relay.worker", run_name="__main__")
 
 
 @asynccontextmanager
-async def held_pool(backend_port: int, gate: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Pool]:
+async def held_pool(backend_port: int, gate: Path, **seconds: float) -> AsyncIterator[Pool]:
     """A pool of one worker that goes no further than its interpreter until the file `gate` is there."""
-    monkeypatch.setattr(process_module, "_COMMAND", (sys.executable, "-c", HELD, str(gate)))
+    policy = WorkerPolicy((sys.executable, "-c", HELD, str(gate)), **seconds)
     watcher = Watcher()
-    relay = RelayPool(1, Limits(), watcher, drain_seconds=5.0)
+    relay = RelayPool(1, Limits(), watcher, drain_seconds=5.0, policy=policy)
     _, port = relay.bind("default", "127.0.0.1", 0)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(relay.run)
@@ -44,38 +43,34 @@ async def held_pool(backend_port: int, gate: Path, monkeypatch: pytest.MonkeyPat
         with trio.fail_after(20):
             while not relay.workers:
                 await trio.sleep(0.01)
-        yield Pool(relay, port, watcher)
+        yield Pool(relay, port, watcher, policy)
         nursery.cancel_scope.cancel()
 
 
-async def test_worker_that_starts_slowly_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process_module, "HANG_SECONDS", 1.0)
-    async with backend(echo) as port, held_pool(port, tmp_path / "gate", monkeypatch) as pool:
+async def test_worker_that_starts_slowly_is_waited_for(tmp_path: Path) -> None:
+    async with backend(echo) as port, held_pool(port, tmp_path / "gate", silent=1.0) as pool:
         first = pool.relay.workers
         await trio.sleep(3.5)
         assert pool.relay.workers == first
-        monkeypatch.setattr(process_module, "HANG_SECONDS", 30.0)
+        pool.policy.silent = 30.0
         (tmp_path / "gate").touch()
         await (await pool.call()).aclose()
         assert pool.relay.workers == first
 
 
-async def test_worker_that_never_speaks_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process_module, "STARTING_SECONDS", 1.0)
-    async with backend(echo) as port, held_pool(port, tmp_path / "gate", monkeypatch) as pool:
+async def test_worker_that_never_speaks_is_replaced(tmp_path: Path) -> None:
+    async with backend(echo) as port, held_pool(port, tmp_path / "gate", starting=1.0) as pool:
         first = pool.relay.workers
         with trio.fail_after(30):
             while pool.relay.workers in ([], first):
                 await trio.sleep(0.02)
-        monkeypatch.setattr(process_module, "STARTING_SECONDS", 60.0)
+        pool.policy.starting = 60.0
         (tmp_path / "gate").touch()
         await (await pool.call()).aclose()
 
 
-async def test_signals_to_the_process_group_do_not_end_a_worker_that_starts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async with backend(echo) as port, held_pool(port, tmp_path / "gate", monkeypatch) as pool:
+async def test_signals_to_the_process_group_do_not_end_a_worker_that_starts(tmp_path: Path) -> None:
+    async with backend(echo) as port, held_pool(port, tmp_path / "gate") as pool:
         first = pool.relay.workers
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             os.kill(first[0], number)
@@ -118,9 +113,9 @@ async def test_loss_of_a_worker_is_logged_with_its_reason_and_what_it_cost() -> 
     ]
 
 
-async def test_clients_that_wait_when_listening_stops_are_still_let_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process_module, "HANG_SECONDS", 60.0)
+async def test_clients_that_wait_when_listening_stops_are_still_let_in() -> None:
     async with backend(echo) as port, pool_of({WEB: [endpoint(port)]}, workers=1) as pool:
+        pool.policy.silent = 60.0
         os.kill(pool.relay.workers[0], signal.SIGSTOP)
         clients = [await pool.dial() for _ in range(20)]
         for client in clients:
@@ -146,9 +141,9 @@ parent.shutdown(socket.SHUT_WR)
 """
 
 
-async def test_worker_cannot_use_up_its_parents_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process_module, "_COMMAND", (sys.executable, "-c", HOARDER))
-    relay = RelayPool(1, Limits(), Watcher(), drain_seconds=5.0)
+async def test_worker_cannot_use_up_its_parents_descriptors() -> None:
+    policy = WorkerPolicy((sys.executable, "-c", HOARDER))
+    relay = RelayPool(1, Limits(), Watcher(), drain_seconds=5.0, policy=policy)
     before = open_descriptors()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(relay.run)
@@ -168,17 +163,16 @@ parent.recv(1 << 20)
 """
 
 
-async def test_worker_that_talks_nonsense_is_replaced_and_harms_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_worker_that_talks_nonsense_is_replaced_and_harms_no_other() -> None:
     async with backend(echo) as port, pool_of({WEB: [endpoint(port)]}) as pool:
         _, other = pool.relay.workers
         with structlog.testing.capture_logs() as logs:
-            sane = process_module._COMMAND
-            monkeypatch.setattr(process_module, "_COMMAND", (sys.executable, "-c", BABBLER))
+            sane, pool.policy.command = pool.policy.command, (sys.executable, "-c", BABBLER)
             os.kill(pool.relay.workers[0], signal.SIGKILL)
             with trio.fail_after(30):
                 while not any("made no sense" in entry.get("reason", "") for entry in logs):
                     await trio.sleep(0.01)
-            monkeypatch.setattr(process_module, "_COMMAND", sane)
+            pool.policy.command = sane
             assert other in pool.relay.workers
             await (await pool.call()).aclose()
         await pool.until_workers(2)

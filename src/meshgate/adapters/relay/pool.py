@@ -39,14 +39,13 @@ from .messages import (
 )
 from .outliers import Outliers
 from .shared_counts import SharedCounts
-from .worker_process import WorkerProcess
+from .worker_process import WorkerPolicy, WorkerProcess
 
 if TYPE_CHECKING:
     import socket
 
 log = structlog.get_logger(module="meshgate.relay")
 
-ANSWER_SECONDS: Final = 0.5
 DRAIN_QUIET: Final = 0.2
 LEARN_SECONDS: Final = 1.0
 # Told in the log; a defect may come with each stream.
@@ -70,6 +69,8 @@ class RelayPool:
         drain_quiet: seconds without a byte after which these streams are ended, as in `drain`.
         learn: called with a name that has no route or a stale one; returns when `install` was given what Consul has of
             it. It may be cancelled.
+        learn_seconds: how long it is waited for.
+        policy: of the workers.
     """
 
     def __init__(
@@ -81,12 +82,16 @@ class RelayPool:
         drain_quiet: float = DRAIN_QUIET,
         *,
         learn: Callable[[str], Awaitable[None]] = _nothing_to_learn,
+        learn_seconds: float = LEARN_SECONDS,
+        policy: WorkerPolicy | None = None,
     ) -> None:
         self._limits = limits
         self._observer = observer
         self._drain_seconds = drain_seconds
         self._drain_quiet = drain_quiet
         self._learn = learn
+        self._learn_seconds = learn_seconds
+        self._policy = policy or WorkerPolicy()
         self._asked: dict[str, set[WorkerProcess]] = {}
         self._defects = TokenBucket(_DEFECTS_PER_SECOND, _DEFECTS_AT_ONCE)
         self._nursery: trio.Nursery | None = None
@@ -101,7 +106,7 @@ class RelayPool:
             lambda address, failures: self._tell_all(EndpointState(*address, failures)),
             lambda: self._limits.per_try_timeout or self._limits.connect_timeout,
         )
-        self._workers = [WorkerProcess(self, number, workers, self._counts) for number in range(workers)]
+        self._workers = [WorkerProcess(self, number, workers, self._counts, self._policy) for number in range(workers)]
 
     def bind(self, name: str, host: str, port: int) -> tuple[str, int]:
         """Take a numeric address ("" is every IPv4 address, port 0 a free one). Clients are refused until `listen`.
@@ -299,7 +304,7 @@ class RelayPool:
 
     async def _have_learned(self, name: str) -> None:
         try:
-            with trio.move_on_after(LEARN_SECONDS):
+            with trio.move_on_after(self._learn_seconds):
                 await self._learn(name)
         except Exception:
             if self._defects.take(trio.current_time()):
@@ -317,7 +322,7 @@ class RelayPool:
             if report is not None:
                 reports.append(report)
 
-        with trio.move_on_after(ANSWER_SECONDS):
+        with trio.move_on_after(self._policy.answer):
             async with trio.open_nursery() as nursery:
                 for worker in self._workers:
                     nursery.start_soon(ask, worker)

@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Final, Protocol
 
 import msgspec
@@ -39,15 +40,22 @@ from .shared_counts import SharedCounts
 
 log = structlog.get_logger(module="meshgate.relay")
 
-STARTING_SECONDS: Final = 60.0  # Until the first word: a slow disk or a busy machine is no reason to begin again.
-HANG_SECONDS: Final = 5.0
 FAREWELL_SECONDS: Final = 2.0
 _LOOK_SECONDS: Final = 0.5
 _HEALTHY_SECONDS: Final = 5.0
 _LONGEST_PAUSE: Final = 5.0
-_COMMAND: Final = (sys.executable, "-m", "meshgate.adapters.relay.worker")
 # What Python and the measuring of its coverage need. A worker has no use for the rest, least of all for a token.
 _WORKER_VARIABLES: Final = ("PATH", "HOME", "TMPDIR", "TZ", "LANG", "LC_", "LD_", "PYTHON", "VIRTUAL_ENV", "COVERAGE_")
+
+
+@dataclass(slots=True)
+class WorkerPolicy:
+    """How workers are started, and how many seconds are waited for them. May change while they run."""
+
+    command: Sequence[str] = (sys.executable, "-m", "meshgate.adapters.relay.worker")
+    starting: float = 60.0  # Until the first word: a slow disk or a busy machine is no reason to begin again.
+    silent: float = 5.0
+    answer: float = 0.5
 
 
 class Owner(Protocol):
@@ -77,8 +85,9 @@ class Owner(Protocol):
 class WorkerProcess:
     """A worker by its number, and the process that is it at the moment."""
 
-    def __init__(self, owner: Owner, number: int, workers: int, counts: int) -> None:
+    def __init__(self, owner: Owner, number: int, workers: int, counts: int, policy: WorkerPolicy) -> None:
         self.number = number
+        self._policy = policy
         self.active = 0
         self.of_servers = 0
         self.pid = 0
@@ -148,7 +157,7 @@ class WorkerProcess:
         ours, theirs = socket.socketpair()
         with theirs:
             try:
-                process = _spawn(theirs.fileno(), self._owner.inherited())
+                process = _spawn(self._policy.command, theirs.fileno(), self._owner.inherited())
             except OSError:
                 ours.close()
                 raise
@@ -193,7 +202,7 @@ class WorkerProcess:
             now = trio.current_time()
             if now - looked > 2 * _LOOK_SECONDS:
                 self._heard_at = now
-            if now - self._heard_at > (HANG_SECONDS if self._has_spoken else STARTING_SECONDS):
+            if now - self._heard_at > (self._policy.silent if self._has_spoken else self._policy.starting):
                 return True
 
     async def _send(self, channel: trio.SocketStream, inbox: trio.MemoryReceiveChannel[bytes | FdMessage]) -> None:
@@ -258,7 +267,7 @@ def drop_unsent(inbox: "trio.MemoryReceiveChannel[bytes | FdMessage]") -> None:
                 message.drop()
 
 
-def _spawn(descriptor: int, inherited: Sequence[int]) -> "subprocess.Popen[bytes]":
+def _spawn(command: Sequence[str], descriptor: int, inherited: Sequence[int]) -> "subprocess.Popen[bytes]":
     """Start a worker. It shares nothing with this process but the descriptors.
 
     Signals that are not its business, and that a terminal or a supervisor sends to all processes, would end it until
@@ -267,7 +276,7 @@ def _spawn(descriptor: int, inherited: Sequence[int]) -> "subprocess.Popen[bytes
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         return subprocess.Popen(  # noqa: S603 (this very Python)
-            [*_COMMAND, str(descriptor)],
+            [*command, str(descriptor)],
             stdin=subprocess.DEVNULL,
             env={name: value for name, value in os.environ.items() if name.startswith(_WORKER_VARIABLES)},
             pass_fds=[descriptor, *inherited],
