@@ -160,7 +160,7 @@ def test_host_names_of_exported_instances_are_looked_up() -> None:
             tcp("foo", "peer-a", protocol="http2"),
             (
                 "foo is exported with protocol http2, for which a gateway has to end TLS, and this one never does: "
-                'set Protocol = "tcp" in service-defaults of foo, or use Envoy gateways in this cluster'
+                'set protocol = "tcp" in service-defaults/foo, or use Envoy gateways in this cluster'
             ),
         ),
         (

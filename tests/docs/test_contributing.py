@@ -28,3 +28,14 @@ def test_what_an_example_names_exists(example: str) -> None:
         assert (base / path).is_file(), path
         text = (base / path).read_text()
         assert [name for name in re.findall(r"`([^`]+)`", names) if name not in text] == [], path
+
+
+def test_watching_a_config_entry_touches_the_files_that_are_named_and_no_others() -> None:
+    (text,) = [text for text in EXAMPLES if "Watch one more config entry" in text]
+    steps, _, uses = text.partition("What is done with")
+    sources = ROOT / "src" / "meshgate"
+    holding = (path for path in sources.rglob("*.py") if "peer_through" in path.read_text())
+    named, used = ({path for path, _ in NAMED.findall(part)} for part in (steps, uses))
+    assert len(named) == 5
+    # The tenth example says what `warm_start` is for.
+    assert {path.relative_to(sources).as_posix() for path in holding} == named | used | {"core/warm_start.py"}

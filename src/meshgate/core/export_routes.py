@@ -48,7 +48,7 @@ def why_left_alone(service: str, protocol: str) -> str:
     """In words, with what to do."""
     return (
         f"{service} is exported with protocol {protocol}, for which a gateway has to end TLS, and this one never does: "
-        f'set Protocol = "tcp" in service-defaults of {service}, or use Envoy gateways in this cluster'
+        f'set protocol = "tcp" in service-defaults/{service}, or use Envoy gateways in this cluster'
     )
 
 

@@ -5,7 +5,6 @@ import trio
 from structlog.testing import capture_logs
 
 from meshgate.adapters.consul import peerings
-from meshgate.adapters.consul.exports import exports_left_alone
 from meshgate.adapters.consul.watch_scheduler import WatchScheduler
 from meshgate.core.export_routes import ExportRules
 from meshgate.core.routes import RouteKind
@@ -497,16 +496,3 @@ async def test_what_is_not_exported_to_a_peer_is_not_found_by_its_name() -> None
             assert {name for name in followed.routes() if "external" in name} == {
                 f"web.default.default.west.external.{TRUST_DOMAIN}"
             }
-
-
-async def test_exports_that_are_left_alone_for_their_protocol_are_told_with_what_to_do() -> None:
-    async with mesh_double(enterprise=False) as double:
-        for name, protocol in (("web", "http"), ("db", "tcp")):
-            double.set_at(f"/v1/discovery-chain/{name}", chain(name, protocol=protocol))
-        double.set_at("/v1/exported-services", [exported(name, peers=("east",)) for name in ("web", "db", "unread")])
-        double.set_at("/v1/discovery-chain/unread", b"Permission denied", status=403)
-        async with following(double) as followed:
-            (line,) = await exports_left_alone(followed.client)
-            assert line.startswith("web is exported with protocol http,")
-            assert 'Protocol = "tcp" in service-defaults of web' in line
-            assert await exports_left_alone(followed.client, rules=ExportRules(pass_http=True)) == []

@@ -19,8 +19,7 @@ from typing import Final
 import trio
 
 from meshgate.core.catalog import ChainTarget, Export, SamenessGroup, Service, in_namespace
-from meshgate.core.export_routes import AS_CONSUL, ExportRules, left_alone, why_left_alone
-from meshgate.core.sni import DEFAULT, PeeredServiceSni
+from meshgate.core.sni import PeeredServiceSni
 
 from .api import NOW, BadRequestError, Chain, ConsulClient, ConsulError, Cursor, Exported, NotFoundError, Page, Tenant
 from .scope import KeyedWatches, Latest, Scope
@@ -222,28 +221,3 @@ class LocalExports:
             answered,
             on_error=failed,
         )
-
-
-async def exports_left_alone(
-    client: ConsulClient, partition: str = DEFAULT, rules: ExportRules = AS_CONSUL
-) -> list[str]:
-    """Why services that are exported to peers get no route because of their protocol, a line each.
-
-    Asked of Consul now, for `doctor`; of an entry that is read as it was written, wildcards are left out.
-
-    Raises:
-        ConsulError: the exports cannot be read. A chain that cannot be is passed over.
-    """
-    try:
-        exported = (await client.exported_services()).value
-    except NotFoundError:
-        exported = (await client.exported_entry(NOW, partition)).value
-    lines = []
-    for row in exported:
-        if row.service != _ANY and (row.peers or row.groups):
-            with suppress(ConsulError):
-                chain = (await client.discovery_chain(row.service)).value
-                export = Export(row.service, row.namespace, row.peers or row.groups, protocol=chain.protocol)
-                if left_alone(export, rules):
-                    lines.append(why_left_alone(in_namespace(row.namespace, row.service), chain.protocol))
-    return lines
