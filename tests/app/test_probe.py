@@ -157,6 +157,7 @@ async def greet(stream: TlsStream) -> None:
         (quiet, False, True, Verdict.ACCEPTED, "each request is judged"),
         (quiet, None, False, Verdict.ACCEPTED, "at the first byte only"),
         (close, False, False, Verdict.DENIED, "closed in order"),
+        (close, False, True, Verdict.DENIED, "closed in order"),
         (close, True, False, Verdict.REFUSED, "closed in order"),
         (close, None, False, Verdict.REFUSED, "closed in order"),
         (cut, False, False, Verdict.DENIED, "closed without close_notify"),

@@ -106,8 +106,6 @@ def told_apart(configured: Modes, merged_registration: str, merged_upstream: str
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where something is."""
-
     datacenter: str
     partition: str = DEFAULT
 

@@ -44,8 +44,6 @@ _DAY: Final = 86400.0
 
 
 class Status(StrEnum):
-    """How a check ended."""
-
     OK = "ok"
     WARNING = "warning"
     FAILED = "failed"

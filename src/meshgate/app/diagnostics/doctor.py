@@ -67,7 +67,6 @@ class Examination:
         self._others: tuple[str, ...] = ()
 
     async def run(self) -> None:
-        """Make all checks."""
         before = time.time()
         try:
             clock = await self._client.agent_clock()
@@ -249,7 +248,6 @@ class Examination:
         self._ok(check, f"{own}, and {others}" if others else f"{own} alone: nothing to route to elsewhere")
 
     async def _federation(self) -> None:
-        """Whether all datacenters have one primary."""
         told: dict[str, tuple[str, str]] = {}
         unasked: list[Finding] = []
         for name in self._others:
@@ -264,7 +262,6 @@ class Examination:
         self.found += [*prerequisites.one_primary((self._trust_domain, primary), told), *unasked]
 
     async def _gateways(self) -> None:
-        """A finding for each gateway of the other datacenters, or that there is none."""
         for datacenter in self._others:
             check = f"gateways of {datacenter}"
             try:
@@ -303,7 +300,6 @@ class Examination:
     # --- partitions (Enterprise) and peerings: where Consul knows neither there is nothing to say --------------------
 
     async def partitions(self) -> None:
-        """The other partitions of the datacenter, and their gateways."""
         place, agent = self._settings.consul, self._agent
         own = place.get("CONSUL_PARTITION", "") or (agent.partition if agent else "") or DEFAULT
         namespace = place.get("CONSUL_NAMESPACE", "")

@@ -93,5 +93,4 @@ async def _listed(client: ConsulClient, datacenter: str, guess: str) -> Instance
 
 
 def healthy(instance: Instance) -> bool:
-    """Whether Consul's checks let traffic to it."""
     return assess(instance).healthy

@@ -70,14 +70,11 @@ class UpstreamReport:
 
     @property
     def sound(self) -> bool:
-        """Whether nothing is wrong with it."""
         return not self.notes and not any(way.problems for way in self.ways)
 
 
 @dataclass(frozen=True, slots=True)
 class SidecarReport:
-    """A sidecar and its upstreams, in the order of the registration."""
-
     sidecar: Sidecar
     upstreams: tuple[UpstreamReport, ...]
 
@@ -93,7 +90,6 @@ class ModesReport:
 
     @property
     def sound(self) -> bool:
-        """Whether nothing is wrong with any upstream."""
         return all(upstream.sound for sidecar in self.sidecars for upstream in sidecar.upstreams)
 
 

@@ -51,8 +51,6 @@ _DENIED_REQUEST: Final = b"RBAC: access denied"
 
 
 class Verdict(StrEnum):
-    """How a probe ended."""
-
     ACCEPTED = "accepted"
     DENIED = "denied"
     REFUSED = "refused"
@@ -133,12 +131,10 @@ class Probe:
 
     @property
     def ok(self) -> bool:
-        """Whether the right service was met, and accepts the caller."""
         return self.failure is None
 
     @property
     def verdict(self) -> Verdict:
-        """How it ended."""
         return self.failure.verdict if self.failure else Verdict.ACCEPTED
 
     async def run(self, client: ConsulClient) -> None:
@@ -305,24 +301,26 @@ class Probe:
 
     def _ended(self, detail: str, alert: str | None, intention: Intention | None) -> NoReturn:
         if intention is Intention.DENY:
-            self._fail("consent", Verdict.DENIED, detail, "Consul's intentions deny the call", alert)
-        if intention is None and alert is not None:
-            self._fail("consent", Verdict.DENIED, detail, "", alert)
-        if intention is None:
-            meaning = (
-                "the destination hung up after the handshake: no intention allows the call, or the service is down"
+            verdict, meaning = Verdict.DENIED, "Consul's intentions deny the call"
+        elif intention is Intention.PERMISSIONS:
+            verdict, meaning = (
+                Verdict.DENIED,
+                "the intention has L7 permissions; what is no Envoy sidecar denies them all",
             )
-            self._fail("consent", Verdict.REFUSED, detail, meaning)
-        if alert is not None:
-            meaning = f"{meaning_of(alert)}; Consul's intentions allow the call"
-            self._fail("consent", Verdict.REFUSED, detail, meaning, alert)
-        meaning = "Consul's intentions allow the call, so look at the service: its sidecar hung up after the handshake"
-        self._fail("consent", Verdict.REFUSED, detail, meaning)
+        elif intention is None and alert:
+            verdict, meaning = Verdict.DENIED, meaning_of(alert)
+        elif intention is None:
+            verdict, meaning = Verdict.REFUSED, "no intention allows the call, or the service is down"
+        elif alert:
+            verdict, meaning = Verdict.REFUSED, f"{meaning_of(alert)}; Consul's intentions allow the call"
+        else:
+            verdict, meaning = Verdict.REFUSED, "Consul's intentions allow the call, so look at the service's own end"
+        self._fail("consent", verdict, detail, meaning, alert)
 
     async def _intention(self, client: ConsulClient) -> Intention | None:
         """What Consul says of the call; None where it does not tell, as of another cluster's intentions."""
         question = self.question
-        if question.peer:
+        if question.peer or {question.namespace, question.partition} - {"", DEFAULT}:
             return None
         try:
             return await client.intention(question.identity, question.service)
