@@ -24,6 +24,7 @@ from meshgate.core.durations import parse_duration
 DEPLOY = Path(__file__).parents[2] / "deploy"
 COMPOSE = DEPLOY / "compose"
 KUBERNETES = DEPLOY / "kubernetes"
+AGENTLESS = KUBERNETES / "consul-k8s"
 NOMAD = DEPLOY / "nomad" / "meshgate.nomad.hcl"
 # Kinds that Kubernetes itself does not define.
 FOREIGN = {"Kustomization", "ServiceMonitor"}
@@ -49,14 +50,15 @@ def agent_files(datacenter: str) -> list[Path]:
     return [mounted.pop(flag.removeprefix("-config-file=")) for flag in flags]
 
 
-def manifests() -> Iterator[tuple[str, dict[str, Any]]]:
-    for path in sorted(KUBERNETES.rglob("*.yaml")):
-        for document in yaml.safe_load_all(path.read_text()):
-            yield f"{path.name}:{document['kind']}", document
+def manifests(*folders: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    for folder in folders or (KUBERNETES, KUBERNETES / "monitoring", AGENTLESS):
+        for path in sorted(folder.glob("*.yaml")):
+            for document in yaml.safe_load_all(path.read_text()):
+                yield f"{path.relative_to(KUBERNETES)}:{document['kind']}", document
 
 
-def manifest(kind: str) -> dict[str, Any]:
-    (found,) = [document for _, document in manifests() if document["kind"] == kind]
+def manifest(kind: str, folder: Path = KUBERNETES) -> dict[str, Any]:
+    (found,) = [document for _, document in manifests(folder) if document["kind"] == kind]
     return found
 
 
@@ -140,45 +142,50 @@ def test_manifest_fits_the_schema_of_kubernetes(name: str, document: dict[str, A
     kubernetes_validate.validate(document, "1.32", strict=True)
 
 
-def test_kustomize_puts_all_of_it_together() -> None:
-    listed = manifest("Kustomization")["resources"]
-    assert sorted(listed) == sorted(
-        path.name for path in KUBERNETES.glob("*.yaml") if path.name != "kustomization.yaml"
-    )
+@pytest.mark.parametrize(("folder", "namespace"), [(KUBERNETES, "meshgate"), (AGENTLESS, "consul")])
+def test_kustomize_puts_all_of_it_together(folder: Path, namespace: str) -> None:
+    listed = manifest("Kustomization", folder)["resources"]
+    assert sorted(listed) == sorted(path.name for path in folder.glob("*.yaml") if path.name != "kustomization.yaml")
     if (kubectl := shutil.which("kubectl")) is None:
         return
-    built = subprocess.run([kubectl, "kustomize", KUBERNETES], capture_output=True, text=True, check=True).stdout
+    built = subprocess.run([kubectl, "kustomize", folder], capture_output=True, text=True, check=True).stdout
     documents = list(yaml.safe_load_all(built))
-    assert {document["metadata"]["namespace"] for document in documents} == {"meshgate"}
+    assert {document["metadata"]["namespace"] for document in documents} == {namespace}
     (deployment,) = [document for document in documents if document["kind"] == "Deployment"]
     (container,) = deployment["spec"]["template"]["spec"]["containers"]
     made = [document["metadata"]["name"] for document in documents if document["kind"] == "ConfigMap"]
     assert container["envFrom"][0]["configMapRef"]["name"] in made
 
 
-def pod() -> dict[str, Any]:
-    spec: dict[str, Any] = manifest("Deployment")["spec"]["template"]["spec"]
+def pod(folder: Path = KUBERNETES) -> dict[str, Any]:
+    spec: dict[str, Any] = manifest("Deployment", folder)["spec"]["template"]["spec"]
     return spec
 
 
-def settings_env() -> dict[str, str]:
-    lines = (KUBERNETES / "settings.env").read_text().splitlines()
+def settings_env(folder: Path = KUBERNETES) -> dict[str, str]:
+    lines = (folder / "settings.env").read_text().splitlines()
     return dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
 
 
-def test_pod_asks_the_probes_that_the_gateway_answers_and_drains_before_it_ends() -> None:
-    (gateway,) = pod()["containers"]
+def environment(folder: Path) -> dict[str, str]:
+    """What the gateway of a folder gets; what is asked of Kubernetes is empty."""
+    (gateway,) = pod(folder)["containers"]
+    return settings_env(folder) | {each["name"]: each.get("value", "") for each in gateway["env"]}
+
+
+@pytest.mark.parametrize("folder", [KUBERNETES, AGENTLESS])
+def test_pod_asks_the_probes_that_the_gateway_answers_and_drains_before_it_ends(folder: Path) -> None:
+    (gateway,) = pod(folder)["containers"]
     ports = {port["name"]: port["containerPort"] for port in gateway["ports"]}
     for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
         assert gateway[probe]["httpGet"]["path"] in get_paths()
         assert gateway[probe]["httpGet"]["port"] in ports
     assert gateway["lifecycle"]["preStop"]["exec"]["command"] == ["meshgate", "drain"]
-    drain = parse_duration(settings_env()["MESHGATE_DRAIN_TIMEOUT"])
-    assert pod()["terminationGracePeriodSeconds"] >= drain + 10
-    environment = {each["name"]: each.get("value", "") for each in gateway["env"]}
-    assert environment["MESHGATE_ADDRESS"].endswith(f":{ports['mesh']}")
-    assert environment["MESHGATE_ADMIN_BIND"].endswith(f":{ports['admin']}")
-    assert settings_in([*environment, *settings_env()]) <= set(BY_NAME)
+    given = environment(folder)
+    assert pod(folder)["terminationGracePeriodSeconds"] >= parse_duration(given["MESHGATE_DRAIN_TIMEOUT"]) + 10
+    assert given["MESHGATE_ADDRESS"].endswith(f":{ports['mesh']}")
+    assert given["MESHGATE_ADMIN_BIND"].endswith(f":{ports['admin']}")
+    assert settings_in(given) <= set(BY_NAME)
 
 
 def test_the_agent_of_the_pod_outlives_the_gateway() -> None:
@@ -187,24 +194,27 @@ def test_the_agent_of_the_pod_outlives_the_gateway() -> None:
     assert plain(hcl2.loads((KUBERNETES / "agent.hcl").read_text()))["client_addr"] == "127.0.0.1"
 
 
-def test_pod_has_no_privileges_and_writes_to_its_volumes_alone() -> None:
-    spec = pod()
+@pytest.mark.parametrize("folder", [KUBERNETES, AGENTLESS])
+def test_pod_has_no_privileges_and_writes_to_its_volumes_alone(folder: Path) -> None:
+    spec = pod(folder)
     assert spec["securityContext"]["runAsNonRoot"] is True
     assert spec["automountServiceAccountToken"] is False
-    for container in (*spec["initContainers"], *spec["containers"]):
+    containers = (*spec.get("initContainers", ()), *spec["containers"])
+    for container in containers:
         context = container["securityContext"]
         assert context["readOnlyRootFilesystem"] is True
         assert context["allowPrivilegeEscalation"] is False
         assert context["capabilities"] == {"drop": ["ALL"]}
     volumes = {volume["name"] for volume in spec["volumes"]}
-    assert {
-        mount["name"] for each in (*spec["initContainers"], *spec["containers"]) for mount in each["volumeMounts"]
-    } == (volumes)
+    assert {mount["name"] for each in containers for mount in each["volumeMounts"]} == volumes
 
 
-def test_everything_selects_the_gateways() -> None:
-    labels = manifest("Deployment")["spec"]["template"]["metadata"]["labels"]
-    for _, document in manifests():
+@pytest.mark.parametrize("folder", [KUBERNETES, AGENTLESS])
+def test_everything_selects_the_gateways(folder: Path) -> None:
+    deployment = manifest("Deployment", folder)
+    labels = deployment["spec"]["selector"]["matchLabels"]
+    assert labels.items() <= deployment["spec"]["template"]["metadata"]["labels"].items()
+    for _, document in manifests(folder):
         spec = document.get("spec", {})
         match document["kind"]:
             case "Service":
@@ -214,11 +224,35 @@ def test_everything_selects_the_gateways() -> None:
             case "NetworkPolicy":
                 assert spec["podSelector"]["matchLabels"] == labels
             case "HorizontalPodAutoscaler":
-                assert spec["scaleTargetRef"]["name"] == manifest("Deployment")["metadata"]["name"]
-    (admin,) = [document for _, document in manifests() if document.get("metadata", {}).get("name") == "meshgate-admin"]
-    monitor = manifest("ServiceMonitor")["spec"]
-    assert monitor["selector"]["matchLabels"] == admin["metadata"]["labels"]
+                assert spec["scaleTargetRef"]["name"] == deployment["metadata"]["name"]
+    (admin,) = [it for _, it in manifests(folder) if it.get("metadata", {}).get("name") == "meshgate-admin"]
+    monitor = manifest("ServiceMonitor", KUBERNETES / "monitoring")["spec"]
+    assert monitor["selector"]["matchLabels"].items() <= admin["metadata"]["labels"].items()
     assert {endpoint["path"] for endpoint in monitor["endpoints"]} <= get_paths()
+
+
+def test_pod_without_an_agent_is_registered_by_consul_k8s_under_the_names_that_the_gateway_looks_for() -> None:
+    template = manifest("Deployment", AGENTLESS)["spec"]["template"]
+    consul = "consul.hashicorp.com/"
+    notes, labels = template["metadata"]["annotations"], template["metadata"]["labels"]
+    given = environment(AGENTLESS)
+    assert labels[f"{consul}connect-inject-managed-by"] == "consul-k8s-endpoints-controller"
+    assert notes[f"{consul}gateway-kind"] == "mesh-gateway"
+    assert notes[f"{consul}gateway-consul-service-name"] == given["MESHGATE_SERVICE"]
+    # consul-k8s: the ID is the pod's name, the node that of Kubernetes with an ending.
+    assert (given["MESHGATE_PROXY_ID"], given["MESHGATE_NODE_NAME"]) == ("$(POD_NAME)", "$(NODE_NAME)-virtual")
+    assert given["MESHGATE_REGISTER"] == "false"
+    (gateway,) = template["spec"]["containers"]
+    ports = {port["name"]: str(port["containerPort"]) for port in gateway["ports"]}
+    assert notes[f"{consul}mesh-gateway-container-port"] == ports["mesh"]
+    services = {it["metadata"]["name"]: it for _, it in manifests(AGENTLESS) if it["kind"] == "Service"}
+    # One of the services is registered, with its own port for the WAN; the other one must not be.
+    (mesh,) = services["meshgate"]["spec"]["ports"]
+    assert notes[f"{consul}gateway-wan-port"] == str(mesh["port"])
+    assert services["meshgate-admin"]["metadata"]["labels"][f"{consul}service-ignore"] == "true"
+    mounts = {mount["name"]: mount["mountPath"] for mount in gateway["volumeMounts"]}
+    assert given["CONSUL_CACERT"] == f"{mounts['consul-ca-cert']}/tls.crt"
+    assert given["MESHGATE_LOGIN_BEARER_TOKEN_FILE"] == f"{mounts['login']}/token"
 
 
 # --- Nomad -----------------------------------------------------------------------------------------------------------
