@@ -2,6 +2,7 @@
 
 import errno
 import os
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -13,7 +14,7 @@ from structlog.testing import capture_logs
 from trio.testing import MockClock
 
 from meshgate.adapters.consul import ConsulClient, OwnRegistration, WatchRegistry
-from meshgate.adapters.consul.api import HealthCheck
+from meshgate.adapters.consul.api import HealthCheck, OwnInstance
 from meshgate.adapters.relay import Limits
 from meshgate.app.errors import CommandError
 from meshgate.app.gateway.listeners import Listeners
@@ -21,7 +22,7 @@ from meshgate.app.gateway.registration import GatewayRegistration
 from meshgate.app.settings.settings import Settings
 from meshgate.core.catalog import NOWHERE, Locality
 from meshgate.core.proxy_config import KEEPALIVE_UNSET, BindAddress, DestinationLimits, Keepalive, ListenPlan
-from tests.adapters.consul.model import Model
+from tests.adapters.consul.model import Model, unreachable
 
 if TYPE_CHECKING:
     from meshgate.adapters.relay.pool import RelayPool
@@ -327,3 +328,49 @@ async def test_stop_gives_the_registration_back(autojump_clock: MockClock) -> No
         assert it.keeper.give_back() is True
         await trio.sleep(1)
         assert it.model.deregistered == ["mesh-gateway"]
+
+
+async def test_a_critical_check_of_the_gateway_is_a_problem_and_in_the_log(autojump_clock: MockClock) -> None:
+    async with kept() as it:
+        check = HealthCheck("service:mesh-gateway", "mesh-gateway listening", "critical", "x\n" * 1000, "mesh-gateway")
+        with capture_logs() as logs:
+            it.model.checks[check.id] = check
+            it.model.change()
+            await trio.sleep(5)
+        said = "its check 'mesh-gateway listening' is critical in Consul, so other gateways send it no new streams: "
+        assert it.keeper.problems() == [said + "x\\n" * 100]
+        assert [entry["event"] for entry in logs] == ["a check of the gateway is critical in Consul"]
+        it.model.checks[check.id] = HealthCheck(check.id, status="passing", service_id="mesh-gateway")
+        it.model.change()
+        await trio.sleep(1)
+        assert it.keeper.problems() == []
+
+
+async def test_registration_that_was_left_behind_on_another_node_is_a_problem(autojump_clock: MockClock) -> None:
+    async with kept(MESHGATE_ADDRESS="127.0.0.1:8443") as it:
+        it.model.catalog = [OwnInstance("other", OwnRegistration("mesh-gateway", "mesh-gateway", "127.0.0.1", 8443))]
+        it.model.change()
+        await trio.sleep(1)
+        assert it.keeper.problems() == ["it is registered on node other too: use consul services deregister there"]
+
+
+async def test_gateway_whose_id_another_process_lives_by_does_not_start() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as somebody:
+        port = somebody.getsockname()[1]
+        keeper = GatewayRegistration(
+            Settings.load(environ={"MESHGATE_ADDRESS": "127.0.0.1:8443"}),
+            model := Model(),
+            WatchRegistry(),
+            cast("RelayPool", Pool()),
+            lambda *_args, **_more: None,
+        )
+        await keeper.refuse_rival()
+        model.agent["mesh-gateway"] = OwnRegistration("mesh-gateway", "mesh-gateway", "127.0.0.1", port)
+        with pytest.raises(CommandError, match=f"is registered at 127.0.0.1:{port} by another process"):
+            await keeper.refuse_rival()
+        # Whose address is a host name is another machine, or nobody.
+        model.agent["mesh-gateway"] = OwnRegistration("mesh-gateway", "mesh-gateway", "nobody.invalid", port)
+        await keeper.refuse_rival()
+        # What cannot be found out now is found out when the registration is made.
+        model.fail(unreachable())
+        await keeper.refuse_rival()

@@ -39,6 +39,8 @@ from meshgate.core.text import printable
 log = structlog.get_logger(module="meshgate")
 
 WAN_FEDERATION = "consul-wan-federation"
+# Characters of what a check says that are quoted; it may say kilobytes.
+_QUOTE = 200
 
 
 class GatewayRegistration:
@@ -188,7 +190,7 @@ class GatewayRegistration:
             log.info("no longer held out of service in Consul")
         for name, output in self._health.failing:
             if name not in dict(before.failing):
-                log.warning("a check of the gateway is critical in Consul", check=name, output=output)
+                log.warning("a check of the gateway is critical in Consul", check=name, output=output[:_QUOTE])
 
     def _follow(self, registration: OwnRegistration) -> None:
         self._notice(registration)
@@ -261,7 +263,7 @@ def _problems_of(health: OwnHealth) -> Iterator[str]:
     for cause in health.maintenance:
         yield _words(cause)
     for name, output in health.failing:
-        said = f": {printable(output)}" if output else ""
+        said = f": {printable(output[:_QUOTE])}" if output else ""
         yield f"its check {printable(name)!r} is critical in Consul, so other gateways send it no new streams{said}"
     for node in health.elsewhere:
         yield f"it is registered on node {printable(node)} too: use consul services deregister there"
