@@ -37,6 +37,7 @@ from .api import (
     Rule,
     ServerError,
 )
+from .retry import FAREWELLS
 from .service_definition import GatewayDefinition
 from .watch import Watch
 from .watch_registry import WatchKey, WatchRegistry
@@ -51,8 +52,6 @@ _LOOK: Final = 2.0
 _DEFAULTS_PACE: Final = 5.0
 # Seconds in which another process has to take a connection to count as alive.
 _ALIVE: Final = 1.0
-# Seconds between two tries to meet the agent that has the registration.
-_AGAIN: Final = 0.1
 
 
 class RivalError(ConsulError):
@@ -320,22 +319,22 @@ class Registrar:
     async def _deregister(self) -> None:
         service_id = self._definition.id
         try:
-            while True:
-                async with self._client.dedicated() as reader:
-                    with suppress(OtherAgentError):
-                        await self._right_agent(reader)
-                        if self._registry.token_version() != self._token_version:
-                            # The agent takes it out of the catalog by the token that it came with.
-                            await self._register(reader, lost=False)
-                        await reader.deregister(service_id)
-                        await self._until_out_of_the_catalog(reader)
-                        break
-                await trio.sleep(_AGAIN)
+            await FAREWELLS.retrying()(self._take_back)
         except ConsulError as error:
             if not _gone(error):
                 log.warning("the registration stays behind", id=service_id, error=str(error))
             return
         log.info("deregistered", service=self._definition.service, id=service_id)
+
+    async def _take_back(self) -> None:
+        # Behind a balancer each new connection may lead to another agent.
+        async with self._client.dedicated() as reader:
+            await self._right_agent(reader)
+            if self._registry.token_version() != self._token_version:
+                # The agent takes it out of the catalog by the token that it came with.
+                await self._register(reader, lost=False)
+            await reader.deregister(self._definition.id)
+            await self._until_out_of_the_catalog(reader)
 
     async def _until_out_of_the_catalog(self, reader: ConsulClient) -> None:
         """A login has to last until the agent has taken it out, which it does by the token of the login."""

@@ -119,3 +119,6 @@ WATCHES: Final = Policy(wait=_ByFailure)
 
 READINGS: Final = Policy(wait=lambda: wait_random(1, 5), after=out_of_reach)
 """Queries that nobody holds: another failure is left to those who enqueue them."""
+
+FAREWELLS: Final = Policy(wait=lambda: wait_random(0.05, 0.2), after=lambda error: error.status == "other_agent")
+"""The removal of the own registration: tried until the agent that has it answers. When to give up is the caller's."""
