@@ -88,12 +88,10 @@ async def test_gateway_that_was_killed_and_moved_takes_its_registration_over(wor
         await first.stop()
 
 
-async def test_gateway_that_restarts_again_and_again_is_registered_and_others_still_reach_the_agent(
-    world: World,
-) -> None:
+async def test_gateway_that_restarts_again_and_again_is_registered_and_locks_nobody_out(world: World) -> None:
     """Consul 1.8 grants a client 200 connections, and keeps those of queries that it holds when the client is gone."""
     dc1 = world.federation.dc1
-    names = [f"restarts-{number}" for number in range(45)]
+    names = [f"restarts-{number}" for number in range(40)]
     for number, name in enumerate(names):
         sidecar = {"SidecarService": {"Port": 20000 + number}}
         await dc1.register({"Name": name, "Port": 80, "Connect": sidecar})
@@ -116,7 +114,7 @@ async def test_gateway_that_restarts_again_and_again_is_registered_and_others_st
 async def watches(gateway: GatewayProcess) -> bool:
     """Whether they hold their queries."""
     rows = (await gateway.ask("/config_dump"))["watches"]
-    return len([row for row in rows if row["answered"]]) > 90
+    return len([row for row in rows if row["answered"]]) > 80
 
 
 # --- several agents behind one address ------------------------------------------------------------------------------
