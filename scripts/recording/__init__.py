@@ -1,0 +1,1 @@
+"""Recordings of a real Consul's answers. See `scripts/record-consul`."""
