@@ -2,12 +2,11 @@
 
 import socket
 from contextlib import closing
-from typing import Any
 
 import pytest
 import trio
 
-from meshgate.adapters.relay import Limits, sockets
+from meshgate.adapters.relay import Limits, sockets, stream
 from meshgate.core.proxy_config import KEEPALIVE_UNSET, Keepalive
 from meshgate.core.reasons import Reason
 from meshgate.core.routes import Route, RouteKind, RouteTable
@@ -114,8 +113,9 @@ async def test_keepalive_that_consul_sets_counts_before_the_gateways_own(
     own: float, chosen: Keepalive, found: tuple[int, int, int]
 ) -> None:
     async with backend(echo) as port:
-        sock, _ = sockets.dial("127.0.0.1", port, own, chosen)
+        sock, _ = sockets.dial("127.0.0.1", port)
         with closing(sock):
+            sockets.keep_alive(sock, own, chosen)
             assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
             assert tuple(sock.getsockopt(socket.IPPROTO_TCP, option) for option in OPTIONS) == found
 
@@ -133,18 +133,18 @@ async def test_keepalive_that_consul_sets_counts_before_the_gateways_own(
 async def test_keepalive_of_consul_is_for_connections_to_other_gateways(
     kind: RouteKind, chosen: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    dialled: list[Keepalive] = []
-    dial = sockets.dial
-
-    def noted(address: str, port: int, keepalive: float, given: Keepalive) -> tuple[Any, int]:
-        dialled.append(given)
-        return dial(address, port, keepalive, given)
-
-    monkeypatch.setattr(sockets, "dial", noted)
+    monkeypatch.setattr(stream, "SETTLED_SECONDS", 0.1)
     consuls = Keepalive(33, 7, 3)
     async with backend(echo) as port, running({}, Limits(remote_keepalive=consuls)) as it:
         it.relay.install(table(Route(WEB, kind, "web", (endpoint(port),))))
         async with await it.dial() as client:
             await client.send_all(HELLO)
             assert await receive_exactly(client, len(HELLO)) == HELLO
-    assert dialled == [consuls if chosen else KEEPALIVE_UNSET]
+            (open_one,) = it.relay.context.streams
+            assert isinstance(open_one, stream.Stream)
+            assert open_one.upstream is not None
+            sock = open_one.upstream.sock
+            assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 0
+            await it.until(lambda: sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1)
+            dialled = [sock.getsockopt(socket.IPPROTO_TCP, option) for option in OPTIONS]
+    assert dialled == ([33, 7, 3] if chosen else [60, 15, 4])

@@ -24,7 +24,7 @@ from meshgate.adapters.relay.stream_setup import (
     Refused,
     StreamSetup,
 )
-from meshgate.core.load_balancer import HostSet, LoadBalancer
+from meshgate.core.load_balancer import LoadBalancer
 from meshgate.core.outlier_detection import Address
 from meshgate.core.reasons import Reason
 from meshgate.core.routes import Endpoint
@@ -73,7 +73,7 @@ class Network:
     full: int = 0
     legs: list[FakeLeg] = field(default_factory=list)
 
-    def dial(self, endpoint: Endpoint, _hosts: HostSet) -> tuple[Any, int]:
+    def dial(self, endpoint: Endpoint) -> tuple[Any, int]:
         if self.full:
             raise OSError(self.full, "no socket")
         leg = FakeLeg(self, (endpoint.address, endpoint.port))
@@ -278,10 +278,10 @@ def test_address_that_cannot_be_dialled_is_passed_over() -> None:
     case = Case(A, B)
     dial = case.network.dial
 
-    def dial_one(endpoint: Endpoint, _hosts: HostSet) -> tuple[Any, int]:
+    def dial_one(endpoint: Endpoint) -> tuple[Any, int]:
         if endpoint == A:
             raise OSError(errno.EINVAL, "not a numeric address")
-        return dial(endpoint, _hosts)
+        return dial(endpoint)
 
     case.network.dial = dial_one  # type: ignore[method-assign]
     for _ in range(2):

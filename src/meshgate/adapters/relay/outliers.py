@@ -78,7 +78,7 @@ class Outliers:
 async def _connects(address: Address) -> bool:
     """Whether a connection can be had; waits until that is known."""
     try:
-        sock, error = sockets.dial(*address, keepalive=0.0)
+        sock, error = sockets.dial(*address)
     except (OSError, OverflowError):
         return False
     try:

@@ -21,6 +21,8 @@ NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE)
 # What is short of is ours, and no other address would fare better.
 OWN_FAULTS = (*NO_DESCRIPTOR, errno.ENOBUFS, errno.ENOMEM)
 _KEEPALIVE_PROBES = 4
+_TCP = int(socket.IPPROTO_TCP)
+_NO_DELAY = int(socket.TCP_NODELAY)
 _RESET = struct.pack("ii", 1, 0)
 _STREAM = int(socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
 
@@ -37,7 +39,8 @@ def bind(host: str, port: int, keepalive: float) -> socket.socket:
     sock = socket.socket(_family(host), socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        _tune(sock, keepalive)
+        sock.setsockopt(_TCP, _NO_DELAY, 1)
+        keep_alive(sock, keepalive)
         sock.bind((host, port))
     except BaseException:
         sock.close()
@@ -45,8 +48,8 @@ def bind(host: str, port: int, keepalive: float) -> socket.socket:
     return sock
 
 
-def dial(address: str, port: int, keepalive: float, chosen: Keepalive = KEEPALIVE_UNSET) -> tuple[SocketType, int]:
-    """Start to connect to a numeric address, with or without a zone. `chosen` counts before `keepalive`.
+def dial(address: str, port: int) -> tuple[SocketType, int]:
+    """Start to connect to a numeric address, with or without a zone. See `keep_alive` for what is left out here.
 
     Returns:
         The socket, and 0 or EINPROGRESS when the connection stands or is under way, else the error it failed with.
@@ -57,11 +60,20 @@ def dial(address: str, port: int, keepalive: float, chosen: Keepalive = KEEPALIV
     target = (address, port) if "%" not in address else _with_scope(address, port)
     sock = SocketType(_family(target[0]), _STREAM)
     try:
-        _tune(sock, keepalive, chosen)
+        sock.setsockopt(_TCP, _NO_DELAY, 1)
         return sock, sock.connect_ex(target)
     except BaseException:
         sock.close()
         raise
+
+
+def keep_alive(sock: SocketType, keepalive: float, chosen: Keepalive = KEEPALIVE_UNSET) -> None:
+    """Have the kernel look whether the peer is still there; what `chosen` says counts before `keepalive` (seconds).
+
+    Four system calls, so it is not done for streams that do not live long.
+    """
+    for level, option, value in _options(keepalive, chosen):
+        sock.setsockopt(level, option, value)
 
 
 def accept(listener: socket.socket, family: int) -> tuple[SocketType, str, int]:
@@ -99,20 +111,13 @@ def client_key(host: str) -> str:
     return str(mapped) if mapped is not None else address.packed[:8].hex()
 
 
-def _tune(sock: SocketType, keepalive: float, chosen: Keepalive = KEEPALIVE_UNSET) -> None:
-    for level, option, value in _options(keepalive, chosen):
-        sock.setsockopt(level, option, value)
-
-
 @lru_cache(maxsize=64)
 def _options(keepalive: float, chosen: Keepalive) -> tuple[tuple[int, int, int], ...]:
-    no_delay = (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     idle = chosen.time or keepalive
     if idle <= 0:
-        return (no_delay,)
+        return ()
     interval = chosen.interval or max(1, round(idle / _KEEPALIVE_PROBES))
     return (
-        no_delay,
         (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
         (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, max(1, round(idle))),
         (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, interval),

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from .context import Context
 
 LINGER_SECONDS: Final = 1.0
+SETTLED_SECONDS: Final = 3.0  # Most streams are over by then.
 _LINGER_BYTES: Final = 1 << 18
 # A request without its answer looks like silence. Envoy gives one 15 s by default; then nobody waits for it any more.
 UNANSWERED_SECONDS: Final = 15.0
@@ -53,6 +54,7 @@ class Stream:
 
     __slots__ = (
         "_asked_at",
+        "_settled",
         "_ticket",
         "abort_flag",
         "alpn",
@@ -96,6 +98,7 @@ class Stream:
         self.setup: StreamSetup | None = StreamSetup(self, context, ticket)
         self.relaying = False
         self.closed = False
+        self._settled = False
         self._asked_at = 0  # Bytes that the endpoint had sent when the client spoke last; only a drain looks at it.
         self.tick = 0
         self.started = context.reactor.now
@@ -155,6 +158,8 @@ class Stream:
         if self.setup is not None:
             self._follow(self.setup.on_deadline())
         elif self.relaying:
+            if not self._settled:
+                self._settle()
             self._check_idle()
         else:
             self.close()
@@ -167,11 +172,9 @@ class Stream:
 
     # --- setup ---------------------------------------------------------------------------------------------------
 
-    def dial(self, endpoint: "Endpoint", hosts: "HostSet") -> tuple[Leg, int]:
+    def dial(self, endpoint: "Endpoint") -> tuple[Leg, int]:
         """Begin to connect to an endpoint; see `stream_setup.Owner`."""
-        limits = self.context.limits
-        chosen = limits.remote_keepalive if hosts.to_gateways else KEEPALIVE_UNSET
-        sock, error = sockets.dial(endpoint.address, endpoint.port, limits.keepalive, chosen)
+        sock, error = sockets.dial(endpoint.address, endpoint.port)
         leg = Leg(self, sock)
         leg.readable = False  # An event will say so; one that comes with the connection must not be forgotten.
         return leg, error
@@ -255,10 +258,7 @@ class Stream:
         context.counters.count_routed(hosts.route.kind, hosts.route.destination)
         context.counters.of_servers += hosts.of_servers
         timeout = context.limits.idle_timeout
-        if timeout > 0:
-            context.reactor.arm(self, timeout)
-        else:
-            context.reactor.disarm(self)
+        context.reactor.arm(self, timeout if 0 < timeout < SETTLED_SECONDS else SETTLED_SECONDS)
         # The client may have sent more behind its hello, or closed its side, while nobody looked.
         self.forward(client)
         if upstream.readable and not self.closed:
@@ -330,6 +330,14 @@ class Stream:
         """A leg's peer has reset it; in Envoy's letters, downstream or upstream connection termination."""
         self.abort_flag = "DC" if leg is self.client else "UC"
         self.abort()
+
+    def _settle(self) -> None:
+        """It has lived for a while and may live long: have the kernel look whether its endpoint is still there."""
+        self._settled = True
+        limits, hosts, upstream = self.context.limits, self.hosts, self.upstream
+        if hosts is not None and upstream is not None:
+            chosen = limits.remote_keepalive if hosts.to_gateways else KEEPALIVE_UNSET
+            sockets.keep_alive(upstream.sock, limits.keepalive, chosen)
 
     def _arm_idle(self) -> None:
         timeout, reactor = self.context.limits.idle_timeout, self.context.reactor

@@ -66,7 +66,7 @@ GONE: Final = Gone()
 class Owner(OpenStreamLike, Protocol):
     """The stream that is set up."""
 
-    def dial(self, endpoint: Endpoint, hosts: HostSet) -> tuple[Leg, int]:
+    def dial(self, endpoint: Endpoint) -> tuple[Leg, int]:
         """Begin to connect to an endpoint: the leg, and the errno as `sockets.dial` gives it.
 
         Raises:
@@ -313,7 +313,7 @@ class StreamSetup:
         begun = context.reactor.clock()
         while True:
             try:
-                leg, error = self._owner.dial(endpoint, hosts)
+                leg, error = self._owner.dial(endpoint)
                 break
             except (OSError, OverflowError) as failure:
                 number = failure.errno if isinstance(failure, OSError) else 0
