@@ -61,6 +61,8 @@ SERVERS_MEET = "e2e/test_peering.py::test_servers_of_peered_clusters_meet_throug
 REAL_PEERS = (
     "e2e/test_real_peering.py::test_two_real_clusters_peer_and_exchange_tcp_services_through_their_gateways_alone"
 )
+ENVOYS = "e2e/test_envoy_sidecars.py::test_"
+ENVOY_PEERS = "e2e/test_envoy_peering.py::test_envoys_of_peered_clusters_call_each_other_through_the_gateways_alone"
 IMPORTS = f"{PEERING}imported_services_are_routed_by_the_name_that_their_exporter_gave_them"
 
 TERMINATES = (
@@ -71,8 +73,12 @@ TERMINATES = (
 CHECKLIST = {
     # test/integration/connect/envoy
     "case-gateway-without-services": passes("e2e/test_modes.py::test_gateway_with_no_services_at_all_is_ready"),
-    "case-gateways-local": passes(MODES, "e2e/test_envoy.py::test_envoy_as_the_caller_reaches_the_service"),
-    "case-gateways-remote": passes(MODES),
+    "case-gateways-local": passes(
+        MODES,
+        "e2e/test_envoy.py::test_envoy_as_the_caller_reaches_the_service",
+        f"{ENVOYS}envoys_streams_take_the_gateways_of_their_mode",
+    ),
+    "case-gateways-remote": passes(MODES, f"{ENVOYS}envoys_streams_take_the_gateways_of_their_mode"),
     "case-wanfed-gw": passes(
         f"{WANFED}each_datacenter_sees_both_alive_at_addresses_that_only_gateways_can_make_good",
         f"{WANFED}a_key_is_written_by_rpc_in_both_directions",
@@ -87,11 +93,13 @@ CHECKLIST = {
         f"{CHAINS}failover_without_gateways_is_told_so_by_consul_and_touches_none",
     ),
     "case-cfg-resolver-dc-failover-gateways-remote": passes(
-        f"{CHAINS}failover_to_another_datacenter_goes_through_the_gateways_of_its_mode"
+        f"{CHAINS}failover_to_another_datacenter_goes_through_the_gateways_of_its_mode",
+        f"{ENVOYS}failover_to_the_other_datacenter_and_back",
     ),
     "case-cross-peers": passes(
         PEERED,
         REAL_PEERS,
+        ENVOY_PEERS,
         IMPORTS,
         f"{PEERING}tcp_exports_are_routed_for_each_peer_along_redirects_and_subsets",
         f"{EXPORTED}[with-exported-peered-services]",
