@@ -152,8 +152,8 @@ def test_hello_that_is_cut_into_records_is_read_when_there_is_time_for_it(first:
         if first == 9:
             assert case.setup.read_on() is WAIT
     assert case.setup.received(cut[first:200]) is LATER
-    before, outcome, after = case.setup.put_off, case.setup.read_on(), case.setup.put_off
-    assert (before, outcome is WAIT, after) == (True, True, False)
+    before, outcome, after = case.setup.late, case.setup.read_on(), case.setup.late
+    assert (before, outcome is WAIT, after) == (cut[first:200], True, b"")
     assert case.setup.received(cut[200:]) is LATER
     assert isinstance(case.setup.read_on(), Connected)
     assert case.network.legs[0].sent == cut

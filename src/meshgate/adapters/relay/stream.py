@@ -143,7 +143,7 @@ class Stream:
 
     def on_turn(self) -> None:
         """There is time for a hello that is costly to read."""
-        if self.setup is not None and self.setup.put_off:
+        if self.setup is not None and self.setup.late:
             self._follow(self.setup.read_on())
             if self.client.readable:
                 self._read_hello()
@@ -181,7 +181,7 @@ class Stream:
 
     def _read_hello(self) -> None:
         setup, client = self.setup, self.client
-        while setup is not None and not setup.connecting and not setup.put_off:
+        while setup is not None and not setup.connecting and not setup.late:
             try:
                 data = read(client.descriptor, READ_BYTES)
             except BlockingIOError:

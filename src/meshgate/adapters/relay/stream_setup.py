@@ -86,6 +86,7 @@ class StreamSetup:
     """Brings a stream from its first byte to its endpoint.
 
     `connecting` is False while the hello is read, and True from then on. `endpoint` is the one that was tried last.
+    `late` is what has come of a hello that waits for `read_on`; nothing more is read meanwhile.
 
     Args:
         owner: the stream, which dials.
@@ -99,7 +100,6 @@ class StreamSetup:
         "_context",
         "_ends",
         "_hello",
-        "_late",
         "_learning",
         "_owner",
         "_parser",
@@ -111,6 +111,7 @@ class StreamSetup:
         "connecting",
         "endpoint",
         "hosts",
+        "late",
         "server_name",
     )
 
@@ -121,12 +122,12 @@ class StreamSetup:
         self.hosts: HostSet | None = None
         self.endpoint: Endpoint | None = None
         self.attempts = 0
+        self.late = b""
         self._owner = owner
         self._context = context
         self._ticket = ticket
         self._hello: bytearray | bytes = b""
         self._parser: HelloParser | None = None
-        self._late = b""  # What has come of a hello that is costly to read.
         self._learning = ""  # The name for which it waits.
         self._attempts: tuple[_Attempt, ...] = ()
         self._tried: tuple[int, ...] = ()
@@ -148,19 +149,14 @@ class StreamSetup:
             parser = self._parser = HelloParser(most)
             self._hello = parser.stream
         if is_cut(parser.stream[:_HEAD] + data[:_HEAD]):
-            self._late = data
+            self.late = data
             return LATER
         return self._judged(parser.feed(data))
 
     def read_on(self) -> Outcome:
         """There is time for what was put off."""
-        late, self._late = self._late, b""
+        late, self.late = self.late, b""
         return self._judged(self._parser.feed(late)) if self._parser is not None else WAIT
-
-    @property
-    def put_off(self) -> bool:
-        """Whether it waits for `read_on`."""
-        return bool(self._late)
 
     def _judged(self, verdict: Hello | Refusal | None) -> Outcome:
         if verdict is None:
