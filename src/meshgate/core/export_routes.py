@@ -48,8 +48,13 @@ def why_left_alone(service: str, protocol: str) -> str:
     """In words, with what to do."""
     return (
         f"{service} is exported with protocol {protocol}, for which a gateway has to end TLS, and this one never does: "
-        f'set protocol = "tcp" in service-defaults/{service}, or use Envoy gateways in this cluster'
+        f"{remedy(service)}"
     )
+
+
+def remedy(service: str) -> str:
+    """What to do about an export over HTTP."""
+    return f'set protocol = "tcp" in service-defaults/{service}, or use Envoy gateways in this cluster'
 
 
 class Exports:

@@ -10,6 +10,8 @@ from enum import StrEnum
 from ipaddress import ip_address
 from typing import Final
 
+from .export_routes import remedy
+
 OLDEST_CONSUL: Final = (1, 8)
 # From here on an agent merges proxy-defaults and service-defaults into registrations unless it is told not to.
 _CENTRAL_BY_DEFAULT: Final = (1, 9)
@@ -132,10 +134,7 @@ def blocked_endpoints(blocked: Collection[str]) -> list[Finding]:
 
 def http_export(check: str, service: str, protocol: str, *, passed: bool) -> Finding:
     """A service of an HTTP-like protocol that is exported to peers; `passed`: unterminated, as a setting asks for."""
-    advice = (
-        f'set protocol = "tcp" in service-defaults/{service} where it needs no L7 routing and no L7 intentions, '
-        "or run an Envoy gateway for exports over HTTP"
-    )
+    advice = remedy(service)
     if passed:
         detail = (
             f"protocol {protocol}, passed on unterminated: its routers and L7 intentions do not apply, and where "

@@ -29,6 +29,11 @@ class Route(msgspec.Struct):
         return sum(endpoint.healthy for endpoint in self.endpoints)
 
 
+class Unroutable(msgspec.Struct):
+    sni: str
+    reason: str
+
+
 class Routes(msgspec.Struct):
     """`/routes`."""
 
@@ -36,6 +41,7 @@ class Routes(msgspec.Struct):
     partition: str
     trust_domain: str
     routes: list[Route]
+    unroutable: list[Unroutable]
 
 
 class Step(msgspec.Struct):
