@@ -152,6 +152,18 @@ def test_routes_as_json_have_the_shape_of_the_admin_address(gateway: Any, capsys
     assert json.loads(capsys.readouterr().out) == view | {"routes": view["routes"][2:]}
 
 
+def test_routes_says_on_the_side_what_has_none_although_consul_wants_it(
+    answering: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shop = "shop.default.default.east.external.td.consul"
+    table = RouteTable.of("dc1", "td.consul", "default", iter(()), {shop: "exported with protocol http"})
+    answering(json_response(routes_view(table)))
+    assert execute(["routes", "Shop"]) == 0
+    assert capsys.readouterr().err.startswith(f"no route for {shop}: exported with protocol http\n")
+    assert execute(["routes", "web"]) == 0
+    assert "no route for" not in capsys.readouterr().err
+
+
 def test_explain_of_a_routed_name_exits_with_0(gateway: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert execute(["explain", WEB.upper()]) == 0
     out = capsys.readouterr().out

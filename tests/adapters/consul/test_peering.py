@@ -114,7 +114,8 @@ async def test_a_new_peering_is_told_by_a_held_query_where_the_version_holds_it(
         double.import_from("east", "web", ("198.18.2.1", 443))
         async with following(double) as followed:
             await trio.sleep(1)
-            assert all("index" in seen.query for seen in double.requests("/v1/peerings")[1:])
+            # The first may be asked again: it shares few connections with all other first questions.
+            assert "index" in double.requests("/v1/peerings")[-1].query
             double.set_at("/v1/peerings", [peering("east", "web")])
             await followed.until(lambda seen: seen.imports)
 

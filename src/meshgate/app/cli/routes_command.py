@@ -22,6 +22,7 @@ def routes(settings: Settings, text: str, *, as_json: bool) -> None:
     """
     answer = decoded(ask(settings.admin_bind, "/routes"), Routes)
     answer.routes = [route for route in answer.routes if _mentions(route, text.lower())]
+    answer.unroutable = [each for each in answer.unroutable if text.lower() in each.sni]
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(answer), indent=2))
     else:
@@ -42,8 +43,10 @@ def _show(answer: Routes, printer: Printer, wanted: str) -> None:
         printer.line(f"{count} of datacenter {answer.datacenter}, partition {answer.partition}")
         printer.line(f"every name ends in {ending}", "dim")
         printer.line()
+    # Not among the output: whoever counts its lines counts routes.
+    for each in answer.unroutable:
+        click.echo(printable(f"no route for {each.sni}: {each.reason}"), err=True)
     if not answer.routes:
-        # Not among the output: whoever counts its lines counts routes.
         click.echo(printable(f"no route{wanted} in datacenter {answer.datacenter}"), err=True)
         return
     rows = [
