@@ -374,3 +374,17 @@ async def test_gateway_whose_id_another_process_lives_by_does_not_start() -> Non
         # What cannot be found out now is found out when the registration is made.
         model.fail(unreachable())
         await keeper.refuse_rival()
+
+
+async def test_another_address_is_registered_once_it_is_listened_on(autojump_clock: MockClock) -> None:
+    async with kept(MESHGATE_ADDRESS="127.0.0.1:8443") as it:
+        it.pool.failing["127.0.0.2"] = errno.EADDRINUSE
+        settings = Settings.load(environ={"MESHGATE_ADDRESS": "127.0.0.2:9443"})
+        it.keeper.use(settings)
+        await trio.sleep(2)
+        assert it.keeper.problems() == ["cannot bind default=127.0.0.2:9443: Address already in use"]
+        it.pool.failing.clear()
+        await trio.sleep(10)
+        assert it.pool.bound == [("127.0.0.2", 9443)]
+        assert (it.model.agent["mesh-gateway"].address, it.model.agent["mesh-gateway"].port) == ("127.0.0.2", 9443)
+        assert it.pool.steps == ["+127.0.0.1", "+127.0.0.2", "-127.0.0.1"]

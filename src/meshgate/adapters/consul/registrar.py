@@ -11,7 +11,7 @@ address that leads to several agents only one of them ever has the registration.
 """
 
 import secrets
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -99,6 +99,7 @@ class Registrar:
         register: False where the registration is somebody else's work: then it is only read, and never removed.
         node: where somebody else makes it in the catalog, on this node, and no agent holds it.
         is_own: whether who dials an address and port meets this very process.
+        until_listening: waits until the gateway listens where the definition says, so that nobody is sent elsewhere.
         on_change: called each time one of the attributes below has changed.
 
     Attributes:
@@ -120,6 +121,7 @@ class Registrar:
         register: bool = True,
         node: str = "",
         is_own: Callable[[str, int], bool] = lambda _host, _port: False,
+        until_listening: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint,
         on_change: Callable[[], None] = lambda: None,
     ) -> None:
         self.registration: OwnRegistration | None = None
@@ -133,6 +135,7 @@ class Registrar:
         self._in_catalog = bool(node)
         self._node = node
         self._is_own = is_own
+        self._until_listening = until_listening
         self._on_change = on_change
         self._present = trio.Event()
         self._stop = trio.Event()
@@ -270,6 +273,7 @@ class Registrar:
     async def _register(self, reader: ConsulClient, *, lost: bool) -> None:
         assert self._payload is not None
         definition = self._definition
+        await self._until_listening()
         node = await self._right_agent(reader)
         if lost:
             log.warning("the agent has lost the registration", service=definition.service, id=definition.id)

@@ -35,6 +35,7 @@ class Listeners:
         self._failing: dict[BindAddress, str] = {}
         self._changed = trio.Event()
         self._some = trio.Event()
+        self._tried = trio.Event()
         self._closed = False
 
     @property
@@ -80,6 +81,12 @@ class Listeners:
         """Wait until something is bound."""
         await self._some.wait()
 
+    async def until_settled(self) -> None:
+        """Wait until each address that is wanted is bound, or cannot be had; for five seconds at most."""
+        with trio.move_on_after(_PATIENCE):
+            while any((it.address, it.port) not in self._bound and it not in self._failing for it in self._wanted):
+                await self._tried.wait()
+
     async def run(self) -> None:
         """Follow what is wanted until cancelled."""
         while True:
@@ -108,6 +115,8 @@ class Listeners:
             if self._failing.get(bind) != _words(error):
                 log.warning("cannot bind, tried again until it works", listener=str(bind), error=_words(error))
         self._failing = {bind: _words(error) for bind, error in failing.items()}
+        self._tried.set()
+        self._tried = trio.Event()
         return bool(failing)
 
     def _places(self) -> set[tuple[str, int]]:

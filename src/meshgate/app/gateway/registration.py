@@ -84,6 +84,7 @@ class GatewayRegistration:
             register=settings.register,
             node=settings.node_name,
             is_own=self._is_own,
+            until_listening=self.listeners.until_settled,
             on_change=self._changed,
         )
 
