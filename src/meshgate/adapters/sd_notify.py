@@ -8,6 +8,8 @@ import socket
 import time
 from collections.abc import Mapping
 
+import trio
+
 
 class Notifier:
     """Sends states to the socket at `address` (a leading `@` is Linux' abstract namespace); "" sends nothing.
@@ -46,6 +48,14 @@ class Notifier:
     def watchdog(self) -> bool:
         """The process is alive."""
         return self._send("WATCHDOG=1", "")
+
+    async def ping_watchdog(self) -> None:
+        """Tell again and again that the process is alive, where systemd asks for it; runs until cancelled."""
+        if self.watchdog_seconds is None:
+            return
+        while True:
+            self.watchdog()
+            await trio.sleep(self.watchdog_seconds)
 
     def _send(self, state: str, status: str) -> bool:
         """Whether the datagram was taken."""

@@ -35,7 +35,6 @@ from meshgate.app.gateway.registration import GatewayRegistration
 from meshgate.app.gateway.relay_limits import limits_of
 from meshgate.app.gateway.settings_reload import Reload
 from meshgate.app.gateway.stream_observer import StreamObserver
-from meshgate.app.gateway.supervision import obey_signals, ping_watchdog
 from meshgate.app.gateway.table_keeper import TableKeeper
 from meshgate.app.gateway.tenancy import export_problems, is_enterprise, partition_of
 from meshgate.app.logs import logs
@@ -154,8 +153,8 @@ class Gateway:
             services.start_soon(self.relay.run)
             services.start_soon(self.tables.names.run)
             services.start_soon(self.registration.listeners.run)
-            services.start_soon(ping_watchdog, self._notifier)
-            services.start_soon(obey_signals, self._stop_at, self._reload)
+            services.start_soon(self._notifier.ping_watchdog)
+            services.start_soon(self._obey_signals)
             services.start_soon(self.last_known.run)
             nursery.start_soon(self._stand_in_for_consul)
             services.start_soon(self._follow_consul, nursery)
@@ -260,6 +259,14 @@ class Gateway:
         self.tables.use(self.last_known.completed(snapshot, self.last_known.pending(self.watcher)))
 
     # --- stopping ------------------------------------------------------------------------------------------------
+
+    async def _obey_signals(self) -> None:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+            async for number in signals:
+                if number == signal.SIGHUP:
+                    self._reload()
+                else:
+                    self._stop_at(signal.Signals(number))
 
     def _stop_at(self, number: signal.Signals) -> None:
         if self.draining or self._drain.is_set():
