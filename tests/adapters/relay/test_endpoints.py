@@ -180,6 +180,17 @@ async def test_name_in_place_of_an_address_is_never_looked_up() -> None:
         assert "not a numeric address" in gateway.refused[0].detail
 
 
+@pytest.mark.parametrize("address", ["fe80::1%no-such-interface", "localhost"])
+async def test_address_that_cannot_be_dialled_is_passed_over(address: str) -> None:
+    async with backend(named(b"a")) as good:
+        async with running({WEB: [endpoint(443, address=address), endpoint(good)]}) as gateway:
+            for _ in range(4):
+                async with await gateway.dial() as client:
+                    await client.send_all(HELLO)
+                    assert await receive_exactly(client, 1) == b"a"
+            assert gateway.refused == []
+
+
 async def test_port_that_the_kernel_does_not_take_costs_one_stream_and_no_process() -> None:
     async with running({WEB: [endpoint(70000)]}) as gateway:
         async with await gateway.dial() as client:
@@ -188,10 +199,10 @@ async def test_port_that_the_kernel_does_not_take_costs_one_stream_and_no_proces
         assert gateway.relay.counters().internal_errors == 0
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1", "::1%lo"])
 async def test_endpoints_of_both_families_are_reached(address: str) -> None:
     async def serve(*, task_status: trio.TaskStatus[list[trio.SocketListener]]) -> None:
-        await trio.serve_tcp(echo, 0, host=address, task_status=task_status)
+        await trio.serve_tcp(echo, 0, host=address.partition("%")[0], task_status=task_status)
 
     async with trio.open_nursery() as nursery:
         (listener,) = await nursery.start(serve)
