@@ -98,11 +98,11 @@ async def gateway_stopped(stage: Stage, datacenter: str) -> None:
 
 
 async def parent_killed(stage: Stage, datacenter: str) -> None:
-    """SIGKILL for the parent alone: the workers let their streams run out for the drain time."""
+    """SIGKILL for the parent alone: the workers let their streams run out, and end them in the second half of a drain."""
     gateway = stage.gateway(datacenter)
     workers = gateway.workers
     gateway.takes = False
-    death = stage.ledger.death("orphaned worker's drain timeout", after=DRAIN_SECONDS - 0.3)
+    death = stage.ledger.death("orphaned worker's drain", after=DRAIN_SECONDS / 2 - 0.3)
     disturbance = stage.ledger.disturb("gateway parent killed", gateway.instance, f"behind {datacenter}")
     stage.ledger.note(f"parent of {gateway.instance} killed")
     kernel.send(gateway.child.pid, signal.SIGKILL)
