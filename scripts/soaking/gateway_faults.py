@@ -98,7 +98,7 @@ async def gateway_stopped(stage: Stage, datacenter: str) -> None:
 
 
 async def parent_killed(stage: Stage, datacenter: str) -> None:
-    """SIGKILL for the parent alone: the workers let their streams run out, and end them in the second half of a drain."""
+    """SIGKILL for the parent alone: the workers let their streams run out, later end them at quiet moments."""
     gateway = stage.gateway(datacenter)
     workers = gateway.workers
     gateway.takes = False
