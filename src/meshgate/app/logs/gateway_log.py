@@ -19,8 +19,7 @@ from meshgate.core.token_bucket import TokenBucket
 log = structlog.get_logger(module="meshgate")
 
 
-# Why there may be no route at a start that went well. A token that sees no service at all is another thing: with it a
-# gateway does not get ready.
+# Why there may be no route at a start that went well.
 _NOTHING_YET: Final = "the catalog has no mesh service and no gateway elsewhere yet that the token sees"
 
 
