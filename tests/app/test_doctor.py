@@ -306,7 +306,7 @@ async def test_a_token_that_sees_no_service_fails() -> None:
         double.set("/v1/catalog/services", {})
         found = (await findings(client))["token: service:read"]
         assert (found.status, found.advice) == (FAILED, 'add service_prefix "" { policy = "read" } to its policy')
-        assert "does not get ready" in found.detail
+        assert "none of them gets a route" in found.detail
 
 
 async def test_what_the_agent_blocks_is_told_and_no_rule_is_advised_for_it() -> None:

@@ -185,7 +185,7 @@ class Examination:
         if seen:
             self._warning(check, f"sees {seen} services, and not all: the others have no route", advice)
         else:
-            detail = f"sees no service of {self._own or 'this datacenter'}: the gateway does not get ready"
+            detail = f"sees no service of {self._own or 'this datacenter'}: none of them gets a route"
             self._failed(check, detail, advice)
 
     async def _elsewhere(self) -> None:
