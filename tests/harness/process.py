@@ -80,6 +80,9 @@ class Child:
     def pause(self) -> None:
         """SIGSTOP: it keeps its sockets and answers nothing."""
         self.signal(signal.SIGSTOP)
+        # The signal is only sent by then: a thread on another core may still answer.
+        with suppress(ChildProcessError):
+            os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def resume(self) -> None:
         """SIGCONT."""
