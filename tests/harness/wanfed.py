@@ -23,8 +23,8 @@ from tests.harness.waiting import until
 # Not Consul's default, so that whoever takes one for the other is found out.
 DOMAIN: Final = "fed.example"
 NOWHERE: Final = {"dc1": "198.51.100.1", "dc2": "198.51.100.2"}
-# Streams of servers last for hours, so a drain always takes all the time that it may.
-_GATEWAY_SETTINGS: Final = {"MESHGATE_EXPOSE_SERVERS": "true", "MESHGATE_DRAIN_TIMEOUT": "1s"}
+# The default, which is longer than a test lets a gateway stop.
+_GATEWAY_SETTINGS: Final = {"MESHGATE_EXPOSE_SERVERS": "true", "MESHGATE_DRAIN_TIMEOUT": "30s"}
 # From here on settings of TLS are grouped by protocol.
 _TLS_BY_PROTOCOL: Final = (1, 12, 0)
 
