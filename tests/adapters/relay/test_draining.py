@@ -2,11 +2,14 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 import pytest
 import trio
 
 from meshgate.adapters.relay import Limits
+from meshgate.adapters.relay.pump import AttentivePump
+from meshgate.adapters.relay.stream import ALIKE_ANSWERS, Rhythm
 from meshgate.app.gateway.draining import drain_relay
 from meshgate.core.reasons import Reason
 from meshgate.core.routes import Route, RouteKind, RouteTable
@@ -135,9 +138,59 @@ async def test_no_request_is_lost_by_callers_that_ask_without_a_pause() -> None:
     assert asked > 100
 
 
-async def is_closed(client: trio.SocketStream) -> bool:
+async def test_callers_that_are_never_quiet_are_ended_together_with_an_answer() -> None:
+    """Their answers come in one piece, so it is seen when one is whole."""
+    asked = 0
+
+    async def caller(port: int) -> None:
+        nonlocal asked
+        async with await begin(port) as client:
+            while not await is_closed(client, 0.05):
+                await client.send_all(QUESTION)
+                assert await receive_exactly(client, len(ANSWER)) == ANSWER
+                asked += 1
+
+    async with (
+        backend(partial(answering, seconds=0.05)) as port,
+        running({WEB: [endpoint(port)]}) as it,
+        trio.open_nursery() as nursery,
+    ):
+        # A drain in its second half; without the looks at streams that end them later and otherwise.
+        it.relay.context.pump = pump = AttentivePump(it.relay.context.pump)
+        pump.hurry = True
+        with trio.fail_after(30):
+            for _ in range(12):
+                nursery.start_soon(caller, it.port)
+            await it.until(lambda: asked > 0 and it.relay.active == 0)
+    assert asked >= 12 * ALIKE_ANSWERS
+
+
+@pytest.mark.parametrize(
+    ("told", "whole"),
+    [
+        ("?!" * 6, True),
+        ("?!!" * 6, True),
+        ("?!" * 5, False),
+        ("?!!" * 5 + "?!", False),
+        ("?!" * 3 + "?!!" + "?!" * 3, False),
+        ("?!" * 8 + "??!", False),
+        ("?" * 9, False),
+        ("", False),
+    ],
+)
+def test_an_answer_is_whole_where_those_before_it_had_as_many_pieces(told: str, whole: bool) -> None:
+    rhythm = Rhythm()
+    for each in told:
+        if each == "?":
+            rhythm.asked()
+        else:
+            rhythm.answered()
+    assert rhythm.whole is whole
+
+
+async def is_closed(client: trio.SocketStream, seconds: float = 0.1) -> bool:
     """Whether the other side has ended, as a pool finds out before it uses a connection again."""
-    with trio.move_on_after(0.1):
+    with trio.move_on_after(seconds):
         return await client.receive_some(1) == b""
     return False
 

@@ -147,6 +147,9 @@ class LegOwner(Protocol):
     def on_moved(self, source: "Leg", moved: Moved) -> None:
         """A turn of the pump has ended so."""
 
+    def on_bytes(self, source: "Leg", *, hurry: bool) -> None:
+        """An attentive pump has moved bytes that came from a leg; in a hurry, it may end behind them."""
+
     def resume(self, leg: "Leg") -> None:
         """A leg that blocked takes bytes again."""
 
@@ -268,7 +271,7 @@ class Pump:
     """The pipes, and the loops that move bytes."""
 
     def __init__(self, pipes: PipePool) -> None:
-        self._pipes = pipes
+        self.pipes = pipes
         self.held = 0  # Bytes of all legs together.
 
     def move(self, source: Leg, destination: Leg) -> Moved:
@@ -277,7 +280,7 @@ class Pump:
         while budget > 0:
             size = READ_BYTES
             if source.large_reads:
-                if source.large_reads >= LARGE_READS_TO_SPLICE and (pipe := self._pipes.take()) is not None:
+                if source.large_reads >= LARGE_READS_TO_SPLICE and (pipe := self.pipes.take()) is not None:
                     destination.pipe = pipe
                     return self._splice(source, destination, budget)
                 size = HEAVY_READ_BYTES
@@ -386,5 +389,25 @@ class Pump:
 
     def _give_back(self, leg: Leg) -> None:
         if leg.pipe is not None:
-            self._pipes.give(leg.pipe)
+            self.pipes.give(leg.pipe)
             leg.pipe = None
+
+
+class AttentivePump(Pump):
+    """Takes the place of a pump, and tells the streams of each turn in which bytes came. Only a drain pays for that.
+
+    `hurry` is for whoever drains to set: whether streams are to end behind their answers.
+    """
+
+    def __init__(self, other: Pump) -> None:
+        super().__init__(other.pipes)
+        self.held = other.held
+        self.hurry = False
+
+    def move(self, source: Leg, destination: Leg) -> Moved:
+        """As a pump."""
+        received = source.received
+        moved = super().move(source, destination)
+        if source.received != received:
+            source.stream.on_bytes(source, hurry=self.hurry)
+        return moved

@@ -25,12 +25,12 @@ from .limits import Limits
 from .listener import Listener
 from .on_demand import OnDemand
 from .overload import Overload
-from .pump import PipePool, Pump
+from .pump import AttentivePump, PipePool, Pump
 from .reactor import Reactor, run_guarded
 from .shared_counts import SharedCounts
 
 _MAX_PIPES: Final = 64  # Of 1 MiB each, that blocked streams may fill; past it streams are copied.
-# In the second half of a drain: seconds from the last byte of an answer to the end of its stream. A caller must not be
+# In the last quarter of a drain: seconds from the last byte of an answer to the end of its stream. A caller must not be
 # asking again already, and an answer may come in several pieces.
 _BEHIND_AN_ANSWER: Final = 0.002
 _LOOKS: Final = 4  # At streams within the quiet that they must keep.
@@ -220,18 +220,21 @@ class Relay:
     async def drain(self, quiet: float, seconds: float) -> None:
         """End streams at quiet moments until cancelled, those of Consul's servers left alone.
 
-        In the second half of the time callers that ask again and again, and so are never quiet for long, are ended
-        right behind an answer.
+        Callers that ask again and again are never quiet for long. In the second half of the time they are ended
+        together with an answer where it is known what their answers look like (`stream.Rhythm`), and in the last
+        quarter a moment behind any short one.
 
         Args:
             quiet: seconds without a byte that end a stream.
             seconds: how long this may take. What is open then is for others to end.
         """
         clock = self.context.reactor.clock
-        hurry = clock() + seconds / 2
+        self.context.pump = pump = AttentivePump(self.context.pump)
+        ends = clock() + seconds
         while True:
             began = clock()
-            enough = quiet if began < hurry else min(quiet, _BEHIND_AN_ANSWER)
+            pump.hurry = ends - began < seconds / 2
+            enough = quiet if ends - began > seconds / 4 else min(quiet, _BEHIND_AN_ANSWER)
             for stream in list(self.context.streams):
                 run_guarded(stream, partial(stream.drain, quiet, enough))
             took = clock() - began

@@ -41,8 +41,35 @@ _LINGER_BYTES: Final = 1 << 18
 # A request without its answer looks like silence. Envoy gives one 15 s by default; then nobody waits for it any more.
 UNANSWERED_SECONDS: Final = 15.0
 SHORT_ANSWER_BYTES: Final = 1 << 16  # In a drain. A longer one may go on after any pause.
+ALIKE_ANSWERS: Final = 4  # In a drain: after so many more like the first it is known what an answer looks like.
 HELLO_SECONDS: Final = 1.0  # In a drain, for the next byte of a hello: a lost packet takes that long.
 _SHED: Final = "no complete hello, and its place was needed"
+
+
+class Rhythm:
+    """Whether questions and answers alternate, each answer in as many pieces as those before: when one is whole then.
+
+    A caller that has several questions under way has no rhythm, nor has one whose questions come in pieces.
+    """
+
+    __slots__ = ("_alike", "_pieces", "_usual")
+
+    def __init__(self) -> None:
+        self._pieces = 0  # Of the answer to the last question, so far,
+        self._usual = 0  # of the answer before it,
+        self._alike = 0  # and how many answers before that had as many.
+
+    def asked(self) -> None:
+        self._alike = self._alike + 1 if 0 < self._pieces == self._usual else 0
+        self._usual, self._pieces = self._pieces, 0
+
+    def answered(self) -> None:
+        self._pieces += 1
+
+    @property
+    def whole(self) -> bool:
+        """Whether the answer to the last question has most likely come to its end."""
+        return self._alike >= ALIKE_ANSWERS and self._pieces == self._usual
 
 
 class Stream:
@@ -54,6 +81,7 @@ class Stream:
 
     __slots__ = (
         "_asked_at",
+        "_rhythm",
         "_settled",
         "_ticket",
         "abort_flag",
@@ -100,6 +128,7 @@ class Stream:
         self.closed = False
         self._settled = False
         self._asked_at = 0  # Bytes that the endpoint had sent when the client spoke last; only a drain looks at it.
+        self._rhythm: Rhythm | None = None  # Of a stream that moves while the relay drains.
         self.tick = 0
         self.started = context.reactor.now
         self.hosts = None
@@ -142,11 +171,13 @@ class Stream:
             self._close_if_gone()
 
     def on_turn(self) -> None:
-        """There is time for a hello that is costly to read."""
+        """There is time for a hello that is costly to read, or an answer may be whole while the relay drains."""
         if self.setup is not None and self.setup.late:
             self._follow(self.setup.read_on())
             if self.client.readable:
                 self._read_hello()
+        elif self.upstream is not None and self._rhythm is not None:
+            self._end_behind_answer(self.upstream, self._rhythm)
 
     def on_learned(self) -> None:
         """What could be learned of its name is in the table, or cannot be had: it is placed by what there is."""
@@ -406,6 +437,27 @@ class Stream:
             # Where nobody looked between question and answer the answer seems longer than it was, and that is safe.
             wait = answered if upstream.received - self._asked_at <= SHORT_ANSWER_BYTES else quiet
         if now - self._touched() >= wait and _is_empty(client, upstream):
+            self.close()
+
+    def on_bytes(self, source: Leg, *, hurry: bool) -> None:
+        """Bytes of a leg were moved while the relay drains.
+
+        A caller that asks again and again is never quiet. It must learn of the end together with an answer: a moment
+        later its next question may be on the way.
+        """
+        rhythm = self._rhythm
+        if rhythm is None:
+            rhythm = self._rhythm = Rhythm()
+        if source is self.client:
+            rhythm.asked()
+        else:
+            rhythm.answered()
+            if hurry and rhythm.whole:
+                self.context.reactor.postpone(self)
+
+    def _end_behind_answer(self, upstream: Leg, rhythm: Rhythm) -> None:
+        of_servers = self.hosts is not None and self.hosts.of_servers
+        if rhythm.whole and self.relaying and not of_servers and _is_empty(self.client, upstream):
             self.close()
 
     def end_by_force(self) -> None:
