@@ -147,6 +147,9 @@ class LegOwner(Protocol):
     def on_moved(self, source: "Leg", moved: Moved) -> None:
         """A turn of the pump has ended so."""
 
+    def ends_with_more_of(self, source: "Leg") -> bool:
+        """Whether it will be ended behind the next bytes that come from a leg."""
+
     def on_bytes(self, source: "Leg", *, hurry: bool) -> None:
         """An attentive pump has moved bytes that came from a leg; in a hurry, it may end behind them."""
 
@@ -407,6 +410,9 @@ class AttentivePump(Pump):
     def move(self, source: Leg, destination: Leg) -> Moved:
         """As a pump."""
         received = source.received
+        if self.hurry and source.stream.ends_with_more_of(source):
+            # The answer and the end in one packet: whoever reads the one before the other may ask again in between.
+            sockets.cork(destination.sock, on=True)
         moved = super().move(source, destination)
         if source.received != received:
             source.stream.on_bytes(source, hurry=self.hurry)

@@ -8,6 +8,7 @@ import contextlib
 import errno
 import socket
 import struct
+import sys
 from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
 from os import strerror
@@ -141,3 +142,9 @@ def _with_scope(address: str, port: int) -> tuple[str, int, int, int]:
     """An IPv6 address with a zone (RFC 4007 section 11) as connect() takes it without looking anything up."""
     host, _, zone = address.partition("%")
     return host, port, 0, int(zone) if zone.isdecimal() else socket.if_nametoindex(zone)
+
+
+def cork(sock: socket.SocketType, *, on: bool) -> None:
+    """Hold small packets back until it is off again or the socket is closed, for 200 ms at most (Linux; tcp(7))."""
+    if sys.platform == "linux":
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, on)

@@ -71,6 +71,11 @@ class Rhythm:
         """Whether the answer to the last question has most likely come to its end."""
         return self._alike >= ALIKE_ANSWERS and self._pieces == self._usual
 
+    @property
+    def nearly_whole(self) -> bool:
+        """Whether one piece more makes it whole."""
+        return self._alike >= ALIKE_ANSWERS and self._pieces + 1 == self._usual
+
 
 class Stream:
     """A stream. Created by the listener with an accepted socket and the ticket that it was let in with; call `start`.
@@ -439,6 +444,9 @@ class Stream:
         if now - self._touched() >= wait and _is_empty(client, upstream):
             self.close()
 
+    def ends_with_more_of(self, source: Leg) -> bool:
+        return self._rhythm is not None and source is not self.client and self._rhythm.nearly_whole
+
     def on_bytes(self, source: Leg, *, hurry: bool) -> None:
         """Bytes of a leg were moved while the relay drains.
 
@@ -459,6 +467,8 @@ class Stream:
         of_servers = self.hosts is not None and self.hosts.of_servers
         if rhythm.whole and self.relaying and not of_servers and _is_empty(self.client, upstream):
             self.close()
+        elif not self.closed:
+            sockets.cork(self.client.sock, on=False)
 
     def end_by_force(self) -> None:
         """End it because the relay ends: one without an endpoint is told so, the others are reset."""
