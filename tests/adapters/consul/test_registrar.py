@@ -13,6 +13,7 @@ from trio.testing import MockClock
 
 from meshgate.adapters.consul import (
     AgentFacts,
+    ConsulError,
     GatewayDefinition,
     Maintenance,
     OwnHealth,
@@ -109,14 +110,19 @@ async def test_a_registration_of_a_token_that_was_replaced_is_sent_again_with_th
         registrar.stop()
 
 
+@pytest.mark.parametrize(
+    "outage",
+    [unreachable(), PermissionDeniedError("ACL not found"), ServerError("No cluster leader", "500")],
+    ids=["gone", "knows no token yet", "knows no leader yet"],
+)
 async def test_after_an_outage_the_registration_is_sent_again_with_a_check_that_starts_anew(
-    autojump_clock: MockClock,
+    autojump_clock: MockClock, outage: ConsulError
 ) -> None:
     model = Model()
     async with registering(model) as (registrar, _, _):
         await registrar.registered()
         for _ in range(2):
-            model.fail(unreachable())
+            model.fail(outage)
             await trio.sleep(60)
             model.fail(None)
             await trio.sleep(31)

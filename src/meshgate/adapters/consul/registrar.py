@@ -215,18 +215,19 @@ class Registrar:
             # Behind a balancer the next connection may lead to the right one.
             await connection.renew()
             raise
-        except ConsulUnreachableError:
+        except (ConsulUnreachableError, PermissionDeniedError, ServerError) as error:
             # A restarted agent takes its checks for critical until they have run, up to 10 s. A registration that is
             # sent again with a check of another ID starts as passing (one of the same ID keeps its state), so that the
-            # outage of an agent is no outage of the gateway.
-            if self._payload is not None:
+            # outage of an agent is no outage of the gateway. One that has just started may also answer that it knows no
+            # token yet (403), or no leader (500).
+            if self._payload is not None and (self._sent or isinstance(error, ConsulUnreachableError)):
                 self._due = True
                 check = {**self._payload["Check"], "CheckID": f"service:{definition.id}:{secrets.token_hex(4)}"}
                 self._payload = {**self._payload, "Check": check}
+            if isinstance(error, PermissionDeniedError):
+                access = "read" if self._payload is None else "write"
+                raise error.for_want_of(Rule("service", definition.service, access)) from None
             raise
-        except PermissionDeniedError as error:
-            access = "read" if self._payload is None else "write"
-            raise error.for_want_of(Rule("service", definition.service, access)) from None
 
     async def _wait_for_agent(self, connection: "_Connection", cursor: Cursor) -> Page[OwnRegistration | None]:
         definition = self._definition
