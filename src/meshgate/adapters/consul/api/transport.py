@@ -9,7 +9,7 @@ import logging
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Final, cast
+from typing import Any, Final, Self, cast
 from urllib.parse import quote, unquote, urlencode
 
 import httpx
@@ -58,6 +58,24 @@ class Answer:
     def looked_up(self) -> bool:
         """False for what Consul 1.8 says without a look at its catalog: without a leader and at the first index."""
         return self.headers.get("X-Consul-KnownLeader", "true") == "true" or (self.index or 0) > 1
+
+
+class _Body(httpx.AsyncByteStream):
+    """A request's body in one piece.
+
+    httpx's own is a generator, and one that a broken connection leaves half-read warns when it is collected.
+    """
+
+    def __init__(self, content: bytes) -> None:
+        self._rest = [content] if content else []
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if not self._rest:
+            raise StopAsyncIteration
+        return self._rest.pop()
 
 
 class Transport:
@@ -150,6 +168,7 @@ class Transport:
             content=request.body or None,
             extensions=self._extensions | {"timeout": httpx.Timeout(CONNECT_TIMEOUT, read=held + GRACE).as_dict()},
         )
+        sent.stream = _Body(request.body)
         content = bytearray()
         with trio.move_on_after(held + ANSWER_SECONDS) as patience:
             response = await connections.handle_async_request(sent)
