@@ -1,1 +1,1 @@
-"""The running product: settings, wiring, supervision, commands."""
+"""The running product: settings, wiring, commands."""

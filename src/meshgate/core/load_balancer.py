@@ -24,7 +24,7 @@ class Rotation:
 
     Every cycle of as many picks as the weights add up to gives each endpoint exactly its weight. Positions are walked
     with a stride near the golden section of the cycle, which has no divisor in common with the cycle: each slot comes
-    up once per cycle, and neighbours in time are far apart in the list.
+    up once per cycle, and neighbors in time are far apart in the list.
     """
 
     __slots__ = ("_bounds", "_cycle", "_stride")

@@ -1,4 +1,4 @@
-"""Tables for people: coloured and folded on a terminal, plain lines that grep and awk can use elsewhere.
+"""Tables for people: colored and folded on a terminal, plain lines that grep and awk can use elsewhere.
 
 Cells hold text from Consul and from strangers: it is made printable, and never read as markup.
 """
