@@ -1,23 +1,21 @@
 """Every setting there is, as one table.
 
 The flags of the commands, `.env.example`, `meshgate config` and the reference page are all made from it. A row's name
-is its environment variable; a `MESHGATE_` row's value is the field of `Settings` with the rest of that name.
+is its environment variable; a `MESHGATE_` row's value is the field of `Settings` with the rest of that name, and its
+flag is that rest too.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from meshgate.adapters import machine
-from meshgate.app.settings import setting_types
+from meshgate.app.settings import setting_types as types
 from meshgate.core.weak_decode import parse_bool
 
 PREFIX: Final = "MESHGATE_"
 
 CONSUL: Final = "Consul"
-REGISTRATION: Final = "Registration"
-RELAY: Final = "Streams"
-OPERATION: Final = "Operation"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,25 +24,25 @@ class Setting:
 
     Attributes:
         name: the environment variable.
-        flag: its twin on the command line; "" where there is none.
-        section: under which heading users find it.
         help: what it does, one sentence.
         default: its default as a user would write it, or a function that finds it on this machine; "" for none.
-        default_note: the default in words, where it depends on something.
         parse: from text to value; raises ValueError with what is allowed.
         metavar: the shape of the value.
+        flag: its twin on the command line; "" where there is none.
+        default_note: the default in words, where it depends on something.
         secret: never to be shown.
+        section: under which heading users find it.
     """
 
     name: str
-    flag: str
-    section: str
     help: str
     default: str | Callable[[], str] = ""
-    default_note: str = ""
     parse: Callable[[str], object] = str
     metavar: str = "TEXT"
+    flag: str = ""
+    default_note: str = ""
     secret: bool = False
+    section: str = ""
 
     @property
     def is_boolean(self) -> bool:
@@ -54,7 +52,7 @@ class Setting:
     @property
     def is_repeatable(self) -> bool:
         """Whether its flag may come several times."""
-        return self.parse is setting_types.bind_addresses
+        return self.parse is types.bind_addresses
 
     @property
     def field(self) -> str:
@@ -66,14 +64,39 @@ class Setting:
         return self.default if isinstance(self.default, str) else self.default()
 
 
-def _boolean(name: str, flag: str, section: str, help_: str, default: str) -> Setting:
-    return Setting(name, flag, section, help_, default, parse=parse_bool, metavar="BOOL")
+def _consul(name: str, help_: str, flag: str = "", metavar: str = "TEXT", default: str = "") -> Setting:
+    """A variable of Consul's own, which its client reads."""
+    secret = name in ("CONSUL_HTTP_TOKEN", "CONSUL_HTTP_AUTH")
+    return Setting(name, help_, default, metavar=metavar, flag=flag, secret=secret)
 
 
-def _duration(name: str, section: str, help_: str, default: str, parse: Callable[[str], float]) -> Setting:
-    """A setting in seconds, written as Consul writes durations; `name` is without the prefix."""
-    flag = "--" + name.lower().replace("_", "-")
-    return Setting(f"{PREFIX}{name}", flag, section, help_, default, parse=parse, metavar="DURATION")
+def _ours(
+    name: str,
+    help_: str,
+    default: str | Callable[[], str],
+    parse: Callable[[str], object],
+    metavar: str,
+    note: str = "",
+) -> Setting:
+    flag = "--" + name.removeprefix(PREFIX).lower().replace("_", "-")
+    return Setting(name, help_, default, parse, metavar, flag, note)
+
+
+def _boolean(name: str, help_: str, default: str) -> Setting:
+    return _ours(name, help_, default, parse_bool, "BOOL")
+
+
+def _duration(name: str, help_: str, default: str, parse: Callable[[str], float]) -> Setting:
+    """A setting in seconds, written as Consul writes durations."""
+    return _ours(name, help_, default, parse, "DURATION")
+
+
+def _number(name: str, help_: str, default: str | Callable[[], str], low: int, high: int, note: str = "") -> Setting:
+    return _ours(name, help_, default, types.whole(low, high), "NUMBER", note)
+
+
+def _path(name: str, help_: str) -> Setting:
+    return _ours(name, help_, "", types.path, "PATH")
 
 
 def _max_connections() -> str:
@@ -85,312 +108,218 @@ def _workers() -> str:
 
 
 _CONSUL_ROWS: Final = (
-    Setting(
+    _consul(
         "CONSUL_HTTP_ADDR",
-        "--http-addr",
-        CONSUL,
         "Address of the local Consul agent: host:port, http://, https:// or unix:///path.",
+        "--http-addr",
+        "ADDRESS",
         "127.0.0.1:8500",
-        metavar="ADDRESS",
     ),
-    Setting("CONSUL_HTTP_SSL", "", CONSUL, "Speak HTTPS to the agent.", "false", metavar="BOOL"),
-    Setting(
-        "CONSUL_HTTP_SSL_VERIFY",
-        "",
-        CONSUL,
-        "Verify the agent's certificate when HTTPS is used.",
-        "true",
-        metavar="BOOL",
+    _consul("CONSUL_HTTP_SSL", "Speak HTTPS to the agent.", metavar="BOOL", default="false"),
+    _consul(
+        "CONSUL_HTTP_SSL_VERIFY", "Verify the agent's certificate when HTTPS is used.", metavar="BOOL", default="true"
     ),
-    Setting("CONSUL_HTTP_TOKEN", "--token", CONSUL, "ACL token.", metavar="TOKEN", secret=True),
-    Setting(
+    _consul("CONSUL_HTTP_TOKEN", "ACL token.", "--token", "TOKEN"),
+    _consul(
         "CONSUL_HTTP_TOKEN_FILE",
-        "--token-file",
-        CONSUL,
         "File that holds the ACL token; beats a token from the same source and is read again when it changes.",
-        metavar="PATH",
+        "--token-file",
+        "PATH",
     ),
-    Setting("CONSUL_HTTP_AUTH", "", CONSUL, "HTTP basic authentication, user:password.", metavar="TEXT", secret=True),
-    Setting("CONSUL_CACERT", "--ca-file", CONSUL, "CA certificates to verify the agent with.", metavar="PATH"),
-    Setting("CONSUL_CAPATH", "--ca-path", CONSUL, "Directory of such CA certificates.", metavar="PATH"),
-    Setting("CONSUL_CLIENT_CERT", "--client-cert", CONSUL, "Client certificate for the agent.", metavar="PATH"),
-    Setting("CONSUL_CLIENT_KEY", "--client-key", CONSUL, "Key of the client certificate.", metavar="PATH"),
-    Setting(
-        "CONSUL_TLS_SERVER_NAME", "--tls-server-name", CONSUL, "Server name to verify the agent's certificate against."
-    ),
-    Setting("CONSUL_NAMESPACE", "--namespace", CONSUL, "Namespace (Consul Enterprise).", metavar="NAME"),
-    Setting("CONSUL_PARTITION", "--partition", CONSUL, "Admin partition (Consul Enterprise).", metavar="NAME"),
+    _consul("CONSUL_HTTP_AUTH", "HTTP basic authentication, user:password."),
+    _consul("CONSUL_CACERT", "CA certificates to verify the agent with.", "--ca-file", "PATH"),
+    _consul("CONSUL_CAPATH", "Directory of such CA certificates.", "--ca-path", "PATH"),
+    _consul("CONSUL_CLIENT_CERT", "Client certificate for the agent.", "--client-cert", "PATH"),
+    _consul("CONSUL_CLIENT_KEY", "Key of the client certificate.", "--client-key", "PATH"),
+    _consul("CONSUL_TLS_SERVER_NAME", "Server name to verify the agent's certificate against.", "--tls-server-name"),
+    _consul("CONSUL_NAMESPACE", "Namespace (Consul Enterprise).", "--namespace", "NAME"),
+    _consul("CONSUL_PARTITION", "Admin partition (Consul Enterprise).", "--partition", "NAME"),
 )
 
 _REGISTRATION_ROWS: Final = (
-    Setting(
-        "MESHGATE_SERVICE",
-        "--service",
-        REGISTRATION,
-        "Service name of the gateway in Consul.",
-        "mesh-gateway",
-        parse=setting_types.name,
-        metavar="NAME",
-    ),
-    Setting(
-        "MESHGATE_PROXY_ID",
-        "--proxy-id",
-        REGISTRATION,
-        "Service ID of the gateway on its agent.",
-        default_note="the service name",
-        parse=setting_types.name,
-        metavar="ID",
-    ),
-    Setting(
+    _ours("MESHGATE_SERVICE", "Service name of the gateway in Consul.", "mesh-gateway", types.name, "NAME"),
+    _ours("MESHGATE_PROXY_ID", "Service ID of the gateway on its agent.", "", types.name, "ID", "the service name"),
+    _ours(
         "MESHGATE_ADDRESS",
-        "--address",
-        REGISTRATION,
         "LAN address that is registered, and bound unless bind addresses say otherwise; no host: the node's.",
         ":8443",
-        parse=setting_types.lan_address,
-        metavar="[HOST]:PORT",
+        types.lan_address,
+        "[HOST]:PORT",
     ),
-    Setting(
+    _ours(
         "MESHGATE_WAN_ADDRESS",
-        "--wan-address",
-        REGISTRATION,
         "Address that other datacenters dial, registered as the tagged address wan.",
-        parse=setting_types.wan_address,
-        metavar="HOST:PORT",
+        "",
+        types.wan_address,
+        "HOST:PORT",
     ),
-    Setting(
+    _ours(
         "MESHGATE_BIND_ADDRESS",
-        "--bind-address",
-        REGISTRATION,
         "Listeners to open instead of the LAN address: name=ip:port, comma-separated; the flag may be repeated.",
-        parse=setting_types.bind_addresses,
-        metavar="NAME=IP:PORT",
+        "",
+        types.bind_addresses,
+        "NAME=IP:PORT",
     ),
     _boolean(
         "MESHGATE_EXPOSE_SERVERS",
-        "--expose-servers",
-        REGISTRATION,
         "Register with the meta consul-wan-federation=1, for WAN federation through mesh gateways.",
         "false",
     ),
     _boolean(
         "MESHGATE_REGISTER",
-        "--register",
-        REGISTRATION,
         "Register the gateway with the agent; false: the registration exists already and is read.",
         "true",
     ),
-    Setting(
+    _ours(
         "MESHGATE_LOGIN_AUTH_METHOD",
-        "--login-auth-method",
-        REGISTRATION,
         "Log in to Consul with this auth method at the start, and out at the end, instead of a token.",
-        metavar="NAME",
+        "",
+        str,
+        "NAME",
     ),
-    Setting(
-        "MESHGATE_LOGIN_BEARER_TOKEN_FILE",
-        "--login-bearer-token-file",
-        REGISTRATION,
-        "File that holds the bearer token of the login; it is read anew for each.",
-        parse=setting_types.path,
-        metavar="PATH",
+    _path(
+        "MESHGATE_LOGIN_BEARER_TOKEN_FILE", "File that holds the bearer token of the login; it is read anew for each."
     ),
-    Setting(
+    _ours(
         "MESHGATE_NODE_NAME",
-        "--node-name",
-        REGISTRATION,
         "Catalog node of a registration that somebody else makes and that no agent holds (agentless).",
-        metavar="NAME",
+        "",
+        str,
+        "NAME",
     ),
     _duration(
-        "DEREGISTER_AFTER_CRITICAL",
-        REGISTRATION,
+        "MESHGATE_DEREGISTER_AFTER_CRITICAL",
         "How long the gateway may be critical before its agent deregisters it.",
         "6h",
-        setting_types.duration(),
+        types.duration(),
     ),
 )
 
-_RELAY_ROWS: Final = (
+_STREAM_ROWS: Final = (
     _duration(
-        "HELLO_TIMEOUT",
-        RELAY,
-        "How long a client may take to send its ClientHello.",
-        "15s",
-        setting_types.duration(0.001),
+        "MESHGATE_HELLO_TIMEOUT", "How long a client may take to send its ClientHello.", "15s", types.duration(0.001)
     ),
     _duration(
-        "CONNECT_TIMEOUT",
-        RELAY,
+        "MESHGATE_CONNECT_TIMEOUT",
         "How long connecting may take, all attempts together, unless the service's resolver says otherwise.",
         "5s",
-        setting_types.duration(0.001),
+        types.duration(0.001),
     ),
     _duration(
-        "PER_TRY_TIMEOUT",
-        RELAY,
+        "MESHGATE_PER_TRY_TIMEOUT",
         "How long one attempt may take while another endpoint is left; 0: as long as all of them together.",
         "1s",
-        setting_types.duration(),
+        types.duration(),
     ),
     _duration(
-        "IDLE_TIMEOUT",
-        RELAY,
+        "MESHGATE_IDLE_TIMEOUT",
         "A stream without a byte for that long is closed; 0: never.",
         "1h",
-        setting_types.duration(0.001, zero=True),
+        types.duration(0.001, zero=True),
     ),
     _duration(
-        "KEEPALIVE",
-        RELAY,
+        "MESHGATE_KEEPALIVE",
         "Idle time before TCP keepalive probes, on both legs; 0: none.",
         "60s",
         # The kernel takes whole seconds up to MAX_TCP_KEEPIDLE.
-        setting_types.duration(1, high=32767, zero=True),
+        types.duration(1, high=32767, zero=True),
     ),
     _duration(
-        "DRAIN_TIMEOUT",
-        RELAY,
-        "How long a stop waits for streams to end by themselves.",
-        "30s",
-        setting_types.duration(),
+        "MESHGATE_DRAIN_TIMEOUT", "How long a stop waits for streams to end by themselves.", "30s", types.duration()
     ),
     _duration(
-        "DRAIN_QUIET",
-        RELAY,
+        "MESHGATE_DRAIN_QUIET",
         "During a stop a stream is ended when it has been quiet for so long since its endpoint's last byte.",
         "200ms",
-        setting_types.duration(),
+        types.duration(),
     ),
-    Setting(
+    _number(
         "MESHGATE_MAX_CONNECTIONS",
-        "--max-connections",
-        RELAY,
         "Streams at once; more are refused.",
         _max_connections,
+        1,
+        10_000_000,
         "from the limit of open files",
-        parse=setting_types.whole(1, 10_000_000),
-        metavar="NUMBER",
     ),
-    Setting(
+    _number(
         "MESHGATE_MAX_CONNECTIONS_PER_CLIENT",
-        "--max-connections-per-client",
-        RELAY,
         "Streams at once from one client (an IPv4 address or an IPv6 /64); 0: no limit.",
         "0",
-        parse=setting_types.whole(0, 10_000_000),
-        metavar="NUMBER",
+        0,
+        10_000_000,
     ),
-    Setting(
+    _number(
         "MESHGATE_MAX_PENDING_PER_ENDPOINT",
-        "--max-pending-per-endpoint",
-        RELAY,
         "Connections a worker may be opening to one endpoint; more go elsewhere or are refused; 0: no limit.",
         "1024",
-        parse=setting_types.whole(0, 10_000_000),
-        metavar="NUMBER",
+        0,
+        10_000_000,
     ),
-    Setting(
+    _ours(
         "MESHGATE_MAX_HELLO_BYTES",
-        "--max-hello-bytes",
-        RELAY,
         "Largest ClientHello that is read.",
         "16384",
-        parse=setting_types.whole(512, 1 << 20, "a number of bytes"),
-        metavar="BYTES",
+        types.whole(512, 1 << 20, "a number of bytes"),
+        "BYTES",
     ),
-    Setting(
+    _ours(
         "MESHGATE_PANIC_THRESHOLD",
-        "--panic-threshold",
-        RELAY,
         "Percent of healthy endpoints under which all are tried, as Envoy does at 50; 0: never.",
         "0",
-        parse=setting_types.whole(0, 100, "a percentage"),
-        metavar="PERCENT",
+        types.whole(0, 100, "a percentage"),
+        "PERCENT",
     ),
     _boolean(
         "MESHGATE_ENFORCE_EXPORTS",
-        "--enforce-exports",
-        RELAY,
         "Route only services that an exported-services entry opens to another partition (Enterprise).",
         "false",
     ),
     _boolean(
         "MESHGATE_PASS_HTTP_EXPORTS",
-        "--pass-http-exports",
-        RELAY,
         "Pass streams of peers to exported http, http2 and grpc services on unterminated, instead of refusing them.",
         "false",
     ),
-    Setting(
-        "MESHGATE_WORKERS",
-        "--workers",
-        RELAY,
-        "Relay processes.",
-        _workers,
-        "the usable cores",
-        parse=setting_types.whole(1, 1024),
-        metavar="NUMBER",
-    ),
+    _number("MESHGATE_WORKERS", "Relay processes.", _workers, 1, 1024, "the usable cores"),
 )
 
 _OPERATION_ROWS: Final = (
-    Setting(
+    _path(
         "MESHGATE_ENV_FILE",
-        "--env-file",
-        OPERATION,
         "File with settings that neither a flag nor the environment gives; none is read unless named here.",
-        parse=setting_types.path,
-        metavar="PATH",
     ),
-    Setting(
+    _ours(
         "MESHGATE_ADMIN_BIND",
-        "--admin-bind",
-        OPERATION,
         "Admin address: ip:port, unix:///path or off.",
         "127.0.0.1:19000",
-        parse=setting_types.admin_bind,
-        metavar="ADDRESS",
+        types.admin_bind,
+        "ADDRESS",
     ),
-    Setting(
+    _number(
         "MESHGATE_CATALOG_WATCHES",
-        "--catalog-watches",
-        OPERATION,
         "Blocking queries held at once, of the 200 connections that an agent allows a client.",
         "100",
-        parse=setting_types.whole(1, 10_000),
-        metavar="NUMBER",
+        1,
+        10_000,
     ),
-    Setting(
-        "MESHGATE_STATE_DIR",
-        "--state-dir",
-        OPERATION,
-        "Where the last known good catalog is kept for a start without Consul.",
-        parse=setting_types.path,
-        metavar="PATH",
-    ),
-    Setting(
+    _path("MESHGATE_STATE_DIR", "Where the last known good catalog is kept for a start without Consul."),
+    _ours(
         "MESHGATE_ACCESS_LOG",
-        "--access-log",
-        OPERATION,
         "One JSON line a stream: off, stdout, stderr or a path. Not set: what AccessLogs of proxy-defaults asks for.",
         "off",
-        parse=setting_types.access_log,
-        metavar="TARGET",
+        types.access_log,
+        "TARGET",
     ),
-    Setting(
-        "MESHGATE_LOG_LEVEL",
-        "--log-level",
-        OPERATION,
-        "trace, debug, info, warn or error.",
-        "info",
-        parse=setting_types.log_level,
-        metavar="LEVEL",
-    ),
-    _boolean("MESHGATE_LOG_JSON", "--log-json", OPERATION, "Log JSON lines instead of text.", "false"),
+    _ours("MESHGATE_LOG_LEVEL", "trace, debug, info, warn or error.", "info", types.log_level, "LEVEL"),
+    _boolean("MESHGATE_LOG_JSON", "Log JSON lines instead of text.", "false"),
 )
 
-TABLE: Final = (*_CONSUL_ROWS, *_REGISTRATION_ROWS, *_RELAY_ROWS, *_OPERATION_ROWS)
+_SECTIONS: Final = {
+    CONSUL: _CONSUL_ROWS,
+    "Registration": _REGISTRATION_ROWS,
+    "Streams": _STREAM_ROWS,
+    "Operation": _OPERATION_ROWS,
+}
+TABLE: Final = tuple(replace(row, section=section) for section, rows in _SECTIONS.items() for row in rows)
 BY_NAME: Final = {setting.name: setting for setting in TABLE}
 # What takes effect in a gateway that runs, where its `.env` file has changed and it is told so.
 AT_SIGHUP: Final = frozenset(
