@@ -2,7 +2,8 @@
 
 import os
 import socket
-from collections.abc import Iterator
+import struct
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,12 +24,18 @@ class CountingPool(PipePool):
         return super().take()
 
 
+def tcp_pair() -> tuple[socket.socket, socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        dialled = socket.create_connection(server.getsockname())
+        return dialled, server.accept()[0]
+
+
 class Stream:
     """One direction of a stream: what `sender` sends is to reach `receiver`."""
 
-    def __init__(self) -> None:
-        self.sender, incoming = socket.socketpair()
-        outgoing, self.receiver = socket.socketpair()
+    def __init__(self, pair: Callable[[], tuple[socket.socket, socket.socket]] = socket.socketpair) -> None:
+        self.sender, incoming = pair()
+        outgoing, self.receiver = pair()
         self.pool = CountingPool()
         self.pump = Pump(self.pool)
         for sock in (incoming, outgoing):
@@ -58,6 +65,13 @@ class Stream:
 @pytest.fixture
 def stream() -> Iterator[Stream]:
     made = Stream()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def tcp() -> Iterator[Stream]:
+    made = Stream(tcp_pair)
     yield made
     made.close()
 
@@ -101,3 +115,32 @@ def test_closed_leg_touches_no_descriptor(stream: Stream) -> None:
         for sock in (stranger, other):
             with pytest.raises(BlockingIOError):
                 sock.recv(1, socket.MSG_DONTWAIT)
+
+
+def test_last_bytes_leave_together_with_the_end_behind_them(tcp: Stream) -> None:
+    """A caller that has its answer, and not the end, may ask again in between."""
+    tcp.sender.sendall(b"answer")
+    tcp.sender.shutdown(socket.SHUT_WR)
+    tcp.source.hung_up = True
+    assert tcp.turn() is Moved.EOF
+    with pytest.raises(BlockingIOError):
+        tcp.receiver.recv(1, socket.MSG_DONTWAIT)
+    tcp.destination.sock.shutdown(socket.SHUT_WR)
+    assert [tcp.receiver.recv(100), tcp.receiver.recv(100)] == [b"answer", b""]
+
+
+def test_bytes_before_a_reset_are_sent_before_the_stream_is_reset(tcp: Stream) -> None:
+    tcp.sender.sendall(b"answer")
+    tcp.sender.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    tcp.sender.close()
+    tcp.source.hung_up = True
+    assert tcp.turn() is Moved.SOURCE_BROKEN
+    assert tcp.receiver.recv(100, socket.MSG_DONTWAIT) == b"answer"
+
+
+def test_nothing_is_kept_back_for_an_end_that_was_another_streams(tcp: Stream) -> None:
+    """An event may be left from a socket that had the same number."""
+    tcp.sender.sendall(b"bytes")
+    tcp.source.hung_up = True
+    assert tcp.turn() is Moved.DRY
+    assert tcp.receiver.recv(100, socket.MSG_DONTWAIT) == b"bytes"

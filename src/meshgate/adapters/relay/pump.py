@@ -18,6 +18,7 @@ import socket
 from enum import IntEnum
 from os import SPLICE_F_MOVE, SPLICE_F_NONBLOCK, read, splice, write
 from select import EPOLLERR, EPOLLET, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP
+from socket import MSG_MORE
 from typing import Final, Protocol
 
 from . import sockets
@@ -292,16 +293,19 @@ class Pump:
             try:
                 # Descriptors and os.read, not methods of sockets and a buffer: 14 % of a round trip's instructions.
                 data = read(source.descriptor, size)
-            except BlockingIOError:
-                return DRY
-            except OSError:
-                return SOURCE_BROKEN
+            except OSError as error:
+                return _read_failed(error, source, destination)
             count = len(data)
             if not count:
                 return EOF
             source.received += count
             try:
-                sent = write(destination.descriptor, data)
+                if count < size and source.hung_up:
+                    # The end is behind them, and leaves in one packet with them: whoever has read an answer but not the
+                    # end may ask again in between.
+                    sent = destination.sock.send(data, MSG_MORE)
+                else:
+                    sent = write(destination.descriptor, data)
             except BlockingIOError:
                 sent = 0
             except OSError:
@@ -394,6 +398,12 @@ class Pump:
         if leg.pipe is not None:
             self.pipes.give(leg.pipe)
             leg.pipe = None
+
+
+def _read_failed(error: OSError, source: Leg, destination: Leg) -> Moved:
+    if source.hung_up:
+        sockets.push(destination.sock)  # What was to leave together with the end: there is none.
+    return DRY if isinstance(error, BlockingIOError) else SOURCE_BROKEN
 
 
 class AttentivePump(Pump):

@@ -148,3 +148,10 @@ def cork(sock: socket.SocketType, *, on: bool) -> None:
     """Hold small packets back until it is off again or the socket is closed, for 200 ms at most (Linux; tcp(7))."""
     if sys.platform == "linux":
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, on)
+
+
+def push(sock: socket.SocketType) -> None:
+    """Send at once what was kept back for more to come (tcp(7): whoever turns Nagle's algorithm off flushes)."""
+    # Where it fails the peer is gone, which the next step finds out.
+    with contextlib.suppress(OSError):
+        sock.setsockopt(_TCP, _NO_DELAY, 1)
