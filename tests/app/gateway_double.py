@@ -15,7 +15,7 @@ from meshgate.adapters.relay import Counters, Limits, OpenStream, Refused
 from meshgate.app.admin.admin_pages import admin_routes
 from meshgate.app.admin.gateway_view import GatewayView
 from meshgate.app.admin.metrics import Metrics
-from meshgate.app.gateway.health_history import HealthHistory, Since
+from meshgate.app.gateway.table_keeper import HealthHistory, Since
 from meshgate.app.settings.settings import Settings
 from meshgate.core.host_port import host_port
 from meshgate.core.proxy_config import BindAddress

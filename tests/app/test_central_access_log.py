@@ -7,9 +7,8 @@ import structlog
 import trio
 
 from meshgate.adapters.relay import StreamRecord
-from meshgate.app.gateway.stream_observer import StreamObserver
+from meshgate.app.gateway.stream_observer import RefusalLog, StreamObserver
 from meshgate.app.logs.access_log import CentralAccessLog
-from meshgate.app.logs.gateway_log import RefusalLog
 from meshgate.app.settings.settings import Settings
 
 from .stream_records import RECORD, REFUSED

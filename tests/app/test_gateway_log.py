@@ -2,7 +2,7 @@
 
 from structlog.testing import capture_logs
 
-from meshgate.app.logs.gateway_log import tell_ready
+from meshgate.app.gateway.table_keeper import tell_ready
 from meshgate.core.catalog import RemoteDatacenter, Snapshot
 from meshgate.core.planner import plan
 from meshgate.core.routes import RouteTable

@@ -1,7 +1,7 @@
 import trio
 from trio.testing import MockClock
 
-from meshgate.app.gateway.health_history import HealthHistory, Since
+from meshgate.app.gateway.table_keeper import HealthHistory, Since
 from meshgate.core.routes import Endpoint, Route, RouteKind, RouteTable, difference
 
 

@@ -13,8 +13,8 @@ import trio
 from meshgate.adapters.machine import machine_addresses
 from meshgate.adapters.relay import Limits
 from meshgate.adapters.relay.pool import RelayPool
-from meshgate.app.gateway.own_addresses import OwnAddressKeeper
-from meshgate.app.logs.gateway_log import tell_table
+from meshgate.app.gateway.listeners import OwnAddressKeeper
+from meshgate.app.gateway.table_keeper import tell_table
 from meshgate.app.settings.settings import Settings
 from meshgate.core.addresses import OwnAddresses
 from meshgate.core.catalog import Instance, RemoteDatacenter, Service, Snapshot, WanAddress

@@ -5,9 +5,8 @@ from pathlib import Path
 import pytest
 
 from meshgate.app.errors import ConfigError
-from meshgate.app.gateway.settings_reload import Reload
 from meshgate.app.settings.setting_table import AT_SIGHUP, BY_NAME
-from meshgate.app.settings.settings import Origin, Settings
+from meshgate.app.settings.settings import Origin, Reload, Settings
 from meshgate.core.host_port import HostPort
 
 

@@ -11,9 +11,8 @@ from structlog.testing import capture_logs
 
 from meshgate.adapters.relay import Limits, Refused
 from meshgate.adapters.relay.pool import RelayPool
-from meshgate.app.gateway.stream_observer import StreamObserver
+from meshgate.app.gateway.stream_observer import RefusalLog, StreamObserver
 from meshgate.app.gateway.table_keeper import TableKeeper
-from meshgate.app.logs.gateway_log import RefusalLog
 from meshgate.app.settings.settings import Settings
 from meshgate.core.catalog import Export, Service, Snapshot
 from meshgate.core.reasons import Reason

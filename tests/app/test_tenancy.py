@@ -3,7 +3,8 @@
 import pytest
 
 from meshgate.adapters.consul import AgentFacts
-from meshgate.app.gateway.tenancy import export_problems, export_rules, is_enterprise, partition_of
+from meshgate.app.gateway.from_settings import export_rules, is_enterprise, partition_of
+from meshgate.app.gateway.table_keeper import export_problems
 from meshgate.app.settings.settings import Settings
 from meshgate.core.export_routes import AS_CONSUL, ExportRules
 from meshgate.core.routes import RouteTable

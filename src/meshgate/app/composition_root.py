@@ -17,12 +17,11 @@ from meshgate.app.admin.gateway_view import GatewayView
 from meshgate.app.admin.metrics import Metrics
 from meshgate.app.admin.statsd_export import StatsdExport
 from meshgate.app.errors import CommandError, ConfigError
+from meshgate.app.gateway.from_settings import client_of, definition_of
 from meshgate.app.gateway.gateway import Gateway
 from meshgate.app.gateway.hardening import forbid_core_dumps, hide_secrets
-from meshgate.app.gateway.registration import definition_of
 from meshgate.app.logs import logs
 from meshgate.app.logs.access_log import CentralAccessLog
-from meshgate.app.settings.consul_client import client_of
 from meshgate.app.settings.settings import Settings
 
 log = structlog.get_logger(module="meshgate")

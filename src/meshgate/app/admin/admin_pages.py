@@ -23,7 +23,7 @@ from meshgate.app.admin.dashboard import DashboardState
 from meshgate.app.admin.explain_page import ExplainPage
 from meshgate.app.admin.gateway_view import GatewayView
 from meshgate.app.admin.metrics import Metrics
-from meshgate.app.gateway.registration import definition_of
+from meshgate.app.gateway.from_settings import definition_of
 from meshgate.app.logs import logs
 from meshgate.app.settings.setting_table import TABLE
 from meshgate.app.settings.setting_types import LOG_LEVELS

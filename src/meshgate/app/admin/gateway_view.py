@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from meshgate.adapters.consul import HealthCheck, WatchState
 from meshgate.adapters.relay import Counters, Limits, OpenStream, Refused
 from meshgate.app.gateway.gateway import Gateway
-from meshgate.app.gateway.health_history import Since
+from meshgate.app.gateway.table_keeper import Since
 from meshgate.app.settings.settings import Settings
 from meshgate.core.proxy_config import BindAddress
 from meshgate.core.routes import Endpoint, Route, RouteTable

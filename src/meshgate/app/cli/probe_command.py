@@ -14,6 +14,7 @@ from meshgate.app.errors import CommandError
 from meshgate.app.settings.setting_types import wan_address
 from meshgate.app.settings.settings import Settings
 from meshgate.core.prerequisites import gives_keys_away
+from meshgate.core.sni import DEFAULT
 
 if TYPE_CHECKING:
     from meshgate.app.diagnostics.probe import Probe
@@ -81,8 +82,8 @@ def probe(  # noqa: PLR0913 - one for each flag
         datacenter=datacenter,
         via=place,
         gateway_service=settings.service,
-        namespace=settings.consul.get("CONSUL_NAMESPACE", "default"),
-        partition=settings.consul.get("CONSUL_PARTITION", "default"),
+        namespace=settings.namespace or DEFAULT,
+        partition=settings.partition or DEFAULT,
         timeout=settings.connect_timeout,
         peer=peer,
         http=http,

@@ -300,9 +300,8 @@ class Examination:
     # --- partitions (Enterprise) and peerings: where Consul knows neither there is nothing to say --------------------
 
     async def partitions(self) -> None:
-        place, agent = self._settings.consul, self._agent
-        own = place.get("CONSUL_PARTITION", "") or (agent.partition if agent else "") or DEFAULT
-        namespace = place.get("CONSUL_NAMESPACE", "")
+        own = self._settings.partition or (self._agent.partition if self._agent else "") or DEFAULT
+        namespace = self._settings.namespace
         if namespace not in ("", DEFAULT):
             detail = f"the gateway is registered in {namespace}; Consul wants mesh gateways in {DEFAULT}"
             self._warning("namespace", detail, "leave CONSUL_NAMESPACE out")

@@ -10,7 +10,7 @@ from meshgate.adapters.mesh_tls import RefusedError, connect
 from meshgate.adapters.relay.sockets import bind
 from meshgate.app.admin_client import ask
 from meshgate.app.errors import CommandError
-from meshgate.app.gateway.registration import definition_of, listen_addresses
+from meshgate.app.gateway.from_settings import definition_of, listen_addresses
 from meshgate.app.settings.settings import Settings
 from meshgate.core.host_port import HostPort
 from meshgate.core.prerequisites import Finding, failed, ok, wan_address, warning

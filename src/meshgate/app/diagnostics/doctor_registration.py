@@ -12,8 +12,9 @@ from meshgate.adapters.consul import (
     OwnRegistration,
     lived_by,
 )
-from meshgate.app.gateway.own_addresses import OwnAddressKeeper
-from meshgate.app.gateway.registration import definition_of, listen_addresses, missing_registration
+from meshgate.app.gateway.from_settings import definition_of, listen_addresses
+from meshgate.app.gateway.listeners import OwnAddressKeeper
+from meshgate.app.gateway.registration import missing_registration
 from meshgate.app.settings.settings import Settings
 from meshgate.core.prerequisites import Finding, failed, ok, warning
 

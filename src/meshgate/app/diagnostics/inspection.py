@@ -16,7 +16,7 @@ from meshgate.adapters.consul import (
     Tenant,
 )
 from meshgate.app.errors import CommandError
-from meshgate.app.settings.consul_client import client_of
+from meshgate.app.gateway.from_settings import client_of
 from meshgate.app.settings.settings import Settings
 from meshgate.core.catalog import Instance
 from meshgate.core.health import assess

@@ -29,18 +29,15 @@ from meshgate.adapters.relay.pool import RelayPool
 from meshgate.adapters.sd_notify import Notifier
 from meshgate.app.errors import CommandError, ConfigError
 from meshgate.app.gateway.draining import drain_relay
+from meshgate.app.gateway.from_settings import is_enterprise, limits_of, partition_of
 from meshgate.app.gateway.last_known import AGENT_PATIENCE, CATALOG_PATIENCE, LastKnown
 from meshgate.app.gateway.on_demand_discovery import OnDemandDiscovery
 from meshgate.app.gateway.registration import GatewayRegistration
-from meshgate.app.gateway.relay_limits import limits_of
-from meshgate.app.gateway.settings_reload import Reload
-from meshgate.app.gateway.stream_observer import StreamObserver
-from meshgate.app.gateway.table_keeper import TableKeeper
-from meshgate.app.gateway.tenancy import export_problems, is_enterprise, partition_of
+from meshgate.app.gateway.stream_observer import RefusalLog, StreamObserver
+from meshgate.app.gateway.table_keeper import TableKeeper, export_problems, tell_ready
 from meshgate.app.logs import logs
 from meshgate.app.logs.access_log import AccessLog
-from meshgate.app.logs.gateway_log import RefusalLog, tell_ready
-from meshgate.app.settings.settings import Settings
+from meshgate.app.settings.settings import Reload, Settings
 from meshgate.core.catalog import Locality, Snapshot
 from meshgate.core.routes import RouteTable
 
@@ -83,7 +80,7 @@ class Gateway:
         self.last_known = LastKnown(
             settings.state_dir,
             settings.service,
-            settings.consul.get("CONSUL_PARTITION", ""),
+            settings.partition,
             lambda: self.watcher is not None and not self.watcher.stale,
         )
         self.registration = GatewayRegistration(settings, client, self._registry, self.relay, self._on_options)

@@ -15,10 +15,8 @@ import structlog
 
 from meshgate.adapters.consul import (
     GATEWAY_KIND,
-    BindAddress,
     ConsulClient,
     ConsulError,
-    GatewayDefinition,
     Maintenance,
     OwnHealth,
     OwnRegistration,
@@ -28,9 +26,8 @@ from meshgate.adapters.consul import (
 from meshgate.adapters.consul.watch_registry import ignore
 from meshgate.adapters.relay.pool import RelayPool
 from meshgate.app.errors import CommandError
-from meshgate.app.gateway.listeners import Listeners
-from meshgate.app.gateway.own_addresses import OwnAddressKeeper
-from meshgate.app.gateway.relay_limits import limits_of
+from meshgate.app.gateway.from_settings import definition_of, limits_of, listen_addresses
+from meshgate.app.gateway.listeners import Listeners, OwnAddressKeeper
 from meshgate.app.settings.settings import Settings
 from meshgate.core.catalog import NOWHERE, Locality
 from meshgate.core.proxy_config import NO_LIMITS, NO_OPTIONS, GatewayOptions, ListenPlan, gateway_options, listen_plan
@@ -215,15 +212,6 @@ class GatewayRegistration:
         self._relay.limit(limits_of(self._settings, self._options, self._limits))
 
 
-def listen_addresses(settings: Settings) -> tuple[BindAddress, ...]:
-    """Where the relay listens by the settings alone: what the agent will say of the definition, but for central keys.
-
-    The bind addresses and nothing else where there are some; else the LAN address, and the WAN address too where this
-    machine has it.
-    """
-    return definition_of(settings).listen_plan().addresses
-
-
 def plan_of(registration: OwnRegistration) -> ListenPlan:
     """Where a registration that Consul holds wants the gateway to listen, central configuration merged."""
     return listen_plan(registration.address, registration.port, registration.tagged, registration.config)
@@ -232,24 +220,6 @@ def plan_of(registration: OwnRegistration) -> ListenPlan:
 def exposes_servers(registration: OwnRegistration) -> bool:
     """Whether a registration offers Consul's servers to other datacenters: that very text, as Consul has it."""
     return registration.meta.get(WAN_FEDERATION) == "1"
-
-
-def definition_of(settings: Settings) -> GatewayDefinition:
-    """What is registered with the agent."""
-    wan = settings.wan_address
-    return GatewayDefinition(
-        service=settings.service,
-        proxy_id=settings.proxy_id,
-        address=settings.address.host,
-        port=settings.address.port,
-        wan_address=wan.host if wan else "",
-        wan_port=wan.port if wan else 0,
-        bind_addresses=settings.bind_address,
-        expose_servers=settings.expose_servers,
-        deregister_after_critical=settings.deregister_after_critical,
-        namespace=settings.consul.get("CONSUL_NAMESPACE", ""),
-        partition=settings.consul.get("CONSUL_PARTITION", ""),
-    )
 
 
 def missing_registration(settings: Settings) -> str:

@@ -1,4 +1,8 @@
-"""Where the ends of streams go: refusals to the log, all of them to the access log."""
+"""Where the ends of streams go: refusals to the log, all of them to the access log.
+
+Each refusal is counted in the metrics; the log gets at most `BURST` lines at once and `PER_SECOND` after that, so that
+strangers cannot fill the disk. How many were left out is said with the next line.
+"""
 
 import time
 from collections import deque
@@ -6,12 +10,41 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 
+import structlog
+import trio
+
 from meshgate.adapters.relay import Refused, StreamRecord
 from meshgate.app.logs.access_log import AccessLog
-from meshgate.app.logs.gateway_log import RefusalLog
 from meshgate.core.reasons import Reason
+from meshgate.core.token_bucket import TokenBucket
 
 RECENT: Final = 50
+BURST: Final = 20
+PER_SECOND: Final = 5.0
+
+
+class RefusalLog:
+    """A token bucket in front of the log."""
+
+    def __init__(self, log: structlog.typing.FilteringBoundLogger) -> None:
+        self._log = log
+        self._bucket = TokenBucket(PER_SECOND, BURST)
+        self._left_out = 0
+
+    def refused(self, refused: Refused) -> None:
+        if not self._bucket.take(trio.current_time()):
+            self._left_out += 1
+            return
+        more = {"left_out": self._left_out} if self._left_out else {}
+        self._left_out = 0
+        self._log.info(
+            "stream refused",
+            reason=refused.reason.value,
+            sni=refused.server_name,
+            client=refused.client,
+            detail=refused.detail,
+            **more,
+        )
 
 
 class StreamObserver:

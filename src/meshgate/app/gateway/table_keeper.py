@@ -5,6 +5,7 @@ that lead back to this gateway.
 """
 
 import gc
+from dataclasses import dataclass, replace
 from typing import Final
 
 import structlog
@@ -13,20 +14,24 @@ import trio
 from meshgate.adapters.names import NameKeeper
 from meshgate.adapters.relay.pool import RelayPool
 from meshgate.adapters.sd_notify import Notifier
-from meshgate.app.gateway.health_history import HealthHistory
+from meshgate.app.gateway.from_settings import export_rules
 from meshgate.app.gateway.last_known import LastKnown
-from meshgate.app.gateway.own_addresses import OwnAddressKeeper
-from meshgate.app.gateway.tenancy import export_rules
-from meshgate.app.logs.gateway_log import tell_table
+from meshgate.app.gateway.listeners import OwnAddressKeeper
 from meshgate.app.settings.settings import Settings
 from meshgate.core import export_routes
+from meshgate.core.addresses import LEADS_BACK
 from meshgate.core.catalog import NOWHERE, Locality, Snapshot, in_namespace
+from meshgate.core.host_port import host_port
 from meshgate.core.planner import Planner
-from meshgate.core.routes import RouteTable
+from meshgate.core.routes import Endpoint, Route, RouteTable, TableChange
+from meshgate.core.sni import PeeredServiceSni, parse
 
 log = structlog.get_logger(module="meshgate")
 
 _LARGE: Final = 1000
+_MOST_PROBLEMS: Final = 10
+# Why there may be no route at a start that went well.
+_NOTHING_YET: Final = "the catalog has no mesh service and no gateway elsewhere yet that the token sees"
 
 
 class TableKeeper:
@@ -139,3 +144,88 @@ class TableKeeper:
             self._settled = size
             gc.collect()
             gc.freeze()
+
+
+@dataclass(frozen=True, slots=True)
+class Since:
+    """When an endpoint was first seen unhealthy, on trio's clock; `seen` is whether it had been seen healthy before."""
+
+    time: float
+    seen: bool
+
+
+class HealthHistory:
+    """Follows the tables, by what changes in them."""
+
+    def __init__(self) -> None:
+        self._routes: dict[str, tuple[Route, dict[Endpoint, Since]]] = {}
+
+    def note(self, change: TableChange) -> None:
+        """Take the next table: what makes it of the last one, an empty table at first."""
+        for name in change.removed:
+            self._routes.pop(name, None)
+        now = trio.current_time()
+        for route in change.routes:
+            self._routes[route.sni] = route, self._unhealthy(route, now)
+
+    def since(self, route: Route, endpoint: Endpoint) -> Since | None:
+        """Since when an endpoint of a route is unhealthy; None where it is not, or nothing is known."""
+        return self._routes.get(route.sni, (route, {}))[1].get(_same(endpoint))
+
+    def _unhealthy(self, route: Route, now: float) -> dict[Endpoint, Since]:
+        before, since = self._routes.get(route.sni, (None, {}))
+        known = {} if before is None else {_same(each): each.healthy for each in before.endpoints}
+        return {
+            key: since.get(key) or Since(now, seen=known.get(key, False))
+            for key in (_same(each) for each in route.endpoints if not each.healthy)
+        }
+
+
+def _same(endpoint: Endpoint) -> Endpoint:
+    """The endpoint without what may change of it."""
+    return Endpoint(endpoint.address, endpoint.port, True, 0, endpoint.node, endpoint.instance)
+
+
+def export_problems(table: RouteTable) -> list[str]:
+    """Why services that are exported to peers have no route, a line each, without repetition."""
+    lines = {
+        reason: None
+        for name, reason in sorted(table.unroutable.items())
+        if isinstance(parse(name, trust_domain=table.trust_domain.lower()), PeeredServiceSni)
+    }
+    found = list(lines)
+    more = len(found) - _MOST_PROBLEMS
+    return found[:_MOST_PROBLEMS] + ([f"{more} more exported services have no route"] if more > 0 else [])
+
+
+def tell_ready(table: RouteTable) -> None:
+    """The line that says that streams are taken from now on."""
+    if len(table):
+        log.info("ready", routes=len(table))
+    else:
+        log.info("ready", routes=0, why=_NOTHING_YET)
+
+
+def tell_table(before: RouteTable, after: RouteTable, change: TableChange) -> None:
+    """One line with the numbers, and one for each name that two things in Consul claim since now."""
+    pairs = [((before.suffixes if each.suffix else before.exact).get(each.name), each) for each in change.routes]
+    added = sum(old is None for old, _ in pairs)
+    # Whether a route is followed closely is no news.
+    changed = sum(old is not None and replace(old, stale=new.stale) != new for old, new in pairs)
+    if added or changed or change.removed:
+        log.info("routes changed", total=len(after), added=added, removed=len(change.removed), changed=changed)
+    for old, route in pairs:
+        for endpoint in _circles(route) - _circles(old):
+            log.warning(
+                "an endpoint in Consul is this gateway itself and gets no streams, they would go in circles",
+                sni=route.sni,
+                endpoint=host_port(endpoint.address, endpoint.port),
+                node=endpoint.node,
+                instance=endpoint.instance,
+            )
+    for name in set(after.conflicts) - set(before.conflicts):
+        log.warning("two things in Consul claim one name; the one without a dot in its name has it", sni=name)
+
+
+def _circles(route: Route | None) -> set[Endpoint]:
+    return set() if route is None else {each for each in route.endpoints if each.cause == LEADS_BACK}

@@ -11,7 +11,7 @@ import io
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from types import MappingProxyType
@@ -20,7 +20,7 @@ from typing import Any, Final
 from dotenv.parser import parse_stream
 
 from meshgate.app.errors import ConfigError
-from meshgate.app.settings.setting_table import BY_NAME, PREFIX, TABLE, Setting
+from meshgate.app.settings.setting_table import AT_SIGHUP, BY_NAME, PREFIX, TABLE, Setting
 from meshgate.core.host_port import HostPort
 from meshgate.core.proxy_config import BindAddress
 from meshgate.core.text import printable
@@ -161,6 +161,16 @@ class Settings:
         flags, environ = self._given
         return Settings.load(flags, environ=environ)
 
+    @property
+    def namespace(self) -> str:
+        """Consul's namespace as set; "" where none is."""
+        return self.consul.get("CONSUL_NAMESPACE", "")
+
+    @property
+    def partition(self) -> str:
+        """Consul's admin partition as set; "" where none is."""
+        return self.consul.get("CONSUL_PARTITION", "")
+
     def origin(self, name: str) -> Origin:
         return self.found[name].origin
 
@@ -173,6 +183,47 @@ class Settings:
     def secrets(self) -> tuple[str, ...]:
         """Texts that no output may contain."""
         return tuple(found.text for found in self.found.values() if found.setting.secret and found.text)
+
+
+@dataclass(frozen=True, slots=True)
+class Reload:
+    """Settings that were read again at a SIGHUP: which of them take effect at once, and which wait.
+
+    The command line and the environment of a process stay what they were, so it is the `.env` file that is read again.
+    Settings that cannot all be used change nothing.
+
+    `in_force` are those to go by, `taken` the names of what changed in them, `waiting` those that need a restart.
+    """
+
+    in_force: Settings
+    taken: tuple[str, ...]
+    waiting: tuple[str, ...]
+
+    @classmethod
+    def of(cls, now: Settings) -> "Reload":
+        """Read the settings again.
+
+        Args:
+            now: what is in force.
+
+        Raises:
+            ConfigError: they cannot be used.
+        """
+        wanted = now.read_again()
+        changed = sorted(name for name in BY_NAME if _changed(now, wanted, name))
+        taken = tuple(name for name in changed if name in AT_SIGHUP)
+        fields = {BY_NAME[name].field for name in taken} - {""}
+        found = {**now.found, **{name: wanted.found[name] for name in taken}}
+        consul = wanted.consul if "CONSUL_HTTP_TOKEN" in taken else now.consul
+        in_force = replace(now, **{field: getattr(wanted, field) for field in fields}, found=found, consul=consul)
+        return cls(in_force, taken, tuple(name for name in changed if name not in AT_SIGHUP))
+
+
+def _changed(now: Settings, wanted: Settings, name: str) -> bool:
+    before, after = now.found[name], wanted.found[name]
+    # A default may depend on the machine, which is looked at once, at the start.
+    by_default = before.origin is after.origin is Origin.DEFAULT
+    return not by_default and before.text != after.text
 
 
 def _parsed(found: Found) -> object:
