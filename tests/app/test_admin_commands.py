@@ -12,7 +12,7 @@ from rich.console import Console
 
 from meshgate.adapters.admin.http_server import AdminServer, Response, error_response, json_response, text_response
 from meshgate.adapters.admin.views import explain_view, routes_view
-from meshgate.app.cli import explain_command, routes_command
+from meshgate.app.cli import gateway_commands
 from meshgate.app.cli.admin_answers import Explanation, Routes
 from meshgate.app.cli.main import execute
 from meshgate.app.cli.output import Printer
@@ -281,7 +281,7 @@ def terminal() -> Any:
 
 def test_the_route_table_fits_a_terminal_of_80_columns(terminal: Any) -> None:
     printer, console = terminal
-    routes_command._show(msgspec.convert(msgspec.to_builtins(routes_view(TABLE)), Routes), printer, "")
+    gateway_commands._show_routes(msgspec.convert(msgspec.to_builtins(routes_view(TABLE)), Routes), printer, "")
     lines = console.export_text().splitlines()
     assert max(map(len, lines)) <= 80
     assert lines[:2] == ["3 routes of datacenter dc1, partition default", f"every name ends in .{DOMAIN}"]
@@ -291,7 +291,7 @@ def test_the_route_table_fits_a_terminal_of_80_columns(terminal: Any) -> None:
 def test_an_explanation_fits_a_terminal_of_80_columns(terminal: Any) -> None:
     printer, console = terminal
     view = msgspec.to_builtins(explain_view(explain(TABLE, "wen.default.dc1.internal." + DOMAIN)))
-    explain_command._show(msgspec.convert(view, Explanation), printer)
+    gateway_commands._show_explanation(msgspec.convert(view, Explanation), printer)
     lines = console.export_text().splitlines()
     assert max(map(len, lines)) <= 80
     assert lines[0] == "refused: unknown_sni"

@@ -10,14 +10,14 @@ PACKAGE = "meshgate.app.cli"
 
 
 def test_a_command_is_imported_by_its_name_and_no_other_is() -> None:
-    commands = OnDemand(PACKAGE, ("policy", "top"))
-    assert list(commands) == ["policy", "top"]
-    sys.modules.pop(f"{PACKAGE}.policy_command", None)
+    commands = OnDemand({"routes": "gateway_commands", "top": "top_command"})
+    assert list(commands) == ["routes", "top"]
+    sys.modules.pop(f"{PACKAGE}.gateway_commands", None)
     kept = sys.modules.pop(f"{PACKAGE}.top_command", None)
-    assert commands["policy"].params
-    assert f"{PACKAGE}.policy_command" in sys.modules
+    assert commands["routes"].params
+    assert f"{PACKAGE}.gateway_commands" in sys.modules
     assert f"{PACKAGE}.top_command" not in sys.modules
-    assert commands["policy"] is commands.get("policy")
+    assert commands["routes"] is commands.get("routes")
     assert commands.get("nonsense") is None
     if kept is not None:
         sys.modules[f"{PACKAGE}.top_command"] = kept

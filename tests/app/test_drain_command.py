@@ -11,7 +11,7 @@ import pytest
 
 from meshgate.adapters.admin.http_server import error_response, json_response, text_response
 from meshgate.app.admin import dashboard
-from meshgate.app.cli import drain_command
+from meshgate.app.cli import gateway_commands
 from meshgate.app.cli.main import execute
 
 from .gateway_double import GatewayDouble
@@ -24,8 +24,8 @@ def clean_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         if name.startswith(("MESHGATE_", "CONSUL_")):
             monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(drain_command, "_INTERVAL", 0.0)
-    monkeypatch.setattr(drain_command, "_LOOK", 0.005)
+    monkeypatch.setattr(gateway_commands, "_INTERVAL", 0.0)
+    monkeypatch.setattr(gateway_commands, "_LOOK", 0.005)
     monkeypatch.setattr(dashboard, "FRESH", 0.0)
 
 
@@ -75,7 +75,7 @@ def test_drain_as_json_lines(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_progress_is_printed_once_a_second(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(drain_command, "_INTERVAL", 3600.0)
+    monkeypatch.setattr(gateway_commands, "_INTERVAL", 3600.0)
     with gateway_that_runs_out(20).serving() as address:
         assert execute(["drain", f"--admin-bind={address}"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 2

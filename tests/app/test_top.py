@@ -20,13 +20,13 @@ from rich.console import Console
 
 from meshgate.adapters.consul import WatchKey, WatchState
 from meshgate.adapters.relay import Counters, OpenStream
+from meshgate.app.cli import admin_answers
 from meshgate.app.cli.admin_answers import (
     Consul,
     DashboardState,
     Destination,
     Destinations,
     Identity,
-    Listed,
     Refusals,
     Refused,
     Totals,
@@ -63,6 +63,12 @@ NUMBERS = Counters(
     connections={(RouteKind.SERVICE, "Web"): 100, (RouteKind.DATACENTER, "dc2"): 10},
     refused={Reason.UNKNOWN_SNI: 40},
 )
+
+
+def down(address: str, port: int, node: str) -> admin_answers.Endpoint:
+    return admin_answers.Endpoint(address, port, healthy=False, weight=1, node=node, instance="")
+
+
 STATE = DashboardState(
     Identity("0.1.0", "ready", "dc1", "default", 1_800_000_000.0, 1e9, 3700.0, stale=False),
     [],
@@ -72,9 +78,9 @@ STATE = DashboardState(
     Destinations(
         4,
         [
-            Destination("Web", "service", 1, 2, 2, 10.0, 2100.0, 4000.0, [Listed("2001:db8::8", 21000, False, "n2")]),
+            Destination("Web", "service", 1, 2, 2, 10.0, 2100.0, 4000.0, [down("2001:db8::8", 21000, "n2")]),
             Destination("dc2", "datacenter", 1, 1, 1, 0.0, 0.0, 0.0),
-            Destination("api", "service", 0, 1, 0, 0.0, 0.0, 0.0, [Listed("2001:db8::8", 21000, False, "n2")]),
+            Destination("api", "service", 0, 1, 0, 0.0, 0.0, 0.0, [down("2001:db8::8", 21000, "n2")]),
             Destination("canary.Web", "subset", 1, 1, None, None, None, None),
         ],
     ),
@@ -174,7 +180,7 @@ def test_a_screen_of_many_long_things_fits_the_terminal(width: int, height: int)
     row = replace(
         STATE.destinations.rows[0],
         name="a-service-with-an-endless-name-" * 8,
-        listed=[Listed("10.0.0.1", 1, False, "n" * 60)] * 20,
+        listed=[down("10.0.0.1", 1, "n" * 60)] * 20,
     )
     full = replace(
         STATE,
@@ -191,7 +197,7 @@ def test_a_screen_of_many_long_things_fits_the_terminal(width: int, height: int)
 
 def test_no_name_from_consul_moves_the_cursor() -> None:
     evil = "\x1b[2J[bold]\u202e"
-    row = replace(STATE.destinations.rows[0], name=evil, listed=[Listed("a", 1, False, evil)])
+    row = replace(STATE.destinations.rows[0], name=evil, listed=[down("a", 1, evil)])
     hostile = replace(changed("gateway", datacenter=evil), destinations=Destinations(1, [row]))
     text = "\n".join(drawn(hostile, evil, width=150))
     assert "\x1b" not in text

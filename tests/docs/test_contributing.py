@@ -10,7 +10,7 @@ SOURCES = ROOT / "src" / "meshgate"
 SECTION = (ROOT / "CONTRIBUTING.md").read_text().partition("## To do X, touch these files\n")[2].partition("\n## ")[0]
 EXAMPLES = re.split(r"\n(?=\d+\. )", SECTION)[1:]
 # A file, and in parentheses names that it holds.
-PLACEHOLDERS = ("NAME_command.py", "Proxy.Config")
+PLACEHOLDERS = ("Proxy.Config",)
 NAMED = re.compile(r"`([\w/.-]+\.\w+)`(?:\s+\((`[^)]*`)\))?")
 
 

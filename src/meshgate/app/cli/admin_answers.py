@@ -61,15 +61,6 @@ class Explanation(msgspec.Struct):
     steps: list[Step]
 
 
-class Listed(msgspec.Struct):
-    """An endpoint as the dashboard lists it."""
-
-    address: str
-    port: int
-    healthy: bool
-    node: str
-
-
 class Destination(msgspec.Struct):
     """A route as the dashboard lists it; rates are per second, None where there is nothing to compare with."""
 
@@ -81,7 +72,7 @@ class Destination(msgspec.Struct):
     rate: float | None
     received_rate: float | None
     sent_rate: float | None
-    listed: list[Listed] = []
+    listed: list[Endpoint] = []
 
 
 class Destinations(msgspec.Struct):

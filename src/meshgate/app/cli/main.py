@@ -26,37 +26,40 @@ from meshgate.core.text import printable
 from meshgate.core.weak_decode import parse_bool
 
 _INTERRUPTED = 130
-_NAMES = (
-    "run",
-    "demo",
-    "doctor",
-    "explain",
-    "routes",
-    "top",
-    "drain",
-    "probe",
-    "modes",
-    "policy",
-    "config",
-    "completion",
-)
+_LOCAL, _GATEWAY, _CONSUL = "local_commands", "gateway_commands", "consul_commands"
+# In the order of the help; each is the attribute of its name in a module of this package.
+_MODULES = {
+    "run": _LOCAL,
+    "demo": _LOCAL,
+    "doctor": _CONSUL,
+    "explain": _GATEWAY,
+    "routes": _GATEWAY,
+    "top": "top_command",
+    "drain": _GATEWAY,
+    "probe": _CONSUL,
+    "modes": _CONSUL,
+    "policy": _LOCAL,
+    "config": _LOCAL,
+    "completion": _LOCAL,
+}
 
 
 class OnDemand(UserDict[str, click.Command]):
     """Commands by their names, imported when asked for: `run` stays for months and holds nothing of the others.
 
-    Each is the attribute of its name in the module `NAME_command` of a package.
+    Args:
+        modules: of a package, by the names of the commands in them.
+        package: which.
     """
 
-    def __init__(self, package: str, names: Iterable[str]) -> None:
-        super().__init__({name: click.Command(name) for name in names})
+    def __init__(self, modules: Mapping[str, str], package: str = __package__) -> None:
+        super().__init__({name: click.Command(name) for name in modules})
         self._package = package
-        self._missing = set(self.data)
+        self._missing = dict(modules)
 
     def __getitem__(self, name: str) -> click.Command:
-        if name in self._missing:
-            self.data[name] = getattr(import_module(f"{self._package}.{name}_command"), name)
-            self._missing.remove(name)
+        if module := self._missing.pop(name, ""):
+            self.data[name] = getattr(import_module(f"{self._package}.{module}"), name)
         return self.data[name]
 
 
@@ -67,7 +70,7 @@ def chosen(group: click.Group, arguments: list[str]) -> click.Group:
 
 
 @click.group(
-    commands=OnDemand(__package__, _NAMES),
+    commands=OnDemand(_MODULES),
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.version_option(__version__, prog_name="meshgate", message="%(prog)s %(version)s")

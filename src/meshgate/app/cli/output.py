@@ -3,10 +3,13 @@
 Cells hold text from Consul and from strangers: it is made printable, and never read as markup.
 """
 
+import json
 import sys
 from collections.abc import Sequence
 from typing import TextIO
 
+import click
+import msgspec
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -53,3 +56,8 @@ class Printer:
         for row in (head, *rows):
             text = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
             self._console.file.write(f"{text.rstrip()}\n")
+
+
+def print_json(value: object) -> None:
+    """Print records, mappings and lists as JSON; in ASCII, so that a terminal obeys no stranger's character."""
+    click.echo(json.dumps(msgspec.to_builtins(value), indent=2))

@@ -12,6 +12,8 @@ from meshgate.app.settings.settings import Settings
 
 Function = Callable[..., Any]
 
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
 CONSUL_SETTINGS: Final = frozenset(setting.name for setting in TABLE if setting.section == CONSUL)
 """For commands that ask Consul."""
 

@@ -1,0 +1,304 @@
+"""The commands that ask Consul themselves: `doctor`, `modes` and `probe`."""
+
+import sys
+from collections import Counter
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+import msgspec
+
+from meshgate.app.cli.output import Printer, print_json
+from meshgate.app.cli.setting_options import CONSUL_SETTINGS, Command, json_option, with_settings
+from meshgate.app.errors import CommandError
+from meshgate.app.settings.setting_types import wan_address
+from meshgate.app.settings.settings import Settings
+from meshgate.core.prerequisites import Finding, Status, gives_keys_away
+from meshgate.core.sni import DEFAULT
+
+if TYPE_CHECKING:
+    from meshgate.app.diagnostics.modes_report import ModesReport, UpstreamReport, Way
+    from meshgate.app.diagnostics.probe import Probe
+
+_STYLES: Final = {Status.OK: "green", Status.WARNING: "yellow", Status.FAILED: "red"}
+
+
+@click.command(cls=Command, short_help="Check every prerequisite of a gateway.")
+@json_option
+@with_settings()
+def doctor(settings: Settings, *, as_json: bool) -> int:
+    """Check every prerequisite of a gateway with these settings against the live agent and this machine.
+
+    Takes the flags of run, and can be used before it and beside it. Nothing is changed. Exits with 1 if a check
+    failed.
+    """
+    from meshgate.app.diagnostics.doctor import examine  # noqa: PLC0415 - heavy
+    from meshgate.app.diagnostics.inspection import inspect  # noqa: PLC0415 - heavy
+
+    findings = inspect(settings, lambda client: examine(client, settings))
+    failed = any(finding.status is Status.FAILED for finding in findings)
+    if as_json:
+        print_json({"ok": not failed, "checks": msgspec.to_builtins(findings)})
+    else:
+        _show_findings(findings, Printer())
+    return 1 if failed else 0
+
+
+def _show_findings(findings: list[Finding], printer: Printer) -> None:
+    for finding in findings:
+        printer.line(f"{finding.status:<8}{finding.check}: {finding.detail}", _STYLES[finding.status])
+        if finding.advice:
+            printer.line(f"{'':8}-> {finding.advice}")
+    counts = Counter(finding.status for finding in findings)
+    printer.line()
+    warnings = counts[Status.WARNING]
+    plural = "" if warnings == 1 else "s"
+    printer.line(f"{counts[Status.OK]} ok, {warnings} warning{plural}, {counts[Status.FAILED]} failed")
+
+
+@click.command(cls=Command, short_help="Show the mesh gateway mode of each sidecar's upstreams.")
+@click.argument("text", default="", metavar="[SIDECAR]")
+@json_option
+@with_settings(CONSUL_SETTINGS | {"MESHGATE_SERVICE"})
+def modes(settings: Settings, text: str, *, as_json: bool) -> None:
+    """Show which mesh gateway mode each upstream of each sidecar of the local agent has, and where it was set.
+
+    For each destination: whom the sidecar dials, at which address and with which name, and what cannot work. With
+    SIDECAR only those in whose ID or service it occurs. The agent shows registrations merged with central
+    configuration: a mode that both set counts as set by the latter.
+    """
+    from meshgate.app.diagnostics.inspection import inspect  # noqa: PLC0415 - heavy
+    from meshgate.app.diagnostics.modes_report import ModesReader  # noqa: PLC0415 - heavy
+
+    report = inspect(settings, lambda client: ModesReader(client, settings.service).read(text))
+    if as_json:
+        print_json(_modes_view(report))
+    else:
+        _show_modes(report, Printer())
+
+
+def _modes_view(report: "ModesReport") -> dict[str, Any]:
+    return {
+        "datacenter": report.own.datacenter,
+        "partition": report.own.partition,
+        "central_config": report.central_config,
+        "sound": report.sound,
+        "notes": report.notes,
+        "sidecars": [
+            {
+                "id": each.sidecar.id,
+                "service": each.sidecar.service,
+                "namespace": each.sidecar.namespace,
+                "partition": each.sidecar.partition,
+                "upstreams": [_upstream_view(upstream) for upstream in each.upstreams],
+            }
+            for each in report.sidecars
+        ],
+    }
+
+
+def _upstream_view(report: "UpstreamReport") -> dict[str, Any]:
+    effective = report.effective
+    return {
+        "service": report.upstream.name,
+        "listens": report.upstream.listens,
+        "prepared_query": report.upstream.prepared_query,
+        "mode": effective.mode,
+        "set_by": effective.set_by,
+        "overruled": [{"place": place, "mode": mode} for place, mode in effective.overruled],
+        "notes": report.notes,
+        "targets": [
+            {
+                **msgspec.to_builtins(way.target),
+                "path": [{"to": leg.hop.name.lower(), "addresses": list(map(str, leg.addresses))} for leg in way.legs],
+                "problems": way.problems,
+            }
+            for way in report.ways
+        ],
+    }
+
+
+def _show_modes(report: "ModesReport", printer: Printer) -> None:
+    for note in report.notes:
+        printer.line(f"note: {note}", "yellow")
+    if report.central_config is False:
+        printer.line("note: central configuration is off in this agent", "yellow")
+    if not report.sidecars:
+        printer.line("the agent holds no such sidecar that the token may see")
+    for number, each in enumerate(report.sidecars):
+        if number:
+            printer.line()
+        printer.line(f"{each.sidecar.id} (for {each.sidecar.service})", "bold")
+        if not each.upstreams:
+            printer.line("  no upstreams")
+        for upstream in each.upstreams:
+            _show_upstream(upstream, printer)
+
+
+def _show_upstream(report: "UpstreamReport", printer: Printer) -> None:
+    effective, upstream = report.effective, report.upstream
+    kind = "prepared query " if upstream.prepared_query else ""
+    place = (
+        f" of peer {upstream.peer}" if upstream.peer else f" in {upstream.datacenter}" if upstream.datacenter else ""
+    )
+    printer.line(f"  {kind}{upstream.name}{place}, at {upstream.listens}")
+    printer.line(f"    mode   {effective.mode}, {f'set by {effective.set_by}' if effective.set_by else 'set nowhere'}")
+    for overruled, mode in reversed(effective.overruled):
+        printer.line(f"           overrules {mode} of {overruled}")
+    for way in report.ways:
+        _show_way(way, printer)
+    for note in report.notes:
+        printer.line(f"    !      {note}", "yellow")
+
+
+def _show_way(way: "Way", printer: Printer) -> None:
+    printer.line(f"    name   {way.target.sni or 'given by the peer'}")
+    for number, leg in enumerate(way.legs):
+        printer.line(f"    {'then ' if number else 'dials'}  {leg.hop}")
+        if leg.addresses:
+            printer.line(f"           {', '.join(map(str, leg.addresses))}")
+    for problem in way.problems:
+        printer.line(f"    !      {problem}", "red")
+
+
+@click.command(cls=Command, short_help="Call a service through a gateway as a sidecar would.")
+@click.argument("service")
+@click.option("--dc", "datacenter", default="", metavar="NAME", help="Datacenter of the service.  [default: own]")
+@click.option(
+    "--via",
+    default="lan",
+    show_default=True,
+    metavar="lan|wan|HOST:PORT",
+    help="Through the gateway of this datacenter at its LAN address (mode local), that of the service's datacenter "
+    "at its WAN address (mode remote), or whatever is at an address.",
+)
+@click.option(
+    "--as",
+    "identity",
+    default="",
+    metavar="SERVICE",
+    help="Whose identity the caller shows; the token needs service:write on it.  [default: the gateway's service]",
+)
+@click.option("--peer", default="", metavar="NAME", help="The service is imported from this peer.")
+@click.option(
+    "--http", default="", metavar="PATH", help="Send GET PATH, for a service of HTTP behind an Envoy sidecar."
+)
+@click.option("--yes", is_flag=True, help="Do not ask before a key is left in the agent's cache.")
+@json_option
+@with_settings(CONSUL_SETTINGS | {"MESHGATE_SERVICE", "MESHGATE_CONNECT_TIMEOUT"})
+def probe(  # noqa: PLR0913 - one for each flag
+    settings: Settings,
+    service: str,
+    datacenter: str,
+    via: str,
+    identity: str,
+    peer: str,
+    http: str,
+    *,
+    yes: bool,
+    as_json: bool,
+) -> int:
+    """Make a real mTLS handshake with SERVICE through a mesh gateway, and say whom it met and how long it took.
+
+    The caller's certificate is a leaf from the local agent, the name that is asked for the one Consul gives the
+    service. No data is sent without --http. Exits with 0 if the right service was met and accepts the caller.
+
+    The agent keeps the leaf and its key in its cache for up to three days. Consul from about 1.16 on gives them to
+    whoever asks meanwhile, whatever the token: there the command asks first, or wants --yes.
+    """
+    from meshgate.app.diagnostics.inspection import inspect  # noqa: PLC0415 - heavy
+    from meshgate.app.diagnostics.probe import LAN, WAN, Probe, Question  # noqa: PLC0415 - heavy
+
+    try:
+        place = via if via in (LAN, WAN) else wan_address(via)
+    except ValueError:
+        raise click.BadParameter("lan, wan or host:port", param_hint="--via") from None
+    if peer and datacenter:
+        raise click.UsageError("a service is in a datacenter of this federation (--dc) or at a peer (--peer)")
+    if http and not (http.startswith("/") and http.isascii() and http.isprintable() and " " not in http):
+        raise click.BadParameter("a path that begins with /", param_hint="--http")
+    question = Question(
+        service=service,
+        identity=identity or settings.service,
+        datacenter=datacenter,
+        via=place,
+        gateway_service=settings.service,
+        namespace=settings.namespace or DEFAULT,
+        partition=settings.partition or DEFAULT,
+        timeout=settings.connect_timeout,
+        peer=peer,
+        http=http,
+    )
+    if not yes:
+        _ask_first(inspect(settings, lambda client: client.agent_facts()).version, question.identity)
+    result = Probe(question)
+    inspect(settings, result.run)
+    if as_json:
+        print_json(_probe_view(result))
+    else:
+        _show_probe(result, Printer())
+    return 0 if result.ok else 1
+
+
+def _ask_first(version: str, identity: str) -> None:
+    """Before a key is left where others can get it."""
+    if not gives_keys_away(version):
+        return
+    what = (
+        f"the agent (Consul {version or 'of an unknown version'}) will keep the certificate and key of {identity} "
+        "in its cache for up to three days, and may give them to any token meanwhile"
+    )
+    if not sys.stdin.isatty():
+        raise click.UsageError(f"{what}: give --yes if that is all right")
+    if not click.confirm(f"{what[0].upper()}{what[1:]}. Go on?", err=True):
+        raise CommandError("nothing was called")
+
+
+def _probe_view(result: "Probe") -> dict[str, Any]:
+    return {
+        "ok": result.ok,
+        "verdict": result.verdict,
+        "service": result.question.service,
+        "peer": result.question.peer or None,
+        "datacenter": result.datacenter,
+        "sni": result.sni,
+        "gateway": result.gateway,
+        "address": str(result.address) if result.address else None,
+        "caller": result.caller or None,
+        "met": msgspec.to_builtins(result.met),
+        "steps": msgspec.to_builtins(result.steps),
+        "failure": msgspec.to_builtins(result.failure),
+    }
+
+
+def _show_probe(result: "Probe", printer: Printer) -> None:
+    for name, value in (
+        ("name", result.sni),
+        ("through", f"{result.gateway} ({result.address})" if result.address else ""),
+        ("as", result.caller),
+        ("met", result.met.spiffe_id if result.met else ""),
+    ):
+        if value:
+            printer.line(f"{name:8} {value}")
+    printer.line()
+    rows = [(each.step, _milliseconds(each.seconds), each.detail if each.ok else "failed") for each in result.steps]
+    printer.table(("STEP", "TIME", "RESULT"), rows, ["" if each.ok else "red" for each in result.steps])
+    printer.line()
+    if result.failure:
+        printer.line(f"{result.verdict.replace('_', ' ')} (at {result.failure.step}): {result.failure.detail}", "red")
+        if result.failure.meaning:
+            printer.line(f"  {result.failure.meaning}")
+    elif result.met:
+        left = _remaining(result.met.expires)
+        printer.line(f"ok: {result.question.service} answers and accepts the caller", "green")
+        printer.line(f"  its certificate is valid until {result.met.expires:%Y-%m-%d %H:%M} UTC ({left} left)")
+
+
+def _milliseconds(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{seconds * 1000:.1f} ms"
+
+
+def _remaining(expires: datetime) -> str:
+    left = max(expires - datetime.now(UTC), timedelta())
+    hours = left // timedelta(hours=1)
+    return f"{hours // 24} d {hours % 24} h" if hours >= 24 else f"{hours} h {left // timedelta(minutes=1) % 60} min"

@@ -1,0 +1,124 @@
+"""The commands that ask nobody: run the gateway, and what this program can say by itself.
+
+`run` stays for months, so what only the others need is imported inside them.
+"""
+
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import click
+from click.shell_completion import get_completion_class
+
+import meshgate
+from meshgate.app.cli.setting_options import Command, json_option, with_settings
+from meshgate.app.errors import CommandError, ConfigError
+from meshgate.app.settings.setting_table import TABLE
+from meshgate.app.settings.settings import Settings
+
+
+def _only_mesh(_: click.Context, _parameter: click.Parameter, kind: str | None) -> None:
+    """`-gateway=mesh`, as in `consul connect envoy`, says nothing new; another kind would be a misunderstanding."""
+    if kind not in (None, "mesh"):
+        raise click.UsageError("meshgate is a mesh gateway and no other: --gateway takes mesh only")
+
+
+@click.command(cls=Command, short_help="Run the gateway in the foreground.")
+@click.option(
+    "--gateway", metavar="mesh", callback=_only_mesh, expose_value=False, help="As in consul connect envoy; only mesh."
+)
+@with_settings()
+def run(settings: Settings) -> int | None:
+    """Register the gateway with the local agent, watch Consul and relay streams.
+
+    Runs in the foreground until SIGTERM or Ctrl-C, which let open streams end first.
+    """
+    from meshgate.app.composition_root import run_gateway  # noqa: PLC0415 - heavy, and only needed here
+
+    return run_gateway(settings)
+
+
+@click.command(cls=Command, short_help="Show two datacenters and their gateways at work.")
+@click.option("--once", is_flag=True, help="Check that all of it works, print a summary and stop.")
+def demo(*, once: bool) -> int | None:
+    """Start two Consul datacenters with a gateway each on this machine and show traffic between them.
+
+    Needs a consul binary: $CONSUL_BIN, or consul on the PATH. Runs until Ctrl-C and cleans up after itself.
+    """
+    checkout = Path(meshgate.__file__).resolve().parents[2]
+    if not (checkout / "tests" / "harness" / "show.py").is_file():
+        raise CommandError("the demo is not part of an installed meshgate: clone its repository and run scripts/demo")
+    sys.path.insert(0, str(checkout))
+    # By name: the harness is no part of the package, and types nothing that is.
+    code: int | None = import_module("tests.harness.show").run_demo(once=once)
+    return code
+
+
+@click.command(cls=Command, short_help="Print the ACL policy that the gateway needs.")
+@click.option("--enterprise", is_flag=True, help="For Consul Enterprise: all admin partitions and namespaces.")
+@with_settings({"MESHGATE_SERVICE"})
+def policy(settings: Settings, *, enterprise: bool) -> None:
+    """Print the ACL policy (HCL) that this gateway needs, and no more.
+
+    For example: meshgate policy | consul acl policy create -name mesh-gateway -rules -
+    """
+    from meshgate.adapters.consul.policy import acl_policy  # noqa: PLC0415 - only needed here
+
+    click.echo(acl_policy(settings.service, enterprise=enterprise).rstrip("\n"))
+
+
+@click.command(cls=Command, short_help="Print the effective settings and their origins.")
+@json_option
+@click.option(
+    "--env-example", "example", is_flag=True, help="Print a .env file with every setting, commented, instead."
+)
+@click.option("--reference", "page", is_flag=True, help="Print the page of all settings, in Markdown, instead.")
+@with_settings()
+def config(settings: Settings, *, as_json: bool, example: bool, page: bool) -> None:
+    """Print the effective settings and where each came from, secrets masked.
+
+    Takes the flags of run, and shows what run would use. Exits with 2 if run would refuse it.
+    """
+    from meshgate.app.cli.output import Printer, print_json  # noqa: PLC0415 - heavy
+    from meshgate.app.settings.settings_doc import env_example, reference  # noqa: PLC0415 - only needed here
+
+    if example:
+        click.echo(env_example(), nl=False)
+        return
+    if page:
+        click.echo(reference(), nl=False)
+        return
+    shown = {setting.name: (settings.shown(setting.name), settings.origin(setting.name).value) for setting in TABLE}
+    if as_json:
+        values = {name: {"value": value or None, "origin": origin} for name, (value, origin) in shown.items()}
+        print_json(values)
+    else:
+        rows = [(name, value or "-", origin) for name, (value, origin) in shown.items()]
+        Printer().table(("NAME", "VALUE", "ORIGIN"), rows)
+    _check_consul(settings)
+
+
+def _check_consul(settings: Settings) -> None:
+    from meshgate.adapters.consul.api import ConsulAddress, ConsulConfigError  # noqa: PLC0415 - heavy
+
+    try:
+        address = ConsulAddress.from_settings(settings.consul)
+    except ConsulConfigError as error:
+        raise ConfigError(str(error)) from None
+    for warning in address.warnings:
+        click.echo(f"note: {warning}", err=True)
+
+
+@click.command(cls=Command, short_help="Print the completion script of a shell.")
+@click.argument("shell", type=click.Choice(("bash", "zsh", "fish")))
+@click.pass_context
+def completion(context: click.Context, shell: str) -> None:
+    """Print the script that completes meshgate's commands and flags in a shell.
+
+    For example: source <(meshgate completion bash), or meshgate completion fish | source
+    """
+    kind = get_completion_class(shell)
+    assert kind is not None
+    # click itself looks for this variable before it runs a command.
+    complete = kind(context.find_root().command, {}, "meshgate", "_MESHGATE_COMPLETE")
+    click.echo(complete.source())
