@@ -43,6 +43,7 @@ class _Product:
             "MESHGATE_STATE_DIR": str(folder / "state"),
             "MESHGATE_WORKERS": str(workers),
             "MESHGATE_DRAIN_TIMEOUT": "1s",
+            "MESHGATE_DENY_ENDPOINTS": "none",  # Everything is on this machine, whatever node it is registered for.
             "PYTHONPATH": str(SCRIPTS.parent / "src"),
         }
         command = [sys.executable, "-m", "meshgate", "run"]

@@ -91,6 +91,7 @@ class Gateway(GatewayProcess):
                 # Out of the reach of partitions.
                 MESHGATE_ADMIN_BIND=f"unix://{self.admin_socket}",
                 MESHGATE_WORKERS=str(WORKERS),
+                MESHGATE_DENY_ENDPOINTS="none",  # All datacenters are on this machine.
                 MESHGATE_DRAIN_TIMEOUT=f"{DRAIN_SECONDS:g}s",
                 MESHGATE_STATE_DIR=str(self.state),
                 MESHGATE_CATALOG_WATCHES=str(self._watches),

@@ -93,7 +93,7 @@ def test_it_is_said_once() -> None:
     before = plan(Snapshot("dc1", TRUST_DOMAIN))
     with structlog.testing.capture_logs() as logs:
         told_of(before, names("127.0.0.1", 7000))
-    told = [entry for entry in logs if "itself" in entry["event"]]
+    told = [entry for entry in logs if "itself" in entry.get("why", "")]
     assert sorted((entry["sni"], entry["endpoint"], entry["instance"]) for entry in told) == [
         (f"*.dc2.internal.{TRUST_DOMAIN}", "127.0.0.1:7000", "gw"),
         (WEB, "127.0.0.1:7000", "web-1"),
@@ -106,7 +106,7 @@ def test_it_is_said_once() -> None:
         told_of(known, plan(replace(grown, services=services), own=OwnAddresses(frozenset({("127.0.0.1", 7000)}))))
         assert [entry["event"] for entry in logs] == ["routes changed"]
         told_of(before, names("127.0.0.1", 7001))
-    assert [entry for entry in logs if "itself" in entry["event"]] == []
+    assert [entry for entry in logs if "itself" in entry.get("why", "")] == []
 
 
 @pytest.mark.parametrize(

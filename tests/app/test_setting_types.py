@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from meshgate.app.settings import setting_types
+from meshgate.core.addresses import DeniedAddresses, plain_network
 from meshgate.core.host_port import HostPort
 from meshgate.core.proxy_config import BindAddress
 from meshgate.core.weak_decode import parse_bool
@@ -41,6 +42,15 @@ from meshgate.core.weak_decode import parse_bool
         (setting_types.admin_bind, "[::1]:19000", HostPort("::1", 19000)),
         (setting_types.admin_bind, "unix:///run/meshgate/admin.sock", Path("/run/meshgate/admin.sock")),
         (setting_types.admin_bind, "off", None),
+        (setting_types.denied_addresses, "none", DeniedAddresses()),
+        (
+            setting_types.denied_addresses,
+            "loopback, 10.0.0.0/8,::ffff:192.0.2.1,fd00:ec2::254,multicast",
+            DeniedAddresses(
+                frozenset({"loopback", "multicast"}),
+                (plain_network("10.0.0.0/8"), plain_network("192.0.2.1"), plain_network("fd00:ec2::254/128")),
+            ),
+        ),
         (setting_types.path, "~/x", Path.home() / "x"),
         (setting_types.access_log, "stdout", "stdout"),
         (setting_types.access_log, "/var/log/x", "/var/log/x"),
@@ -94,6 +104,10 @@ def test_reads(parse: Any, text: str, value: Any) -> None:
         (setting_types.admin_bind, "unix://relative", "ip:port, unix:///path or off"),
         (setting_types.admin_bind, "unix:///", "ip:port, unix:///path or off"),
         (setting_types.admin_bind, "unix:///" + "x" * 120, "at most 103 bytes"),
+        (setting_types.denied_addresses, "loopback,none", "or none"),
+        (setting_types.denied_addresses, "Loopback", "loopback, link-local, unspecified, multicast"),
+        (setting_types.denied_addresses, "10.0.0.1/8", "has host bits set"),
+        (setting_types.denied_addresses, "10.0.0.0/8,", "separated by commas"),
         (setting_types.path, "a\0b", "a path"),
         (setting_types.log_level, "warning", "trace, debug, info, warn, error"),
     ],

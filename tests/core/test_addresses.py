@@ -1,14 +1,34 @@
-"""Endpoints that are the gateway itself: found where it is certain, never dialled, and said."""
+"""Endpoints that are the gateway itself, or that no stream is to reach: found, never dialled, and said."""
+
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
-from meshgate.core.addresses import LEADS_BACK, OwnAddresses
-from meshgate.core.catalog import RemoteDatacenter, Service, Snapshot, WanAddress
+from meshgate.core.addresses import (
+    IS_ADMIN,
+    LEADS_BACK,
+    LOCAL_CLASSES,
+    NOTHING_DENIED,
+    DeniedAddresses,
+    OwnAddresses,
+    plain_network,
+)
+from meshgate.core.catalog import (
+    ImportedService,
+    PeerServers,
+    RemoteDatacenter,
+    RemotePartition,
+    Service,
+    Snapshot,
+    WanAddress,
+)
 from meshgate.core.explain import explain
 from meshgate.core.planner import Planner, plan
 from meshgate.core.reasons import Reason
+from meshgate.core.routes import Route
 
-from .samples import TD3, instance
+from .samples import TD1, TD3, instance
 
 MACHINE = frozenset({"10.0.0.5", "fd00::5"})
 
@@ -99,3 +119,115 @@ def test_routes_that_are_kept_follow_what_is_known_of_own_addresses() -> None:
         route = planner.plan(catalog, own=own).find(WEB)
         assert route is not None
         assert [endpoint.healthy for endpoint in route.endpoints] == [healthy]
+
+
+# --- addresses that no endpoint may have ------------------------------------------------------------------------------
+
+LOCAL = DeniedAddresses(frozenset(LOCAL_CLASSES))
+ON_ONE_MACHINE = {
+    "127.0.0.1": "loopback",
+    "127.255.255.254": "loopback",
+    "::1": "loopback",
+    "::ffff:127.0.0.1": "loopback",
+    "0:0:0:0:0:ffff:7f00:1": "loopback",
+    "64:ff9b::7f00:1": "loopback",
+    "169.254.169.254": "link-local",
+    "64:ff9b::a9fe:a9fe": "link-local",
+    "fe80::1%eth0": "link-local",
+    "0.0.0.0": "unspecified",
+    "0.1.2.3": "unspecified",
+    "::": "unspecified",
+    "::ffff:0.0.0.0": "unspecified",
+    "224.0.0.1": "multicast",
+    "ff02::1": "multicast",
+}
+
+
+def planned(catalog: Snapshot, name: str, denied: DeniedAddresses = LOCAL, **told: Any) -> Route:
+    route = plan(catalog, denied=denied, **told).find(name)
+    assert route is not None
+    return route
+
+
+@pytest.mark.parametrize(("address", "what"), ON_ONE_MACHINE.items())
+@pytest.mark.parametrize("name", [WEB, DC2])
+@pytest.mark.parametrize("panic_threshold", [0, 100])
+def test_what_means_another_machine_here_gets_no_stream(
+    address: str, what: str, name: str, panic_threshold: int
+) -> None:
+    route = planned(snapshot(address), name, panic_threshold=panic_threshold)
+    assert route.candidates == ()
+    assert [endpoint.cause for endpoint in route.endpoints] == [
+        f"a {what} address on another node, which MESHGATE_DENY_ENDPOINTS refuses"
+    ]
+
+
+@pytest.mark.parametrize("address", ON_ONE_MACHINE)
+def test_an_instance_of_the_gateways_own_node_may_have_it(address: str) -> None:
+    catalog = snapshot(address)
+    own = catalog.services[0].instances[0].node
+    assert planned(replace(catalog, node=own), WEB).candidates
+    assert not planned(replace(catalog, node=own), DC2).candidates
+    assert not planned(replace(catalog, node="another"), WEB).candidates
+
+
+def test_a_node_of_that_name_elsewhere_is_not_the_gateways_own() -> None:
+    """Other datacenters, partitions and peers name their nodes, and their datacenters, as they like."""
+    named: dict[str, Any] = {"node": "here", "wan": WanAddress("127.0.0.1", 8443)}
+    foreign = instance("127.0.0.1", datacenter="dc1", peer_sni=(f"web.default.p1.external.{TD1}",), **named)
+    catalog = Snapshot(
+        "dc1",
+        TD3,
+        node="here",
+        remotes=(RemoteDatacenter("dc2", (instance(datacenter="dc2", **named),)),),
+        partitions=(RemotePartition("ap1", (instance(partition="ap1", **named),)),),
+        imports=(ImportedService("web", "p1", (foreign,)),),
+        peer_servers=(PeerServers("here", f"server.dc1.peering.{TD1}", (("127.0.0.1", 8502),)),),
+        peer_through=True,
+    )
+    routes = list(plan(catalog, denied=LOCAL))
+    assert {route.kind for route in routes} == {"datacenter", "partition", "peer-import", "peer-server"}
+    assert [route.candidates for route in routes] == [()] * 4
+    assert all(route.candidates for route in plan(catalog))
+
+
+@pytest.mark.parametrize("address", ["172.16.1.3", "203.0.113.7", "fd00::7", "64:ff9b::cb00:7107", "::ffff:10.0.0.7"])
+def test_other_addresses_get_streams_as_ever(address: str) -> None:
+    assert planned(snapshot(address), WEB).candidates
+
+
+@pytest.mark.parametrize("own", ["", "node-10.9.0.7"])
+def test_a_block_that_is_denied_has_no_exception(own: str) -> None:
+    denied = DeniedAddresses(networks=(plain_network("10.9.0.0/16"), plain_network("::ffff:192.0.2.0/120")))
+    catalog = replace(snapshot("10.9.0.7", "10.8.0.7", "::ffff:10.9.0.8", "192.0.2.1", "127.0.0.1"), node=own)
+    route = planned(catalog, WEB, denied)
+    assert [endpoint.address for endpoint in route.candidates] == ["10.8.0.7", "127.0.0.1"]
+    refused = "an address in 10.9.0.0/16, which MESHGATE_DENY_ENDPOINTS refuses"
+    assert {endpoint.cause for endpoint in route.endpoints if not endpoint.healthy} == {
+        refused,
+        refused.replace("10.9.0.0/16", "192.0.2.0/24"),
+    }
+
+
+def test_what_a_host_name_stands_for_is_judged_each_time_it_changes() -> None:
+    planner, catalog = Planner(), snapshot("rebound.example", "127.1")
+    for numeric, healthy in (("203.0.113.7", True), ("127.0.0.1", False), ("169.254.169.254", False)):
+        addresses = {"rebound.example": (numeric,), "127.1": ("127.0.0.1",)}
+        route = planner.plan(catalog, addresses=addresses, denied=LOCAL).find(WEB)
+        assert route is not None
+        assert [endpoint.address for endpoint in route.candidates] == ([numeric] if healthy else [])
+
+
+def test_the_admin_address_gets_no_stream_whosever_node_it_is() -> None:
+    own = OwnAddresses(machine=MACHINE, admin=frozenset({("0.0.0.0", 8443)}))
+    catalog = snapshot("127.0.0.1", "10.0.0.5", "10.0.0.6")
+    for node in ("", "node-127.0.0.1", "node-10.0.0.5"):
+        route = planned(replace(catalog, node=node), WEB, NOTHING_DENIED, own=own)
+        assert [endpoint.address for endpoint in route.candidates] == ["10.0.0.6"]
+        assert {endpoint.cause for endpoint in route.endpoints if not endpoint.healthy} == {IS_ADMIN}
+
+
+def test_a_refused_stream_is_explained_with_the_setting() -> None:
+    explanation = explain(plan(snapshot("127.0.0.1"), denied=LOCAL), WEB)
+    assert explanation.reason is Reason.NO_HEALTHY_ENDPOINT
+    assert any("MESHGATE_DENY_ENDPOINTS" in step.outcome for step in explanation.steps)

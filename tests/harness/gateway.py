@@ -20,7 +20,8 @@ from tests.harness.waiting import until
 # For tests in which streams are to end by themselves, or whoever sends them is to hear first. A gateway serves for a
 # tenth of it after its deregistration, for which most tests need not wait.
 LONG_DRAIN: Final = {"MESHGATE_DRAIN_TIMEOUT": "10s"}
-_DEFAULTS: Final = {"MESHGATE_WORKERS": "1", "MESHGATE_DRAIN_TIMEOUT": "2s"}
+# All datacenters of a test are on this machine, at loopback addresses.
+_DEFAULTS: Final = {"MESHGATE_WORKERS": "1", "MESHGATE_DRAIN_TIMEOUT": "2s", "MESHGATE_DENY_ENDPOINTS": "none"}
 _NO_AUTHORITIES: Final = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 

@@ -5,15 +5,18 @@ The rogue gateway here has all that a gateway has: the streams, and every certif
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 
 import pytest
 import trio
 
 from meshgate.adapters.mesh_tls import RefusedError, WrongPeerError
+from meshgate.app.settings.setting_table import BY_NAME
+from tests.core.hellos import hello, server_name
 from tests.e2e.world import World, until_equal
 from tests.harness.agent import ConsulError
 from tests.harness.backend import serving
-from tests.harness.gateway import gateway_beside
+from tests.harness.gateway import GatewayProcess, gateway_beside
 from tests.harness.native import native_service
 from tests.harness.tls import TlsStream, mesh_context
 from tests.versions import KEYS_KEPT
@@ -107,3 +110,48 @@ async def test_a_stolen_token_gets_no_other_services_leaf(world: World) -> None:
         with pytest.raises(ConsulError) as refused:
             await consul.get("/v1/agent/connect/ca/leaf/web", token=world.token)
         assert refused.value.status == 403
+
+
+LOCAL = ("127.0.0.1", "localhost", "::ffff:127.0.0.1", "::1", "169.254.169.254", "127.1", "fe80::1%lo")
+
+
+async def all_refused_for(cause: str, gateway: GatewayProcess, sni: str) -> bool:
+    endpoints = (await gateway.ask(f"/explain?sni={sni}"))["endpoints"]
+    return bool(endpoints) and all(cause in (endpoint["cause"] or "") for endpoint in endpoints)
+
+
+async def test_a_registered_address_opens_no_way_into_the_gateways_machine(world: World) -> None:
+    """Somebody who may register `evil` says that it is at loopback of another node: the gateway's would be dialled."""
+    dc2, met = world.federation.dc2, []
+
+    async def obey(client: trio.SocketStream) -> None:
+        met.append(await client.receive_some(1))
+
+    denied = BY_NAME["MESHGATE_DENY_ENDPOINTS"].default_text()
+    async with (
+        serving(obey) as port,
+        gateway_beside(dc2, world.token, MESHGATE_DENY_ENDPOINTS=denied) as gateway,
+        native_service(dc2, "honest", world.federation.folder) as honest,
+    ):
+        admin = int(gateway.admin.rpartition(":")[2])
+        await until_equal("honest", lambda: gateway.endpoints(world.sni("honest")), {honest.port: True})
+        for number, (host, target) in enumerate([*((host, port) for host in LOCAL), ("127.0.0.1", admin)]):
+            node, name = f"outpost-{number}", f"evil-{number}"
+            service = {"ID": name, "Service": name, "Address": host, "Port": target, "Connect": {"Native": True}}
+            await dc2.put("/v1/catalog/register", {"Node": node, "Address": "192.0.2.7", "Service": service})
+            sni = world.sni(name)
+            wanted = "admin address" if target == admin else "MESHGATE_DENY_ENDPOINTS"
+            await until_equal(host, partial(all_refused_for, wanted, gateway, sni), True, seconds=10)
+            async with await trio.open_tcp_stream(*gateway.address) as client:
+                await client.send_all(hello(server_name(sni.encode())) + b"SET y 2\r\n")
+                with trio.fail_after(10):
+                    assert await client.receive_some(100) == b"\x15\x03\x03\x00\x02\x02\x50"
+            told = await gateway.ask(f"/explain?sni={sni}")
+            assert told["reason"] == "no_healthy_endpoint"
+            assert any(wanted in step["outcome"] for step in told["steps"])
+            await dc2.put("/v1/catalog/deregister", {"Node": node})
+        assert met == []
+        # An instance of the gateway's own node may be at its loopback.
+        answer = await (await world.caller()).call(gateway.address, world.sni("honest"), SECRET)
+        assert answer.data == SECRET
+        assert "why=a loopback address on another node" in gateway.child.log.read_text().replace('"', "")

@@ -8,7 +8,7 @@ import os
 import structlog
 import trio
 
-from meshgate.adapters.admin.http_server import AdminServer
+from meshgate.adapters.admin.http_server import AdminServer, Bind
 from meshgate.adapters.consul import ConsulClient, OwnRegistration
 from meshgate.adapters.machine import raise_descriptor_limit
 from meshgate.adapters.sd_notify import Notifier
@@ -76,15 +76,18 @@ async def _main(settings: Settings, client: ConsulClient) -> None:
         async def start_onlookers(nursery: trio.Nursery) -> None:
             nursery.start_soon(telemetry.statsd.run)
             if settings.admin_bind is not None:
-                await _serve_admin(nursery, AdminServer(admin_routes(view, telemetry.metrics)), settings)
+                bound = await _serve_admin(nursery, AdminServer(admin_routes(view, telemetry.metrics)), settings)
+                if isinstance(bound, tuple):
+                    gateway.tables.guard(bound)
 
         await gateway.run(start_onlookers)
 
 
-async def _serve_admin(nursery: trio.Nursery, server: AdminServer, settings: Settings) -> None:
+async def _serve_admin(nursery: trio.Nursery, server: AdminServer, settings: Settings) -> Bind:
     try:
-        bound = await nursery.start(server.serve, settings.admin_bind)
+        bound: Bind = await nursery.start(server.serve, settings.admin_bind)
     except OSError as error:
         shown = settings.shown("MESHGATE_ADMIN_BIND")
         raise CommandError(f"cannot bind the admin address {shown}: {error.strerror}") from None
     log.info("admin address is open", address=bound if isinstance(bound, os.PathLike) else f"{bound[0]}:{bound[1]}")
+    return bound

@@ -191,7 +191,7 @@ class Snapshot:
     (`Peering.PeerThroughMeshGateways` of the mesh entry); only with one of them are `servers`, those of its own
     datacenter, known. `domain` is the agents' DNS domain, by which servers are named, with or without its final dot; it
     is not the trust domain. `groups` are those that exports name, where it is not Consul that resolves them; the
-    gateway's own partition is not among their members.
+    gateway's own partition is not among their members. `node` is the gateway's own, "" where the agent does not tell.
     """
 
     datacenter: str
@@ -208,6 +208,7 @@ class Snapshot:
     peer_servers: tuple[PeerServers, ...] = ()
     peer_through: bool = False
     groups: tuple[SamenessGroup, ...] = ()
+    node: str = ""
 
 
 def in_namespace(namespace: str, name: str) -> str:

@@ -1,7 +1,8 @@
 """From instances in the catalog to endpoints that can be dialled: what all makers of routes stand on.
 
 Which of an instance's addresses counts, and whether it is healthy, is said in `health`; here host names become the
-addresses that they stand for, and what leads back to this gateway is taken out.
+addresses that they stand for, and what leads back to this gateway, or is denied, is taken out. Streams dial nothing but
+what was judged here, so a host name that comes to mean something else is judged again first.
 
 How far gateways elsewhere are is known where Consul knows the region and the zone of both sides. Consul's own gateway
 does not look at localities; its sidecars do (Enterprise), in these steps: the same zone, the same region, anywhere.
@@ -17,7 +18,16 @@ from dataclasses import dataclass
 from operator import attrgetter
 from types import MappingProxyType
 
-from .addresses import LEADS_BACK, PORTS, UNKNOWN, OwnAddresses, is_numeric
+from .addresses import (
+    IS_ADMIN,
+    LEADS_BACK,
+    NOTHING_DENIED,
+    PORTS,
+    UNKNOWN,
+    DeniedAddresses,
+    OwnAddresses,
+    is_numeric,
+)
 from .catalog import NOWHERE, Instance, Locality
 from .health import assess, best_address
 from .routes import Endpoint
@@ -41,6 +51,8 @@ class Viewpoint:
         own: addresses that lead back to it.
         locality: its region and zone.
         one_host_name: of several host names that a destination's gateways have, only one is to be used.
+        node: its node in the catalog; "" where that is not known.
+        denied: what no endpoint may have for an address.
     """
 
     datacenter: str
@@ -49,6 +61,8 @@ class Viewpoint:
     own: OwnAddresses = UNKNOWN
     locality: Locality = NOWHERE
     one_host_name: bool = False
+    node: str = ""
+    denied: DeniedAddresses = NOTHING_DENIED
 
 
 class EndpointMaker:
@@ -104,13 +118,22 @@ class EndpointMaker:
         if name:
             known = self._hosts[name] = self._addresses.get(name, ())
         for numeric in known:
-            if view.own.leads_back(numeric, port, elsewhere=elsewhere):
-                yield Endpoint(numeric, port, False, 0, *where, LEADS_BACK)
+            if never := self._never(numeric, port, instance, elsewhere=elsewhere):
+                yield Endpoint(numeric, port, False, 0, *where, never)
             else:
                 yield Endpoint(numeric, port, verdict.healthy, verdict.weight, *where, verdict.cause, far, name)
         if not known:
             cause = verdict.cause or f"no address is known for the host name {address}"
             yield Endpoint(address, port, False, verdict.weight, *where, cause)
+
+    def _never(self, address: str, port: int, instance: Instance, *, elsewhere: bool) -> str:
+        """Why an address is never dialled, whatever its health; "" for nearly all."""
+        view = self.view
+        if view.own.leads_back(address, port, elsewhere=elsewhere):
+            return LEADS_BACK
+        if view.own.is_admin(address, port):
+            return IS_ADMIN
+        return view.denied.why(address, own_node=not elsewhere and bool(view.node) and instance.node == view.node)
 
 
 def distance(here: Locality, there: Locality) -> int:

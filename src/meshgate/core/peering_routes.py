@@ -55,9 +55,12 @@ def _imports(snapshot: Snapshot, maker: EndpointMaker) -> Iterator[Route]:
 
 
 def _elsewhere(instance: Instance) -> Instance:
-    """An instance of a peer: always dialled at its WAN address, also if the peer's datacenter has the same name."""
+    """An instance of a peer: always dialled at its WAN address, and never of this gateway's own datacenter or node.
+
+    A peer's may have the same names.
+    """
     address, port = best_address(instance, wan=True)
-    return replace(instance, address=address, port=port, wan=None)
+    return replace(instance, address=address, port=port, wan=None, datacenter="")
 
 
 def _servers_here(snapshot: Snapshot, maker: EndpointMaker) -> Iterator[Route]:
@@ -91,7 +94,7 @@ def _servers_of_peers(snapshot: Snapshot, maker: EndpointMaker) -> Iterator[Rout
         peer = chosen[name]
         named = [address for address in peer.addresses if not is_numeric(address[0])]
         servers = [
-            Instance(peer.peer, snapshot.datacenter, f"server of {peer.peer}", "consul", host, port, host)
+            Instance(peer.peer, "", f"server of {peer.peer}", "consul", host, port, host)
             for host, port in named or peer.addresses
         ]
         yield Route(

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from operator import attrgetter
 from types import MappingProxyType
 
-from .addresses import UNKNOWN, OwnAddresses
+from .addresses import NOTHING_DENIED, UNKNOWN, DeniedAddresses, OwnAddresses
 from .catalog import NOWHERE, Locality, Service, Snapshot
 from .endpoint_maker import NO_ADDRESSES, Addresses, EndpointMaker, Hosts, Viewpoint
 from .export_routes import AS_CONSUL, ExportRules, Exports
@@ -74,9 +74,11 @@ class Planner:
         own: OwnAddresses = UNKNOWN,
         locality: Locality = NOWHERE,
         one_host_name: bool = False,
+        denied: DeniedAddresses = NOTHING_DENIED,
     ) -> RouteTable:
         """Make the route table of a snapshot; the arguments are those of the function `plan`."""
-        view = Viewpoint(snapshot.datacenter, snapshot.partition, panic_threshold, own, locality, one_host_name)
+        place = (snapshot.datacenter, snapshot.partition)
+        view = Viewpoint(*place, panic_threshold, own, locality, one_host_name, snapshot.node, denied)
         world = _World(replace(snapshot, services=()), view, rules)
         maker = EndpointMaker(view, addresses)
         table = self._patched(world, snapshot, maker, addresses)
@@ -160,6 +162,7 @@ def plan(
     own: OwnAddresses = UNKNOWN,
     locality: Locality = NOWHERE,
     one_host_name: bool = False,
+    denied: DeniedAddresses = NOTHING_DENIED,
 ) -> RouteTable:
     """Make the route table of a snapshot.
 
@@ -173,6 +176,7 @@ def plan(
         own: addresses that lead back to this gateway. An endpoint with one of them never gets a stream.
         locality: region and zone of this gateway: nearer gateways elsewhere come before farther ones.
         one_host_name: of several host names of a destination's gateways, use one only.
+        denied: what no endpoint may have for an address.
     """
     return Planner().plan(
         snapshot,
@@ -182,6 +186,7 @@ def plan(
         own=own,
         locality=locality,
         one_host_name=one_host_name,
+        denied=denied,
     )
 
 

@@ -78,6 +78,7 @@ def catalog(services: int = 2) -> Snapshot:
         peer_servers=(PeerServers("us", "server.us.peering.x", (("192.0.2.9", 8443),), 7),),
         peer_through=True,
         groups=(SamenessGroup("all", ("us",), ("p1",)),),
+        node="n1",
     )
 
 

@@ -57,6 +57,7 @@ def endpoint_view(endpoint: Endpoint) -> dict[str, Any]:
         "address": safe_text(endpoint.address),
         "port": endpoint.port,
         "healthy": endpoint.healthy,
+        "cause": safe_text(endpoint.cause) or None,
         "weight": endpoint.weight,
         "node": safe_text(endpoint.node),
         "instance": safe_text(endpoint.instance),

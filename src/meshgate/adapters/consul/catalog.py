@@ -115,6 +115,7 @@ class CatalogWatcher:
         publish: gets each new snapshot, in trio's thread; it must not block.
         datacenter: the gateway's own.
         partition: the gateway's own.
+        node: the gateway's own; "" where that is not known.
         gateway_service: the name under which the gateway is registered.
         catalog_watches: how many blocking queries the gateway may hold at once (see `pool`).
         enterprise: whether Consul has namespaces and partitions; the community edition refuses to be asked for them.
@@ -130,6 +131,7 @@ class CatalogWatcher:
         *,
         datacenter: str,
         partition: str = DEFAULT,
+        node: str = "",
         gateway_service: str = GATEWAY_KIND,
         catalog_watches: int = 100,
         start_deadline: float = 5.0,
@@ -143,6 +145,7 @@ class CatalogWatcher:
         self._publisher = Publisher(self._made, publish)
         self._datacenter = datacenter
         self._partition = partition
+        self._node = node
         self._start_deadline = start_deadline
         self._domain = "consul"
         self._expose_servers = False
@@ -334,6 +337,7 @@ class CatalogWatcher:
             peer_servers=self._peerings.servers(),
             peer_through=self._peerings.through,
             groups=self._exports.groups(),
+            node=self._node,
         )
 
 

@@ -95,7 +95,7 @@ class ConsulFacts:
 
     async def _why(self, route: Route, endpoint: Endpoint, datacenter: str) -> str:
         who = f"{_shown(endpoint.instance)} on {_shown(endpoint.node)}{self._since(route, endpoint)}"
-        if not KINDS[route.kind].nodes_known:
+        if not KINDS[route.kind].nodes_known or not endpoint.weight:
             return f"{who}: {_shown(endpoint.cause)}"
         checks = await self._checks.of(endpoint.node, endpoint.instance, datacenter=datacenter)
         if isinstance(checks, str):

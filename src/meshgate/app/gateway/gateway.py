@@ -183,6 +183,7 @@ class Gateway:
             self._on_snapshot,
             datacenter=facts.datacenter,
             partition=partition,
+            node=self.settings.node_name or facts.node,
             gateway_service=self.settings.service,
             catalog_watches=self.settings.catalog_watches,
             enterprise=is_enterprise(self.settings, facts),

@@ -167,15 +167,16 @@ class OwnAddressKeeper:
         self._machine: frozenset[str] = frozenset()
         self._looked_at = float("-inf")
 
-    def now(self, listeners: Iterable[tuple[str, int]]) -> OwnAddresses:
+    def now(self, listeners: Iterable[tuple[str, int]], admin: Iterable[tuple[str, int]] = ()) -> OwnAddresses:
         """The addresses of this moment; those of the machine are up to ten seconds old.
 
         Args:
             listeners: where the relay is bound.
+            admin: where the admin address is.
         """
         if time.monotonic() - self._looked_at > _KEPT_SECONDS:
             self._machine, self._looked_at = machine_addresses(), time.monotonic()
-        return OwnAddresses(frozenset(listeners), self._machine, self._registered)
+        return OwnAddresses(frozenset(listeners), self._machine, self._registered, frozenset(admin))
 
     def is_own(self, bound: Iterable[BindAddress], host: str, port: int) -> bool:
         """Whether who dials an address meets this process, which is bound to these; False for a host name."""

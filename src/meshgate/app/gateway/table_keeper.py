@@ -19,7 +19,6 @@ from meshgate.app.gateway.last_known import LastKnown
 from meshgate.app.gateway.listeners import OwnAddressKeeper
 from meshgate.app.settings.settings import Settings
 from meshgate.core import export_routes
-from meshgate.core.addresses import LEADS_BACK
 from meshgate.core.catalog import NOWHERE, Locality, Snapshot, in_namespace
 from meshgate.core.host_port import host_port
 from meshgate.core.planner import Planner
@@ -30,6 +29,7 @@ log = structlog.get_logger(module="meshgate")
 
 _LARGE: Final = 1000
 _MOST_PROBLEMS: Final = 10
+_MOST_ENDPOINTS: Final = 10  # Of one route, at once.
 # Why there may be no route at a start that went well.
 _NOTHING_YET: Final = "the catalog has no mesh service and no gateway elsewhere yet that the token sees"
 
@@ -70,6 +70,7 @@ class TableKeeper:
         self._planner = Planner()
         self._large = large
         self._own_addresses = OwnAddressKeeper(settings)
+        self._admin: tuple[tuple[str, int], ...] = ()
         self._settled = 0
         self._left_alone: dict[str, str] = {}
 
@@ -86,6 +87,11 @@ class TableKeeper:
     def look_from(self, locality: Locality, *, one_host_name: bool) -> None:
         """Make tables for a gateway in this place from now on, as for `plan`."""
         self._locality, self._one_host_name = locality, one_host_name
+        self.renew()
+
+    def guard(self, admin: tuple[str, int]) -> None:
+        """Let no stream reach this address, where the admin address listens."""
+        self._admin = (admin,)
         self.renew()
 
     def use_settings(self, settings: Settings) -> None:
@@ -108,7 +114,8 @@ class TableKeeper:
             panic_threshold=self._settings.panic_threshold,
             rules=export_rules(self._settings),
             addresses=self.names.addresses,
-            own=self._own_addresses.now(self._relay.addresses),
+            own=self._own_addresses.now(self._relay.addresses, self._admin),
+            denied=self._settings.deny_endpoints,
             locality=self._locality,
             one_host_name=self._one_host_name,
         )
@@ -215,17 +222,21 @@ def tell_table(before: RouteTable, after: RouteTable, change: TableChange) -> No
     if added or changed or change.removed:
         log.info("routes changed", total=len(after), added=added, removed=len(change.removed), changed=changed)
     for old, route in pairs:
-        for endpoint in _circles(route) - _circles(old):
+        new = _never_dialled(route) - _never_dialled(old)
+        for endpoint in sorted(new, key=lambda each: (each.node, each.instance))[:_MOST_ENDPOINTS]:
             log.warning(
-                "an endpoint in Consul is this gateway itself and gets no streams, they would go in circles",
+                "an endpoint in Consul gets no streams",
+                why=endpoint.cause,
                 sni=route.sni,
                 endpoint=host_port(endpoint.address, endpoint.port),
                 node=endpoint.node,
                 instance=endpoint.instance,
             )
+        if len(new) > _MOST_ENDPOINTS:
+            log.warning("more endpoints in Consul get no streams", sni=route.sni, more=len(new) - _MOST_ENDPOINTS)
     for name in set(after.conflicts) - set(before.conflicts):
         log.warning("two things in Consul claim one name; the one without a dot in its name has it", sni=name)
 
 
-def _circles(route: Route | None) -> set[Endpoint]:
-    return set() if route is None else {each for each in route.endpoints if each.cause == LEADS_BACK}
+def _never_dialled(route: Route | None) -> set[Endpoint]:
+    return set() if route is None else {each for each in route.endpoints if not each.weight}

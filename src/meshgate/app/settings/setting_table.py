@@ -11,6 +11,7 @@ from typing import Final
 
 from meshgate.adapters import machine
 from meshgate.app.settings import setting_types as types
+from meshgate.core.addresses import LOCAL_CLASSES
 from meshgate.core.weak_decode import parse_bool
 
 PREFIX: Final = "MESHGATE_"
@@ -269,6 +270,14 @@ _STREAM_ROWS: Final = (
         types.whole(0, 100, "a percentage"),
         "PERCENT",
     ),
+    _ours(
+        "MESHGATE_DENY_ENDPOINTS",
+        "Addresses that get no stream, whoever registered them: CIDR blocks, and by name what only an instance of the "
+        "gateway's own node may have; none: all get streams (datacenters that share one machine).",
+        ",".join(LOCAL_CLASSES),
+        types.denied_addresses,
+        "CIDR,...",
+    ),
     _boolean(
         "MESHGATE_ENFORCE_EXPORTS",
         "Route only services that an exported-services entry opens to another partition (Enterprise).",
@@ -329,6 +338,7 @@ AT_SIGHUP: Final = frozenset(
         "MESHGATE_BIND_ADDRESS",
         "MESHGATE_CONNECT_TIMEOUT",
         "MESHGATE_DEREGISTER_AFTER_CRITICAL",
+        "MESHGATE_DENY_ENDPOINTS",
         "MESHGATE_DRAIN_TIMEOUT",
         "MESHGATE_HELLO_TIMEOUT",
         "MESHGATE_IDLE_TIMEOUT",

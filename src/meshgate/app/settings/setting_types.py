@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from meshgate.core.addresses import LOCAL_CLASSES, DeniedAddresses, plain_network
 from meshgate.core.durations import format_duration, parse_duration
 from meshgate.core.host_port import HostPort
 from meshgate.core.proxy_config import BindAddress
@@ -98,6 +99,23 @@ def bind_addresses(text: str) -> tuple[BindAddress, ...]:
     if len({(bind.address, bind.port) for bind in found}) < len(found):
         raise ValueError("must not bind an address twice")
     return tuple(found)
+
+
+def denied_addresses(text: str) -> DeniedAddresses:
+    """CIDR blocks and names of `LOCAL_CLASSES`, separated by commas; or `none`."""
+    words = [word.strip() for word in text.split(",")]
+    if words == ["none"]:
+        return DeniedAddresses()
+    networks = []
+    for word in words:
+        if word not in LOCAL_CLASSES:
+            try:
+                networks.append(plain_network(word))
+            except ValueError as error:
+                known = ", ".join(LOCAL_CLASSES)
+                why = f"; {error}" if "/" in word else ""
+                raise ValueError(f"must be CIDR blocks and {known}, separated by commas, or none{why}") from None
+    return DeniedAddresses(frozenset(words).intersection(LOCAL_CLASSES), tuple(networks))
 
 
 def admin_bind(text: str) -> HostPort | Path | None:

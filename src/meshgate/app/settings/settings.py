@@ -21,6 +21,7 @@ from dotenv.parser import parse_stream
 
 from meshgate.app.errors import ConfigError
 from meshgate.app.settings.setting_table import AT_SIGHUP, BY_NAME, PREFIX, TABLE, Setting
+from meshgate.core.addresses import DeniedAddresses
 from meshgate.core.host_port import HostPort
 from meshgate.core.proxy_config import BindAddress
 from meshgate.core.text import printable
@@ -106,6 +107,7 @@ class Settings:
     max_hello_bytes: int
     catalog_watches: int
     panic_threshold: int
+    deny_endpoints: DeniedAddresses
     enforce_exports: bool
     pass_http_exports: bool
     access_log: str
