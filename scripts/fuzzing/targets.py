@@ -5,9 +5,8 @@ import json
 from collections.abc import Callable
 from typing import Any, Final, TypeAlias
 
-from meshgate.adapters.consul import InvalidAnswerError
-from meshgate.adapters.consul.api import records
-from meshgate.adapters.state.state_file import StateFileError, decode
+from meshgate.adapters.consul.api import InvalidAnswerError, records
+from meshgate.adapters.state import StateFileError, decode
 from meshgate.core.hello import Hello, HelloParser, parse_hello
 
 Target: TypeAlias = Callable[[bytes], None]

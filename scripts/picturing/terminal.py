@@ -12,7 +12,7 @@ from meshgate.app.admin_client import ask, decoded
 from meshgate.app.cli.admin_answers import DashboardState
 from meshgate.app.cli.top_command import STATE
 from meshgate.app.cli.top_view import screen
-from meshgate.core.host_port import HostPort
+from meshgate.core.addresses import HostPort
 
 from .stage import Stage
 

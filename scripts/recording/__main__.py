@@ -15,7 +15,8 @@ from tests.harness.cluster import Federation, find_consul
 from tests.harness.ports import free_ports
 from tests.harness.waiting import until
 
-from meshgate.adapters.consul import ConsulAddress, ConsulError, acl_policy
+from meshgate.adapters.consul import acl_policy
+from meshgate.adapters.consul.api import ConsulAddress, ConsulError
 
 PATIENCE: Final = 60.0
 NARROW: Final = 'service "mesh-gateway" { policy = "write" }'

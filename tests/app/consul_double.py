@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from meshgate.adapters.consul import ConsulAddress, ConsulClient
+from meshgate.adapters.consul.api import ConsulAddress, ConsulClient
 from tests.adapters.consul.fake_consul import FakeConsul, Seen, fake_consul, row
 
 TOKEN = "5ecc9f1b-7d3a-4c5e-token"

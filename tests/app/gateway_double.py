@@ -10,14 +10,15 @@ import structlog
 import trio
 
 from meshgate.adapters.admin.http_server import AdminServer
-from meshgate.adapters.consul import HealthCheck, WatchState
+from meshgate.adapters.consul import WatchState
+from meshgate.adapters.consul.api import HealthCheck
 from meshgate.adapters.relay import Counters, Limits, OpenStream, Refused
 from meshgate.app.admin.admin_pages import admin_routes
 from meshgate.app.admin.gateway_view import GatewayView
 from meshgate.app.admin.metrics import Metrics
 from meshgate.app.gateway.table_keeper import HealthHistory, Since
 from meshgate.app.settings.settings import Settings
-from meshgate.core.host_port import host_port
+from meshgate.core.addresses import host_port
 from meshgate.core.proxy_config import BindAddress
 from meshgate.core.reasons import Reason
 from meshgate.core.routes import Endpoint, Route, RouteKind, RouteTable, difference

@@ -5,7 +5,7 @@ from pathlib import Path
 import trio
 
 from meshgate.adapters.admin.statsd import Target
-from meshgate.adapters.consul import ConsulAddress, ConsulClient, OwnRegistration
+from meshgate.adapters.consul.api import ConsulAddress, ConsulClient, OwnRegistration
 from meshgate.adapters.sd_notify import Notifier
 from meshgate.app.admin.gateway_view import GatewayView
 from meshgate.app.composition_root import Telemetry

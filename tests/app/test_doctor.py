@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import trio
 
-from meshgate.adapters.consul import ConsulClient
+from meshgate.adapters.consul.api import ConsulClient
 from meshgate.app.diagnostics import doctor_machine
 from meshgate.app.diagnostics.doctor import examine
 from meshgate.app.settings.settings import Settings

@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
-from meshgate.adapters.consul import ConsulAddress, ConsulClient
+from meshgate.adapters.consul.api import ConsulAddress, ConsulClient
 from meshgate.app.diagnostics.doctor import Examination
 from meshgate.app.settings.settings import Settings
 from meshgate.core.prerequisites import Finding, Status

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from meshgate.adapters.consul import ConsulClient
+from meshgate.adapters.consul.api import ConsulClient
 from meshgate.app.diagnostics.doctor import examine
 from meshgate.app.diagnostics.doctor_registration import registration
 from meshgate.app.settings.settings import Settings

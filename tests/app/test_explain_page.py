@@ -6,7 +6,8 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from meshgate.adapters.consul import ConsulUnreachableError, HealthCheck, WatchKey, WatchState
+from meshgate.adapters.consul import WatchKey, WatchState
+from meshgate.adapters.consul.api import ConsulUnreachableError, HealthCheck
 from meshgate.app.admin.explain_page import ConsulFacts
 from meshgate.core.explain import Explanation, explain
 from meshgate.core.routes import Endpoint, Route, RouteKind

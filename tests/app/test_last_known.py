@@ -9,8 +9,8 @@ import trio
 from structlog.testing import capture_logs
 from trio.testing import MockClock
 
-from meshgate.adapters.consul import CatalogWatcher, ServerError, WatchRegistry
-from meshgate.adapters.consul.api import Resolver, SubsetRule
+from meshgate.adapters.consul import CatalogWatcher, WatchRegistry
+from meshgate.adapters.consul.api import Resolver, ServerError, SubsetRule
 from meshgate.adapters.names import NameKeeper
 from meshgate.adapters.state import Kept, read, write
 from meshgate.app.gateway.last_known import REMOTES_PATIENCE, LastKnown

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from meshgate.adapters.consul import ConsulClient
+from meshgate.adapters.consul.api import ConsulClient
 from meshgate.app.diagnostics.modes_report import ModesReader, ModesReport
 from tests.adapters.consul.fake_consul import FakeConsul, row
 

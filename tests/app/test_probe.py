@@ -9,11 +9,11 @@ from io import StringIO
 import pytest
 import trio
 
-from meshgate.adapters.consul import AgentFacts, ConsulClient, ConsulUnreachableError
+from meshgate.adapters.consul.api import AgentFacts, ConsulClient, ConsulUnreachableError
 from meshgate.adapters.mesh_tls import RefusedError
 from meshgate.app.cli.main import execute
 from meshgate.app.diagnostics.probe import Failure, Probe, Question, Verdict
-from meshgate.core.host_port import HostPort
+from meshgate.core.addresses import HostPort
 from tests.adapters.consul.fake_consul import FakeConsul, row
 from tests.adapters.mesh_ca import Signer, mesh_root, serving_context
 from tests.harness.backend import serving

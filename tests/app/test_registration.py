@@ -13,8 +13,8 @@ import trio
 from structlog.testing import capture_logs
 from trio.testing import MockClock
 
-from meshgate.adapters.consul import ConsulClient, OwnRegistration, WatchRegistry
-from meshgate.adapters.consul.api import HealthCheck, OwnInstance
+from meshgate.adapters.consul import WatchRegistry
+from meshgate.adapters.consul.api import ConsulClient, HealthCheck, OwnInstance, OwnRegistration
 from meshgate.adapters.relay import Limits
 from meshgate.app.errors import CommandError
 from meshgate.app.gateway.listeners import Listeners

@@ -5,8 +5,7 @@ from typing import Any
 import pytest
 
 from meshgate.app.settings import setting_types
-from meshgate.core.addresses import DeniedAddresses, plain_network
-from meshgate.core.host_port import HostPort
+from meshgate.core.addresses import DeniedAddresses, HostPort, plain_network
 from meshgate.core.proxy_config import BindAddress
 from meshgate.core.weak_decode import parse_bool
 

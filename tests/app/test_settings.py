@@ -8,7 +8,7 @@ from meshgate.adapters import machine
 from meshgate.app.errors import ConfigError
 from meshgate.app.settings.setting_table import TABLE
 from meshgate.app.settings.settings import Origin, Settings
-from meshgate.core.host_port import HostPort
+from meshgate.core.addresses import HostPort
 
 SECRET = "5eb1d3c0-token"
 

@@ -7,7 +7,7 @@ import pytest
 from meshgate.app.errors import ConfigError
 from meshgate.app.settings.setting_table import AT_SIGHUP, BY_NAME
 from meshgate.app.settings.settings import Origin, Reload, Settings
-from meshgate.core.host_port import HostPort
+from meshgate.core.addresses import HostPort
 
 
 def settings(file: Path, **environ: str) -> Settings:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from meshgate.adapters.consul import AgentFacts
+from meshgate.adapters.consul.api import AgentFacts
 from meshgate.app.gateway.from_settings import export_rules, is_enterprise, partition_of
 from meshgate.app.gateway.table_keeper import export_problems
 from meshgate.app.settings.settings import Settings

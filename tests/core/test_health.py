@@ -1,11 +1,10 @@
 """Consul's rules for an instance's health, weight and address, one row each."""
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from meshgate.core.catalog import Check, WanAddress
-from meshgate.core.health import Verdict, assess, best_address
+from meshgate.core.endpoint_maker import Verdict, assess, best_address
 
 from .samples import instance
 

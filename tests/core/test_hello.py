@@ -5,8 +5,7 @@ from types import FrameType
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from meshgate.core.hello import Hello, HelloParser, Refusal, is_cut, parse_hello
 from meshgate.core.reasons import Reason

@@ -5,8 +5,7 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from meshgate.core.load_balancer import HostSet, LoadBalancer
 from meshgate.core.outlier_detection import Address

@@ -7,8 +7,7 @@ only under host names.
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from meshgate.core.catalog import (
     Check,

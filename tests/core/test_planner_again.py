@@ -4,8 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from meshgate.core.catalog import Check, RemoteDatacenter, Service, Snapshot, Subset
 from meshgate.core.endpoint_maker import Addresses

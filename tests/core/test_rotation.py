@@ -5,8 +5,7 @@ from itertools import pairwise
 from math import gcd
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from meshgate.core.load_balancer import Rotation
 

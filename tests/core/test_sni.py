@@ -1,8 +1,7 @@
 """The SNI forms, by Consul's own test vectors (agent/connect/sni_test.go and its kin) and by round trips."""
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from meshgate.core.sni import (
     GatewaySni,

@@ -1,7 +1,6 @@
 """A change leads from any table to any other one, and says no more than it must."""
 
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from meshgate.core.routes import Route, RouteTable, changed, difference
 

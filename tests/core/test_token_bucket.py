@@ -1,8 +1,7 @@
 """How often something may be done: never more than said in any stretch of time, and all that was said at once."""
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from meshgate.core.token_bucket import TokenBucket
 

@@ -11,7 +11,7 @@ import httpx
 import msgspec
 
 from meshgate.app.errors import CommandError
-from meshgate.core.host_port import HostPort
+from meshgate.core.addresses import HostPort
 from meshgate.core.text import printable
 
 _ERRNO = re.compile(r"^\[Errno -?\d+\] ")

@@ -9,7 +9,7 @@ import structlog
 import trio
 
 from meshgate.adapters.admin.http_server import AdminServer, Bind
-from meshgate.adapters.consul import ConsulClient, OwnRegistration
+from meshgate.adapters.consul.api import ConsulClient, OwnRegistration
 from meshgate.adapters.machine import raise_descriptor_limit
 from meshgate.adapters.sd_notify import Notifier
 from meshgate.app.admin.admin_pages import admin_routes

@@ -1,4 +1,4 @@
-"""Addresses: whether they are numeric, which lead back to this gateway, and which no stream is to reach.
+"""Addresses: how they are written, which are numeric, which lead back to this gateway, which no stream is to reach.
 
 A gateway decides by the server name alone, so a stream that it sends to itself comes to the same decision again, and
 again, until a limit ends it. Nothing in the protocol notices that. An endpoint with such an address is a mistake in the
@@ -15,7 +15,7 @@ leads strangers into this machine. Only an instance of the gateway's own node ca
 from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
-from typing import Final
+from typing import Final, NamedTuple
 
 PORTS: Final = 1 << 16
 LEADS_BACK: Final = "this is the gateway itself: the stream would come back to it without end"
@@ -24,6 +24,21 @@ DENY_SETTING: Final = "MESHGATE_DENY_ENDPOINTS"
 
 _EVERYWHERE: Final = ("0.0.0.0", "::")  # noqa: S104  (compared with, never bound)
 _LOOPBACK: Final = {4: "127.0.0.1", 6: "::1"}
+
+
+def host_port(host: str, port: int) -> str:
+    """`host:port`, with brackets around an IPv6 address."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+class HostPort(NamedTuple):
+    """A host (an IP address without brackets, a name, or "" for none) and a TCP port."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return host_port(*self)
 
 
 @lru_cache(maxsize=1 << 16)

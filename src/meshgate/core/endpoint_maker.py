@@ -1,8 +1,10 @@
 """From instances in the catalog to endpoints that can be dialled: what all makers of routes stand on.
 
-Which of an instance's addresses counts, and whether it is healthy, is said in `health`; here host names become the
-addresses that they stand for, and what leads back to this gateway, or is denied, is taken out. Streams dial nothing but
-what was judged here, so a host name that comes to mean something else is judged again first.
+Which of an instance's addresses counts, and whether it is healthy, is what Consul's gateway makes of it
+(`agent/xds/endpoints.go` calculateEndpointHealthAndWeight, `agent/structs` BestAddress): Consul's checks decide,
+nothing is probed here. Host names become the addresses that they stand for, and what leads back to this gateway, or is
+denied, is taken out. Streams dial nothing but what was judged here, so a host name that comes to mean something else is
+judged again first.
 
 How far gateways elsewhere are is known where Consul knows the region and the zone of both sides. Consul's own gateway
 does not look at localities; its sidecars do (Enterprise), in these steps: the same zone, the same region, anywhere.
@@ -29,7 +31,6 @@ from .addresses import (
     is_numeric,
 )
 from .catalog import NOWHERE, Instance, Locality
-from .health import assess, best_address
 from .routes import Endpoint
 from .sni import DEFAULT
 
@@ -38,7 +39,53 @@ Hosts = tuple[tuple[str, tuple[str, ...]], ...]
 """Host names, and what they stood for when routes were made."""
 
 NO_ADDRESSES: Addresses = MappingProxyType({})
+MAX_WEIGHT = 128
 _ORDER = attrgetter("address", "port", "node", "instance")
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """`weight` is 1..128, also of an unhealthy instance: in panic mode it gets traffic by it.
+
+    `cause` says which check made the instance unhealthy; empty while it is healthy.
+    """
+
+    healthy: bool
+    weight: int
+    cause: str = ""
+
+
+def assess(instance: Instance, *, only_passing: bool = False) -> Verdict:
+    """Health and weight of an instance, from all checks of its node and its service.
+
+    Any critical check makes it unhealthy; with a subset's `OnlyPassing`, any check that is not passing does. A
+    warning selects `Weights.Warning`. A weight below 1 means unhealthy, above 128 counts as 128.
+    """
+    cause, warning = "", False
+    for check in instance.checks:
+        warning = warning or check.status == "warning"
+        if check.status == "critical" or (only_passing and check.status != "passing"):
+            cause = cause or f"check {check.id} is {check.status}"
+    weight = instance.weight_warning if warning else instance.weight_passing
+    if weight < 1:
+        cause = cause or f"weight {weight}"
+    return Verdict(healthy=not cause, weight=min(max(weight, 1), MAX_WEIGHT), cause=cause)
+
+
+def best_address(instance: Instance, *, wan: bool) -> tuple[str, int]:
+    """Where to dial an instance: host and port.
+
+    From the same datacenter and partition (`wan=False`): the service's address, else its node's. From elsewhere: the
+    service's `wan` tag where there is one, with the service's port if the tag has none, else the service's own
+    address; an empty result falls to the node's `wan` tag, then to the node's address. A `wan` tag without an address
+    therefore leads to the node even if the service has an address.
+    """
+    address, port = instance.address, instance.port
+    if not wan:
+        return address or instance.node_address, port
+    if instance.wan is not None:
+        address, port = instance.wan.address, instance.wan.port or port
+    return address or instance.node_wan or instance.node_address, port
 
 
 @dataclass(frozen=True, slots=True)

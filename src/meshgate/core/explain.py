@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Final, Literal
 
+from .addresses import host_port
 from .hello import host_name_fault
-from .host_port import host_port
 from .reasons import Reason
 from .routes import Endpoint, Policy, Route, RouteKind, RouteTable
 from .sni import (

@@ -19,8 +19,10 @@ What always holds:
 
 import re
 from dataclasses import dataclass
-from struct import Struct
-from struct import error as TooShortError  # noqa: N812 (the name it has in the standard library says nothing)
+from struct import (
+    Struct,
+    error as TooShortError,  # noqa: N812 (the name it has in the standard library says nothing)
+)
 from typing import Final, TypeAlias
 
 from .reasons import Reason

@@ -17,8 +17,7 @@ from typing import Final
 
 from .addresses import PORTS, is_numeric
 from .catalog import Instance, PeerServers, Snapshot
-from .endpoint_maker import EndpointMaker
-from .health import best_address
+from .endpoint_maker import EndpointMaker, best_address
 from .routes import Route, RouteKind
 from .sni import DEFAULT, PeeringServerSni, ServerSni, parse
 

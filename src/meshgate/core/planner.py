@@ -1,6 +1,6 @@
 """From a snapshot of the catalog to the route table: what Consul's own gateway would route, and nothing else.
 
-Five siblings make the routes (`service_routes`, `remote_routes`, `server_routes`, `peering_routes`, `export_routes`),
+Four siblings make the routes (`service_routes`, `federation_routes`, `peering_routes`, `export_routes`),
 all of them by `endpoint_maker`; here they become a table. A catalog is large and its
 changes are small, so a `Planner` keeps the routes of each service and makes them again only where the record of the
 service is another one. What did not change is the same object in the next table, and where only services changed the
@@ -16,10 +16,9 @@ from .addresses import NOTHING_DENIED, UNKNOWN, DeniedAddresses, OwnAddresses
 from .catalog import NOWHERE, Locality, Service, Snapshot
 from .endpoint_maker import NO_ADDRESSES, Addresses, EndpointMaker, Hosts, Viewpoint
 from .export_routes import AS_CONSUL, ExportRules, Exports
+from .federation_routes import remote_routes, server_routes
 from .peering_routes import peering_routes
-from .remote_routes import remote_routes
 from .routes import Route, RouteTable
-from .server_routes import server_routes
 from .service_routes import service_routes
 
 

@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Final
 
-from .addresses import PORTS
-from .host_port import host_port
+from .addresses import PORTS, host_port
 from .weak_decode import boolean, mapping, number
 
 DEFAULT_LISTENER: Final = "default"

@@ -4,11 +4,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-from meshgate.adapters.consul import (
-    ConsulAddress,
-    ConsulClient,
-    Cursor,
-)
+from meshgate.adapters.consul.api import ConsulAddress, ConsulClient, Cursor
 
 from .fake_consul import FakeConsul, fake_consul
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 
 import trio
 
-from meshgate.adapters.consul import CatalogWatcher, ConsulAddress, ConsulClient, WatchRegistry
+from meshgate.adapters.consul import CatalogWatcher, WatchRegistry
+from meshgate.adapters.consul.api import ConsulAddress, ConsulClient
 from meshgate.core.catalog import Snapshot
 from meshgate.core.export_routes import AS_CONSUL, ExportRules
 from meshgate.core.planner import plan

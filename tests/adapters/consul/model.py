@@ -17,32 +17,30 @@ from typing import Any, Self
 
 import trio
 
-from meshgate.adapters.consul import (
+from meshgate.adapters.consul.api import (
+    NOW,
     AgentFacts,
     BadRequestError,
     CaRoots,
-    ConsulError,
-    ConsulUnreachableError,
-    Cursor,
-    NotFoundError,
-    NotReadyError,
-    OwnRegistration,
-    Page,
-    PermissionDeniedError,
-    Rule,
-    ServerError,
-)
-from meshgate.adapters.consul.api import (
-    NOW,
     Chain,
     ConsulAddress,
     ConsulClient,
+    ConsulError,
+    ConsulUnreachableError,
+    Cursor,
     Exported,
     HealthCheck,
     Instances,
+    NotFoundError,
+    NotReadyError,
     OwnInstance,
+    OwnRegistration,
+    Page,
     Peering,
+    PermissionDeniedError,
     Resolver,
+    Rule,
+    ServerError,
     Tenant,
 )
 from meshgate.core.catalog import Check, Instance, SamenessGroup

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import httpx
 
-from meshgate.adapters.consul import GATEWAY_KIND, ConsulAddress, ConsulClient, Cursor, Rule, Tenant
+from meshgate.adapters.consul.api import GATEWAY_KIND, ConsulAddress, ConsulClient, Cursor, Rule, Tenant
 from meshgate.adapters.consul.api.endpoints import Request
 from meshgate.adapters.consul.api.transport import Answer, Transport
 

@@ -5,16 +5,15 @@ from dataclasses import dataclass, field
 
 import trio
 
-from meshgate.adapters.consul import (
+from meshgate.adapters.consul import WatchKey, WatchRegistry
+from meshgate.adapters.consul.api import (
+    LONGEST_WAIT,
     ConsulError,
     ConsulUnreachableError,
     Cursor,
     Page,
     PermissionDeniedError,
-    WatchKey,
-    WatchRegistry,
 )
-from meshgate.adapters.consul.api import LONGEST_WAIT
 from meshgate.adapters.consul.watch import Watch
 
 UNREACHABLE = ConsulUnreachableError("cannot reach Consul", "unreachable")

@@ -6,16 +6,16 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from meshgate.adapters.consul import (
+from meshgate.adapters.consul.acl_visibility import AclVisibility, VerifiedInstances
+from meshgate.adapters.consul.api import (
     Cursor,
     EndpointBlockedError,
     Page,
     PermissionDeniedError,
+    Resolver,
     Rule,
     ServerError,
 )
-from meshgate.adapters.consul.acl_visibility import AclVisibility, VerifiedInstances
-from meshgate.adapters.consul.api import Resolver
 
 from .model import OWN, Model, gateway, server, sidecar
 from .watched import API, WEB, watching

@@ -2,7 +2,8 @@ import trio
 from structlog.testing import capture_logs
 from trio.testing import MockClock
 
-from meshgate.adapters.consul import AgentFacts, WatchRegistry, wait_for_agent
+from meshgate.adapters.consul import WatchRegistry, wait_for_agent
+from meshgate.adapters.consul.api import AgentFacts
 
 from .model import Model, unreachable
 

@@ -5,8 +5,8 @@ from itertools import pairwise
 import trio
 from trio.testing import MockClock
 
-from meshgate.adapters.consul import Cursor, WatchKey, WatchRegistry
-from meshgate.adapters.consul.api import LONGEST_WAIT
+from meshgate.adapters.consul import WatchKey, WatchRegistry
+from meshgate.adapters.consul.api import LONGEST_WAIT, Cursor
 from meshgate.adapters.consul.blocking_query_pool import RESERVED, ROTATION_WAIT, BlockingQueryPool
 from meshgate.adapters.consul.watch import Watch
 

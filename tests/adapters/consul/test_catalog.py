@@ -7,11 +7,7 @@ import trio
 from structlog.testing import capture_logs
 from trio.testing import MockClock
 
-from meshgate.adapters.consul import (
-    InvalidAnswerError,
-    ServerError,
-)
-from meshgate.adapters.consul.api import Resolver, SubsetRule
+from meshgate.adapters.consul.api import InvalidAnswerError, Resolver, ServerError, SubsetRule
 from meshgate.core.catalog import RemoteDatacenter, Service, Snapshot, Subset
 
 from .model import OWN, Model, gateway, server, sidecar

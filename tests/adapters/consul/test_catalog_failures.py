@@ -4,13 +4,14 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from meshgate.adapters.consul import (
+from meshgate.adapters.consul.api import (
     ConsulError,
     InvalidAnswerError,
     PermissionDeniedError,
+    Resolver,
     ServerError,
+    SubsetRule,
 )
-from meshgate.adapters.consul.api import Resolver, SubsetRule
 from meshgate.core.catalog import Subset
 
 from .model import OWN, Model, gateway, unreachable

@@ -5,10 +5,7 @@ from dataclasses import replace
 import trio
 from trio.testing import MockClock
 
-from meshgate.adapters.consul import (
-    PermissionDeniedError,
-    ServerError,
-)
+from meshgate.adapters.consul.api import PermissionDeniedError, ServerError
 from meshgate.adapters.consul.remote_gateways import LOST_AFTER
 
 from .model import OWN, Model, gateway, server

@@ -2,7 +2,8 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from meshgate.adapters.consul import Checks, ConsulUnreachableError, HealthCheck
+from meshgate.adapters.consul import Checks
+from meshgate.adapters.consul.api import ConsulUnreachableError, HealthCheck
 from meshgate.adapters.consul.api.records import decode_node_checks
 
 from .connected import connected

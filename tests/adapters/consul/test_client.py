@@ -7,12 +7,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from meshgate.adapters.consul import (
-    ConsulAddress,
-    ConsulClient,
-    Cursor,
-    PermissionDeniedError,
-)
+from meshgate.adapters.consul.api import ConsulAddress, ConsulClient, Cursor, PermissionDeniedError
 
 from .connected import TOKEN, WEB, connected
 from .fake_consul import fake_consul, row

@@ -7,7 +7,7 @@ import pytest
 import structlog
 import trio
 
-from meshgate.adapters.consul import (
+from meshgate.adapters.consul.api import (
     BadRequestError,
     ConsulAddress,
     ConsulClient,
@@ -22,8 +22,8 @@ from meshgate.adapters.consul import (
     Rule,
     ServerError,
     UnexpectedStatusError,
+    transport,
 )
-from meshgate.adapters.consul.api import transport
 
 from .connected import TOKEN, WEB, Call, ask_web, connected
 from .fake_consul import row

@@ -7,15 +7,15 @@ from functools import partial
 import pytest
 import trio
 
-from meshgate.adapters.consul import (
+from meshgate.adapters.consul.api import (
     BadRequestError,
     ConsulAddress,
     ConsulClient,
     ConsulUnreachableError,
     Cursor,
     InvalidAnswerError,
+    transport,
 )
-from meshgate.adapters.consul.api import transport
 
 from .connected import WEB, Call, ask_web, connected
 from .fake_consul import row

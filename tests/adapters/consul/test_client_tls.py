@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from meshgate.adapters.consul import ConsulAddress, ConsulClient, ConsulConfigError, ConsulUnreachableError
+from meshgate.adapters.consul.api import ConsulAddress, ConsulClient, ConsulConfigError, ConsulUnreachableError
 from meshgate.adapters.consul.api.credentials import tls_context
 
 from .certificates import Authority

@@ -1,7 +1,7 @@
 import pytest
 
-from meshgate.adapters.consul import PermissionDeniedError, Rule
-from meshgate.adapters.consul.api.errors import rule_named_in
+from meshgate.adapters.consul.api import PermissionDeniedError, Rule
+from meshgate.adapters.consul.api.consul_errors import rule_named_in
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from meshgate.adapters.consul import Cursor, InvalidAnswerError
+from meshgate.adapters.consul.api import Cursor, InvalidAnswerError
 from meshgate.core.proxy_config import NO_LIMITS, DestinationLimits
 
 from .connected import connected

@@ -8,7 +8,7 @@ import trio
 from trio.testing import MockClock
 
 from meshgate.adapters.consul.api import LONGEST_WAIT, Resolver, SubsetRule
-from meshgate.adapters.consul.catalog import APART, COALESCE
+from meshgate.adapters.consul.catalog_watcher import APART, COALESCE
 from meshgate.adapters.consul.watch_scheduler import AT_A_TICK, FRESH, IN_USE
 from meshgate.core.catalog import Service
 

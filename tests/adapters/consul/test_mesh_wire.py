@@ -5,9 +5,7 @@ from typing import Any
 
 import pytest
 
-from meshgate.adapters.consul import InvalidAnswerError
-from meshgate.adapters.consul.api import Chain, Exported, Peering
-from meshgate.adapters.consul.api import records as wire
+from meshgate.adapters.consul.api import Chain, Exported, InvalidAnswerError, Peering, records as wire
 from meshgate.adapters.consul.api.records import decode_instances
 from meshgate.core.catalog import ChainTarget, SamenessGroup
 

@@ -18,7 +18,8 @@ import trio
 from trio.testing import MockClock
 
 import meshgate
-from meshgate.adapters.consul import CatalogWatcher, ConsulAddress, ConsulClient, ServerError, WatchRegistry
+from meshgate.adapters.consul import CatalogWatcher, WatchRegistry
+from meshgate.adapters.consul.api import ConsulAddress, ConsulClient, ServerError
 from meshgate.adapters.consul.retry import LONGEST_PAUSE
 from meshgate.core.catalog import Snapshot
 
@@ -368,5 +369,5 @@ def test_nothing_that_follows_consul_or_relays_reads_the_time_of_day_but_to_writ
     package = Path(meshgate.__file__).parent
     inner = {path for path in wall_clock_readers(package) if path.startswith(("core/", "adapters/"))}
     # Where a file or a record that outlives the process needs a date.
-    assert inner == {"adapters/relay/stream.py", "adapters/state/state_file.py", "adapters/state/state_keeper.py"}
+    assert inner == {"adapters/relay/stream.py", "adapters/state.py"}
     assert "app/gateway.py" not in wall_clock_readers(package)

@@ -2,8 +2,8 @@
 
 import pytest
 
-from meshgate.adapters.consul import Cursor, Maintenance, OwnHealth, OwnRegistration
-from meshgate.adapters.consul.api import HealthCheck, OwnInstance
+from meshgate.adapters.consul import Maintenance, OwnHealth
+from meshgate.adapters.consul.api import Cursor, HealthCheck, OwnInstance, OwnRegistration
 from meshgate.adapters.consul.registrar import left_over, own_health
 
 from .connected import connected

@@ -2,7 +2,7 @@
 
 import pytest
 
-from meshgate.adapters.consul import catalog
+from meshgate.adapters.consul import catalog_watcher
 from meshgate.core.export_routes import ExportRules
 
 from .fake_consul import row
@@ -247,7 +247,7 @@ async def test_enterprise_without_partitions_yet_is_no_failure() -> None:
 
 
 async def test_a_namespace_that_fails_does_not_make_the_whole_catalog_old(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(catalog, "STALE_AFTER", 0.0)
+    monkeypatch.setattr(catalog_watcher, "STALE_AFTER", 0.0)
     async with mesh_double() as double:
         double.tenant(ns="team")
         double.set(key("/v1/config/service-resolver", ns="team"), b"Permission denied", status=403, index=None)

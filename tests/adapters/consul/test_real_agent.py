@@ -11,14 +11,14 @@ from uuid import uuid4
 import pytest
 import trio
 
-from meshgate.adapters.consul import (
+from meshgate.adapters.consul import acl_policy
+from meshgate.adapters.consul.api import (
     ConsulAddress,
     ConsulClient,
     Cursor,
     EndpointBlockedError,
     PermissionDeniedError,
     Rule,
-    acl_policy,
 )
 from meshgate.app.diagnostics.doctor import examine
 from meshgate.app.settings.settings import Settings

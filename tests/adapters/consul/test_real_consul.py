@@ -12,18 +12,16 @@ import pytest
 import trio
 
 from meshgate.adapters.consul import (
-    BindAddress,
     CatalogWatcher,
-    ConsulAddress,
-    ConsulClient,
-    Cursor,
     GatewayDefinition,
     Registrar,
     WatchRegistry,
     acl_policy,
     wait_for_agent,
 )
+from meshgate.adapters.consul.api import ConsulAddress, ConsulClient, Cursor
 from meshgate.core.catalog import Instance, Snapshot
+from meshgate.core.proxy_config import BindAddress
 from tests.harness.agent import Consul
 from tests.harness.cluster import Federation
 

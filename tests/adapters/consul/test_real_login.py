@@ -12,14 +12,14 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 
-from meshgate.adapters.consul import (
+from meshgate.adapters.consul import acl_policy
+from meshgate.adapters.consul.api import (
     ConsulAddress,
     ConsulClient,
     ConsulConfigError,
     Login,
     LoginError,
     PermissionDeniedError,
-    acl_policy,
 )
 from tests.harness.agent import Consul
 from tests.harness.gateway import gateway_beside

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from meshgate.adapters.consul import (
+from meshgate.adapters.consul.api import (
     BadRequestError,
     ConsulAddress,
     ConsulError,
@@ -20,10 +20,10 @@ from meshgate.adapters.consul import (
     PermissionDeniedError,
     Rule,
     ServerError,
+    records,
 )
-from meshgate.adapters.consul.api import records
 from meshgate.core.catalog import ChainTarget
-from meshgate.core.health import assess, best_address
+from meshgate.core.endpoint_maker import assess, best_address
 from meshgate.core.proxy_config import NO_LIMITS, DestinationLimits
 from meshgate.core.routes import Policy
 

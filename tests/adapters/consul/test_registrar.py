@@ -12,19 +12,22 @@ from structlog.testing import capture_logs
 from trio.testing import MockClock
 
 from meshgate.adapters.consul import (
-    AgentFacts,
-    ConsulError,
     GatewayDefinition,
     Maintenance,
     OwnHealth,
-    OwnRegistration,
-    PermissionDeniedError,
     Registrar,
     RegistrationError,
-    ServerError,
     WatchRegistry,
 )
-from meshgate.adapters.consul.api import HealthCheck, OwnInstance
+from meshgate.adapters.consul.api import (
+    AgentFacts,
+    ConsulError,
+    HealthCheck,
+    OwnInstance,
+    OwnRegistration,
+    PermissionDeniedError,
+    ServerError,
+)
 from meshgate.adapters.consul.registrar import maintenance_check
 
 from .model import Model, unreachable

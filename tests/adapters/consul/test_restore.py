@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, replace
 import trio
 from trio.testing import MockClock
 
-from meshgate.adapters.consul import Cursor, Instances, Page, WatchKey, WatchRegistry
-from meshgate.adapters.consul.api import LONGEST_WAIT
+from meshgate.adapters.consul import WatchKey, WatchRegistry
+from meshgate.adapters.consul.api import LONGEST_WAIT, Cursor, Instances, Page
 from meshgate.adapters.consul.watch import Watch
 from meshgate.adapters.consul.watch_registry import RESTORES_APART
 

@@ -7,7 +7,8 @@ from dataclasses import replace
 import trio
 from trio.testing import MockClock
 
-from meshgate.adapters.consul import CatalogWatcher, PermissionDeniedError, WatchRegistry
+from meshgate.adapters.consul import CatalogWatcher, WatchRegistry
+from meshgate.adapters.consul.api import PermissionDeniedError
 from meshgate.core.catalog import Instance, Snapshot
 
 from .model import OWN, Model, gateway, server, unreachable

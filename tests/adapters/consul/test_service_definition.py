@@ -1,7 +1,8 @@
 import pytest
 
-from meshgate.adapters.consul import BindAddress, GatewayDefinition, RegistrationError
+from meshgate.adapters.consul import GatewayDefinition, RegistrationError
 from meshgate.adapters.consul.service_definition import can_bind
+from meshgate.core.proxy_config import BindAddress
 
 
 def yes(_: str) -> bool:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from meshgate.adapters.consul import Cursor, InvalidAnswerError
+from meshgate.adapters.consul.api import Cursor, InvalidAnswerError
 
 from .connected import connected
 

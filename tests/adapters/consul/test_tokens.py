@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from meshgate.adapters.consul import ConsulAddress, ConsulConfigError, TokenSource
+from meshgate.adapters.consul.api import ConsulAddress, ConsulConfigError, TokenSource
 
 FIRST = "11111111-aaaa"
 SECOND = "22222222-bbbb"

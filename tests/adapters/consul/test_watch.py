@@ -4,13 +4,8 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from meshgate.adapters.consul import (
-    Cursor,
-    InvalidAnswerError,
-    Page,
-    WatchKey,
-    WatchRegistry,
-)
+from meshgate.adapters.consul import WatchKey, WatchRegistry
+from meshgate.adapters.consul.api import Cursor, InvalidAnswerError, Page
 from meshgate.adapters.consul.watch import Watch
 
 from .script import UNREACHABLE, Script, run

@@ -5,8 +5,8 @@ from contextlib import asynccontextmanager
 
 import trio
 
-from meshgate.adapters.consul import ConsulAddress, ConsulClient, Page, WatchKey, WatchRegistry
-from meshgate.adapters.consul.api import Cursor, Instances
+from meshgate.adapters.consul import WatchKey, WatchRegistry
+from meshgate.adapters.consul.api import ConsulAddress, ConsulClient, Cursor, Instances, Page
 from meshgate.adapters.consul.watch import Watch
 
 from .fake_consul import FakeConsul, fake_consul, row

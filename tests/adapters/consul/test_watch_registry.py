@@ -8,7 +8,9 @@ import trio
 from structlog.testing import capture_logs
 from trio.testing import MockClock
 
-from meshgate.adapters.consul import (
+from meshgate.adapters.consul import WatchKey, WatchRegistry
+from meshgate.adapters.consul.api import (
+    LONGEST_WAIT,
     BadRequestError,
     ConsulError,
     Cursor,
@@ -17,10 +19,7 @@ from meshgate.adapters.consul import (
     Page,
     RateLimitedError,
     ServerError,
-    WatchKey,
-    WatchRegistry,
 )
-from meshgate.adapters.consul.api import LONGEST_WAIT
 from meshgate.adapters.consul.watch import Watch
 from meshgate.adapters.consul.watch_registry import FIRST_WAIT
 

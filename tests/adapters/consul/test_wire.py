@@ -6,11 +6,16 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
-from meshgate.adapters.consul.api import CaRoots, InvalidAnswerError, OwnRegistration, Resolver, SubsetRule
-from meshgate.adapters.consul.api import records as wire
+from meshgate.adapters.consul.api import (
+    CaRoots,
+    InvalidAnswerError,
+    OwnRegistration,
+    Resolver,
+    SubsetRule,
+    records as wire,
+)
 from meshgate.core.catalog import Check, Instance, Locality, WanAddress
 from meshgate.core.proxy_config import BindAddress
 

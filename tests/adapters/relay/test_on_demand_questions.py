@@ -1,7 +1,6 @@
 """Whatever streams come, go and are told: how often a name is asked for, who waits for it, and what is remembered."""
 
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from meshgate.adapters.relay.on_demand import (
     _REMEMBERED,

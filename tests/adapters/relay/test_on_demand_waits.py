@@ -8,8 +8,7 @@ import pytest
 import trio
 import trio.testing
 
-from meshgate.adapters.relay import Limits
-from meshgate.adapters.relay import reactor as reactor_module
+from meshgate.adapters.relay import Limits, reactor as reactor_module
 from meshgate.adapters.relay.stream import Stream
 from meshgate.adapters.relay.stream_setup import Outcome, StreamSetup
 from meshgate.core.reasons import Reason

@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 import trio
 
-from meshgate.adapters.relay import Limits
-from meshgate.adapters.relay import worker_process as process_module
+from meshgate.adapters.relay import Limits, worker_process as process_module
 from meshgate.adapters.relay.pool import RelayPool
 from meshgate.adapters.relay.worker_process import WorkerPolicy
 from meshgate.core.reasons import Reason

@@ -6,8 +6,7 @@ import random
 from dataclasses import dataclass, field
 
 import trio
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 
 from meshgate.adapters.relay.pump import HEAVY_READ_BYTES
 

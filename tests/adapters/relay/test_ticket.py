@@ -1,7 +1,6 @@
 """Whatever a stream counted for is given back exactly once, whatever happens in between."""
 
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from meshgate.adapters.relay import Limits
 from meshgate.adapters.relay.circuit_breakers import CircuitBreakers, Ticket

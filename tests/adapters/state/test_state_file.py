@@ -13,11 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, example, given, settings, strategies as st
 
-from meshgate.adapters.state import NAME, StateFileError, read, write
-from meshgate.adapters.state.state_file import decode, encode, sweep
+from meshgate.adapters.state import NAME, StateFileError, decode, encode, read, sweep, write
 
 from .catalogs import kept
 

@@ -15,7 +15,8 @@ import trio
 from structlog.testing import capture_logs
 from trio.testing import MockClock
 
-from meshgate.adapters.state import Kept, StateKeeper, read, state_keeper
+from meshgate.adapters import state
+from meshgate.adapters.state import Kept, StateKeeper, read
 from meshgate.core.catalog import Snapshot
 
 from .catalogs import catalog
@@ -49,7 +50,7 @@ class Disk:
 @pytest.fixture
 def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
     disk = Disk()
-    monkeypatch.setattr(state_keeper, "write", disk.write)
+    monkeypatch.setattr(state, "write", disk.write)
     return disk
 
 
@@ -99,7 +100,7 @@ async def test_many_changes_are_one_write_a_second_and_the_last_one_counts(
         await trio.sleep(2)
         await until(lambda: disk.names[-1:] == ["59"], seconds=1e6, interval=30)
     # 5 s by the clock, which may jump while the disk's thread is slow: then they are fewer.
-    assert len(disk.written) <= 5 / state_keeper.PACE
+    assert len(disk.written) <= 5 / state.PACE
 
 
 @pytest.mark.parametrize(("cost", "pause"), [(0.009, 1.0), (0.04, 30.0), (5.0, 60.0)])
@@ -112,7 +113,7 @@ async def test_the_more_processor_time_a_write_takes_the_fewer_there_are(
         began.append(trio.from_thread.run_sync(trio.current_time))
         return cost
 
-    monkeypatch.setattr(state_keeper, "_timed_write", costly)
+    monkeypatch.setattr(state, "_timed_write", costly)
     async with keeping(tmp_path) as it:
         for number in range(4):
             it.keep(version(str(number)), {})
@@ -145,7 +146,7 @@ async def test_the_end_waits_for_a_hanging_disk_only_a_second(
         while not disk.tries:
             await trio.lowlevel.checkpoint()
         start = trio.current_time()
-    assert trio.current_time() - start <= state_keeper.FAREWELL + 0.1
+    assert trio.current_time() - start <= state.FAREWELL + 0.1
     disk.blocked.set()
 
 

@@ -8,8 +8,8 @@ host and this product does not is left out, not made up.
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from meshgate.core.addresses import host_port
 from meshgate.core.explain import Explanation
-from meshgate.core.host_port import host_port
 from meshgate.core.routes import Endpoint, Route, RouteTable
 from meshgate.core.text import printable
 

@@ -15,8 +15,6 @@ from typing import Final, Generic, TypeVar
 import structlog
 import trio
 
-from meshgate.core.blocking_index import next_index
-
 from .api import LONGEST_WAIT, AgentFacts, ConsulClient, ConsulError, Cursor, Page
 from .watch_registry import SPREAD, TOKEN_LOOK, WatchKey, WatchRegistry, WatchState, always, ignore
 
@@ -143,6 +141,20 @@ def _tells_of_restore(cursor: Cursor, page: Page[object], held: float) -> bool:
     within `HELD` seconds was never held: a proxy in between answers so.
     """
     return cursor.index > 0 and page.index == cursor.index and HELD <= held < 0.9 * cursor.wait
+
+
+def next_index(asked: int, answered: int) -> int:
+    """The index to ask with next (Consul's API documentation, "Blocking Queries").
+
+    An index that went backwards (a restored snapshot, a replaced server) starts over at 0, which makes the next read
+    answer at once. An answered index below 1 counts as 1: asking with 0 would not block and spin.
+
+    Args:
+        asked: the index of the query, 0 for the first.
+        answered: `X-Consul-Index` of its answer.
+    """
+    answered = max(answered, 1)
+    return 0 if answered < asked else answered
 
 
 class Pace:

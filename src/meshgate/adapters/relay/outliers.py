@@ -11,7 +11,7 @@ from typing import Final
 import structlog
 import trio
 
-from meshgate.core.host_port import host_port
+from meshgate.core.addresses import host_port
 from meshgate.core.outlier_detection import Address, OutlierDetector
 
 from . import sockets

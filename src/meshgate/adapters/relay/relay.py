@@ -16,8 +16,7 @@ from meshgate.core.load_balancer import LoadBalancer
 from meshgate.core.outlier_detection import Address
 from meshgate.core.routes import RouteTable
 
-from . import reactor as loop
-from . import sockets
+from . import reactor as loop, sockets
 from .circuit_breakers import CircuitBreakers
 from .context import Context, Observer, OpenStreamLike
 from .counters import Carried, Counters, Destination, OpenStream

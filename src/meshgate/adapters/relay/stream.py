@@ -18,15 +18,14 @@ from collections.abc import Callable
 from os import read
 from typing import TYPE_CHECKING, Final
 
-from meshgate.core.host_port import host_port
+from meshgate.core.addresses import host_port
 from meshgate.core.proxy_config import KEEPALIVE_UNSET
 from meshgate.core.reasons import Reason, alert_record, envoy_flags
 
 from . import sockets
 from .counters import OpenStream, Refused, StreamRecord
 from .pump import AGAIN, BLOCKED, BROKEN, DESTINATION_BROKEN, DRY, EOF, READ_BYTES, SOURCE_BROKEN, Leg, Moved
-from .stream_setup import LATER, Connected, Outcome, Pending, StreamSetup
-from .stream_setup import Refused as SetupRefused
+from .stream_setup import LATER, Connected, Outcome, Pending, Refused as SetupRefused, StreamSetup
 
 if TYPE_CHECKING:
     from meshgate.core.load_balancer import HostSet

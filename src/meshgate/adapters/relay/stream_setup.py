@@ -15,8 +15,8 @@ Attempt Delay").
 
 from typing import Final, NamedTuple, Protocol
 
+from meshgate.core.addresses import host_port
 from meshgate.core.hello import Hello, HelloParser, Refusal, is_cut, read_whole
-from meshgate.core.host_port import host_port
 from meshgate.core.load_balancer import HostSet
 from meshgate.core.reasons import Reason
 from meshgate.core.routes import Endpoint, Route

@@ -24,7 +24,7 @@ from meshgate.adapters.admin.views import endpoint_view, safe_text
 from meshgate.adapters.consul import WatchState
 from meshgate.adapters.relay import CONNECT_BUCKETS, Counters, Destination, OpenStream
 from meshgate.app.admin.gateway_view import GatewayView
-from meshgate.core.host_port import HostPort
+from meshgate.core.addresses import HostPort
 from meshgate.core.reasons import Reason
 from meshgate.core.routes import KINDS, Endpoint, Route, RouteKind, RouteTable
 

@@ -6,7 +6,8 @@ All of it is read only, but for `drain` and for `look_up`, which may ask Consul.
 import time
 from collections.abc import Iterable, Mapping
 
-from meshgate.adapters.consul import HealthCheck, WatchState
+from meshgate.adapters.consul import WatchState
+from meshgate.adapters.consul.api import HealthCheck
 from meshgate.adapters.relay import Counters, Limits, OpenStream, Refused
 from meshgate.app.gateway.gateway import Gateway
 from meshgate.app.gateway.table_keeper import Since

@@ -2,7 +2,7 @@
 
 import msgspec
 
-from meshgate.core.host_port import host_port
+from meshgate.core.addresses import host_port
 
 
 class Endpoint(msgspec.Struct):

@@ -12,7 +12,7 @@ from meshgate.app.cli.admin_answers import DashboardState, Explanation, Route, R
 from meshgate.app.cli.output import Printer, print_json
 from meshgate.app.cli.setting_options import Command, json_option, with_settings
 from meshgate.app.settings.settings import Settings
-from meshgate.core.host_port import HostPort
+from meshgate.core.addresses import HostPort
 from meshgate.core.text import printable
 
 _INTERVAL: Final = 1.0

@@ -23,7 +23,7 @@ from meshgate.app.cli.setting_options import Command, with_settings
 from meshgate.app.cli.top_view import print_once, screen
 from meshgate.app.errors import CommandError
 from meshgate.app.settings.settings import Settings
-from meshgate.core.host_port import HostPort
+from meshgate.core.addresses import HostPort
 
 STATE: Final = "/dashboard/state"
 

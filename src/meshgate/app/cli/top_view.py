@@ -10,7 +10,7 @@ from rich.text import Text
 
 from meshgate.app.cli.admin_answers import DashboardState, Destination
 from meshgate.app.cli.output import Printer
-from meshgate.core.host_port import host_port
+from meshgate.core.addresses import host_port
 from meshgate.core.text import printable
 
 _HEAD: Final = ("DESTINATION", "KIND", "OPEN", "NEW/S", "IN/S", "OUT/S", "HEALTHY")

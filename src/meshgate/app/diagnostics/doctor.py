@@ -10,7 +10,7 @@ from typing import Final
 
 import trio
 
-from meshgate.adapters.consul import (
+from meshgate.adapters.consul.api import (
     SEE_AGENT,
     SEE_NODES,
     SEE_PEERINGS,
@@ -32,9 +32,9 @@ from meshgate.app.diagnostics import doctor_machine, doctor_registration
 from meshgate.app.diagnostics.inspection import HOW_TO_GIVE_ONE, NONE_GIVEN, gateways_in, healthy
 from meshgate.app.settings.settings import Settings
 from meshgate.core import prerequisites
+from meshgate.core.addresses import HostPort
 from meshgate.core.catalog import Instance, in_namespace
-from meshgate.core.health import best_address
-from meshgate.core.host_port import HostPort
+from meshgate.core.endpoint_maker import best_address
 from meshgate.core.prerequisites import Finding, Status, failed, ok, warning
 from meshgate.core.sni import DEFAULT
 

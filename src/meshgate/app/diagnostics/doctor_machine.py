@@ -12,7 +12,7 @@ from meshgate.app.admin_client import ask
 from meshgate.app.errors import CommandError
 from meshgate.app.gateway.from_settings import definition_of, listen_addresses
 from meshgate.app.settings.settings import Settings
-from meshgate.core.host_port import HostPort
+from meshgate.core.addresses import HostPort
 from meshgate.core.prerequisites import Finding, failed, ok, wan_address, warning
 
 

@@ -4,14 +4,8 @@ from collections.abc import Collection
 
 import trio
 
-from meshgate.adapters.consul import (
-    GATEWAY_KIND,
-    ConsulClient,
-    ConsulError,
-    OwnInstance,
-    OwnRegistration,
-    lived_by,
-)
+from meshgate.adapters.consul import lived_by
+from meshgate.adapters.consul.api import GATEWAY_KIND, ConsulClient, ConsulError, OwnInstance, OwnRegistration
 from meshgate.app.gateway.from_settings import definition_of, listen_addresses
 from meshgate.app.gateway.listeners import OwnAddressKeeper
 from meshgate.app.gateway.registration import missing_registration

@@ -6,7 +6,7 @@ from typing import Final, TypeVar
 
 import trio
 
-from meshgate.adapters.consul import (
+from meshgate.adapters.consul.api import (
     GATEWAY_KIND,
     ConsulClient,
     ConsulError,
@@ -19,7 +19,7 @@ from meshgate.app.errors import CommandError
 from meshgate.app.gateway.from_settings import client_of
 from meshgate.app.settings.settings import Settings
 from meshgate.core.catalog import Instance
-from meshgate.core.health import assess
+from meshgate.core.endpoint_maker import assess
 from meshgate.core.sni import DEFAULT
 
 T = TypeVar("T")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
-from meshgate.adapters.consul import (
+from meshgate.adapters.consul.api import (
     GATEWAY_KIND,
     ConsulClient,
     ConsulError,
@@ -22,8 +22,8 @@ from meshgate.adapters.consul import (
     UpstreamDefinition,
 )
 from meshgate.app.diagnostics.inspection import HOW_TO_GIVE_ONE, NONE_GIVEN, gateways_in, healthy, refusal
-from meshgate.core.health import best_address
-from meshgate.core.host_port import HostPort
+from meshgate.core.addresses import HostPort
+from meshgate.core.endpoint_maker import best_address
 from meshgate.core.modes import (
     Effective,
     Hop,

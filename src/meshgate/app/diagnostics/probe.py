@@ -13,7 +13,7 @@ from typing import Final, NoReturn
 import trio
 from cryptography import x509
 
-from meshgate.adapters.consul import (
+from meshgate.adapters.consul.api import (
     GATEWAY_KIND,
     SEE_PEERINGS,
     ConsulClient,
@@ -36,8 +36,8 @@ from meshgate.adapters.mesh_tls import (
     shake_hands,
 )
 from meshgate.app.diagnostics.inspection import gateways_in, healthy, refusal
-from meshgate.core.health import best_address
-from meshgate.core.host_port import HostPort
+from meshgate.core.addresses import HostPort
+from meshgate.core.endpoint_maker import best_address
 from meshgate.core.reasons import meaning_of
 from meshgate.core.sni import DEFAULT, ServiceSni
 

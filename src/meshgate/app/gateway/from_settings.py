@@ -3,20 +3,20 @@
 Where Consul has a word in it too, what was set for this gateway counts first, then what Consul says, then the default.
 """
 
-from meshgate.adapters.consul import (
-    AgentFacts,
-    BindAddress,
-    ConsulAddress,
-    ConsulClient,
-    ConsulConfigError,
-    GatewayDefinition,
-    Login,
-)
+from meshgate.adapters.consul import GatewayDefinition
+from meshgate.adapters.consul.api import AgentFacts, ConsulAddress, ConsulClient, ConsulConfigError, Login
 from meshgate.adapters.relay import Limits
 from meshgate.app.errors import ConfigError
 from meshgate.app.settings.settings import Origin, Settings
 from meshgate.core.export_routes import ExportRules
-from meshgate.core.proxy_config import KEEPALIVE_UNSET, NO_LIMITS, NO_OPTIONS, DestinationLimits, GatewayOptions
+from meshgate.core.proxy_config import (
+    KEEPALIVE_UNSET,
+    NO_LIMITS,
+    NO_OPTIONS,
+    BindAddress,
+    DestinationLimits,
+    GatewayOptions,
+)
 from meshgate.core.sni import DEFAULT
 
 

@@ -15,15 +15,8 @@ from dataclasses import replace
 import structlog
 import trio
 
-from meshgate.adapters.consul import (
-    CatalogWatcher,
-    ConsulAddress,
-    ConsulClient,
-    ConsulConfigError,
-    RegistrationError,
-    WatchRegistry,
-    wait_for_agent,
-)
+from meshgate.adapters.consul import CatalogWatcher, RegistrationError, WatchRegistry, wait_for_agent
+from meshgate.adapters.consul.api import ConsulAddress, ConsulClient, ConsulConfigError
 from meshgate.adapters.relay import Limits, OpenStream
 from meshgate.adapters.relay.pool import RelayPool
 from meshgate.adapters.sd_notify import Notifier

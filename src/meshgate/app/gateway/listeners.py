@@ -19,8 +19,7 @@ from meshgate.adapters.machine import machine_addresses
 from meshgate.adapters.relay.pool import RelayPool
 from meshgate.app.errors import CommandError
 from meshgate.app.settings.settings import Settings
-from meshgate.core.addresses import OwnAddresses, is_numeric
-from meshgate.core.host_port import HostPort
+from meshgate.core.addresses import HostPort, OwnAddresses, is_numeric
 from meshgate.core.proxy_config import BindAddress, ListenPlan
 
 log = structlog.get_logger(module="meshgate")

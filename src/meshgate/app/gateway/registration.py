@@ -13,16 +13,8 @@ from collections.abc import Callable, Iterator
 
 import structlog
 
-from meshgate.adapters.consul import (
-    GATEWAY_KIND,
-    ConsulClient,
-    ConsulError,
-    Maintenance,
-    OwnHealth,
-    OwnRegistration,
-    Registrar,
-    WatchRegistry,
-)
+from meshgate.adapters.consul import Maintenance, OwnHealth, Registrar, WatchRegistry
+from meshgate.adapters.consul.api import GATEWAY_KIND, ConsulClient, ConsulError, OwnRegistration
 from meshgate.adapters.consul.watch_registry import ignore
 from meshgate.adapters.relay.pool import RelayPool
 from meshgate.app.errors import CommandError

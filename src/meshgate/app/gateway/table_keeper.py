@@ -19,8 +19,8 @@ from meshgate.app.gateway.last_known import LastKnown
 from meshgate.app.gateway.listeners import OwnAddressKeeper
 from meshgate.app.settings.settings import Settings
 from meshgate.core import export_routes
+from meshgate.core.addresses import host_port
 from meshgate.core.catalog import NOWHERE, Locality, Snapshot, in_namespace
-from meshgate.core.host_port import host_port
 from meshgate.core.planner import Planner
 from meshgate.core.routes import Endpoint, Route, RouteTable, TableChange
 from meshgate.core.sni import PeeredServiceSni, parse

@@ -11,9 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from meshgate.core.addresses import LOCAL_CLASSES, DeniedAddresses, plain_network
+from meshgate.core.addresses import LOCAL_CLASSES, DeniedAddresses, HostPort, plain_network
 from meshgate.core.durations import format_duration, parse_duration
-from meshgate.core.host_port import HostPort
 from meshgate.core.proxy_config import BindAddress
 from meshgate.core.sockaddr import evaluate, is_template
 

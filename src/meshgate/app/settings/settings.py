@@ -21,8 +21,7 @@ from dotenv.parser import parse_stream
 
 from meshgate.app.errors import ConfigError
 from meshgate.app.settings.setting_table import AT_SIGHUP, BY_NAME, PREFIX, TABLE, Setting
-from meshgate.core.addresses import DeniedAddresses
-from meshgate.core.host_port import HostPort
+from meshgate.core.addresses import DeniedAddresses, HostPort
 from meshgate.core.proxy_config import BindAddress
 from meshgate.core.text import printable
 

@@ -22,9 +22,7 @@ from meshgate.core.proxy_config import NO_LIMITS, DestinationLimits
 
 from . import records
 from .address import ConsulAddress
-from .credentials import Login, LoginToken, TlsContext, TokenSource
-from .endpoints import CONSUL, Request, segment
-from .errors import (
+from .consul_errors import (
     BadRequestError,
     ConsulError,
     EndpointBlockedError,
@@ -37,6 +35,8 @@ from .errors import (
     ServerError,
     UnexpectedStatusError,
 )
+from .credentials import Login, LoginToken, TlsContext, TokenSource
+from .endpoints import CONSUL, Request, segment
 from .records import (
     GATEWAY_KIND,
     NOW,

@@ -19,7 +19,7 @@ import structlog
 import trio
 
 from .address import ConsulAddress, ConsulConfigError
-from .errors import LoginError
+from .consul_errors import LoginError
 
 log = structlog.get_logger(module="meshgate.consul")
 

@@ -21,7 +21,7 @@ from meshgate.core.proxy_config import NO_LIMITS, BindAddress, DestinationLimits
 from meshgate.core.routes import Policy
 from meshgate.core.sni import DEFAULT
 
-from .errors import InvalidAnswerError
+from .consul_errors import InvalidAnswerError
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)

@@ -19,9 +19,9 @@ from meshgate import __version__
 from meshgate.core.durations import parse_duration
 
 from .address import ConsulAddress
+from .consul_errors import BadRequestError, ConsulUnreachableError, InvalidAnswerError, error_of, reason_of
 from .credentials import TlsContext, TokenSource
 from .endpoints import Request
-from .errors import BadRequestError, ConsulUnreachableError, InvalidAnswerError, error_of, reason_of
 
 _INDEX_DIGITS: Final = 20  # Of a number of 64 bits.
 _HEADERS: Final = {"Accept-Encoding": "identity", "User-Agent": f"meshgate/{__version__}"}

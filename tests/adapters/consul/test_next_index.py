@@ -1,10 +1,9 @@
 """The index of the next blocking query."""
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
-from meshgate.core.blocking_index import next_index
+from meshgate.adapters.consul.watch import next_index
 
 
 @pytest.mark.parametrize(

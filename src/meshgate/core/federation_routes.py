@@ -1,10 +1,13 @@
-"""Routes to Consul's own servers, for WAN federation through mesh gateways.
+"""Routes to other datacenters and admin partitions, and to Consul's own servers for WAN federation through gateways.
+
+Each other datacenter, and each other partition of the own one, has a suffix (sources as for `service_routes`). A
+gateway never has a suffix for its own datacenter and partition, so a stream can cross at most from here to there.
 
 The servers of a datacenter gossip with and call those of another one through gateways, by names of the form
 `<node>.server.<datacenter>.<domain>` (`agent/consul/wanfed`, `tlsutil` ServerSNI). Each gateway has an exact name for
-every server of its own datacenter and a suffix for each other datacenter, so a stream crosses at most from here to
-there, and the name of a server that does not exist ends at the gateway of its datacenter. Only a gateway of the default
-partition that is registered as one for servers (Meta `consul-wan-federation=1`) has any of them.
+every server of its own datacenter and a suffix for each other datacenter, so the name of a server that does not exist
+ends at the gateway of its datacenter. Only a gateway of the default partition that is registered as one for servers
+(Meta `consul-wan-federation=1`) has any of them.
 
 What depends on health, and what does not:
 
@@ -23,12 +26,38 @@ from typing import Final
 from .catalog import Snapshot
 from .endpoint_maker import EndpointMaker
 from .routes import Endpoint, Route, RouteKind
-from .sni import DEFAULT, ServerSni
+from .sni import DEFAULT, GatewaySni, ServerSni
 
 # `Service.Meta` of a gateway that carries the traffic of servers; no other value counts.
 WAN_FEDERATION: Final = ("consul-wan-federation", "1")
 # Percent: in force where none at all is healthy.
 _NONE_HEALTHY: Final = 1
+
+
+def remote_routes(snapshot: Snapshot, maker: EndpointMaker) -> Iterator[Route]:
+    """Those to places elsewhere that have a gateway."""
+    for remote in snapshot.remotes:
+        if remote.gateways and remote.name.lower() != snapshot.datacenter.lower():
+            name = GatewaySni(remote.name, snapshot.trust_domain)
+            yield Route(
+                name=str(name).lower(),
+                kind=RouteKind.DATACENTER,
+                destination=remote.name,
+                endpoints=maker.of_gateways(remote.gateways),
+                suffix=True,
+                panic_threshold=maker.view.panic_threshold,
+            )
+    for partition in snapshot.partitions:
+        if partition.gateways and partition.name.lower() != snapshot.partition.lower():
+            name = GatewaySni(snapshot.datacenter, snapshot.trust_domain, partition.name)
+            yield Route(
+                name=str(name).lower(),
+                kind=RouteKind.PARTITION,
+                destination=partition.name,
+                endpoints=maker.of_gateways(partition.gateways, one_name=False),
+                suffix=True,
+                panic_threshold=maker.view.panic_threshold,
+            )
 
 
 def server_routes(snapshot: Snapshot, maker: EndpointMaker) -> Iterator[Route]:
