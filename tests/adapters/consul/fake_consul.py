@@ -195,6 +195,8 @@ class FakeConsul:
         missing = Resource("Invalid URL path: not a recognized HTTP API endpoint", index=None, status=404)
         if seen.method == "GET" and KIND.fullmatch(seen.path):
             self.resources.setdefault(key, Resource([]))
+        if seen.path.startswith("/v1/discovery-chain/"):
+            missing = Resource({"Chain": None})  # Every name has a chain; what it looks like matters to few.
         resource = self.resources.get(key, missing)
         query = seen.query
         waits = ("index" in query and resource.index is not None and int(query["index"]) >= resource.index) or (

@@ -220,11 +220,10 @@ class Model(ConsulClient):
         await self._turn("resolvers", cursor)
         return Page(tuple(entry for entry in self.entries if self._may_read(entry.name)), self.index)
 
-    async def resolver_exists(self, service: str, *, datacenter: str = "") -> bool:
-        await self._turn(f"resolver_exists:{service}", Cursor(), datacenter)
+    async def confirm_readable(self, service: str, *, datacenter: str = "") -> None:
+        await self._turn(f"readable:{service}", Cursor(), datacenter)
         if not self._may_read(service):
             raise PermissionDeniedError("Permission denied", Rule("service", service))
-        return any(entry.name == service for entry in self.entries)
 
     async def datacenters(self) -> Page[tuple[str, ...]]:
         await self._turn("datacenters", Cursor())

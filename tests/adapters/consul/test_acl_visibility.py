@@ -104,7 +104,7 @@ async def test_services_outside_the_mesh_that_disappear_all_at_once_are_let_go(a
 async def test_without_a_proof_that_it_is_gone_a_service_stays(autojump_clock: MockClock) -> None:
     model = Model(connect={"web": (WEB,), "api": (API,)})
     async with watching(model) as watched:
-        model.broken = {"resolver_exists:web": ServerError("500", "500")}
+        model.broken = {"readable:web": ServerError("500", "500")}
         del model.connect["web"]
         await watched.change(100)
         assert set(watched.services) == {"web", "api"}
@@ -129,11 +129,11 @@ async def test_the_last_instance_less_is_believed_after_a_proof(autojump_clock: 
         await watched.change()
         assert watched.services == {"web": (WEB,)}
         # The other one is the proof: it is shown to nobody who may not read the service.
-        assert model.count("resolver_exists:web") == 0
+        assert model.count("readable:web") == 0
         model.connect["web"] = ()
         await watched.change()
         assert watched.services == {}
-        assert model.count("resolver_exists:web") == 1
+        assert model.count("readable:web") == 1
 
 
 async def test_an_answer_that_adds_or_changes_needs_no_proof(autojump_clock: MockClock) -> None:
@@ -142,7 +142,7 @@ async def test_an_answer_that_adds_or_changes_needs_no_proof(autojump_clock: Moc
         model.connect["web"] = (replace(WEB, port=1), API)
         await watched.change()
         assert watched.services == {"web": (replace(WEB, port=1), API)}
-        assert model.count("resolver_exists") == 0
+        assert model.count("readable") == 0
 
 
 async def test_an_answer_that_consul_filters_anew_is_not_believed(autojump_clock: MockClock) -> None:
@@ -190,7 +190,7 @@ async def test_a_resolver_that_the_token_may_no_longer_read_stays(autojump_clock
         connect={"web": (WEB,)}, entries=(Resolver("web", connect_timeout=3.0), Resolver("gone", connect_timeout=1.0))
     )
     async with watching(model) as watched:
-        model.broken = {"resolver_exists:web": PermissionDeniedError("no", Rule("service", "web"))}
+        model.broken = {"readable:web": PermissionDeniedError("no", Rule("service", "web"))}
         model.entries = ()
         await watched.change()
         assert watched.last.services[0].connect_timeout == 3.0

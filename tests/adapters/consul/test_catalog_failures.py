@@ -126,3 +126,23 @@ async def test_a_resolver_that_is_deleted_is_dropped(autojump_clock: MockClock) 
         model.entries = ()
         await watched.change()
         assert watched.last.services[0].connect_timeout is None
+
+
+class Momentary(Model):
+    """Hides what it has until the token is proven."""
+
+    hidden: tuple[Resolver, ...] = ()
+
+    async def confirm_readable(self, service: str, *, datacenter: str = "") -> None:
+        await super().confirm_readable(service, datacenter=datacenter)
+        self.entries = self.hidden
+
+
+async def test_a_resolver_that_is_hidden_for_a_moment_stays(autojump_clock: MockClock) -> None:
+    """The list leaves it out, and by the time of the proof the token may read it again."""
+    model = Momentary(connect={"web": (WEB,)}, entries=(Resolver("web", connect_timeout=3.0),))
+    async with watching(model) as watched:
+        model.hidden, model.entries = model.entries, ()
+        await watched.change()
+        assert watched.last.services[0].connect_timeout == 3.0
+        assert model.count("readable:web") == 1

@@ -133,7 +133,7 @@ async def test_every_other_endpoint_is_read() -> None:
         double.set("/v1/connect/ca/roots", {"TrustDomain": "td.consul"})
         double.set("/v1/catalog/services", {"web": [], "api": None})
         double.set("/v1/config/service-resolver", [{"Name": "web"}])
-        double.set("/v1/config/service-resolver/web?dc=dc2", {"Name": "web"})
+        double.set("/v1/discovery-chain/web?dc=dc2", {"Chain": {}})
         double.set("/v1/catalog/datacenters", ["dc2", "dc1"], index=None)
         double.set("/v1/internal/federation-states/mesh-gateways", {"dc2": None})
         double.set("/v1/internal/ui/services?dc=dc2", [{"Name": "gw", "Kind": "mesh-gateway"}])
@@ -141,8 +141,7 @@ async def test_every_other_endpoint_is_read() -> None:
         assert (await client.ca_roots(Cursor())).value.trust_domain == "td.consul"
         assert (await client.service_names(Cursor())).value == ("api", "web")
         assert [resolver.name for resolver in (await client.resolvers(Cursor())).value] == ["web"]
-        assert await client.resolver_exists("web", datacenter="dc2")
-        assert not await client.resolver_exists("web")
+        await client.confirm_readable("web", datacenter="dc2")
         assert (await client.datacenters()).value == ("dc1", "dc2")
         assert (await client.federated_gateways(Cursor())).value == {"dc2": ()}
         assert (await client.gateway_names("dc2")).value == ("gw",)

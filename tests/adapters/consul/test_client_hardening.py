@@ -23,7 +23,7 @@ from .fake_consul import row
 NAMED: dict[str, Callable[[ConsulClient, str], Awaitable[object]]] = {
     "/v1/health/connect/": lambda client, name: client.connect_instances(name, Cursor()),
     "/v1/health/service/": lambda client, name: client.instances(name, Cursor()),
-    "/v1/config/service-resolver/": lambda client, name: client.resolver_exists(name),
+    "/v1/discovery-chain/": lambda client, name: client.confirm_readable(name),
     "/v1/agent/service/": lambda client, name: client.agent_service(name, Cursor()),
     "/v1/agent/service/deregister/": lambda client, name: client.deregister(name),
 }

@@ -48,7 +48,7 @@ async def test_a_service_whose_sidecars_consul_hides_for_another_reason(autojump
 async def test_a_consul_that_fails_or_hangs_leaves_the_question_open(autojump_clock: MockClock) -> None:
     assert await Explainer(Model(down=unreachable())).why_missing("web") == "not known: cannot reach Consul"
     start = trio.current_time()
-    hanging = Explainer(Model(hanging={"resolver_exists:web"}))
+    hanging = Explainer(Model(hanging={"readable:web"}))
     assert await hanging.why_missing("web") == "not known: Consul does not answer"
     assert trio.current_time() - start == pytest.approx(5)
 

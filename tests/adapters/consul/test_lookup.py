@@ -264,7 +264,7 @@ async def test_a_list_that_is_older_than_the_find_does_not_take_it_back(autojump
         assert set(watched.services) == {"web", "api"}
         # The list comes without `api`, and while Consul is asked about that, `fresh` is found.
         del model.connect["api"]
-        model.hanging.add("resolver_exists:api")
+        model.hanging.add("readable:api")
         await watched.change()
         model.connect["fresh"] = (sidecar("fresh"),)
         await learned(watched, "fresh", namespace="default")

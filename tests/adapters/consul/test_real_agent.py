@@ -4,6 +4,7 @@ import signal
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -220,12 +221,17 @@ async def test_a_token_without_the_right_to_peerings_is_told_so_without_asking_f
             assert (await client.peerings()).value == (() if knows else None)
 
 
-async def test_what_is_polled_leaves_no_error_in_consuls_log(consul_binary: str, tmp_path: Path) -> None:
-    """Neither where there is no such entry nor where the token may not read it."""
+async def test_neither_polling_nor_what_vanishes_leaves_an_error_in_consuls_log(
+    consul_binary: str, tmp_path: Path
+) -> None:
+    """Not where there is no such entry, or it is deleted, nor where the token may not read it."""
     async with agent(consul_binary, tmp_path) as consul:
+        sni = f"web.default.dc1.internal.{(await consul.get('/v1/connect/ca/roots'))['TrustDomain']}"
+        begun = len(log_of(consul))  # What it said while it started is not about gateways.
         for number, rules in enumerate((acl_policy(), WITHOUT_PEERING)):
             token = await token_of(consul, rules)
             async with gateway_beside(consul, token, instance=f"gateway-{number}") as gateway:
+                await appears_and_vanishes(consul, gateway, sni)
 
                 async def missing(gateway: GatewayProcess = gateway) -> str | None:
                     """Each look that is repeated has been taken once."""
@@ -240,4 +246,21 @@ async def test_what_is_polled_leaves_no_error_in_consuls_log(consul_binary: str,
                     assert (await client.peer_through()).value is False
                     with suppress(PermissionDeniedError):
                         assert (await client.exported_entry(Cursor(), "default")).value == ()
-        assert [line for line in log_of(consul) if "[ERROR]" in line] == []
+        assert [line for line in log_of(consul)[begun:] if "[ERROR]" in line] == []
+
+
+async def appears_and_vanishes(consul: Consul, gateway: GatewayProcess, sni: str) -> None:
+    """A service with a resolver and a subset."""
+    await consul.register({"Name": "web", "Port": 1, "Connect": {"Native": True}})
+    await consul.put(
+        "/v1/config", {"Kind": "service-resolver", "Name": "web", "Subsets": {"v1": {"Filter": "Service.Port == 1"}}}
+    )
+
+    async def missing(*, wanted: bool) -> str | None:
+        found = {route["sni"] for route in (await gateway.ask("/routes"))["routes"]}
+        return None if (sni in found, f"v1.{sni}" in found) == (wanted, wanted) else f"only {found}"
+
+    await until("the routes", partial(missing, wanted=True), seconds=30)
+    await consul.delete("/v1/config/service-resolver/web")
+    await consul.deregister("web")
+    await until("no route", partial(missing, wanted=False), seconds=30)

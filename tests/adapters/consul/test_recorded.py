@@ -109,7 +109,7 @@ async def test_what_is_refused_is_told_apart(version: str) -> None:
     denied = await played(version, "connect-instances-denied")
     assert isinstance(denied, PermissionDeniedError)
     assert denied.missing_rule == Rule("service", "web")
-    denied = await played(version, "resolver-denied")
+    denied = await played(version, "readable-denied")
     assert isinstance(denied, PermissionDeniedError)
     assert denied.missing_rule == Rule("service", "web")
     blocked = await played(version, "gateway-names-blocked")
@@ -123,8 +123,8 @@ async def test_what_is_refused_is_told_apart(version: str) -> None:
     assert isinstance(await played(version, "no-such-datacenter"), ServerError)
     for name in ("agent-service-that-does-not-exist", "no-namespaces", "no-partitions"):
         assert isinstance(await played(version, name), NotFoundError)
-    assert await played(version, "resolver-exists")
-    assert await played(version, "resolver-that-does-not-exist") is False
+    for name in ("readable", "readable-although-it-does-not-exist"):
+        assert await played(version, name) is None
     assert await played(version, "allowed") == (False, False)
 
 

@@ -68,7 +68,7 @@ async def test_servers_that_join_turn_critical_and_leave_are_followed(autojump_c
         assert federated.servers() == (sick, ONE)
         await federated.change(TWO)
         assert federated.servers() == (TWO,)
-        assert federated.model.count("resolver_exists:consul") == 0
+        assert federated.model.count("readable:consul") == 0
 
 
 async def test_without_wan_federation_servers_are_not_watched(autojump_clock: MockClock) -> None:

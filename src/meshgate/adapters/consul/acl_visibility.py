@@ -3,8 +3,8 @@
 Consul leaves out, with status 200, what a token may not see: a token that lost its rights reads an empty catalog. So
 what vanished from an answer is only believed when, after that answer came, the token was seen to see:
 
-1. It may read the service in question. Reading the service-resolver of that name answers 403 if and only if the token
-   may not read the service, in every version and whether or not there is such a resolver.
+1. It may read the service in question. Reading the discovery chain of that name answers 403 if and only if the token
+   may not read the service, in every version and whether or not there is such a service.
 2. It may read nodes: the gateway's own registration, one of Consul's own servers or, for a token that may read neither
    of these services, any node is visible to it.
 3. Where Consul says so (header `X-Consul-Results-Filtered-By-ACLs`, 1.11 and later; never in an answer that comes from
@@ -64,7 +64,7 @@ class AclVisibility:
             PermissionDeniedError: it does not see them.
             ConsulError: there is no telling now.
         """
-        await self._client.resolver_exists(service, datacenter=datacenter)
+        await self._client.confirm_readable(service, datacenter=datacenter)
         await self.confirm_nodes(since=since, datacenter=datacenter)
 
     async def confirm_nodes(self, *, since: float, datacenter: str = "") -> None:

@@ -353,15 +353,19 @@ class LocalServices:
     async def _ask_resolvers(self, reader: ConsulClient, cursor: Cursor) -> Page[Mapping[str, Resolver]]:
         page = await reader.resolvers(cursor)
         resolvers = {resolver.name.lower(): resolver for resolver in page.value}
+        vanished = self._resolvers.keys() - resolvers.keys()
         hidden: dict[str, str] = {}
-        for name in self._resolvers.keys() - resolvers.keys():
-            # The list leaves out silently what the token may not read; asked for by its name, the entry says so.
+        for name in vanished:
+            # The list leaves out silently what the token may not read.
             try:
-                gone = not await self._scope.client.resolver_exists(self._resolvers[name].name)
+                await self._scope.client.confirm_readable(self._resolvers[name].name)
             except PermissionDeniedError as error:
-                gone, hidden[name] = False, str(error)
-            if not gone:
+                hidden[name] = str(error)
                 resolvers[name] = self._resolvers[name]
+        if vanished - hidden.keys():
+            # Nor may it have been forbidden for a moment: what is gone is missing again, now that it may be read.
+            again = {resolver.name.lower(): resolver for resolver in (await self._scope.client.resolvers()).value}
+            resolvers |= {name: again[name] for name in vanished & again.keys()}
         self._hidden_resolvers = hidden
         return Page(resolvers, index=page.index)
 

@@ -87,7 +87,7 @@ class Explainer:
         namespace, _, name = service.rpartition("/")
         client = self._client.at(Tenant(namespace=namespace)) if namespace and self._enterprise else self._client
         try:
-            await client.resolver_exists(name)
+            await client.confirm_readable(name)
             page = await client.connect_instances(name)
             if page.value:
                 return None
@@ -102,7 +102,7 @@ class Explainer:
     async def _without_sidecar(self, client: ConsulClient, service: str, *, filtered: bool) -> str:
         """A sidecar has a name of its own, which the token may not be allowed to read."""
         try:
-            await client.resolver_exists(f"{service}-sidecar-proxy")
+            await client.confirm_readable(f"{service}-sidecar-proxy")
         except PermissionDeniedError as error:
             return f"registered, but its sidecars may be hidden: the {error}"
         if filtered:

@@ -260,17 +260,6 @@ class ConsulClient:
         """All service-resolvers; those of services that the token may not read are left out silently."""
         return await self._page(CONSUL.config.list("service-resolver"), records.decode_resolvers, SEE_SERVICES, cursor)
 
-    async def resolver_exists(self, service: str, *, datacenter: str = "") -> bool:
-        """Whether a service has a resolver; PermissionDeniedError if and only if the token may not read the service.
-
-        Of all versions this is the one read that tells "none" from "may not".
-        """
-        request = CONSUL.config.get("service-resolver", segment(service), datacenter)
-        with self._counting(Rule("service", service)), suppress(NotFoundError):
-            await self._ask(request, bytes)
-            return True
-        return False
-
     async def service_defaults(self, service: str) -> ServiceDefaults:
         """The service-defaults of a service; an empty one where it has none."""
         request = CONSUL.config.get("service-defaults", segment(service))
@@ -299,6 +288,18 @@ class ConsulClient:
         """Where calls of a service lead, as evaluated in `datacenter`."""
         request = CONSUL.discovery_chain.get(segment(service), datacenter)
         return await self._page(request, records.decode_chain, Rule("service", service), cursor)
+
+    async def confirm_readable(self, service: str, *, datacenter: str = "") -> None:
+        """Return if the token may read a service, whether or not there is one.
+
+        Its chain is asked for, whatever that is: Consul logs an error for a config entry that does not exist, and all
+        other reads answer "none" where the truth is "may not".
+
+        Raises:
+            PermissionDeniedError: if and only if it may not.
+        """
+        with self._counting(Rule("service", service)):
+            await self._ask(CONSUL.discovery_chain.get(segment(service), dc=datacenter), bytes)
 
     # --- the agent and what it holds ----------------------------------------------------------------------------------
 

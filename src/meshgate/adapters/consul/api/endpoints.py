@@ -178,9 +178,9 @@ class Intentions(_Group):
 class DiscoveryChain(_Group, base.Consul.DiscoveryChain):
     """python-consul2 has the group without a method, and warns when it is made."""
 
-    def get(self, service: str, compile_dc: str = "") -> Request:
+    def get(self, service: str, compile_dc: str = "", dc: str = "") -> Request:
         """`/v1/discovery-chain/:service`."""
-        return self._get(f"/v1/discovery-chain/{service}", **{"compile-dc": compile_dc})
+        return self._get(f"/v1/discovery-chain/{service}", **{"compile-dc": compile_dc, "dc": dc})
 
 
 class Health(_Group, base.Consul.Health):
