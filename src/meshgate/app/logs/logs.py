@@ -11,11 +11,9 @@ Everyone logs by `structlog.get_logger(module="meshgate.x")` and needs nothing f
 import atexit
 import json
 import logging
-import sys
 import traceback
 from collections.abc import Mapping, MutableMapping
 from datetime import UTC, datetime
-from types import TracebackType
 from typing import Any, Final, Protocol
 
 import structlog
@@ -25,41 +23,13 @@ from meshgate.app.settings.setting_types import LOG_LEVELS
 from meshgate.core.text import printable
 
 _LEVELS: Final = dict(zip(LOG_LEVELS, (5, 10, 20, 30, 40), strict=True))
+# The methods of a logger that are not named like their level.
+_SYNONYMS: Final = {"warning": "warn", "exception": "error", "critical": "error"}
 _DEFAULT_MODULE: Final = "meshgate"
 
 
 class _Formatter(Protocol):
     def __call__(self, when: datetime, level: str, module: str, message: str, values: Mapping[str, Any]) -> str: ...
-
-
-class Logger(structlog.BoundLoggerBase):
-    """A structlog logger with HashiCorp's levels, which can change while it is in use."""
-
-    def trace(self, event: str, **values: Any) -> None:  # noqa: ANN401 - any value can be logged
-        self._log("trace", event, values)
-
-    def debug(self, event: str, **values: Any) -> None:  # noqa: ANN401
-        self._log("debug", event, values)
-
-    def info(self, event: str, **values: Any) -> None:  # noqa: ANN401
-        self._log("info", event, values)
-
-    def warn(self, event: str, **values: Any) -> None:  # noqa: ANN401
-        self._log("warn", event, values)
-
-    warning = warn
-
-    def error(self, event: str, **values: Any) -> None:  # noqa: ANN401
-        self._log("error", event, values)
-
-    critical = error
-
-    def exception(self, event: str, **values: Any) -> None:  # noqa: ANN401
-        self._log("error", event, {"exc_info": True, **values})
-
-    def _log(self, level: str, event: str, values: dict[str, Any]) -> None:
-        if _LEVELS[level] >= _state.threshold:
-            self._proxy_to_logger(level, event, **values)
 
 
 class _State:
@@ -90,8 +60,8 @@ def configure(level: str = "info", *, json: bool = False, fd: int = 2, limit: in
     writer = LogWriter(fd, report, limit=limit)
     _state.writer = writer
     structlog.configure(
-        processors=[_add_exception, _Renderer(formatter)],
-        wrapper_class=Logger,
+        processors=[_judge, structlog.processors.format_exc_info, _Renderer(formatter)],
+        wrapper_class=structlog.BoundLogger,
         context_class=dict,
         logger_factory=lambda *_: _Output(writer),
         cache_logger_on_first_use=False,
@@ -137,7 +107,17 @@ class _Output:
     """What structlog calls at the end of its chain: any level, one finished line."""
 
     def __init__(self, writer: LogWriter) -> None:
-        self.trace = self.debug = self.info = self.warn = self.error = writer.write
+        for method in (*_LEVELS, *_SYNONYMS):
+            setattr(self, method, writer.write)
+
+
+def _judge(_: object, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """The first processor: an event below the level of now goes no further, also from a logger made before."""
+    if _LEVELS[_SYNONYMS.get(method, method)] < _state.threshold:
+        raise structlog.DropEvent
+    if method == "exception":
+        event.setdefault("exc_info", True)
+    return event
 
 
 class _Renderer:
@@ -146,25 +126,11 @@ class _Renderer:
     def __init__(self, formatter: _Formatter) -> None:
         self._formatter = formatter
 
-    def __call__(self, _: object, level: str, event: MutableMapping[str, Any]) -> str:
+    def __call__(self, _: object, method: str, event: MutableMapping[str, Any]) -> str:
         module = event.pop("module", _DEFAULT_MODULE)
         message = event.pop("event", "")
+        level = _SYNONYMS.get(method, method)
         return self._formatter(datetime.now(UTC), level, str(module), str(message), event)
-
-
-def _add_exception(_: object, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    given = event.pop("exc_info", None)
-    if isinstance(given, BaseException):
-        event["exception"] = _traceback_of((type(given), given, given.__traceback__))
-    elif isinstance(given, tuple):
-        event["exception"] = _traceback_of(given)
-    elif given and sys.exc_info()[0]:
-        event["exception"] = _traceback_of(sys.exc_info())
-    return event
-
-
-def _traceback_of(info: tuple[type[BaseException] | None, BaseException | None, TracebackType | None]) -> str:
-    return "".join(traceback.format_exception(*info)).rstrip("\n")
 
 
 class _StandardHandler(logging.Handler):
@@ -176,7 +142,9 @@ class _StandardHandler(logging.Handler):
         self._formatter = formatter
 
     def emit(self, record: logging.LogRecord) -> None:
-        values: dict[str, Any] = {"exception": _traceback_of(record.exc_info)} if record.exc_info else {}
+        values: dict[str, Any] = {}
+        if record.exc_info:
+            values["exception"] = "".join(traceback.format_exception(*record.exc_info)).rstrip("\n")
         try:
             message = record.getMessage().rstrip()
         except Exception as error:  # noqa: BLE001 - a faulty call must not break what made it
