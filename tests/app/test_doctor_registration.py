@@ -6,8 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from meshgate.adapters.consul.api import ConsulClient
-from meshgate.app.diagnostics.doctor import examine
-from meshgate.app.diagnostics.doctor_registration import registration
+from meshgate.app.diagnostics.doctor import examine, registration
 from meshgate.app.settings.settings import Settings
 from meshgate.core.prerequisites import Finding, Status
 

@@ -8,7 +8,7 @@ from trio.testing import MockClock
 
 from meshgate.adapters.consul import WatchKey, WatchState
 from meshgate.adapters.consul.api import ConsulUnreachableError, HealthCheck
-from meshgate.app.admin.explain_page import ConsulFacts
+from meshgate.app.admin.explain_page import ExplainPage
 from meshgate.core.explain import Explanation, explain
 from meshgate.core.routes import Endpoint, Route, RouteKind
 
@@ -47,7 +47,7 @@ def gateway_with(*endpoints: Endpoint, checks: tuple[HealthCheck, ...] | Excepti
 async def told(gateway: GatewayDouble, sni: str) -> list[tuple[str, str]]:
     """The steps that came to those of the core."""
     explanation: Explanation = explain(gateway.table(), sni)
-    more = await ConsulFacts(gateway).added_to(explanation)
+    more = await ExplainPage(gateway).completed(explanation)
     assert more.steps[: len(explanation.steps)] == explanation.steps
     return [(step.rule, step.outcome) for step in more.steps[len(explanation.steps) :]]
 

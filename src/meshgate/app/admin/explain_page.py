@@ -31,7 +31,7 @@ class ExplainPage:
 
     def __init__(self, gateway: GatewayView) -> None:
         self._gateway = gateway
-        self._facts = ConsulFacts(gateway)
+        self._checks = Checks(gateway.node_checks)
 
     async def answer(self, request: Request) -> Response:
         """The explanation of `?sni=`."""
@@ -45,17 +45,9 @@ class ExplainPage:
         domain = self._gateway.domain
         described = explain if domain is None else partial(explain, domain=domain)
         explanation = await trio.to_thread.run_sync(described, self._gateway.table(), name)
-        return json_response(explain_view(await self._facts.added_to(explanation)))
+        return json_response(explain_view(await self.completed(explanation)))
 
-
-class ConsulFacts:
-    """Adds to explanations what only Consul can say."""
-
-    def __init__(self, gateway: GatewayView) -> None:
-        self._gateway = gateway
-        self._checks = Checks(gateway.node_checks)
-
-    async def added_to(self, explanation: Explanation) -> Explanation:
+    async def completed(self, explanation: Explanation) -> Explanation:
         """The explanation with what Consul says of it; asks Consul, for a few seconds at most."""
         gateway = self._gateway
         steps = list(explanation.steps)

@@ -5,12 +5,14 @@ is asked for, since that would put a key into the agent's cache. Advice names a 
 """
 
 import time
-from collections.abc import Collection
-from typing import Final
+from collections.abc import Awaitable, Callable, Collection
+from typing import Final, TypeVar
 
 import trio
 
+from meshgate.adapters.consul import lived_by
 from meshgate.adapters.consul.api import (
+    GATEWAY_KIND,
     SEE_AGENT,
     SEE_NODES,
     SEE_PEERINGS,
@@ -22,14 +24,19 @@ from meshgate.adapters.consul.api import (
     EndpointBlockedError,
     Exported,
     NotFoundError,
+    OwnInstance,
+    OwnRegistration,
     PermissionDeniedError,
     Rule,
     Tenant,
 )
 from meshgate.adapters.machine import RESERVED, reachable_descriptors
 from meshgate.adapters.mesh_tls import RefusedError, connect
-from meshgate.app.diagnostics import doctor_machine, doctor_registration
+from meshgate.app.diagnostics import doctor_machine
 from meshgate.app.diagnostics.inspection import HOW_TO_GIVE_ONE, NONE_GIVEN, gateways_in, healthy
+from meshgate.app.gateway.from_settings import definition_of, listen_addresses
+from meshgate.app.gateway.listeners import OwnAddressKeeper
+from meshgate.app.gateway.registration import missing_registration
 from meshgate.app.settings.settings import Settings
 from meshgate.core import prerequisites
 from meshgate.core.addresses import HostPort
@@ -38,6 +45,11 @@ from meshgate.core.endpoint_maker import best_address
 from meshgate.core.prerequisites import Finding, Status, failed, ok, warning
 from meshgate.core.sni import DEFAULT
 
+T = TypeVar("T")
+
+_REGISTRATION: Final = "registration"
+# Connections that are made anew to see whether they all lead to one agent.
+_CONNECTIONS: Final = 4
 _PURPOSE: Final = {
     SEE_SERVICES: "see the services",
     SEE_NODES: "see the nodes with their addresses and health",
@@ -79,7 +91,12 @@ class Examination:
         skew = None if clock is None else _skew(before, time.time(), clock)
         await self.agent()
         await self._ca()
-        self._agent_settings()
+        agent = self._agent or AgentFacts("")
+        self.found.append(prerequisites.central_config(agent.central_config, agent.version))
+        self.found.append(prerequisites.grpc_port(agent.grpc_ports))
+        self.found += prerequisites.blocked_endpoints(agent.blocked)
+        if keys := prerequisites.keys_of_services(agent.version, agent.blocked):
+            self.found.append(keys)
         await self._rights()
         await self._datacenters()
         await self._federation()
@@ -87,10 +104,7 @@ class Examination:
         await self._gateways()
         await self.partitions()
         await self.peerings()
-        try:
-            self.found += await doctor_registration.registration(self._client, self._settings)
-        except ConsulError as error:
-            self._failed(doctor_registration.CHECK, str(error), await self._advice(error))
+        self.found += await self._answered(failed, _REGISTRATION, registration(self._client, self._settings)) or ()
         await self._machine(skew)
 
     # --- the agent ---------------------------------------------------------------------------------------------------
@@ -124,14 +138,6 @@ class Examination:
         self._trust_domain = ca.trust_domain
         self.found.append(prerequisites.connect_enabled(connect_setting, ca.trust_domain))
         self.found.append(prerequisites.ca_roots(len(ca.roots), ca.expires, time.time()))
-
-    def _agent_settings(self) -> None:
-        agent = self._agent or AgentFacts("")
-        self.found.append(prerequisites.central_config(agent.central_config, agent.version))
-        self.found.append(prerequisites.grpc_port(agent.grpc_ports))
-        self.found += prerequisites.blocked_endpoints(agent.blocked)
-        if keys := prerequisites.keys_of_services(agent.version, agent.blocked):
-            self.found.append(keys)
 
     # --- the token ---------------------------------------------------------------------------------------------------
 
@@ -264,10 +270,9 @@ class Examination:
     async def _gateways(self) -> None:
         for datacenter in self._others:
             check = f"gateways of {datacenter}"
-            try:
-                instances = await gateways_in(self._client, datacenter, guess=self._settings.service)
-            except ConsulError as error:
-                self._failed(check, str(error), await self._advice(error, datacenter))
+            looked = gateways_in(self._client, datacenter, guess=self._settings.service)
+            instances = await self._answered(failed, check, looked, datacenter)
+            if instances is None:
                 continue
             if not instances:
                 advice = f"start one in {datacenter}: until then nothing there can be reached through gateways"
@@ -305,22 +310,15 @@ class Examination:
         if namespace not in ("", DEFAULT):
             detail = f"the gateway is registered in {namespace}; Consul wants mesh gateways in {DEFAULT}"
             self._warning("namespace", detail, "leave CONSUL_NAMESPACE out")
-        try:
-            others = [name for name in (await self._client.partitions()).value if name != own]
-        except NotFoundError:
+        known = await self._answered(warning, "partitions", self._client.partitions())
+        if known is None:
             return
-        except ConsulError as error:
-            self._warning("partitions", str(error), await self._advice(error))
-            return
+        others = [name for name in known.value if name != own]
         self._ok("partitions", f"{own}, and {', '.join(others)}" if others else f"{own} alone")
         for name in others:
             check, tenant = f"gateways of partition {name}", Tenant(namespace=DEFAULT, partition=name)
-            try:
-                found = await gateways_in(self._client, "", guess=self._settings.service, tenant=tenant)
-            except ConsulError as error:
-                self._warning(check, str(error), await self._advice(error))
-                continue
-            if not found:
+            looked = gateways_in(self._client, "", guess=self._settings.service, tenant=tenant)
+            if await self._answered(warning, check, looked) == ():
                 advice = f"start one in {name}: until then nothing there can be reached through gateways"
                 self._warning(check, "none to be seen", advice)
 
@@ -333,12 +331,8 @@ class Examination:
                 check, "the token may not read peerings: peers have no routes", f"add {SEE_PEERINGS} to its policy"
             )
             return
-        try:
-            found = (await self._client.peerings()).value
-        except ConsulError as error:
-            self._warning(check, str(error), await self._advice(error))
-            return
-        if found is None:
+        answer = await self._answered(warning, check, self._client.peerings())
+        if answer is None or (found := answer.value) is None:
             return
         self._ok(check, ", ".join(f"{it.name} ({it.state.lower()})" for it in found) or "no peerings")
         if any(it.active for it in found):
@@ -346,14 +340,10 @@ class Examination:
 
     async def _exports(self, peers: set[str]) -> None:
         check = "exported services"
-        try:
-            exported = (await self._client.exported_services()).value
-        except NotFoundError:
+        exported = await self._answered(warning, check, self._client.exported_services())
+        if exported is None:
             return
-        except ConsulError as error:
-            self._warning(check, str(error), await self._advice(error))
-            return
-        ours = [export for export in exported if peers.intersection(export.peers)]
+        ours = [export for export in exported.value if peers.intersection(export.peers)]
         self._ok(check, f"{len(ours)} to peers")
         for export in ours[:_MOST_EXPORTS]:
             await self._export(export)
@@ -362,11 +352,10 @@ class Examination:
         check = f"export of {in_namespace(export.namespace, export.service)}"
         enterprise = self._agent is not None and self._agent.enterprise
         place = self._client.at(Tenant(namespace=export.namespace if enterprise else ""))
-        try:
-            chain = (await place.discovery_chain(export.service)).value
-        except ConsulError as error:
-            self._warning(check, str(error), await self._advice(error))
+        answer = await self._answered(warning, check, place.discovery_chain(export.service))
+        if answer is None:
             return
+        chain = answer.value
         if chain.protocol != "tcp":
             passed = self._settings.pass_http_exports
             self.found.append(prerequisites.http_export(check, export.service, chain.protocol, passed=passed))
@@ -387,7 +376,7 @@ class Examination:
         limit = agent.max_connections if agent else None
         self.found.append(prerequisites.agent_connections(limit, settings.catalog_watches))
 
-    # --- saying it ---------------------------------------------------------------------------------------------------
+    # --- asking and saying it -----------------------------------------------------------------------------------------
 
     def _ok(self, check: str, detail: str) -> None:
         self.found.append(ok(check, detail))
@@ -397,6 +386,18 @@ class Examination:
 
     def _failed(self, check: str, detail: str, advice: str = "") -> None:
         self.found.append(failed(check, detail, advice))
+
+    async def _answered(
+        self, say: Callable[[str, str, str], Finding], check: str, asked: Awaitable[T], datacenter: str = ""
+    ) -> T | None:
+        """What Consul answers. Else `say` makes a finding of why not; a Consul without such a thing is none."""
+        try:
+            return await asked
+        except NotFoundError:
+            return None
+        except ConsulError as error:
+            self.found.append(say(check, str(error), await self._advice(error, datacenter)))
+            return None
 
     async def _advice(self, error: ConsulError, datacenter: str = "") -> str:
         """The rule that the token lacks. One that it has would not help: then something else is in the way."""
@@ -429,3 +430,87 @@ def _skew(before: float, after: float, agent: float) -> float:
 def _unknown_token(error: ConsulError) -> bool:
     blocked = isinstance(error, EndpointBlockedError)
     return isinstance(error, PermissionDeniedError) and error.missing_rule is None and not blocked
+
+
+# --- the registration: whether it can be made, or is there where somebody else is to make it --------------------------
+
+
+async def registration(client: ConsulClient, settings: Settings) -> list[Finding]:
+    """Findings about the registration, and about the agents that the address leads to.
+
+    Raises:
+        ConsulError: neither the agent nor the catalog tells.
+    """
+    held = None if settings.node_name else await client.agent_registration(settings.proxy_id)
+    instances = (await client.own_instances(settings.service, settings.proxy_id)).value
+    if not settings.register:
+        if settings.node_name:
+            held = next((each.registration for each in instances if each.node == settings.node_name), None)
+        return [_existing(settings, held)]
+    nodes = await _agents(client)
+    findings = [await _to_be_made(settings, held), *(_left_behind(settings, instances, nodes) if nodes else ())]
+    if len(nodes) > 1:
+        detail = f"the address leads to the agents of {', '.join(sorted(nodes))} by turns"
+        advice = "set CONSUL_HTTP_ADDR to one of them: only the agent that has the registration can follow it"
+        findings.append(failed("one agent", detail, advice))
+    return findings
+
+
+def _existing(settings: Settings, held: OwnRegistration | None) -> Finding:
+    if held is None:
+        advice = (
+            "register it in the catalog under these names (consul-k8s does), or correct MESHGATE_PROXY_ID and "
+            "MESHGATE_NODE_NAME; the token needs service:read and node:read"
+            if settings.node_name
+            else "consul services register with kind, name and id of the gateway, or leave out --no-register; "
+            "MESHGATE_NODE_NAME where no agent holds it"
+        )
+        return failed(_REGISTRATION, missing_registration(settings), advice)
+    if held.kind != GATEWAY_KIND:
+        detail = f"{held.id!r} is of kind {held.kind or 'none'}"
+        return failed(_REGISTRATION, detail, f"register it with kind {GATEWAY_KIND}")
+    return ok(_REGISTRATION, f"{held.id} at {_place(held)}")
+
+
+async def _to_be_made(settings: Settings, held: OwnRegistration | None) -> Finding:
+    if held is None:
+        return ok(_REGISTRATION, f"no {settings.proxy_id} on this agent yet")
+    addresses, bound = OwnAddressKeeper(settings), listen_addresses(settings)
+    told = await lived_by(held, definition_of(settings), lambda *place: addresses.is_own(bound, *place))
+    if told:
+        detail, _, advice = told.partition(": ")
+        return failed(_REGISTRATION, detail, advice)
+    return ok(_REGISTRATION, f"{held.id} at {_place(held)}")
+
+
+def _left_behind(settings: Settings, instances: Collection[OwnInstance], nodes: Collection[str]) -> list[Finding]:
+    place = (settings.address.host, settings.address.port)
+    found = []
+    for each in instances:
+        same = place[0] and (each.registration.address, each.registration.port) == place
+        if same and each.node not in nodes:
+            detail = f"{each.registration.id} at {_place(each.registration)} is registered on node {each.node} too"
+            advice = f"consul services deregister -id={each.registration.id} there"
+            found.append(warning("one registration", detail, advice))
+    return found
+
+
+async def _agents(client: ConsulClient) -> set[str]:
+    """The nodes of the agents that new connections lead to; none where the token may not know."""
+    nodes: set[str] = set()
+
+    async def ask() -> None:
+        try:
+            async with client.dedicated() as reader:
+                nodes.add((await reader.agent_self()).node)
+        except ConsulError:
+            pass
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(_CONNECTIONS):
+            nursery.start_soon(ask)
+    return nodes
+
+
+def _place(registration: OwnRegistration) -> HostPort:
+    return HostPort(registration.address or "the agent's address", registration.port)

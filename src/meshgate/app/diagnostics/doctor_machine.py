@@ -60,8 +60,11 @@ async def _running(settings: Settings) -> bool:
 
 def _port(check: str, address: HostPort, running: bool) -> Finding:
     shown = str(address) if address.host else f"*:{address.port}"
-    problem = _bind_problem(address)
-    if problem is None:
+    try:
+        _bind(address)
+    except OSError as error:
+        problem = error.errno or errno.EINVAL
+    else:
         return ok(check, f"{shown} is free")
     if problem == errno.EADDRINUSE and running:
         return ok(check, f"{shown} is taken, and a meshgate is running")
@@ -71,15 +74,6 @@ def _port(check: str, address: HostPort, running: bool) -> Finding:
         advice = "allow it: AmbientCapabilities=CAP_NET_BIND_SERVICE, or use a port from 1024"
         return failed(check, f"{shown}: this user may not bind it", advice)
     return failed(check, f"{shown}: {errno.errorcode.get(problem, problem)}", "is it this machine's?")
-
-
-def _bind_problem(address: HostPort) -> int | None:
-    """The error number with which binding fails; None where it works. The port is free again afterwards."""
-    try:
-        _bind(address)
-    except OSError as error:
-        return error.errno or errno.EINVAL
-    return None
 
 
 def _bind(address: HostPort) -> None:
