@@ -32,20 +32,20 @@ async def keeper(nursery: Any) -> TableKeeper:
 
 
 async def test_a_table_without_a_route_still_knows_where_it_is(keeper: TableKeeper) -> None:
-    assert (keeper.table, keeper.in_force().datacenter, keeper.known.is_set()) == (None, "", False)
+    assert (len(keeper.table), keeper.table.datacenter, keeper.known.is_set()) == (0, "", False)
     keeper.use(catalog(0))
-    assert (keeper.in_force().datacenter, keeper.in_force().trust_domain) == ("dc1", "td.consul")
+    assert (keeper.table.datacenter, keeper.table.trust_domain) == ("dc1", "td.consul")
     assert keeper.known.is_set()
 
 
 async def test_without_a_catalog_there_is_no_table_any_more(keeper: TableKeeper) -> None:
     keeper.use(catalog(2))
-    assert len(keeper.in_force()) == 2
+    assert len(keeper.table) == 2
     keeper.clear()
-    assert (keeper.table, keeper.snapshot, len(keeper.in_force()), keeper.known.is_set()) == (None, None, 0, False)
+    assert (keeper.snapshot, len(keeper.table), keeper.known.is_set()) == (None, 0, False)
     assert keeper.health._routes == {}
     keeper.renew()
-    assert keeper.table is None
+    assert (len(keeper.table), keeper.known.is_set()) == (0, False)
 
 
 async def test_a_large_catalog_is_left_out_of_the_search_for_garbage_each_time_it_has_doubled(
@@ -53,7 +53,7 @@ async def test_a_large_catalog_is_left_out_of_the_search_for_garbage_each_time_i
 ) -> None:
     frozen: list[int] = []
     monkeypatch.setattr(gc, "collect", lambda: 0)
-    monkeypatch.setattr(gc, "freeze", lambda: frozen.append(len(keeper.in_force())))
+    monkeypatch.setattr(gc, "freeze", lambda: frozen.append(len(keeper.table)))
     for services in (2, 3, 5, 6, 3, 11, 12):
         keeper.use(catalog(services))
     assert frozen == [3, 6, 12]
@@ -73,7 +73,7 @@ async def test_an_export_that_is_left_alone_is_told_once_and_so_is_a_stream_that
         f"s0 is exported with protocol {protocol}" for protocol in ("http", "grpc", "http")
     ]
     observer = StreamObserver(
-        RefusalLog(structlog.get_logger()), None, lambda name: keeper.in_force().unroutable.get(name, "")
+        RefusalLog(structlog.get_logger()), None, lambda name: keeper.table.unroutable.get(name, "")
     )
     name = "S0.default.default.east.external.td.consul"
     with capture_logs() as logs:

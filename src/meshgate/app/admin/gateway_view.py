@@ -59,7 +59,7 @@ class GatewayView:
 
     @property
     def catalog_known(self) -> bool:
-        return self._gateway.table is not None
+        return self._gateway.tables.known.is_set()
 
     @property
     def catalog_stale(self) -> bool:
@@ -85,7 +85,7 @@ class GatewayView:
 
     def table(self) -> RouteTable:
         """The table in force; an empty one before the catalog is known."""
-        return self._gateway.relay_table()
+        return self._gateway.tables.table
 
     def watches(self) -> list[WatchState]:
         """How each watch of Consul is doing; none before the agent has answered."""
@@ -102,14 +102,14 @@ class GatewayView:
         return self._gateway.client.errors
 
     def unhealthy_since(self, route: Route, endpoint: Endpoint) -> Since | None:
-        return self._gateway.health.since(route, endpoint)
+        return self._gateway.tables.health.since(route, endpoint)
 
     # --- the relay ---
 
     @property
     def limits(self) -> Limits:
         """Those in force, central configuration followed."""
-        return self._gateway.limits
+        return self._gateway.relay.limits
 
     def listeners(self) -> Iterable[BindAddress]:
         return self._gateway.registration.listeners.addresses
@@ -123,7 +123,7 @@ class GatewayView:
         return await self._gateway.relay.counters()
 
     async def connections(self) -> list[OpenStream]:
-        return await self._gateway.connections()
+        return await self._gateway.relay.connections()
 
     def recent_refusals(self) -> list[tuple[float, Refused]]:
         """The last ones with their Unix times, the newest first."""

@@ -17,7 +17,6 @@ import trio
 
 from meshgate.adapters.consul import CatalogWatcher, RegistrationError, WatchRegistry, wait_for_agent
 from meshgate.adapters.consul.api import ConsulAddress, ConsulClient, ConsulConfigError
-from meshgate.adapters.relay import Limits, OpenStream
 from meshgate.adapters.relay.pool import RelayPool
 from meshgate.adapters.sd_notify import Notifier
 from meshgate.app.errors import CommandError, ConfigError
@@ -31,20 +30,13 @@ from meshgate.app.gateway.table_keeper import TableKeeper, export_problems, tell
 from meshgate.app.logs import logs
 from meshgate.app.logs.access_log import AccessLog
 from meshgate.app.settings.settings import Reload, Settings
-from meshgate.core.catalog import Locality, Snapshot
-from meshgate.core.routes import RouteTable
+from meshgate.core.catalog import Snapshot
 
 log = structlog.get_logger(module="meshgate")
 
 
 class Gateway:
-    """One gateway process. Make it inside trio, then `await run()`.
-
-    Args:
-        settings: complete and checked.
-        client: to the local agent, open.
-        notifier: tells systemd.
-    """
+    """One gateway process. Make it inside trio with an open client to the local agent, then `await run()`."""
 
     def __init__(self, settings: Settings, client: ConsulClient, notifier: Notifier) -> None:
         self.settings = settings
@@ -52,9 +44,9 @@ class Gateway:
         self.observer = StreamObserver(
             RefusalLog(log),
             AccessLog.open(settings.access_log),
-            lambda name: self.relay_table().unroutable.get(name, ""),
+            lambda name: self.tables.table.unroutable.get(name, ""),
         )
-        self.discovery = OnDemandDiscovery(self.relay_table, lambda: self.watcher)
+        self.discovery = OnDemandDiscovery(lambda: self.tables.table, lambda: self.watcher)
         limits = limits_of(settings)
         self.relay = RelayPool(
             settings.workers,
@@ -76,25 +68,15 @@ class Gateway:
             settings.partition,
             lambda: self.watcher is not None and not self.watcher.stale,
         )
-        self.registration = GatewayRegistration(settings, client, self._registry, self.relay, self._on_options)
         self.tables = TableKeeper(settings, self.relay, notifier, self.last_known)
-        self.health = self.tables.health
+        self.registration = GatewayRegistration(settings, client, self._registry, self.relay, self.tables.look_from)
         self._agent_known = trio.Event()
         self._drain = trio.Event()
 
     @property
     def ready(self) -> bool:
         """Whether streams are served: the catalog is known, listeners are open, a worker is up, nobody asked to end."""
-        return self.listening and self.relay.works and self.table is not None and not self.draining
-
-    @property
-    def table(self) -> RouteTable | None:
-        """The table in force; None before the catalog is known."""
-        return self.tables.table
-
-    def relay_table(self) -> RouteTable:
-        """The table in force; an empty one before the catalog is known."""
-        return self.tables.in_force()
+        return self.listening and self.relay.works and self.tables.known.is_set() and not self.draining
 
     @property
     def catalog_stale(self) -> bool:
@@ -111,16 +93,8 @@ class Gateway:
             *(failing if self.watcher is None else self.watcher.problems()),
             *self.last_known.problems(),
             *self.registration.problems(),
-            *export_problems(self.relay_table()),
+            *export_problems(self.tables.table),
         ]
-
-    @property
-    def limits(self) -> Limits:
-        """The relay's limits in force: what was set, what Consul says centrally, the defaults."""
-        return self.relay.limits
-
-    async def connections(self) -> list[OpenStream]:
-        return await self.relay.connections()
 
     def drain(self) -> None:
         """Begin to stop; idempotent."""
@@ -161,7 +135,11 @@ class Gateway:
         facts = await wait_for_agent(self.client, self._registry)
         log.info("agent found", datacenter=facts.datacenter, node=facts.node, consul=facts.version or "unknown")
         partition = partition_of(self.settings, facts)
-        self._check_last_known(facts.datacenter, partition)
+        stood_in = self.last_known.from_disk
+        self.last_known.accept(facts.datacenter, partition)
+        if stood_in and not self.last_known.from_disk:
+            # Streams are placed by it already, and it is of another datacenter.
+            self.tables.clear()
         self._agent_known.set()
         exposed = self.settings.expose_servers
         nursery.start_soon(self.registration.follow_limits)
@@ -199,7 +177,7 @@ class Gateway:
         except OSError as error:
             raise CommandError(f"cannot listen: {error.strerror}") from None
         self.listening = True
-        tell_ready(self.relay_table())
+        tell_ready(self.tables.table)
         self._notifier.ready()
 
     # --- the catalog ---------------------------------------------------------------------------------------------
@@ -220,13 +198,6 @@ class Gateway:
             self.registration.stand_in()
             self._listen()
 
-    def _check_last_known(self, datacenter: str, partition: str) -> None:
-        """Give up a catalog from disk that is not of this datacenter, also if streams are placed by it already."""
-        stood_in = self.last_known.from_disk
-        self.last_known.accept(datacenter, partition)
-        if stood_in and not self.last_known.from_disk:
-            self.tables.clear()
-
     async def _complete_catalog(self, watcher: CatalogWatcher) -> None:
         """Let go of what is used from disk as soon as Consul has answered for it."""
         before = None
@@ -238,9 +209,6 @@ class Gateway:
             before, completed = pending, self.last_known.completed(watcher.snapshot, pending)
             if completed != self.tables.snapshot:
                 self.tables.use(completed)
-
-    def _on_options(self, one_host_name: bool, locality: Locality) -> None:
-        self.tables.look_from(locality, one_host_name=one_host_name)
 
     def _on_snapshot(self, snapshot: Snapshot) -> None:
         kept = self.last_known.kept

@@ -33,15 +33,10 @@ _QUOTE = 200
 
 
 class GatewayRegistration:
-    """Registers, follows, and gives the registration back at the end.
+    """Registers, follows, and gives the registration back at the end. The relay gets the listeners and the limits.
 
-    Args:
-        settings: of this process.
-        client: Consul.
-        registry: shared by all watches of the process.
-        relay: gets the listeners and the limits.
-        on_options: gets whether one host name of each destination is to be used, and the gateway's locality, when one
-            of them changed.
+    `on_options` gets whether one host name of each destination is to be used, and the gateway's locality, when one of
+    them changed.
     """
 
     def __init__(

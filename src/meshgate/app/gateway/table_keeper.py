@@ -28,6 +28,7 @@ from meshgate.core.sni import PeeredServiceSni, parse
 log = structlog.get_logger(module="meshgate")
 
 _LARGE: Final = 1000
+_NO_TABLE: Final = RouteTable.of("", "", "default", iter(()))
 _MOST_PROBLEMS: Final = 10
 _MOST_ENDPOINTS: Final = 10  # Of one route, at once.
 # Why there may be no route at a start that went well.
@@ -37,15 +38,8 @@ _NOTHING_YET: Final = "the catalog has no mesh service and no gateway elsewhere 
 class TableKeeper:
     """Keeps the table.
 
-    `table` is None and `known` not set before there is a catalog. `snapshot` is the catalog in use, `health` what was
-    seen of its endpoints over time, `names` what host names stand for.
-
-    Args:
-        settings: of this process.
-        relay: gets each table.
-        notifier: tells systemd.
-        last_known: keeps each catalog on disk.
-        large: routes from which on a table counts as large.
+    `table` is empty and `known` not set before there is a catalog. `snapshot` is the catalog in use, `health` what was
+    seen of its endpoints over time, `names` what host names stand for. From `large` routes on a table counts as large.
     """
 
     def __init__(
@@ -56,7 +50,7 @@ class TableKeeper:
         last_known: LastKnown,
         large: int = _LARGE,
     ) -> None:
-        self.table: RouteTable | None = None
+        self.table = _NO_TABLE
         self.snapshot: Snapshot | None = None
         self.known = trio.Event()
         self.health = HealthHistory()
@@ -74,17 +68,12 @@ class TableKeeper:
         self._settled = 0
         self._left_alone: dict[str, str] = {}
 
-    def in_force(self) -> RouteTable:
-        """The table; an empty one before there is a catalog."""
-        # A table without a route is false, and still knows where it is.
-        return RouteTable.of("", "", "default", iter(())) if self.table is None else self.table
-
     def use(self, snapshot: Snapshot) -> None:
         """Place new streams by this catalog."""
         self.snapshot = snapshot
         self.renew()
 
-    def look_from(self, locality: Locality, *, one_host_name: bool) -> None:
+    def look_from(self, one_host_name: bool, locality: Locality) -> None:
         """Make tables for a gateway in this place from now on, as for `plan`."""
         self._locality, self._one_host_name = locality, one_host_name
         self.renew()
@@ -101,9 +90,8 @@ class TableKeeper:
 
     def clear(self) -> None:
         """Place no streams until there is another catalog."""
-        self.snapshot = self.table = None
-        self.known = trio.Event()
-        self.health.note(self._relay.install(self.in_force()))
+        self.snapshot, self.table, self.known = None, _NO_TABLE, trio.Event()
+        self.health.note(self._relay.install(self.table))
 
     def renew(self) -> None:
         """Make the table of what is known now, and place new streams by it."""
@@ -120,7 +108,7 @@ class TableKeeper:
             one_host_name=self._one_host_name,
         )
         self.names.want(self._planner.host_names)
-        before, self.table = self.in_force(), table
+        before, self.table = self.table, table
         change = self._relay.install(table)
         self.known.set()
         self._last_known.keep(self.snapshot, self.names.addresses)
