@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import trio
 from structlog.testing import capture_logs
 from trio.testing import MockClock
@@ -32,3 +34,30 @@ async def test_an_agent_that_starts_late_is_waited_for(autojump_clock: MockClock
         with trio.fail_after(31):
             while registry.states():
                 await trio.sleep(0.1)
+
+
+async def test_an_outage_is_told_again_each_minute_and_then_each_ten(autojump_clock: MockClock) -> None:
+    model, registry = Model(down=unreachable()), WatchRegistry()
+    with capture_logs() as logs, trio.move_on_after(3600):
+        await wait_for_agent(model, registry)
+    first, *again = logs
+    assert (first["event"], first["error"]) == ("cannot read from Consul yet, retrying", str(unreachable()))
+    ages = [entry["failing_for"] for entry in again]
+    apart = [later - earlier for earlier, later in pairwise([0, *ages])]
+    often = sum(age <= 600 for age in ages)
+    assert often >= 6
+    assert all(60 <= each <= 90 for each in apart[:often])
+    assert all(600 <= each <= 630 for each in apart[often:])
+    assert len(again) - often >= 4
+    assert {entry["error"] for entry in again} == {str(unreachable())}
+    assert all(0 <= int(entry["next_try"].split()[1]) <= 30 for entry in again)
+
+
+async def test_another_outage_begins_anew(autojump_clock: MockClock) -> None:
+    model, registry = Model(down=unreachable()), WatchRegistry()
+    with capture_logs() as logs:
+        for _ in range(2):
+            model.fail(unreachable())
+            with trio.move_on_after(50):
+                await wait_for_agent(model, registry)
+    assert [entry["event"] for entry in logs] == ["cannot read from Consul yet, retrying"] * 2

@@ -41,6 +41,9 @@ SPREAD: Final = 0.3
 # Seconds between two times that all watches ask anew. Where an agent caps the wait of queries (`max_query_time`) each
 # answer looks like a sign of a restore.
 RESTORES_APART: Final = 10.0
+# A failure that goes on is told again each minute, and after ten of them each ten.
+TOLD_AGAIN: Final = 60.0
+TOLD_SELDOM: Final = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +125,8 @@ class WatchRegistry:
         self._restored = float("-inf")
         self._asking: set[trio.CancelScope] = set()
         self._began: float | None = None
+        # When each failure that goes on was told last.
+        self._told: dict[str, float] = {}
 
     def longest_wait(self) -> float:
         """Seconds for which a query may be held at present.
@@ -232,6 +237,10 @@ class WatchRegistry:
             # An outage hits all watches at once: the first one to notice speaks for those that see the same.
             known = any(other.error == str(error) for other in self._states)
             state.error, state.status = str(error), error.status
+            if not known:
+                going_on = {other.error for other in self._states}
+                told = {error: at for error, at in self._told.items() if error in going_on}
+                self._told = told | {state.error: trio.current_time()}
             known_before = state.last_success is not None
             event = "Consul watch fails, retrying; what is known stays in use"
             if not known_before:
@@ -255,8 +264,27 @@ class WatchRegistry:
             "Consul watch works again", watch=str(state.key), kind=state.key.kind, failed_for=round(seconds, 1)
         )
 
+    def _tell_again(self, state: WatchState, next_try: float) -> None:
+        now = trio.current_time()
+        told = self._told.setdefault(state.error, now)
+        if now - told < TOLD_AGAIN:
+            return
+        failing = [other for other in self._states if other.error == state.error]
+        since = min(other.failing_since for other in failing if other.failing_since is not None)
+        if now - since > TOLD_SELDOM and now - told < TOLD_SELDOM:
+            return
+        self._told[state.error] = now
+        log.warning(
+            "Consul still fails, retrying; what is known stays in use",
+            error=state.error,
+            failing_for=round(now - since),
+            watches=len(failing),
+            next_try=f"in {next_try:.0f} s",
+        )
+
     async def _pause(self, state: WatchState, seconds: float) -> None:
         deadline = trio.current_time() + seconds
+        self._tell_again(state, seconds)
         if _out_of_reach(state):
             with trio.move_on_at(deadline):
                 await self._recovery.wait()

@@ -84,7 +84,7 @@ class Examination:
             clock = await self._client.agent_clock()
         except ConsulUnreachableError as error:
             self._failed("agent", str(error), "is it running, and is CONSUL_HTTP_ADDR its address?")
-            await self._machine(None)
+            await self._machine(None, reached=False)
             return
         except ConsulError:
             clock = None
@@ -105,7 +105,7 @@ class Examination:
         await self.partitions()
         await self.peerings()
         self.found += await self._answered(failed, _REGISTRATION, registration(self._client, self._settings)) or ()
-        await self._machine(skew)
+        await self._machine(skew, reached=True)
 
     # --- the agent ---------------------------------------------------------------------------------------------------
 
@@ -366,13 +366,15 @@ class Examination:
 
     # --- this machine ------------------------------------------------------------------------------------------------
 
-    async def _machine(self, skew: float | None) -> None:
+    async def _machine(self, skew: float | None, *, reached: bool) -> None:
         settings, agent = self._settings, self._agent
-        self.found += doctor_machine.addresses(settings, federated=bool(self._others) or not self._own)
+        self.found += doctor_machine.addresses(settings, federated=bool(self._others) or not self._own, reached=reached)
         self.found += await doctor_machine.ports(settings)
         if self._own or agent:
             self.found.append(prerequisites.clock(skew))
         self.found.append(prerequisites.descriptors(reachable_descriptors(), settings.max_connections, RESERVED))
+        if not reached:
+            return
         limit = agent.max_connections if agent else None
         self.found.append(prerequisites.agent_connections(limit, settings.catalog_watches))
 

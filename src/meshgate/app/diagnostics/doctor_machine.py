@@ -16,17 +16,26 @@ from meshgate.core.addresses import HostPort
 from meshgate.core.prerequisites import Finding, failed, ok, wan_address, warning
 
 
-def addresses(settings: Settings, *, federated: bool) -> list[Finding]:
-    """What is registered: the LAN address has to be one of this machine, the WAN address one of somewhere."""
+def addresses(settings: Settings, *, federated: bool, reached: bool) -> list[Finding]:
+    """What is registered: the LAN address has to be one of this machine, the WAN address one of somewhere.
+
+    `reached` is whether the agent answers, whose address stands in for one that is not set.
+    """
     found = []
     try:
         definition_of(settings).payload()
     except RegistrationError as error:
         found.append(failed("LAN address", str(error), "set --address or --bind-address"))
     else:
-        host = settings.address.host
-        shown = str(settings.address) if host else f"that of the agent, port {settings.address.port}"
-        found.append(ok("LAN address", shown))
+        address = settings.address
+        if address.host:
+            found.append(ok("LAN address", str(address)))
+        elif reached:
+            found.append(ok("LAN address", f"that of the agent, port {address.port}"))
+        else:
+            found.append(
+                warning("LAN address", "that of the agent, which does not answer", "set --address, or start the agent")
+            )
     wan = settings.wan_address
     found.append(wan_address(wan.host if wan else "", federated=federated))
     return found
