@@ -217,7 +217,7 @@ async def test_learning_of_what_is_left_meanwhile_ends(autojump_clock: MockClock
             nursery.start_soon(watched.watcher.lookup, ["s100"])
             await trio.sleep(1)
             # Its query is held by nobody any more: the list no longer has it.
-            services = watched.watcher._services._namespaces["default"].services
+            services = watched.watcher._services._namespaces["default"]
             services._named({name: name for name in services._services if name != "s100"})
             with trio.fail_after(5):
                 while nursery.child_tasks:

@@ -9,8 +9,14 @@ import trio
 from trio.testing import MockClock
 
 from meshgate.adapters.consul.api import Resolver, SubsetRule
-from meshgate.adapters.consul.resync import SUMMARY_PACE, SWEEP_PAUSE, SWEEP_PAUSE_ALONE
-from meshgate.adapters.consul.watch_scheduler import IN_USE, PASSING_WAIT, TICK
+from meshgate.adapters.consul.watch_scheduler import (
+    IN_USE,
+    PASSING_WAIT,
+    SUMMARY_PACE,
+    SWEEP_PAUSE,
+    SWEEP_PAUSE_ALONE,
+    TICK,
+)
 from meshgate.core.catalog import Check
 
 from .model import OWN, Model, gateway, sidecar, unreachable

@@ -20,18 +20,16 @@ from meshgate.core.catalog import Snapshot
 from meshgate.core.sni import DEFAULT, PeeredServiceSni
 from meshgate.core.warm_start import PendingSources
 
-from .acl_visibility import AclVisibility
-from .api import GATEWAY_KIND, CaRoots, ConsulClient, Tenant
+from .acl_visibility import SERVERS, AclVisibility, VerifiedInstances
+from .api import GATEWAY_KIND, CaRoots, ConsulClient, Cursor, Instances, Page, PermissionDeniedError, Rule, Tenant
 from .blocking_query_pool import BlockingQueryPool
 from .exports import EXPORTS, LocalExports
-from .local_catalog import LocalCatalog
-from .local_services import NAMES, RESOLVERS
+from .local_services import NAMES, RESOLVERS, LocalServices
 from .lookups import Explainer
 from .peerings import Peerings
 from .remote_gateways import Partitions, RemoteGateways
 from .scope import InitialSync, KeyedWatches, Latest, Scope
-from .servers import LOCAL_SERVERS, LocalServers
-from .watch_registry import WatchKey, WatchRegistry, WatchState
+from .watch_registry import WatchKey, WatchRegistry, WatchState, ignore
 
 log = structlog.get_logger(module="meshgate.consul")
 
@@ -44,6 +42,7 @@ COALESCE: Final = 0.1
 # Seconds between two snapshots that nobody gathers changes for: where services are many, each costs milliseconds.
 APART: Final = 0.05
 ROOTS: Final = WatchKey("roots", "CA roots")
+LOCAL_SERVERS: Final = WatchKey("servers", "local servers")
 
 # While one of these fails, what is served may be old as a whole.
 _ESSENTIAL: Final = (ROOTS, NAMES, RESOLVERS)
@@ -106,6 +105,33 @@ class Publisher:
             self._publish(snapshot)
 
 
+class LocalServers:
+    """Follows Consul's own servers of the datacenter, which a gateway for WAN federation offers to other ones.
+
+    They are in the catalog as the service `consul`, one instance a server. A datacenter without servers answers
+    nothing, so an empty list always means that the token may not see them, and is an error of the watch.
+    """
+
+    def __init__(self, scope: Scope) -> None:
+        self._scope = scope
+        self._held = VerifiedInstances(scope.visibility, SERVERS)
+
+    async def run(self) -> None:
+        """Follow until cancelled."""
+        await self._scope.watch(LOCAL_SERVERS, self._ask, ignore, dedicated=True)
+
+    def instances(self) -> Instances:
+        """One instance a server, in a stable order; their checks are as Consul has them."""
+        return tuple(sorted(self._held.value, key=lambda server: (server.node, server.id)))
+
+    async def _ask(self, reader: ConsulClient, cursor: Cursor) -> Page[Instances]:
+        page = await reader.instances(SERVERS, cursor)
+        if not page.value:
+            raise PermissionDeniedError("Consul shows none of its own servers", Rule("service", SERVERS))
+        await self._held.accept(page, cursor)
+        return page
+
+
 class CatalogWatcher:
     """Follows the catalog and publishes snapshots of it.
 
@@ -157,7 +183,7 @@ class CatalogWatcher:
         visibility = AclVisibility(client, gateway_service, partition=not central)
         scope = Scope(client, registry, self._pool, visibility, self._sync, self._publisher.changed)
         self._scope = scope
-        self._services = LocalCatalog(scope, enterprise=enterprise)
+        self._services = LocalServices(scope, enterprise=enterprise)
         # Only gateways of the default partition look into other datacenters.
         self._remotes = RemoteGateways(scope, datacenter=datacenter, gateway_service=gateway_service)
         self._partitions = Partitions(scope, partition=partition, gateway_service=gateway_service)

@@ -1,4 +1,9 @@
-"""The mesh services of one namespace: their names, the instances behind each, service-resolvers and their subsets.
+"""The mesh services of the gateway's partition: names, the instances behind each, service-resolvers and their subsets.
+
+The community edition has one namespace and is asked without naming it. In Enterprise one gateway, in the namespace
+`default`, serves all namespaces of its partition; HTTP has no wildcard for services, so each namespace has its own
+lists, asked for in turns of the pool. A namespace that is no longer listed is given up when it holds no instance any
+more: the list leaves out silently what a token has no right in.
 
 Like Consul's own gateway, every name of the catalog is asked for in the mesh, the names of sidecars too; most of those
 have no mesh instances. Names that differ only by case are one service in Consul's index and in an SNI, so only one of
@@ -12,14 +17,15 @@ without one is all of the service. A filter that does not compile takes its own 
 services without instances are not followed: Consul's gateway ignores them too.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from typing import Final
+from dataclasses import replace
+from itertools import chain
+from typing import Final, NamedTuple
 
 import trio
 
-from meshgate.core.catalog import Service, Subset, in_namespace
+from meshgate.core.catalog import Service, Snapshot, Subset, in_namespace
 from meshgate.core.sni import DEFAULT
 
 from .acl_visibility import VerifiedInstances
@@ -33,94 +39,44 @@ from .api import (
     PermissionDeniedError,
     Resolver,
     SubsetRule,
+    Tenant,
 )
-from .health_query import SIDECAR, HealthQuery
-from .scope import Scope
+from .scope import KeyedWatches, Scope
 from .watch import PACE
 from .watch_registry import WatchKey
-from .watch_scheduler import WatchScheduler
+from .watch_scheduler import SIDECAR, HealthQuery, WatchScheduler
 
+NAMESPACES: Final = WatchKey("namespaces", "namespaces")
 NAMES: Final = WatchKey("services", "service names")
 RESOLVERS: Final = WatchKey("resolvers", "service-resolvers")
 # Seconds between two answers of a list that is long. A stream of a name that it does not have yet finds it by itself.
 _MANY_PACE: Final = 5.0
 
 
-class _Service(HealthQuery):
-    __slots__ = ("_services",)
-
-    def __init__(self, services: "LocalServices", key: WatchKey, held: VerifiedInstances) -> None:
-        super().__init__(key, key.name, held)
-        self._services = services
-
-    async def ask(self, reader: ConsulClient, cursor: Cursor) -> Page[Instances]:
-        return await reader.connect_instances(self.held.service, cursor)
-
-    def answered(self) -> None:
-        self._services.answered(self)
-
-    def failed(self, _: ConsulError) -> None:
-        self._services.tried(self)
-
-    def on_staleness_changed(self) -> None:
-        self._services.touch(self.service, news=False)
-
-
-@dataclass(frozen=True, slots=True)
-class _Filter:
-    """Which query: another filter is another one."""
+class _Filter(NamedTuple):
+    """Which query of a subset: another filter, or another spelling of the service, is another one."""
 
     spelling: str
     subset: str
     filter: str
 
 
-class _Filtered(HealthQuery):
-    __slots__ = ("_filter", "_services", "refused")
-
-    def __init__(
-        self, services: "LocalServices", key: WatchKey, service: str, which: _Filter, held: VerifiedInstances
-    ) -> None:
-        super().__init__(key, service, held)
-        self.refused = False
-        self._filter = which
-        self._services = services
-
-    async def ask(self, reader: ConsulClient, cursor: Cursor) -> Page[Instances]:
-        page = await reader.connect_instances(self._filter.spelling, cursor, subset_filter=self._filter.filter)
-        if self.refused:
-            self.refused = False
-            self.answered()
-        return page
-
-    def answered(self) -> None:
-        self._services.touch(self.service)
-        self._services.tried(self)
-
-    def failed(self, error: ConsulError) -> None:
-        if isinstance(error, BadRequestError):
-            self.refused = True
-        self.answered()
-
-    def on_staleness_changed(self) -> None:
-        self._services.touch(self.service, news=False)
-
-
-class LocalServices:
-    """Follows the services. `known` says whether the list was received yet.
+class _NamespaceServices:
+    """Follows the services of one namespace. `known` says whether the list was received yet.
 
     Args:
         scope: where Consul is asked.
-        scheduler: follows the queries for services and subsets.
         dedicated: whether the two lists have connections of their own: there may be more namespaces than connections.
     """
 
-    def __init__(self, scope: Scope, scheduler: WatchScheduler, *, dedicated: bool) -> None:
+    def __init__(self, scope: Scope, *, dedicated: bool) -> None:
         self.known = False
         self._scope = scope
-        self._scheduler = scheduler
+        self._scheduler = WatchScheduler(
+            scope, answered=self._answered, failed=self._failed, staleness_changed=self._staleness_changed
+        )
         self._dedicated = dedicated
-        self._services: dict[str, _Service] = {}
+        self._services: dict[str, HealthQuery] = {}
         # The services that have instances, and what was made of each.
         self._served: dict[str, Instances] = {}
         self._made: dict[str, Service] = {}
@@ -136,13 +92,14 @@ class LocalServices:
         self._unaskable: tuple[str, ...] = ()
         self._resolvers: Mapping[str, Resolver] = {}
         self._hidden_resolvers: dict[str, str] = {}
-        self._filtered: dict[str, dict[_Filter, _Filtered]] = {}
+        self._filtered: dict[str, dict[_Filter, HealthQuery]] = {}
         self.names = replace(NAMES, namespace=scope.key("").namespace)
         self.resolvers = replace(RESOLVERS, namespace=self.names.namespace)
 
     async def run(self) -> None:
         """Follow until cancelled."""
         async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._scheduler.run)
             nursery.start_soon(self._follow_resolvers)
             await self._scope.watch(
                 self.names,
@@ -203,27 +160,9 @@ class LocalServices:
         """The same for subsets, as `subset.service`."""
         return (str(query.key) for each in self._filtered.values() for query in each.values() if _is_pending(query))
 
-    def touch(self, name: str, *, news: bool = True) -> None:
-        """What is known of a service has changed; without `news` only how closely it, or a subset, is followed."""
-        if news or name in self._served:
-            self._dirty[name] = news or self._dirty.get(name, False)
-            self._scope.changed()
-
-    def answered(self, service: _Service) -> None:
-        """The instances of a service are known, or are others than before."""
-        name, held = service.service, service.held
-        if held.value:
-            self._sorted = self._sorted and name in self._served
-            self._served[name] = held.value
-            self._follow_subsets((name,))
-            self.touch(name)
-        else:
-            self._serve_no_longer(name)
-        self.tried(service)
-
-    def tried(self, query: HealthQuery) -> None:
-        """Consul was asked for a service or a subset."""
-        self._scope.sync.mark(query.key)
+    def used(self, services: Iterable[str]) -> None:
+        """These have streams; lower-case names, unknown ones are ignored."""
+        self._scheduler.used(services)
 
     async def lookup(self, name: str, *, unknown: bool) -> bool:
         """Return when a service is known as Consul has it now, or when that cannot be had; a lower-case name.
@@ -242,19 +181,50 @@ class LocalServices:
                 await self._discover(name)
         return self._dirty.get(name, False)
 
-    # --- names ---------------------------------------------------------------------------------------------------
+    # --- what the scheduler tells ------------------------------------------------------------------------------------
+
+    def _answered(self, query: HealthQuery) -> None:
+        name = query.service
+        if query.filter:
+            self._touch(name)
+        elif query.held.value:
+            self._sorted = self._sorted and name in self._served
+            self._served[name] = query.held.value
+            self._follow_subsets((name,))
+            self._touch(name)
+        else:
+            self._serve_no_longer(name)
+        self._scope.sync.mark(query.key)
+
+    def _failed(self, query: HealthQuery, error: ConsulError) -> None:
+        if query.filter:
+            query.refused = query.refused or isinstance(error, BadRequestError)
+            self._touch(query.service)
+        self._scope.sync.mark(query.key)
+
+    def _staleness_changed(self, query: HealthQuery) -> None:
+        if query.service in self._served:
+            self._dirty.setdefault(query.service, False)
+            self._scope.changed()
+
+    def _touch(self, name: str) -> None:
+        """What is known of a service has changed."""
+        self._dirty[name] = True
+        self._scope.changed()
+
+    # --- names -------------------------------------------------------------------------------------------------------
 
     async def _discover(self, name: str) -> None:
         page = await self._scope.client.connect_instances(name, Cursor())
         if not page.value or name in self._services:
             return
-        service = self._new_service(name, name)
-        await service.held.accept(page)
-        self._services[name] = service
+        query = self._new_service(name, name)
+        await query.held.accept(page)
+        self._services[name] = query
         self._discovered[name] = trio.current_time()
-        self._scheduler.follow(service)
+        self._scheduler.follow(query)
         self._scheduler.used((name,))
-        self.answered(service)
+        self._answered(query)
 
     async def _ask_names(self, reader: ConsulClient, cursor: Cursor) -> Page[Mapping[str, str]]:
         page = await reader.service_names(cursor)
@@ -297,9 +267,7 @@ class LocalServices:
 
     def _named(self, spelled: Mapping[str, str]) -> None:
         for name in self._services.keys() - spelled.keys():
-            service = self._services.pop(name)
-            self._scheduler.leave(service)
-            self.tried(service)
+            self._leave(self._services.pop(name))
             self._serve_no_longer(name)
         # Sidecars' names come last: hardly anything has a sidecar of its own, and the start does not wait for them.
         fresh = sorted(spelled.keys() - self._services.keys(), key=lambda name: (_is_sidecar(name, spelled), name))
@@ -311,20 +279,24 @@ class LocalServices:
         for name, spelling in spelled.items():
             if self._services[name].held.service != spelling:
                 self._services[name].held.service = spelling
-                self.answered(self._services[name])
+                self._answered(self._services[name])
         if self.known:
             # As if they were in use: what is new is about to change, and to be used.
             self._scheduler.used(name.removesuffix(SIDECAR) for name in fresh)
         self.known = True
         self._followed = spelled
 
-    def _new_service(self, name: str, spelling: str) -> _Service:
-        return _Service(self, self._scope.key("health", name), VerifiedInstances(self._scope.visibility, spelling))
+    def _new_service(self, name: str, spelling: str) -> HealthQuery:
+        return HealthQuery(self._scope.key("health", name), name, VerifiedInstances(self._scope.visibility, spelling))
+
+    def _leave(self, query: HealthQuery) -> None:
+        self._scheduler.leave(query)
+        self._scope.sync.mark(query.key)
 
     def _serve_no_longer(self, name: str) -> None:
         if self._served.pop(name, None) is not None:
             self._follow_subsets((name,))
-            self.touch(name)
+            self._touch(name)
 
     def _key(self, name: str) -> str:
         return in_namespace(self.names.namespace, name)
@@ -373,7 +345,7 @@ class LocalServices:
         before, self._resolvers = self._resolvers, resolvers
         for name in before.keys() | resolvers.keys():
             if before.get(name) != resolvers.get(name):
-                self.touch(name)
+                self._touch(name)
         self._follow_subsets(self._served.keys() & (resolvers.keys() | self._filtered.keys()))
 
     def _follow_subsets(self, services: Iterable[str]) -> None:
@@ -388,8 +360,7 @@ class LocalServices:
                 which: before.get(which) or self._new_subset(service, which, last.get(which.subset)) for which in wanted
             }
             for which in before.keys() - wanted:
-                self._scheduler.leave(before[which])
-                self.tried(before[which])
+                self._leave(before[which])
             if not wanted:
                 del self._filtered[service]
 
@@ -402,10 +373,10 @@ class LocalServices:
     def _filter(self, service: str, rule: SubsetRule) -> _Filter:
         return _Filter(self._services[service].held.service, rule.name, rule.filter)
 
-    def _new_subset(self, service: str, which: _Filter, last: VerifiedInstances | None) -> _Filtered:
+    def _new_subset(self, service: str, which: _Filter, last: VerifiedInstances | None) -> HealthQuery:
         held = VerifiedInstances(self._scope.visibility, which.spelling, start=() if last is None else last.value)
         held.known = last is not None
-        query = _Filtered(self, self._scope.key("subset", f"{which.subset}.{service}"), service, which, held)
+        query = HealthQuery(self._scope.key("subset", f"{which.subset}.{service}"), service, held, which.filter)
         self._scope.sync.add(query.key)
         self._scheduler.follow(query)
         return query
@@ -413,6 +384,116 @@ class LocalServices:
     def _of(self, service: str, rule: SubsetRule) -> Instances | None:
         it = self._filtered.get(service, {}).get(self._filter(service, rule))
         return it.held.value if it is not None and it.held.known and not it.refused else None
+
+
+class LocalServices:
+    """Follows the services of all namespaces.
+
+    Args:
+        scope: where Consul is asked: in the default namespace.
+        enterprise: whether there may be other namespaces.
+    """
+
+    def __init__(self, scope: Scope, *, enterprise: bool) -> None:
+        self._scope = scope
+        self._enterprise = enterprise
+        self._listed: frozenset[str] = frozenset()
+        self._namespaces: KeyedWatches[str, _NamespaceServices] = KeyedWatches(
+            scope.sync,
+            lambda name: replace(NAMES, namespace="" if name == DEFAULT else name),
+            self._make,
+            lambda _, services: services.run(),
+        )
+        self._namespaces.keep((DEFAULT,))
+
+    @property
+    def known(self) -> bool:
+        """Whether the services of the default namespace are known."""
+        return self._namespaces[DEFAULT].known
+
+    async def run(self) -> None:
+        """Follow until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._namespaces.run)
+            if self._enterprise:
+                await self._scope.watch(
+                    NAMESPACES, lambda reader, cursor: reader.namespaces(cursor), self._named, minds_token=True
+                )
+
+    def services(self) -> tuple[Service, ...]:
+        """Those that have instances in the mesh, by namespace and name."""
+        of_each = [self._namespaces[name].services() for name in sorted(self._namespaces)]
+        return tuple(chain.from_iterable(of_each)) if len(of_each) > 1 else of_each[0]
+
+    def used(self, services: Iterable[str]) -> None:
+        """These names have streams, in whatever namespace."""
+        names = tuple(services)
+        for namespace in self._namespaces.values():
+            namespace.used(names)
+
+    async def lookup(self, services: Collection[str], namespace: str = "") -> bool:
+        """Return when these are known as Consul has them now, or when that cannot be had; lower-case names.
+
+        Without a namespace they are those of all namespaces that are known; with one, unknown names are looked for.
+
+        Returns:
+            Whether `services` has something else to say of them than when that was asked last.
+        """
+        news: list[bool] = []
+
+        async def lookup(where: _NamespaceServices, name: str) -> None:
+            news.append(await where.lookup(name, unknown=bool(namespace)))
+
+        async with trio.open_nursery() as nursery:
+            for where, services_there in self._namespaces.items():
+                if namespace in ("", where):
+                    for name in services:
+                        nursery.start_soon(lookup, services_there, name)
+        return any(news)
+
+    def problems(self) -> list[str]:
+        """What the token is known not to see, and what cannot be followed."""
+        return [line for namespace in self._namespaces.values() for line in namespace.problems()]
+
+    def pending(self) -> tuple[frozenset[str], frozenset[str]]:
+        """The services and the subsets that Consul has not answered for yet; see `PendingSources`."""
+        return (
+            frozenset(chain.from_iterable(it.pending() for it in self._namespaces.values())),
+            frozenset(chain.from_iterable(it.pending_subsets() for it in self._namespaces.values())),
+        )
+
+    @property
+    def pending_resolvers(self) -> bool:
+        """Whether Consul has not told the service-resolvers of some namespace."""
+        return not all(self._scope.registry.answered(it.resolvers) for it in self._namespaces.values())
+
+    def pending_namespaces(self, last: Snapshot) -> frozenset[str]:
+        """The namespaces whose services Consul has not listed yet; see `PendingSources`."""
+        elsewhere = {service.namespace for service in last.services} - {DEFAULT}
+        if not self._scope.registry.answered(NAMESPACES):
+            return frozenset(elsewhere)
+        silent = {name for name, it in self._namespaces.items() if not self._scope.registry.answered(it.names)}
+        return frozenset(elsewhere & silent)
+
+    def _named(self, names: tuple[str, ...]) -> None:
+        self._listed = frozenset(names)
+        self._reconcile()
+
+    def _reconcile(self) -> None:
+        occupied = {name for name, it in self._namespaces.items() if it.instances()}
+        self._namespaces.keep(sorted({DEFAULT, *self._listed, *occupied}))
+
+    def _make(self, name: str) -> _NamespaceServices:
+        home = name == DEFAULT
+        scope = self._scope if home else self._scope.at(Tenant(namespace=name))
+        scope = replace(scope, changed=self._scope.changed if home else lambda: self._changed_in(name))
+        return _NamespaceServices(scope, dedicated=home)
+
+    def _changed_in(self, name: str) -> None:
+        it = self._namespaces.get(name)
+        if it is not None and it.known and name not in self._listed and not it.instances():
+            self._reconcile()
+        self._scope.changed()
 
 
 def one_spelling(names: Iterable[str]) -> dict[str, str]:
