@@ -236,9 +236,13 @@ class RouteTable:
             return said
         return None
 
+    def named(self, sni: str) -> Route | None:
+        """The route that users write so (`Route.sni`)."""
+        return self.suffixes.get(sni.removeprefix(_ANY)) if sni.startswith(_ANY) else self.exact.get(sni)
+
     def has(self, sni: str) -> bool:
         """Whether there is a route that users write so (`Route.sni`)."""
-        return sni in self.exact or (sni.startswith(_ANY) and sni.removeprefix(_ANY) in self.suffixes)
+        return self.named(sni) is not None
 
     def __iter__(self) -> Iterator[Route]:
         """All routes, ordered by name, exact ones first."""

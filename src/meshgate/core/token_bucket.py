@@ -12,11 +12,11 @@ class TokenBucket:
         self._taken = 0.0
         self._taken_at = float("-inf")
 
-    def take(self, now: float) -> bool:
-        """Whether it may be done now; if so, it counts as done."""
+    def take(self, now: float, times: int = 1) -> bool:
+        """Whether it may be done now, so many times; if so, it counts as done."""
         # Counted, not timed: sums of times are off by so much that one less might be had than the burst.
         taken = max(0.0, self._taken - (now - self._taken_at) * self._per_second)
-        if taken + 1 > self._burst:
+        if taken + times > self._burst:
             return False
-        self._taken, self._taken_at = taken + 1, now
+        self._taken, self._taken_at = taken + times, now
         return True

@@ -106,7 +106,7 @@ class Case:
                 on_demand=OnDemand[object](self.asked.append, patience=1.5),
                 overload=SimpleNamespace(free_descriptors=lambda: False),
                 counters=Counters(),
-                report=lambda address, failed: self.reported.append((address[0], failed)),
+                report=lambda _, address, failed: self.reported.append((address[0], failed)),
             ),
         )
         ticket = breakers.admit("192.0.2.7", self.context.limits, lambda _: True)

@@ -72,7 +72,10 @@ class OpenStreamLike(Protocol):
 
 @dataclass(slots=True, eq=False)
 class Context:
-    """The parts of one relay. `report` tells the other workers that an endpoint failed (True), or is well again."""
+    """The parts of one relay.
+
+    `report` tells the other workers that an endpoint of a route (as in `Route.sni`) failed (True), or is well again.
+    """
 
     reactor: Reactor
     pump: Pump
@@ -84,7 +87,7 @@ class Context:
     load_balancer: LoadBalancer
     on_demand: OnDemand[OpenStreamLike]
     overload: Overload
-    report: Callable[[Address, bool], None]
+    report: Callable[[str, Address, bool], None]
     streams: set[OpenStreamLike] = field(default_factory=set)
     counters: Counters = field(default_factory=Counters)
 

@@ -1,10 +1,16 @@
-"""What the relay did, as plain data: cheap to note, easy to send from a worker process to its parent."""
+"""What the relay did, as plain data: cheap to note, easy to send from a worker process to its parent.
+
+The parent believes no worker: each number and text here has the bounds in its type by which the decoder of its messages
+judges (`messages.TO_PARENT`).
+"""
 
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from copy import copy
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Final
+from typing import Annotated, Any, Final
+
+from msgspec import Meta
 
 from meshgate.core.reasons import Reason
 from meshgate.core.routes import RouteKind
@@ -14,9 +20,18 @@ CONNECT_BUCKETS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 
 
 # How long streams live, in seconds: a request of its own, a kept connection, a database's pool, a day.
 STREAM_BUCKETS: Final = (0.01, 0.05, 0.25, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 14400.0, 86400.0)
+_CONNECT_SLOTS: Final = len(CONNECT_BUCKETS) + 1
+_STREAM_SLOTS: Final = len(STREAM_BUCKETS) + 1
+_MOST_ENDS: Final = 64
 
-Destination = tuple[RouteKind, str]
-Carried = dict[Destination, tuple[int, int]]
+LONGEST_TEXT: Final = 1024
+Text = Annotated[str, Meta(max_length=LONGEST_TEXT)]
+Number = Annotated[int, Meta(ge=0, le=1 << 53)]
+# Up to the year 2286, which every clock and calendar here can show. Not a number is in no range.
+Seconds = Annotated[float, Meta(ge=0, le=1e10)]
+
+Destination = tuple[RouteKind, Text]
+Carried = dict[Destination, tuple[Number, Number]]
 """Bytes received from clients and sent to them, by kind and destination of the route."""
 
 
@@ -27,11 +42,11 @@ class Refused:
     `server_name` is a stranger's text; None where the hello had none, was bad, or was not read.
     """
 
-    client: str
-    server_name: str | None
+    client: Text
+    server_name: Text | None
     reason: Reason
-    detail: str
-    attempts: int = 0
+    detail: Text
+    attempts: Number = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,37 +59,37 @@ class StreamRecord:
     where none applies. `bytes_received` came from the client, `bytes_sent` went to it.
     """
 
-    started: float
-    duration: float
-    client: str
-    listener: str
-    sni: str | None
-    alpn: tuple[str, ...]
-    route: str | None
-    kind: str | None
-    endpoint: str | None
-    attempts: int
-    bytes_received: int
-    bytes_sent: int
-    reason: str | None
-    flags: str
-    worker: int
+    started: Seconds
+    duration: Seconds
+    client: Text
+    listener: Text
+    sni: Text | None
+    alpn: Annotated[tuple[Text, ...], Meta(max_length=64)]
+    route: Text | None
+    kind: Text | None
+    endpoint: Text | None
+    attempts: Number
+    bytes_received: Number
+    bytes_sent: Number
+    reason: Text | None
+    flags: Text
+    worker: Number
 
 
 @dataclass(frozen=True, slots=True)
 class OpenStream:
     """A stream that is open now. `state` is `hello`, `connecting`, `relaying` or `refused`; `age` is in seconds."""
 
-    id: int
-    client: str
-    sni: str | None
-    route: str | None
-    endpoint: str | None
-    state: str
-    age: float
-    bytes_received: int
-    bytes_sent: int
-    worker: int
+    id: Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
+    client: Text
+    sni: Text | None
+    route: Text | None
+    endpoint: Text | None
+    state: Text
+    age: Seconds
+    bytes_received: Number
+    bytes_sent: Number
+    worker: Number
 
 
 @dataclass(slots=True)
@@ -89,23 +104,27 @@ class Counters:
     streams that carry Consul's own servers.
     """
 
-    accepted: int = 0
-    active: int = 0
-    of_servers: int = 0
-    bytes_received: int = 0
-    bytes_sent: int = 0
-    idle_timeouts: int = 0
-    learned: int = 0
-    internal_errors: int = 0
-    connect_sum: float = 0.0
-    connect_counts: list[int] = field(default_factory=lambda: [0] * (len(CONNECT_BUCKETS) + 1))
-    connections: dict[tuple[RouteKind, str], int] = field(default_factory=dict)
-    refused: dict[Reason, int] = field(default_factory=dict)
-    stream_sum: float = 0.0
-    stream_counts: list[int] = field(default_factory=lambda: [0] * (len(STREAM_BUCKETS) + 1))
-    ends: dict[str, int] = field(default_factory=dict)
+    accepted: Number = 0
+    active: Number = 0
+    of_servers: Number = 0
+    bytes_received: Number = 0
+    bytes_sent: Number = 0
+    idle_timeouts: Number = 0
+    learned: Number = 0
+    internal_errors: Number = 0
+    connect_sum: Seconds = 0.0
+    connect_counts: Annotated[list[Number], Meta(min_length=_CONNECT_SLOTS, max_length=_CONNECT_SLOTS)] = field(
+        default_factory=lambda: [0] * _CONNECT_SLOTS
+    )
+    connections: dict[Destination, Number] = field(default_factory=dict)
+    refused: dict[Reason, Number] = field(default_factory=dict)
+    stream_sum: Seconds = 0.0
+    stream_counts: Annotated[list[Number], Meta(min_length=_STREAM_SLOTS, max_length=_STREAM_SLOTS)] = field(
+        default_factory=lambda: [0] * _STREAM_SLOTS
+    )
+    ends: dict[Text, Number] = field(default_factory=dict)
     carried: Carried = field(default_factory=dict)
-    failed: dict[tuple[RouteKind, str, Reason], int] = field(default_factory=dict)
+    failed: dict[tuple[RouteKind, Text, Reason], Number] = field(default_factory=dict)
 
     def copy(self) -> "Counters":
         """The numbers of this moment."""
@@ -115,6 +134,18 @@ class Counters:
         """What came to pass since an earlier copy; gauges are what they are now."""
         gone = {each: getattr(earlier, each) for each in _TOTALS}
         return replace(self.copy(), **{each: _difference(getattr(self, each), gone[each]) for each in _TOTALS})
+
+    def check(self, destinations: Container[Destination]) -> None:
+        """Let nothing invented into totals that are kept for ever.
+
+        Raises:
+            ValueError: there are numbers of something that is none of `destinations`.
+        """
+        for named in (self.connections, self.carried, {key[:2]: 0 for key in self.failed}):
+            if not all(each in destinations for each in named):
+                raise ValueError("numbers of a destination that no route has")
+        if len(self.ends) > _MOST_ENDS:
+            raise ValueError("more ways to end than streams have")
 
     def add(self, more: "Counters") -> None:
         """Add increments. Gauges stay: they are nobody's sum but the caller's business."""

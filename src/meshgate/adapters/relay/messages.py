@@ -1,6 +1,9 @@
 """What the parent and its relay workers tell each other: msgpack over a stream socket, each message with its length.
 
-Only the two ends of one gateway of one version ever speak this, over a socket that nobody else can open.
+Only the two ends of one gateway of one version ever speak this, over a socket that nobody else can open. Workers
+believe their parent. The parent believes no worker, because what strangers send is read there: a message to it has at
+most LARGEST bytes and TOLD_AT_ONCE entries, every number and text in it has bounds, and what is out of them is refused
+by the decoder.
 """
 
 import contextlib
@@ -9,18 +12,25 @@ import signal
 import socket
 from array import array
 from collections import deque
-from typing import Final, Generic, TypeVar
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Annotated, Any, Final, Generic, Literal, TypeVar
 
 import msgspec
 import trio
+from msgspec import Meta
 
 from meshgate.core.routes import TableChange
 
-from .counters import Carried, Counters, OpenStream, Refused, StreamRecord
+from .counters import Carried, Counters, Number, OpenStream, Refused, StreamRecord, Text
 from .limits import Limits
 
 # The parent's business. Workers begin with them blocked, and ignore them.
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+TOLD_AT_ONCE: Final = 1000
+LARGEST: Final = 1 << 24
+"""Bytes of a message to the parent. The largest honest one has TOLD_AT_ONCE records of 11 kB, with the worst ALPN."""
+LONGEST_LINE: Final = 8192
 _LENGTH_BYTES: Final = 4
 _CHUNK_BYTES: Final = 1 << 16
 _ANCILLARY_BYTES: Final = socket.CMSG_SPACE(array("i").itemsize)  # The kernel never joins two descriptors' messages.
@@ -114,40 +124,69 @@ class Learned(msgspec.Struct, tag=True, frozen=True):
 class Learn(msgspec.Struct, tag=True, frozen=True):
     """A stream waits until this name, which has no route or a stale one, is known as Consul has it now."""
 
-    name: str
+    name: Annotated[str, Meta(max_length=255)]
 
 
 class StatsReport(msgspec.Struct, tag=True, frozen=True):
     """I am alive, and this came to pass since the last report.
 
     `counters` are increments, but for `active`, which is the number itself. `dropped` counts refusals and records that
-    were too many to tell. A report that answers a question also has the bytes of the streams still open.
+    were too many to tell. A report that answers a question also has the bytes of the streams still open. Where there is
+    `more` to come, another report goes on with it.
     """
 
     counters: Counters
-    refused: list[Refused]
-    ended: list[StreamRecord]
-    dropped: int
-    question: int = 0
-    open_received: int = 0
-    open_sent: int = 0
+    refused: Annotated[list[Refused], Meta(max_length=TOLD_AT_ONCE)]
+    ended: Annotated[list[StreamRecord], Meta(max_length=TOLD_AT_ONCE)]
+    dropped: Number
+    question: Number = 0
+    open_received: Number = 0
+    open_sent: Number = 0
     open_carried: Carried = {}
-    streams: list[OpenStream] = []
+    streams: Annotated[list[OpenStream], Meta(max_length=TOLD_AT_ONCE)] = []
+    more: bool = False
+
+    @property
+    def entries(self) -> int:
+        """What it tells of, one by one."""
+        return len(self.refused) + len(self.ended) + len(self.streams)
+
+    def pieces(self) -> Iterator["StatsReport"]:
+        """The same in reports that are small enough to be sent, `more` in all but the last."""
+        counters = self.counters
+        numbers = len(counters.connections) + len(counters.carried) + len(counters.failed) + len(self.open_carried)
+        if self.entries + numbers <= TOLD_AT_ONCE:
+            yield self
+            return
+        blank = Counters(active=counters.active, of_servers=counters.of_servers)
+        nothing = StatsReport(blank, [], [], 0, self.question, more=True)
+        for name in ("refused", "ended", "streams", "open_carried"):
+            for part in _parts(getattr(self, name)):
+                yield msgspec.structs.replace(nothing, **{name: part})
+        for name in ("connections", "carried", "failed"):
+            for part in _parts(getattr(counters, name)):
+                yield msgspec.structs.replace(nothing, counters=replace(blank, **{name: part}))
+        rest = replace(counters, connections={}, carried={}, failed={})
+        yield msgspec.structs.replace(self, counters=rest, refused=[], ended=[], streams=[], open_carried={})
 
 
 class EndpointNews(msgspec.Struct, tag=True, frozen=True):
-    """A connection to an endpoint could not be had, or one to an ejected endpoint stands."""
+    """A connection to an endpoint of a route could not be had, or one to an ejected endpoint stands."""
 
-    address: str
-    port: int
+    sni: Text
+    address: Text
+    port: Number
     failed: bool
 
 
-class LogLine(msgspec.Struct, tag=True, frozen=True):
-    """Something for the log; `level` is that of Python's logging."""
+Level = Literal["debug", "info", "warning", "error", "critical"]
 
-    level: int
-    text: str
+
+class LogLine(msgspec.Struct, tag=True, frozen=True):
+    """Something for the log."""
+
+    level: Level
+    text: Annotated[str, Meta(max_length=LONGEST_LINE)]
 
 
 ToWorker = (
@@ -200,6 +239,13 @@ class FdMessage:
             os.close(descriptor)
 
 
+def _parts(told: Any) -> Iterator[Any]:  # noqa: ANN401 (a list, or a dictionary)
+    """Its entries, so many at once as a message may have."""
+    entries = list(told.items() if isinstance(told, dict) else told)
+    for start in range(0, len(entries), TOLD_AT_ONCE):
+        yield type(told)(entries[start : start + TOLD_AT_ONCE])
+
+
 def encode(message: ToWorker | ToParent) -> bytes:
     """A message as it goes over the socket."""
     body = _encoder.encode(message)
@@ -210,12 +256,13 @@ class Receiver(Generic[Incoming]):
     """The messages of the other end. Cancelling `next` loses nothing.
 
     `descriptors` are those that came with the messages so far, in their order; they are the caller's to take and close.
-    One that got lost, because this process has none left, is -1.
+    One that got lost, because this process has none left, is -1. `size` is that of the last message, in bytes.
 
     Args:
         stream: to the other end.
         decoder: of its messages.
         takes_descriptors: whether it may send any; else the kernel closes them, so that none can pile up here.
+        largest: bytes that a message of it may have; 0: no limit.
     """
 
     def __init__(
@@ -224,26 +271,34 @@ class Receiver(Generic[Incoming]):
         decoder: "msgspec.msgpack.Decoder[Incoming]",
         *,
         takes_descriptors: bool = False,
+        largest: int = 0,
     ) -> None:
         self.descriptors: deque[int] = deque()
         self._stream = stream
         self._decoder = decoder
         self._buffer = bytearray()
+        self._largest = largest
+        self.size = 0
         self._ancillary_bytes = _ANCILLARY_BYTES if takes_descriptors else 0
 
     async def next(self) -> Incoming | None:
         """The next message; None when the other end has closed or died.
 
         Raises:
-            msgspec.DecodeError: the other end is not of this version.
+            ValueError: the message is too large, or none of this version (msgspec.DecodeError).
+            RecursionError: the message is nested too deeply.
         """
         buffer = self._buffer
         while True:
-            end = _LENGTH_BYTES + int.from_bytes(buffer[:_LENGTH_BYTES])
-            if _LENGTH_BYTES <= len(buffer) >= end:
-                message = bytes(buffer[_LENGTH_BYTES:end])
-                del buffer[:end]
-                return self._decoder.decode(message)
+            size = int.from_bytes(buffer[:_LENGTH_BYTES])
+            if len(buffer) >= _LENGTH_BYTES:
+                if 0 < self._largest < size:
+                    raise ValueError(f"a message of {size} bytes, of which {self._largest} are allowed")
+                if len(buffer) >= _LENGTH_BYTES + size:
+                    self.size = size
+                    message = bytes(memoryview(buffer)[_LENGTH_BYTES : _LENGTH_BYTES + size])
+                    del buffer[: _LENGTH_BYTES + size]
+                    return self._decoder.decode(message)
             try:
                 data, ancillary, flags, _ = await self._stream.socket.recvmsg(_CHUNK_BYTES, self._ancillary_bytes)
             except OSError:

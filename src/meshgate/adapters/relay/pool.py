@@ -19,12 +19,13 @@ from meshgate.core.token_bucket import TokenBucket
 
 from . import sockets
 from .context import Observer
-from .counters import Counters, OpenStream
+from .counters import LONGEST_TEXT, Counters, Destination, OpenStream
 from .limits import Limits
 from .messages import (
     AddListener,
     Change,
     Drain,
+    EndpointNews,
     EndpointState,
     Learned,
     Listen,
@@ -51,6 +52,7 @@ LEARN_SECONDS: Final = 1.0
 # Told in the log; a defect may come with each stream.
 _DEFECTS_PER_SECOND: Final = 0.1
 _DEFECTS_AT_ONCE: Final = 10
+_MOST_ASKED: Final = 10_000
 _EMPTY: Final = RouteTable.of("", "", "default", iter(()))
 
 
@@ -99,6 +101,8 @@ class RelayPool:
         self._sockets: list[tuple[str, socket.socket]] = []
         self._listening = False
         self._totals = Counters()
+        # All that there ever were: a worker may still tell of streams whose route is gone.
+        self._destinations: set[Destination] = set()
         self.untold = 0
         """Refusals and ended streams that were too many to be told of, ever."""
         self._counts = SharedCounts.create(workers)
@@ -126,6 +130,7 @@ class RelayPool:
         except OSError:
             sock.close()
             raise
+        name = name[:LONGEST_TEXT]
         self._sockets.append((name, sock))
         for worker in self._workers:
             worker.hand(encode(AddListener(name, self._listening)), sock.fileno())
@@ -166,6 +171,7 @@ class RelayPool:
         """
         change = difference(self._table, table)
         self._table = table
+        self._destinations.update((route.kind, route.destination) for route in change.routes)
         self._tell_all(Change(change))
         self._outliers.keep_only(lambda: addresses_of(table))
         return change
@@ -276,7 +282,14 @@ class RelayPool:
         return [self._counts, *(sock.fileno() for _, sock in self._sockets)]
 
     def heard(self, report: StatsReport) -> None:
-        """A worker has told what came to pass."""
+        """A worker has told what came to pass.
+
+        Raises:
+            ValueError: that cannot be.
+        """
+        report.counters.check(self._destinations)
+        if not all(each in self._destinations for each in report.open_carried):
+            raise ValueError("bytes of a destination that no route has")
         self._totals.add(report.counters)
         for refused in report.refused:
             self._observer.on_refused(refused)
@@ -286,9 +299,12 @@ class RelayPool:
         if report.dropped:
             log.warning("more streams ended than could be told", left_out=report.dropped)
 
-    def endpoint_news(self, worker: WorkerProcess, address: Address, *, failed: bool) -> None:
+    def endpoint_news(self, news: EndpointNews) -> None:
         """A worker could not reach an endpoint, or has reached one that was ejected."""
-        if failed:
+        address, route = (news.address, news.port), self._table.named(news.sni)
+        if route is None or all((each.address, each.port) != address for each in route.endpoints):
+            return  # Gone meanwhile, or invented.
+        if news.failed:
             self._outliers.failed(address)
         else:
             self._outliers.stands(address)
@@ -298,7 +314,9 @@ class RelayPool:
         waiting = self._asked.get(name)
         if waiting is not None:
             waiting.add(worker)  # Or it is there already: its worker died, and the next one asks the same.
-        elif self._nursery is not None:
+        elif self._nursery is None or len(self._asked) >= _MOST_ASKED:
+            worker.send(encode(Learned(name)))
+        else:
             self._asked[name] = {worker}
             self._nursery.start_soon(self._have_learned, name)
 
@@ -318,9 +336,7 @@ class RelayPool:
         reports: list[StatsReport] = []
 
         async def ask(worker: WorkerProcess) -> None:
-            report = await worker.ask(streams=streams)
-            if report is not None:
-                reports.append(report)
+            reports.extend(await worker.ask(streams=streams))
 
         with trio.move_on_after(self._policy.answer):
             async with trio.open_nursery() as nursery:

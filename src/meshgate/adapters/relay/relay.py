@@ -36,7 +36,7 @@ _LOOKS: Final = 4  # At streams within the quiet that they must keep.
 _SHORTEST_LOOK: Final = 0.001
 
 
-def _nobody(_address: Address, _failed: bool) -> None:
+def _nobody(_sni: str, _address: Address, _failed: bool) -> None:
     """Whom a relay without others tells of endpoints."""
 
 
@@ -52,7 +52,7 @@ class Relay:
         worker: its number among those that carry one gateway's streams.
         counts: what all of them count together.
         on_demand: has names learned; without it no stream waits for that.
-        report: gets the address of an endpoint that failed (True), or of an ejected one that is well again.
+        report: gets a route and the address of an endpoint of it that failed (True), or that was ejected and is well.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Relay:
         worker: int = 0,
         counts: SharedCounts | None = None,
         on_demand: OnDemand[OpenStreamLike] | None = None,
-        report: Callable[[Address, bool], None] = _nobody,
+        report: Callable[[str, Address, bool], None] = _nobody,
     ) -> None:
         reactor, breakers = Reactor(), CircuitBreakers(counts or SharedCounts(-1, 1, 0))
         self._pipes = PipePool(_MAX_PIPES)

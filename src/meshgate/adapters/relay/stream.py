@@ -23,7 +23,7 @@ from meshgate.core.proxy_config import KEEPALIVE_UNSET
 from meshgate.core.reasons import Reason, alert_record, envoy_flags
 
 from . import sockets
-from .counters import OpenStream, Refused, StreamRecord
+from .counters import LONGEST_TEXT, OpenStream, Refused, StreamRecord
 from .pump import AGAIN, BLOCKED, BROKEN, DESTINATION_BROKEN, DRY, EOF, READ_BYTES, SOURCE_BROKEN, Leg, Moved
 from .stream_setup import LATER, Connected, Outcome, Pending, Refused as SetupRefused, StreamSetup
 
@@ -399,7 +399,8 @@ class Stream:
         self.reason = reason
         if self.hosts is not None:
             context.counters.count_failed(self.hosts.route.kind, self.hosts.route.destination, reason)
-        context.on_refused(Refused(self.client_address[0], self.server_name, reason, detail, self.attempts))
+        told = detail[:LONGEST_TEXT]
+        context.on_refused(Refused(self.client_address[0], self.server_name, reason, told, self.attempts))
         try:
             self.client.sock.send(alert_record(reason))
             self.client.sock.shutdown(socket.SHUT_WR)
@@ -583,7 +584,7 @@ def _route(hosts: "HostSet | None") -> str | None:
 
 
 def _where(endpoint: "Endpoint | None") -> str | None:
-    return None if endpoint is None else host_port(endpoint.address, endpoint.port)
+    return None if endpoint is None else host_port(endpoint.address, endpoint.port)[:LONGEST_TEXT]
 
 
 def _is_empty(*legs: Leg) -> bool:

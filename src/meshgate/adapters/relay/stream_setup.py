@@ -343,7 +343,7 @@ class StreamSetup:
         context.counters.count_connect(context.reactor.clock() - begun)
         balancer = context.load_balancer
         if (balancer.ejected or hosts.names) and balancer.stood(hosts, position):
-            context.report(hosts.address_of[position], False)
+            context.report(hosts.sni, hosts.address_of[position], False)
         return Connected(leg, bytes(self._hello[sent:]) if sent < len(self._hello) else b"")
 
     def _drop(self, attempt: _Attempt, *, failed: bool) -> None:
@@ -357,9 +357,10 @@ class StreamSetup:
             self._note_failure(attempt.position)
 
     def _note_failure(self, position: int) -> None:
-        address = self._placed.address_of[position]
+        hosts = self._placed
+        address = hosts.address_of[position]
         self._context.load_balancer.failed(address)
-        self._context.report(address, True)
+        self._context.report(hosts.sni, address, True)
 
     def _told(self, position: int, detail: str) -> str:
         return f"{host_port(*self._placed.address_of[position])} {detail}, attempt {self.attempts}"

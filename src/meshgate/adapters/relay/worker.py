@@ -17,8 +17,9 @@ import trio
 from meshgate.core.outlier_detection import Address
 from meshgate.core.routes import RouteTable, changed
 
-from .counters import Counters, Refused, StreamRecord
+from .counters import LONGEST_TEXT, Counters, Refused, StreamRecord
 from .messages import (
+    LONGEST_LINE,
     SIGNALS,
     TO_WORKER,
     AddListener,
@@ -28,6 +29,7 @@ from .messages import (
     EndpointState,
     Learn,
     Learned,
+    Level,
     Listen,
     LogLine,
     Quit,
@@ -50,6 +52,15 @@ log = logging.getLogger("meshgate.relay")
 
 REPORT_SECONDS: Final = 0.5
 _MOST_TOLD: Final = 10_000  # Refusals and records kept between two reports; what is over is counted.
+_MOST_LINES: Final = 50
+_MOST_STREAMS: Final = 100_000  # Told of in one answer.
+_LEVELS: Final[tuple[tuple[int, Level], ...]] = (
+    (logging.CRITICAL, "critical"),
+    (logging.ERROR, "error"),
+    (logging.WARNING, "warning"),
+    (logging.INFO, "info"),
+    (0, "debug"),
+)
 
 
 class Worker:
@@ -71,7 +82,7 @@ class Worker:
         self._refused: list[Refused] = []
         self._ended: list[StreamRecord] = []
         self._log: list[LogLine] = []
-        self._news: list[Learn | EndpointNews] = []
+        self._news: dict[tuple[object, ...], Learn | EndpointNews] = {}
         self._has_news = trio.Event()
         self._dropped = 0
 
@@ -91,8 +102,10 @@ class Worker:
 
     def on_log(self, level: int, text: str) -> None:
         """Keep a line for the parent's log."""
-        if len(self._log) < _MOST_TOLD:
-            self._log.append(LogLine(level, text))
+        if len(self._log) < _MOST_LINES:
+            name = next(name for least, name in _LEVELS if level >= least)
+            half = LONGEST_LINE // 2
+            self._log.append(LogLine(name, text if len(text) <= LONGEST_LINE else text[:half] + text[-half:]))
 
     async def run(self, receiver: Receiver[ToWorker]) -> None:
         """Relay and obey until the parent says so, or is gone and the streams have ended."""
@@ -179,23 +192,24 @@ class Worker:
             await trio.sleep(REPORT_SECONDS)
 
     def _ask(self, name: str) -> None:
-        self._tell_soon(Learn(name))
+        self._tell_soon((name,), Learn(name))
 
-    def _report_endpoint(self, address: Address, failed: bool) -> None:
-        self._tell_soon(EndpointNews(address[0], address[1], failed))
+    def _report_endpoint(self, sni: str, address: Address, failed: bool) -> None:
+        if len(address[0]) <= LONGEST_TEXT:
+            self._tell_soon(address, EndpointNews(sni, address[0], address[1], failed))
 
-    def _tell_soon(self, news: Learn | EndpointNews) -> None:
-        """Tell the parent at once, but not from the midst of what a stream does."""
-        self._news.append(news)
+    def _tell_soon(self, about: tuple[object, ...], news: Learn | EndpointNews) -> None:
+        """Tell the parent at once, but not from the midst of what a stream does; of several news the last one."""
+        self._news[about] = news
         self._has_news.set()
 
     async def _tell_news(self) -> None:
         while True:
             await self._has_news.wait()
             self._has_news = trio.Event()
-            news, self._news = self._news, []
+            news, self._news = self._news, {}
             with trio.CancelScope(shield=True):
-                await self._send(b"".join(map(encode, news)))
+                await self._send(b"".join(map(encode, news.values())))
 
     async def _tell(self, question: StatsRequest | None = None) -> None:
         now = self._relay.context.counters.copy()
@@ -209,10 +223,10 @@ class Worker:
             open_received=received,
             open_sent=sent,
             open_carried=carried,
-            streams=self._relay.connections() if question is not None and question.streams else [],
+            streams=self._relay.connections()[:_MOST_STREAMS] if question is not None and question.streams else [],
         )
         lines, self._log = self._log, []
-        data = b"".join(map(encode, lines)) + encode(report)
+        data = b"".join([*map(encode, lines), *map(encode, report.pieces())])
         self._told, self._refused, self._ended, self._dropped = now, [], [], 0
         # What is taken out has to be told, and a half message would be the end of all understanding. The parent reads,
         # or is dead.

@@ -1,27 +1,28 @@
 """One worker process of the pool: started, told, listened to, and started again when it ends.
 
 What always holds: a worker that dies or hangs is replaced within a second (later and later if they die at once), and
-what it told before stays told.
+what it told before stays told. Whatever a worker sends, this process lives on: what makes no sense ends that worker,
+and so does a flood, or not reading what it is told. It costs `messages.LARGEST` bytes for a message, LINES_AT_ONCE
+lines in the log and LINES_PER_SECOND after that, and MESSAGES_AT_ONCE entries where an answer is collected.
 """
 
 import contextlib
-import logging
 import os
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-import msgspec
 import structlog
 import trio
 
-from meshgate.core.outlier_detection import Address
+from meshgate.core.token_bucket import TokenBucket
 
 from .messages import (
+    LARGEST,
     SIGNALS,
     TO_PARENT,
     EndpointNews,
@@ -41,6 +42,16 @@ from .shared_counts import SharedCounts
 log = structlog.get_logger(module="meshgate.relay")
 
 FAREWELL_SECONDS: Final = 2.0
+# What a worker may say. One whose streams all fail says 20,000 things a second; a kilobyte more is another one.
+MESSAGES_PER_SECOND: Final = 50_000
+MESSAGES_AT_ONCE: Final = 200_000
+LINES_PER_SECOND: Final = 2.0
+LINES_AT_ONCE: Final = 100
+# What it may leave unread: the answers to its own questions, as a rule.
+_UNREAD: Final = 100_000
+_TOLD_OF_NONSENSE: Final = 200
+_NEVER: Final = float("inf")
+_CHECKPOINT_SECONDS: Final = 0.01
 _LOOK_SECONDS: Final = 0.5
 _HEALTHY_SECONDS: Final = 5.0
 _LONGEST_PAUSE: Final = 5.0
@@ -70,10 +81,14 @@ class Owner(Protocol):
         ...
 
     def heard(self, report: StatsReport) -> None:
-        """A worker has told what came to pass."""
+        """A worker has told what came to pass.
+
+        Raises:
+            ValueError: that cannot be.
+        """
         ...
 
-    def endpoint_news(self, worker: "WorkerProcess", address: Address, *, failed: bool) -> None:
+    def endpoint_news(self, news: EndpointNews) -> None:
         """A worker could not reach an endpoint, or has reached one that was ejected."""
         ...
 
@@ -94,11 +109,16 @@ class WorkerProcess:
         self._owner = owner
         self._row = SharedCounts(counts, workers, number)
         self._outbox: trio.MemorySendChannel[bytes | FdMessage] | None = None
-        self._questions: dict[int, Callable[[StatsReport], None]] = {}
+        self._questions: dict[int, tuple[list[StatsReport], trio.Event]] = {}
         self._asked = 0
+        self._life = trio.CancelScope()
         self._heard_at = 0.0
+        self._unread_since = _NEVER
         self._has_spoken = False
         self._nonsense = ""
+        self._messages = TokenBucket(MESSAGES_PER_SECOND, MESSAGES_AT_ONCE)
+        self._lines = TokenBucket(LINES_PER_SECOND, LINES_AT_ONCE)
+        self._lines_left_out = 0
 
     @property
     def works(self) -> bool:
@@ -107,34 +127,41 @@ class WorkerProcess:
 
     def send(self, data: bytes) -> None:
         """Send a message to the worker, if there is one; a new one is told everything anyway."""
-        if self._outbox is not None:
-            self._outbox.send_nowait(data)
+        self._put(data)
 
     def hand(self, data: bytes, descriptor: int) -> None:
         """Send a message with a descriptor beside it, which stays the caller's to close."""
         if self._outbox is not None:
-            self._outbox.send_nowait(FdMessage(data, descriptor))
+            self._put(FdMessage(data, descriptor))
 
-    async def ask(self, *, streams: bool) -> StatsReport | None:
-        """The worker's answer; None when it dies before. Wait with a deadline: it may hang."""
+    def _put(self, message: bytes | FdMessage) -> None:
         if self._outbox is None:
-            return None
+            return
+        try:
+            self._outbox.send_nowait(message)
+        except trio.WouldBlock:
+            if isinstance(message, FdMessage):
+                message.drop()
+            self._give_up("it does not read what it is told")
+
+    def _give_up(self, why: str) -> None:
+        """End the worker for what it does."""
+        self._nonsense = self._nonsense or why
+        self._life.cancel()
+
+    async def ask(self, *, streams: bool) -> list[StatsReport]:
+        """The worker's answer, in parts; none when it dies before. Wait with a deadline: it may hang."""
+        if self._outbox is None:
+            return []
         self._asked += 1
         question = self._asked
-        answers: list[StatsReport] = []
-        answered = trio.Event()
-
-        def on_answer(report: StatsReport) -> None:
-            answers.append(report)
-            answered.set()
-
-        self._questions[question] = on_answer
+        parts, complete = self._questions[question] = ([], trio.Event())
         self.send(encode(StatsRequest(question, streams)))
         try:
-            await answered.wait()
+            await complete.wait()
         finally:
             self._questions.pop(question, None)
-        return answers[0]
+        return parts
 
     async def run(self) -> None:
         """Keep a process running until cancelled."""
@@ -163,21 +190,24 @@ class WorkerProcess:
                 raise
         self.pid = process.pid
         channel = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
-        outbox, inbox = trio.open_memory_channel[bytes | FdMessage](float("inf"))
+        outbox, inbox = trio.open_memory_channel[bytes | FdMessage](_UNREAD)
         self._outbox = outbox
-        receiver = Receiver(channel, TO_PARENT)
+        receiver = Receiver(channel, TO_PARENT, largest=LARGEST)
         self._heard_at = trio.current_time()
+        self._unread_since = _NEVER
         self._has_spoken = False
         self._nonsense = ""
+        self._life = trio.CancelScope()
         for word in self._owner.first_words(self):
             self.send(encode(word))
         hung = False
         try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._send, channel, inbox)
-                nursery.start_soon(self._receive, receiver, nursery.cancel_scope)
-                hung = await self._until_hung()
-                nursery.cancel_scope.cancel()
+            with self._life:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._send, channel, inbox)
+                    nursery.start_soon(self._receive, receiver)
+                    hung = await self._until_hung()
+                    nursery.cancel_scope.cancel()
         finally:
             self._outbox = None
             drop_unsent(inbox)
@@ -188,11 +218,11 @@ class WorkerProcess:
             process.kill()
             code = process.wait()
         if self._nonsense:
-            return f"what it said made no sense, and it was killed: {self._nonsense}"
+            return f"what it did made no sense, and it was killed: {self._nonsense}"
         return "it hung and was killed" if hung else _ending(code)
 
     async def _until_hung(self) -> bool:
-        """True when nothing was heard for too long. When this process itself slept, nobody hangs for that.
+        """True when nothing was heard, or read, for too long. When this process itself slept, nobody hangs for that.
 
         A worker that has not spoken yet may still be reading its modules from a slow disk.
         """
@@ -202,46 +232,73 @@ class WorkerProcess:
             now = trio.current_time()
             if now - looked > 2 * _LOOK_SECONDS:
                 self._heard_at = now
-            if now - self._heard_at > (self._policy.silent if self._has_spoken else self._policy.starting):
+                self._unread_since = max(now, self._unread_since)
+            since = min(self._heard_at, self._unread_since)
+            if now - since > (self._policy.silent if self._has_spoken else self._policy.starting):
                 return True
 
     async def _send(self, channel: trio.SocketStream, inbox: trio.MemoryReceiveChannel[bytes | FdMessage]) -> None:
         try:
             async for message in inbox:
+                self._unread_since = trio.current_time()
                 if isinstance(message, FdMessage):
                     await message.send(channel)
                 else:
                     await channel.send_all(message)
+                self._unread_since = _NEVER
         except trio.BrokenResourceError:
             pass  # It is dead; the receiving side ends its life.
 
-    async def _receive(self, receiver: Receiver[ToParent], scope: trio.CancelScope) -> None:
-        while (message := await self._next(receiver)) is not None:
-            self._heard_at = trio.current_time()
-            self._has_spoken = True
-            if isinstance(message, LogLine):
-                level = logging.getLevelName(message.level).lower()
-                getattr(log, level, log.warning)(message.text, worker=self.number)
-                continue
-            if isinstance(message, Learn):
-                self._owner.asked(self, message.name)
-                continue
-            if isinstance(message, EndpointNews):
-                self._owner.endpoint_news(self, (message.address, message.port), failed=message.failed)
-                continue
-            self.active, self.of_servers = message.counters.active, message.counters.of_servers
-            self._owner.heard(message)
-            if message.question in self._questions:
-                self._questions[message.question](message)
-        scope.cancel()
-
-    async def _next(self, receiver: Receiver[ToParent]) -> ToParent | None:
-        """The worker's next message; None at its end, and when it makes no sense."""
+    async def _receive(self, receiver: Receiver[ToParent]) -> None:
+        """Take what the worker says until it is dead, or makes no sense."""
+        rested = trio.current_time()
         try:
-            return await receiver.next()
-        except msgspec.MsgspecError as error:
-            self._nonsense = str(error)
-            return None
+            while (message := await receiver.next()) is not None:
+                now = self._heard_at = trio.current_time()
+                self._has_spoken = True
+                self._take(message, receiver.size, now)
+                if now - rested > _CHECKPOINT_SECONDS:  # A chunk of small messages is read without waiting.
+                    await trio.lowlevel.checkpoint()
+                    rested = trio.current_time()
+        except (ValueError, RecursionError) as error:
+            self._nonsense = str(error)[:_TOLD_OF_NONSENSE]
+        except Exception as error:
+            # Ours to mend; but a way to get here must not be a way to end the gateway.
+            log.exception("internal error in what a worker said, it is replaced; please report this")
+            self._nonsense = repr(error)[:_TOLD_OF_NONSENSE]
+        self._life.cancel()
+
+    def _take(self, message: ToParent, size: int, now: float) -> None:
+        """What a worker says, which may be anything that the decoder lets pass.
+
+        Raises:
+            ValueError: an honest worker does not say that, or so much.
+        """
+        entries = message.entries if isinstance(message, StatsReport) else 0
+        if not self._messages.take(now, 1 + entries + size // 1024):
+            raise ValueError("a flood of messages")
+        if isinstance(message, LogLine):
+            self._tell_line(message, now)
+        elif isinstance(message, Learn):
+            self._owner.asked(self, message.name)
+        elif isinstance(message, EndpointNews):
+            self._owner.endpoint_news(message)
+        else:
+            self._owner.heard(message)
+            self.active, self.of_servers = message.counters.active, message.counters.of_servers
+            if message.question in self._questions:
+                parts, complete = self._questions[message.question]
+                parts.append(message)
+                if not message.more:
+                    complete.set()
+
+    def _tell_line(self, line: LogLine, now: float) -> None:
+        if not self._lines.take(now):
+            self._lines_left_out += 1
+            return
+        more = {"left_out": self._lines_left_out} if self._lines_left_out else {}
+        self._lines_left_out = 0
+        getattr(log, line.level)(line.text, worker=self.number, **more)
 
     async def _part(
         self, channel: trio.SocketStream, receiver: Receiver[ToParent], process: "subprocess.Popen[bytes]"
@@ -250,8 +307,8 @@ class WorkerProcess:
         with trio.move_on_after(FAREWELL_SECONDS, shield=True) as scope:
             with contextlib.suppress(trio.BrokenResourceError):
                 await channel.send_all(encode(Quit()))
-                with trio.CancelScope() as heard:
-                    await self._receive(receiver, heard)
+                with trio.CancelScope() as self._life:
+                    await self._receive(receiver)
             while process.poll() is None:  # noqa: ASYNC110 (the standard library has no event for it)
                 await trio.sleep(0.01)
         if scope.cancelled_caught:
