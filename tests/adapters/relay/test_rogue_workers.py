@@ -18,11 +18,9 @@ import msgspec
 import pytest
 import structlog
 import trio
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 
-from meshgate.adapters.relay import counters as counted
-from meshgate.adapters.relay import messages, worker_process
+from meshgate.adapters.relay import counters as counted, messages, worker_process
 from meshgate.adapters.relay.counters import Counters, OpenStream, Refused, StreamRecord
 from meshgate.adapters.relay.messages import TO_PARENT, EndpointNews, Learn, LogLine, StatsReport, encode
 from meshgate.core.reasons import Reason
