@@ -87,12 +87,7 @@ class Span:
 
 
 class Sampler:
-    """Takes samples and keeps the last few.
-
-    Args:
-        counters: asks the relay for its totals.
-        connections: asks it for its open streams.
-    """
+    """Takes samples of the relay's totals and open streams, and keeps the last few."""
 
     def __init__(
         self, counters: Callable[[], Awaitable[Counters]], connections: Callable[[], Awaitable[Sequence[OpenStream]]]

@@ -31,12 +31,7 @@ _BURST: Final = 16
 
 
 class StatsdExport:
-    """Sends the numbers while something says where to.
-
-    Args:
-        families: gives the numbers of now.
-        environ: the environment, in which a URL may name a variable.
-    """
+    """Sends the numbers of `families` while something says where to. A URL may name a variable of `environ`."""
 
     def __init__(
         self, families: Callable[[], Awaitable[list[Metric]]], environ: Mapping[str, str] = os.environ

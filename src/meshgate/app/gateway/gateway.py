@@ -101,10 +101,7 @@ class Gateway:
         self._drain.set()
 
     async def run(self, start_onlookers: Callable[[trio.Nursery], Awaitable[None]]) -> None:
-        """Serve until drained.
-
-        Args:
-            start_onlookers: starts in a nursery what looks at the gateway while it runs, and serves it to people.
+        """Serve until drained. `start_onlookers` starts what looks at the gateway while it runs.
 
         Raises:
             CommandError: an address cannot be bound.

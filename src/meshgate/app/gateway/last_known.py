@@ -36,13 +36,8 @@ class LastKnown:
     """The catalog on disk. Without a folder it does nothing.
 
     `from_disk` says whether streams are placed by the file alone, `kept` is its content while any of it is in use or
-    may be.
-
-    Args:
-        folder: the state folder, None for none.
-        service: the service name of this gateway.
-        partition: as the settings say, "" where they do not.
-        current: whether Consul answers, so that the catalog in use is its present one.
+    may be. `service` and `partition` are this gateway's, "" for a partition that is not set; `current` says whether
+    Consul answers, so that the catalog in use is its present one.
     """
 
     def __init__(self, folder: Path | None, service: str, partition: str, current: Callable[[], bool]) -> None:
@@ -126,7 +121,8 @@ class LastKnown:
         if self.kept is None:
             return snapshot
         result = merge_last_known(snapshot, self.kept.snapshot, pending)
-        self._carried = _differences(result, snapshot)
+        # What is not carried over is the same object.
+        self._carried = len({id(it) for it in _records(result)} - {id(it) for it in _records(snapshot)})
         if result is snapshot:
             self.kept = None
         return result
@@ -153,11 +149,6 @@ class LastKnown:
         log.error(line)
         self.kept = None
         self.from_disk = False
-
-
-def _differences(one: Snapshot, other: Snapshot) -> int:
-    """How many records of the one are not those of the other; what is not carried over is the same object."""
-    return len({id(it) for it in _records(one)} - {id(it) for it in _records(other)})
 
 
 def _records(snapshot: Snapshot) -> tuple[object, ...]:

@@ -9,7 +9,6 @@ Beside them, which addresses lead back to this gateway: no endpoint may be one o
 import errno
 import time
 from collections.abc import Iterable
-from ipaddress import ip_address
 from typing import Final
 
 import structlog
@@ -19,7 +18,7 @@ from meshgate.adapters.machine import machine_addresses
 from meshgate.adapters.relay.pool import RelayPool
 from meshgate.app.errors import CommandError
 from meshgate.app.settings.settings import Settings
-from meshgate.core.addresses import HostPort, OwnAddresses, is_numeric
+from meshgate.core.addresses import OwnAddresses, is_numeric
 from meshgate.core.proxy_config import BindAddress, ListenPlan
 
 log = structlog.get_logger(module="meshgate")
@@ -162,7 +161,8 @@ class OwnAddressKeeper:
     """Puts together where the gateway listens, what it is registered with, and what the machine has."""
 
     def __init__(self, settings: Settings) -> None:
-        self._registered = frozenset(_numeric((settings.address, settings.wan_address)))
+        named = (settings.address, settings.wan_address)
+        self._registered = frozenset((it.host, it.port) for it in named if it is not None and is_numeric(it.host))
         self._machine: frozenset[str] = frozenset()
         self._looked_at = float("-inf")
 
@@ -181,14 +181,3 @@ class OwnAddressKeeper:
         """Whether who dials an address meets this process, which is bound to these; False for a host name."""
         listeners = ((bind.address or "0.0.0.0", bind.port) for bind in bound)  # noqa: S104 - compared, never bound
         return is_numeric(host) and self.now(listeners).leads_back(host, port, elsewhere=False)
-
-
-def _numeric(addresses: Iterable[HostPort | None]) -> Iterable[tuple[str, int]]:
-    for address in addresses:
-        if address is None:
-            continue
-        try:
-            ip_address(address.host)
-        except ValueError:
-            continue  # a host name, or none
-        yield address.host, address.port

@@ -25,12 +25,7 @@ LOOK: Final = 0.5
 
 
 class OnDemandDiscovery:
-    """Asks the catalog's watcher for what streams need.
-
-    Args:
-        table: the one in force.
-        watcher: follows the catalog; None as long as nobody does.
-    """
+    """Asks the catalog's watcher for what streams need. There is none as long as nobody follows the catalog."""
 
     def __init__(self, table: Callable[[], RouteTable], watcher: Callable[[], CatalogWatcher | None]) -> None:
         self._table = table

@@ -50,10 +50,8 @@ class RefusalLog:
 class StreamObserver:
     """Passes on what the relay tells. `recent` has the last refusals, each with the Unix time at which it was told.
 
-    Args:
-        refusals: gets what was refused.
-        access: gets every stream; None where no access log is wanted, which spares the relay the records.
-        why_unroutable: why a lower-case name has no route although somebody in Consul wants it to; "" if nobody does.
+    Without an access log the relay is spared the records. `why_unroutable` says why a lower-case name has no route
+    although somebody in Consul wants it to; "" if nobody does.
     """
 
     def __init__(

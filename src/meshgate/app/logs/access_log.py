@@ -128,7 +128,8 @@ class AccessLog:
             fd = _open(self._path)
         except OSError as error:
             if not self._reopen_fails:
-                log.warning("access log cannot be opened again, the old file stays in use", **self._facts(error))
+                what = "access log cannot be opened again, the old file stays in use"
+                log.warning(what, target=self._target, error=error.strerror)
             self._reopen_fails = True
             return
         self._writer.redirect(fd)
@@ -149,13 +150,10 @@ class AccessLog:
             self._tell_error(error)
 
     def _tell_error(self, error: OSError) -> None:
-        log.error("access log cannot be written, lines are lost", **self._facts(error))
+        log.error("access log cannot be written, lines are lost", target=self._target, error=error.strerror)
 
     def _tell_dropped(self, count: int) -> None:
         log.warning("access log lines were lost", target=self._target, count=count)
-
-    def _facts(self, error: OSError) -> dict[str, Any]:
-        return {"target": self._target, "error": error.strerror}
 
 
 def line_of(record: StreamRecord) -> str:
@@ -207,12 +205,10 @@ def _open(path: str) -> int:
 
 
 class CentralAccessLog:
-    """Follows `AccessLogs` of the registration.
+    """Follows `AccessLogs` of the registration, unless the settings have an access log, or `off`, themselves.
 
-    Args:
-        settings: of this process; an access log that they set, `off` too, counts before Consul's.
-        use: gets the log to write to from now on, None for none.
-        want_records: tells the relay whether anybody reads records.
+    `use` gets the log to write to from now on, None for none; `want_records` tells the relay whether anybody reads
+    records.
     """
 
     def __init__(
