@@ -50,9 +50,7 @@ def until(condition: Callable[[], object], seconds: float = 5.0) -> None:
 
 
 def opened(path: Path, **options: Any) -> AccessLog:
-    log = AccessLog.open(str(path), **options)
-    assert log is not None
-    return log
+    return AccessLog(str(path), **options)
 
 
 def workers_of(path: Path) -> list[int]:
@@ -114,10 +112,6 @@ def test_a_strangers_name_stays_as_sent_on_one_printable_line(name: str) -> None
     assert json.loads(line)["sni"] == name
 
 
-def test_off_is_no_log() -> None:
-    assert AccessLog.open("off") is None
-
-
 def test_a_file_is_made_with_mode_0640_and_appended_to(tmp_path: Path) -> None:
     path = tmp_path / "access.log"
     for number in (1, 2):
@@ -146,7 +140,7 @@ def test_what_waits_is_written_at_exit(tmp_path: Path) -> None:
         "import sys\n"
         "from meshgate.app.logs.access_log import AccessLog\n"
         "from tests.app.stream_records import RECORD\n"
-        "log = AccessLog.open(sys.argv[1])\n"
+        "log = AccessLog(sys.argv[1])\n"
         "for _ in range(3000):\n"
         "    log.write(RECORD)\n"
     )
@@ -159,7 +153,7 @@ def test_what_waits_is_written_at_exit(tmp_path: Path) -> None:
 def test_a_target_that_cannot_be_opened_is_a_wrong_setting(tmp_path: Path, place: str) -> None:
     os.mkfifo(tmp_path / "fifo")  # nobody reads it
     with pytest.raises(ConfigError, match=r"^MESHGATE_ACCESS_LOG=/.*: cannot be opened: ") as caught:
-        AccessLog.open(str(tmp_path / place))
+        AccessLog(str(tmp_path / place))
     assert caught.value.exit_code == 2
 
 
@@ -233,7 +227,7 @@ from tests.app.stream_records import RECORD
 logs.configure(json=True)
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
-log = AccessLog.open(sys.argv[1])
+log = AccessLog(sys.argv[1])
 for number in range(30):
     log.write(replace(RECORD, worker=number))
     time.sleep(0.005)
@@ -299,7 +293,7 @@ from tests.app.stream_records import RECORD
 
 logs.configure(json=True)
 own = structlog.get_logger(module="meshgate")
-log = AccessLog.open(sys.argv[1])
+log = AccessLog(sys.argv[1])
 for number in range(2000):
     log.write(RECORD)
     own.info("x" * (number % 500))

@@ -22,6 +22,7 @@ async def test_a_changed_registration_changes_where_streams_and_numbers_are_told
     settings = Settings.load({}, environ=environ)
     async with ConsulClient(ConsulAddress.from_settings({})) as client, trio.open_nursery() as nursery:
         gateway = Gateway(settings, client, Notifier())
+        assert not gateway.observer.wants_records
         telemetry = Telemetry(GatewayView(gateway), gateway)
         nursery.start_soon(gateway.relay.run)
         asked = OwnRegistration(

@@ -3,7 +3,6 @@
 import re
 import socket
 import ssl
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,27 +24,19 @@ class NoGatewayError(CommandError):
     """There is nobody at the admin address."""
 
 
-def ask(bind: HostPort | Path | None, path: str, **query: str) -> bytes:
-    """The body of the answer to `GET path`.
+def ask(bind: HostPort | Path | None, path: str, *, method: str = "GET", **query: str) -> bytes:
+    """The body of the answer to a request.
 
     Args:
         bind: the gateway's `admin_bind`; of an address that stands for all, the loopback one is asked.
         path: of the request.
+        method: of the request.
         query: of the request.
 
     Raises:
         NoGatewayError: there is no gateway.
         CommandError: it does not answer in time, or not with success.
     """
-    return _request("GET", bind, path, query)
-
-
-def tell(bind: HostPort | Path | None, path: str, **query: str) -> bytes:
-    """The body of the answer to `POST path`; arguments and errors as those of `ask`."""
-    return _request("POST", bind, path, query)
-
-
-def _request(method: str, bind: HostPort | Path | None, path: str, query: Mapping[str, str]) -> bytes:
     if bind is None:
         raise CommandError("the admin address is switched off (MESHGATE_ADMIN_BIND=off), so there is nobody to ask")
     where = f"unix://{bind}" if isinstance(bind, Path) else str(_dialled(bind))
@@ -55,7 +46,10 @@ def _request(method: str, bind: HostPort | Path | None, path: str, query: Mappin
     transport = httpx.HTTPTransport(verify=context, uds=str(bind) if isinstance(bind, Path) else None)
     try:
         if isinstance(bind, Path):
-            _knock(bind)
+            # httpcore leaves a unix socket open that it could not connect.
+            with socket.socket(socket.AF_UNIX) as sock:
+                sock.settimeout(_CONNECT_SECONDS)
+                sock.connect(str(bind))
         with httpx.Client(transport=transport, base_url=base, timeout=_TIMEOUT, trust_env=False) as client:
             response = client.request(method, path, params=query)
     except (OSError, httpx.HTTPError, httpx.InvalidURL) as error:
@@ -78,13 +72,6 @@ def decoded(body: bytes, shape: type[Answer]) -> Answer:
         return msgspec.json.decode(body, type=shape)
     except (msgspec.DecodeError, UnicodeDecodeError):
         raise CommandError("what answers at the admin address is not this version of meshgate") from None
-
-
-def _knock(path: Path) -> None:
-    """Raise OSError where nobody listens: httpcore leaves a unix socket open that it could not connect."""
-    with socket.socket(socket.AF_UNIX) as sock:
-        sock.settimeout(_CONNECT_SECONDS)
-        sock.connect(str(path))
 
 
 def _dialled(bind: HostPort) -> HostPort:

@@ -7,7 +7,7 @@ from typing import Final
 
 import click
 
-from meshgate.app.admin_client import NoGatewayError, ask, decoded, tell
+from meshgate.app.admin_client import NoGatewayError, ask, decoded
 from meshgate.app.cli.admin_answers import DashboardState, Explanation, Route, Routes
 from meshgate.app.cli.output import Printer, print_json
 from meshgate.app.cli.setting_options import Command, json_option, with_settings
@@ -121,7 +121,7 @@ def drain(settings: Settings, *, as_json: bool) -> None:
     """
     bind = settings.admin_bind
     before = _look(bind)
-    tell(bind, "/drain")
+    ask(bind, "/drain", method="POST")
     _say(f"draining: {_streams(before)}", {"state": "draining", "streams": before.totals.open}, as_json=as_json)
     told = started = time.monotonic()
     while (now := _still_there(bind, before)) is not None:

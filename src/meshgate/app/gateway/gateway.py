@@ -43,7 +43,7 @@ class Gateway:
         self.client = client
         self.observer = StreamObserver(
             RefusalLog(log),
-            AccessLog.open(settings.access_log),
+            None if settings.access_log == "off" else AccessLog(settings.access_log),
             lambda name: self.tables.table.unroutable.get(name, ""),
         )
         self.discovery = OnDemandDiscovery(lambda: self.tables.table, lambda: self.watcher)

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Any, Final, Self
+from typing import Any, Final
 
 import msgspec
 import structlog
@@ -38,58 +38,32 @@ _RETRY_SECONDS: Final = 1.0
 
 
 class AccessLog:
-    """Writes records. Make it with `AccessLog.open`.
+    """Writes records to a target: `stdout`, `stderr` or a file, which is appended to.
 
-    Args:
-        target: what users call it.
-        fd: where to.
-        path: of the file that `reopen` opens again; None for a standard stream.
-        line: makes the line of a record, or None for one that is not to be written; this product's own by default.
-        limit: lines that may wait for a slow target.
-        retry: seconds between two tries to open a file again.
+    A new file gets mode 0640, or less where the umask wants it so. `line` makes the line of a record, or None for one
+    that is not to be written; at most `limit` lines wait for a slow target; `retry` seconds are between two tries to
+    open a file again.
+
+    Raises:
+        ConfigError: the target cannot be written.
     """
 
     def __init__(
-        self,
-        target: str,
-        fd: int,
-        path: str | None,
-        *,
-        line: Line | None = None,
-        limit: int = QUEUE_LINES,
-        retry: float = _RETRY_SECONDS,
+        self, target: str, *, line: Line | None = None, limit: int = QUEUE_LINES, retry: float = _RETRY_SECONDS
     ) -> None:
         self._target = target
         self._line = line or line_of
-        self._fd = fd
-        self._path = path
+        self._path = None if target in _STANDARD else target
+        try:
+            self._fd = _STANDARD[target] if self._path is None else _open(self._path)
+            os.fstat(self._fd)
+        except OSError as error:
+            raise ConfigError(f"MESHGATE_ACCESS_LOG={target}: cannot be opened: {error.strerror}") from None
         self._reopen_fails = False
         self._retry = retry
         self._retry_at = 0.0
-        self._writer = LogWriter(fd, self._tell_dropped, on_error=self._tell_error, limit=limit)
-
-    @classmethod
-    def open(
-        cls, target: str, *, line: Line | None = None, limit: int = QUEUE_LINES, retry: float = _RETRY_SECONDS
-    ) -> Self | None:
-        """The access log that `settings.access_log` asks for; None for `off`.
-
-        A file is appended to. A new one gets mode 0640, or less where the umask wants it so.
-
-        Raises:
-            ConfigError: the target cannot be written.
-        """
-        if target == "off":
-            return None
-        path = None if target in _STANDARD else target
-        try:
-            fd = _STANDARD[target] if path is None else _open(path)
-            os.fstat(fd)
-        except OSError as error:
-            raise ConfigError(f"MESHGATE_ACCESS_LOG={target}: cannot be opened: {error.strerror}") from None
-        access_log = cls(target, fd, path, line=line, limit=limit, retry=retry)
-        atexit.register(access_log.close)
-        return access_log
+        self._writer = LogWriter(self._fd, self._tell_dropped, on_error=self._tell_error, limit=limit)
+        atexit.register(self.close)
 
     @property
     def dropped(self) -> int:
@@ -232,7 +206,7 @@ def _opened(asked: Mapping[str, Any]) -> AccessLog | None:
     formatter = Formatter()
     try:
         line = _line(asked, formatter)
-        access = AccessLog.open(_target(asked), line=line)
+        access = AccessLog(_target(asked), line=line)
     except (ValueError, ConfigError) as error:  # a FormatError, or what no path can be
         why = str(error).removeprefix("MESHGATE_ACCESS_LOG=")
         log.warning("AccessLogs of proxy-defaults cannot be followed, there is no access log", error=why)
