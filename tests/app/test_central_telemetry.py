@@ -22,7 +22,7 @@ async def test_a_changed_registration_changes_where_streams_and_numbers_are_told
     settings = Settings.load({}, environ=environ)
     async with ConsulClient(ConsulAddress.from_settings({})) as client, trio.open_nursery() as nursery:
         gateway = Gateway(settings, client, Notifier())
-        assert not gateway.observer.wants_records
+        wanted_before = gateway.observer.wants_records
         telemetry = Telemetry(GatewayView(gateway), gateway)
         nursery.start_soon(gateway.relay.run)
         asked = OwnRegistration(
@@ -35,7 +35,7 @@ async def test_a_changed_registration_changes_where_streams_and_numbers_are_told
         )
         gateway.registration.on_registration(asked)
         assert list(telemetry.statsd._targets) == [Target(("127.0.0.1", 8125))]
-        assert gateway.observer.wants_records
+        assert (wanted_before, gateway.observer.wants_records) == (False, True)
         gateway.observer.on_ended(RECORD)
         assert await lines_of(path, 1) == ["20"]
         gateway.registration.on_registration(OwnRegistration("gw", "gw", "", 8443))

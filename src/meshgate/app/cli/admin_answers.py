@@ -12,6 +12,7 @@ class Endpoint(msgspec.Struct):
     weight: int
     node: str
     instance: str
+    cause: str | None = None
 
     def __str__(self) -> str:
         return f"{host_port(self.address, self.port)}{'' if self.healthy else ' unhealthy'}"
