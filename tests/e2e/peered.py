@@ -83,7 +83,9 @@ async def peer_with_each_other(us: Cluster, eu: Cluster) -> None:
     await until("the peering", missing, seconds=PATIENCE)
 
 
-async def until_routed(gateway: GatewayProcess, kind: str, begins: str) -> Mapping[str, Any]:
+async def until_routed(
+    gateway: GatewayProcess, kind: str, begins: str, *, seconds: float = PATIENCE
+) -> Mapping[str, Any]:
     """The route of a kind whose name begins so, once it has a healthy endpoint."""
     found: list[Any] = []
 
@@ -93,5 +95,5 @@ async def until_routed(gateway: GatewayProcess, kind: str, begins: str) -> Mappi
         healthy = found and any(one["healthy"] for one in found[0]["endpoints"])
         return None if healthy else f"there are {[(it['kind'], it['sni']) for it in listed]}"
 
-    await until(f"route {kind} {begins}", missing, seconds=PATIENCE)
+    await until(f"route {kind} {begins}", missing, seconds=seconds)
     return found[0]  # type: ignore[no-any-return]

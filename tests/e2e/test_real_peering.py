@@ -10,13 +10,14 @@ import trio
 from meshgate.adapters.mesh_tls import RefusedError
 from tests.harness.backend import echo, serving
 from tests.harness.caller import Caller
-from tests.harness.gateway import gateway_beside
+from tests.harness.gateway import GatewayProcess, gateway_beside
 from tests.harness.instance import HOST
 from tests.harness.tls import TlsStream, mesh_context
 from tests.harness.waiting import until
 from tests.versions import PEERING
 
 from .peered import PATIENCE, Cluster, cluster, peer_with_each_other, until_routed
+from .test_asking_commands import checks, flags_of, meshgate
 
 pytestmark = [pytest.mark.consul, pytest.mark.since_consul(*PEERING)]
 
@@ -75,8 +76,7 @@ async def test_two_real_clusters_peer_and_exchange_tcp_services_through_their_ga
         shop = await until_routed(importer, "peer-import", "shop.")
         with pytest.raises(RefusedError):
             await caller.call(importer.address, shop["sni"])
-        told = await exporter.ask(f"/explain?sni={shop['sni']}")
-        assert "exported with protocol http" in str(told["steps"])
+        await said_wherever_one_looks(us, exporter, shop["sni"])
 
         # What is no longer exported is no longer routed, on either side.
         await us.write(Kind="exported-services", Name="default", Services=[rows[1]])
@@ -89,6 +89,48 @@ async def test_two_real_clusters_peer_and_exchange_tcp_services_through_their_ga
             return None
 
         await until("web to be withdrawn", still_routed, seconds=PATIENCE)
+
+
+async def said_wherever_one_looks(us: Cluster, exporter: GatewayProcess, sni: str) -> None:
+    """That `shop` is exported with protocol http and so gets no route, and what to do."""
+    what, remedy = "exported with protocol http", "in service-defaults/shop, or use Envoy gateways"
+    told = str((await exporter.ask(f"/explain?sni={sni}"))["steps"])
+    assert what in told
+    (route,) = [each for each in (await exporter.ask("/routes"))["unroutable"] if each["sni"] == sni]
+    (problem,) = [each for each in (await exporter.ask("/readyz"))["problems"] if what in each]
+    assert what in route["reason"]
+    logged: list[str] = []
+
+    async def missing() -> str | None:
+        lines = (us.consul.folder / f"{exporter.instance}.log").read_text().splitlines()
+        logged[:] = [line for line in lines if what in line]
+        told_of = {"stream refused" in line for line in logged}
+        return None if told_of == {True, False} else f"only {logged}"
+
+    await until("a line when it appeared and one for the stream", missing, seconds=PATIENCE)
+    outcome = await meshgate(us.consul, us.token, "doctor", "--json", *flags_of(exporter))
+    found = checks(outcome)["export of shop"]
+    assert (outcome.code, found["status"]) == (1, "failed")
+    assert "protocol http" in found["detail"]
+    for each in (told, route["reason"], problem, found["advice"], *logged):
+        assert remedy in each, each
+
+
+async def test_a_new_peering_is_noticed_at_once(consul_binary: str, tmp_path: Path) -> None:
+    """By a gateway that knew of none; a list that is asked for now and then would show it after minutes."""
+    async with (
+        cluster(consul_binary, "us", tmp_path) as us,
+        cluster(consul_binary, "eu", tmp_path) as eu,
+        gateway_beside(us.consul, us.token) as exporter,
+        gateway_beside(eu.consul, eu.token) as importer,
+    ):
+        await until_routed(exporter, "peer-server", "server.us.peering.")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(peer_with_each_other, us, eu)
+            await eu.until("the peering", "/v1/peerings", bool)
+            begun = trio.current_time()
+            await until_routed(importer, "peer-server", "server.us.peering.", seconds=10)
+            print(f"{trio.current_time() - begun:.2f} s from the peering to the way to its servers")
 
 
 async def test_the_first_stream_of_a_service_that_was_only_just_exported_is_answered(
