@@ -100,7 +100,7 @@ job "meshgate" {
         MESHGATE_ADDRESS       = "${attr.unique.network.ip-address}:${NOMAD_PORT_mesh}"
         MESHGATE_WAN_ADDRESS   = "${NOMAD_ADDR_mesh}"
         MESHGATE_ADMIN_BIND    = "${NOMAD_ADDR_admin}"
-        MESHGATE_STATE_DIR     = "${NOMAD_ALLOC_DIR}/data"
+        MESHGATE_STATE_DIR     = "${NOMAD_ALLOC_DIR}/data/meshgate"
         MESHGATE_LOG_JSON      = "true"
       }
 

@@ -231,3 +231,21 @@ def test_a_refused_stream_is_explained_with_the_setting() -> None:
     explanation = explain(plan(snapshot("127.0.0.1"), denied=LOCAL), WEB)
     assert explanation.reason is Reason.NO_HEALTHY_ENDPOINT
     assert any("MESHGATE_DENY_ENDPOINTS" in step.outcome for step in explanation.steps)
+
+
+@pytest.mark.parametrize("address", ["localhost", "lb.example", ""])
+@pytest.mark.parametrize("panic_threshold", [0, 100])
+def test_what_has_no_known_address_is_not_dialled_in_panic_mode_neither(address: str, panic_threshold: int) -> None:
+    """The worker that dialled it would resolve it, and be led wherever that leads."""
+    catalog = replace(snapshot(address), services=(Service("web", (instance(address, node_address=""),)),))
+    route = planned(catalog, WEB, panic_threshold=panic_threshold)
+    assert route.candidates == ()
+    assert "address" in route.endpoints[0].cause
+
+
+@pytest.mark.parametrize("port", [1 << 64, -(1 << 64), 10**300])
+def test_a_port_beyond_all_bounds_harms_no_message(port: int) -> None:
+    catalog = Snapshot("dc1", TD3, services=(Service("web", (instance(port=port),)),))
+    (endpoint,) = planned(catalog, WEB).endpoints
+    assert not endpoint.healthy
+    assert abs(endpoint.port) < 1 << 32

@@ -7,7 +7,8 @@ is encoded.
 
 A record is what `core.catalog` says it is. A new field with a default needs no new version; a field that goes or
 changes its meaning does. On disk the file is replaced as a whole or not at all, and believed only where nobody else
-could have written it.
+could have written it or put another one in its place. Nothing of it is parsed before its checksum is found right, and
+whatever it holds then, a catalog or a `StateFileError` comes of it.
 
 `read`, `write` and `sweep` block; call them in a thread. `StateKeeper` writes while the gateway runs, and what always
 holds: trio's thread never waits for the disk, there is one write at a time and at most one a second, fewer where a
@@ -18,13 +19,16 @@ when it ends.
 import errno
 import gc
 import hashlib
+import io
 import os
+import re
 import stat
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -32,6 +36,7 @@ import msgspec
 import structlog
 import trio
 
+from meshgate.core.addresses import is_numeric
 from meshgate.core.catalog import RemoteDatacenter, Service, Snapshot
 
 log = structlog.get_logger(module="meshgate.state")
@@ -60,14 +65,19 @@ class Kept:
     addresses: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
-class _Head(msgspec.Struct):
-    """The first line. Of another version only these two fields are read."""
+# How a file begins, and how it ends.
+_HEAD: Final = re.compile(rb'\{\s*"format"\s*:\s*"meshgate-state"\s*,\s*"version"\s*:\s*(\d{1,9})\s*[,}]')
+_SEAL: Final = re.compile(rb'\{\s*"sha256"\s*:\s*"([0-9a-f]{64})"\s*\}\n')
+# The years 1970 to 9999, and what a resolver may ask for (`records`).
+_TIMES: Final = 253_402_300_799.0
+_MOST_CHOICES: Final = 100
+
+
+class _Header(msgspec.Struct):
+    """The first line."""
 
     format: str
     version: int
-
-
-class _Header(_Head):
     saved: float
     gateway_service: str
     addresses: dict[str, tuple[str, ...]]
@@ -110,41 +120,40 @@ def decode(content: bytes) -> Kept:
     """
     if not content:
         raise StateFileError("it is empty")
-    first = content.partition(b"\n")[0]
-    try:
-        head = msgspec.json.decode(first, type=_Head)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        head = None
-    if head is None or head.format != FORMAT:
+    head = _HEAD.match(content)
+    if head is None:
         raise StateFileError("it is no state file of meshgate")
-    if head.version != VERSION:
-        raise StateFileError(f"it has format version {head.version}, and this meshgate reads version {VERSION}")
-    *lines, sealed = content.splitlines(keepends=True)
-    if not sealed.endswith(b"\n") or _seal(sealed) != hashlib.sha256(b"".join(lines)).hexdigest():
+    if int(head[1]) != VERSION:
+        raise StateFileError(f"it has format version {int(head[1])}, and this meshgate reads version {VERSION}")
+    end = content.rfind(b"\n", 0, len(content) - 1) + 1
+    seal = _SEAL.fullmatch(content, end)
+    if seal is None or seal[1].decode() != hashlib.sha256(memoryview(content)[:end]).hexdigest():
         raise StateFileError("it is damaged or cut off: its checksum is wrong")
     try:
-        return _kept(lines)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        return _kept(content, end)
+    except (msgspec.DecodeError, ValueError, OverflowError, RecursionError) as error:
         raise StateFileError(f"it does not hold a catalog: {error}") from None
 
 
-def _seal(line: bytes) -> str:
-    try:
-        return msgspec.json.decode(line, type=_Seal).sha256
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return ""
-
-
-def _kept(lines: list[bytes]) -> Kept:
-    header = msgspec.json.decode(lines[0], type=_Header)
-    services, remotes = lines[1 : header.services + 1], lines[header.services + 1 :]
-    if len(services) != header.services or len(remotes) != header.remotes:
+def _kept(content: bytes, end: int) -> Kept:
+    """What stands in front of `end`. Many lines are never many objects at once."""
+    lines = io.BytesIO(content)
+    header = msgspec.json.decode(next(lines), type=_Header)
+    if content.count(b"\n", 0, end) != 1 + header.services + header.remotes:
         raise StateFileError("it does not hold what its first line says")
-    snapshot = replace(header.catalog, services=_each(services, Service), remotes=_each(remotes, RemoteDatacenter))
-    return Kept(snapshot, header.gateway_service, header.saved, header.addresses)
+    services = _each(islice(lines, header.services), Service)
+    remotes = _each(islice(lines, header.remotes), RemoteDatacenter)
+    if not 0 <= header.saved <= _TIMES:
+        raise StateFileError("it does not hold a catalog: its time is none")
+    for service in services:
+        if not 1 <= service.choices <= _MOST_CHOICES or not 0 <= (service.connect_timeout or 0) <= _TIMES:
+            raise StateFileError("it does not hold a catalog: a resolver is none")
+    addresses = {name: tuple(filter(is_numeric, known)) for name, known in header.addresses.items()}
+    snapshot = replace(header.catalog, services=services, remotes=remotes)
+    return Kept(snapshot, header.gateway_service, header.saved, addresses)
 
 
-def _each(lines: list[bytes], shape: type[T]) -> tuple[T, ...]:
+def _each(lines: Iterable[bytes], shape: type[T]) -> tuple[T, ...]:
     decoder = msgspec.json.Decoder(shape)
     collects = gc.isenabled()
     # Of a large catalog everything stays, and looking through it again and again takes most of the time.
@@ -157,8 +166,8 @@ def _each(lines: list[bytes], shape: type[T]) -> tuple[T, ...]:
 
 
 NAME: Final = "catalog.state"
-# No catalog is that large; whatever is would not fit in memory either.
-LARGEST: Final = 1 << 30
+# Bytes: some 100,000 instances.
+LARGEST: Final = 64 << 20
 # Seconds after which a temporary file belongs to a process that died while it wrote.
 _ABANDONED: Final = 60.0
 
@@ -185,13 +194,15 @@ def write(folder: Path, kept: Kept) -> None:
     The folder is made, for its owner alone, where it is missing; the file is readable for its owner alone.
 
     Raises:
+        StateFileError: others could put another file in its place.
         OSError: it cannot be written; the old one is untouched.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _check_owner(folder.stat(), "the folder")
     handle, temporary = tempfile.mkstemp(prefix=f"{NAME}.", suffix=".tmp", dir=folder)
     try:
         with os.fdopen(handle, "wb") as out:
-            for line in encode(kept):
+            for line in _bounded(encode(kept)):
                 out.write(line)
             out.flush()
             os.fsync(out.fileno())
@@ -201,6 +212,15 @@ def write(folder: Path, kept: Kept) -> None:
             Path(temporary).unlink()
         raise
     _sync(folder)
+
+
+def _bounded(lines: Iterable[bytes]) -> Iterator[bytes]:
+    left = LARGEST
+    for line in lines:
+        left -= len(line)
+        if left < 0:
+            raise OSError(errno.EFBIG, f"it would be larger than {LARGEST} bytes")
+        yield line
 
 
 def sweep(folder: Path) -> None:
@@ -213,8 +233,7 @@ def sweep(folder: Path) -> None:
 
 def _content(path: Path) -> bytes | None:
     try:
-        # Not blocking, should it be a pipe; the check that it is a file comes after.
-        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        handle = _opened(path)
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -222,22 +241,38 @@ def _content(path: Path) -> bytes | None:
             raise StateFileError("it is a symbolic link") from None
         raise
     try:
-        _check(os.fstat(handle))
+        found = os.fstat(handle)
+        _check(found)
         with os.fdopen(handle, "rb", closefd=False) as file:
-            return file.read()
+            return file.read(found.st_size)
     finally:
         os.close(handle)
+
+
+def _opened(path: Path) -> int:
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        _check_owner(os.fstat(folder), "its folder")
+        # Not blocking, should it be a pipe; the check that it is a file comes after.
+        return os.open(path.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+    finally:
+        os.close(folder)
 
 
 def _check(found: os.stat_result) -> None:
     if not stat.S_ISREG(found.st_mode):
         raise StateFileError("it is no regular file")
-    if found.st_uid not in (os.geteuid(), 0):
-        raise StateFileError("it belongs to another user")
-    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise StateFileError("others than its owner may write to it")
+    _check_owner(found, "it")
     if found.st_size > LARGEST:
         raise StateFileError(f"it is larger than {LARGEST} bytes")
+
+
+def _check_owner(found: os.stat_result, what: str) -> None:
+    if found.st_uid not in (os.geteuid(), 0):
+        raise StateFileError(f"{what} belongs to another user")
+    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        hint = "; name a folder inside it, which is made for its owner alone" if "folder" in what else ""
+        raise StateFileError(f"others than its owner may write to {what}{hint}")
 
 
 def _sync(folder: Path) -> None:
@@ -326,7 +361,7 @@ class StateKeeper:
         except Exception as error:  # noqa: BLE001 (whatever fails here, streams matter more)
             self._news.set()
             self._failures = min(self._failures + 1, 10)
-            self._report((isinstance(error, OSError) and error.strerror) or f"{type(error).__name__}: {error}")
+            self._report(_words(error))
             return
         self._due = self._latest[0] is not snapshot or self._latest[1] is not addresses
         self._failures = 0
@@ -338,6 +373,12 @@ class StateKeeper:
         elif self.problem and not problem:
             log.info("the catalog is kept on disk again", folder=str(self._folder))
         self.problem = problem
+
+
+def _words(error: Exception) -> str:
+    if isinstance(error, StateFileError):
+        return str(error)
+    return (isinstance(error, OSError) and error.strerror) or f"{type(error).__name__}: {error}"
 
 
 def _timed_write(folder: Path, kept: Kept) -> float:

@@ -40,6 +40,7 @@ Hosts = tuple[tuple[str, tuple[str, ...]], ...]
 
 NO_ADDRESSES: Addresses = MappingProxyType({})
 MAX_WEIGHT = 128
+_FAR = 1 << 31  # Numbers have no bound in JSON, and one in messages to workers.
 _ORDER = attrgetter("address", "port", "node", "instance")
 
 
@@ -158,20 +159,24 @@ class EndpointMaker:
         verdict = assess(instance, only_passing=only_passing)
         where = (instance.node, instance.id)
         if not 0 < port < PORTS:
+            port = max(-_FAR, min(port, _FAR))
             yield Endpoint(address, port, False, verdict.weight, *where, verdict.cause or f"{port} is no port")
             return
         name = "" if is_numeric(address) else address
         known: tuple[str, ...] = (address,)
         if name:
             known = self._hosts[name] = self._addresses.get(name, ())
+        elif not address:
+            known = ()
         for numeric in known:
             if never := self._never(numeric, port, instance, elsewhere=elsewhere):
                 yield Endpoint(numeric, port, False, 0, *where, never)
             else:
                 yield Endpoint(numeric, port, verdict.healthy, verdict.weight, *where, verdict.cause, far, name)
         if not known:
-            cause = verdict.cause or f"no address is known for the host name {address}"
-            yield Endpoint(address, port, False, verdict.weight, *where, cause)
+            # Weight 0: whoever dialled it all the same would ask for its address, and nobody would judge that.
+            cause = f"no address is known for the host name {address}" if name else "it has no address"
+            yield Endpoint(address, port, False, 0, *where, verdict.cause or cause)
 
     def _never(self, address: str, port: int, instance: Instance, *, elsewhere: bool) -> str:
         """Why an address is never dialled, whatever its health; "" for nearly all."""

@@ -1,5 +1,6 @@
 """The state file: whole or not at all, and believed only if it is whole, ours and safe."""
 
+import copy
 import dataclasses
 import errno
 import hashlib
@@ -9,13 +10,25 @@ import stat
 import subprocess
 import sys
 import time
+import tracemalloc
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, example, given, settings, strategies as st
 
+from meshgate.adapters import state as state_file
+from meshgate.adapters.admin.views import routes_view
 from meshgate.adapters.state import NAME, StateFileError, decode, encode, read, sweep, write
+from meshgate.core.addresses import LOCAL_CLASSES, DeniedAddresses, OwnAddresses
+from meshgate.core.explain import explain
+from meshgate.core.load_balancer import HostSet, LoadBalancer
+from meshgate.core.planner import plan
+from meshgate.core.routes import RouteTable, difference
+from meshgate.core.warm_start import PendingSources, merge_last_known
 
 from .catalogs import kept
 
@@ -258,5 +271,143 @@ def test_what_is_no_file_is_refused_and_never_waited_for(tmp_path: Path) -> None
 
 def test_file_that_is_too_large_is_refused_unread(tmp_path: Path) -> None:
     store(tmp_path, b"")
-    os.truncate(tmp_path / NAME, (1 << 30) + 1)
-    assert refusal(tmp_path) == "it is larger than 1073741824 bytes"
+    os.truncate(tmp_path / NAME, (64 << 20) + 1)
+    assert refusal(tmp_path) == "it is larger than 67108864 bytes"
+
+
+def test_a_catalog_that_would_make_it_so_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(state_file, "LARGEST", len(WHOLE) + 10)
+    write(tmp_path, kept())
+    with pytest.raises(OSError, match="larger than"):
+        write(tmp_path, kept(services=3))
+    assert read(tmp_path) == kept()
+
+
+@pytest.mark.parametrize(
+    ("mode", "bad"), [(0o770, True), (0o777, True), (0o1777, True), (0o755, False), (0o700, False)]
+)
+def test_folder_in_which_others_could_exchange_it_is_not_used(tmp_path: Path, mode: int, bad: bool) -> None:
+    write(tmp_path, kept())
+    tmp_path.chmod(mode)
+    if bad:
+        assert refusal(tmp_path).startswith("others than its owner may write to its folder; name a folder inside it")
+        with pytest.raises(StateFileError, match="may write to the folder"):
+            write(tmp_path, kept())
+        write(tmp_path / "inside", kept())
+        assert read(tmp_path / "inside") == kept()
+    else:
+        assert read(tmp_path) == kept()
+
+
+def test_folder_of_another_user_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "state"
+    write(folder, kept())
+    if os.geteuid() == 0:
+        os.chown(folder, 12345, -1)
+    else:
+        monkeypatch.setattr(os, "geteuid", lambda: folder.stat().st_uid + 1)
+    assert refusal(folder) == "its folder belongs to another user"
+
+
+# --- whatever it holds, a start goes on ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("line", [b"[" * 200_000, b'{"a":' * 200_000, b"\n" * 200_000, b'{"format":' * 100_000])
+@pytest.mark.parametrize("head", [b"", b'{"format":"meshgate-state","version":1,"x":'])
+def test_nothing_is_parsed_before_the_checksum(
+    head: bytes, line: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(msgspec.json, "decode", pytest.fail)
+    assert refusal(store(tmp_path, head + line + b"\n")) in (
+        "it is no state file of meshgate",
+        "it is damaged or cut off: its checksum is wrong",
+    )
+
+
+def resealed(*lines: bytes) -> bytes:
+    text = b"".join(line + b"\n" for line in lines)
+    return text + json.dumps({"sha256": hashlib.sha256(text).hexdigest()}).encode() + b"\n"
+
+
+@pytest.mark.parametrize("where", [0, 1, -1])
+def test_brackets_without_end_under_a_right_checksum_are_refused(where: int, tmp_path: Path) -> None:
+    lines = WHOLE.splitlines()[:-1]
+    lines[where] = lines[where][:-1] + b',"later":' + b"[" * 200_000 + b"]" * 200_000 + b"}"
+    assert refusal(store(tmp_path, resealed(*lines))).startswith("it does not hold a catalog: ")
+
+
+def test_lines_without_number_take_no_memory_beside_the_file(tmp_path: Path) -> None:
+    head = json.loads(WHOLE.splitlines()[0]) | {"services": 20_000_000, "remotes": 0}
+    store(tmp_path, resealed(json.dumps(head).encode() + b"\n" * 20_000_000))
+    tracemalloc.start()
+    try:
+        assert refusal(tmp_path).startswith("it does not hold a catalog: ")
+        assert tracemalloc.get_traced_memory()[1] < 3 * 20_000_000
+    finally:
+        tracemalloc.stop()
+
+
+ODD: list[object] = [
+    *(0, -1, 1, 1 << 15, 1 << 31, -(1 << 31), 1 << 62, (1 << 63) - 1, -(1 << 63), (1 << 64) - 1, 1 << 64),
+    *(1e308, -1e308, 5e-324, -0.0, 0.5, 1e15, True, None, [], {}),
+    *(
+        "",
+        "-",
+        ".",
+        "*",
+        "\n",
+        "\0",
+        "\x1b[2J",
+        "\u202e",
+        "\u00fc",
+        "::1%x",
+        "127.0.0.1",
+        "9" * 5000,
+        "a" * 70_000,
+        "a." * 300,
+    ),
+]
+
+
+def leaves(value: object, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The way to each value that is neither a list nor an object, and to each of those."""
+    yield path
+    if isinstance(value, dict | list):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from leaves(inner, (*path, key))
+
+
+def exchanged(value: Any, path: tuple[Any, ...], other: object) -> Any:
+    if not path:
+        return other
+    made = copy.copy(value)
+    made[path[0]] = exchanged(value[path[0]], path[1:], other)
+    return made
+
+
+def started(content: bytes) -> bool:
+    """What a start makes of a file: a table that goes to the workers and to the pages, and a file that is kept."""
+    try:
+        found = decode(content)
+    except StateFileError:
+        return False
+    age = round(max(0.0, time.time() - found.saved))
+    assert age >= 0
+    denied, own = DeniedAddresses(frozenset(LOCAL_CLASSES)), OwnAddresses(frozenset({("0.0.0.0", 21000)}))
+    table = plan(found.snapshot, addresses=found.addresses, denied=denied, own=own, panic_threshold=50)
+    msgspec.msgpack.encode(difference(RouteTable.of("", "", "default", iter(())), table))
+    msgspec.json.encode(routes_view(table))
+    for route in table:
+        hosts = HostSet(route)
+        LoadBalancer({}, lambda: 0.5).next(hosts, ())
+        explain(table, route.name)
+    merge_last_known(found.snapshot, kept().snapshot, PendingSources(resolvers=True))
+    return True
+
+
+def test_no_value_in_it_ends_a_start() -> None:
+    lines = [json.loads(line) for line in WHOLE.splitlines()[:-1]]
+    assert started(WHOLE)
+    outcomes = [started(sealed(*exchanged(lines, path, odd))) for path in leaves(lines) if len(path) > 1 for odd in ODD]
+    assert True in outcomes
+    assert False in outcomes

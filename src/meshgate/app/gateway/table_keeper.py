@@ -19,7 +19,7 @@ from meshgate.app.gateway.last_known import LastKnown
 from meshgate.app.gateway.listeners import OwnAddressKeeper
 from meshgate.app.settings.settings import Settings
 from meshgate.core import export_routes
-from meshgate.core.addresses import host_port
+from meshgate.core.addresses import host_port, is_numeric
 from meshgate.core.catalog import NOWHERE, Locality, Snapshot, in_namespace
 from meshgate.core.planner import Planner
 from meshgate.core.routes import Endpoint, Route, RouteTable, TableChange
@@ -227,4 +227,7 @@ def tell_table(before: RouteTable, after: RouteTable, change: TableChange) -> No
 
 
 def _never_dialled(route: Route | None) -> set[Endpoint]:
-    return set() if route is None else {each for each in route.endpoints if not each.weight}
+    if route is None:
+        return set()
+    # A host name that is not known yet is said by who asks for it.
+    return {each for each in route.endpoints if not each.weight and is_numeric(each.address)}

@@ -7,15 +7,21 @@ kept as it was sent, and the line is ASCII, so that no terminal obeys it.
 Where nothing was set for this gateway itself, `proxy-defaults.AccessLogs` decides (Consul 1.15 and later). The agent
 merges it into the gateway's registration, and it may change while the gateway runs. What cannot be used is said in the
 log, and then there is no access log.
+
+Whoever writes `proxy-defaults` chooses what such a log says, and must not choose the file: only below the folder that
+this gateway's operator names is one written, no link leads out of it, and nothing but a regular file is one.
 """
 
 import atexit
+import errno
 import json
 import os
+import stat
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, Final
 
 import msgspec
@@ -35,6 +41,7 @@ Line = Callable[[StreamRecord], str | None]
 _STANDARD: Final = {"stdout": 1, "stderr": 2}
 _MODE: Final = 0o640
 _RETRY_SECONDS: Final = 1.0
+_DIR: Final = "MESHGATE_ACCESS_LOG_DIR"
 
 
 class AccessLog:
@@ -42,20 +49,28 @@ class AccessLog:
 
     A new file gets mode 0640, or less where the umask wants it so. `line` makes the line of a record, or None for one
     that is not to be written; at most `limit` lines wait for a slow target; `retry` seconds are between two tries to
-    open a file again.
+    open a file again. With a folder to be `below`, no link is followed behind that folder, and the file has to be a
+    regular one.
 
     Raises:
         ConfigError: the target cannot be written.
     """
 
     def __init__(
-        self, target: str, *, line: Line | None = None, limit: int = QUEUE_LINES, retry: float = _RETRY_SECONDS
+        self,
+        target: str,
+        *,
+        below: Path | None = None,
+        line: Line | None = None,
+        limit: int = QUEUE_LINES,
+        retry: float = _RETRY_SECONDS,
     ) -> None:
         self._target = target
         self._line = line or line_of
         self._path = None if target in _STANDARD else target
+        self._below = below
         try:
-            self._fd = _STANDARD[target] if self._path is None else _open(self._path)
+            self._fd = _STANDARD[target] if self._path is None else _open(self._path, below)
             os.fstat(self._fd)
         except OSError as error:
             raise ConfigError(f"MESHGATE_ACCESS_LOG={target}: cannot be opened: {error.strerror}") from None
@@ -99,7 +114,7 @@ class AccessLog:
     def _reopen(self) -> None:
         assert self._path is not None
         try:
-            fd = _open(self._path)
+            fd = _open(self._path, self._below)
         except OSError as error:
             if not self._reopen_fails:
                 what = "access log cannot be opened again, the old file stays in use"
@@ -171,10 +186,37 @@ def _second(unix_time: int) -> str:
     return f"{datetime.fromtimestamp(unix_time, UTC):%Y-%m-%dT%H:%M:%S}"
 
 
-def _open(path: str) -> int:
-    # Without O_NONBLOCK, a named pipe that nobody reads would hold the gateway up; a device could become its terminal.
-    fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY, _MODE)
+# Without O_NONBLOCK, a named pipe that nobody reads would hold the gateway up; a device could become its terminal.
+_APPEND: Final = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+_FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+
+
+def _open(path: str, below: Path | None) -> int:
+    fd = os.open(path, _APPEND, _MODE) if below is None else _open_below(below, path)
     os.set_blocking(fd, True)
+    return fd
+
+
+def _open_below(folder: Path, path: str) -> int:
+    """Open a file by its path below a folder.
+
+    Raises:
+        OSError: it cannot be opened, it is no regular file, or a link is on the way.
+        ValueError: it is not below the folder.
+    """
+    *steps, name = Path(path).relative_to(folder).parts
+    at = os.open(folder, _FOLDER)
+    try:
+        for step in steps:
+            inner = os.open(step, _FOLDER | os.O_NOFOLLOW, dir_fd=at)
+            os.close(at)
+            at = inner
+        fd = os.open(name, _APPEND | os.O_NOFOLLOW, _MODE, dir_fd=at)
+    finally:
+        os.close(at)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "not a regular file")
     return fd
 
 
@@ -189,6 +231,7 @@ class CentralAccessLog:
         self, settings: Settings, use: Callable[[AccessLog | None], None], want_records: Callable[[bool], None]
     ) -> None:
         self._ours = settings.origin("MESHGATE_ACCESS_LOG") is not Origin.DEFAULT
+        self._folder = settings.access_log_dir.absolute() if settings.access_log_dir else None
         self._use = use
         self._want_records = want_records
         self._followed: Mapping[str, Any] = {}
@@ -197,28 +240,29 @@ class CentralAccessLog:
         if self._ours or asked == self._followed:
             return
         self._followed = asked
-        access = _opened(asked) if boolean(asked.get("Enabled")) else None
+        access = _opened(asked, self._folder) if boolean(asked.get("Enabled")) else None
         self._use(access)
         self._want_records(access is not None)
 
 
-def _opened(asked: Mapping[str, Any]) -> AccessLog | None:
+def _opened(asked: Mapping[str, Any], folder: Path | None) -> AccessLog | None:
     formatter = Formatter()
     try:
         line = _line(asked, formatter)
-        access = AccessLog(_target(asked), line=line)
+        target = _target(asked, folder)
+        access = AccessLog(target, below=folder, line=line)
     except (ValueError, ConfigError) as error:  # a FormatError, or what no path can be
         why = str(error).removeprefix("MESHGATE_ACCESS_LOG=")
         log.warning("AccessLogs of proxy-defaults cannot be followed, there is no access log", error=why)
         return None
-    log.info("access log as proxy-defaults asks for it", target=_target(asked))
+    log.info("access log as proxy-defaults asks for it", target=target)
     if formatter.unsupported:
         unknown = ", ".join(sorted(formatter.unsupported))
         log.warning("operators of the access log's format are not known here and stay empty", operators=unknown)
     return access
 
 
-def _target(asked: Mapping[str, Any]) -> str:
+def _target(asked: Mapping[str, Any], folder: Path | None) -> str:
     kind, path = asked.get("Type") or "stdout", asked.get("Path")
     if kind in ("stdout", "stderr"):
         return str(kind)
@@ -226,6 +270,11 @@ def _target(asked: Mapping[str, Any]) -> str:
         raise ConfigError(f"Type {kind!r} is none of stdout, stderr and file")
     if not isinstance(path, str) or not path.startswith("/"):
         raise ConfigError("Type file needs an absolute Path")
+    if folder is None:
+        raise ConfigError(f"{path!r} is a file, and {_DIR} names no folder below which Consul may ask for one")
+    # As text, before anything is opened: no way leads out of the folder and back.
+    if not Path(path).is_relative_to(folder) or Path(path) == folder or ".." in Path(path).parts:
+        raise ConfigError(f"{path!r} is not below {folder}, which {_DIR} names")
     return path
 
 

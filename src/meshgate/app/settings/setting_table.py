@@ -318,6 +318,9 @@ _OPERATION_ROWS: Final = (
         types.access_log,
         "TARGET",
     ),
+    _path(
+        "MESHGATE_ACCESS_LOG_DIR", "Folder below which AccessLogs of proxy-defaults may ask for a file; else for none."
+    ),
     _ours("MESHGATE_LOG_LEVEL", "trace, debug, info, warn or error.", "info", types.log_level, "LEVEL"),
     _boolean("MESHGATE_LOG_JSON", "Log JSON lines instead of text.", "false"),
 )

@@ -110,6 +110,7 @@ class Settings:
     enforce_exports: bool
     pass_http_exports: bool
     access_log: str
+    access_log_dir: Path | None
     env_file: Path | None
     log_level: str
     log_json: bool
