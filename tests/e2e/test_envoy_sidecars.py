@@ -271,7 +271,6 @@ class Load:
                 self.done += 1
 
 
-@pytest.mark.xfail(strict=False, reason="a caller that asks again at once may meet the end of its stream half-way")
 async def test_replacing_all_gateways_of_both_datacenters_loses_no_slow_request(mesh: World) -> None:
     """Two gateways in each of two datacenters, twelve callers whose requests take their time, over kept connections."""
     datacenters = mesh.federation.datacenters

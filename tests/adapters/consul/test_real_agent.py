@@ -4,6 +4,7 @@ import signal
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -90,36 +91,57 @@ def tls_of(folder: Path) -> dict[str, Path]:
     return {"ca": authority.file, "cert": cert, "key": key, "client_cert": client_cert, "client_key": client_key}
 
 
-@pytest.mark.parametrize("held", [False, True], ids=["between requests", "while a query is held"])
-async def test_certificates_that_are_replaced_under_the_same_names_are_used_with_the_next_request(
-    consul_binary: str, tmp_path: Path, *, held: bool
-) -> None:
-    (tmp_path / "tls").mkdir()
-    files = tls_of(tmp_path / "tls")
+@dataclass(frozen=True)
+class Https:
+    """An agent that speaks HTTPS alone to clients with a certificate of its authority."""
+
+    consul: Consul
+    files: dict[str, Path]
+    port: int
+
+    @property
+    def settings(self) -> dict[str, str]:
+        return {
+            "CONSUL_HTTP_ADDR": f"https://127.0.0.1:{self.port}",
+            "CONSUL_CACERT": str(self.files["ca"]),
+            "CONSUL_CLIENT_CERT": str(self.files["client_cert"]),
+            "CONSUL_CLIENT_KEY": str(self.files["client_key"]),
+            "CONSUL_TLS_SERVER_NAME": SERVER,
+        }
+
+
+@asynccontextmanager
+async def https_agent(binary: str, folder: Path) -> AsyncIterator[Https]:
+    (folder / "tls").mkdir()
+    files = tls_of(folder / "tls")
     (https,) = free_ports(1)
     listening = Ports.pick()
     ports = {"http": listening.http, "server": listening.server, "serf_lan": listening.serf_lan}
     ports |= {"serf_wan": listening.serf_wan, "dns": -1, "https": https}
-    if consul_version(consul_binary) >= (1, 14, 0):
+    consul = Consul(binary, consul_version(binary), "dc1", listening, folder / "dc1", str(uuid4()))
+    if consul.version >= (1, 14, 0):
         ports["grpc_tls"] = -1
-    consul = Consul(consul_binary, consul_version(consul_binary), "dc1", listening, tmp_path / "dc1", str(uuid4()))
     common = {"ca_file": str(files["ca"]), "cert_file": str(files["cert"]), "key_file": str(files["key"])}
     if consul.version >= (1, 12, 0):
         more: dict[str, Any] = {"tls": {"https": common | {"verify_incoming": True}}}
     else:
         more = common | {"verify_incoming_https": True}
     consul.configure("dc1", [], retry_join_wan=[], **(more | {"ports": ports}))
-    values = {
-        "CONSUL_HTTP_ADDR": f"https://127.0.0.1:{https}",
-        "CONSUL_HTTP_TOKEN": consul.master_token,
-        "CONSUL_CACERT": str(files["ca"]),
-        "CONSUL_CLIENT_CERT": str(files["client_cert"]),
-        "CONSUL_CLIENT_KEY": str(files["client_key"]),
-        "CONSUL_TLS_SERVER_NAME": SERVER,
-    }
     try:
         consul.start()
         await until_up(consul)
+        yield Https(consul, files, https)
+    finally:
+        await consul.stop()
+
+
+@pytest.mark.parametrize("held", [False, True], ids=["between requests", "while a query is held"])
+async def test_certificates_that_are_replaced_under_the_same_names_are_used_with_the_next_request(
+    consul_binary: str, tmp_path: Path, *, held: bool
+) -> None:
+    async with https_agent(consul_binary, tmp_path) as https:
+        consul, files = https.consul, https.files
+        values = https.settings | {"CONSUL_HTTP_TOKEN": consul.master_token}
         async with ConsulClient(ConsulAddress.from_settings(values)) as client, trio.open_nursery() as nursery:
             assert (await client.datacenters()).value == ("dc1",)
             if held:
@@ -128,7 +150,7 @@ async def test_certificates_that_are_replaced_under_the_same_names_are_used_with
                 await trio.testing.wait_all_tasks_blocked(0.05)
             tls_of(tmp_path / "tls")
             consul.child.signal(signal.SIGHUP)
-            await until_served_by(https, files["ca"])
+            await until_served_by(https.port, files["ca"])
             client.refresh()
             async with client.dedicated() as fresh:
                 assert (await fresh.datacenters()).value == ("dc1",)
@@ -148,8 +170,29 @@ async def test_certificates_that_are_replaced_under_the_same_names_are_used_with
             client.refresh()
             assert client.problems() == []
             nursery.cancel_scope.cancel()
-    finally:
-        await consul.stop()
+
+
+async def test_a_running_gateway_takes_certificates_that_were_replaced(consul_binary: str, tmp_path: Path) -> None:
+    """The agent starts anew with them, so that nothing is left of the old ones, and whoever has those is refused."""
+    async with https_agent(consul_binary, tmp_path) as https:
+        consul = https.consul
+        token = await token_of(consul, acl_policy())
+        sni = f"api.default.dc1.internal.{(await consul.get('/v1/connect/ca/roots'))['TrustDomain']}"
+        async with gateway_beside(consul, token, **https.settings) as gateway:
+            tls_of(tmp_path / "tls")
+            await consul.restart()
+            await until_up(consul)
+            await until_served_by(https.port, https.files["ca"])
+            await consul.register({"Name": "api", "Port": 1, "Connect": {"Native": True}})
+
+            async def missing() -> str | None:
+                if not await gateway.endpoints(sni):
+                    return f"no route; {await gateway.ask('/readyz')}"
+                if not await consul.ask("/v1/health/service/mesh-gateway", passing="1"):
+                    return "no registration of the gateway that passes"
+                return "; ".join((await gateway.ask("/readyz"))["problems"]) or None
+
+            await until("the gateway to follow and to be registered", missing, seconds=60)
 
 
 async def until_served_by(port: int, ca: Path) -> None:
