@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import pytest
 import structlog
 import trio
 
@@ -176,3 +177,15 @@ async def test_worker_that_talks_nonsense_is_replaced_and_harms_no_other() -> No
             assert other in pool.relay.workers
             await (await pool.call()).aclose()
         await pool.until_workers(2)
+
+
+async def test_a_worker_takes_no_module_from_the_folder_that_the_gateway_was_started_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("ipaddress", "trio", "structlog"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'taken')!r}, 'w').close()\n")
+    policy = WorkerPolicy(starting=5.0)
+    monkeypatch.chdir(tmp_path)
+    async with backend(echo) as port, pool_of({WEB: [endpoint(port)]}, workers=1, policy=policy) as pool:
+        await (await pool.call()).aclose()
+    assert not (tmp_path / "taken").exists()

@@ -63,7 +63,8 @@ _WORKER_VARIABLES: Final = ("PATH", "HOME", "TMPDIR", "TZ", "LANG", "LC_", "LD_"
 class WorkerPolicy:
     """How workers are started, and how many seconds are waited for them. May change while they run."""
 
-    command: Sequence[str] = (sys.executable, "-m", "meshgate.adapters.relay.worker")
+    # -P: a module that lies in the current folder is not ours.
+    command: Sequence[str] = (sys.executable, "-P", "-m", "meshgate.adapters.relay.worker")
     starting: float = 60.0  # Until the first word: a slow disk or a busy machine is no reason to begin again.
     silent: float = 5.0
     answer: float = 0.5
