@@ -23,6 +23,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from meshgate.adapters.relay import counters as counted, messages, worker_process
 from meshgate.adapters.relay.counters import Counters, OpenStream, Refused, StreamRecord
 from meshgate.adapters.relay.messages import TO_PARENT, EndpointNews, Learn, LogLine, StatsReport, encode
+from meshgate.adapters.relay.shared_counts import CountRows
 from meshgate.core.reasons import Reason
 from meshgate.core.routes import RouteKind
 
@@ -62,6 +63,7 @@ def report(**changes: Any) -> dict[str, Any]:
     return dict(plain | changes)
 
 
+COUNTS = CountRows(0)
 RECORD = msgspec.to_builtins(StreamRecord(0.0, 0.0, "", "", None, (), None, None, None, 0, 0, 0, None, "", 0))
 REFUSED = msgspec.to_builtins(Refused("192.0.2.1", None, Reason.NOT_TLS, ""))
 OPEN = msgspec.to_builtins(OpenStream(1, "", None, None, None, "hello", 0.0, 0, 0, 0))
@@ -138,7 +140,7 @@ async def test_message_that_no_honest_worker_sends_is_refused(case: str) -> None
         theirs.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_SNDBUF, 1 << 22)
         await theirs.send(NONSENSE[case])
         theirs.shutdown(trio.socket.SHUT_WR)
-        process = worker_process.WorkerProcess(Owner(), 0, 1, -1, worker_process.WorkerPolicy())
+        process = worker_process.WorkerProcess(Owner(), 0, COUNTS, worker_process.WorkerPolicy())
         with pytest.raises((ValueError, RecursionError)):
             while (message := await receiver.next()) is not None:
                 process._take(message, receiver.size, 1.0)
@@ -344,7 +346,7 @@ class Owner:
     def first_words(self, _worker: object) -> list[Any]:
         return []
 
-    def inherited(self) -> list[int]:
+    def inherited(self, _worker: object) -> list[int]:
         return []
 
 
@@ -352,7 +354,7 @@ class Owner:
 @given(st.binary() | spoiled().map(msgspec.msgpack.encode) | any_value().map(msgspec.msgpack.encode))
 def test_no_bytes_raise_what_is_not_expected_or_spoil_the_totals(body: bytes) -> None:
     owner = Owner()
-    process = worker_process.WorkerProcess(owner, 0, 1, -1, worker_process.WorkerPolicy())
+    process = worker_process.WorkerProcess(owner, 0, COUNTS, worker_process.WorkerPolicy())
     with structlog.testing.capture_logs():
         try:
             process._take(TO_PARENT.decode(body), len(body), 1.0)

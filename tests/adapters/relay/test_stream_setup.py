@@ -93,7 +93,7 @@ class Case:
         self.network = Network()
         self.asked: list[str] = []
         self.reported: list[tuple[str, bool]] = []
-        breakers = CircuitBreakers(SharedCounts(-1, 1, 0))
+        breakers = CircuitBreakers(SharedCounts())
         self.balancer = LoadBalancer(breakers.loads, lambda: 0.0)
         self.context = cast(
             "Context",

@@ -38,7 +38,7 @@ def nothing_open(breakers: CircuitBreakers) -> bool:
 def test_all_is_given_back_once_whatever_the_limits_are_by_then(
     steps: list[tuple[str, int, int, int]], data: st.DataObject
 ) -> None:
-    breakers = CircuitBreakers(SharedCounts(-1, 1, 0))
+    breakers = CircuitBreakers(SharedCounts())
     limits, tickets = Limits(), list[Ticket]()
     for step, which, name, position in steps:
         hosts = HOSTS[name]
@@ -72,7 +72,7 @@ def test_all_is_given_back_once_whatever_the_limits_are_by_then(
 
 
 def test_what_happens_after_the_end_counts_for_nothing() -> None:
-    breakers, limits = CircuitBreakers(SharedCounts(-1, 1, 0)), Limits(max_connections_per_destination=1)
+    breakers, limits = CircuitBreakers(SharedCounts()), Limits(max_connections_per_destination=1)
     ticket = breakers.admit("192.0.2.7", limits, lambda _: False)
     assert isinstance(ticket, Ticket)
     ticket.release()
@@ -85,7 +85,7 @@ def test_what_happens_after_the_end_counts_for_nothing() -> None:
 
 
 def test_connections_of_one_stream_are_counted_one_by_one_and_its_waiting_once() -> None:
-    breakers, limits = CircuitBreakers(SharedCounts(-1, 1, 0)), Limits(max_pending_per_destination=5)
+    breakers, limits = CircuitBreakers(SharedCounts()), Limits(max_pending_per_destination=5)
     ticket = breakers.admit("192.0.2.7", limits, lambda _: False)
     assert isinstance(ticket, Ticket)
     (hosts, _), (one, other) = HOSTS, HOSTS[0].address_of

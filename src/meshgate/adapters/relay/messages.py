@@ -40,10 +40,10 @@ class Setup(msgspec.Struct, tag=True, frozen=True):
     """First message to a worker: who it is, and the descriptors that it inherited."""
 
     worker: int
-    workers: int
     limits: Limits
     listeners: list[tuple[str, int]]
-    counts: int
+    counts: list[int]
+    counts_key: bytes
     drain_seconds: float
     drain_quiet: float
     records: bool

@@ -5,7 +5,6 @@ because the listening sockets belong to all workers and to the parent.
 Totals never go back: what a worker told before it died stays counted.
 """
 
-import os
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final
 
@@ -39,7 +38,7 @@ from .messages import (
     encode,
 )
 from .outliers import Outliers
-from .shared_counts import SharedCounts
+from .shared_counts import CountRows
 from .worker_process import WorkerPolicy, WorkerProcess
 
 if TYPE_CHECKING:
@@ -105,12 +104,12 @@ class RelayPool:
         self._destinations: set[Destination] = set()
         self.untold = 0
         """Refusals and ended streams that were too many to be told of, ever."""
-        self._counts = SharedCounts.create(workers)
+        self._counts = CountRows(workers)
         self._outliers = Outliers(
             lambda address, failures: self._tell_all(EndpointState(*address, failures)),
             lambda: self._limits.per_try_timeout or self._limits.connect_timeout,
         )
-        self._workers = [WorkerProcess(self, number, workers, self._counts, self._policy) for number in range(workers)]
+        self._workers = [WorkerProcess(self, number, self._counts, self._policy) for number in range(workers)]
 
     def bind(self, name: str, host: str, port: int) -> tuple[str, int]:
         """Take a numeric address ("" is every IPv4 address, port 0 a free one). Clients are refused until `listen`.
@@ -256,7 +255,7 @@ class RelayPool:
         finally:
             for _, sock in self._sockets:
                 sock.close()
-            os.close(self._counts)
+            self._counts.close()
 
     # --- for the workers ------------------------------------------------------------------------------------------
 
@@ -265,10 +264,10 @@ class RelayPool:
         listeners = [(name, sock.fileno()) for name, sock in self._sockets]
         setup = Setup(
             worker.number,
-            len(self._workers),
             self._limits,
             listeners,
-            self._counts,
+            self._counts.seen_by(worker.number),
+            self._counts.key,
             self._drain_seconds,
             self._drain_quiet,
             records=self._observer.wants_records,
@@ -277,9 +276,9 @@ class RelayPool:
         words: list[ToWorker] = [setup, Change(difference(_EMPTY, self._table)), *ejected]
         return [*words, Listen()] if self._listening else words
 
-    def inherited(self) -> list[int]:
+    def inherited(self, worker: WorkerProcess) -> list[int]:
         """The descriptors that a worker needs."""
-        return [self._counts, *(sock.fileno() for _, sock in self._sockets)]
+        return [*self._counts.seen_by(worker.number), *(sock.fileno() for _, sock in self._sockets)]
 
     def heard(self, report: StatsReport) -> None:
         """A worker has told what came to pass.

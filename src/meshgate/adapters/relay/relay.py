@@ -65,7 +65,7 @@ class Relay:
         on_demand: OnDemand[OpenStreamLike] | None = None,
         report: Callable[[str, Address, bool], None] = _nobody,
     ) -> None:
-        reactor, breakers = Reactor(), CircuitBreakers(counts or SharedCounts(-1, 1, 0))
+        reactor, breakers = Reactor(), CircuitBreakers(counts or SharedCounts())
         self._pipes = PipePool(_MAX_PIPES)
         self.context = Context(
             reactor=reactor,

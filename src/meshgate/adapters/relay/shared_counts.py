@@ -1,51 +1,79 @@
 """Counts that all worker processes share, so that limits hold for the gateway and not for each worker.
 
-A file in memory that every worker maps: each writes its own row only and reads all rows, without locks. A count is
-therefore exact for a worker's own streams and at most moments old for the others'.
+Each worker has a row of its own in memory, which it alone can write to, and reads the rows of the others, without
+locks. A count is therefore exact for a worker's own streams and at most moments old for the others'. A worker that
+somebody took over can lie in its own row, and no more: no row can be shrunk or grown under those that read it, and the
+others' rows are open to it for reading alone.
 
 What is counted by key (clients, destinations) is in a count-min sketch of two rows in one: each key has two places,
 which a secret hash picks, and the smaller count is believed. A key is charged for others only if both of its places are
 shared, which nobody outside can bring about on purpose.
 """
 
+import fcntl
 import mmap
 import os
+from collections.abc import Sequence
 from hashlib import blake2b
 from typing import Final
 
 _PLACES: Final = 1 << 18
 _HEADER_BYTES: Final = 64
-_KEY: Final = slice(16, 32)  # Where the secret of the hash lies, in the first row's header.
 _ROW_BYTES: Final = _HEADER_BYTES + 2 * _PLACES
 _MOST: Final = 0xFFFF
 
 
-class SharedCounts:
-    """The rows of all workers, seen from one of them.
+class CountRows:
+    """The rows as the parent has them, which reads none of them. Close it.
 
-    Args:
-        descriptor: what `create` returned, in this process, which stays the caller's to close; -1 for rows that no
-            other process sees.
-        workers: how many rows there are.
-        row: the row of this worker.
+    `writable` and `readable` have a descriptor of each row, `key` is the secret of the hash.
     """
 
-    def __init__(self, descriptor: int, workers: int, row: int) -> None:
-        self._map = mmap.mmap(descriptor, workers * _ROW_BYTES)
-        view = memoryview(self._map)
-        rows = [view[start : start + _ROW_BYTES] for start in range(0, workers * _ROW_BYTES, _ROW_BYTES)]
-        self._active = [each[:_HEADER_BYTES].cast("Q") for each in rows]
-        self._sketches = [each[_HEADER_BYTES:].cast("H") for each in rows]
-        self._row = row
-        self._key = bytes(self._map[_KEY])
+    def __init__(self, workers: int) -> None:
+        self.key = os.urandom(16)
+        self.writable = [_memory() for _ in range(workers)]
+        self.readable = [os.open(f"/proc/self/fd/{row}", os.O_RDONLY | os.O_CLOEXEC) for row in self.writable]
 
-    @staticmethod
-    def create(workers: int) -> int:
-        """A descriptor of new rows, all zero. Pages that are never written cost nothing."""
-        descriptor = os.memfd_create("meshgate-counts", os.MFD_CLOEXEC)
-        os.ftruncate(descriptor, workers * _ROW_BYTES)
-        os.pwrite(descriptor, os.urandom(_KEY.stop - _KEY.start), _KEY.start)
-        return descriptor
+    def clear(self, row: int) -> None:
+        """Forget a row: the worker it belonged to is dead."""
+        os.pwrite(self.writable[row], bytes(_ROW_BYTES), 0)
+
+    def seen_by(self, worker: int) -> list[int]:
+        """The descriptors that a worker needs: its own row's to write to, the others' to read."""
+        return [*self.readable[:worker], self.writable[worker], *self.readable[worker + 1 :]]
+
+    def close(self) -> None:
+        """Let go of the rows; who has mapped them keeps them."""
+        for row in (*self.writable, *self.readable):
+            os.close(row)
+
+
+def _memory() -> int:
+    """A row, all zero. Pages that are never written cost nothing."""
+    row = os.memfd_create("meshgate-counts", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.ftruncate(row, _ROW_BYTES)
+    fcntl.fcntl(row, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+    return row
+
+
+class SharedCounts:
+    """The rows of all workers, seen from one of them. Without arguments: a row that no other process sees.
+
+    Args:
+        rows: their descriptors, as `CountRows.seen_by` gives them; they are not needed any more afterwards.
+        own: which of them is this worker's.
+        key: `CountRows.key`.
+    """
+
+    def __init__(self, rows: Sequence[int] = (-1,), own: int = 0, key: bytes = b"") -> None:
+        self._rows = [
+            memoryview(mmap.mmap(row, _ROW_BYTES, access=mmap.ACCESS_WRITE if number == own else mmap.ACCESS_READ))
+            for number, row in enumerate(rows)
+        ]
+        self._active = [each[:_HEADER_BYTES].cast("Q") for each in self._rows]
+        self._sketches = [each[_HEADER_BYTES:].cast("H") for each in self._rows]
+        self._own = own
+        self._key = key
 
     @property
     def active(self) -> int:
@@ -54,7 +82,7 @@ class SharedCounts:
 
     def add(self, change: int) -> None:
         """Count streams of this worker in or out."""
-        self._active[self._row][0] += change
+        self._active[self._own][0] += change
 
     def keyed(self, key: str) -> int:
         """What all workers have counted under a key."""
@@ -63,15 +91,9 @@ class SharedCounts:
 
     def add_keyed(self, key: str, change: int) -> None:
         """Count in or out under a key."""
-        row = self._sketches[self._row]
+        row = self._sketches[self._own]
         for place in self._places(key):
             row[place] = min(row[place] + change, _MOST)
-
-    def clear(self) -> None:
-        """Forget the row: the worker it belonged to is dead."""
-        self._active[self._row][0] = 0
-        start = self._row * _ROW_BYTES + _HEADER_BYTES
-        self._map[start : start + _ROW_BYTES - _HEADER_BYTES] = bytes(_ROW_BYTES - _HEADER_BYTES)
 
     def _places(self, key: str) -> tuple[int, int]:
         digest = blake2b(key.encode(), digest_size=8, key=self._key).digest()

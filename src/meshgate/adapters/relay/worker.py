@@ -7,6 +7,7 @@ new ones are taken.
 
 import contextlib
 import logging
+import os
 import signal
 import socket
 import sys
@@ -68,7 +69,9 @@ class Worker:
 
     def __init__(self, setup: Setup, channel: trio.SocketStream) -> None:
         self.wants_records = setup.records
-        counts = SharedCounts(setup.counts, setup.workers, setup.worker)
+        counts = SharedCounts(setup.counts, setup.worker, setup.counts_key)
+        for row in setup.counts:
+            os.close(row)
         table = RouteTable.of("", "", "default", iter(()))
         self._relay = Relay(table, setup.limits, self, setup.worker, counts, OnDemand(self._ask), self._report_endpoint)
         for name, descriptor in setup.listeners:

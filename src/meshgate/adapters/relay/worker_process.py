@@ -37,7 +37,7 @@ from .messages import (
     ToWorker,
     encode,
 )
-from .shared_counts import SharedCounts
+from .shared_counts import CountRows
 
 log = structlog.get_logger(module="meshgate.relay")
 
@@ -77,7 +77,7 @@ class Owner(Protocol):
         """What a new worker is told."""
         ...
 
-    def inherited(self) -> list[int]:
+    def inherited(self, worker: "WorkerProcess") -> list[int]:
         """The descriptors that a worker needs."""
         ...
 
@@ -101,14 +101,14 @@ class Owner(Protocol):
 class WorkerProcess:
     """A worker by its number, and the process that is it at the moment."""
 
-    def __init__(self, owner: Owner, number: int, workers: int, counts: int, policy: WorkerPolicy) -> None:
+    def __init__(self, owner: Owner, number: int, counts: CountRows, policy: WorkerPolicy) -> None:
         self.number = number
         self._policy = policy
         self.active = 0
         self.of_servers = 0
         self.pid = 0
         self._owner = owner
-        self._row = SharedCounts(counts, workers, number)
+        self._counts = counts
         self._outbox: trio.MemorySendChannel[bytes | FdMessage] | None = None
         self._questions: dict[int, tuple[list[StatsReport], trio.Event]] = {}
         self._asked = 0
@@ -175,7 +175,7 @@ class WorkerProcess:
                 reason = repr(error)  # No process or descriptor could be had.
             lived = trio.current_time() - started
             lost, self.active, self.of_servers = self.active, 0, 0
-            self._row.clear()
+            self._counts.clear(self.number)
             pause = 0.0 if lived > _HEALTHY_SECONDS else min(_LONGEST_PAUSE, pause * 2 or 0.1)
             log.error("a relay worker ended, another one starts", worker=self.number, reason=reason, streams_lost=lost)
             await trio.sleep(pause)
@@ -185,7 +185,7 @@ class WorkerProcess:
         ours, theirs = socket.socketpair()
         with theirs:
             try:
-                process = _spawn(self._policy.command, theirs.fileno(), self._owner.inherited())
+                process = _spawn(self._policy.command, theirs.fileno(), self._owner.inherited(self))
             except OSError:
                 ours.close()
                 raise
