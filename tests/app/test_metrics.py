@@ -100,6 +100,7 @@ async def test_every_number_has_its_promised_name_and_labels(
         ("meshgate_stream_ends_total", (("end", "client_reset"),)): 1,
         ("meshgate_stream_ends_total", (("end", "endpoint_reset"),)): 1,
         ("meshgate_stream_ends_total", (("end", "idle"),)): 1,
+        ("meshgate_stream_ends_total", (("end", "shed"),)): 0,
         ("meshgate_stream_ends_total", (("end", "internal_error"),)): 1,
         ("meshgate_destination_bytes_total", of("web", direction="received")): 6,
         ("meshgate_destination_bytes_total", of("web", direction="sent")): 12,

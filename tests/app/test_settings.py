@@ -6,6 +6,7 @@ import pytest
 
 from meshgate.adapters import machine
 from meshgate.app.errors import ConfigError
+from meshgate.app.gateway.from_settings import limits_of
 from meshgate.app.settings.setting_table import TABLE
 from meshgate.app.settings.settings import Origin, Settings
 from meshgate.core.addresses import HostPort
@@ -37,13 +38,35 @@ def test_defaults_are_those_of_the_contract() -> None:
     assert settings.admin_bind == HostPort("127.0.0.1", 19000)
     assert (settings.hello_timeout, settings.connect_timeout, settings.idle_timeout) == (15, 5, 3600)
     assert (settings.keepalive, settings.drain_timeout) == (60, 30)
-    assert (settings.max_connections_per_client, settings.max_hello_bytes) == (0, 16384)
+    assert (settings.max_connections_per_client, settings.max_hello_bytes) == (None, 16384)
     assert (settings.catalog_watches, settings.panic_threshold) == (100, 0)
     assert (settings.access_log, settings.log_level) == ("off", "info")
     assert settings.workers == machine.usable_cores()
     assert settings.max_connections == (machine.reachable_descriptors() - 200) // 2
     assert settings.consul == {}
     assert {settings.origin(setting.name) for setting in TABLE} == {Origin.DEFAULT}
+
+
+def test_one_client_has_a_quarter_of_the_slots_once_half_are_in_use_unless_a_number_says_otherwise() -> None:
+    limits = limits_of(load(environ={"MESHGATE_MAX_CONNECTIONS": "500"}))
+    assert (limits.max_connections_per_client, limits.crowded_from) == (125, 250)
+    for number in ("0", "7"):
+        limits = limits_of(
+            load(environ={"MESHGATE_MAX_CONNECTIONS": "500", "MESHGATE_MAX_CONNECTIONS_PER_CLIENT": number})
+        )
+        assert (limits.max_connections_per_client, limits.crowded_from) == (int(number), 0)
+
+
+def test_networks_of_exempt_clients() -> None:
+    assert load().exempt_clients == ()
+    assert load(environ={"MESHGATE_EXEMPT_CLIENTS": "10.0.0.0/8, 192.0.2.7,2001:db8::/32"}).exempt_clients == (
+        "10.0.0.0/8",
+        "192.0.2.7/32",
+        "2001:db8::/32",
+    )
+    for wrong in ("10.0.0.1/8", "balancer", "10.0.0.0/8,"):
+        with pytest.raises(ConfigError, match=r"MESHGATE_EXEMPT_CLIENTS.*must be CIDR blocks"):
+            load(environ={"MESHGATE_EXEMPT_CLIENTS": wrong})
 
 
 def test_every_field_has_a_row_and_every_row_a_field() -> None:

@@ -58,6 +58,8 @@ async def test_clients_wait_without_a_busy_loop_or_a_storm_of_lines_and_are_serv
         open_stream = await gateway.dial()
         await open_stream.send_all(HELLO)
         assert await receive_exactly(open_stream, len(HELLO)) == HELLO
+        await open_stream.send_all(b"more")  # Who says nothing behind its hello goes when descriptors are short.
+        assert await receive_exactly(open_stream, 4) == b"more"
         with shortage, caplog.at_level(logging.WARNING, "meshgate.relay"):
             before = shortage.calls
             waiting = [await gateway.dial() for _ in range(5)]

@@ -16,6 +16,8 @@ async def test_running_out_of_descriptors_sheds_and_recovers() -> None:
         async with await gateway.dial() as first:
             await first.send_all(HELLO)
             assert await receive_exactly(first, len(HELLO)) == HELLO
+            await first.send_all(b"x")  # Who says nothing behind its hello goes when descriptors are short.
+            assert await receive_exactly(first, 1) == b"x"
 
             crowd = [await gateway.dial() for _ in range(60)]
             for client in crowd:  # Silent ones would be cut to make room.

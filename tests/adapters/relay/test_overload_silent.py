@@ -65,6 +65,8 @@ async def test_streams_that_are_carried_are_never_cut_for_new_ones() -> None:
         for client in carried:
             await client.send_all(HELLO)
             assert await receive_exactly(client, len(HELLO)) == HELLO
+            await client.send_all(b"x")
+            assert await receive_exactly(client, 1) == b"x"
         for _ in range(5):
             async with await gateway.dial() as late:
                 assert await receive_all(late) == b""

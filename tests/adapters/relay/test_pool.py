@@ -213,6 +213,9 @@ async def test_worker_that_cannot_be_started_is_tried_again(monkeypatch: pytest.
 async def test_limit_holds_for_all_workers_together() -> None:
     async with backend(echo) as port, pool_of({WEB: [endpoint(port)]}, limits=Limits(max_connections=10)) as pool:
         clients = [await pool.call() for _ in range(10)]
+        for client in clients:
+            await client.send_all(b"x")
+            assert await receive_exactly(client, 1) == b"x"
         async with await pool.dial() as late:
             assert await receive_all(late) == b""
         assert (await pool.relay.counters()).refused == {Reason.MAX_CONNECTIONS: 1}

@@ -93,7 +93,7 @@ class Case:
         self.network = Network()
         self.asked: list[str] = []
         self.reported: list[tuple[str, bool]] = []
-        breakers = CircuitBreakers(SharedCounts())
+        breakers = CircuitBreakers(SharedCounts(), lambda: self.context.table)
         self.balancer = LoadBalancer(breakers.loads, lambda: 0.0)
         self.context = cast(
             "Context",

@@ -9,7 +9,7 @@ from meshgate.core.load_balancer import HostSet
 from meshgate.core.reasons import Reason
 from meshgate.core.routes import Policy, Route, RouteKind
 
-from .streams import endpoint
+from .streams import endpoint, table_of
 
 HOSTS = [
     HostSet(Route(name, RouteKind.SERVICE, name, (endpoint(1), endpoint(2)), policy=Policy.LEAST_REQUEST))
@@ -30,7 +30,11 @@ LIMITS = st.sampled_from([0, 1, 3])
 
 
 def nothing_open(breakers: CircuitBreakers) -> bool:
-    counted = [breakers.counts.active, breakers.pending, *map(breakers.counts.keyed, [*KEYS, "192.0.2.7"])]
+    counted = [
+        breakers.counts.active,
+        breakers.pending,
+        *map(breakers.counts.keyed, [*KEYS, "192.0.2.7", "lately from 192.0.2.7"]),
+    ]
     return not any(counted) and not breakers._pending and not breakers.loads
 
 
@@ -38,13 +42,14 @@ def nothing_open(breakers: CircuitBreakers) -> bool:
 def test_all_is_given_back_once_whatever_the_limits_are_by_then(
     steps: list[tuple[str, int, int, int]], data: st.DataObject
 ) -> None:
-    breakers = CircuitBreakers(SharedCounts())
+    breakers = CircuitBreakers(SharedCounts(), lambda: table_of({}))
     limits, tickets = Limits(), list[Ticket]()
     for step, which, name, position in steps:
         hosts = HOSTS[name]
         if step == "limits":
             limits = Limits(
                 max_connections_per_client=data.draw(LIMITS),
+                max_connection_rate_per_client=data.draw(LIMITS),
                 max_connections_per_destination=data.draw(LIMITS),
                 max_pending_per_destination=data.draw(LIMITS),
             )
@@ -53,7 +58,7 @@ def test_all_is_given_back_once_whatever_the_limits_are_by_then(
             if isinstance(ticket, Ticket):
                 tickets.append(ticket)
             else:
-                assert ticket is Reason.MAX_CONNECTIONS_PER_CLIENT
+                assert ticket[0] is Reason.MAX_CONNECTIONS_PER_CLIENT
         elif tickets:
             ticket = tickets[which % len(tickets)]
             if step == "charge" and not ticket._destination:
@@ -68,11 +73,15 @@ def test_all_is_given_back_once_whatever_the_limits_are_by_then(
                 ticket.release()
     for ticket in tickets:
         ticket.release()
+    breakers.forget_old(1.0)
     assert nothing_open(breakers)
 
 
 def test_what_happens_after_the_end_counts_for_nothing() -> None:
-    breakers, limits = CircuitBreakers(SharedCounts()), Limits(max_connections_per_destination=1)
+    breakers, limits = (
+        CircuitBreakers(SharedCounts(), lambda: table_of({})),
+        Limits(max_connections_per_destination=1),
+    )
     ticket = breakers.admit("192.0.2.7", limits, lambda _: False)
     assert isinstance(ticket, Ticket)
     ticket.release()
@@ -85,7 +94,10 @@ def test_what_happens_after_the_end_counts_for_nothing() -> None:
 
 
 def test_connections_of_one_stream_are_counted_one_by_one_and_its_waiting_once() -> None:
-    breakers, limits = CircuitBreakers(SharedCounts()), Limits(max_pending_per_destination=5)
+    breakers, limits = (
+        CircuitBreakers(SharedCounts(), lambda: table_of({})),
+        Limits(max_pending_per_destination=5),
+    )
     ticket = breakers.admit("192.0.2.7", limits, lambda _: False)
     assert isinstance(ticket, Ticket)
     (hosts, _), (one, other) = HOSTS, HOSTS[0].address_of

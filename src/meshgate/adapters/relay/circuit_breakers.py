@@ -1,6 +1,6 @@
 """The limits on what is open at once, and all that a stream counts for, in one ticket.
 
-    client        streams of one client, for all workers together
+    client        streams of one client, for all workers together; and those that it began within the last second
     total         streams, for all workers together
     destination   streams of one destination, for all workers together
     waiting       those of them whose connection is dialled and does not stand yet, for all workers together
@@ -10,18 +10,27 @@
 What Consul sets for destinations (`UpstreamConfig.Defaults.Limits` in the `service-defaults` of the gateway's own name)
 Envoy keeps as circuit breakers of a cluster. As in Consul's own gateway, what peers export has none.
 
+The limits per client are for those that stand for themselves. Mesh gateways elsewhere stand for many: those of which
+the route table has the address are exempt, and so is who is named in `Limits.exempt_clients` (load balancers, gateways
+behind address translation). Whether somebody is, is looked up only where a limit would refuse it.
+
 What always holds: what a ticket was taken for is given back exactly once, whatever the limits are by then.
 """
 
+from collections import deque
 from collections.abc import Callable, Mapping
+from typing import Final
 
 from meshgate.core.load_balancer import HostSet
 from meshgate.core.outlier_detection import Address
 from meshgate.core.reasons import Reason
+from meshgate.core.routes import KINDS, RouteTable
 
 from .limits import Limits
 from .shared_counts import SharedCounts
-from .sockets import client_key
+from .sockets import client_key, in_networks
+
+_RATE_SECONDS: Final = 1.0
 
 
 class CircuitBreakers:
@@ -29,10 +38,14 @@ class CircuitBreakers:
 
     Args:
         counts: of all workers. No client's key there looks like a destination's: it is an IPv4 address or hexadecimal.
+        table: gives the route table in force.
     """
 
-    def __init__(self, counts: SharedCounts) -> None:
+    def __init__(self, counts: SharedCounts, table: Callable[[], RouteTable]) -> None:
         self.counts = counts
+        self._table = table
+        self._gateways: tuple[RouteTable | None, frozenset[str]] = None, frozenset()
+        self._recent: deque[tuple[float, str]] = deque()  # What is counted for `max_connection_rate_per_client`.
         self.pending = 0
         """Connections to endpoints that are dialled and do not stand yet."""
         self._pending: dict[Address, int] = {}
@@ -43,18 +56,50 @@ class CircuitBreakers:
         """The streams that each endpoint carries, where the load balancer wants to know."""
         return self._loads
 
-    def admit(self, host: str, limits: Limits, makes_room: Callable[[SharedCounts], bool]) -> "Ticket | Reason":
+    def admit(
+        self, host: str, limits: Limits, makes_room: Callable[[SharedCounts], bool], now: float = 0.0
+    ) -> "Ticket | tuple[Reason, str]":
         """Count a new client in, or say which limit it is over; `makes_room` is asked where slots are short."""
-        counts, most = self.counts, limits.max_connections_per_client
-        key = client_key(host) if most else ""
-        if most and counts.keyed(key) >= most:
-            return Reason.MAX_CONNECTIONS_PER_CLIENT
-        if counts.active >= limits.overload_from and not makes_room(counts):
-            return Reason.MAX_CONNECTIONS
-        if key:
+        counts, active = self.counts, self.counts.active
+        most, rate = limits.max_connections_per_client, limits.max_connection_rate_per_client
+        key = client_key(host) if most or rate else ""
+        # Nobody has more streams than all have together, so that mostly one look is enough.
+        if most and active >= most and active >= limits.crowded_from and counts.keyed(key) >= most:  # noqa: SIM102
+            if not self._exempt(host, key, limits):
+                return Reason.MAX_CONNECTIONS_PER_CLIENT, f"it has {most} streams already"
+        if rate and not self._in_time(host, key, limits, now):
+            return Reason.MAX_CONNECTIONS_PER_CLIENT, f"it has begun {rate} streams within a second"
+        if active >= limits.overload_from and not makes_room(counts):
+            return Reason.MAX_CONNECTIONS, f"all {limits.max_connections} slots are in use"
+        if most:
             counts.add_keyed(key, 1)
         counts.add(1)
-        return Ticket(self, key)
+        return Ticket(self, key if most else "")
+
+    def forget_old(self, now: float) -> None:
+        """Count out what was counted for the rate and is too old; to be called from time to time."""
+        while self._recent and self._recent[0][0] <= now - _RATE_SECONDS:
+            self.counts.add_keyed(self._recent.popleft()[1], -1)
+
+    def _in_time(self, host: str, client: str, limits: Limits, now: float) -> bool:
+        """Count a new stream of a client for its rate, unless it is over that."""
+        self.forget_old(now)
+        key = f"lately from {client}"
+        most = limits.max_connection_rate_per_client
+        if self.counts.keyed(key) >= most and not self._exempt(host, client, limits):
+            return False
+        self.counts.add_keyed(key, 1)
+        self._recent.append((now, key))
+        return True
+
+    def _exempt(self, host: str, client: str, limits: Limits) -> bool:
+        """Whether somebody stands for many: a mesh gateway elsewhere, or who the operator says."""
+        table = self._table()
+        if self._gateways[0] is not table:
+            routes = (*table.suffixes.values(), *table.exact.values())
+            ends = (each.address for route in routes if KINDS[route.kind].to_gateways for each in route.endpoints)
+            self._gateways = table, frozenset(map(client_key, ends))
+        return client in self._gateways[1] or in_networks(host, limits.exempt_clients)
 
     def full(self, hosts: HostSet, most: int) -> tuple[int, ...]:
         """The positions of the candidates that have `most` connections pending: they get no more for now."""

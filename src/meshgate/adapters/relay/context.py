@@ -40,12 +40,11 @@ class OpenStreamLike(Protocol):
     """A stream, as those see it who have many."""
 
     relaying: bool
-    started: float
     hosts: HostSet | None
 
     @property
-    def silent(self) -> bool:
-        """Whether it waits for its hello, or lingers behind its alert."""
+    def silent_since(self) -> float | None:
+        """As for `overload.Client`."""
 
     @property
     def carried(self) -> tuple[int, int]:

@@ -100,9 +100,9 @@ class Listener:
 
     def _admit(self, sock: socket.SocketType, host: str, port: int) -> None:
         context = self._context
-        ticket = context.breakers.admit(host, context.limits, context.overload.makes_room)
+        ticket = context.breakers.admit(host, context.limits, context.overload.makes_room, context.reactor.now)
         if not isinstance(ticket, Ticket):
-            context.on_refused(Refused(host, None, ticket, "a limit is reached"))
+            context.on_refused(Refused(host, None, *ticket))
             sock.close()
             return
         context.counters.accepted += 1

@@ -1,13 +1,18 @@
 """Room for clients that speak, when the slots for streams are nearly used up.
 
-A client that connects and says nothing costs its owner next to nothing and holds a slot until its time is over. So
-when few slots are left, clients that have waited long without a complete hello are cut, and those that were refused
-and linger only to read their alert. A stream that has been placed is never touched.
+A client that connects and says nothing costs its owner next to nothing and holds a slot until its time is over; and so
+does one that sends a hello, which anybody can who has seen one, and nothing behind it. So when few slots are left,
+clients go that keep others waiting: those without a complete hello; those that were refused and linger only to read
+their alert; those whose name is looked for; and those that were placed, have their endpoint's answer, and have not sent
+a byte since their hello. No TLS handshake ends without that byte (RFC 8446 section 2, RFC 5246 section 7.3: the client
+finishes after the server has spoken). A stream whose client has spoken twice is never touched.
 
     below `Limits.overload_from`   nobody is cut
     above                          for each new client the one that has been silent longest, if that is GRACE_SECONDS
     no slot left                   the same, however short it has been: a hello comes right behind its connection, so
                                    it has been read before its client's turn comes
+
+Who was placed gets SECOND_FLIGHT_SECONDS before this begins, as its next byte takes a round trip at least.
 
 What always holds: without overload a stream pays nothing for this, and under overload the search for whom to cut
 takes a tenth of the process's time at most.
@@ -20,6 +25,7 @@ from typing import Final, Protocol
 from .shared_counts import SharedCounts
 
 GRACE_SECONDS: Final = 1.0
+SECOND_FLIGHT_SECONDS: Final = 1.0
 _REST: Final = 9  # After each search, so many times as long without one.
 _DESCRIPTORS: Final = 2  # What a stream takes.
 
@@ -28,12 +34,8 @@ class Client(Protocol):
     """A stream, as far as overload concerns it."""
 
     @property
-    def silent(self) -> bool:
-        """Whether it waits for its hello, or lingers behind its alert."""
-
-    @property
-    def started(self) -> float:
-        """When it was accepted."""
+    def silent_since(self) -> float | None:
+        """Since when its client keeps others waiting, which may be a time to come; None for one that does not."""
 
     def shed(self) -> None:
         """End it at once and without a word: its place is needed."""
@@ -83,26 +85,27 @@ class Overload:
 
     def _cut(self, waited: float = 0.0) -> bool:
         """Cut the client that has been silent longest, if it is so for `waited` seconds."""
-        client = self._longest_silent()
-        if client is None or self._clock() - client.started < waited:
-            return False
-        self._silent.popleft()
-        client.shed()
-        return True
-
-    def _longest_silent(self) -> Client | None:
-        silent = self._silent
-        while silent and not silent[0].silent:
+        now, silent = self._clock(), self._silent
+        while silent and not _is_silent(silent[0], now):
             silent.popleft()
         if not silent:
             self._search()
-        return silent[0] if silent else None
+        since = silent[0].silent_since if silent else None
+        if since is None or self._clock() - since < waited:
+            return False
+        silent.popleft().shed()
+        return True
 
     def _search(self) -> None:
         began = self._clock()
         if began < self._next_search:
             return
-        found = [client for client in self._clients() if client.silent]
-        self._silent.extend(sorted(found, key=lambda each: each.started))
+        found = [client for client in self._clients() if _is_silent(client, began)]
+        self._silent.extend(sorted(found, key=lambda each: each.silent_since or 0.0))
         ended = self._clock()
         self._next_search = ended + (ended - began) * _REST
+
+
+def _is_silent(client: Client, now: float) -> bool:
+    since = client.silent_since
+    return since is not None and since <= now

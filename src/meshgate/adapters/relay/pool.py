@@ -122,7 +122,7 @@ class RelayPool:
         Raises:
             OSError: the address cannot be bound.
         """
-        sock = sockets.bind(host, port, self._limits.keepalive)
+        sock = sockets.bind(host, port, self._limits.keepalive, self._limits.user_timeout)
         try:
             if self._listening:
                 sock.listen(sockets.BACKLOG)

@@ -65,7 +65,7 @@ class Relay:
         on_demand: OnDemand[OpenStreamLike] | None = None,
         report: Callable[[str, Address, bool], None] = _nobody,
     ) -> None:
-        reactor, breakers = Reactor(), CircuitBreakers(counts or SharedCounts())
+        reactor, breakers = Reactor(), CircuitBreakers(counts or SharedCounts(), lambda: self.context.table)
         self._pipes = PipePool(_MAX_PIPES)
         self.context = Context(
             reactor=reactor,
@@ -97,7 +97,7 @@ class Relay:
         Raises:
             OSError: the address cannot be bound; the others are not touched.
         """
-        sock = sockets.bind(host, port, self.context.limits.keepalive)
+        sock = sockets.bind(host, port, self.context.limits.keepalive, self.context.limits.user_timeout)
         self.adopt(name, sock)
         bound = sock.getsockname()
         return str(bound[0]), int(bound[1])
@@ -166,6 +166,7 @@ class Relay:
 
     def relieve(self) -> None:
         """Cut silent clients if slots are short. Accepting does this too; alone it would leave it to the others."""
+        self.context.breakers.forget_old(self.context.reactor.clock())
         self.context.overload.relieve(self.context.breakers.counts.active)
 
     # --- numbers -------------------------------------------------------------------------------------------------

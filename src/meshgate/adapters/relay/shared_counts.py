@@ -19,8 +19,8 @@ from typing import Final
 
 _PLACES: Final = 1 << 18
 _HEADER_BYTES: Final = 64
-_ROW_BYTES: Final = _HEADER_BYTES + 2 * _PLACES
-_MOST: Final = 0xFFFF
+_ROW_BYTES: Final = _HEADER_BYTES + 4 * _PLACES
+_KNOWN: Final = 4096  # Keys whose places are kept: the same clients come again and again.
 
 
 class CountRows:
@@ -71,9 +71,10 @@ class SharedCounts:
             for number, row in enumerate(rows)
         ]
         self._active = [each[:_HEADER_BYTES].cast("Q") for each in self._rows]
-        self._sketches = [each[_HEADER_BYTES:].cast("H") for each in self._rows]
+        self._sketches = [each[_HEADER_BYTES:].cast("I") for each in self._rows]
         self._own = own
         self._key = key
+        self._known: dict[str, tuple[int, int]] = {}
 
     @property
     def active(self) -> int:
@@ -93,8 +94,14 @@ class SharedCounts:
         """Count in or out under a key."""
         row = self._sketches[self._own]
         for place in self._places(key):
-            row[place] = min(row[place] + change, _MOST)
+            row[place] += change
 
     def _places(self, key: str) -> tuple[int, int]:
-        digest = blake2b(key.encode(), digest_size=8, key=self._key).digest()
-        return int.from_bytes(digest[:4]) % _PLACES, int.from_bytes(digest[4:]) % _PLACES
+        places = self._known.get(key)
+        if places is None:
+            if len(self._known) >= _KNOWN:
+                self._known.clear()
+            digest = blake2b(key.encode(), digest_size=8, key=self._key).digest()
+            places = int.from_bytes(digest[:4]) % _PLACES, int.from_bytes(digest[4:]) % _PLACES
+            self._known[key] = places
+        return places

@@ -24,6 +24,7 @@ from meshgate.core.reasons import Reason, alert_record, envoy_flags
 
 from . import sockets
 from .counters import LONGEST_TEXT, OpenStream, Refused, StreamRecord
+from .overload import SECOND_FLIGHT_SECONDS
 from .pump import AGAIN, BLOCKED, BROKEN, DESTINATION_BROKEN, DRY, EOF, READ_BYTES, SOURCE_BROKEN, Leg, Moved
 from .stream_setup import LATER, Connected, Outcome, Pending, Refused as SetupRefused, StreamSetup
 
@@ -37,12 +38,16 @@ if TYPE_CHECKING:
 LINGER_SECONDS: Final = 1.0
 SETTLED_SECONDS: Final = 3.0  # Most streams are over by then.
 _LINGER_BYTES: Final = 1 << 18
+_NEVER: Final = float("inf")
 # A request without its answer looks like silence. Envoy gives one 15 s by default; then nobody waits for it any more.
 UNANSWERED_SECONDS: Final = 15.0
 SHORT_ANSWER_BYTES: Final = 1 << 16  # In a drain. A longer one may go on after any pause.
 ALIKE_ANSWERS: Final = 4  # In a drain: after so many more like the first it is known what an answer looks like.
 HELLO_SECONDS: Final = 1.0  # In a drain, for the next byte of a hello: a lost packet takes that long.
+# How many times as long as a client a placed stream's endpoint may keep the other one waiting in the handshake.
+_ENDPOINTS_TURN: Final = 4
 _SHED: Final = "no complete hello, and its place was needed"
+_SHED_UNKNOWN: Final = "no route for this name yet, and its place was needed"
 
 
 class Rhythm:
@@ -85,6 +90,7 @@ class Stream:
 
     __slots__ = (
         "_asked_at",
+        "_opening",
         "_rhythm",
         "_settled",
         "_ticket",
@@ -131,6 +137,7 @@ class Stream:
         self.relaying = False
         self.closed = False
         self._settled = False
+        self._opening = 0  # Bytes that the client had sent when its endpoint was settled.
         self._asked_at = 0  # Bytes that the endpoint had sent when the client spoke last; only a drain looks at it.
         self._rhythm: Rhythm | None = None  # Of a stream that moves while the relay drains.
         self.tick = 0
@@ -146,9 +153,23 @@ class Stream:
         return self.client.received, self.upstream.received if self.upstream is not None else 0
 
     @property
-    def silent(self) -> bool:
-        """Whether it waits for its hello, or lingers behind its alert."""
-        return not (self.relaying or self.closed) if self.setup is None else not self.setup.connecting
+    def silent_since(self) -> float | None:
+        """As for `overload.Client`: it waits for its hello or its name, lingers, or sends nothing behind its hello."""
+        if self.setup is not None:
+            return self.started if self.setup.unplaced else None
+        if not self.relaying:
+            return None if self.closed else self.started
+        return self._owes_from(SECOND_FLIGHT_SECONDS)
+
+    def _owes_from(self, seconds: float) -> float | None:
+        """When the client will have owed its first byte behind its hello for so long; None once it has come.
+
+        It is the client's turn when the endpoint has spoken. Until then the endpoint has more time, as it may be slow.
+        """
+        upstream = self.upstream
+        if upstream is None or self.client.received != self._opening:
+            return None
+        return upstream.touched + (seconds if upstream.received else seconds * _ENDPOINTS_TURN)
 
     # --- events --------------------------------------------------------------------------------------------------
 
@@ -195,7 +216,7 @@ class Stream:
         elif self.relaying:
             if not self._settled:
                 self._settle()
-            self._check_idle()
+            self._check_timeouts()
         else:
             self.close()
 
@@ -288,12 +309,12 @@ class Stream:
         elif not upstream.reports_writable:
             upstream.watch()
         self.relaying = True
+        self._opening = client.received
         # The hello was the last to move, so it is the client that waits for an answer.
         client.touched = upstream.touched = context.reactor.now
         context.counters.count_routed(hosts.route.kind, hosts.route.destination)
         context.counters.of_servers += hosts.of_servers
-        timeout = context.limits.idle_timeout
-        context.reactor.arm(self, timeout if 0 < timeout < SETTLED_SECONDS else SETTLED_SECONDS)
+        context.reactor.arm(self, context.limits.first_look(SETTLED_SECONDS))
         # The client may have sent more behind its hello, or closed its side, while nobody looked.
         self.forward(client)
         if upstream.readable and not self.closed:
@@ -352,6 +373,9 @@ class Stream:
             destination.sock.shutdown(socket.SHUT_WR)
         except OSError:
             self._broken(destination)
+            return
+        if self.context.limits.half_close_timeout > 0:
+            self._check_timeouts()
 
     def _broken(self, leg: Leg) -> None:
         """A leg takes no more bytes: its peer reset it. What the peer sent before that is still to be delivered."""
@@ -372,23 +396,27 @@ class Stream:
         limits, hosts, upstream = self.context.limits, self.hosts, self.upstream
         if hosts is not None and upstream is not None:
             chosen = limits.remote_keepalive if hosts.to_gateways else KEEPALIVE_UNSET
-            sockets.keep_alive(upstream.sock, limits.keepalive, chosen)
+            sockets.keep_alive(upstream.sock, limits.keepalive, limits.user_timeout, chosen)
 
-    def _arm_idle(self) -> None:
-        timeout, reactor = self.context.limits.idle_timeout, self.context.reactor
+    def _check_timeouts(self) -> None:
+        """End it if it has been idle, half closed or in its handshake for too long; else look again when it may be."""
+        # No deadline is moved with every byte, only looked at again when it comes.
+        limits, reactor, now = self.context.limits, self.context.reactor, self.context.reactor.now
+        timeout, ends = limits.idle_timeout, _NEVER
+        if limits.half_close_timeout > 0 and (self.client.eof or (self.upstream is not None and self.upstream.eof)):
+            timeout = limits.half_close_timeout
         if timeout > 0:
-            reactor.arm(self, self._touched() + timeout - reactor.now)
-        else:
-            reactor.disarm(self)
-
-    def _check_idle(self) -> None:
-        # The deadline is not moved with every byte, only looked at again when it comes.
-        if 0 < self.context.limits.idle_timeout <= self.context.reactor.now - self._touched():
+            ends = self._touched() + timeout
+        if limits.handshake_timeout > 0:
+            ends = min(ends, self._owes_from(limits.handshake_timeout) or _NEVER)
+        if ends <= now:
             self.context.counters.idle_timeouts += 1
             self.abort_flag = "SI"
             self.close()
+        elif ends < _NEVER or not self._settled:
+            reactor.arm(self, ends - now if self._settled else min(ends - now, SETTLED_SECONDS))
         else:
-            self._arm_idle()
+            reactor.disarm(self)
 
     # --- endings -------------------------------------------------------------------------------------------------
 
@@ -412,11 +440,15 @@ class Stream:
 
     def shed(self) -> None:
         """End it at once and without a word: its place is needed."""
-        if self.setup is None:
+        if self.setup is not None:
+            named = self.setup.connecting
+            self.reason, detail = (Reason.MAX_CONNECTIONS, _SHED_UNKNOWN) if named else (Reason.HELLO_TIMEOUT, _SHED)
+            self.context.on_refused(Refused(self.client_address[0], self.setup.server_name, self.reason, detail))
+        elif self.relaying:
+            self.abort_flag = "OM"
+        else:
             self.close()
             return
-        self.reason = Reason.HELLO_TIMEOUT
-        self.context.on_refused(Refused(self.client_address[0], None, self.reason, _SHED))
         self.abort()
 
     def drain(self, quiet: float, answered: float) -> None:

@@ -132,6 +132,11 @@ class StreamSetup:
         self._attempts: tuple[_Attempt, ...] = ()
         self._tried: tuple[int, ...] = ()
 
+    @property
+    def unplaced(self) -> bool:
+        """Whether nothing but the client's word stands for it: no complete hello, or a name that nobody knows."""
+        return not self.connecting or (bool(self._learning) and self._context.table.find(self._learning) is None)
+
     # --- what comes to pass --------------------------------------------------------------------------------------
 
     def received(self, data: bytes) -> Outcome:

@@ -35,7 +35,7 @@ Samples = float | Mapping[str, float] | Mapping[str, int] | Counts
 """A number; or numbers by the value of the one label, or by the values of all labels."""
 
 # How a routed stream ended, by the letters of Envoy's that its record has.
-_ENDS: Final = {"": "closed", "DC": "client_reset", "UC": "endpoint_reset", "SI": "idle"}
+_ENDS: Final = {"": "closed", "DC": "client_reset", "UC": "endpoint_reset", "SI": "idle", "OM": "shed"}
 _OTHER_END: Final = "internal_error"
 _DIRECTIONS: Final = ("received", "sent")
 

@@ -73,14 +73,24 @@ def limits_of(
     """
     timeout = options.connect_timeout if settings.origin("MESHGATE_CONNECT_TIMEOUT") is Origin.DEFAULT else None
     keepalive = options.remote_keepalive if settings.origin("MESHGATE_KEEPALIVE") is Origin.DEFAULT else None
+    per_client, crowded_from = settings.max_connections_per_client, 0
+    if per_client is None:
+        # So that a load balancer that nobody has named gets half of what there is, and no client all of it.
+        per_client, crowded_from = max(1, settings.max_connections // 4), settings.max_connections // 2
     return Limits(
         hello_timeout=settings.hello_timeout,
+        handshake_timeout=settings.handshake_timeout,
         connect_timeout=timeout or settings.connect_timeout,
         per_try_timeout=settings.per_try_timeout,
         idle_timeout=settings.idle_timeout,
+        half_close_timeout=settings.half_close_timeout,
         keepalive=settings.keepalive,
+        user_timeout=settings.tcp_user_timeout,
         max_connections=settings.max_connections,
-        max_connections_per_client=settings.max_connections_per_client,
+        max_connections_per_client=per_client,
+        crowded_from=crowded_from,
+        max_connection_rate_per_client=settings.max_connection_rate_per_client,
+        exempt_clients=settings.exempt_clients,
         max_pending_per_endpoint=settings.max_pending_per_endpoint,
         max_hello_bytes=settings.max_hello_bytes,
         remote_keepalive=keepalive or KEEPALIVE_UNSET,

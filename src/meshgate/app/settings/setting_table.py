@@ -213,9 +213,21 @@ _STREAM_ROWS: Final = (
         types.duration(),
     ),
     _duration(
+        "MESHGATE_HANDSHAKE_TIMEOUT",
+        "How long a client may take for its next byte behind the hello, from the endpoint's answer on; 0: no limit.",
+        "15s",
+        types.duration(0.001, zero=True),
+    ),
+    _duration(
         "MESHGATE_IDLE_TIMEOUT",
         "A stream without a byte for that long is closed; 0: never.",
         "1h",
+        types.duration(0.001, zero=True),
+    ),
+    _duration(
+        "MESHGATE_HALF_CLOSE_TIMEOUT",
+        "The idle timeout of a stream of which one side has ended; 0: that of all streams.",
+        "0",
         types.duration(0.001, zero=True),
     ),
     _duration(
@@ -224,6 +236,14 @@ _STREAM_ROWS: Final = (
         "60s",
         # The kernel takes whole seconds up to MAX_TCP_KEEPIDLE.
         types.duration(1, high=32767, zero=True),
+    ),
+    _ours(
+        "MESHGATE_TCP_USER_TIMEOUT",
+        "A peer that acknowledges or takes nothing for so long is gone, on both legs; 0: as the system has it.",
+        "",
+        types.duration(1, high=86400, zero=True),
+        "DURATION",
+        "as long as keepalive takes: 2m by default",
     ),
     _duration(
         "MESHGATE_DRAIN_TIMEOUT", "How long a stop waits for streams to end by themselves.", "30s", types.duration()
@@ -245,9 +265,24 @@ _STREAM_ROWS: Final = (
     _number(
         "MESHGATE_MAX_CONNECTIONS_PER_CLIENT",
         "Streams at once from one client (an IPv4 address or an IPv6 /64); 0: no limit.",
+        "",
+        0,
+        10_000_000,
+        "a quarter of all, once half are in use",
+    ),
+    _number(
+        "MESHGATE_MAX_CONNECTION_RATE_PER_CLIENT",
+        "New streams of one client within a second; 0: no limit.",
         "0",
         0,
         10_000_000,
+    ),
+    _ours(
+        "MESHGATE_EXEMPT_CLIENTS",
+        "Addresses that stand for many, load balancers for instance, and have no limits per client.",
+        "",
+        types.networks,
+        "CIDR,...",
     ),
     _number(
         "MESHGATE_MAX_PENDING_PER_ENDPOINT",
@@ -343,12 +378,16 @@ AT_SIGHUP: Final = frozenset(
         "MESHGATE_DEREGISTER_AFTER_CRITICAL",
         "MESHGATE_DENY_ENDPOINTS",
         "MESHGATE_DRAIN_TIMEOUT",
+        "MESHGATE_EXEMPT_CLIENTS",
+        "MESHGATE_HALF_CLOSE_TIMEOUT",
+        "MESHGATE_HANDSHAKE_TIMEOUT",
         "MESHGATE_HELLO_TIMEOUT",
         "MESHGATE_IDLE_TIMEOUT",
         "MESHGATE_LOG_JSON",
         "MESHGATE_LOG_LEVEL",
         "MESHGATE_MAX_CONNECTIONS",
         "MESHGATE_MAX_CONNECTIONS_PER_CLIENT",
+        "MESHGATE_MAX_CONNECTION_RATE_PER_CLIENT",
         "MESHGATE_MAX_HELLO_BYTES",
         "MESHGATE_MAX_PENDING_PER_ENDPOINT",
         "MESHGATE_PANIC_THRESHOLD",

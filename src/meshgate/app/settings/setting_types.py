@@ -100,6 +100,14 @@ def bind_addresses(text: str) -> tuple[BindAddress, ...]:
     return tuple(found)
 
 
+def networks(text: str) -> tuple[str, ...]:
+    """CIDR blocks, separated by commas; an address is the block of it alone."""
+    try:
+        return tuple(str(plain_network(word.strip())) for word in text.split(","))
+    except ValueError as error:
+        raise ValueError(f"must be CIDR blocks separated by commas: {error}") from None
+
+
 def denied_addresses(text: str) -> DeniedAddresses:
     """CIDR blocks and names of `LOCAL_CLASSES`, separated by commas; or `none`."""
     words = [word.strip() for word in text.split(",")]

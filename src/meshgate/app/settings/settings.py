@@ -96,12 +96,17 @@ class Settings:
     hello_timeout: float
     connect_timeout: float
     per_try_timeout: float
+    handshake_timeout: float
     idle_timeout: float
+    half_close_timeout: float
     keepalive: float
+    tcp_user_timeout: float | None
     drain_timeout: float
     drain_quiet: float
     max_connections: int
-    max_connections_per_client: int
+    max_connections_per_client: int | None
+    max_connection_rate_per_client: int
+    exempt_clients: tuple[str, ...]
     max_pending_per_endpoint: int
     max_hello_bytes: int
     catalog_watches: int
@@ -141,6 +146,7 @@ class Settings:
         values: dict[str, Any] = {setting.field: _parsed(found[setting.name]) for setting in TABLE if setting.field}
         values["proxy_id"] = values["proxy_id"] or values["service"]
         values["bind_address"] = values["bind_address"] or ()
+        values["exempt_clients"] = values["exempt_clients"] or ()
         if values["expose_servers"] and not values["register"]:
             raise ConfigError("MESHGATE_EXPOSE_SERVERS needs MESHGATE_REGISTER: only a registration can carry it")
         values["node_name"] = values["node_name"] or ""
