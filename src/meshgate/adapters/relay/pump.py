@@ -6,20 +6,29 @@ inside the kernel.
 
 What always holds: bytes leave in the order they came; bytes that could not be written are kept with the leg they are
 for (`held`, or in its `pipe`), and while there are any, nothing more is read for that leg. So a stream holds at most a
-read or a pipe of bytes in each direction; and once all streams together hold HELD_BYTES, reads become so small that
-thousands of stalled readers add little. A pipe belongs to a stream only while it holds bytes of it; an empty one goes
-back at once. So the number of pipes follows the number of heavy streams that are blocked at the same moment.
+read or a pipe of bytes in each direction; and once all streams together hold HELD_BYTES, bytes are taken from a socket
+only when the other one has taken them. Thousands of stalled readers add nothing then, and make nobody's reads small.
+
+A pipe belongs to a stream only while it holds bytes of it; an empty one goes back at once. So the number of pipes
+follows the number of heavy streams that are blocked at the same moment. A leg that has stalled for a while gives its
+pipe to a stream that moves.
+
+An end of stream is believed when `read` says so. `splice` says 0 or EAGAIN at an urgent mark as well (tcp(7)), behind
+which there may be more, and a read ends short there. EPOLLPRI tells of the mark, and bytes that come after an event
+raise another one; so a leg without that flag is not asked twice. The urgent byte itself is out of band: it is dropped,
+as by every receiver that does not ask for it.
 """
 
 import contextlib
 import fcntl
 import os
 import socket
+from collections.abc import Callable
 from enum import IntEnum
-from os import SPLICE_F_MOVE, SPLICE_F_NONBLOCK, read, splice, write
-from select import EPOLLERR, EPOLLET, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP
-from socket import MSG_MORE
-from typing import Final, Protocol
+from os import SPLICE_F_MOVE, SPLICE_F_NONBLOCK
+from select import EPOLLERR, EPOLLET, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLPRI, EPOLLRDHUP
+from socket import MSG_MORE, MSG_PEEK, MSG_TRUNC
+from typing import Final, NamedTuple, Protocol
 
 from . import sockets
 from .reactor import Reactor
@@ -29,7 +38,7 @@ HEAVY_READ_BYTES: Final = 1 << 16
 TURN_BYTES: Final = 1 << 18  # What one stream may move before the others get their turn.
 LARGE_READS_TO_SPLICE: Final = 4
 HELD_BYTES: Final = 32 << 20
-_SMALL_READ_BYTES: Final = 1 << 12
+STALLED_SECONDS: Final = 1.0  # For so long a pipe of bytes waits for its leg before somebody else may have it.
 _MESSAGE_BYTES: Final = 1 << 12  # A spliced turn that moved less is a message: the stream is light again.
 _SPLICE_FLAGS: Final = SPLICE_F_MOVE | SPLICE_F_NONBLOCK
 
@@ -37,10 +46,10 @@ PIPE_BYTES: Final = 1 << 20
 USEFUL_PIPE_BYTES: Final = 1 << 16  # The kernel's default. A smaller pipe (quota used up) is slower than copying.
 _PIPES_KEPT: Final = 32
 
-READABLE: Final = EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR
-HUNG_UP: Final = EPOLLRDHUP | EPOLLHUP | EPOLLERR
+_NOT_ALL_BYTES: Final = EPOLLPRI | EPOLLRDHUP | EPOLLHUP | EPOLLERR
+READABLE: Final = EPOLLIN | _NOT_ALL_BYTES
 BROKEN: Final = EPOLLHUP | EPOLLERR
-_EVENTS: Final = EPOLLIN | EPOLLRDHUP | EPOLLET
+_EVENTS: Final = EPOLLIN | EPOLLPRI | EPOLLRDHUP | EPOLLET
 
 
 class Moved(IntEnum):
@@ -77,11 +86,24 @@ class Pipe:
         os.close(self.writer)
 
 
-class PipePool:
-    """Lends pipes, at most `limit` at a time."""
+class SystemCalls(NamedTuple):
+    """What moves bytes and opens sockets: those of the kernel, or of a model of one."""
 
-    def __init__(self, limit: int) -> None:
+    read: Callable[[int, int], bytes] = os.read
+    write: Callable[[int, bytes | bytearray], int] = os.write
+    splice: Callable[..., int] = os.splice
+    dial: Callable[[str, int], tuple[socket.SocketType, int]] = sockets.dial
+
+
+KERNEL: Final = SystemCalls()
+
+
+class PipePool:
+    """Lends pipes, at most `limit` at a time; `make` makes one, or raises OSError."""
+
+    def __init__(self, limit: int, make: Callable[[], Pipe] = Pipe) -> None:
         self._limit = limit
+        self._new = make
         self._lent = 0
         self._idle: list[Pipe] = []
 
@@ -109,7 +131,7 @@ class PipePool:
 
     def _make(self) -> Pipe | None:
         try:
-            pipe = Pipe()
+            pipe = self._new()
         except OSError:
             return None
         if pipe.capacity < USEFUL_PIPE_BYTES:
@@ -164,17 +186,17 @@ class LegOwner(Protocol):
 class Leg:
     """One socket of a stream, and what is kept for it.
 
-    `held` and `pipe` are bytes that wait to be written to this leg. `readable` says the kernel may have bytes of it,
-    `hung_up` that its end of stream (or a reset) is among them, `eof` that all of them were read; `large_reads` counts
-    those in a row. `reports_writable` says that epoll tells when the leg takes bytes. `touched` is when bytes of this
-    leg last came.
+    `held` and `pipe` are bytes that wait to be written to this leg; `held` is empty where they wait in the kernel, with
+    the other leg. `readable` says the kernel may have bytes of this leg, `eof` that all of them were read. `wary` says
+    that a read may end before the last of them, because an end of stream, a reset or an urgent mark is among them.
+    `large_reads` counts those in a row. `reports_writable` says that epoll tells when the leg takes bytes. `touched` is
+    when bytes of this leg last came.
     """
 
     __slots__ = (
         "descriptor",
         "eof",
         "held",
-        "hung_up",
         "large_reads",
         "other",
         "pipe",
@@ -184,6 +206,7 @@ class Leg:
         "sock",
         "stream",
         "touched",
+        "wary",
     )
 
     other: "Leg"
@@ -195,7 +218,7 @@ class Leg:
         self.held: bytes | None = None
         self.pipe: Pipe | None = None
         self.readable = True
-        self.hung_up = False
+        self.wary = False
         self.eof = False
         self.large_reads = 0
         self.received = 0
@@ -219,7 +242,7 @@ class Leg:
             BlockingIOError: it takes nothing now, because the connection does not stand yet for instance.
             OSError: the leg is broken.
         """
-        return write(self.descriptor, data)
+        return self.stream.context.pump.write(self.descriptor, data)
 
     def on_event(self, events: int) -> None:
         """What epoll says about this leg's socket."""
@@ -237,8 +260,8 @@ class Leg:
             else:
                 self.readable = True
             return
-        if events & HUNG_UP:
-            self.hung_up = True
+        if events & _NOT_ALL_BYTES:
+            self.wary = True
         if events & READABLE:
             self.readable = True
             self.touched = context.reactor.now
@@ -274,22 +297,26 @@ class Leg:
 class Pump:
     """The pipes, and the loops that move bytes."""
 
-    def __init__(self, pipes: PipePool) -> None:
+    def __init__(self, pipes: PipePool, calls: SystemCalls = KERNEL) -> None:
         self.pipes = pipes
-        self.held = 0  # Bytes of all legs together.
+        self.calls = calls
+        self.read, self.write, self._splice = calls.read, calls.write, calls.splice
+        self.held = 0  # Bytes of all legs together, without those in pipes.
+        self.blocked: dict[Leg, float] = {}  # Those with a pipe, and since when it is not empty; the longest first.
 
     def move(self, source: Leg, destination: Leg) -> Moved:
         """One turn: move what is there, up to TURN_BYTES. The destination must hold nothing back."""
+        read, write = self.read, self.write
         budget = TURN_BYTES
         while budget > 0:
             size = READ_BYTES
             if source.large_reads:
-                if source.large_reads >= LARGE_READS_TO_SPLICE and (pipe := self.pipes.take()) is not None:
-                    destination.pipe = pipe
-                    return self._splice(source, destination, budget)
                 size = HEAVY_READ_BYTES
+                many = source.large_reads >= LARGE_READS_TO_SPLICE
+                if many and (moved := self._move_by_pipe(source, destination, budget)) is not None:
+                    return moved
             if self.held >= HELD_BYTES:
-                size = _SMALL_READ_BYTES
+                return self._move_and_hold_nothing(source, destination)
             try:
                 # Descriptors and os.read, not methods of sockets and a buffer: 14 % of a round trip's instructions.
                 data = read(source.descriptor, size)
@@ -300,7 +327,7 @@ class Pump:
                 return EOF
             source.received += count
             try:
-                if count < size and source.hung_up:
+                if count < size and source.wary:
                     # The end is behind them, and leaves in one packet with them: whoever has read an answer but not the
                     # end may ask again in between.
                     sent = destination.sock.send(data, MSG_MORE)
@@ -314,9 +341,9 @@ class Pump:
             if sent < count:
                 self.hold(destination, data[sent:])
                 return BLOCKED
-            # A short read has emptied the socket, and later bytes raise a new event. An end of stream that came
-            # with these bytes raised its event already.
-            if count < size and not source.hung_up:
+            # A short read has emptied the socket, and later bytes raise a new event. An end of stream or an urgent mark
+            # that came with these bytes raised its event already.
+            if count < size and not source.wary:
                 return DRY
             budget -= count
         return AGAIN
@@ -330,18 +357,21 @@ class Pump:
         """Write what is held back for a leg. True when nothing is left, False when blocked, None when it broke."""
         try:
             if leg.pipe is not None:
-                if not self._empty(leg):
+                if not self._empty(leg, leg.pipe):
                     return False
                 self._give_back(leg)
-            if leg.held is not None:
-                sent = write(leg.descriptor, leg.held)
+            if leg.held:
+                sent = self.write(leg.descriptor, leg.held)
                 self.held -= sent
-                leg.held = leg.held[sent:] if sent < len(leg.held) else None
+                if sent < len(leg.held):
+                    leg.held = leg.held[sent:]
+                    return False
         except BlockingIOError:
             return False
         except OSError:
             return None
-        return leg.held is None
+        leg.held = None
+        return True
 
     def release(self, leg: Leg) -> None:
         """Drop what is held back for a leg that ends."""
@@ -351,59 +381,119 @@ class Pump:
         if leg.pipe is not None:
             self._give_back(leg)
 
-    def _splice(self, source: Leg, destination: Leg, budget: int) -> Moved:
-        pipe = destination.pipe
-        assert pipe is not None
-        moved = 0
+    def _move_and_hold_nothing(self, source: Leg, destination: Leg) -> Moved:
+        """As `move`, but take only what the destination has taken, which costs a system call more."""
+        budget = TURN_BYTES
+        while budget > 0:
+            size = HEAVY_READ_BYTES if source.large_reads else READ_BYTES
+            try:
+                data = source.sock.recv(size, MSG_PEEK)
+            except OSError as error:
+                return _read_failed(error, source, destination)
+            count = len(data)
+            if not count:
+                return EOF
+            try:
+                sent = self.write(destination.descriptor, data)
+            except BlockingIOError:
+                sent = 0
+            except OSError:
+                return DESTINATION_BROKEN
+            if sent and not _drop(source, sent):
+                return SOURCE_BROKEN
+            source.received += sent
+            source.large_reads = source.large_reads + 1 if count >= READ_BYTES else 0
+            if sent < count:
+                destination.held = b""
+                return BLOCKED
+            if count < size and not source.wary:
+                return DRY
+            budget -= count
+        return AGAIN
+
+    def _move_by_pipe(self, source: Leg, destination: Leg, budget: int) -> Moved | None:
+        """As `move`, by a pipe. None: there is none to be had, or only a read can say whether there is more."""
+        pipe = destination.pipe = self.pipes.take() or self._reclaim()
+        if pipe is None:
+            return None
+        splice, moved = self._splice, 0
         while moved < budget:
-            # The pipe is only filled when empty: so EAGAIN can only mean that the socket has nothing.
+            # The pipe is only filled when empty: so EAGAIN can only mean that the socket has nothing, or a mark.
             try:
                 count = splice(source.descriptor, pipe.writer, pipe.capacity, flags=_SPLICE_FLAGS)
             except BlockingIOError:
+                self._give_back(destination)
+                if source.wary:
+                    return None
                 if 0 < moved < _MESSAGE_BYTES:
                     source.large_reads = 0
-                self._give_back(destination)
                 return DRY
             except OSError:
                 self._give_back(destination)
                 return SOURCE_BROKEN
             if not count:
                 self._give_back(destination)
-                return EOF
+                return None
             source.received += count
             pipe.inside = count
             try:
-                if not self._empty(destination):
+                if not self._empty(destination, pipe):
                     return BLOCKED
-            except BlockingIOError:
-                return BLOCKED
             except OSError:
                 return DESTINATION_BROKEN
             moved += count
         self._give_back(destination)
         return AGAIN
 
-    def _empty(self, leg: Leg) -> bool:
+    def _empty(self, leg: Leg, pipe: Pipe) -> bool:
         """Write a leg's pipe out; False when the socket took only a part of it."""
-        pipe = leg.pipe
-        assert pipe is not None
         while pipe.inside:
-            sent = splice(pipe.reader, leg.descriptor, pipe.inside, flags=_SPLICE_FLAGS)
+            try:
+                sent = self._splice(pipe.reader, leg.descriptor, pipe.inside, flags=_SPLICE_FLAGS)
+            except BlockingIOError:
+                sent = 0
             if not sent:
+                self.blocked.setdefault(leg, leg.stream.context.reactor.now)
                 return False
             pipe.inside -= sent
         return True
 
+    def _reclaim(self) -> Pipe | None:
+        """The pipe of the leg that is blocked for longest, if it has stalled and its bytes may be held in memory."""
+        for leg, since in self.blocked.items():
+            pipe = leg.pipe
+            if (
+                pipe is None
+                or leg.stream.context.reactor.now - since < STALLED_SECONDS
+                or self.held + pipe.inside > HELD_BYTES
+            ):
+                return None
+            self.hold(leg, self.read(pipe.reader, pipe.inside))
+            pipe.inside = 0
+            leg.pipe = None
+            del self.blocked[leg]
+            return pipe
+        return None
+
     def _give_back(self, leg: Leg) -> None:
         if leg.pipe is not None:
+            self.blocked.pop(leg, None)
             self.pipes.give(leg.pipe)
             leg.pipe = None
 
 
 def _read_failed(error: OSError, source: Leg, destination: Leg) -> Moved:
-    if source.hung_up:
+    if source.wary:
         sockets.push(destination.sock)  # What was to leave together with the end: there is none.
     return DRY if isinstance(error, BlockingIOError) else SOURCE_BROKEN
+
+
+def _drop(source: Leg, count: int) -> bool:
+    """Throw away bytes that are there, without copying them (tcp(7)). False: it cannot be done; it always can."""
+    try:
+        return len(source.sock.recv(count, MSG_TRUNC)) == count
+    except OSError:
+        return False
 
 
 class AttentivePump(Pump):
@@ -413,8 +503,8 @@ class AttentivePump(Pump):
     """
 
     def __init__(self, other: Pump) -> None:
-        super().__init__(other.pipes)
-        self.held = other.held
+        super().__init__(other.pipes, other.calls)
+        self.held, self.blocked = other.held, other.blocked
         self.hurry = False
 
     def move(self, source: Leg, destination: Leg) -> Moved:

@@ -11,11 +11,9 @@ after all bytes before it, and leaves the other direction alive; a reset is pass
 stale one does no harm, because every step asks the kernel first.
 """
 
-import os
 import socket
 import time
 from collections.abc import Callable
-from os import read
 from typing import TYPE_CHECKING, Final
 
 from meshgate.core.addresses import host_port
@@ -230,7 +228,7 @@ class Stream:
 
     def dial(self, endpoint: "Endpoint") -> tuple[Leg, int]:
         """Begin to connect to an endpoint; see `stream_setup.Owner`."""
-        sock, error = sockets.dial(endpoint.address, endpoint.port)
+        sock, error = self.context.pump.calls.dial(endpoint.address, endpoint.port)
         leg = Leg(self, sock)
         leg.readable = False  # An event will say so; one that comes with the connection must not be forgotten.
         return leg, error
@@ -239,7 +237,7 @@ class Stream:
         setup, client = self.setup, self.client
         while setup is not None and not setup.connecting and not setup.late:
             try:
-                data = read(client.descriptor, READ_BYTES)
+                data = self.context.pump.read(client.descriptor, READ_BYTES)
             except BlockingIOError:
                 client.readable = False
                 return
@@ -248,7 +246,7 @@ class Stream:
                 return
             if data:
                 client.received += len(data)
-                if len(data) < READ_BYTES and not client.hung_up:
+                if len(data) < READ_BYTES and not client.wary:
                     client.readable = False  # As in the pump: a short read has emptied the socket.
                 self._follow(setup.received(data))
             else:
@@ -267,7 +265,7 @@ class Stream:
             if outcome.seconds is not None:
                 self.context.reactor.arm(self, outcome.seconds)
             # A reset that was told before the hello was read is not told again.
-            if self.client.hung_up and self.setup is not None and self.setup.connecting:
+            if self.client.wary and self.setup is not None and self.setup.connecting:
                 self._close_if_gone()
         elif isinstance(outcome, SetupRefused):
             self.refuse(outcome.reason, outcome.detail)
@@ -519,7 +517,7 @@ class Stream:
         discarded = 0
         while not self.closed:
             try:
-                count = len(os.read(self.client.descriptor, READ_BYTES))
+                count = len(self.context.pump.read(self.client.descriptor, READ_BYTES))
             except BlockingIOError:
                 return
             except OSError:
