@@ -19,7 +19,7 @@ import trio
 from meshgate.adapters.relay import Limits, Refused, StreamRecord
 from meshgate.adapters.relay.pool import RelayPool
 from meshgate.core.catalog import Check, Instance, Service, Snapshot
-from meshgate.core.planner import plan
+from meshgate.core.planner import Planner
 from meshgate.core.routes import Endpoint, Route, RouteKind, RouteTable
 
 from .peers import TRUST_DOMAIN
@@ -120,7 +120,7 @@ async def main() -> None:
 
 def _update(relay: RelayPool, snapshot: Snapshot) -> dict[str, float]:
     begun = time.perf_counter()
-    table = plan(snapshot)
+    table = Planner().plan(snapshot)
     planned = time.perf_counter()
     relay.install(table)
     installed = time.perf_counter()

@@ -4,9 +4,9 @@ from structlog.testing import capture_logs
 
 from meshgate.app.gateway.table_keeper import tell_ready
 from meshgate.core.catalog import RemoteDatacenter, Snapshot
-from meshgate.core.planner import plan
 from meshgate.core.routes import RouteTable
 from tests.adapters.consul.model import gateway
+from tests.core.samples import plan
 
 
 def test_start_without_a_route_says_why_and_is_no_warning() -> None:

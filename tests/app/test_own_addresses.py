@@ -18,9 +18,9 @@ from meshgate.app.gateway.table_keeper import tell_table
 from meshgate.app.settings.settings import Settings
 from meshgate.core.addresses import OwnAddresses
 from meshgate.core.catalog import Instance, RemoteDatacenter, Service, Snapshot, WanAddress
-from meshgate.core.planner import plan
 from meshgate.core.reasons import Reason
 from meshgate.core.routes import RouteTable, difference
+from tests.core.samples import plan
 
 from ..adapters.relay.streams import TRUST_DOMAIN, WEB, Watcher, hello_for, receive_all
 

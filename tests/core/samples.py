@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from meshgate.core.catalog import Instance
+from meshgate.core.catalog import Instance, Snapshot
+from meshgate.core.planner import Planner
 from meshgate.core.routes import Endpoint, Route, RouteKind, RouteTable
 
 TD1 = "5fcd4b81-a2ca-405a-ac62-0fac602c1949.consul"
@@ -46,3 +47,15 @@ def table(*routes: Route, **fields: str) -> RouteTable:
     """The table of a gateway in dc1 of TD3."""
     place: dict[str, Any] = {"datacenter": "dc1", "trust_domain": TD3, "partition": "default"} | fields
     return RouteTable.of(**place, routes=iter(routes))
+
+
+def plan(snapshot: Snapshot, **options: Any) -> RouteTable:
+    """The table of a first snapshot."""
+    return Planner().plan(snapshot, **options)
+
+
+def host_names(snapshot: Snapshot) -> frozenset[str]:
+    """The host names that the routes of a first snapshot would dial."""
+    planner = Planner()
+    planner.plan(snapshot)
+    return planner.host_names

@@ -24,11 +24,11 @@ from meshgate.core.catalog import (
     WanAddress,
 )
 from meshgate.core.explain import explain
-from meshgate.core.planner import Planner, plan
+from meshgate.core.planner import Planner
 from meshgate.core.reasons import Reason
 from meshgate.core.routes import Route
 
-from .samples import TD1, TD3, instance
+from .samples import TD1, TD3, instance, plan
 
 MACHINE = frozenset({"10.0.0.5", "fd00::5"})
 

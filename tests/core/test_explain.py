@@ -8,12 +8,11 @@ from hypothesis import given, strategies as st
 from meshgate.core.catalog import RemoteDatacenter, Service, Snapshot, Subset
 from meshgate.core.explain import MAX_SHOWN, Explanation, Step, explain
 from meshgate.core.hello import Hello
-from meshgate.core.planner import plan
 from meshgate.core.reasons import Reason
 from meshgate.core.routes import Endpoint, Policy, Route, RouteKind, RouteTable
 
 from .hellos import hello, judge, malformed, server_name
-from .samples import TD1, TD3, endpoint, exact, instance, suffix, table, unhealthy
+from .samples import TD1, TD3, endpoint, exact, instance, plan, suffix, table, unhealthy
 
 WEB = (instance(),)
 MESH = plan(

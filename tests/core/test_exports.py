@@ -7,11 +7,10 @@ import pytest
 from meshgate.core.catalog import ChainTarget, Check, Export, Instance, Service, Snapshot, Subset, WanAddress
 from meshgate.core.explain import explain
 from meshgate.core.export_routes import AS_CONSUL, ExportRules
-from meshgate.core.planner import host_names, plan
 from meshgate.core.reasons import Reason
 from meshgate.core.routes import Policy, RouteKind, RouteTable
 
-from .samples import TD3, instance
+from .samples import TD3, host_names, instance, plan
 
 PASSED = ExportRules(pass_http=True)
 ENFORCED = ExportRules(enforce=True)

@@ -3,7 +3,8 @@
 from dataclasses import replace
 
 from meshgate.core.catalog import Check, ImportedService, Instance, RemoteDatacenter, Snapshot, WanAddress
-from meshgate.core.planner import plan
+
+from .samples import plan
 
 SNI = "web.default.default.us.external.other.consul"
 SICK = (Check("up", "critical"),)

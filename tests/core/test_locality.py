@@ -17,10 +17,9 @@ from meshgate.core.catalog import (
 )
 from meshgate.core.endpoint_maker import distance
 from meshgate.core.load_balancer import HostSet
-from meshgate.core.planner import plan
 from meshgate.core.routes import Route, RouteKind
 
-from .samples import TD3, instance
+from .samples import TD3, instance, plan
 
 HERE = Locality("us-west-1", "us-west-1a")
 NEAR = Locality("us-west-1", "us-west-1a")

@@ -15,10 +15,9 @@ from meshgate.core.catalog import (
     WanAddress,
 )
 from meshgate.core.explain import Step, explain
-from meshgate.core.planner import host_names, plan
 from meshgate.core.routes import RouteKind, RouteTable
 
-from .samples import TD1, TD3, instance
+from .samples import TD1, TD3, host_names, instance, plan
 
 DOWN = (Check("up", "critical"),)
 ALPHA = "22222222-3333-4444-5555-666666666666.consul"

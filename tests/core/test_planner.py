@@ -19,10 +19,9 @@ from meshgate.core.catalog import (
     WanAddress,
     newer_gateways,
 )
-from meshgate.core.planner import host_names, plan
 from meshgate.core.routes import Endpoint, Route, RouteKind, RouteTable
 
-from .samples import TD3, instance
+from .samples import TD3, host_names, instance, plan
 
 # Each host name stands for itself, so that the tables show it as Consul's golden files do.
 THEMSELVES = {

@@ -8,10 +8,10 @@ from hypothesis import given, strategies as st
 
 from meshgate.core.catalog import Check, RemoteDatacenter, Service, Snapshot, Subset
 from meshgate.core.endpoint_maker import Addresses
-from meshgate.core.planner import Planner, host_names, plan
+from meshgate.core.planner import Planner
 from meshgate.core.routes import Route
 
-from .samples import TD1, TD3, instance
+from .samples import TD1, TD3, host_names, instance, plan
 
 NAMED = instance("web.example")
 NUMERIC = instance("172.16.1.7")

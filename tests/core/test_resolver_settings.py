@@ -3,10 +3,9 @@
 import pytest
 
 from meshgate.core.catalog import RemoteDatacenter, Service, Snapshot, Subset
-from meshgate.core.planner import plan
 from meshgate.core.routes import Policy, Route
 
-from .samples import TD3, instance
+from .samples import TD3, instance, plan
 
 INSTANCES = (instance("172.16.1.3"), instance("172.16.1.4"))
 

@@ -11,11 +11,10 @@ import pytest
 
 from meshgate.core.catalog import Check, Instance, RemoteDatacenter, Service, Snapshot, WanAddress
 from meshgate.core.explain import explain
-from meshgate.core.planner import host_names, plan
 from meshgate.core.reasons import Reason
 from meshgate.core.routes import Route, RouteKind, RouteTable
 
-from .samples import TD3, instance
+from .samples import TD3, host_names, instance, plan
 
 CRITICAL = (Check("serfHealth", "critical"),)
 EXPOSED = (("consul-wan-federation", "1"),)

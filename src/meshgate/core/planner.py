@@ -75,7 +75,11 @@ class Planner:
         one_host_name: bool = False,
         denied: DeniedAddresses = NOTHING_DENIED,
     ) -> RouteTable:
-        """Make the route table of a snapshot; the arguments are those of the function `plan`."""
+        """Make the route table of a snapshot. Without a trust domain there is no name to route, and it is empty.
+
+        `addresses` are what the host names in the catalog stand for, `rules` what the operator wants of exported
+        services; the others are those of `Viewpoint`.
+        """
         place = (snapshot.datacenter, snapshot.partition)
         view = Viewpoint(*place, panic_threshold, own, locality, one_host_name, snapshot.node, denied)
         world = _World(replace(snapshot, services=()), view, rules)
@@ -150,50 +154,6 @@ class Planner:
             iter(found if snapshot.trust_domain else ()),
             exports.unroutable(),
         )
-
-
-def plan(
-    snapshot: Snapshot,
-    *,
-    panic_threshold: int = 0,
-    addresses: Addresses = NO_ADDRESSES,
-    rules: ExportRules = AS_CONSUL,
-    own: OwnAddresses = UNKNOWN,
-    locality: Locality = NOWHERE,
-    one_host_name: bool = False,
-    denied: DeniedAddresses = NOTHING_DENIED,
-) -> RouteTable:
-    """Make the route table of a snapshot.
-
-    Args:
-        snapshot: the catalog. Without a trust domain there is no name to route, and the table is empty.
-        panic_threshold: percent of healthy endpoints under which all are tried, 0 for never. Applies to services and
-            remote datacenters, as Envoy's does.
-        addresses: what the host names in the catalog stand for. Every address of a name is an endpoint of its own;
-            a name that is missing here makes an endpoint that is not healthy.
-        rules: what the operator wants of exported services.
-        own: addresses that lead back to this gateway. An endpoint with one of them never gets a stream.
-        locality: region and zone of this gateway: nearer gateways elsewhere come before farther ones.
-        one_host_name: of several host names of a destination's gateways, use one only.
-        denied: what no endpoint may have for an address.
-    """
-    return Planner().plan(
-        snapshot,
-        panic_threshold=panic_threshold,
-        addresses=addresses,
-        rules=rules,
-        own=own,
-        locality=locality,
-        one_host_name=one_host_name,
-        denied=denied,
-    )
-
-
-def host_names(snapshot: Snapshot) -> frozenset[str]:
-    """The host names among the addresses that a snapshot's routes would dial: what `plan` needs addresses for."""
-    planner = Planner()
-    planner.plan(snapshot)
-    return planner.host_names
 
 
 def _make(service: Service, snapshot: Snapshot, maker: EndpointMaker) -> _Made:

@@ -10,8 +10,8 @@ from meshgate.adapters.consul import CatalogWatcher, WatchRegistry
 from meshgate.adapters.consul.api import ConsulAddress, ConsulClient
 from meshgate.core.catalog import Snapshot
 from meshgate.core.export_routes import AS_CONSUL, ExportRules
-from meshgate.core.planner import plan
 from meshgate.core.routes import RouteTable
+from tests.core.samples import plan
 
 from .mesh_double import MeshDouble
 

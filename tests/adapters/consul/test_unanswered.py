@@ -12,8 +12,8 @@ from meshgate.core.catalog import (
     Service,
     Snapshot,
 )
-from meshgate.core.planner import plan
 from meshgate.core.warm_start import PendingSources, merge_last_known
+from tests.core.samples import plan
 
 from .fake_consul import row
 from .mesh_double import chain, exported, mesh_double, peering
