@@ -28,7 +28,6 @@ from meshgate.adapters.consul.api import (
     ConsulError,
     ConsulUnreachableError,
     Cursor,
-    Exported,
     HealthCheck,
     Instances,
     NotFoundError,
@@ -43,7 +42,7 @@ from meshgate.adapters.consul.api import (
     ServerError,
     Tenant,
 )
-from meshgate.core.catalog import Check, Instance, SamenessGroup
+from meshgate.core.catalog import Check, Export, Instance, SamenessGroup
 from meshgate.core.proxy_config import NO_LIMITS, DestinationLimits
 
 OWN = "dc1"
@@ -339,10 +338,10 @@ class Model(ConsulClient):
     async def peer_through(self, cursor: Cursor = NOW) -> Page[bool]:
         raise AssertionError("there is no peering")
 
-    async def exported_services(self, cursor: Cursor = NOW) -> Page[tuple[Exported, ...]]:
+    async def exported_services(self, cursor: Cursor = NOW) -> Page[tuple[Export, ...]]:
         raise AssertionError("there is no peering")
 
-    async def exported_entry(self, cursor: Cursor, partition: str) -> Page[tuple[Exported, ...]]:
+    async def exported_entry(self, cursor: Cursor, partition: str) -> Page[tuple[Export, ...]]:
         raise AssertionError("there is no peering")
 
     async def sameness_group(self, name: str, cursor: Cursor = NOW) -> Page[SamenessGroup]:

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from meshgate.adapters.consul.api import Chain, Exported, InvalidAnswerError, Peering, records as wire
+from meshgate.adapters.consul.api import Chain, InvalidAnswerError, Peering, records as wire
 from meshgate.adapters.consul.api.records import decode_instances
-from meshgate.core.catalog import ChainTarget, SamenessGroup
+from meshgate.core.catalog import ChainTarget, Export, SamenessGroup
 
 from .fake_consul import row
 from .mesh_double import chain
@@ -67,9 +67,9 @@ def test_exported_services_as_they_are_listed() -> None:
         {"Service": "api", "Namespace": "", "Consumers": None},
     ]
     assert wire.decode_exported_services(text(rows)) == (
-        Exported("api", "default", (), ()),
-        Exported("web", "default", ("east", "west"), ()),
-        Exported("db", "team", (), ("p2",)),
+        Export("api", "default", (), ()),
+        Export("web", "default", ("east", "west"), ()),
+        Export("db", "team", (), ("p2",)),
     )
 
 
@@ -77,7 +77,7 @@ def test_an_exported_services_entry_with_both_names_of_a_peer() -> None:
     consumers = [{"Peer": "b"}, {"PeerName": "a"}, {"Partition": "p2"}, {"SamenessGroup": "all"}, {"Peer": "b"}]
     entry = {"Kind": "exported-services", "Name": "default", "Services": [{"Name": "web", "Consumers": consumers}]}
     assert wire.decode_exported_entries(text([entry])) == {
-        "default": (Exported("web", "default", ("a", "b"), ("p2",), ("all",)),)
+        "default": (Export("web", "default", ("a", "b"), ("p2",), groups=("all",)),)
     }
     assert wire.decode_exported_entries(text([{"Services": None}])) == {"default": ()}
 

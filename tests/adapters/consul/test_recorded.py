@@ -22,7 +22,7 @@ from meshgate.adapters.consul.api import (
     ServerError,
     records,
 )
-from meshgate.core.catalog import ChainTarget
+from meshgate.core.catalog import ChainTarget, Export
 from meshgate.core.endpoint_maker import assess, best_address
 from meshgate.core.proxy_config import NO_LIMITS, DestinationLimits
 from meshgate.core.routes import Policy
@@ -200,7 +200,7 @@ async def test_peers() -> None:
     assert root.startswith("-----BEGIN CERTIFICATE-----")
     assert await played(NEW, "peer-through") is True
     assert await played(NEW, "peer-through-unset") is False
-    expected = (records.Exported("web", "default", ("eu",), ()),)
+    expected = (Export("web", "default", ("eu",), ()),)
     assert await played(NEW, "exported-services") == await played(NEW, "exported-entry") == expected
     assert await played(NEW, "exported-entry-unset") == ()
     denied = await played(NEW, "peerings-denied")

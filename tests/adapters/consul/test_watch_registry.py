@@ -133,8 +133,8 @@ async def test_one_connection_of_many_that_fails_is_no_outage(autojump_clock: Mo
     failing = Script([UNREACHABLE])
     with trio.move_on_after(300):
         async with trio.open_nursery() as nursery:
-            for script in (*good, flapping, failing):
-                nursery.start_soon(script.watch(registry).run)
+            for number, script in enumerate((*good, flapping, failing)):
+                nursery.start_soon(script.watch(registry, str(number)).run)
     assert len(failing.asked) < 60
 
 

@@ -21,7 +21,7 @@ import trio
 from meshgate.core.catalog import ChainTarget, Export, SamenessGroup, Service, in_namespace
 from meshgate.core.sni import PeeredServiceSni
 
-from .api import NOW, BadRequestError, Chain, ConsulClient, ConsulError, Cursor, Exported, NotFoundError, Page, Tenant
+from .api import NOW, BadRequestError, Chain, ConsulClient, ConsulError, Cursor, NotFoundError, Page, Tenant
 from .scope import KeyedWatches, Latest, Scope
 from .watch_registry import WatchKey
 
@@ -49,7 +49,7 @@ class LocalExports:
         self._enterprise = enterprise
         self._services = services
         self._raw = False
-        self._exported: tuple[Exported, ...] = ()
+        self._exported: tuple[Export, ...] = ()
         self._chains: KeyedWatches[_Key, Latest[Chain]] = KeyedWatches(
             scope.sync, self._chain_key, lambda _: Latest(), self._follow_chain
         )
@@ -73,17 +73,8 @@ class LocalExports:
     def exports(self) -> tuple[Export, ...]:
         """What is exported, as far as it is known."""
         return tuple(
-            Export(
-                row.service,
-                row.namespace,
-                row.peers,
-                row.partitions,
-                protocol=chain.protocol if chain else "",
-                target=chain.target if chain else None,
-                groups=row.groups,
-            )
+            replace(row, protocol=chain.protocol, target=chain.target) if (chain := self._chain(row)) else row
             for row in self._resolved()
-            for chain in (self._chain(row),)
         )
 
     def groups(self) -> tuple[SamenessGroup, ...]:
@@ -127,15 +118,15 @@ class LocalExports:
         # There may be peers in a group that is not known.
         self._chains.keep((row.namespace, row.service) for row in self._resolved() if row.peers or row.groups)
 
-    def _chain(self, row: Exported) -> Chain | None:
+    def _chain(self, row: Export) -> Chain | None:
         found = self._chains.get((row.namespace, row.service))
         return found.value if found else None
 
     # --- who gets what -------------------------------------------------------------------------------------------
 
-    def _resolved(self) -> tuple[Exported, ...]:
+    def _resolved(self) -> tuple[Export, ...]:
         """The exports to anybody, without wildcards; what several rows say of one service is one row."""
-        merged: dict[_Key, Exported] = {}
+        merged: dict[_Key, Export] = {}
         for row in map(self._to_members, self._exported):
             for one in self._spelled_out(row) if self._raw else (row,):
                 key = one.namespace, one.service
@@ -149,7 +140,7 @@ class LocalExports:
         rows = (merged[key] for key in sorted(merged))
         return tuple(row for row in rows if row.peers or row.partitions or row.groups)
 
-    def _to_members(self, row: Exported) -> Exported:
+    def _to_members(self, row: Export) -> Export:
         """An export to members instead of groups, as far as those are known; `groups` are the others."""
         found = {name: self._groups[name].value for name in row.groups if name in self._groups}
         known = {name: group for name, group in found.items() if group is not None}
@@ -164,7 +155,7 @@ class LocalExports:
             groups=tuple(name for name in row.groups if name not in known),
         )
 
-    def _spelled_out(self, row: Exported) -> Iterable[Exported]:
+    def _spelled_out(self, row: Export) -> Iterable[Export]:
         if _ANY not in (row.service, row.namespace):
             return (row,)
         return (
@@ -175,7 +166,7 @@ class LocalExports:
 
     # --- what is asked -------------------------------------------------------------------------------------------
 
-    async def _ask(self, reader: ConsulClient, cursor: Cursor) -> Page[tuple[Exported, ...]]:
+    async def _ask(self, reader: ConsulClient, cursor: Cursor) -> Page[tuple[Export, ...]]:
         # At a first read, or one after a failure, Consul may have been upgraded meanwhile.
         if not self._raw or not cursor.blocks:
             with suppress(NotFoundError):
@@ -186,7 +177,7 @@ class LocalExports:
         self._raw = True
         return page
 
-    def _listed(self, exported: tuple[Exported, ...]) -> None:
+    def _listed(self, exported: tuple[Export, ...]) -> None:
         self._exported = exported
         self._groups.keep(name for row in exported for name in row.groups)
         self.reconcile()

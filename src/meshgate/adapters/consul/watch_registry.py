@@ -117,8 +117,7 @@ class WatchRegistry:
     def __init__(self, *, token_version: Callable[[], int] = lambda: 0, first_wait: float = FIRST_WAIT) -> None:
         self.token_version = token_version
         self._first_wait = first_wait
-        self._states: dict[WatchState, None] = {}
-        self._by_key: dict[WatchKey, WatchState] = {}
+        self._states: dict[WatchKey, WatchState] = {}
         self._recovery = trio.Event()
         # Grows when all watches are to ask anew.
         self.generation = 0
@@ -144,15 +143,15 @@ class WatchRegistry:
 
     def states(self) -> list[WatchState]:
         """The watches that run now; the records live on, so copy what has to stay as it is."""
-        return list(self._states)
+        return list(self._states.values())
 
     def state(self, key: WatchKey) -> WatchState | None:
         """How the watch of a key is doing; None where there is none."""
-        return self._by_key.get(key)
+        return self._states.get(key)
 
     def answered(self, key: WatchKey) -> bool:
         """Whether there is a watch of this key and Consul has answered it."""
-        state = self._by_key.get(key)
+        state = self._states.get(key)
         return state is not None and state.answered
 
     @contextmanager
@@ -166,16 +165,13 @@ class WatchRegistry:
 
     def register(self, key: WatchKey) -> WatchState:
         """A new state, listed until `unregister`. Needs a running trio."""
-        state = WatchState(key, trio.current_time())
-        self._states[state] = None
-        self._by_key[key] = state
+        state = self._states[key] = WatchState(key, trio.current_time())
         return state
 
     def unregister(self, state: WatchState) -> None:
         """List a state no longer."""
-        self._states.pop(state, None)
-        if self._by_key.get(state.key) is state:
-            del self._by_key[state.key]
+        if self._states.get(state.key) is state:
+            del self._states[state.key]
 
     async def retry(
         self,
@@ -235,10 +231,10 @@ class WatchRegistry:
             state.failing_since = trio.current_time()
         if str(error) != state.error:
             # An outage hits all watches at once: the first one to notice speaks for those that see the same.
-            known = any(other.error == str(error) for other in self._states)
+            known = any(other.error == str(error) for other in self._states.values())
             state.error, state.status = str(error), error.status
             if not known:
-                going_on = {other.error for other in self._states}
+                going_on = {other.error for other in self._states.values()}
                 told = {error: at for error, at in self._told.items() if error in going_on}
                 self._told = told | {state.error: trio.current_time()}
             known_before = state.last_success is not None
@@ -253,13 +249,13 @@ class WatchRegistry:
         if state.failing_since is None:
             return
         # One connection that Consul reset, of many that work, is no outage of the agent.
-        asking = [other for other in self._states if other is state or not other.swept]
+        asking = [other for other in self._states.values() if other is state or not other.swept]
         if _out_of_reach(state) and sum(map(_out_of_reach, asking)) * 2 >= len(asking):
             self._recovery.set()
             self._recovery = trio.Event()
         error, seconds = state.error, state.last_success - state.failing_since
         state.error, state.status, state.failures, state.failing_since = "", "", 0, None
-        last = not any(other.error == error for other in self._states)
+        last = not any(other.error == error for other in self._states.values())
         (log.info if last else log.debug)(
             "Consul watch works again", watch=str(state.key), kind=state.key.kind, failed_for=round(seconds, 1)
         )
@@ -269,7 +265,7 @@ class WatchRegistry:
         told = self._told.setdefault(state.error, now)
         if now - told < TOLD_AGAIN:
             return
-        failing = [other for other in self._states if other.error == state.error]
+        failing = [other for other in self._states.values() if other.error == state.error]
         since = min(other.failing_since for other in failing if other.failing_since is not None)
         if now - since > TOLD_SELDOM and now - told < TOLD_SELDOM:
             return

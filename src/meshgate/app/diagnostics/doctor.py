@@ -22,7 +22,6 @@ from meshgate.adapters.consul.api import (
     ConsulError,
     ConsulUnreachableError,
     EndpointBlockedError,
-    Exported,
     NotFoundError,
     OwnInstance,
     OwnRegistration,
@@ -40,7 +39,7 @@ from meshgate.app.gateway.registration import missing_registration
 from meshgate.app.settings.settings import Settings
 from meshgate.core import prerequisites
 from meshgate.core.addresses import HostPort
-from meshgate.core.catalog import Instance, in_namespace
+from meshgate.core.catalog import Export, Instance, in_namespace
 from meshgate.core.endpoint_maker import best_address
 from meshgate.core.prerequisites import Finding, Status, failed, ok, warning
 from meshgate.core.sni import DEFAULT
@@ -348,7 +347,7 @@ class Examination:
         for export in ours[:_MOST_EXPORTS]:
             await self._export(export)
 
-    async def _export(self, export: Exported) -> None:
+    async def _export(self, export: Export) -> None:
         check = f"export of {in_namespace(export.namespace, export.service)}"
         enterprise = self._agent is not None and self._agent.enterprise
         place = self._client.at(Tenant(namespace=export.namespace if enterprise else ""))

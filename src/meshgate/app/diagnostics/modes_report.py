@@ -14,7 +14,6 @@ from meshgate.adapters.consul.api import (
     ConsulClient,
     ConsulError,
     Cursor,
-    Exported,
     Instances,
     ServiceDefaults,
     Sidecar,
@@ -23,6 +22,7 @@ from meshgate.adapters.consul.api import (
 )
 from meshgate.app.diagnostics.inspection import HOW_TO_GIVE_ONE, NONE_GIVEN, gateways_in, healthy, refusal
 from meshgate.core.addresses import HostPort
+from meshgate.core.catalog import Export
 from meshgate.core.endpoint_maker import best_address
 from meshgate.core.modes import (
     Effective,
@@ -280,7 +280,7 @@ def _override(sidecar: Sidecar, caller: ServiceDefaults, upstream: UpstreamDefin
     return ""
 
 
-def _is_of(export: Exported, target: Target) -> bool:
+def _is_of(export: Export, target: Target) -> bool:
     return export.service in ("*", target.service) and export.namespace in ("*", target.namespace)
 
 

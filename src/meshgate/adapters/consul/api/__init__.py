@@ -38,7 +38,6 @@ from .records import (
     CaRoots as CaRoots,
     Chain as Chain,
     Cursor as Cursor,
-    Exported as Exported,
     HealthCheck as HealthCheck,
     Instances as Instances,
     Intention as Intention,

@@ -16,7 +16,7 @@ from typing import Any, Final, Generic, Self, TypeVar
 import structlog
 import trio
 
-from meshgate.core.catalog import SamenessGroup
+from meshgate.core.catalog import Export, SamenessGroup
 from meshgate.core.durations import format_duration
 from meshgate.core.proxy_config import NO_LIMITS, DestinationLimits
 
@@ -44,7 +44,6 @@ from .records import (
     CaRoots,
     Chain,
     Cursor,
-    Exported,
     HealthCheck,
     Instances,
     Intention,
@@ -468,13 +467,16 @@ class ConsulClient:
         """Whether the peering control plane goes through mesh gateways; it takes no right to read."""
         return await self._entry("mesh", "mesh", records.decode_peer_through, None, cursor, missing=False)
 
-    async def exported_services(self, cursor: Cursor = NOW) -> Page[tuple[Exported, ...]]:
+    async def exported_services(self, cursor: Cursor = NOW) -> Page[tuple[Export, ...]]:
         """What the partition exports, wildcards and sameness groups resolved; NotFoundError before Consul 1.17.3."""
         request = CONSUL.exported_services.list()
         return await self._page(request, records.decode_exported_services, SEE_MESH, cursor)
 
-    async def exported_entry(self, cursor: Cursor, partition: str) -> Page[tuple[Exported, ...]]:
-        """What a partition exports, as it was written."""
+    async def exported_entry(self, cursor: Cursor, partition: str) -> Page[tuple[Export, ...]]:
+        """What a partition exports, as it was written: `*` stands for every service or namespace.
+
+        `groups` are the sameness groups to whose members something is exported, too.
+        """
         decode = records.decode_exported_entries
         return await self._entry("exported-services", partition, decode, SEE_MESH, cursor, missing=())
 

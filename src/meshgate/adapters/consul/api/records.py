@@ -14,7 +14,7 @@ from typing import Any, Final, Generic, TypeVar
 
 import msgspec
 
-from meshgate.core.catalog import NOWHERE, ChainTarget, Check, Instance, Locality, SamenessGroup, WanAddress
+from meshgate.core.catalog import NOWHERE, ChainTarget, Check, Export, Instance, Locality, SamenessGroup, WanAddress
 from meshgate.core.durations import parse_duration
 from meshgate.core.modes import Target
 from meshgate.core.proxy_config import NO_LIMITS, BindAddress, DestinationLimits
@@ -969,21 +969,6 @@ def _addresses(texts: list[str]) -> Iterator[tuple[str, int]]:
             yield host.removeprefix("[").removesuffix("]"), int(port)
 
 
-@dataclass(frozen=True, slots=True)
-class Exported:
-    """A service that the partition exports, and to whom.
-
-    In a raw entry `*` stands for every service or namespace, and `groups` are the sameness groups to whose members it
-    is exported, too.
-    """
-
-    service: str
-    namespace: str
-    peers: tuple[str, ...]
-    partitions: tuple[str, ...]
-    groups: tuple[str, ...] = ()
-
-
 class _Consumers(_Json):
     peers: list[str] | None = None
     partitions: list[str] | None = None
@@ -1019,25 +1004,23 @@ class _ExportsEntry(_Json):
     services: list[_EntryService] | None = None
 
 
-def _exported(rows: list[_Exported] | None) -> tuple[Exported, ...]:
-    def one(row: _Exported) -> Exported:
+def _exported(rows: list[_Exported] | None) -> tuple[Export, ...]:
+    def one(row: _Exported) -> Export:
         to = row.consumers or _Consumers()
-        return Exported(
-            row.service, row.namespace or DEFAULT, _distinct(to.peers or ()), _distinct(to.partitions or ())
-        )
+        return Export(row.service, row.namespace or DEFAULT, _distinct(to.peers or ()), _distinct(to.partitions or ()))
 
     return tuple(sorted(map(one, rows or ()), key=_order))
 
 
-def _exports_entry(entry: _ExportsEntry) -> tuple[Exported, ...]:
-    def one(row: _EntryService) -> Exported:
+def _exports_entry(entry: _ExportsEntry) -> tuple[Export, ...]:
+    def one(row: _EntryService) -> Export:
         to = row.consumers or []
-        return Exported(
+        return Export(
             row.name,
             row.namespace or DEFAULT,
             _distinct(consumer.peer or consumer.peer_name for consumer in to),
             _distinct(consumer.partition for consumer in to),
-            _distinct(consumer.sameness_group for consumer in to),
+            groups=_distinct(consumer.sameness_group for consumer in to),
         )
 
     return tuple(sorted(map(one, entry.services or ()), key=_order))
@@ -1047,7 +1030,7 @@ def _distinct(names: Iterable[str | None]) -> tuple[str, ...]:
     return tuple(sorted({name for name in names if name}))
 
 
-def _order(export: Exported) -> tuple[str, str]:
+def _order(export: Export) -> tuple[str, str]:
     return export.namespace, export.service
 
 
