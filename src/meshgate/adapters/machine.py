@@ -116,7 +116,6 @@ def streams_for(descriptors: int) -> int:
 
 
 def usable_cores() -> int:
-    """The cores that this process may run on."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -49,7 +49,6 @@ class NameKeeper:
         self.addresses = dict(addresses) | self.addresses
 
     async def run(self) -> None:
-        """Resolve until cancelled."""
         limiter = trio.CapacityLimiter(_AT_ONCE)
         following: dict[str, trio.CancelScope] = {}
         async with trio.open_nursery() as nursery:

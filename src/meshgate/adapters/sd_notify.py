@@ -30,7 +30,6 @@ class Notifier:
         return cls(environ.get("NOTIFY_SOCKET", ""), int(microseconds) / 2e6 if asked else None)
 
     def ready(self, status: str = "") -> bool:
-        """Start-up is complete."""
         return self._send("READY=1", status)
 
     def reloading(self) -> bool:
@@ -38,15 +37,12 @@ class Notifier:
         return self._send(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}", "")
 
     def stopping(self, status: str = "") -> bool:
-        """The process is on its way out."""
         return self._send("STOPPING=1", status)
 
     def status(self, text: str) -> bool:
-        """One line for `systemctl status`."""
         return self._send("", text)
 
     def watchdog(self) -> bool:
-        """The process is alive."""
         return self._send("WATCHDOG=1", "")
 
     async def ping_watchdog(self) -> None:

@@ -43,7 +43,6 @@ class HostPort(NamedTuple):
 
 @lru_cache(maxsize=1 << 16)
 def is_numeric(address: str) -> bool:
-    """Whether an address is an IP address; a host name otherwise."""
     try:
         ip_address(address)
     except ValueError:

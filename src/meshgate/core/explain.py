@@ -59,12 +59,10 @@ class Explanation:
 
     @property
     def kind(self) -> RouteKind | None:
-        """What the route leads to; None without a route."""
         return self.route.kind if self.route else None
 
     @property
     def endpoints(self) -> tuple[Endpoint, ...]:
-        """All known endpoints of the route, unhealthy ones too; empty without a route."""
         return self.route.endpoints if self.route else ()
 
 
@@ -156,7 +154,6 @@ class _Name:
         self._here = table.datacenter.lower() if own else None
 
     def form(self) -> str:
-        """What the name asks for."""
         match self._sni:
             case None:
                 return "none of Consul's"

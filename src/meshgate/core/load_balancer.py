@@ -181,7 +181,6 @@ class LoadBalancer:
         return bool(self.ejected) and self.ejected.pop(hosts.address_of[position], None) is not None
 
     def failed(self, address: Address) -> None:
-        """Note that a connection could not be had."""
         self.ejected[address] = self.ejected.get(address, 0) + 1
 
     def keep_only(self, table: RouteTable) -> None:

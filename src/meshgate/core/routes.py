@@ -148,7 +148,6 @@ class Route:
 
     @property
     def match(self) -> str:
-        """`exact` or `suffix`."""
         return "suffix" if self.suffix else "exact"
 
 

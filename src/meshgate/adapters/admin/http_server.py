@@ -69,7 +69,6 @@ class Response:
 
 
 def json_response(data: object, status: int = 200) -> Response:
-    """`data` as JSON, by msgspec's rules."""
     return Response(status, msgspec.json.encode(data) + b"\n", JSON)
 
 
@@ -288,7 +287,6 @@ class _Connection:
                 left -= len(data)
 
     async def _has_bytes(self) -> bool:
-        """Wait for the first byte of a request."""
         if self._http.trailing_data[0]:
             return True
         with trio.move_on_after(self._limits.idle_timeout):

@@ -74,7 +74,6 @@ class Publisher:
         self._change.set()
 
     async def change(self) -> None:
-        """Wait for a change."""
         self._change = trio.Event()
         await self._change.wait()
 
@@ -117,7 +116,6 @@ class LocalServers:
         self._held = VerifiedInstances(scope.visibility, SERVERS)
 
     async def run(self) -> None:
-        """Follow until cancelled."""
         await self._scope.watch(LOCAL_SERVERS, self._ask, ignore, dedicated=True)
 
     def instances(self) -> Instances:
@@ -210,7 +208,6 @@ class CatalogWatcher:
         self._follow_by_need()
 
     async def run(self) -> None:
-        """Watch and publish until cancelled."""
         async with self._pool, trio.open_nursery() as nursery:
             roots = partial(self._scope.watch, dedicated=True)
             nursery.start_soon(roots, ROOTS, lambda reader, cursor: reader.ca_roots(cursor), self._roots.set)
@@ -251,7 +248,6 @@ class CatalogWatcher:
 
     @property
     def snapshot(self) -> Snapshot | None:
-        """The last one that was published."""
         return self._publisher.snapshot
 
     def states(self) -> list[WatchState]:

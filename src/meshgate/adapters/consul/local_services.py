@@ -97,7 +97,6 @@ class _NamespaceServices:
         self.resolvers = replace(RESOLVERS, namespace=self.names.namespace)
 
     async def run(self) -> None:
-        """Follow until cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._scheduler.run)
             nursery.start_soon(self._follow_resolvers)
@@ -208,7 +207,6 @@ class _NamespaceServices:
             self._scope.changed()
 
     def _touch(self, name: str) -> None:
-        """What is known of a service has changed."""
         self._dirty[name] = True
         self._scope.changed()
 
@@ -408,11 +406,9 @@ class LocalServices:
 
     @property
     def known(self) -> bool:
-        """Whether the services of the default namespace are known."""
         return self._namespaces[DEFAULT].known
 
     async def run(self) -> None:
-        """Follow until cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._namespaces.run)
             if self._enterprise:

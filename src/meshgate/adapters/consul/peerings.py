@@ -70,7 +70,6 @@ class Peerings:
         )
 
     async def run(self) -> None:
-        """Follow until cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._imports.run)
             nursery.start_soon(self._mesh_entry.run)
@@ -108,7 +107,6 @@ class Peerings:
         )
 
     def problems(self) -> list[str]:
-        """What the token is known not to see."""
         return [self._denied] if self._denied else []
 
     def pending_imports(self, last: Snapshot, *, early: bool) -> frozenset[str]:

@@ -182,7 +182,6 @@ class Registrar:
         self._round.cancel()
 
     async def registered(self) -> OwnRegistration:
-        """Wait until there is a registration."""
         while self.registration is None:
             await self._present.wait()
         return self.registration

@@ -85,7 +85,6 @@ class Gateways:
         self._held = KeyedWatches(scope.sync, self._key, self._make, self._follow)
 
     async def run(self) -> None:
-        """Follow until cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._held.run)
             await self._scope.poll(
@@ -97,7 +96,6 @@ class Gateways:
             )
 
     def instances(self) -> Instances:
-        """The gateways, of all names."""
         return tuple(instance for name in sorted(self._held) for instance in self._held[name].value)
 
     def beside(self, federated: Instances, heard: float) -> Instances:
@@ -209,7 +207,6 @@ class RemoteGateways:
         )
 
     async def run(self) -> None:
-        """Follow until cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._direct.run)
             nursery.start_soon(
@@ -232,7 +229,6 @@ class RemoteGateways:
         )
 
     def problems(self) -> list[str]:
-        """What the token is known not to see."""
         return list(self._hidden.values())
 
     def pending(self, last: Iterable[RemoteDatacenter], *, early: bool) -> frozenset[str]:
@@ -301,7 +297,6 @@ class Partitions:
         )
 
     async def run(self) -> None:
-        """Follow until cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._gateways.run)
             await self._scope.poll(PARTITIONS, self._ask, self._listed, on_error=self._failed, interval=POLL)

@@ -75,7 +75,6 @@ class Policy:
 
 
 def error_of(attempt: RetryCallState) -> ConsulError:
-    """What failed."""
     error = None if attempt.outcome is None else attempt.outcome.exception()
     assert isinstance(error, ConsulError)
     return error

@@ -33,7 +33,6 @@ class InitialSync:
 
     @property
     def missing(self) -> list[str]:
-        """The sources that have not been tried yet."""
         return sorted(map(str, self._expected))
 
     def add(self, source: WatchKey) -> None:
@@ -57,7 +56,6 @@ class InitialSync:
             return
 
     def close(self) -> None:
-        """From now on nothing is expected."""
         self._open = False
         self._expected.clear()
 
@@ -80,12 +78,10 @@ class Scope:
     tenant: Tenant = field(default_factory=Tenant)
 
     def at(self, tenant: Tenant) -> "Scope":
-        """The same elsewhere."""
         client = self.client.at(tenant)
         return replace(self, client=client, visibility=self.visibility.at(client), tenant=tenant)
 
     def key(self, kind: str, name: str = "", *, datacenter: str = "") -> WatchKey:
-        """The key of a watch of this scope."""
         here = self.tenant
         place = f"peer {here.peer}" if here.peer else f"partition {here.partition}" if here.partition else datacenter
         return WatchKey(kind, name, place, "" if here.namespace == DEFAULT else here.namespace)
@@ -177,7 +173,6 @@ class Latest(Generic[T]):
     value: T | None = None
 
     def set(self, value: T) -> None:
-        """Take a value over."""
         self.value = value
 
 
@@ -232,7 +227,6 @@ class KeyedWatches(Mapping[K, V]):
                 self._start(key)
 
     async def run(self) -> None:
-        """Follow until cancelled."""
         try:
             async with trio.open_nursery() as self._nursery:
                 for key in self._things:

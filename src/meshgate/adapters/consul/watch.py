@@ -165,7 +165,6 @@ class Pace:
         self._full_at = trio.current_time()
 
     async def take(self) -> None:
-        """Wait for a token."""
         now, seconds = trio.current_time(), self._seconds()
         self._full_at = max(self._full_at, now) + seconds
         excess = self._full_at - now - BURST * seconds

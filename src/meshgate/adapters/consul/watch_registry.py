@@ -146,7 +146,6 @@ class WatchRegistry:
         return list(self._states.values())
 
     def state(self, key: WatchKey) -> WatchState | None:
-        """How the watch of a key is doing; None where there is none."""
         return self._states.get(key)
 
     def answered(self, key: WatchKey) -> bool:
@@ -169,7 +168,6 @@ class WatchRegistry:
         return state
 
     def unregister(self, state: WatchState) -> None:
-        """List a state no longer."""
         if self._states.get(state.key) is state:
             del self._states[state.key]
 
@@ -225,7 +223,6 @@ class WatchRegistry:
         on_error(error)
 
     def failed(self, state: WatchState, error: ConsulError) -> None:
-        """Note that a request has failed."""
         state.failures += 1
         if state.failing_since is None:
             state.failing_since = trio.current_time()
@@ -244,7 +241,6 @@ class WatchRegistry:
             (log.debug if known else log.warning)(event, watch=str(state.key), kind=state.key.kind, error=state.error)
 
     def succeeded(self, state: WatchState) -> None:
-        """Note that a request has succeeded."""
         state.last_success = trio.current_time()
         if state.failing_since is None:
             return

@@ -137,7 +137,6 @@ class WatchScheduler:
         self._news.set()
 
     def leave(self, query: HealthQuery) -> None:
-        """Follow it no longer."""
         for queries in (self._followed, self._interesting, self._new):
             queries.pop(query, None)
         self._due.pop(query, None)
@@ -182,7 +181,6 @@ class WatchScheduler:
         self.used((service,))
 
     async def run(self) -> None:
-        """Follow until cancelled."""
         try:
             async with trio.open_nursery() as nursery:
                 for _ in range(_READERS):
@@ -290,7 +288,6 @@ class WatchScheduler:
     # --- who is only read ----------------------------------------------------------------------------------------
 
     def followed(self) -> tuple[HealthQuery, ...]:
-        """All queries, in the order in which they came."""
         return tuple(self._followed)
 
     async def read(self, query: HealthQuery) -> None:
@@ -369,7 +366,6 @@ class _Resync:
         self._summarized = True
 
     async def run(self) -> None:
-        """Do so until cancelled, whenever there are more services than connections."""
         sweep: deque[HealthQuery] = deque()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._follow_summaries)

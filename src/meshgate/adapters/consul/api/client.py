@@ -303,7 +303,6 @@ class ConsulClient:
     # --- the agent and what it holds ----------------------------------------------------------------------------------
 
     async def agent_self(self) -> AgentFacts:
-        """What the agent says of itself."""
         return (await self._read(CONSUL.agent.self(), records.decode_agent_facts, SEE_AGENT)).value
 
     async def agent_facts(self) -> AgentFacts:
@@ -352,11 +351,9 @@ class ConsulClient:
         await self._read(request, bytes, Rule("service", str(definition["Name"]), "write"))
 
     async def deregister_check(self, check_id: str) -> None:
-        """Remove a check from the agent."""
         await self._read(CONSUL.agent.check.deregister(segment(check_id)), bytes)
 
     async def deregister(self, service_id: str) -> None:
-        """Remove a registration from the agent."""
         request = CONSUL.agent.service.deregister(segment(service_id))
         await self._read(request, bytes, Rule("service", service_id, "write"))
 
@@ -398,7 +395,6 @@ class ConsulClient:
         return granted
 
     async def acl_replication(self, datacenter: str = "") -> Replication:
-        """How a datacenter replicates ACLs."""
         return (await self._read(CONSUL.acl.replication(datacenter), records.decode_replication)).value
 
     async def intention(self, source: str, destination: str) -> Intention:
@@ -598,7 +594,6 @@ class Remembered(Generic[T]):
         self._last: tuple[bytes, T] | None = None
 
     def __call__(self, content: bytes) -> T:
-        """What the content means; the same object for the same content."""
         if self._last is None or self._last[0] != content:
             self._last = content, self._decode(content)
         return self._last[1]

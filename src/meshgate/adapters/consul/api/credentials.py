@@ -73,7 +73,6 @@ class TokenSource(_Files):
 
     @classmethod
     def of(cls, address: ConsulAddress) -> "TokenSource":
-        """The source that the settings describe."""
         return cls(address.token, address.token_file, address.http_auth)
 
     def __repr__(self) -> str:

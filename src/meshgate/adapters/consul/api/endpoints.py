@@ -66,13 +66,7 @@ class _Requests(base.HTTPClient):
         return _request("POST", path, params, headers, data)
 
 
-def _request(
-    method: str,
-    path: str,
-    params: Params,
-    headers: Headers,
-    data: str = "",
-) -> Request:
+def _request(method: str, path: str, params: Params, headers: Headers, data: str = "") -> Request:
     query = params.items() if isinstance(params, Mapping) else params or ()
     return Request(method, path, tuple((name, str(value)) for name, value in query), data.encode(), headers or {})
 
@@ -98,10 +92,10 @@ class Consul(base.Consul):
         self.discovery_chain = DiscoveryChain(self)
         self.health = Health(self)
         self.status = base.Consul.Status(self)
-        self.exported_services = ExportedServices(self)
+        self.exported_services = Listing(self, "/v1/exported-services")  # 1.17.3 and later
         self.internal = Internal(self)
-        self.namespaces = Namespaces(self)
-        self.partitions = Partitions(self)
+        self.namespaces = Listing(self, "/v1/namespaces")  # Enterprise
+        self.partitions = Listing(self, "/v1/partitions")  # Enterprise 1.11 and later
         self.peerings = Peerings(self)
 
 
@@ -126,8 +120,6 @@ class Acl(base.Consul.ACL):
 
 
 class Agent(base.Consul.Agent):
-    """What the agent holds."""
-
     service: "AgentService"
 
     def __init__(self, agent: base.Consul) -> None:
@@ -137,24 +129,20 @@ class Agent(base.Consul.Agent):
 
 
 class AgentService(_Group, base.Consul.Agent.Service):
-    """Services of the agent."""
-
     def get(self, service_id: str) -> Request:
-        """`/v1/agent/service/:id`, which is held by its content hash instead of an index."""
+        """It is held by its content hash instead of an index."""
         return self._get(f"/v1/agent/service/{service_id}")
 
     def register_definition(self, definition: Mapping[str, Any]) -> Request:
-        """`PUT /v1/agent/service/register`; that of python-consul2 knows no kind, weights or tagged addresses."""
+        """The method of python-consul2 knows no kind, weights or tagged addresses."""
         path = "/v1/agent/service/register"
         request: Request = self.agent.http.put(base.CB.bool(), path, data=json.dumps(definition))
         return request
 
 
 class AgentConnect(base.Consul.Agent.Connect):
-    """Certificates of the agent."""
-
     def leaf_certificates(self, service: str, token: str | None = None) -> Request:
-        """`/v1/agent/connect/ca/leaf/:service`; the path that python-consul2 asks for lacks the version."""
+        """The path that python-consul2 asks for lacks the version."""
         request: Request = super().leaf_certificates(service, token)
         return replace(request, path=f"/v1{request.path}")
 
@@ -167,11 +155,9 @@ class Connect(base.Consul.Connect):
 
 class Intentions(_Group):
     def check(self, source: str, destination: str) -> Request:
-        """`/v1/connect/intentions/check`."""
         return self._get("/v1/connect/intentions/check", source=source, destination=destination)
 
     def match(self, destination: str) -> Request:
-        """`/v1/connect/intentions/match`."""
         return self._get("/v1/connect/intentions/match", by="destination", name=destination)
 
 
@@ -179,74 +165,52 @@ class DiscoveryChain(_Group, base.Consul.DiscoveryChain):
     """python-consul2 has the group without a method, and warns when it is made."""
 
     def get(self, service: str, compile_dc: str = "", dc: str = "") -> Request:
-        """`/v1/discovery-chain/:service`."""
         return self._get(f"/v1/discovery-chain/{service}", **{"compile-dc": compile_dc, "dc": dc})
 
 
 class Health(_Group, base.Consul.Health):
-    """Instances with their checks."""
-
     def connect(self, service: str, dc: str = "") -> Request:
-        """`/v1/health/connect/:service`."""
         return self._get(f"/v1/health/connect/{service}", dc=dc)
-
-
-class ExportedServices(_Group):
-    """What a partition exports."""
-
-    def list(self) -> Request:
-        """`/v1/exported-services` (1.17.3 and later)."""
-        return self._get("/v1/exported-services")
 
 
 class Internal(_Group):
     """What Consul's own tools and pages ask for. None of it is documented; all of it is there since 1.8 or before."""
 
     def authorize(self, rights: Iterable[Mapping[str, str]], dc: str = "") -> Request:
-        """`POST /v1/internal/acl/authorize`."""
         params = {"dc": dc} if dc else None
         data = json.dumps(list(rights))
         request: Request = self.agent.http.post(base.CB.json(), "/v1/internal/acl/authorize", params, data)
         return request
 
     def federation_states(self) -> Request:
-        """`/v1/internal/federation-states/mesh-gateways`."""
         return self._get("/v1/internal/federation-states/mesh-gateways")
 
     def ui_services(self, dc: str = "") -> Request:
-        """`/v1/internal/ui/services`."""
         return self._get("/v1/internal/ui/services", dc=dc)
 
 
-class Namespaces(_Group):
-    """The namespaces of a partition."""
+class Listing(_Group):
+    """A group of which only the list is asked for."""
+
+    def __init__(self, agent: base.Consul, path: str) -> None:
+        super().__init__(agent)
+        self._path = path
 
     def list(self) -> Request:
-        """`/v1/namespaces` (Enterprise)."""
-        return self._get("/v1/namespaces")
-
-
-class Partitions(_Group):
-    """The admin partitions of a datacenter."""
-
-    def list(self) -> Request:
-        """`/v1/partitions` (Enterprise 1.11 and later)."""
-        return self._get("/v1/partitions")
+        return self._get(self._path)
 
 
 class Peerings(_Group):
-    """The peerings of a partition."""
+    """The peerings of a partition (1.13 and later)."""
 
     def list(self) -> Request:
-        """`/v1/peerings` (1.13 and later)."""
         return self._get("/v1/peerings")
 
     def get(self, name: str) -> Request:
-        """`/v1/peering/:name` (1.13 and later)."""
         return self._get(f"/v1/peering/{name}")
 
     def options(self) -> Request:
-        """`OPTIONS /v1/peerings`, 404 in versions that lack it; needs no right, and leaves no line in Consul's log."""
+        """It is answered 404 by versions that lack peerings; needs no right, and leaves no line in Consul's log."""
         return Request("OPTIONS", "/v1/peerings")
 
 
