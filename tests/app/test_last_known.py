@@ -9,7 +9,7 @@ import trio
 from structlog.testing import capture_logs
 from trio.testing import MockClock
 
-from meshgate.adapters.consul import CatalogWatcher, WatchRegistry
+from meshgate.adapters.consul import CatalogWatcher, Home, WatchRegistry
 from meshgate.adapters.consul.api import Resolver, ServerError, SubsetRule
 from meshgate.adapters.names import NameKeeper
 from meshgate.adapters.state import Kept, read, write
@@ -109,7 +109,7 @@ async def test_a_catalog_from_disk_is_not_written_back_and_consuls_is(tmp_path: 
 @asynccontextmanager
 async def watching(model: Model) -> AsyncIterator[CatalogWatcher]:
     """A watcher that has heard all that the model has to say."""
-    watcher = CatalogWatcher(model, WatchRegistry(), lambda _: None, datacenter="dc1")
+    watcher = CatalogWatcher(model, WatchRegistry(), lambda _: None, Home("dc1"))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(watcher.run)
         await trio.sleep(1)
@@ -183,7 +183,7 @@ async def test_real_watches_that_fail_are_told_from_those_that_answer(tmp_path: 
     model = Model(connect={"web": (ROW,), "api": (ROW,)}, wan=("dc1", "dc2"), remote={"dc2": {}})
     model.broken = {"connect_instances:web": failing, "instances:mesh-gateway in dc2": failing, "resolvers": failing}
     registry = WatchRegistry()
-    watcher = CatalogWatcher(model, registry, lambda _: None, datacenter="dc1")
+    watcher = CatalogWatcher(model, registry, lambda _: None, Home("dc1"))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(watcher.run)
         await trio.sleep(REMOTES_PATIENCE)

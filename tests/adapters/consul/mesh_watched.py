@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import trio
 
-from meshgate.adapters.consul import CatalogWatcher, WatchRegistry
+from meshgate.adapters.consul import CatalogWatcher, Home, WatchRegistry
 from meshgate.adapters.consul.api import ConsulAddress, ConsulClient
 from meshgate.core.catalog import Snapshot
 from meshgate.core.export_routes import AS_CONSUL, ExportRules
@@ -65,12 +65,9 @@ async def following(
             client,
             registry,
             published.append,
-            datacenter="dc1",
-            partition=partition or "default",
-            enterprise=double.enterprise,
+            Home("dc1", partition or "default", enterprise=double.enterprise, expose_servers=expose),
             **options,  # type: ignore[arg-type]
         )
-        watcher.name_servers("consul", expose=expose)
         nursery.start_soon(watcher.run)
         followed = Following(double, watcher, client, registry, published)
         await followed.until(lambda _: True)

@@ -18,7 +18,7 @@ import trio
 from trio.testing import MockClock
 
 import meshgate
-from meshgate.adapters.consul import CatalogWatcher, WatchRegistry
+from meshgate.adapters.consul import CatalogWatcher, Home, WatchRegistry
 from meshgate.adapters.consul.api import ConsulAddress, ConsulClient, ServerError
 from meshgate.adapters.consul.retry import LONGEST_PAUSE
 from meshgate.core.catalog import Snapshot
@@ -64,7 +64,7 @@ class Follower:
 async def following(address: str) -> AsyncIterator[Follower]:
     async with ConsulClient(ConsulAddress.from_settings({"CONSUL_HTTP_ADDR": address})) as client:
         snapshots: list[Snapshot] = []
-        watcher = CatalogWatcher(client, WatchRegistry(), snapshots.append, datacenter="dc1")
+        watcher = CatalogWatcher(client, WatchRegistry(), snapshots.append, Home("dc1"))
         async with trio.open_nursery() as nursery:
             nursery.start_soon(watcher.run)
             follower = Follower(watcher, snapshots)
@@ -213,7 +213,7 @@ async def test_agent_that_is_gone_for_an_hour_is_asked_rarely_and_followed_at_on
     model = Model(connect={f"s{number}": (sidecar(f"s{number}", number),) for number in range(20)})
     model.plain["mesh-gateway"] = (gateway(OWN),)
     snapshots: list[Snapshot] = []
-    watcher = CatalogWatcher(model, WatchRegistry(), snapshots.append, datacenter=OWN)
+    watcher = CatalogWatcher(model, WatchRegistry(), snapshots.append, Home(OWN))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(watcher.run)
         await trio.sleep(60)
@@ -246,7 +246,7 @@ async def test_agent_that_is_gone_for_an_hour_is_asked_rarely_and_followed_at_on
 async def test_lost_leader_for_an_hour_is_survived_as_an_agent_that_is_gone(autojump_clock: MockClock) -> None:
     model = Model(connect={"web": (sidecar("web"),)}, plain={"mesh-gateway": (gateway(OWN),)})
     snapshots: list[Snapshot] = []
-    watcher = CatalogWatcher(model, WatchRegistry(), snapshots.append, datacenter=OWN)
+    watcher = CatalogWatcher(model, WatchRegistry(), snapshots.append, Home(OWN))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(watcher.run)
         await trio.sleep(60)

@@ -14,6 +14,7 @@ import trio
 from meshgate.adapters.consul import (
     CatalogWatcher,
     GatewayDefinition,
+    Home,
     Registrar,
     WatchRegistry,
     acl_policy,
@@ -76,7 +77,7 @@ async def running(consul: Consul, **settings: str) -> AsyncIterator[Running]:
         registry = WatchRegistry(token_version=lambda: client.token.version)
         facts = await wait_for_agent(client, registry)
         snapshots: list[Snapshot] = []
-        watcher = CatalogWatcher(client, registry, snapshots.append, datacenter=facts.datacenter)
+        watcher = CatalogWatcher(client, registry, snapshots.append, Home(facts.datacenter))
         registrar = Registrar(client, registry, GatewayDefinition(address="127.0.0.1", port=8555))
         nursery.start_soon(watcher.run)
         nursery.start_soon(registrar.run)

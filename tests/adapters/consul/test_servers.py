@@ -7,7 +7,7 @@ from dataclasses import replace
 import trio
 from trio.testing import MockClock
 
-from meshgate.adapters.consul import CatalogWatcher, WatchRegistry
+from meshgate.adapters.consul import CatalogWatcher, Home, WatchRegistry
 from meshgate.adapters.consul.api import PermissionDeniedError
 from meshgate.core.catalog import Instance, Snapshot
 
@@ -25,9 +25,11 @@ class Federated:
         self.model = model
         self.published: list[Snapshot] = []
         self.watcher = CatalogWatcher(
-            model, WatchRegistry(), self.published.append, datacenter=OWN, partition=partition, start_deadline=5.0
+            model,
+            WatchRegistry(),
+            self.published.append,
+            Home(OWN, partition, domain="fed.example", expose_servers=expose),
         )
-        self.watcher.name_servers("fed.example", expose=expose)
 
     def servers(self) -> tuple[Instance, ...]:
         return self.published[-1].servers
@@ -136,8 +138,9 @@ async def test_the_watch_of_the_servers_takes_its_connection_from_the_others(aut
             wan=(OWN, *datacenters), remote={name: {"gw": (gateway(name, name="gw"),)} for name in datacenters}
         )
         model.plain["mesh-gateway"] = (gateway(OWN),)
-        watcher = CatalogWatcher(model, WatchRegistry(), lambda _: None, datacenter=OWN, catalog_watches=10)
-        watcher.name_servers("consul", expose=expose)
+        watcher = CatalogWatcher(
+            model, WatchRegistry(), lambda _: None, Home(OWN, expose_servers=expose), catalog_watches=10
+        )
         with trio.move_on_after(60):
             await watcher.run()
         most[expose] = model.most_connections

@@ -8,6 +8,7 @@ import trio
 
 from meshgate.adapters.consul import (
     CatalogWatcher,
+    Home,
     WatchRegistry,
 )
 from meshgate.adapters.consul.api import LONGEST_WAIT
@@ -67,7 +68,7 @@ async def watching(model: Model, *, wait: bool = True, **options: float) -> Asyn
         model,
         registry,
         lambda snapshot: published.append((trio.current_time(), snapshot)),
-        datacenter=OWN,
+        Home(OWN),
         **options,  # type: ignore[arg-type]
     )
     watched = Watched(model, watcher, registry, published)

@@ -8,6 +8,7 @@ from .catalog_watcher import CatalogWatcher
 from .lookups import Checks
 from .policy import acl_policy
 from .registrar import Maintenance, OwnHealth, Registrar, lived_by
+from .scope import Home
 from .service_definition import GatewayDefinition, RegistrationError
 from .watch import wait_for_agent
 from .watch_registry import WatchKey, WatchRegistry, WatchState
@@ -16,6 +17,7 @@ __all__ = [
     "CatalogWatcher",
     "Checks",
     "GatewayDefinition",
+    "Home",
     "Maintenance",
     "OwnHealth",
     "Registrar",

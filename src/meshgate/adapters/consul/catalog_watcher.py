@@ -21,14 +21,14 @@ from meshgate.core.sni import DEFAULT, PeeredServiceSni
 from meshgate.core.warm_start import PendingSources
 
 from .acl_visibility import SERVERS, AclVisibility, VerifiedInstances
-from .api import GATEWAY_KIND, CaRoots, ConsulClient, Cursor, Instances, Page, PermissionDeniedError, Rule, Tenant
+from .api import CaRoots, ConsulClient, Cursor, Instances, Page, PermissionDeniedError, Rule, Tenant
 from .blocking_query_pool import BlockingQueryPool
 from .exports import EXPORTS, LocalExports
 from .local_services import NAMES, RESOLVERS, LocalServices
 from .lookups import Explainer
 from .peerings import Peerings
 from .remote_gateways import Partitions, RemoteGateways
-from .scope import InitialSync, KeyedWatches, Latest, Scope
+from .scope import Home, InitialSync, KeyedWatches, Latest, Scope
 from .watch_registry import WatchKey, WatchRegistry, WatchState, ignore
 
 log = structlog.get_logger(module="meshgate.consul")
@@ -137,83 +137,54 @@ class CatalogWatcher:
         client: Consul.
         registry: shared by all watches of the process.
         publish: gets each new snapshot, in trio's thread; it must not block.
-        datacenter: the gateway's own.
-        partition: the gateway's own.
-        node: the gateway's own; "" where that is not known.
-        gateway_service: the name under which the gateway is registered.
-        catalog_watches: how many blocking queries the gateway may hold at once (see `pool`).
-        enterprise: whether Consul has namespaces and partitions; the community edition refuses to be asked for them.
+        home: where the gateway is.
+        catalog_watches: how many blocking queries the gateway may hold at once (see `blocking_query_pool`).
         enforce_exports: whether exports decide what is routed, so that they are followed without a peering too.
         start_deadline: seconds that the first snapshot waits for slow sources, since the last one that was not.
     """
 
-    def __init__(  # noqa: PLR0913 - most by keyword
+    def __init__(
         self,
         client: ConsulClient,
         registry: WatchRegistry,
         publish: Callable[[Snapshot], None],
+        home: Home,
         *,
-        datacenter: str,
-        partition: str = DEFAULT,
-        node: str = "",
-        gateway_service: str = GATEWAY_KIND,
         catalog_watches: int = 100,
-        start_deadline: float = 5.0,
-        enterprise: bool = False,
         enforce_exports: bool = False,
+        start_deadline: float = 5.0,
     ) -> None:
         # A gateway is in the namespace default, whatever namespace its token would make Consul assume.
-        client = client.at(Tenant(namespace=DEFAULT)) if enterprise else client
-        central = partition == DEFAULT
+        client = client.at(Tenant(namespace=DEFAULT)) if home.enterprise else client
         self._registry = registry
         self._publisher = Publisher(self._made, publish)
-        self._datacenter = datacenter
-        self._partition = partition
-        self._node = node
+        self._home = home
         self._start_deadline = start_deadline
-        self._domain = "consul"
-        self._expose_servers = False
         self._enforce_exports = enforce_exports
         self._roots: Latest[CaRoots] = Latest()
         self._sync = InitialSync()
         self._pool = BlockingQueryPool(client, catalog_watches)
-        self._explainer = Explainer(client, enterprise=enterprise)
-        visibility = AclVisibility(client, gateway_service, partition=not central)
-        scope = Scope(client, registry, self._pool, visibility, self._sync, self._publisher.changed)
+        self._explainer = Explainer(client, enterprise=home.enterprise)
+        visibility = AclVisibility(client, home.gateway_service, partition=not home.central)
+        scope = Scope(client, registry, self._pool, visibility, self._sync, self._publisher.changed, home)
         self._scope = scope
-        self._services = LocalServices(scope, enterprise=enterprise)
-        # Only gateways of the default partition look into other datacenters.
-        self._remotes = RemoteGateways(scope, datacenter=datacenter, gateway_service=gateway_service)
-        self._partitions = Partitions(scope, partition=partition, gateway_service=gateway_service)
-        self._elsewhere = [self._remotes] * central + [self._partitions] * enterprise
-        self._peerings = Peerings(scope, enterprise=enterprise, control_plane=central, changed=self._peerings_changed)
+        self._services = LocalServices(scope)
+        self._remotes = RemoteGateways(scope)
+        self._partitions = Partitions(scope)
+        self._peerings = Peerings(scope, self._peerings_changed)
         self._servers = LocalServers(scope)
-        self._exports = LocalExports(
-            scope, partition=partition, enterprise=enterprise, services=self._services.services
-        )
+        self._exports = LocalExports(scope, self._services.services)
         by_need: dict[WatchKey, LocalServers | LocalExports] = {LOCAL_SERVERS: self._servers, EXPORTS: self._exports}
         self._by_need = KeyedWatches(self._sync, lambda key: key, by_need.__getitem__, lambda _, it: it.run())
-
-    def name_servers(self, domain: str, *, expose: bool) -> None:
-        """Say how Consul's servers are named, and whether this gateway is to carry their traffic; before `run`.
-
-        Servers are only watched if it is, and if it is in the default partition: no other one has servers.
-
-        Args:
-            domain: the agents' DNS domain.
-            expose: whether the gateway is registered for servers (WAN federation through gateways).
-        """
-        self._domain = domain
-        self._expose_servers = expose and self._partition == DEFAULT
         self._follow_by_need()
 
     async def run(self) -> None:
         async with self._pool, trio.open_nursery() as nursery:
             roots = partial(self._scope.watch, dedicated=True)
             nursery.start_soon(roots, ROOTS, lambda reader, cursor: reader.ca_roots(cursor), self._roots.set)
-            for follower in (self._services, self._peerings, *self._elsewhere, self._by_need):
+            elsewhere = [self._remotes] * self._home.central + [self._partitions] * self._home.enterprise
+            for follower in (self._services, self._peerings, *elsewhere, self._by_need):
                 nursery.start_soon(follower.run)
-            self._follow_by_need()
             await self._publish_changes()
 
     def used(self, services: Iterable[str]) -> None:
@@ -325,7 +296,8 @@ class CatalogWatcher:
 
     def _follow_by_need(self) -> None:
         """Servers and exports depend on what else is found."""
-        servers = LOCAL_SERVERS in self._by_need or self._expose_servers or self._peerings.through
+        exposed = self._home.expose_servers and self._home.central
+        servers = LOCAL_SERVERS in self._by_need or exposed or self._peerings.through
         exports = self._peerings.any or self._enforce_exports
         self._by_need.keep([LOCAL_SERVERS] * servers + [EXPORTS] * exports)
 
@@ -344,22 +316,23 @@ class CatalogWatcher:
         await self._publisher.run(self._exports.reconcile)
 
     def _made(self) -> Snapshot:
+        home = self._home
         return Snapshot(
-            self._datacenter,
+            home.datacenter,
             "" if self._roots.value is None else self._roots.value.trust_domain,
-            self._partition,
+            home.partition,
             services=self._services.services(),
             remotes=self._remotes.remotes(),
             servers=self._servers.instances(),
-            domain=self._domain,
-            expose_servers=self._expose_servers,
+            domain=home.domain,
+            expose_servers=home.expose_servers and home.central,
             partitions=self._partitions.partitions(),
             exports=self._exports.exports(),
             imports=self._peerings.imports(),
             peer_servers=self._peerings.servers(),
             peer_through=self._peerings.through,
             groups=self._exports.groups(),
-            node=self._node,
+            node=home.node,
         )
 
 

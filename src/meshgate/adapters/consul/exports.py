@@ -32,21 +32,10 @@ _Key = tuple[str, str]
 
 
 class LocalExports:
-    """Follows the exports, while they are wanted.
+    """Follows the exports, while they are wanted; `services` tells those that are known now."""
 
-    Args:
-        scope: where Consul is asked.
-        partition: the gateway's own.
-        enterprise: whether namespaces may be named.
-        services: those known now, of the gateway's partition.
-    """
-
-    def __init__(
-        self, scope: Scope, *, partition: str, enterprise: bool, services: Callable[[], Iterable[Service]]
-    ) -> None:
+    def __init__(self, scope: Scope, services: Callable[[], Iterable[Service]]) -> None:
         self._scope = scope
-        self._partition = partition
-        self._enterprise = enterprise
         self._services = services
         self._raw = False
         self._exported: tuple[Export, ...] = ()
@@ -173,7 +162,7 @@ class LocalExports:
                 page = await reader.exported_services(cursor)
                 self._raw = False
                 return page
-        page = await reader.exported_entry(cursor, self._partition)
+        page = await reader.exported_entry(cursor, self._scope.home.partition)
         self._raw = True
         return page
 
@@ -183,7 +172,7 @@ class LocalExports:
         self.reconcile()
 
     def _in(self, namespace: str) -> Scope:
-        return self._scope.at(Tenant(namespace=namespace if self._enterprise else ""))
+        return self._scope.at(Tenant(namespace=namespace if self._scope.home.enterprise else ""))
 
     def _chain_key(self, key: _Key) -> WatchKey:
         return WatchKey("chain", key[1], namespace=key[0])
@@ -198,7 +187,7 @@ class LocalExports:
 
     async def _follow_group(self, name: str, latest: Latest[SamenessGroup]) -> None:
         def answered(group: SamenessGroup) -> None:
-            others = tuple(partition for partition in group.partitions if partition != self._partition)
+            others = tuple(partition for partition in group.partitions if partition != self._scope.home.partition)
             latest.set(replace(group, name=name, partitions=others))
 
         def failed(error: ConsulError) -> None:

@@ -64,9 +64,7 @@ class _Filter(NamedTuple):
 class _NamespaceServices:
     """Follows the services of one namespace. `known` says whether the list was received yet.
 
-    Args:
-        scope: where Consul is asked.
-        dedicated: whether the two lists have connections of their own: there may be more namespaces than connections.
+    With `dedicated` the two lists have connections of their own: there may be more namespaces than connections.
     """
 
     def __init__(self, scope: Scope, *, dedicated: bool) -> None:
@@ -385,16 +383,10 @@ class _NamespaceServices:
 
 
 class LocalServices:
-    """Follows the services of all namespaces.
+    """Follows the services of all namespaces; `scope` is the default one."""
 
-    Args:
-        scope: where Consul is asked: in the default namespace.
-        enterprise: whether there may be other namespaces.
-    """
-
-    def __init__(self, scope: Scope, *, enterprise: bool) -> None:
+    def __init__(self, scope: Scope) -> None:
         self._scope = scope
-        self._enterprise = enterprise
         self._listed: frozenset[str] = frozenset()
         self._namespaces: KeyedWatches[str, _NamespaceServices] = KeyedWatches(
             scope.sync,
@@ -411,7 +403,7 @@ class LocalServices:
     async def run(self) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._namespaces.run)
-            if self._enterprise:
+            if self._scope.home.enterprise:
                 await self._scope.watch(
                     NAMESPACES, lambda reader, cursor: reader.namespaces(cursor), self._named, minds_token=True
                 )

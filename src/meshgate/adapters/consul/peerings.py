@@ -45,20 +45,11 @@ _Key = tuple[str, str, str]
 
 
 class Peerings:
-    """Follows the peerings.
+    """Follows the peerings; `changed` is called, too, when there may be other ones, or another mesh entry."""
 
-    Args:
-        scope: where Consul is asked.
-        enterprise: whether namespaces may be named.
-        control_plane: whether this gateway may carry the control plane, as those of the default partition may.
-        changed: called, too, when there may be other peerings, or another mesh entry.
-    """
-
-    def __init__(self, scope: Scope, *, enterprise: bool, control_plane: bool, changed: Callable[[], None]) -> None:
+    def __init__(self, scope: Scope, changed: Callable[[], None]) -> None:
         self._scope = scope
         self._own = replace(scope, changed=changed)
-        self._enterprise = enterprise
-        self._control_plane = control_plane
         self._denied = ""
         self._peerings: tuple[Peering, ...] | None = None
         self._looked = float("-inf")
@@ -233,7 +224,8 @@ class Peerings:
             return
         self._peerings = peerings or ()
         self._reconcile()
-        self._mesh_entry.keep([MESH_ENTRY] if self._control_plane else [])
+        # Gateways of the default partition carry the control plane.
+        self._mesh_entry.keep([MESH_ENTRY] if self._scope.home.central else [])
 
     def _reconcile(self) -> None:
         active = [peering for peering in self._peerings or () if peering.active]
@@ -255,13 +247,13 @@ class Peerings:
 
     def _imported(self, peering: Peering) -> Iterator[_Key]:
         for text in peering.imported:
-            *rest, name = text.split("/") if self._enterprise else [text]
+            *rest, name = text.split("/") if self._scope.home.enterprise else [text]
             if name:
                 yield peering.name, rest[-1] if rest else DEFAULT, name
 
     def _of(self, key: _Key) -> Scope:
         peer, namespace, _ = key
-        return self._scope.at(Tenant(namespace=namespace if self._enterprise else "", peer=peer))
+        return self._scope.at(Tenant(namespace=namespace if self._scope.home.enterprise else "", peer=peer))
 
     def _source(self, key: _Key) -> WatchKey:
         peer, namespace, name = key

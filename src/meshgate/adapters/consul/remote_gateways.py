@@ -63,17 +63,12 @@ GONE_AFTER: Final = 60.0
 
 
 class Gateways:
-    """Follows the gateways of one datacenter or partition.
+    """Follows the gateways of a remote datacenter; "" is the own one, of which `scope` then sees another partition."""
 
-    Args:
-        scope: where Consul is asked.
-        guesses: names to watch while none is known.
-        datacenter: the remote one; empty for the own one, of which `scope` then sees another partition.
-    """
-
-    def __init__(self, scope: Scope, guesses: frozenset[str], *, datacenter: str = "") -> None:
+    def __init__(self, scope: Scope, datacenter: str = "") -> None:
         self._scope = scope
-        self._guesses = guesses
+        # Names to watch while none is known: others are probably called as this gateway is.
+        self._guesses = frozenset((scope.home.gateway_service, GATEWAY_KIND))
         self._datacenter = datacenter
         self._names = scope.key("gateway-names", datacenter=datacenter)
         self._listed: frozenset[str] | None = None
@@ -182,18 +177,10 @@ class Gateways:
 
 
 class RemoteGateways:
-    """Follows the remote datacenters.
+    """Follows the remote datacenters."""
 
-    Args:
-        scope: where Consul is asked.
-        datacenter: the gateway's own, which is none of the remote ones.
-        gateway_service: the gateway's own name: others are probably called the same.
-    """
-
-    def __init__(self, scope: Scope, *, datacenter: str, gateway_service: str) -> None:
+    def __init__(self, scope: Scope) -> None:
         self._scope = scope
-        self._datacenter = datacenter
-        self._guesses = frozenset((gateway_service, GATEWAY_KIND))
         self._absent: dict[str, float] = {}
         self._federated: Mapping[str, Instances] = {}
         # When the federation states began to say what they say of a datacenter.
@@ -237,7 +224,7 @@ class RemoteGateways:
         return _pending(self._direct, [it.name for it in last if it.gateways], lists=lists)
 
     def _make(self, name: str) -> Gateways:
-        gateways = Gateways(self._scope, self._guesses, datacenter=name)
+        gateways = Gateways(self._scope, name)
         gateways.federated(self._federated.get(name, ()))
         return gateways
 
@@ -246,7 +233,7 @@ class RemoteGateways:
         return federated if direct is None else direct.beside(federated, self._heard.get(name, float("-inf")))
 
     async def _ask_datacenters(self) -> Page[tuple[str, ...]]:
-        listed = set((await self._scope.client.datacenters()).value) - {self._datacenter}
+        listed = set((await self._scope.client.datacenters()).value) - {self._scope.home.datacenter}
         now = trio.current_time()
         missing = self._direct.keys() - listed
         self._absent = {name: self._absent.get(name, now) for name in missing}
@@ -256,7 +243,7 @@ class RemoteGateways:
     async def _ask_federation(self, reader: ConsulClient, cursor: Cursor) -> Page[Mapping[str, Instances]]:
         page = await reader.federated_gateways(cursor)
         since = trio.current_time()
-        federated = {name: rows for name, rows in page.value.items() if rows and name != self._datacenter}
+        federated = {name: rows for name, rows in page.value.items() if rows and name != self._scope.home.datacenter}
         hidden: dict[str, str] = {}
         for name, known in self._federated.items():
             try:
@@ -277,22 +264,14 @@ class RemoteGateways:
 
 
 class Partitions:
-    """Follows the other partitions.
+    """Follows the other partitions."""
 
-    Args:
-        scope: where Consul is asked.
-        partition: the gateway's own, which is none of the others.
-        gateway_service: the gateway's own name: others are probably called the same.
-    """
-
-    def __init__(self, scope: Scope, *, partition: str, gateway_service: str) -> None:
+    def __init__(self, scope: Scope) -> None:
         self._scope = scope
-        self._partition = partition
-        self._guesses = frozenset((gateway_service, GATEWAY_KIND))
         self._gateways: KeyedWatches[str, Gateways] = KeyedWatches(
             scope.sync,
             lambda name: self._of(name).key("gateway-names"),
-            lambda name: Gateways(self._of(name), self._guesses),
+            lambda name: Gateways(self._of(name)),
             lambda _, gateways: gateways.run(),
         )
 
@@ -325,7 +304,7 @@ class Partitions:
             self._scope.changed()
 
     def _listed(self, names: tuple[str, ...]) -> None:
-        self._gateways.keep(set(names) - {self._partition})
+        self._gateways.keep(set(names) - {self._scope.home.partition})
 
 
 def _pending(places: Mapping[str, Gateways], names: list[str], *, lists: bool) -> frozenset[str]:

@@ -13,7 +13,7 @@ import trio
 from meshgate.core.sni import DEFAULT
 
 from .acl_visibility import AclVisibility
-from .api import ConsulClient, ConsulError, Cursor, Page, Tenant
+from .api import GATEWAY_KIND, ConsulClient, ConsulError, Cursor, Page, Tenant
 from .blocking_query_pool import BlockingQueryPool
 from .watch import PACE, Watch
 from .watch_registry import WatchKey, WatchRegistry, always, ignore
@@ -61,8 +61,32 @@ class InitialSync:
 
 
 @dataclass(frozen=True, slots=True)
+class Home:
+    """Where the gateway is, and what it is there.
+
+    `node` is "" where it is not known. `enterprise`: Consul has namespaces and partitions; the community edition
+    refuses to be asked for them. `gateway_service` is the name under which the gateway is registered. `domain` is the
+    agents' DNS domain, and `expose_servers` whether the gateway is registered for servers (WAN federation through
+    gateways).
+    """
+
+    datacenter: str
+    partition: str = DEFAULT
+    node: str = ""
+    enterprise: bool = False
+    gateway_service: str = GATEWAY_KIND
+    domain: str = "consul"
+    expose_servers: bool = False
+
+    @property
+    def central(self) -> bool:
+        """Whether it is in the default partition: only there are servers, and ways into other datacenters."""
+        return self.partition == DEFAULT
+
+
+@dataclass(frozen=True, slots=True)
 class Scope:
-    """What a follower works with.
+    """What a follower works with, besides `home`.
 
     `client` answers short requests, `pool` gives connections to queries that are held; both ask where `tenant` says.
     `visibility` decides whether a shorter answer is believed, `sync` is told of each source that the start is to wait
@@ -75,6 +99,7 @@ class Scope:
     visibility: AclVisibility
     sync: InitialSync
     changed: Callable[[], None]
+    home: Home
     tenant: Tenant = field(default_factory=Tenant)
 
     def at(self, tenant: Tenant) -> "Scope":

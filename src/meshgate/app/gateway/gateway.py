@@ -15,7 +15,7 @@ from dataclasses import replace
 import structlog
 import trio
 
-from meshgate.adapters.consul import CatalogWatcher, RegistrationError, WatchRegistry, wait_for_agent
+from meshgate.adapters.consul import CatalogWatcher, Home, RegistrationError, WatchRegistry, wait_for_agent
 from meshgate.adapters.consul.api import ConsulAddress, ConsulClient, ConsulConfigError
 from meshgate.adapters.relay.pool import RelayPool
 from meshgate.adapters.sd_notify import Notifier
@@ -149,15 +149,18 @@ class Gateway:
             self.client,
             self._registry,
             self._on_snapshot,
-            datacenter=facts.datacenter,
-            partition=partition,
-            node=self.settings.node_name or facts.node,
-            gateway_service=self.settings.service,
+            Home(
+                facts.datacenter,
+                partition,
+                node=self.settings.node_name or facts.node,
+                enterprise=is_enterprise(self.settings, facts),
+                gateway_service=self.settings.service,
+                domain=facts.dns_domain,
+                expose_servers=exposed,
+            ),
             catalog_watches=self.settings.catalog_watches,
-            enterprise=is_enterprise(self.settings, facts),
             enforce_exports=self.settings.enforce_exports,
         )
-        self.watcher.name_servers(facts.dns_domain, expose=exposed)
         nursery.start_soon(self.watcher.run)
         nursery.start_soon(self.discovery.tell_use, lambda: self.relay.totals)
         nursery.start_soon(self._complete_catalog, self.watcher)
