@@ -26,9 +26,9 @@ from meshgate.adapters.state import NAME, StateFileError, decode, encode, read, 
 from meshgate.core.addresses import LOCAL_CLASSES, DeniedAddresses, OwnAddresses
 from meshgate.core.explain import explain
 from meshgate.core.load_balancer import HostSet, LoadBalancer
-from meshgate.core.planner import plan
 from meshgate.core.routes import RouteTable, difference
 from meshgate.core.warm_start import PendingSources, merge_last_known
+from tests.core.samples import plan
 
 from .catalogs import kept
 
