@@ -114,6 +114,11 @@ class Relay:
         """
         for listener in self._listeners:
             listener.sock.listen(sockets.BACKLOG)
+        self.accept_clients()
+
+    def accept_clients(self) -> None:
+        """Let clients in; whoever owns the addresses listens there already."""
+        for listener in self._listeners:
             listener.watch()
 
     def listen_also(self, name: str, sock: socket.socket) -> None:

@@ -6,6 +6,7 @@ class under Python's socket.socket, which spends its time on enums and files (13
 
 import contextlib
 import errno
+import fcntl
 import socket
 import struct
 import sys
@@ -25,6 +26,7 @@ _KEEPALIVE_PROBES = 4
 _TCP = int(socket.IPPROTO_TCP)
 _NO_DELAY = int(socket.TCP_NODELAY)
 _RESET = struct.pack("ii", 1, 0)
+_SIOCGIFINDEX = 0x8933  # netdevice(7)
 _STREAM = int(socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
 
 
@@ -58,11 +60,11 @@ def dial(address: str, port: int) -> tuple[SocketType, int]:
     Raises:
         OSError: no socket could be had (`OWN_FAULTS`), or the address is not numeric or its zone not an interface.
     """
-    target = (address, port) if "%" not in address else _with_scope(address, port)
-    sock = SocketType(_family(target[0]), _STREAM)
+    host, zoned, zone = address.partition("%")
+    sock = SocketType(_family(host), _STREAM)
     try:
         sock.setsockopt(_TCP, _NO_DELAY, 1)
-        return sock, sock.connect_ex(target)
+        return sock, sock.connect_ex((host, port, 0, _index(sock, zone)) if zoned else (host, port))
     except BaseException:
         sock.close()
         raise
@@ -165,10 +167,15 @@ def _family(host: str) -> int:
     raise OSError(errno.EINVAL, f"not a numeric address: {host!a}")
 
 
-def _with_scope(address: str, port: int) -> tuple[str, int, int, int]:
-    """An IPv6 address with a zone (RFC 4007 section 11) as connect() takes it without looking anything up."""
-    host, _, zone = address.partition("%")
-    return host, port, 0, int(zone) if zone.isdecimal() else socket.if_nametoindex(zone)
+def _index(sock: SocketType, zone: str) -> int:
+    """The interface that is the zone of an IPv6 address (RFC 4007 section 11), as connect() takes it."""
+    if zone.isdecimal():
+        return int(zone)
+    if sys.platform != "linux":
+        return socket.if_nametoindex(zone)
+    # The C library would ask by a socket of its own, which workers may not have.
+    named = struct.pack("16s24x", zone.encode()[:16])
+    return int(struct.unpack_from("16xi", fcntl.ioctl(sock.fileno(), _SIOCGIFINDEX, named))[0])
 
 
 def cork(sock: socket.SocketType, *, on: bool) -> None:

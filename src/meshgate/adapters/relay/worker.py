@@ -177,7 +177,7 @@ class Worker:
         elif isinstance(order, EndpointState):
             self._relay.endpoint_state((order.address, order.port), order.failures)
         elif isinstance(order, Listen):
-            self._relay.listen()
+            self._relay.accept_clients()
         elif isinstance(order, RemoveListener):
             self._relay.close_listener(order.host, order.port)
         elif isinstance(order, WantRecords):
