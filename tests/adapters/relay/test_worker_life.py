@@ -6,6 +6,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import structlog
@@ -31,7 +32,7 @@ runpy.run_module("meshgate.adapters.relay.worker", run_name="__main__")
 
 
 @asynccontextmanager
-async def held_pool(backend_port: int, gate: Path, **seconds: float) -> AsyncIterator[Pool]:
+async def held_pool(backend_port: int, gate: Path, **seconds: Any) -> AsyncIterator[Pool]:
     """A pool of one worker that goes no further than its interpreter until the file `gate` is there."""
     policy = WorkerPolicy((sys.executable, "-c", HELD, str(gate)), **seconds)
     watcher = Watcher()

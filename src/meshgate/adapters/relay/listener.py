@@ -33,7 +33,7 @@ class Listener:
 
     def __init__(self, context: Context, name: str, sock: socket.socket) -> None:
         self._context = context
-        self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        self._spare = os.eventfd(0)
         self.name = name
         self.sock = sock
         self._family = int(sock.family)
@@ -124,7 +124,7 @@ class Listener:
             sock.close()
             self._context.on_refused(Refused(address[0], None, Reason.MAX_CONNECTIONS, "descriptors are used up"))
         with contextlib.suppress(OSError):
-            self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+            self._spare = os.eventfd(0)
         if helpless or self._spare < 0:
             self._pause()
 

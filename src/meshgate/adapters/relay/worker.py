@@ -1,16 +1,19 @@
-"""A relay in a process of its own: `python -m meshgate.adapters.relay.worker DESCRIPTOR`.
+"""A relay in a process of its own: `python -m meshgate.adapters.relay.worker DESCRIPTOR [SANDBOX]`.
 
-It speaks with its parent over the inherited socket and knows nothing else of the world. Signals are the parent's
-business and are ignored here. When the parent is gone the worker drains: its streams live on for the drain time, no
-new ones are taken.
+It speaks with its parent over the inherited socket and knows nothing else of the world; before a stranger's first byte
+it has given up all other rights (`sandbox`), so that nothing can be imported any more from then on. Signals are the
+parent's business and are ignored here. When the parent is gone the worker drains: its streams live on for the drain
+time, no new ones are taken.
 """
 
 import contextlib
+import importlib
 import logging
 import os
 import signal
 import socket
 import sys
+import traceback
 from typing import Final
 
 import trio
@@ -47,6 +50,7 @@ from .messages import (
 )
 from .on_demand import OnDemand
 from .relay import Relay
+from .sandbox import Mode, confine, support
 from .shared_counts import SharedCounts
 
 log = logging.getLogger("meshgate.relay")
@@ -254,7 +258,19 @@ class _ToParent(logging.Handler):
         self._worker.on_log(record.levelno, self.format(record))
 
 
-async def _main(descriptor: int) -> None:
+def _import_all() -> None:
+    """Import what Python and its library import only when they need it, as far as that may be here."""
+    for name in ("encodings.idna", "encodings.unicode_escape"):
+        importlib.import_module(name)
+    traceback.format_exception(ExceptionGroup("", [ValueError()]))
+
+
+async def _main(descriptor: int, sandbox: Mode) -> None:
+    # Now that trio has made what it needs for itself, and has started no thread.
+    _import_all()
+    failed = [] if sandbox is Mode.OFF else confine()
+    if sandbox is Mode.REQUIRE and (failed := [*support().missing, *failed]):
+        sys.exit(f"meshgate: no sandbox for a relay worker: {'; '.join(failed)}")
     channel = trio.SocketStream(trio.socket.from_stdlib_socket(socket.socket(fileno=descriptor)))
     receiver = Receiver(channel, TO_WORKER, takes_descriptors=True)
     setup = await receiver.next()
@@ -262,6 +278,8 @@ async def _main(descriptor: int) -> None:
         return
     worker = Worker(setup, channel)
     logging.getLogger("meshgate").addHandler(_ToParent(worker))
+    for problem in failed:
+        log.warning("the sandbox is not whole: %s", problem)
     await worker.run(receiver)
 
 
@@ -269,4 +287,4 @@ if __name__ == "__main__":
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-    trio.run(_main, int(sys.argv[1]))
+    trio.run(_main, int(sys.argv[1]), Mode(sys.argv[2]))

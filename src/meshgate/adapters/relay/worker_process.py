@@ -37,6 +37,7 @@ from .messages import (
     ToWorker,
     encode,
 )
+from .sandbox import Mode
 from .shared_counts import CountRows
 
 log = structlog.get_logger(module="meshgate.relay")
@@ -61,13 +62,14 @@ _WORKER_VARIABLES: Final = ("PATH", "HOME", "TMPDIR", "TZ", "LANG", "LC_", "LD_"
 
 @dataclass(slots=True)
 class WorkerPolicy:
-    """How workers are started, and how many seconds are waited for them. May change while they run."""
+    """How workers are started and confined, and how many seconds are waited for them. May change while they run."""
 
     # -P: a module that lies in the current folder is not ours.
     command: Sequence[str] = (sys.executable, "-P", "-m", "meshgate.adapters.relay.worker")
     starting: float = 60.0  # Until the first word: a slow disk or a busy machine is no reason to begin again.
     silent: float = 5.0
     answer: float = 0.5
+    sandbox: Mode = Mode.AUTO
 
 
 class Owner(Protocol):
@@ -185,7 +187,7 @@ class WorkerProcess:
         ours, theirs = socket.socketpair()
         with theirs:
             try:
-                process = _spawn(self._policy.command, theirs.fileno(), self._owner.inherited(self))
+                process = _spawn(self._policy, theirs.fileno(), self._owner.inherited(self))
             except OSError:
                 ours.close()
                 raise
@@ -325,7 +327,7 @@ def drop_unsent(inbox: "trio.MemoryReceiveChannel[bytes | FdMessage]") -> None:
                 message.drop()
 
 
-def _spawn(command: Sequence[str], descriptor: int, inherited: Sequence[int]) -> "subprocess.Popen[bytes]":
+def _spawn(policy: WorkerPolicy, descriptor: int, inherited: Sequence[int]) -> "subprocess.Popen[bytes]":
     """Start a worker. It shares nothing with this process but the descriptors.
 
     Signals that are not its business, and that a terminal or a supervisor sends to all processes, would end it until
@@ -334,7 +336,7 @@ def _spawn(command: Sequence[str], descriptor: int, inherited: Sequence[int]) ->
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         return subprocess.Popen(  # noqa: S603 (this very Python)
-            [*command, str(descriptor)],
+            [*policy.command, str(descriptor), policy.sandbox],
             stdin=subprocess.DEVNULL,
             env={name: value for name, value in os.environ.items() if name.startswith(_WORKER_VARIABLES)},
             pass_fds=[descriptor, *inherited],
