@@ -54,7 +54,7 @@ TABLE = RouteTable.of(
 )
 ROUTES = {
     ("GET", "/routes"): lambda request: json_response(routes_view(TABLE)),
-    ("GET", "/explain"): lambda request: json_response(explain_view(explain(TABLE, request.query["sni"]))),
+    ("GET", "/explain/name"): lambda request: json_response(explain_view(explain(TABLE, request.query["name"]))),
 }
 
 
@@ -102,7 +102,7 @@ def answering(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def start(response: Any) -> None:
         context = serving(
-            ("127.0.0.1", 0), {("GET", path): lambda request: response for path in ("/routes", "/explain")}
+            ("127.0.0.1", 0), {("GET", path): lambda request: response for path in ("/routes", "/explain/name")}
         )
         monkeypatch.setenv("MESHGATE_ADMIN_BIND", context.__enter__())
         stack.append(context)

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from meshgate import __version__
 from meshgate.app.cli import main as cli_module
-from meshgate.app.cli.main import cli, execute
+from meshgate.app.cli.main import chosen, cli, execute, normalised, options_of
 from meshgate.app.errors import CommandError, ConfigError
 from meshgate.app.settings.settings import Settings
 from meshgate.app.settings.settings_doc import env_example
@@ -76,7 +76,37 @@ def test_the_commands_of_this_version_are_listed() -> None:
     built = {"completion", "config", "demo", "drain", "explain", "policy", "probe", "routes", "run", "top"}
     assert built <= set(cli.commands)
     assert all(f"  {name} " in result.output for name in cli.commands)
-    assert "..." not in result.output.partition("Commands:")[2]
+    assert "..." not in result.output.partition("Run the gateway:")[2].partition("Exit codes:")[0]
+
+
+@pytest.mark.parametrize("name", [*cli.commands])
+def test_each_help_has_examples_that_name_flags_which_exist(name: str) -> None:
+    text = CliRunner().invoke(cli, [name, "--help"]).output
+    assert CliRunner().invoke(cli, ["help", name]).output.partition("\n")[2] == text.partition("\n")[2]
+    _, _, examples = text.partition("Examples:\n")
+    lines = [line for line in examples.splitlines() if "meshgate " in line]
+    known = options_of(chosen(cli, [name]))
+    for line in lines:
+        words = line.partition("meshgate ")[2].partition("|")[0].rstrip(")").split()
+        assert words[0] == name
+        flags = [word for word in normalised(words, known) if word.startswith("--")]
+        assert [flag for flag in flags if flag not in known] == []
+    assert lines
+
+
+def test_help_lists_flags_under_the_headings_of_the_settings() -> None:
+    text = CliRunner().invoke(cli, ["help", "run"]).output
+    headings = [line for line in text.splitlines() if line.endswith(":") and not line.startswith(" ")]
+    assert headings == ["Options:", "Consul:", "Registration:", "Streams:", "Operation:", "Examples:"]
+    assert "--drain-timeout" in text.partition("Streams:")[2].partition("Operation:")[0]
+
+
+def test_help_of_nothing_is_that_of_meshgate_with_the_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert execute(["help"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "Ask Consul:" in out
+    assert "Exit codes: 0 fine; 1 failed at run time, or refused; 2 wrong usage or settings; 130 after Ctrl-C." in out
+    assert execute(["help", "nosuch"]) == 2
 
 
 @pytest.mark.parametrize("command", ["run", "config"])
@@ -219,7 +249,7 @@ def test_a_mistyped_flag_is_told_its_neighbour(capsys: pytest.CaptureFixture[str
 
 def test_no_command_shows_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert execute([]) == 2
-    assert "Commands:" in capsys.readouterr().err
+    assert "Ask the running gateway:" in capsys.readouterr().err
 
 
 def test_a_wrong_setting_ends_every_command_with_2(

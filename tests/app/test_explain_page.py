@@ -1,18 +1,21 @@
 """What `/explain` says beside the decision: which check failed, since when, what it said, how old all of that is."""
 
+import json
+import time
 from typing import Any
 
 import pytest
 import trio
 from trio.testing import MockClock
 
+from meshgate.adapters.admin.http_server import Request
 from meshgate.adapters.consul import WatchKey, WatchState
 from meshgate.adapters.consul.api import ConsulUnreachableError, HealthCheck
 from meshgate.app.admin.explain_page import ExplainPage
 from meshgate.core.explain import Explanation, explain
 from meshgate.core.routes import Endpoint, Route, RouteKind
 
-from .gateway_double import TRUST_DOMAIN, GatewayDouble, table_of
+from .gateway_double import TRUST_DOMAIN, GatewayDouble, refused, table_of
 
 WEB = f"web.default.dc1.internal.{TRUST_DOMAIN}"
 DC2 = f"web.default.dc2.internal.{TRUST_DOMAIN}"
@@ -162,3 +165,45 @@ async def test_before_consul_has_answered_that_is_said(autojump_clock: MockClock
     assert await told(gateway, WEB) == [("catalog", "not known yet: Consul has not answered")]
     gateway.from_disk = 61.0
     assert await told(gateway, WEB) == [("catalog", "from disk, 61 s old: Consul has not answered yet")]
+
+
+async def asked(gateway: GatewayDouble, **query: str) -> dict[str, Any]:
+    page = ExplainPage(gateway)
+    response = await (page.of_sni if "sni" in query else page.of_name)(Request("GET", "/explain", query, {}))
+    answer: dict[str, Any] = json.loads(response.body)
+    return answer
+
+
+async def test_a_services_name_is_enough() -> None:
+    gateway = gateway_with(WELL)
+    answer = await asked(gateway, name="Web")
+    assert (answer["decision"], answer["sni"]) == ("routed", WEB)
+    said = f"Web stands for {WEB}; a client that sends Web is refused"
+    assert answer["steps"][0] == {"rule": "service", "outcome": said}
+    assert (await asked(gateway, name="web", dc="dc2"))["route"] == f"*.dc2.internal.{TRUST_DOMAIN}"
+    assert (await asked(gateway, name="team/web"))["sni"] == f"web.team.dc1.internal.{TRUST_DOMAIN}"
+    missing = await asked(gateway, name="nosuch")
+    assert (missing["decision"], missing["reason"]) == ("refused", "unknown_sni")
+    assert {"rule": "consul", "outcome": "no such service registered: nosuch"} in missing["steps"]
+
+
+@pytest.mark.parametrize("name", [WEB, "nobody.example", "", "two words", "*.example"])
+async def test_what_cannot_be_a_service_is_what_a_client_sends(name: str) -> None:
+    answer = await asked(gateway_with(WELL), name=name)
+    assert answer["sni"] == name
+    assert "service" not in [step["rule"] for step in answer["steps"]]
+
+
+async def test_what_a_client_sends_is_asked_for_to_the_letter() -> None:
+    assert (await asked(gateway_with(WELL), sni="web"))["reason"] == "unknown_sni"
+
+
+def test_names_that_were_refused_lately_are_offered_each_once_and_none_that_a_terminal_would_obey() -> None:
+    now = time.time()
+    names = ["web.old", "WEB.example", "web.new", "web.\x1b[2J", "web.new"]
+    gateway = GatewayDouble(
+        *routes_of(WELL), recent=[(now - (names.index(it) == 0) * 4000, refused(it)) for it in names]
+    )
+    response = ExplainPage(gateway).names(Request("GET", "/names", {"text": "web"}, {}))
+    found = json.loads(response.body)
+    assert found == {"refused": ["web.new", "WEB.example"], "services": ["web"], "datacenters": [], "snis": [WEB]}

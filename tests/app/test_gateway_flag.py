@@ -1,4 +1,4 @@
-"""`-gateway=mesh`, which users of `consul connect envoy` are used to writing."""
+"""Command lines of `consul connect envoy -gateway=mesh`, which are copied from unit files."""
 
 import pytest
 
@@ -22,3 +22,23 @@ def test_another_kind_is_refused_in_one_line(kind: str, capsys: pytest.CaptureFi
     first, hint = capsys.readouterr().err.splitlines()
     assert first == "meshgate run: meshgate is a mesh gateway and no other: --gateway takes mesh only"
     assert hint == "Try 'meshgate run --help'."
+
+
+def test_flags_that_are_about_envoy_are_ignored_and_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MESHGATE_ADMIN_BIND", "nonsense")
+    copied = "-mesh-gateway -grpc-addr 127.0.0.1:8502 -no-central-config=true -envoy-version=1.30 -- -l debug"
+    assert execute(["run", *copied.split()]) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "note: what follows -- is for Envoy and is ignored",
+        "note: --grpc-addr is ignored: meshgate needs no xDS",
+        "note: --no-central-config is ignored: meshgate needs no xDS",
+        "note: --envoy-version is ignored: meshgate needs no xDS",
+        f"meshgate: {SEEN}",
+    ]
+
+
+def test_a_bootstrap_cannot_be_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert execute(["run", "-bootstrap"]) == 2
+    assert "meshgate has no bootstrap configuration to print" in capsys.readouterr().err

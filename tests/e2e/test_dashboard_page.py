@@ -179,6 +179,24 @@ async def test_page_stands_still_for_who_wants_that(nursery: trio.Nursery, brows
         await browser.do(rests, watched.page)
 
 
+async def test_box_takes_a_service_and_offers_what_was_refused_first(nursery: trio.Nursery, browser: Chromium) -> None:
+    double = GatewayDouble(route("web"), route("weather"), recent=[(time.time(), refused("we.example"))])
+    async with opened(browser, await double.serve(nursery)) as watched:
+
+        def ask(page: Page) -> None:
+            box = page.get_by_label("server name (SNI)")
+            box.press_sequentially("we")
+            expect(page.locator("#names option")).to_have_count(3)
+            offered = page.locator("#names option").evaluate_all("all => all.map(e => [e.value, e.label])")
+            assert offered == [["we.example", "refused in the last hour"], ["weather", ""], ["web", ""]]
+            box.fill("web")
+            box.press("Enter")
+            expect(page.locator("#explanation .pill")).to_have_text("✓ routed")
+            expect(page.locator("#explanation .verdict .mono")).to_have_text(route("web").sni)
+
+        await browser.do(ask, watched.page)
+
+
 async def test_page_is_worked_by_keyboard_and_read_by_a_screen_reader(nursery: trio.Nursery, browser: Chromium) -> None:
     double = full_double()
     async with opened(browser, await double.serve(nursery)) as watched:

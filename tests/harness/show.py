@@ -244,7 +244,7 @@ async def _show_questions(console: Console, stage: Stage, once: bool) -> None:
     title = "What could be asked now, without --once" if once else "Ask for yourself, in another terminal"
     console.print(f"\n{title} (the token reads, and is {CALLER}'s; it ends with the demo):", style="bold")
     question = ("probe", SERVICE, "--dc", "dc2", "--as", CALLER, "--yes")
-    asked = [question, ("modes",), ("explain", stage.sni, "--admin-bind", stage.local.admin)]
+    asked = [question, ("modes",), ("explain", SERVICE, "--dc", "dc2", "--admin-bind", stage.local.admin)]
     for line in (stage.visitor.setting, *(command(*each) for each in asked)):
         console.print(f"    {line}", markup=False)
     code, said = await stage.visitor.ask(*question)

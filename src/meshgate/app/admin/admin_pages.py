@@ -36,13 +36,15 @@ _ENVOYS_LEVELS: Final = {"warning": "warn", "critical": "error"}
 
 
 def admin_routes(gateway: GatewayView, metrics: Metrics) -> Mapping[tuple[str, str], Handler]:
-    pages = _Pages(gateway)
+    pages, explaining = _Pages(gateway), ExplainPage(gateway)
     return {
         ("GET", "/livez"): pages.livez,
         ("GET", "/readyz"): pages.readyz,
         ("GET", "/ready"): pages.readyz,
         ("GET", "/routes"): pages.routes,
-        ("GET", "/explain"): ExplainPage(gateway).answer,
+        ("GET", "/explain"): explaining.of_sni,
+        ("GET", "/explain/name"): explaining.of_name,
+        ("GET", "/names"): explaining.names,
         ("GET", "/metrics"): metrics.response,
         ("GET", "/stats/prometheus"): metrics.response,
         ("GET", "/clusters"): pages.clusters,

@@ -4,7 +4,11 @@ Everything that comes from outside is shown as printable ASCII and cut: the outp
 """
 
 import dataclasses
+import re
+import time
+from collections.abc import Iterable, Sequence
 from functools import partial
+from itertools import islice
 from typing import Final
 
 import trio
@@ -19,8 +23,12 @@ from meshgate.core.durations import format_duration
 from meshgate.core.explain import Explanation, Step, explain
 from meshgate.core.reasons import Reason
 from meshgate.core.routes import KINDS, Endpoint, Route, RouteKind
-from meshgate.core.sni import ServiceSni, parse
+from meshgate.core.sni import DEFAULT, ServiceSni, parse
 
+# Seconds for which a name that was refused is one that somebody may want to know about.
+_LATELY: Final = 3600.0
+_MOST_NAMES: Final = 50
+_SERVICE: Final = re.compile(r"([\w-]+/)?[\w.-]+", re.ASCII)
 _MOST_ENDPOINTS: Final = 5
 _MOST_CHECKS: Final = 3
 _MOST_OUTPUT: Final = 200
@@ -33,19 +41,52 @@ class ExplainPage:
         self._gateway = gateway
         self._checks = Checks(gateway.node_checks)
 
-    async def answer(self, request: Request) -> Response:
-        """The explanation of `?sni=`."""
-        name = request.query.get("sni")
+    async def of_sni(self, request: Request) -> Response:
+        """The explanation of `?sni=`, a name as a client sends it."""
+        sni = request.query.get("sni")
+        return error_response(400, "say which name: /explain?sni=NAME") if sni is None else await self._answer(sni)
+
+    async def of_name(self, request: Request) -> Response:
+        """The explanation of `?name=`, which may be a service's, in the datacenter `dc`."""
+        name = request.query.get("name")
         if name is None:
-            return error_response(400, "say which name: /explain?sni=NAME")
+            return error_response(400, "say which name: /explain/name?name=SERVICE&dc=DATACENTER")
+        sni = self._meant(name, request.query.get("dc", ""))
+        said = f"{_shown(name)} stands for {_shown(sni)}; a client that sends {_shown(name)} is refused"
+        return await self._answer(sni, [] if sni == name else [Step("service", said)])
+
+    async def _answer(self, sni: str, notes: Sequence[Step] = ()) -> Response:
         # What a stream of this name would wait for: it is the answer that such a stream would get.
         with trio.move_on_after(LEARN_SECONDS):
-            await self._gateway.look_up(name)
+            await self._gateway.look_up(sni)
         # Looking for similar names among thousands takes a tenth of a second, which others should not wait for.
         domain = self._gateway.domain
-        described = explain if domain is None else partial(explain, domain=domain)
-        explanation = await trio.to_thread.run_sync(described, self._gateway.table(), name)
+        described = partial(explain, notes=notes) if domain is None else partial(explain, notes=notes, domain=domain)
+        explanation = await trio.to_thread.run_sync(described, self._gateway.table(), sni)
         return json_response(explain_view(await self.completed(explanation)))
+
+    def names(self, request: Request) -> Response:
+        """Names in which `?text=` occurs and that may be asked about: what was refused in the last hour comes first."""
+        text, since = request.query.get("text", "").lower(), time.time() - _LATELY
+        refused = (it.server_name for at, it in self._gateway.recent_refusals() if at > since and it.server_name)
+        routes = list(self._gateway.table())
+        found = {
+            "refused": refused,
+            "services": (route.destination for route in routes if route.kind is RouteKind.SERVICE),
+            "datacenters": (route.destination for route in routes if route.kind is RouteKind.DATACENTER),
+            "snis": (route.sni for route in routes if not route.suffix),
+        }
+        return json_response({kind: _first(names, text) for kind, names in found.items()})
+
+    def _meant(self, name: str, datacenter: str) -> str:
+        """The SNI of a service, where `name` is one; else the name itself: no SNI of the mesh is without a dot."""
+        table = self._gateway.table()
+        if not _SERVICE.fullmatch(name) or (not datacenter and ("." in name or table.find(name) is not None)):
+            return name
+        namespace, _, service = name.rpartition("/")
+        here = datacenter or table.datacenter
+        partition = table.partition if here == table.datacenter else DEFAULT
+        return str(ServiceSni(service, here, table.trust_domain, namespace or DEFAULT, partition)).lower()
 
     async def completed(self, explanation: Explanation) -> Explanation:
         """The explanation with what Consul says of it; asks Consul, for a few seconds at most."""
@@ -111,6 +152,12 @@ class ExplainPage:
             return ""
         seconds = format_duration(round(trio.current_time() - since.time))
         return f" for {seconds}" if since.seen else f" for {seconds} or longer (it was when this gateway first saw it)"
+
+
+def _first(names: Iterable[str], text: str) -> list[str]:
+    """The first few that hold `text`, each once and in order; what a stranger made up may not be fit to be shown."""
+    fit = (name for name in dict.fromkeys(names) if text in name.lower() and name.isascii() and name.isprintable())
+    return list(islice(fit, _MOST_NAMES))
 
 
 def _age_of(route: Route, states: list[WatchState]) -> list[Step]:

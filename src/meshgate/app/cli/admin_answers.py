@@ -62,6 +62,15 @@ class Explanation(msgspec.Struct):
     steps: list[Step]
 
 
+class Names(msgspec.Struct):
+    """`/names`."""
+
+    refused: list[str]
+    services: list[str]
+    datacenters: list[str]
+    snis: list[str]
+
+
 class Destination(msgspec.Struct):
     """A route as the dashboard lists it; rates are per second, None where there is nothing to compare with."""
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 import msgspec
 
+from meshgate.app.cli.gateway_commands import known_datacenters, known_names
 from meshgate.app.cli.output import Printer, print_json
 from meshgate.app.cli.setting_options import CONSUL_SETTINGS, Command, json_option, with_settings
 from meshgate.app.errors import CommandError
@@ -23,7 +24,11 @@ if TYPE_CHECKING:
 _STYLES: Final = {Status.OK: "green", Status.WARNING: "yellow", Status.FAILED: "red"}
 
 
-@click.command(cls=Command, short_help="Check every prerequisite of a gateway.")
+@click.command(
+    cls=Command,
+    short_help="Check every prerequisite of a gateway.",
+    examples=("meshgate doctor", "meshgate doctor -token-file /etc/meshgate/token -json"),
+)
 @json_option
 @with_settings()
 def doctor(settings: Settings, *, as_json: bool) -> int:
@@ -56,7 +61,11 @@ def _show_findings(findings: list[Finding], printer: Printer) -> None:
     printer.line(f"{counts[Status.OK]} ok, {warnings} warning{plural}, {counts[Status.FAILED]} failed")
 
 
-@click.command(cls=Command, short_help="Show the mesh gateway mode of each sidecar's upstreams.")
+@click.command(
+    cls=Command,
+    short_help="Show the mesh gateway mode of each sidecar's upstreams.",
+    examples=("meshgate modes", "meshgate modes web"),
+)
 @click.argument("text", default="", metavar="[SIDECAR]")
 @json_option
 @with_settings(CONSUL_SETTINGS | {"MESHGATE_SERVICE"})
@@ -161,14 +170,30 @@ def _show_way(way: "Way", printer: Printer) -> None:
         printer.line(f"    !      {problem}", "red")
 
 
-@click.command(cls=Command, short_help="Call a service through a gateway as a sidecar would.")
-@click.argument("service")
-@click.option("--dc", "datacenter", default="", metavar="NAME", help="Datacenter of the service.  [default: own]")
+@click.command(
+    cls=Command,
+    short_help="Call a service through a gateway as a sidecar would.",
+    examples=(
+        "meshgate probe web -as shop",
+        "meshgate probe web --dc dc2 --via wan",
+        "meshgate probe web --http /health",
+    ),
+)
+@click.argument("service", shell_complete=known_names)
+@click.option(
+    "--dc",
+    "datacenter",
+    default="",
+    metavar="NAME",
+    help="Datacenter of the service.  [default: own]",
+    shell_complete=known_datacenters,
+)
 @click.option(
     "--via",
     default="lan",
     show_default=True,
     metavar="lan|wan|HOST:PORT",
+    shell_complete=lambda _context, _param, text: [each for each in ("lan", "wan") if each.startswith(text)],
     help="Through the gateway of this datacenter at its LAN address (mode local), that of the service's datacenter "
     "at its WAN address (mode remote), or whatever is at an address.",
 )

@@ -8,9 +8,10 @@ from typing import Final
 import click
 
 from meshgate.app.admin_client import NoGatewayError, ask, decoded
-from meshgate.app.cli.admin_answers import DashboardState, Explanation, Route, Routes
+from meshgate.app.cli.admin_answers import DashboardState, Explanation, Names, Route, Routes
 from meshgate.app.cli.output import Printer, print_json
 from meshgate.app.cli.setting_options import Command, json_option, with_settings
+from meshgate.app.errors import CommandError
 from meshgate.app.settings.settings import Settings
 from meshgate.core.addresses import HostPort
 from meshgate.core.text import printable
@@ -22,8 +23,33 @@ _LOOK: Final = 0.2
 _NOTHING: Final = "no route, please"
 
 
-@click.command(cls=Command, short_help="Print the route table of the running gateway.")
-@click.argument("text", default="", metavar="[TEXT]")
+def known_names(context: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
+    """What a name may become by what the running gateway knows; what it refused lately comes first."""
+    names = _names(context, incomplete)
+    # Services only until a dot says that it is to be a whole server name.
+    found = [*names.refused, *names.services, *(names.snis if "." in incomplete else ())]
+    return [name for name in found if name.lower().startswith(incomplete.lower())]
+
+
+def known_datacenters(context: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
+    """As `known_names`, for datacenters."""
+    return [name for name in _names(context, incomplete).datacenters if name.startswith(incomplete)]
+
+
+def _names(context: click.Context, text: str) -> Names:
+    flags = {"MESHGATE_ADMIN_BIND": str(bind)} if (bind := context.params.get("meshgate_admin_bind")) else {}
+    try:
+        return decoded(ask(Settings.load(flags).admin_bind, "/names", text=text), Names)
+    except CommandError:
+        return Names([], [], [], [])
+
+
+@click.command(
+    cls=Command,
+    short_help="Print the route table of the running gateway.",
+    examples=("meshgate routes", "meshgate routes web", "meshgate routes -json dc2"),
+)
+@click.argument("text", default="", metavar="[TEXT]", shell_complete=known_names)
 @json_option
 @with_settings({"MESHGATE_ADMIN_BIND"})
 def routes(settings: Settings, text: str, *, as_json: bool) -> None:
@@ -75,18 +101,36 @@ def _show_routes(answer: Routes, printer: Printer, wanted: str) -> None:
     )
 
 
-@click.command(cls=Command, short_help="Explain the decision for a server name.")
-@click.argument("sni")
+@click.command(
+    cls=Command,
+    short_help="Explain the decision for a service or server name.",
+    examples=(
+        "meshgate explain web",
+        "meshgate explain web --dc dc2",
+        "meshgate explain web.default.dc2.internal.11111111-2222-3333-4444-555555555555.consul",
+    ),
+)
+@click.argument("name", shell_complete=known_names)
+@click.option(
+    "--dc",
+    "datacenter",
+    default="",
+    metavar="NAME",
+    help="Datacenter of the service.  [default: the gateway's]",
+    shell_complete=known_datacenters,
+)
 @json_option
 @with_settings({"MESHGATE_ADMIN_BIND"})
-def explain(settings: Settings, sni: str, *, as_json: bool) -> int:
-    """Explain what the running gateway does with a stream that asks for SNI, step by step.
+def explain(settings: Settings, name: str, datacenter: str, *, as_json: bool) -> int:
+    """Explain what the running gateway does with a stream that asks for NAME, step by step.
 
-    Exits with 0 if it is routed, with 1 if it is refused.
+    NAME is a service, or a server name (SNI) as a client sends it. Exits with 0 if it is routed, with 1 if it is
+    refused.
     """
-    if not sni.isprintable():
-        raise click.UsageError("SNI has characters that no server name can have")
-    answer = decoded(ask(settings.admin_bind, "/explain", sni=sni), Explanation)
+    if not name.isprintable():
+        raise click.UsageError("NAME has characters that no server name can have")
+    query = {"name": name, "dc": datacenter} if datacenter else {"name": name}
+    answer = decoded(ask(settings.admin_bind, "/explain/name", **query), Explanation)
     if as_json:
         print_json(answer)
     else:
@@ -110,7 +154,11 @@ def _show_explanation(answer: Explanation, printer: Printer) -> None:
         )
 
 
-@click.command(cls=Command, short_help="Stop the running gateway gracefully.")
+@click.command(
+    cls=Command,
+    short_help="Stop the running gateway gracefully.",
+    examples=("meshgate drain", "meshgate drain -admin-bind unix:///run/meshgate/admin.sock"),
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON lines.")
 @with_settings({"MESHGATE_ADMIN_BIND"})
 def drain(settings: Settings, *, as_json: bool) -> None:

@@ -6,6 +6,7 @@
 import sys
 from importlib import import_module
 from pathlib import Path
+from typing import Any, Final
 
 import click
 from click.shell_completion import get_completion_class
@@ -16,6 +17,19 @@ from meshgate.app.errors import CommandError, ConfigError
 from meshgate.app.settings.setting_table import TABLE
 from meshgate.app.settings.settings import Settings
 
+# Flags of `consul connect envoy` that say how Envoy starts and reaches Consul: unit files that are copied have them.
+_ENVOYS_VALUES: Final = (
+    "grpc-addr", "grpc-ca-file", "grpc-ca-path", "envoy-binary", "envoy-version", "envoy-ready-bind-address",
+    "envoy-ready-bind-port", "admin-access-log-path", "prometheus-backend-port", "prometheus-scrape-path",
+    "prometheus-ca-file", "prometheus-ca-path", "prometheus-cert-file", "prometheus-key-file",
+)  # fmt: skip
+_ENVOYS_SWITCHES: Final = (
+    "no-central-config",
+    "omit-deprecated-tags",
+    "ignore-envoy-compatibility",
+    "enable-config-gen-logging",
+)
+
 
 def _only_mesh(_: click.Context, _parameter: click.Parameter, kind: str | None) -> None:
     """`-gateway=mesh`, as in `consul connect envoy`, says nothing new; another kind would be a misunderstanding."""
@@ -23,7 +37,45 @@ def _only_mesh(_: click.Context, _parameter: click.Parameter, kind: str | None) 
         raise click.UsageError("meshgate is a mesh gateway and no other: --gateway takes mesh only")
 
 
-@click.command(cls=Command, short_help="Run the gateway in the foreground.")
+def _no_bootstrap(_: click.Context, _parameter: click.Parameter, wanted: object) -> None:
+    if wanted:
+        raise click.UsageError("meshgate has no bootstrap configuration to print: see meshgate config instead")
+
+
+def _ignored(context: click.Context, parameter: click.Parameter, value: object) -> None:
+    if value and not context.resilient_parsing:
+        click.echo(f"note: {parameter.opts[0]} is ignored: meshgate needs no xDS", err=True)
+
+
+class _Run(Command):
+    """Takes the command lines of `consul connect envoy -gateway=mesh` too."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:  # noqa: ANN401 - click's own
+        super().__init__(*args, **options)
+        hidden: dict[str, Any] = {"hidden": True, "expose_value": False}
+        self.params += [click.Option([f"--{name}"], callback=_ignored, **hidden) for name in _ENVOYS_VALUES]
+        self.params += [
+            click.Option([f"--{name}"], is_flag=True, callback=_ignored, **hidden) for name in _ENVOYS_SWITCHES
+        ]
+        self.params.append(click.Option(["--mesh-gateway"], is_flag=True, **hidden))
+        self.params.append(click.Option(["--bootstrap"], is_flag=True, callback=_no_bootstrap, **hidden))
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Without what follows `--`, which is for Envoy."""
+        if "--" in args:
+            del args[args.index("--") :]
+            click.echo("note: what follows -- is for Envoy and is ignored", err=True)
+        return super().parse_args(ctx, args)
+
+
+@click.command(
+    cls=_Run,
+    short_help="Run the gateway in the foreground.",
+    examples=(
+        "meshgate run -token-file /etc/meshgate/token",
+        "meshgate run -address 10.0.0.5:8443 -wan-address gw.example.com:443 -state-dir /var/lib/meshgate",
+    ),
+)
 @click.option(
     "--gateway", metavar="mesh", callback=_only_mesh, expose_value=False, help="As in consul connect envoy; only mesh."
 )
@@ -31,14 +83,19 @@ def _only_mesh(_: click.Context, _parameter: click.Parameter, kind: str | None) 
 def run(settings: Settings) -> int | None:
     """Register the gateway with the local agent, watch Consul and relay streams.
 
-    Runs in the foreground until SIGTERM or Ctrl-C, which let open streams end first.
+    Runs in the foreground until SIGTERM or Ctrl-C, which let open streams end first. A second one stops at once.
+    Takes the flags of consul connect envoy -gateway=mesh; those that are about Envoy or xDS are ignored.
     """
     from meshgate.app.composition_root import run_gateway  # noqa: PLC0415 - heavy, and only needed here
 
     return run_gateway(settings)
 
 
-@click.command(cls=Command, short_help="Show two datacenters and their gateways at work.")
+@click.command(
+    cls=Command,
+    short_help="Show two datacenters and their gateways at work.",
+    examples=("meshgate demo", "meshgate demo --once"),
+)
 @click.option("--once", is_flag=True, help="Check that all of it works, print a summary and stop.")
 def demo(*, once: bool) -> int | None:
     """Start two Consul datacenters with a gateway each on this machine and show traffic between them.
@@ -54,20 +111,28 @@ def demo(*, once: bool) -> int | None:
     return code
 
 
-@click.command(cls=Command, short_help="Print the ACL policy that the gateway needs.")
+@click.command(
+    cls=Command,
+    short_help="Print the ACL policy that the gateway needs.",
+    examples=(
+        "meshgate policy | consul acl policy create -name mesh-gateway -rules -",
+        "meshgate policy -service edge-gateway",
+    ),
+)
 @click.option("--enterprise", is_flag=True, help="For Consul Enterprise: all admin partitions and namespaces.")
 @with_settings({"MESHGATE_SERVICE"})
 def policy(settings: Settings, *, enterprise: bool) -> None:
-    """Print the ACL policy (HCL) that this gateway needs, and no more.
-
-    For example: meshgate policy | consul acl policy create -name mesh-gateway -rules -
-    """
+    """Print the ACL policy (HCL) that this gateway needs, and no more."""
     from meshgate.adapters.consul.policy import acl_policy  # noqa: PLC0415 - only needed here
 
     click.echo(acl_policy(settings.service, enterprise=enterprise).rstrip("\n"))
 
 
-@click.command(cls=Command, short_help="Print the effective settings and their origins.")
+@click.command(
+    cls=Command,
+    short_help="Print the effective settings and their origins.",
+    examples=("meshgate config -env-file /etc/meshgate/env", "meshgate config --env-example > meshgate.env"),
+)
 @json_option
 @click.option(
     "--env-example", "example", is_flag=True, help="Print a .env file with every setting, commented, instead."
@@ -109,16 +174,39 @@ def _check_consul(settings: Settings) -> None:
         click.echo(f"note: {warning}", err=True)
 
 
-@click.command(cls=Command, short_help="Print the completion script of a shell.")
+@click.command(
+    cls=Command,
+    short_help="Print the completion script of a shell.",
+    examples=("source <(meshgate completion bash)", "meshgate completion fish | source"),
+)
 @click.argument("shell", type=click.Choice(("bash", "zsh", "fish")))
 @click.pass_context
 def completion(context: click.Context, shell: str) -> None:
-    """Print the script that completes meshgate's commands and flags in a shell.
-
-    For example: source <(meshgate completion bash), or meshgate completion fish | source
-    """
+    """Print the script that completes commands, flags, values and names in a shell."""
     kind = get_completion_class(shell)
     assert kind is not None
-    # click itself looks for this variable before it runs a command.
     complete = kind(context.find_root().command, {}, "meshgate", "_MESHGATE_COMPLETE")
     click.echo(complete.source())
+
+
+def _commands(context: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
+    root = context.find_root().command
+    return (
+        [name for name in root.list_commands(context) if name.startswith(incomplete)]
+        if isinstance(root, click.Group)
+        else []
+    )
+
+
+@click.command("help", cls=Command, short_help="Print the help of a command.", examples=("meshgate help run",))
+@click.argument("name", default="", metavar="[COMMAND]", shell_complete=_commands)
+@click.pass_context
+def help_(context: click.Context, name: str) -> None:
+    """Print the help of COMMAND, or that of meshgate."""
+    root = context.find_root()
+    assert isinstance(root.command, click.Group)
+    command = root.command.get_command(root, name) if name else root.command
+    if command is None:
+        raise click.UsageError(f"there is no command {name!r}")
+    here = root if command is root.command else click.Context(command, root, name)
+    click.echo(command.get_help(here))

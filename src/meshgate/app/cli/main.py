@@ -17,6 +17,7 @@ from itertools import islice
 from typing import NoReturn
 
 import click
+from click.shell_completion import add_completion_class, get_completion_class
 
 from meshgate import __version__
 from meshgate.app.cli.setting_options import Session
@@ -26,21 +27,16 @@ from meshgate.core.text import printable
 from meshgate.core.weak_decode import parse_bool
 
 _INTERRUPTED = 130
+# click looks for this variable before it runs a command.
+_COMPLETE = "_MESHGATE_COMPLETE"
+SHELLS = ("bash", "zsh", "fish")
 _LOCAL, _GATEWAY, _CONSUL = "local_commands", "gateway_commands", "consul_commands"
-# In the order of the help; each is the attribute of its name in a module of this package.
-_MODULES = {
-    "run": _LOCAL,
-    "demo": _LOCAL,
-    "doctor": _CONSUL,
-    "explain": _GATEWAY,
-    "routes": _GATEWAY,
-    "top": "top_command",
-    "drain": _GATEWAY,
-    "probe": _CONSUL,
-    "modes": _CONSUL,
-    "policy": _LOCAL,
-    "config": _LOCAL,
-    "completion": _LOCAL,
+# As the help lists them; each is the attribute of its name in a module of this package.
+_COMMANDS = {
+    "Run the gateway": {"run": _LOCAL, "drain": _GATEWAY, "demo": _LOCAL},
+    "Ask the running gateway": {"top": "top_command", "explain": _GATEWAY, "routes": _GATEWAY},
+    "Ask Consul": {"doctor": _CONSUL, "modes": _CONSUL, "probe": _CONSUL},
+    "Set up": {"config": _LOCAL, "policy": _LOCAL, "completion": _LOCAL, "help": _LOCAL},
 }
 
 
@@ -59,19 +55,33 @@ class OnDemand(UserDict[str, click.Command]):
 
     def __getitem__(self, name: str) -> click.Command:
         if module := self._missing.pop(name, ""):
-            self.data[name] = getattr(import_module(f"{self._package}.{module}"), name)
+            found = import_module(f"{self._package}.{module}")
+            # `help` is a name of Python's own.
+            self.data[name] = getattr(found, f"{name}_" if name == "help" else name)
         return self.data[name]
 
 
-def chosen(group: click.Group, arguments: list[str]) -> click.Group:
+def chosen(group: click.Group, arguments: Sequence[str]) -> click.Group:
     """A group of the one command that the arguments name; the group itself where they name none."""
     command = group.commands.get(arguments[0]) if arguments else None
     return group if command is None else click.Group(commands=[command], params=group.params)
 
 
+class Commands(click.Group):
+    """The commands, by what they are for; none of them is imported to list the others' names."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """A list for each heading."""
+        for heading, names in _COMMANDS.items():
+            with formatter.section(heading):
+                formatter.write_dl([(name, self.commands[name].get_short_help_str(limit=80)) for name in names])
+
+
 @click.group(
-    commands=OnDemand(_MODULES),
+    cls=Commands,
+    commands=OnDemand({name: module for names in _COMMANDS.values() for name, module in names.items()}),
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Exit codes: 0 fine; 1 failed at run time, or refused; 2 wrong usage or settings; 130 after Ctrl-C.",
 )
 @click.version_option(__version__, prog_name="meshgate", message="%(prog)s %(version)s")
 def cli() -> None:
@@ -92,9 +102,11 @@ def main() -> NoReturn:
 def execute(arguments: Sequence[str]) -> int:
     """Run a command line; gives its exit code."""
     session = Session()
+    if _COMPLETE in os.environ:
+        _complete_go_flags()
     try:
         result = cli.main(
-            normalised(arguments, options_of(chosen(cli, list(arguments)))),
+            normalised(arguments, options_of(chosen(cli, arguments))),
             prog_name="meshgate",
             standalone_mode=False,
             obj=session,
@@ -114,7 +126,9 @@ def execute(arguments: Sequence[str]) -> int:
 def _usage_error(error: click.ClickException) -> int:
     context = error.ctx if isinstance(error, click.UsageError) else None
     command = context.command_path if context else "meshgate"
-    click.echo(f"{command}: {printable(error.format_message())}", err=True)
+    # click lists choices on lines of their own.
+    message = " ".join(error.format_message().split())
+    click.echo(f"{command}: {printable(message)}", err=True)
     click.echo(f"Try '{command} --help'.", err=True)
     return error.exit_code
 
@@ -160,6 +174,20 @@ def _complain(text: str, session: Session) -> None:
 def _wants_traceback(session: Session) -> bool:
     level = session.settings.log_level if session.settings else os.environ.get("MESHGATE_LOG_LEVEL", "")
     return level.lower() in ("debug", "trace")
+
+
+def _complete_go_flags() -> None:
+    """Have the words before the one that a shell completes read as those of a command line are."""
+    for shell in SHELLS:
+        base = get_completion_class(shell)
+        assert base is not None
+
+        class Reader(base):  # type: ignore[misc, valid-type]  # one of click's three
+            def get_completion_args(self) -> tuple[list[str], str]:
+                words, incomplete = super().get_completion_args()
+                return normalised(words, options_of(chosen(cli, words))), incomplete
+
+        add_completion_class(Reader, shell)
 
 
 _GO_FLAG = re.compile(r"-[A-Za-z][A-Za-z0-9-]+")

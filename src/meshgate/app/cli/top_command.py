@@ -28,7 +28,11 @@ from meshgate.core.addresses import HostPort
 STATE: Final = "/dashboard/state"
 
 
-@click.command(cls=Command, short_help="Show the running gateway live.")
+@click.command(
+    cls=Command,
+    short_help="Show the running gateway live.",
+    examples=("meshgate top", "meshgate top --once", "meshgate top -admin-bind 10.0.0.5:19000 --interval 1"),
+)
 @click.option("--once", is_flag=True, help="Print one snapshot and exit (the default when stdout is not a terminal).")
 @click.option("--json", "as_json", is_flag=True, help="Print one snapshot as JSON and exit.")
 @click.option(

@@ -32,6 +32,7 @@ class Setting:
         flag: its twin on the command line; "" where there is none.
         default_note: the default in words, where it depends on something.
         secret: never to be shown.
+        values: what it may be, where that is few words.
         section: under which heading users find it.
     """
 
@@ -43,6 +44,7 @@ class Setting:
     flag: str = ""
     default_note: str = ""
     secret: bool = False
+    values: tuple[str, ...] = ()
     section: str = ""
 
     @property
@@ -54,6 +56,11 @@ class Setting:
     def is_repeatable(self) -> bool:
         """Whether its flag may come several times."""
         return self.parse is types.bind_addresses
+
+    @property
+    def wants_path(self) -> bool:
+        """Whether it names a file or a folder."""
+        return self.metavar in ("PATH", "TARGET")
 
     @property
     def field(self) -> str:
@@ -78,9 +85,10 @@ def _ours(
     parse: Callable[[str], object],
     metavar: str,
     note: str = "",
+    values: tuple[str, ...] = (),
 ) -> Setting:
     flag = "--" + name.removeprefix(PREFIX).lower().replace("_", "-")
-    return Setting(name, help_, default, parse, metavar, flag, note)
+    return Setting(name, help_, default, parse, metavar, flag, note, values=values)
 
 
 def _boolean(name: str, help_: str, default: str) -> Setting:
@@ -337,6 +345,7 @@ _OPERATION_ROWS: Final = (
         "127.0.0.1:19000",
         types.admin_bind,
         "ADDRESS",
+        values=("off", "unix:///"),
     ),
     _number(
         "MESHGATE_CATALOG_WATCHES",
@@ -352,11 +361,19 @@ _OPERATION_ROWS: Final = (
         "off",
         types.access_log,
         "TARGET",
+        values=("off", "stdout", "stderr"),
     ),
     _path(
         "MESHGATE_ACCESS_LOG_DIR", "Folder below which AccessLogs of proxy-defaults may ask for a file; else for none."
     ),
-    _ours("MESHGATE_LOG_LEVEL", "trace, debug, info, warn or error.", "info", types.log_level, "LEVEL"),
+    _ours(
+        "MESHGATE_LOG_LEVEL",
+        "trace, debug, info, warn or error.",
+        "info",
+        types.log_level,
+        "LEVEL",
+        values=types.LOG_LEVELS,
+    ),
     _boolean("MESHGATE_LOG_JSON", "Log JSON lines instead of text.", "false"),
 )
 
