@@ -17,7 +17,7 @@ import msgspec
 from meshgate.core.catalog import NOWHERE, ChainTarget, Check, Export, Instance, Locality, SamenessGroup, WanAddress
 from meshgate.core.durations import parse_duration
 from meshgate.core.modes import Target
-from meshgate.core.proxy_config import NO_LIMITS, BindAddress, DestinationLimits
+from meshgate.core.proxy_config import BindAddress, DestinationLimits
 from meshgate.core.routes import Policy
 from meshgate.core.sni import DEFAULT
 
@@ -216,12 +216,11 @@ def _locality(place: _Locality | None) -> Locality:
     return Locality(place.region or "", place.zone or "") if place else NOWHERE
 
 
-def _federated(answer: Mapping[str, list[_Row] | None] | None) -> dict[str, Instances]:
-    return {datacenter: _instances(rows) for datacenter, rows in (answer or {}).items()}
-
-
 decode_instances = decoder(list[_Row] | None, _instances)
-decode_federated_gateways = decoder(dict[str, list[_Row] | None] | None, _federated)
+decode_federated_gateways = decoder(
+    dict[str, list[_Row] | None] | None,
+    lambda answer: {datacenter: _instances(rows) for datacenter, rows in (answer or {}).items()},
+)
 
 
 class HealthCheck(msgspec.Struct, rename="pascal", frozen=True):
@@ -395,18 +394,40 @@ class OwnRegistration:
     access_logs: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class UpstreamDefinition:
-    """An upstream in a registration. `mode` is its own, merged with what it inherits."""
-
-    name: str
-    datacenter: str = ""
-    namespace: str = ""
-    partition: str = ""
-    peer: str = ""
+class _Mode(_Json):
     mode: str = ""
-    listens: str = ""
-    prepared_query: bool = False
+
+
+class _WithMode(msgspec.Struct, rename="pascal", frozen=True):
+    mesh_gateway: _Mode | None = None
+
+    @property
+    def mode(self) -> str:
+        """The mode that is set here, merged with what is inherited where Consul does that; "" for none."""
+        return self.mesh_gateway.mode if self.mesh_gateway else ""
+
+
+class UpstreamDefinition(_WithMode, frozen=True):
+    """An upstream in a registration."""
+
+    name: str = msgspec.field(name="DestinationName", default="")
+    type: str = msgspec.field(name="DestinationType", default="")
+    namespace: str = msgspec.field(name="DestinationNamespace", default="")
+    partition: str = msgspec.field(name="DestinationPartition", default="")
+    peer: str = msgspec.field(name="DestinationPeer", default="")
+    datacenter: str = ""
+    local_bind_address: str = ""
+    local_bind_port: int = 0
+    local_bind_socket_path: str = ""
+
+    @property
+    def listens(self) -> str:
+        """Where the sidecar listens for it: a path, or `host:port`."""
+        return self.local_bind_socket_path or f"{self.local_bind_address or '127.0.0.1'}:{self.local_bind_port}"
+
+    @property
+    def prepared_query(self) -> bool:
+        return self.type == "prepared_query"
 
 
 @dataclass(frozen=True, slots=True)
@@ -421,29 +442,11 @@ class Sidecar:
     upstreams: tuple[UpstreamDefinition, ...]
 
 
-class _Mode(_Json):
-    mode: str | None = ""
-
-
-class _Upstream(_Json):
-    destination_name: str | None = ""
-    destination_type: str | None = ""
-    destination_namespace: str | None = ""
-    destination_partition: str | None = ""
-    destination_peer: str | None = ""
-    datacenter: str | None = ""
-    local_bind_address: str | None = ""
-    local_bind_port: int | None = 0
-    local_bind_socket_path: str | None = ""
-    mesh_gateway: _Mode | None = None
-
-
-class _Proxy(_Json):
+class _Proxy(_WithMode, frozen=True):
     config: dict[str, Any] | None = None
     access_logs: dict[str, Any] | None = None
     destination_service_name: str | None = ""
-    mesh_gateway: _Mode | None = None
-    upstreams: list[_Upstream] | None = None
+    upstreams: tuple[UpstreamDefinition, ...] | None = None
 
 
 class _AgentService(_Json):
@@ -490,14 +493,10 @@ class OwnInstance:
     checks: tuple[HealthCheck, ...] = ()
 
 
-class _OwnNode(_Json):
-    node: str = ""
-
-
 class _OwnRow(_Json):
     """A row of `/v1/health/service/:service`."""
 
-    node: _OwnNode
+    node: _Node
     service: _AgentService
     checks: list[HealthCheck] | None = None
 
@@ -509,38 +508,19 @@ def _own_instances(rows: list[_OwnRow] | None) -> tuple[OwnInstance, ...]:
 
 
 def _sidecars(services: Mapping[str, _AgentService] | None) -> tuple[Sidecar, ...]:
-    return tuple(sorted(_each_sidecar(services or {}), key=lambda one: (one.partition, one.namespace, one.id)))
-
-
-def _each_sidecar(services: Mapping[str, _AgentService]) -> Iterator[Sidecar]:
-    for service in services.values():
-        if service.kind == "connect-proxy" and service.proxy is not None:
-            yield Sidecar(
-                id=service.id,
-                service=service.proxy.destination_service_name or "",
-                namespace=service.namespace or DEFAULT,
-                partition=service.partition or DEFAULT,
-                mode=_mode(service.proxy.mesh_gateway),
-                upstreams=tuple(map(_upstream, service.proxy.upstreams or ())),
-            )
-
-
-def _upstream(found: _Upstream) -> UpstreamDefinition:
-    listens = found.local_bind_socket_path or f"{found.local_bind_address or '127.0.0.1'}:{found.local_bind_port or 0}"
-    return UpstreamDefinition(
-        name=found.destination_name or "",
-        datacenter=found.datacenter or "",
-        namespace=found.destination_namespace or "",
-        partition=found.destination_partition or "",
-        peer=found.destination_peer or "",
-        mode=_mode(found.mesh_gateway),
-        listens=listens,
-        prepared_query=found.destination_type == "prepared_query",
-    )
-
-
-def _mode(found: _Mode | None) -> str:
-    return (found.mode or "") if found else ""
+    found = [
+        Sidecar(
+            id=service.id,
+            service=service.proxy.destination_service_name or "",
+            namespace=service.namespace or DEFAULT,
+            partition=service.partition or DEFAULT,
+            mode=service.proxy.mode,
+            upstreams=service.proxy.upstreams or (),
+        )
+        for service in (services or {}).values()
+        if service.kind == "connect-proxy" and service.proxy is not None
+    ]
+    return tuple(sorted(found, key=lambda one: (one.partition, one.namespace, one.id)))
 
 
 decode_agent_facts = decoder(_AgentSelf, _agent_facts)
@@ -715,70 +695,47 @@ def _timeout(value: str | int) -> float | None:
         return None
 
 
-@dataclass(frozen=True, slots=True)
-class UpstreamModes:
-    """An entry of a service-defaults' `UpstreamConfig.Overrides`; empty fields stand for the service's own place."""
-
-    name: str
-    namespace: str
-    partition: str
-    peer: str
-    mode: str
-
-
-@dataclass(frozen=True, slots=True)
-class ServiceDefaults:
-    """A service-defaults: modes of mesh gateways, and what each destination may have; all empty where there is none."""
-
-    mode: str = ""
-    upstream_mode: str = ""
-    overrides: tuple[UpstreamModes, ...] = ()
-    limits: DestinationLimits = NO_LIMITS
-
-
 class _Limits(_Json):
     max_connections: int | None = None
     max_pending_requests: int | None = None
 
 
-class _Override(_Json):
-    name: str | None = ""
-    namespace: str | None = ""
-    partition: str | None = ""
-    peer: str | None = ""
-    mesh_gateway: _Mode | None = None
+class UpstreamModes(_WithMode, frozen=True):
+    """What a service-defaults says of one upstream, or of all; empty names stand for the service's own place."""
+
+    name: str = ""
+    namespace: str = ""
+    partition: str = ""
+    peer: str = ""
     limits: _Limits | None = None
 
 
 class _UpstreamConfig(_Json):
-    defaults: _Override | None = None
-    overrides: list[_Override] | None = None
+    defaults: UpstreamModes | None = None
+    overrides: tuple[UpstreamModes, ...] | None = None
 
 
-class _ServiceDefaults(_Json):
-    """proxy-defaults or service-defaults."""
+class ServiceDefaults(_WithMode, frozen=True):
+    """A service-defaults or the proxy-defaults, as far as modes and limits go; all empty where there is none."""
 
     name: str = ""
-    mesh_gateway: _Mode | None = None
     upstream_config: _UpstreamConfig | None = None
 
+    @property
+    def overrides(self) -> tuple[UpstreamModes, ...]:
+        """What it says of single upstreams."""
+        return (self.upstream_config or _UpstreamConfig()).overrides or ()
 
-def _service_defaults(entry: _ServiceDefaults) -> ServiceDefaults:
-    upstreams = entry.upstream_config or _UpstreamConfig()
-    defaults = upstreams.defaults or _Override()
-    limits = defaults.limits or _Limits()
-    return ServiceDefaults(
-        mode=_mode(entry.mesh_gateway),
-        upstream_mode=_mode(defaults.mesh_gateway),
-        overrides=tuple(
-            UpstreamModes(
-                each.name or "", each.namespace or "", each.partition or "", each.peer or "", _mode(each.mesh_gateway)
-            )
-            for each in upstreams.overrides or ()
-        ),
-        # Without `MaxConcurrentRequests`: Envoy holds no TCP connection pool to it (`enforceMaxRequests`).
-        limits=DestinationLimits(max(0, limits.max_connections or 0), max(0, limits.max_pending_requests or 0)),
-    )
+    @property
+    def of_all(self) -> UpstreamModes:
+        """What it says of all upstreams."""
+        return (self.upstream_config or _UpstreamConfig()).defaults or UpstreamModes()
+
+    @property
+    def limits(self) -> DestinationLimits:
+        """Without `MaxConcurrentRequests`: Envoy holds no TCP connection pool to it (`enforceMaxRequests`)."""
+        limits = self.of_all.limits or _Limits()
+        return DestinationLimits(max(0, limits.max_connections or 0), max(0, limits.max_pending_requests or 0))
 
 
 class _MeshPeering(_Json):
@@ -815,12 +772,10 @@ decode_resolvers = decoder(
     list[_Resolver] | None,
     lambda rows: tuple(sorted(map(_resolver, rows or ()), key=lambda entry: entry.name)),
 )
-decode_service_defaults = decoder(_ServiceDefaults, _service_defaults)
-decode_proxy_defaults = decoder(
-    list[_ServiceDefaults] | None, lambda rows: tuple(_service_defaults(row) for row in rows or ())
-)
+decode_service_defaults = _as_it_is(ServiceDefaults)
+decode_proxy_defaults = decoder(list[ServiceDefaults] | None, lambda rows: tuple(rows or ()))
 decode_destination_limits = decoder(
-    list[_ServiceDefaults] | None, lambda rows: {row.name: _service_defaults(row).limits for row in rows or ()}
+    list[ServiceDefaults] | None, lambda rows: {row.name: row.limits for row in rows or ()}
 )
 decode_peer_through = decoder(
     list[_Mesh] | None,
