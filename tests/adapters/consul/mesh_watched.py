@@ -8,6 +8,8 @@ import trio
 
 from meshgate.adapters.consul import CatalogWatcher, Home, WatchRegistry
 from meshgate.adapters.consul.api import ConsulAddress, ConsulClient
+from meshgate.adapters.consul.peerings import PeeringLooks
+from meshgate.adapters.consul.retry import WATCHES, Policy
 from meshgate.core.catalog import Snapshot
 from meshgate.core.export_routes import AS_CONSUL, ExportRules
 from meshgate.core.routes import RouteTable
@@ -16,6 +18,9 @@ from tests.core.samples import plan
 from .mesh_double import MeshDouble
 
 PATIENCE = 20
+# More often than one should.
+OFTEN = PeeringLooks(usual=0.2, denied=0.2)
+SELDOM = PeeringLooks(usual=1000.0)
 
 
 @dataclass
@@ -51,21 +56,30 @@ class Following:
 
 @asynccontextmanager
 async def following(
-    double: MeshDouble, *, partition: str = "", namespace: str = "", expose: bool = False, **options: bool | int
+    double: MeshDouble,
+    *,
+    partition: str = "",
+    namespace: str = "",
+    expose: bool = False,
+    looks: PeeringLooks = OFTEN,
+    policy: Policy = WATCHES,
+    **options: bool | float,
 ) -> AsyncIterator[Following]:
+    """Follow the double; `options` are the watcher's."""
     settings = {
         "CONSUL_HTTP_ADDR": f"127.0.0.1:{double.port}",
         "CONSUL_PARTITION": partition,
         "CONSUL_NAMESPACE": namespace,
     }
     async with ConsulClient(ConsulAddress.from_settings(settings)) as client, trio.open_nursery() as nursery:
-        registry = WatchRegistry()
+        registry = WatchRegistry(policy=policy)
         published: list[Snapshot] = []
         watcher = CatalogWatcher(
             client,
             registry,
             published.append,
             Home("dc1", partition or "default", enterprise=double.enterprise, expose_servers=expose),
+            peering_looks=looks,
             **options,  # type: ignore[arg-type]
         )
         nursery.start_soon(watcher.run)

@@ -14,8 +14,8 @@ from meshgate.adapters.consul.api import (
     ConsulUnreachableError,
     Cursor,
     InvalidAnswerError,
-    transport,
 )
+from meshgate.adapters.consul.api.transport import Patience
 
 from .connected import WEB, Call, ask_web, connected
 from .fake_consul import row
@@ -63,15 +63,15 @@ async def test_the_commands_quote_names_too() -> None:
         assert [seen.target for seen in double.seen] == ["/v1/config/service-defaults/a%2Fb"]
 
 
-async def test_an_answer_has_a_largest_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with connected() as (double, client):
+async def test_an_answer_has_a_largest_size() -> None:
+    async with connected(Patience(largest=5_000)) as (double, client):
         double.set(WEB, [row("web-sidecar-proxy")])
         await ask_web(client)
-        monkeypatch.setattr(transport, "LARGEST_ANSWER", 100)
-        with pytest.raises(InvalidAnswerError, match="larger than 100 bytes"):
+        double.set(WEB, [row("web-sidecar-proxy")] * 20)
+        with pytest.raises(InvalidAnswerError, match="larger than 5000 bytes"):
             await ask_web(client)
         assert client.errors == {"invalid": 1}
-        monkeypatch.setattr(transport, "LARGEST_ANSWER", 10_000)
+        double.set(WEB, [row("web-sidecar-proxy")])
         await ask_web(client)
 
 
@@ -80,10 +80,7 @@ async def test_an_answer_has_a_largest_size(monkeypatch: pytest.MonkeyPatch) -> 
     ("ask", "seconds"),
     [(ask_web, "0.5"), (lambda client: client.connect_instances("web", Cursor(5, wait=0.16)), "0.67")],
 )
-async def test_an_answer_that_drips_without_end_is_given_up(
-    head: bytes, ask: Call, seconds: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(transport, "ANSWER_SECONDS", 0.5)
+async def test_an_answer_that_drips_without_end_is_given_up(head: bytes, ask: Call, seconds: str) -> None:
     async with dripping(head) as client:
         with trio.fail_after(20), pytest.raises(ConsulUnreachableError) as raised:
             await ask(client)
@@ -108,7 +105,8 @@ async def dripping(head: bytes) -> AsyncIterator[ConsulClient]:
     async with trio.open_nursery() as nursery:
         listeners: list[trio.SocketListener] = await nursery.start(partial(trio.serve_tcp, serve, 0, host="127.0.0.1"))
         port = listeners[0].socket.getsockname()[1]
-        async with ConsulClient(ConsulAddress.from_settings({"CONSUL_HTTP_ADDR": f"127.0.0.1:{port}"})) as client:
+        address = ConsulAddress.from_settings({"CONSUL_HTTP_ADDR": f"127.0.0.1:{port}"})
+        async with ConsulClient(address, patience=Patience(whole=0.5)) as client:
             yield client
         nursery.cancel_scope.cancel()
 

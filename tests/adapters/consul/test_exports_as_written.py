@@ -8,7 +8,7 @@ import pytest
 import trio
 from structlog.testing import capture_logs
 
-from meshgate.adapters.consul import retry
+from meshgate.adapters.consul.retry import Policy
 from meshgate.core.catalog import ChainTarget, Export, SamenessGroup
 from meshgate.core.export_routes import ExportRules
 
@@ -209,13 +209,13 @@ async def test_the_community_edition_has_no_group_of_any_name_and_nothing_is_sai
     ],
 )
 async def test_consul_that_knows_no_groups_is_one_notice_and_the_rest_is_exported(
-    status: int, text: bytes, said: str, monkeypatch: pytest.MonkeyPatch
+    status: int, text: bytes, said: str
 ) -> None:
-    monkeypatch.setattr(retry._ByFailure, "__call__", lambda _, attempt: 0.05)
+    soon = Policy(wait=lambda: lambda _: 0.05)
     with capture_logs() as logs:
         async with exporting(TO_GROUP, {"Name": "web", "Consumers": [{"Peer": "west"}]}) as double:
             double.set_at(GROUP, text, status=status, index=None)
-            async with following(double, start_deadline=PATIENCE) as followed:
+            async with following(double, start_deadline=PATIENCE, policy=soon) as followed:
                 assert followed.published[0].exports == (export("web", "west"),)
                 await followed.until(lambda _: len(double.requests(GROUPS)) > 3)
                 assert followed.last.groups == (SamenessGroup("all"),)

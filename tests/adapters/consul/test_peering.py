@@ -4,7 +4,7 @@ import pytest
 import trio
 from structlog.testing import capture_logs
 
-from meshgate.adapters.consul import peerings
+from meshgate.adapters.consul.peerings import PeeringLooks
 from meshgate.adapters.consul.watch_scheduler import WatchScheduler
 from meshgate.core.export_routes import ExportRules
 from meshgate.core.routes import RouteKind
@@ -12,16 +12,9 @@ from meshgate.core.sni import PeeredServiceSni, parse
 
 from .fake_consul import FakeConsul, row
 from .mesh_double import TRUST_DOMAIN, MeshDouble, chain, exported, key, mesh_double, peering
-from .mesh_watched import following
+from .mesh_watched import SELDOM, following
 
 PASSED = ExportRules(pass_http=True)
-
-
-@pytest.fixture(autouse=True)
-def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Look at the list of peerings more often than one should."""
-    monkeypatch.setattr(peerings, "POLL", 0.2)
-    monkeypatch.setattr(peerings, "DENIED_POLL", 0.2)
 
 
 def external(service: str, peer: str, ns: str = "default", partition: str = "default") -> str:
@@ -49,6 +42,8 @@ async def test_consul_without_peering_is_asked_once_and_nothing_is_said_of_it(st
     async with mesh_double(enterprise=False, version="1.8.7") as double:
         double.serve("web", row("web-sidecar-proxy"))
         absent(double, text, status)
+        # Asked for where an answer takes long, as on a busy machine.
+        double.set("/v1/internal/acl/authorize", [{"Allow": True}], index=None)
         with capture_logs() as logs:
             async with following(double) as followed:
                 await followed.until(lambda seen: seen.services)
@@ -61,11 +56,10 @@ async def test_consul_without_peering_is_asked_once_and_nothing_is_said_of_it(st
         assert [entry for entry in logs if entry["log_level"] != "info"] == []
 
 
-async def test_peering_that_comes_with_an_upgrade_of_consul_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(peerings, "RARELY", 0.2)
+async def test_peering_that_comes_with_an_upgrade_of_consul_is_found() -> None:
     async with mesh_double(enterprise=False) as double:
         absent(double)
-        async with following(double) as followed:
+        async with following(double, looks=PeeringLooks(absent=0.2)) as followed:
             name = double.import_from("east", "web", ("198.18.2.1", 443))
             double.peering(peering("east", "web"))
             await followed.until(lambda seen: seen.imports)
@@ -105,14 +99,11 @@ async def test_a_consul_that_takes_long_to_refuse_peerings_costs_the_start_no_se
             await followed.until(lambda seen: seen.imports)
 
 
-async def test_a_new_peering_is_told_by_a_held_query_where_the_version_holds_it(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(peerings, "POLL", 1000.0)
+async def test_a_new_peering_is_told_by_a_held_query_where_the_version_holds_it() -> None:
     async with mesh_double(enterprise=False) as double:
         double.set_at("/v1/peerings", [])
         double.import_from("east", "web", ("198.18.2.1", 443))
-        async with following(double) as followed:
+        async with following(double, looks=SELDOM) as followed:
             await trio.sleep(1)
             # The first may be asked again: it shares few connections with all other first questions.
             assert "index" in double.requests("/v1/peerings")[-1].query
@@ -421,19 +412,13 @@ def said(name: str) -> PeeredServiceSni:
     return found
 
 
-@pytest.fixture
-def rarely_polled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(peerings, "POLL", 1000.0)
-
-
-@pytest.mark.usefixtures("rarely_polled")
 @pytest.mark.parametrize("peer", ["new", "known", "of a known trust domain"])
 async def test_a_service_of_a_peer_that_no_list_has_yet_is_found_by_its_name(peer: str) -> None:
     async with mesh_double(enterprise=False) as double:
         other = "99999999-3333-4444-5555-666666666666.consul"
         before = [peering("east"), peering("west", PeerServerName=f"server.dc9.peering.{other}")]
         double.peering(*(before if peer != "new" else before[1:]))
-        async with following(double) as followed:
+        async with following(double, looks=SELDOM) as followed:
             name = double.import_from("east", "fresh", ("198.18.2.1", 443))
             double.set_at("/v1/health/connect/fresh", [], peer="west")
             if peer == "of a known trust domain":
@@ -453,11 +438,10 @@ async def test_a_service_of_a_peer_that_no_list_has_yet_is_found_by_its_name(pee
                 assert followed.routes()[name] == ["198.18.2.1:443"]
 
 
-@pytest.mark.usefixtures("rarely_polled")
 async def test_a_name_that_no_peer_has_is_nothing_and_costs_little() -> None:
     async with mesh_double(enterprise=False) as double:
         double.peering(peering("east", PeerServerName="server.dc9.peering.99999999-3333-4444-5555-666666666666.consul"))
-        async with following(double) as followed:
+        async with following(double, looks=SELDOM) as followed:
             for number in range(20):
                 name = f"made-up-{number}.default.default.us.external.11111111-0000-4444-5555-666666666666.consul"
                 await followed.watcher.lookup_peered(said(name))
@@ -466,13 +450,12 @@ async def test_a_name_that_no_peer_has_is_nothing_and_costs_little() -> None:
             assert double.paths().count("/v1/peerings") < 5
 
 
-@pytest.mark.usefixtures("rarely_polled")
 @pytest.mark.parametrize("peer", ["new", "known"])
 async def test_a_service_that_was_only_just_exported_is_found_by_its_name(peer: str) -> None:
     async with mesh_double(enterprise=False) as double:
         double.peering(*[peering("east")] * (peer == "known"))
         double.set_at("/v1/exported-services", [])
-        async with following(double) as followed:
+        async with following(double, looks=SELDOM) as followed:
             await trio.sleep(0.3)
             double.peering(peering("east"))
             double.serve("web", row("web-sidecar-proxy", address="198.18.1.1", port=21000))
@@ -484,14 +467,13 @@ async def test_a_service_that_was_only_just_exported_is_found_by_its_name(peer: 
             assert followed.table().exact[name].kind is RouteKind.PEER_EXPORT
 
 
-@pytest.mark.usefixtures("rarely_polled")
 async def test_what_is_not_exported_to_a_peer_is_not_found_by_its_name() -> None:
     async with mesh_double(enterprise=False) as double:
         double.peering(peering("east"), peering("west"))
         double.serve("web", row("web-sidecar-proxy"))
         double.set_at("/v1/discovery-chain/web", chain("web"))
         double.set_at("/v1/exported-services", [exported("web", peers=("west",))])
-        async with following(double) as followed:
+        async with following(double, looks=SELDOM) as followed:
             for peer in ("east", "unknown"):
                 await followed.watcher.lookup_peered(said(f"web.default.default.{peer}.external.{TRUST_DOMAIN}"))
             assert {name for name in followed.routes() if "external" in name} == {

@@ -76,20 +76,18 @@ async def had_by_login(consul: Consul) -> list[str]:
     return [token["AccessorID"] for token in tokens if token.get("AuthMethod") == "workloads"]
 
 
-def client_of(consul: Consul, issuer: Issuer, method: str = "workloads") -> ConsulClient:
+def client_of(consul: Consul, issuer: Issuer, method: str = "workloads", *, unknown_for: float = 5.0) -> ConsulClient:
     address = ConsulAddress.from_settings({"CONSUL_HTTP_ADDR": consul.http_addr})
-    return ConsulClient(address, login=Login(method, str(issuer.file)))
+    return ConsulClient(address, login=Login(method, str(issuer.file), unknown_for))
 
 
 async def test_a_client_logs_in_once_again_when_its_token_is_gone_and_out_at_the_end(
-    consul_binary: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    consul_binary: str, tmp_path: Path
 ) -> None:
-    # As if the token were not new any more when it is deleted.
-    monkeypatch.setattr("meshgate.adapters.consul.api.credentials._NEW_TOKEN", 0.0)
     issuer = Issuer(tmp_path / "jwt")
     async with agent(consul_binary, tmp_path) as consul:
         await issuer.introduce(consul)
-        async with client_of(consul, issuer) as client:
+        async with client_of(consul, issuer, unknown_for=0.0) as client:
             assert not client.token.given
             async with trio.open_nursery() as nursery:
                 for _ in range(8):

@@ -26,15 +26,13 @@ from .blocking_query_pool import BlockingQueryPool
 from .exports import EXPORTS, LocalExports
 from .local_services import NAMES, RESOLVERS, LocalServices
 from .lookups import Explainer
-from .peerings import Peerings
+from .peerings import PEERING_LOOKS, PeeringLooks, Peerings
 from .remote_gateways import Partitions, RemoteGateways
 from .scope import Home, InitialSync, KeyedWatches, Latest, Scope
 from .watch_registry import WatchKey, WatchRegistry, WatchState, ignore
 
 log = structlog.get_logger(module="meshgate.consul")
 
-# Seconds that an essential watch may fail before the catalog counts as stale.
-STALE_AFTER: Final = 10.0
 # Seconds that the first snapshot waits however many sources there are.
 LONGEST_START: Final = 300.0
 # Seconds from the first change to the snapshot, in which further changes are gathered. Not prolonged by them.
@@ -141,9 +139,11 @@ class CatalogWatcher:
         catalog_watches: how many blocking queries the gateway may hold at once (see `blocking_query_pool`).
         enforce_exports: whether exports decide what is routed, so that they are followed without a peering too.
         start_deadline: seconds that the first snapshot waits for slow sources, since the last one that was not.
+        stale_after: seconds for which an essential watch fails until what is served counts as old.
+        peering_looks: how often the list of peerings is asked for.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - most by keyword
         self,
         client: ConsulClient,
         registry: WatchRegistry,
@@ -153,6 +153,8 @@ class CatalogWatcher:
         catalog_watches: int = 100,
         enforce_exports: bool = False,
         start_deadline: float = 5.0,
+        stale_after: float = 10.0,
+        peering_looks: PeeringLooks = PEERING_LOOKS,
     ) -> None:
         # A gateway is in the namespace default, whatever namespace its token would make Consul assume.
         client = client.at(Tenant(namespace=DEFAULT)) if home.enterprise else client
@@ -160,6 +162,7 @@ class CatalogWatcher:
         self._publisher = Publisher(self._made, publish)
         self._home = home
         self._start_deadline = start_deadline
+        self._stale_after = stale_after
         self._enforce_exports = enforce_exports
         self._roots: Latest[CaRoots] = Latest()
         self._sync = InitialSync()
@@ -171,7 +174,7 @@ class CatalogWatcher:
         self._services = LocalServices(scope)
         self._remotes = RemoteGateways(scope)
         self._partitions = Partitions(scope)
-        self._peerings = Peerings(scope, self._peerings_changed)
+        self._peerings = Peerings(scope, self._peerings_changed, peering_looks)
         self._servers = LocalServers(scope)
         self._exports = LocalExports(scope, self._services.services)
         by_need: dict[WatchKey, LocalServers | LocalExports] = {LOCAL_SERVERS: self._servers, EXPORTS: self._exports}
@@ -240,7 +243,7 @@ class CatalogWatcher:
     @property
     def stale(self) -> bool:
         """Whether what is served is only the last that was known: an essential watch has been failing for long."""
-        limit = trio.current_time() - STALE_AFTER
+        limit = trio.current_time() - self._stale_after
         states = filter(None, map(self._registry.state, _ESSENTIAL))
         return any(state.failing_since is not None and state.failing_since <= limit for state in states)
 

@@ -11,7 +11,7 @@ So a name stays until its own watch says that nothing answers for it, or its pee
 
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Final
 
 import trio
@@ -27,12 +27,8 @@ from .watch_registry import WatchKey
 SEE_PEERINGS: Final = Rule("peering")
 PEERINGS: Final = WatchKey("peerings", "peerings")
 MESH_ENTRY: Final = WatchKey("mesh-entry", "mesh entry")
-# Seconds between two looks at the list; where it takes long, that many times as long as it takes.
-POLL: Final = 1.0
+# Where the list takes long, so many times as long lie between two looks.
 TIMES: Final = 20.0
-# The same while the token may not see it, and while there is none.
-DENIED_POLL: Final = 10.0
-RARELY: Final = 300.0
 # Seconds after which Consul is asked whether it would refuse: 1.22 takes 11 to tell so, and the start waits for it.
 _SLOW: Final = 0.5
 # A list of that many seconds is as good as a new one.
@@ -44,11 +40,24 @@ _MOST_ASKED: Final = 8
 _Key = tuple[str, str, str]
 
 
+@dataclass(frozen=True, slots=True)
+class PeeringLooks:
+    """Seconds between two looks at the list: as a rule, while the token may not see it, and while there is none."""
+
+    usual: float = 1.0
+    denied: float = 10.0
+    absent: float = 300.0
+
+
+PEERING_LOOKS: Final = PeeringLooks()
+
+
 class Peerings:
     """Follows the peerings; `changed` is called, too, when there may be other ones, or another mesh entry."""
 
-    def __init__(self, scope: Scope, changed: Callable[[], None]) -> None:
+    def __init__(self, scope: Scope, changed: Callable[[], None], looks: PeeringLooks = PEERING_LOOKS) -> None:
         self._scope = scope
+        self._looks = looks
         self._own = replace(scope, changed=changed)
         self._denied = ""
         self._peerings: tuple[Peering, ...] | None = None
@@ -179,8 +188,8 @@ class Peerings:
 
     def _interval(self) -> float:
         if not self.known:
-            return DENIED_POLL if self._denied else RARELY
-        return 0.0 if self._held and not self.any else max(POLL, TIMES * self._took)
+            return self._looks.denied if self._denied else self._looks.absent
+        return 0.0 if self._held and not self.any else max(self._looks.usual, TIMES * self._took)
 
     async def _ask(self, reader: ConsulClient, cursor: Cursor) -> Page[tuple[Peering, ...] | None]:
         was_denied, self._denied = self._denied, ""

@@ -18,7 +18,7 @@ import trio
 from meshgate.core.catalog import in_namespace
 
 from .api import ConsulError
-from .retry import WATCHES
+from .retry import WATCHES, Policy
 
 log = structlog.get_logger(module="meshgate.consul")
 
@@ -112,9 +112,13 @@ class WatchRegistry:
     Args:
         token_version: a number that changes when the token does.
         first_wait: seconds for which the first queries may be held; see `longest_wait`.
+        policy: when a watch that fails tries again.
     """
 
-    def __init__(self, *, token_version: Callable[[], int] = lambda: 0, first_wait: float = FIRST_WAIT) -> None:
+    def __init__(
+        self, *, token_version: Callable[[], int] = lambda: 0, first_wait: float = FIRST_WAIT, policy: Policy = WATCHES
+    ) -> None:
+        self._policy = policy
         self.token_version = token_version
         self._first_wait = first_wait
         self._states: dict[WatchKey, WatchState] = {}
@@ -182,7 +186,7 @@ class WatchRegistry:
 
         `on_error` hears of each failure. Anything but a `ConsulError` goes through, cancellation among it.
         """
-        retrying = WATCHES.retrying(
+        retrying = self._policy.retrying(
             sleep=partial(self._pause, state), on_failure=partial(self._failed, state, on_error), wanted=wanted
         )
         try:

@@ -59,7 +59,7 @@ from .records import (
     Tenant,
     TokenFacts,
 )
-from .transport import Answer, Transport
+from .transport import PATIENCE, Answer, Patience, Transport
 
 log = structlog.get_logger(module="meshgate.consul")
 
@@ -89,14 +89,22 @@ class ConsulClient:
     sixteenth of it; cancelling a request closes its connection. `datacenter` asks another datacenter through the local
     agent; "" is the agent's own. `errors` counts failed requests by status, those of all clients made from this one
     included; `token` is where the credentials come from. With `login` a token is had of an auth method before the first
-    request, had anew when Consul does not know it any more, and given back at the end.
+    request, had anew when Consul does not know it any more, and given back at the end. `patience` is with each answer.
 
     Raises:
         ConsulConfigError: the token file or a TLS file cannot be read.
     """
 
-    def __init__(self, address: ConsulAddress, *, token: TokenSource | None = None, login: Login | None = None) -> None:
+    def __init__(
+        self,
+        address: ConsulAddress,
+        *,
+        token: TokenSource | None = None,
+        login: Login | None = None,
+        patience: Patience = PATIENCE,
+    ) -> None:
         self.address = address
+        self._patience = patience
         self._login = LoginToken(login, address.http_auth) if login else None
         self.token = token or self._login or TokenSource.of(address)
         self.errors: Counter[str] = Counter()
@@ -153,7 +161,7 @@ class ConsulClient:
         return view
 
     def _connections(self, number: int) -> Transport:
-        return Transport(self.address, self.token, self._tls, connections=number)
+        return Transport(self.address, self.token, self._tls, connections=number, patience=self._patience)
 
     # --- the catalog and the health of its services -------------------------------------------------------------------
 

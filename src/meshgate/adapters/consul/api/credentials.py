@@ -25,8 +25,6 @@ log = structlog.get_logger(module="meshgate.consul")
 
 # Seconds between two looks at the files of TLS: there may be hundreds in a CA path.
 _TLS_LOOK: Final = 1.0
-# Seconds in which a token that was had by a login reaches all of Consul.
-_NEW_TOKEN: Final = 5.0
 
 _Stamp = tuple[int, int, int]
 
@@ -147,10 +145,14 @@ class TokenSource(_Files):
 
 @dataclass(frozen=True, slots=True)
 class Login:
-    """How a token is had of an auth method, as by `consul login`: for what a file holds."""
+    """How a token is had of an auth method, as by `consul login`: for what a file holds.
+
+    `unknown_for` is how many seconds Consul may take until all of it knows the token.
+    """
 
     auth_method: str
     bearer_token_file: str
+    unknown_for: float = 5.0
 
 
 class LoginToken(TokenSource):
@@ -184,7 +186,7 @@ class LoginToken(TokenSource):
         """
         async with self._lock:
             if self._version == version:
-                if time.monotonic() - self._had_at < _NEW_TOKEN:
+                if time.monotonic() - self._had_at < self._login.unknown_for:
                     return False
                 await self._renew(log_in)
             return True

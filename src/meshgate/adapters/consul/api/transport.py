@@ -26,15 +26,25 @@ from .endpoints import Request
 _INDEX_DIGITS: Final = 20  # Of a number of 64 bits.
 _HEADERS: Final = {"Accept-Encoding": "identity", "User-Agent": f"meshgate/{__version__}"}
 CONNECT_TIMEOUT: Final = 5.0
-# Seconds of silence after which a request that is not held by Consul has failed; the grace of one that is.
-GRACE: Final = 10.0
-# Seconds in which a whole answer must have come, besides those for which Consul may hold the query.
-ANSWER_SECONDS: Final = 60.0
-# Octets of an answer: room for a list of 50,000 services with their nodes, or for 50,000 instances of one service.
-LARGEST_ANSWER: Final = 64 << 20
 # Parts of a path that servers and proxies take out, so that it becomes another one.
 _NO_PARTS: Final = frozenset(("", ".", ".."))
 _LONGEST_QUOTE: Final = 300
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """What is borne of an answer, beside the seconds for which Consul may hold the query.
+
+    `silence` is seconds without a byte and `whole` those for all of it; `largest` is its octets: room for a list of
+    50,000 services with their nodes, or for 50,000 instances of one service.
+    """
+
+    silence: float = 10.0
+    whole: float = 60.0
+    largest: int = 64 << 20
+
+
+PATIENCE: Final = Patience()
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +97,19 @@ class Transport:
         tls: shared by all transports of the process.
         connections: how many at most. A query that is held needs a transport with one connection of its own: httpcore
             searches a shared pool anew for each request that ends, in cubic time.
+        patience: with each answer.
     """
 
-    def __init__(self, address: ConsulAddress, token: TokenSource, tls: TlsContext, *, connections: int = 1) -> None:
+    def __init__(
+        self,
+        address: ConsulAddress,
+        token: TokenSource,
+        tls: TlsContext,
+        *,
+        connections: int = 1,
+        patience: Patience = PATIENCE,
+    ) -> None:
+        self._patience = patience
         self._address = address
         self._token = token
         self._extensions: dict[str, Any] = {"sni_hostname": name} if (name := address.tls_server_name) else {}
@@ -166,24 +186,25 @@ class Transport:
             uri,
             headers={**_HEADERS, **self._token.header(), **request.headers},
             content=request.body or None,
-            extensions=self._extensions | {"timeout": httpx.Timeout(CONNECT_TIMEOUT, read=held + GRACE).as_dict()},
+            extensions=self._extensions
+            | {"timeout": httpx.Timeout(CONNECT_TIMEOUT, read=held + self._patience.silence).as_dict()},
         )
         sent.stream = _Body(request.body)
         content = bytearray()
-        with trio.move_on_after(held + ANSWER_SECONDS) as patience:
+        with trio.move_on_after(held + self._patience.whole) as patience:
             response = await connections.handle_async_request(sent)
             try:
                 async for chunk in cast("httpx.AsyncByteStream", response.stream):
                     content += chunk
-                    if len(content) > LARGEST_ANSWER:
+                    if len(content) > self._patience.largest:
                         # Not by leaving: the generators of httpcore come to a good end only where they wait.
                         patience.cancel()
             finally:
                 await response.aclose()
-        if len(content) > LARGEST_ANSWER:
-            raise InvalidAnswerError(f"Consul's answer is larger than {LARGEST_ANSWER} bytes", "invalid")
+        if len(content) > self._patience.largest:
+            raise InvalidAnswerError(f"Consul's answer is larger than {self._patience.largest} bytes", "invalid")
         if patience.cancelled_caught:
-            raise self._failed(f"no whole answer within {held + ANSWER_SECONDS:g} s", "timeout")
+            raise self._failed(f"no whole answer within {held + self._patience.whole:g} s", "timeout")
         return response.status_code, Answer(bytes(content), response.headers)
 
     def _unreachable(self, error: Exception) -> ConsulUnreachableError:
