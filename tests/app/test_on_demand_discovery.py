@@ -2,11 +2,21 @@
 
 from typing import TYPE_CHECKING, cast
 
+import pytest
 import trio
 from trio.testing import MockClock
 
+import meshgate.adapters.relay.on_demand as of_workers
 from meshgate.adapters.relay.counters import Counters
-from meshgate.app.gateway.on_demand_discovery import LOOK, UNKNOWN_AT_ONCE, UNKNOWN_PER_SECOND, OnDemandDiscovery
+from meshgate.app.gateway.on_demand_discovery import (
+    _REMEMBERED,
+    LOOK,
+    OF_A_CLIENT,
+    OF_ALL_CLIENTS,
+    OF_PEOPLE,
+    PACE,
+    OnDemandDiscovery,
+)
 from meshgate.core.reasons import Reason
 from meshgate.core.routes import Route, RouteKind, RouteTable
 from meshgate.core.sni import PeeredServiceSni
@@ -25,12 +35,16 @@ class Watcher:
         self.asked: list[tuple[set[str], str]] = []
         self.peered: list[str] = []
         self.in_use: list[set[str]] = []
+        self.hurried = 0
 
     async def lookup(self, services: list[str], namespace: str = "") -> None:
         self.asked.append((set(services), namespace))
 
     async def lookup_peered(self, name: PeeredServiceSni) -> None:
         self.peered.append(str(name))
+
+    def hurry_names(self) -> None:
+        self.hurried += 1
 
     def used(self, services: set[str]) -> None:
         self.in_use.append(services)
@@ -88,19 +102,72 @@ async def test_names_of_elsewhere_and_of_nothing_cost_consul_nothing() -> None:
     assert watcher.asked == []
 
 
-async def test_names_that_nobody_has_cost_consul_little(autojump_clock: MockClock) -> None:
-    discovery, watcher = discovery_of(Route(f"web.{HERE}", RouteKind.SERVICE, "web", (), stale=True, service="web"))
-    for number in range(10 * UNKNOWN_AT_ONCE):
-        await discovery.lookup(f"made-up-{number}.{HERE}")
-    assert len(watcher.asked) == UNKNOWN_AT_ONCE
-    # What is known is asked for all the same.
-    await discovery.lookup(f"web.{HERE}")
+STALE = Route(f"web.{HERE}", RouteKind.SERVICE, "web", (), stale=True, service="web")
+
+
+async def test_a_client_may_ask_for_few_names_that_nobody_has_and_takes_nothing_from_others(
+    autojump_clock: MockClock,
+) -> None:
+    discovery, watcher = discovery_of(STALE)
+    rate, burst = OF_A_CLIENT
+    stranger = [discovery.may_ask(f"made-up-{number}.{HERE}", "192.0.2.1") for number in range(10 * burst)]
+    assert stranger == [True] * burst + [False] * 9 * burst
+    # Who may not ask is served by the names' watch, which hurries.
+    assert watcher.hurried == 9 * burst
+    assert discovery.may_ask(f"new.{HERE}", "192.0.2.2")
+    # What has a route is asked for whoever wants it.
+    assert discovery.may_ask(f"web.{HERE}", "")
+    assert discovery.may_ask(f"web.{HERE}", "192.0.2.1")
+    await trio.sleep(10 / rate)
+    assert [discovery.may_ask(f"other-{number}.{HERE}", "192.0.2.1") for number in range(12)].count(True) in (10, 11)
+
+
+def test_the_parent_is_told_when_somebody_wants_more_than_it_allows() -> None:
+    for own, workers in ((OF_A_CLIENT, of_workers.OF_A_CLIENT), (OF_ALL_CLIENTS, of_workers.OF_A_WORKER)):
+        assert own[0] < workers[0]
+        assert own[1] < workers[1]
+
+
+async def test_clients_of_many_addresses_ask_for_little_in_all(autojump_clock: MockClock) -> None:
+    discovery, _ = discovery_of()
+    clients = (f"2001db8{number:09x}" for number in range(10_000))
+    assert sum(discovery.may_ask(f"made-up.{HERE}", client) for client in clients) == OF_ALL_CLIENTS[1]
+
+
+async def test_people_have_an_allowance_of_their_own(autojump_clock: MockClock) -> None:
+    discovery, watcher = discovery_of(STALE)
+    for number in range(10 * OF_PEOPLE[1]):
+        await discovery.look_up(f"made-up-{number}.{HERE}")
+    assert len(watcher.asked) == OF_PEOPLE[1]
+    assert discovery.may_ask(f"new.{HERE}", "192.0.2.2")
+    await discovery.look_up(f"web.{HERE}")
     assert watcher.asked[-1] == ({"web"}, "")
-    watcher.asked.clear()
-    for number in range(100):
-        await discovery.lookup(f"other-{number}.{HERE}")
-        await trio.sleep(0.01)
-    assert len(watcher.asked) in range(UNKNOWN_PER_SECOND - 2, UNKNOWN_PER_SECOND + 2)
+
+
+async def test_a_name_is_not_asked_for_at_once_again_and_who_asks_waits_for_his_turn(autojump_clock: MockClock) -> None:
+    discovery, watcher = discovery_of()
+    began = trio.current_time()
+    for _ in range(3):
+        await discovery.lookup(f"made-up.{HERE}")
+    assert len(watcher.asked) == 3
+    assert trio.current_time() - began == pytest.approx(2 * PACE)
+    for number in range(_REMEMBERED + 10):
+        await discovery.lookup(f"made-up-{number}.{HERE}")
+    assert len(discovery._asked) == _REMEMBERED
+
+
+async def test_route_that_comes_while_a_name_waits_for_its_turn_makes_a_question_needless(
+    autojump_clock: MockClock,
+) -> None:
+    routes: list[Route] = []
+    watcher = Watcher()
+    discovery = OnDemandDiscovery(lambda: table_of(*routes), lambda: cast("CatalogWatcher", watcher))
+    await discovery.lookup(f"web.{HERE}")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(discovery.lookup, f"web.{HERE}")
+        await trio.testing.wait_all_tasks_blocked()
+        routes.append(STALE)
+    assert watcher.asked == [({"web"}, "default")]
 
 
 async def test_what_is_followed_closely_is_not_asked_for() -> None:
@@ -113,7 +180,11 @@ async def test_nobody_is_asked_while_consul_is_known_not_to_answer() -> None:
     discovery, watcher = discovery_of(Route(f"web.{HERE}", RouteKind.SERVICE, "web", (), stale=True, service="web"))
     watcher.stale = True
     await discovery.lookup(f"web.{HERE}")
-    await OnDemandDiscovery(table_of, lambda: None).lookup(f"web.{HERE}")
+    nobody = OnDemandDiscovery(table_of, lambda: None)
+    await nobody.lookup(f"web.{HERE}")
+    for _ in range(OF_A_CLIENT[1]):
+        assert nobody.may_ask(f"web.{HERE}", "192.0.2.1")
+    assert not nobody.may_ask(f"web.{HERE}", "192.0.2.1")
     assert watcher.asked == []
 
 

@@ -3,7 +3,7 @@
 import pytest
 from hypothesis import given, strategies as st
 
-from meshgate.core.token_bucket import TokenBucket
+from meshgate.core.token_bucket import ClientBuckets, TokenBucket
 
 RATES = st.floats(0.05, 1000)
 BURSTS = st.integers(1, 200)
@@ -54,3 +54,25 @@ def test_refusals_cost_nothing() -> None:
 def test_in_the_long_run_it_is_the_rate(burst: int) -> None:
     allowance = TokenBucket(16.0, burst)
     assert sum(allowance.take(tick / 64) for tick in range(64 * 60)) == pytest.approx(60 * 16 + burst, abs=1)
+
+
+def test_a_client_takes_nothing_of_what_others_have() -> None:
+    buckets = ClientBuckets((1.0, 2), (100.0, 1000))
+    assert [buckets.take("a", 0.0) for _ in range(100)] == [True] * 2 + [False] * 98
+    assert [buckets.take("b", 0.0) for _ in range(3)] == [True, True, False]
+    assert buckets.take("a", 1.0)
+    assert not buckets.take("a", 1.0)
+
+
+def test_all_clients_together_have_no_more_than_is_said() -> None:
+    buckets = ClientBuckets((1.0, 2), (10.0, 30))
+    assert sum(buckets.take(f"{number}", 0.0) for number in range(1000)) == 30
+
+
+def test_of_too_many_clients_the_one_that_has_not_asked_for_longest_is_forgotten() -> None:
+    buckets = ClientBuckets((1e-6, 1), (100.0, 1000), most=2)
+    assert [buckets.take(client, 0.0) for client in "abab"] == [True, True, False, False]
+    assert buckets.take("c", 0.0)  # That was a's place.
+    assert not buckets.take("b", 0.0)
+    assert buckets.take("a", 0.0)
+    assert len(buckets._buckets) == 2

@@ -1,9 +1,13 @@
 """The first stream of a service that the gateway does not follow closely, or has not heard of: it is served."""
 
+import contextlib
+import itertools
 from contextlib import AsyncExitStack
 
 import pytest
+import trio
 
+from tests.adapters.relay.streams import hello_for
 from tests.harness.gateway import GatewayProcess, gateway_beside
 from tests.harness.native import native_service
 
@@ -31,6 +35,49 @@ async def test_a_service_that_was_just_registered_is_served_at_once(world: World
                 answer = await caller.call(gateway.address, world.sni(name), b"hi", expect=world.spiffe(name))
                 assert answer.data == name.encode() + b"\nhi"
         assert await refused(gateway) == 0
+
+
+async def invent_names(gateway: GatewayProcess, source: str, rate: float, domain: str) -> None:
+    """A stranger: hellos for services that nobody has, so many a second, until cancelled."""
+
+    async def hello(number: int) -> None:
+        with contextlib.suppress(OSError), trio.socket.socket() as sock:
+            await sock.bind((source, 0))
+            await sock.connect(gateway.address)
+            await sock.send(hello_for(f"made-up-{number}.{domain}"))
+            while await sock.recv(64):
+                pass
+
+    began = trio.current_time()
+    async with trio.open_nursery() as nursery:
+        for number in itertools.count():
+            nursery.start_soon(hello, number)
+            await trio.sleep_until(began + number / rate)
+
+
+@pytest.mark.parametrize("settings", [SCARCE, MANY], ids=["scarce", "many"])
+@pytest.mark.parametrize(
+    ("source", "rate"),
+    [("127.0.0.7", 40), ("127.0.0.7", 371), ("127.0.0.1", 371)],
+    ids=["some", "many", "of-the-callers-address"],
+)
+async def test_whatever_names_strangers_invent_the_first_stream_of_a_new_service_is_served(
+    world: World, settings: dict[str, str], source: str, rate: float
+) -> None:
+    dc2, folder = world.federation.dc2, world.federation.folder
+    caller = await world.caller()
+    domain = world.sni("x").partition(".")[2]
+    async with gateway_beside(dc2, world.token, **settings) as gateway, trio.open_nursery() as nursery:
+        nursery.start_soon(invent_names, gateway, source, rate, domain)
+        with trio.fail_after(60):
+            while await gateway.counter("meshgate_on_demand_streams_total") < 60:  # More than anybody may ask for.
+                await trio.sleep(0.1)
+        for name in (f"first-{number}" for number in range(10)):
+            async with native_service(dc2, name, folder, named=True):
+                answer = await caller.call(gateway.address, world.sni(name), b"hi", expect=world.spiffe(name))
+                assert answer.data == name.encode() + b"\nhi"
+        assert await refused(gateway) > 0
+        nursery.cancel_scope.cancel()
 
 
 async def test_a_cold_service_that_moved_is_served_where_it_is_now(world: World) -> None:

@@ -254,6 +254,32 @@ async def test_a_service_that_no_list_had_yet_is_found(autojump_clock: MockClock
         assert await seconds_until(lambda: "fresh" not in watched.services) < 3
 
 
+async def test_a_busy_list_is_read_more_often_while_streams_wait_for_it(autojump_clock: MockClock) -> None:
+    async def be_busy(model: Model) -> None:
+        while True:
+            model.change()
+            await trio.sleep(0.2)
+
+    async with watching(crowded(), catalog_watches=20) as watched, trio.open_nursery() as nursery:
+        model = watched.model
+        nursery.start_soon(be_busy, model)
+        await trio.sleep(30)
+        before = model.count("service_names")
+        await trio.sleep(20)
+        assert model.count("service_names") - before < 6
+        for number in range(10):
+            watched.watcher.hurry_names()
+            await trio.sleep(5 if number == 0 else 1)  # A pause may have begun.
+            watched.watcher.hurry_names()
+            model.connect[f"fresh-{number}"] = (sidecar(f"fresh-{number}"),)
+            assert await seconds_until(lambda: f"fresh-{number}" in watched.services) < 1  # noqa: B023
+        await trio.sleep(30)
+        before = model.count("service_names")
+        await trio.sleep(20)
+        assert model.count("service_names") - before < 6
+        nursery.cancel_scope.cancel()
+
+
 async def test_a_list_that_is_older_than_the_find_does_not_take_it_back(autojump_clock: MockClock) -> None:
     model = small()
     model.unlisted.add("fresh")

@@ -100,7 +100,9 @@ async def running(
 ) -> AsyncIterator[Running]:
     """A relay of its own; a stream that waits for its name does so until a test does something, or for `patience`."""
     watcher = Watcher()
-    on_demand = OnDemand[OpenStreamLike](ask, patience=patience, again=60.0)
+    on_demand = OnDemand[OpenStreamLike](
+        None if ask is None else lambda name, _client: ask(name), patience=patience, again=60.0
+    )
     relay = Relay(table_of(routes), limits or Limits(), watcher, on_demand=on_demand)
     _, port = relay.bind("default", "127.0.0.1", 0)
     relay.listen()

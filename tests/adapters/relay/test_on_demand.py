@@ -2,7 +2,7 @@
 
 import pytest
 
-from meshgate.adapters.relay import on_demand as on_demand_module
+from meshgate.adapters.relay import Limits, on_demand as on_demand_module
 from meshgate.core.reasons import Reason
 from meshgate.core.routes import Route, RouteKind, RouteTable
 
@@ -198,31 +198,57 @@ async def test_one_question_serves_many_streams_and_is_not_put_again_at_once() -
         await until_over(it)
 
 
-async def test_strangers_cannot_make_many_questions_out_of_names_that_nobody_has(
+async def test_stream_that_may_not_ask_is_served_as_soon_as_the_table_has_its_route(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(on_demand_module, "UNKNOWN_AT_ONCE", 3)
-    monkeypatch.setattr(on_demand_module, "UNKNOWN_PER_SECOND", 1e-6)
+    monkeypatch.setattr(on_demand_module, "OF_A_CLIENT", (1e-6, 3))
     made_up = [f"made-up-{number}.default.dc1.internal.{TRUST_DOMAIN}" for number in range(10)]
     asked: list[str] = []
     async with backend(echo) as port, running({}, ask=asked.append) as it:
-        it.relay.install(table_of({WEB: [endpoint(port)]}, stale=[WEB]))
-        clients = [await waiter(it, hello_for(name)) for name in made_up[:3]]
-        for name in made_up[3:]:
-            async with await it.dial() as late:
-                await late.send_all(hello_for(name))
-                assert await refusal(late) == UNRECOGNIZED_NAME
+        strangers = [await waiter(it, hello_for(name)) for name in made_up]
+        client = await waiter(it)
         assert asked == made_up[:3]
-        # Who waits for what is asked for already makes no question, and routes are not made up.
-        clients += [await waiter(it, hello_for(made_up[0])), await waiter(it)]
-        assert asked == [*made_up[:3], WEB]
+        it.relay.install(table_of({WEB: [endpoint(port)]}))
+        await it.relay.appeared([WEB, "another"])
+        assert await answer(client, len(HELLO)) == HELLO
+        assert it.refused == []
         for name in asked:
             await it.relay.learned(name)
-        for client in clients[:-1]:
-            assert await refusal(client) == UNRECOGNIZED_NAME
-        assert await answer(clients[-1], len(HELLO)) == HELLO
-        for client in clients:
-            await client.aclose()
+        for stranger in strangers[:3]:
+            assert await refusal(stranger) == UNRECOGNIZED_NAME
+        for each in (client, *strangers):
+            await each.aclose()
+        await it.relay.ask_nobody()
+        await until_over(it)
+
+
+async def test_route_that_appears_is_no_answer_to_who_waits_for_newer_endpoints() -> None:
+    async with (
+        backend(named(b"old")) as old,
+        backend(named(b"new")) as new,
+        running({}, ask=lambda _: None) as it,
+    ):
+        it.relay.install(table_of({WEB: [endpoint(old)]}, stale=[WEB]))
+        async with await waiter(it) as client:
+            await it.relay.appeared([WEB])
+            it.relay.install(table_of({WEB: [endpoint(new)]}))
+            await it.relay.learned(WEB)
+            assert await answer(client, 3) == b"new"
+        await until_over(it)
+
+
+async def test_streams_of_names_that_nobody_knows_go_first_when_slots_are_short() -> None:
+    limits = Limits(max_connections=4)
+    async with backend(echo) as port, running({WEB: [endpoint(port)]}, limits, ask=lambda _: None) as it:
+        names = [f"made-up-{number}.default.dc1.internal.{TRUST_DOMAIN}" for number in range(4)]
+        strangers = [await waiter(it, hello_for(name)) for name in names]
+        async with await it.dial() as client:
+            await client.send_all(HELLO)
+            assert await answer(client, len(HELLO)) == HELLO
+        assert [(refused.reason, refused.server_name) for refused in it.refused] == [(Reason.MAX_CONNECTIONS, names[0])]
+        for stranger in strangers:
+            await stranger.aclose()
+        await it.relay.ask_nobody()
         await until_over(it)
 
 

@@ -6,8 +6,8 @@ from meshgate.adapters.relay.on_demand import (
     _REMEMBERED,
     AGAIN_SECONDS,
     LEARN_SECONDS,
-    UNKNOWN_AT_ONCE,
-    UNKNOWN_PER_SECOND,
+    OF_A_CLIENT,
+    OF_A_WORKER,
     OnDemand,
 )
 
@@ -15,9 +15,15 @@ from .streams import TRUST_DOMAIN, WEB, table_of
 
 UNKNOWN = [f"{name}.default.dc1.internal.{TRUST_DOMAIN}" for name in ("a", "b")]
 TABLE = table_of({WEB: []}, stale=[WEB])
+CLIENTS = ("192.0.2.1", "192.0.2.2")
 
 STEPS = st.lists(
-    st.tuples(st.sampled_from(["comes", "leaves", "told", "time"]), st.sampled_from([WEB, *UNKNOWN]), st.floats(0, 2)),
+    st.tuples(
+        st.sampled_from(["comes", "leaves", "told", "appears", "time"]),
+        st.sampled_from([WEB, *UNKNOWN]),
+        st.sampled_from(CLIENTS),
+        st.floats(0, 2),
+    ),
     max_size=200,
 )
 
@@ -27,50 +33,102 @@ def stream() -> object:
 
 
 @given(STEPS)
-def test_a_name_is_asked_for_once_and_its_streams_are_told_together(steps: list[tuple[str, str, float]]) -> None:
+def test_a_name_is_asked_for_once_for_each_client_and_its_streams_are_told_together(
+    steps: list[tuple[str, str, str, float]],
+) -> None:
     now = 100.0
-    asked: dict[str, float] = {}
-    told: dict[str, float] = {}
-    waiting: dict[str, list[object]] = {}
+    asked: dict[tuple[str, str], float] = {}
+    told: dict[tuple[str, str], float] = {}
+    waiting: dict[str, dict[object, str]] = {name: {} for name in (WEB, *UNKNOWN)}
 
-    def ask(name: str) -> None:
-        if name in asked:
-            assert now - asked[name] > LEARN_SECONDS  # No answer came in time.
-        assert now - told.get(name, 0.0) >= AGAIN_SECONDS
-        asked[name] = now
+    def ask(name: str, client: str) -> None:
+        assert bool(client) == (name != WEB)
+        if (name, client) in asked:
+            # No answer came in time to any question for the name.
+            assert all(now - when > LEARN_SECONDS for (about, _), when in asked.items() if about == name)
+        asked[name, client] = now
 
     learning = OnDemand[object](ask)
-    for step, name, seconds in steps:
-        if step == "comes" and learning.wants(name, TABLE.find(name), TABLE, now):
-            waiting.setdefault(name, []).append(stream())
-            learning.wait(waiting[name][-1], name, now)
-            assert now - asked[name] <= LEARN_SECONDS
-        elif step == "leaves" and waiting.get(name):
-            learning.leave(waiting[name].pop(), name)
+    for step, name, whose, seconds in steps:
+        client = "" if name == WEB else whose
+        if step == "comes":
+            wanted = learning.wants(name, TABLE.find(name), TABLE, client, now)
+            if not wanted:
+                assert now - told[name, client] < AGAIN_SECONDS
+                continue
+            it = stream()
+            waiting[name][it] = client
+            learning.wait(it, name, client, now)
+        elif step == "leaves" and waiting[name]:
+            it = next(iter(waiting[name]))
+            learning.leave(it, name)
+            if waiting[name].pop(it) and not waiting[name]:
+                asked = {key: when for key, when in asked.items() if key[0] != name}
         elif step == "told":
-            assert learning.learned(name, now) == waiting.pop(name, [])
-            asked.pop(name, None)
-            told[name] = now
+            assert learning.learned(name, now) == list(waiting[name])
+            told |= {(name, each): now for each in ("", *waiting[name].values())}
+            asked = {key: when for key, when in asked.items() if key[0] != name}
+            waiting[name] = {}
+        elif step == "appears":
+            appeared = [it for it, each in waiting[name].items() if each]
+            assert learning.appeared(name) == appeared
+            if appeared:
+                asked = {key: when for key, when in asked.items() if key[0] != name}
+                waiting[name] = {}
         elif step == "time":
             now += seconds
-    assert set(learning.end()) == asked.keys()
-    assert not any(learning.wants(name, TABLE.find(name), TABLE, now + 10) for name in (WEB, *UNKNOWN))
+    assert {name for name, streams in waiting.items() if streams} <= set(learning.end())
+    assert not any(learning.wants(name, TABLE.find(name), TABLE, CLIENTS[0], now + 10) for name in (WEB, *UNKNOWN))
 
 
-def test_made_up_names_are_few_questions_however_many_they_are() -> None:
+def test_made_up_names_are_few_questions_however_many_they_are_and_leave_nothing_behind() -> None:
     asked: list[str] = []
-    learning = OnDemand[object](asked.append)
+    learning = OnDemand[object](lambda name, _: asked.append(name))
     seconds, each = 4, 1000
     for number in range(seconds * each):
         name, now = f"made-up-{number}.default.dc1.internal.{TRUST_DOMAIN}", number / each
-        if learning.wants(name, None, TABLE, now):
-            learning.wait(stream(), name, now)
-    assert UNKNOWN_AT_ONCE < len(asked) <= UNKNOWN_AT_ONCE + UNKNOWN_PER_SECOND * seconds
+        assert learning.wants(name, None, TABLE, CLIENTS[0], now)
+        it = stream()
+        learning.wait(it, name, CLIENTS[0], now)
+        learning.leave(it, name)
+    rate, burst = OF_A_CLIENT
+    assert burst < len(asked) <= burst + rate * seconds
+    assert learning._questions == {}
 
 
-def test_what_was_learned_long_ago_is_not_remembered() -> None:
-    learning = OnDemand[object](lambda _: None)
-    for number in range(20 * _REMEMBERED):
-        learning.learned(f"{number}", number / 1000)
-    assert len(learning._learned) <= 2 * _REMEMBERED
+def test_a_stranger_uses_up_nothing_that_another_client_may_ask() -> None:
+    asked: list[str] = []
+    learning = OnDemand[object](lambda _, client: asked.append(client))
+    for number in range(1000):
+        name = f"made-up-{number}.default.dc1.internal.{TRUST_DOMAIN}"
+        learning.wait(stream(), name, CLIENTS[0], 0.0)
+    # Also for a name that the stranger waits for and was not let ask for, and for one that he did ask for.
+    for number in (999, 1000, 0):
+        learning.wait(stream(), f"made-up-{number}.default.dc1.internal.{TRUST_DOMAIN}", CLIENTS[1], 0.0)
+    assert asked == [CLIENTS[0]] * OF_A_CLIENT[1] + [CLIENTS[1]] * 3
+
+
+def test_clients_of_many_addresses_together_ask_for_no_more_than_a_worker_may() -> None:
+    asked: list[str] = []
+    learning = OnDemand[object](lambda name, _: asked.append(name))
+    for number in range(1000):
+        name = f"made-up-{number}.default.dc1.internal.{TRUST_DOMAIN}"
+        learning.wait(stream(), name, f"192.0.{number // 250}.{number % 250}", 0.0)
+    assert len(asked) == OF_A_WORKER[1]
+
+
+def test_what_one_client_was_told_is_not_held_against_another_one() -> None:
+    learning = OnDemand[object](lambda _name, _client: None)
+    learning.wait(stream(), UNKNOWN[0], CLIENTS[0], 0.0)
+    learning.learned(UNKNOWN[0], 0.1)
+    assert not learning.wants(UNKNOWN[0], None, TABLE, CLIENTS[0], 0.2)
+    assert learning.wants(UNKNOWN[0], None, TABLE, CLIENTS[1], 0.2)
+    assert learning.wants(UNKNOWN[0], None, TABLE, CLIENTS[0], 0.1 + AGAIN_SECONDS)
+
+
+def test_what_is_remembered_is_bounded() -> None:
+    learning = OnDemand[object](lambda _name, _client: None)
+    for number in range(3 * _REMEMBERED):
+        learning.learned(f"{number}", number / 1e6)
+    assert len(learning._learned) == _REMEMBERED
     assert learning._questions == {}

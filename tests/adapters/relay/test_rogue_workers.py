@@ -179,7 +179,7 @@ async def test_flood_of_lines_leaves_few_in_the_log(tmp_path: Path) -> None:
 
 async def test_flood_of_questions_whose_answers_nobody_reads_ends_the_worker(tmp_path: Path) -> None:
     """It is not read either what the parent has to say of the table, so nothing of that may pile up for long."""
-    asked = b"".join(encode(Learn(f"n{number}." + "x" * 240)) for number in range(20_000))
+    asked = b"".join(encode(Learn(f"n{number}." + "x" * 240, "192.0.2.1")) for number in range(20_000))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     async with with_rogue(tmp_path, asked, times=100, reads=False) as (_, logs):
         await until_ended(logs, "it ")  # Hung, or made no sense.
@@ -298,7 +298,7 @@ def spoiled() -> st.SearchStrategy[dict[str, Any]]:
     """Messages of the right shape with anything in one of their places."""
     shapes = [
         msgspec.to_builtins(each, str_keys=False)
-        for each in (LogLine("info", ""), Learn("x"), EndpointNews("x", "192.0.2.1", 1, failed=True))
+        for each in (LogLine("info", ""), Learn("x", "192.0.2.1"), EndpointNews("x", "192.0.2.1", 1, failed=True))
     ]
     shapes += [report(), report(ended=[RECORD], refused=[REFUSED], streams=[OPEN])]
     shapes += [report(**{each.name: None}) for each in fields(Counters)]
@@ -337,7 +337,7 @@ class Owner:
             raise ValueError
         self.totals.add(told.counters)
 
-    def asked(self, _worker: object, name: str) -> None:
+    def asked(self, _worker: object, name: str, _client: str) -> None:
         assert len(name) <= 255
 
     def endpoint_news(self, news: EndpointNews) -> None:

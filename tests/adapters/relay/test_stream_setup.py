@@ -72,6 +72,7 @@ class Network:
     takes: int = 1 << 20
     full: int = 0
     legs: list[FakeLeg] = field(default_factory=list)
+    client_address: tuple[str, int] = ("192.0.2.7", 1)
 
     def dial(self, endpoint: Endpoint) -> tuple[Any, int]:
         if self.full:
@@ -103,7 +104,7 @@ class Case:
                 limits=limits or Limits(),
                 breakers=breakers,
                 load_balancer=self.balancer,
-                on_demand=OnDemand[object](self.asked.append, patience=1.5),
+                on_demand=OnDemand[object](lambda name, _: self.asked.append(name), patience=1.5),
                 overload=SimpleNamespace(free_descriptors=lambda: False),
                 counters=Counters(),
                 report=lambda _, address, failed: self.reported.append((address[0], failed)),

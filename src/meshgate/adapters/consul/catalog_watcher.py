@@ -198,6 +198,10 @@ class CatalogWatcher:
         names = set(services)
         self._services.used(names | self._exports.behind(names))
 
+    def hurry_names(self) -> None:
+        """A stream waits for a name that nobody may ask for: learn of new services as soon as Consul tells of them."""
+        self._services.hurry_names()
+
     async def lookup(self, services: Iterable[str], namespace: str = "") -> None:
         """Have services published as Consul has them now; return when that is done or cannot be.
 

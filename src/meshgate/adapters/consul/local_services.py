@@ -86,6 +86,7 @@ class _NamespaceServices:
         # When names were found that no list had yet.
         self._discovered: dict[str, float] = {}
         self._listed: tuple[tuple[str, ...], Mapping[str, str]] = (), {}
+        self._hurried_until = float("-inf")
         self._followed: Mapping[str, str] = {}
         self._unaskable: tuple[str, ...] = ()
         self._resolvers: Mapping[str, Resolver] = {}
@@ -104,7 +105,7 @@ class _NamespaceServices:
                 self._named,
                 minds_token=True,
                 dedicated=self._dedicated,
-                pace=lambda: PACE if self._scheduler.fits else _MANY_PACE,
+                pace=lambda: PACE if self._scheduler.fits or trio.current_time() < self._hurried_until else _MANY_PACE,
             )
 
     async def _follow_resolvers(self) -> None:
@@ -160,6 +161,10 @@ class _NamespaceServices:
     def used(self, services: Iterable[str]) -> None:
         """These have streams; lower-case names, unknown ones are ignored."""
         self._scheduler.used(services)
+
+    def hurry_names(self) -> None:
+        """Take the list's answers for a while as they come: a stream waits for a name and may not ask for it."""
+        self._hurried_until = trio.current_time() + _MANY_PACE
 
     async def lookup(self, name: str, *, unknown: bool) -> bool:
         """Return when a service is known as Consul has it now, or when that cannot be had; a lower-case name.
@@ -418,6 +423,11 @@ class LocalServices:
         names = tuple(services)
         for namespace in self._namespaces.values():
             namespace.used(names)
+
+    def hurry_names(self) -> None:
+        """As for one namespace."""
+        for namespace in self._namespaces.values():
+            namespace.hurry_names()
 
     async def lookup(self, services: Collection[str], namespace: str = "") -> bool:
         """Return when these are known as Consul has them now, or when that cannot be had; lower-case names.

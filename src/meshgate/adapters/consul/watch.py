@@ -162,12 +162,14 @@ class Pace:
 
     def __init__(self, seconds: Callable[[], float] = lambda: PACE) -> None:
         self._seconds = seconds
-        self._full_at = trio.current_time()
+        self._taken = 0.0  # Counted, not timed: what was taken at a slow pace is paid back at the one of now.
+        self._taken_at = trio.current_time()
 
     async def take(self) -> None:
         now, seconds = trio.current_time(), self._seconds()
-        self._full_at = max(self._full_at, now) + seconds
-        excess = self._full_at - now - BURST * seconds
+        self._taken = max(0.0, self._taken - (now - self._taken_at) / seconds) + 1
+        self._taken_at = now
+        excess = (self._taken - BURST) * seconds
         if excess > 0:
             await trio.sleep(excess)
 

@@ -122,9 +122,10 @@ class Learned(msgspec.Struct, tag=True, frozen=True):
 
 
 class Learn(msgspec.Struct, tag=True, frozen=True):
-    """A stream waits until this name, which has no route or a stale one, is known as Consul has it now."""
+    """A stream waits until this name is known as Consul has it now. It has a stale route, or none: then for whom."""
 
     name: Annotated[str, Meta(max_length=255)]
+    client: Annotated[str, Meta(max_length=64)]
 
 
 class StatsReport(msgspec.Struct, tag=True, frozen=True):

@@ -2,11 +2,15 @@
 
 A gateway with more services than Consul grants connections does not follow all of them closely, and what was just
 registered may have no route yet. A stream of such a name waits while the parent is asked to learn of it, and is then
-placed by whatever the table has.
+placed by whatever the table has. Names without a route may be made up, so that each client may only ask for a few of
+them. A stream that may not ask waits all the same, and longer: the watch of the services' names, or somebody else's
+question, may bring its route in time.
 
-What always holds: a stream waits once, `LEARN_SECONDS` at most; a name is asked for once, however many streams wait for
-it, again only where no answer came in that time, and not within `AGAIN_SECONDS` of one; strangers cannot make many
-questions out of names that nobody has; and where there is nobody to ask no stream waits.
+What always holds: a stream waits once, `LEARN_SECONDS` at most, three times that for a name without a route; a name is
+asked for once, however many streams wait for it, and once more for each client where it has no route; again only where
+no answer came in that time, and not within `AGAIN_SECONDS` of one, by a client that has waited for it; strangers cannot
+make many questions out of names that nobody has, nor use up what others may ask; what is remembered is bounded; and
+where there is nobody to ask no stream waits.
 """
 
 from collections.abc import Callable
@@ -14,14 +18,15 @@ from dataclasses import dataclass, field
 from typing import Final, Generic, TypeVar
 
 from meshgate.core.routes import Route, RouteTable
-from meshgate.core.token_bucket import TokenBucket
+from meshgate.core.token_bucket import ClientBuckets
 
 # The parent gives up sooner; longer than this it does not live, or has no time.
 LEARN_SECONDS: Final = 1.5
 AGAIN_SECONDS: Final = 1.0
-# Questions for names without a route, of each worker.
-UNKNOWN_PER_SECOND: Final = 50
-UNKNOWN_AT_ONCE: Final = 100
+_WITHOUT_ROUTE: Final = 3  # Times as long. Envoy, if nobody sets it, gives up its connection after 5 s.
+# Questions for names without a route, a second and at once: of one client, and of all of a worker's.
+OF_A_CLIENT: Final = (5.0, 20)
+OF_A_WORKER: Final = (50.0, 100)
 _REMEMBERED: Final = 4096
 
 Waiter = TypeVar("Waiter")
@@ -29,68 +34,85 @@ Waiter = TypeVar("Waiter")
 
 @dataclass(slots=True)
 class _Question(Generic[Waiter]):
-    """What was asked when, and who waits for the answer."""
+    """What was asked when and for whom, and who waits: streams and their clients, "" where the name had a route."""
 
-    asked: float
-    waiting: dict[Waiter, None] = field(default_factory=dict)
+    asked: float = float("-inf")
+    clients: set[str] = field(default_factory=set)
+    waiting: dict[Waiter, str] = field(default_factory=dict)
 
 
 class OnDemand(Generic[Waiter]):
     """Who waits in one process, and for what.
 
     Args:
-        ask: has a name learned, and `learned` called afterwards; None where nobody can.
-        patience: seconds that a stream waits at most.
+        ask: has a name learned for a client, and `learned` called afterwards; None where nobody can. It may be called
+            in vain.
+        patience: seconds after which an answer does not come any more.
         again: seconds after an answer within which a name is not asked for again.
     """
 
     def __init__(
-        self, ask: Callable[[str], None] | None, patience: float = LEARN_SECONDS, again: float = AGAIN_SECONDS
+        self, ask: Callable[[str, str], None] | None, patience: float = LEARN_SECONDS, again: float = AGAIN_SECONDS
     ) -> None:
         self.patience = patience
         self._ask = ask
         self.again = again
         self._questions: dict[str, _Question[Waiter]] = {}
-        self._learned: dict[str, float] = {}
-        self._room = _REMEMBERED
-        self._unknown = TokenBucket(UNKNOWN_PER_SECOND, UNKNOWN_AT_ONCE)
+        self._learned: dict[tuple[str, str], float] = {}
+        self._unknown = ClientBuckets(OF_A_CLIENT, OF_A_WORKER)
 
-    def wants(self, name: str, route: Route | None, table: RouteTable, now: float) -> bool:
-        """Whether a stream is to wait: its name has no route but could have one, or a stale one."""
+    def wants(self, name: str, route: Route | None, table: RouteTable, client: str, now: float) -> bool:
+        """Whether a client's stream is to wait: its name has no route but could have one, or a stale one."""
         if self._ask is None or (route is None and table.on_demand(name) is None):
             return False
         question = self._questions.get(name)
         if question is not None and not self._is_lost(question, now):
             return True
-        if self._learned.get(name, float("-inf")) > now - self.again:
-            return False
-        return route is not None or self._unknown.take(now)
+        return self._learned.get((name, client if route is None else ""), float("-inf")) <= now - self.again
 
-    def wait(self, waiter: Waiter, name: str, now: float) -> None:
-        """Have the waiter among those that `learned` gives for a name that it `wants`."""
+    def wait(self, waiter: Waiter, name: str, client: str, now: float) -> float:
+        """Have the waiter among those that `learned` gives for a name that it `wants`; for how many seconds at most.
+
+        `client` is "" if the name has a route. Without one clients are answered apart: what one was told a moment ago
+        is not held against another one.
+        """
         question = self._questions.get(name)
-        asks = question is None or self._is_lost(question, now)
         if question is None:
-            question = self._questions[name] = _Question[Waiter](now)
-        question.waiting[waiter] = None
-        if asks and self._ask is not None:
+            question = self._questions[name] = _Question[Waiter]()
+        elif self._is_lost(question, now):
+            question.clients.clear()
+        question.waiting[waiter] = client
+        may_ask = client not in question.clients and (not client or self._unknown.take(client, now))
+        if self._ask is not None and may_ask:
             question.asked = now
-            self._ask(name)
+            question.clients.add(client)
+            self._ask(name, client)
+        return self.patience * (_WITHOUT_ROUTE if client else 1)
 
     def leave(self, waiter: Waiter, name: str) -> None:
-        """It waits no longer. What was asked for stays asked for."""
+        """It waits no longer. What was asked for stays asked for, unless the name may be made up."""
         question = self._questions.get(name)
-        if question is not None:
-            question.waiting.pop(waiter, None)
+        if question is not None and question.waiting.pop(waiter, "") and not question.waiting:
+            del self._questions[name]
 
     def learned(self, name: str, now: float) -> list[Waiter]:
         """The table has what could be learned of a name: who has waited for it."""
-        if len(self._learned) >= self._room:
-            self._learned = {each: when for each, when in self._learned.items() if when > now - self.again}
-            self._room = max(_REMEMBERED, 2 * len(self._learned))
-        self._learned[name] = now
         question = self._questions.pop(name, None)
-        return [] if question is None else list(question.waiting)
+        waiting = {} if question is None else question.waiting
+        for key in dict.fromkeys((name, client) for client in ("", *waiting.values())):
+            self._learned.pop(key, None)
+            self._learned[key] = now
+        while len(self._learned) > _REMEMBERED:
+            del self._learned[next(iter(self._learned))]
+        return list(waiting)
+
+    def appeared(self, name: str) -> list[Waiter]:
+        """The table has a route for a name: who has waited for one. Others wait on for what is newer than theirs."""
+        question = self._questions.get(name)
+        found = [] if question is None else [waiter for waiter, client in question.waiting.items() if client]
+        for waiter in found:
+            self.leave(waiter, name)
+        return found
 
     def end(self) -> list[str]:
         """Nobody can be asked any more, so no stream waits from now on; the names that some may wait for still."""

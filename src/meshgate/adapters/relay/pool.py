@@ -70,11 +70,13 @@ class RelayPool:
         drain_quiet: seconds without a byte after which these streams are ended, as in `drain`.
         learn: called with a name that has no route or a stale one; returns when `install` was given what Consul has of
             it. It may be cancelled.
+        may_learn: whether a name may be learned of for a client, "" for one of those that had a route. Where not, the
+            streams get no answer, but wait for a route.
         learn_seconds: how long it is waited for.
         policy: of the workers.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - most by keyword
         self,
         workers: int,
         limits: Limits,
@@ -83,6 +85,7 @@ class RelayPool:
         drain_quiet: float = DRAIN_QUIET,
         *,
         learn: Callable[[str], Awaitable[None]] = _nothing_to_learn,
+        may_learn: Callable[[str, str], bool] = lambda _name, _client: True,
         learn_seconds: float = LEARN_SECONDS,
         policy: WorkerPolicy | None = None,
     ) -> None:
@@ -91,6 +94,7 @@ class RelayPool:
         self._drain_seconds = drain_seconds
         self._drain_quiet = drain_quiet
         self._learn = learn
+        self._may_learn = may_learn
         self._learn_seconds = learn_seconds
         self._policy = policy or WorkerPolicy()
         self._asked: dict[str, set[WorkerProcess]] = {}
@@ -308,14 +312,14 @@ class RelayPool:
         else:
             self._outliers.stands(address)
 
-    def asked(self, worker: WorkerProcess, name: str) -> None:
+    def asked(self, worker: WorkerProcess, name: str, client: str) -> None:
         """A worker has streams that wait until a name is learned."""
         waiting = self._asked.get(name)
         if waiting is not None:
             waiting.add(worker)  # Or it is there already: its worker died, and the next one asks the same.
         elif self._nursery is None or len(self._asked) >= _MOST_ASKED:
             worker.send(encode(Learned(name)))
-        else:
+        elif self._may_learn(name, client):
             self._asked[name] = {worker}
             self._nursery.start_soon(self._have_learned, name)
 

@@ -6,7 +6,7 @@ processes of their own, with the same tables and counters as messages.
 
 import random
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Final
 
@@ -154,9 +154,19 @@ class Relay:
 
     async def learned(self, name: str) -> None:
         """The table has what could be learned of a name: place the streams that wait for that."""
+        await self._place(self.context.on_demand.learned(name, self.context.reactor.clock()))
+
+    async def appeared(self, names: Iterable[str]) -> None:
+        """The table has routes for these names: place the streams that wait for one, whoever may ask for it."""
+        for name in names:
+            await self._place(self.context.on_demand.appeared(name))
+
+    async def _place(self, streams: list[OpenStreamLike]) -> None:
+        if not streams:
+            return
         reactor = self.context.reactor
         rested = reactor.clock()
-        for stream in self.context.on_demand.learned(name, rested):
+        for stream in streams:
             reactor.now = reactor.clock()
             # There may be thousands. Not after each: it takes a whole round of the loop until it goes on here.
             if reactor.now - rested > loop.CHECKPOINT_SECONDS:

@@ -25,6 +25,7 @@ from . import sockets
 from .circuit_breakers import Ticket
 from .context import Context, OpenStreamLike
 from .pump import Leg
+from .sockets import client_key
 
 MAX_ATTEMPTS: Final = 5
 _HEAD: Final = 9  # Bytes of a stream that tell whether its hello is cut.
@@ -65,6 +66,8 @@ GONE: Final = Gone()
 
 class Owner(OpenStreamLike, Protocol):
     """The stream that is set up."""
+
+    client_address: tuple[str, int]
 
     def dial(self, endpoint: Endpoint) -> tuple[Leg, int]:
         """Begin to connect to an endpoint: the leg, and the errno as `sockets.dial` gives it.
@@ -232,12 +235,13 @@ class StreamSetup:
             return Refused(Reason.NO_SNI, "the hello names no server")
         route = context.table.find(name)
         now = context.reactor.now
-        if (route is None or route.stale) and context.on_demand.wants(name, route, context.table, now):
-            self.connecting = True
-            self._learning = name
-            context.counters.learned += 1
-            context.on_demand.wait(self._owner, name, now)
-            return Pending(context.on_demand.patience)
+        if route is None or route.stale:
+            client = client_key(self._owner.client_address[0]) if route is None else ""
+            if context.on_demand.wants(name, route, context.table, client, now):
+                self.connecting = True
+                self._learning = name
+                context.counters.learned += 1
+                return Pending(context.on_demand.wait(self._owner, name, client, now))
         return self._place(route)
 
     def _leave(self) -> str:

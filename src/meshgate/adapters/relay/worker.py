@@ -174,6 +174,7 @@ class Worker:
     async def _obey(self, order: ToWorker) -> None:
         if isinstance(order, Change):
             self._relay.install(changed(self._relay.context.table, order.change))
+            await self._relay.appeared(route.name for route in order.change.routes if not route.suffix)
         elif isinstance(order, Learned):
             await self._relay.learned(order.name)
         elif isinstance(order, SetLimits):
@@ -198,8 +199,8 @@ class Worker:
             await self._tell()
             await trio.sleep(REPORT_SECONDS)
 
-    def _ask(self, name: str) -> None:
-        self._tell_soon((name,), Learn(name))
+    def _ask(self, name: str, client: str) -> None:
+        self._tell_soon((name, client), Learn(name, client))
 
     def _report_endpoint(self, sni: str, address: Address, failed: bool) -> None:
         if len(address[0]) <= LONGEST_TEXT:

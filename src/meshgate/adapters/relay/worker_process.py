@@ -95,7 +95,7 @@ class Owner(Protocol):
         """A worker could not reach an endpoint, or has reached one that was ejected."""
         ...
 
-    def asked(self, worker: "WorkerProcess", name: str) -> None:
+    def asked(self, worker: "WorkerProcess", name: str, client: str) -> None:
         """A worker has streams that wait until a name is learned."""
         ...
 
@@ -283,7 +283,7 @@ class WorkerProcess:
         if isinstance(message, LogLine):
             self._tell_line(message, now)
         elif isinstance(message, Learn):
-            self._owner.asked(self, message.name)
+            self._owner.asked(self, message.name, message.client)
         elif isinstance(message, EndpointNews):
             self._owner.endpoint_news(message)
         else:

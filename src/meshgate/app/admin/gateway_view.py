@@ -139,7 +139,7 @@ class GatewayView:
 
     async def look_up(self, name: str) -> None:
         """Ask Consul about a name as a stream of that name would; may take as long as Consul does."""
-        await self._gateway.discovery.lookup(name)
+        await self._gateway.discovery.look_up(name)
 
     async def why_missing(self, service: str) -> str | None:
         """Why a service of this datacenter has no route; None where that is not known."""

@@ -55,6 +55,7 @@ class Gateway:
             settings.drain_timeout,
             settings.drain_quiet,
             learn=self.discovery.lookup,
+            may_learn=self.discovery.may_ask,
         )
         self.watcher: CatalogWatcher | None = None
         self.listening = False
