@@ -124,6 +124,14 @@ class LargeConsul:
                 return "200 OK", [{"Name": "mesh-gateway", "Kind": "mesh-gateway"}], 1000
             return "200 OK", self._summarize(), self.index
         datacenter = query.get("dc", "dc1")
+        registration = {
+            "Kind": "mesh-gateway",
+            "ID": "mesh-gateway",
+            "Service": "mesh-gateway",
+            "Address": "127.0.0.1",
+            "Port": self._gateway_port,
+            "ContentHash": "1",
+        }
         answers: dict[str, Any] = {
             "/v1/agent/self": {"Config": {"Datacenter": "dc1", "NodeName": "node", "Version": "1.8.7"}},
             "/v1/connect/ca/roots": {"TrustDomain": TRUST_DOMAIN, "ActiveRootID": "", "Roots": []},
@@ -133,14 +141,9 @@ class LargeConsul:
             "/v1/health/service/consul": [self._gateway(datacenter, "consul")],
             "/v1/health/service/mesh-gateway": [self._gateway(datacenter)],
             "/v1/agent/checks": {},
-            "/v1/agent/service/mesh-gateway": {
-                "Kind": "mesh-gateway",
-                "ID": "mesh-gateway",
-                "Service": "mesh-gateway",
-                "Address": "127.0.0.1",
-                "Port": self._gateway_port,
-                "ContentHash": "1",
-            },
+            "/v1/agent/services": {"mesh-gateway": registration},
+            "/v1/agent/service/mesh-gateway": registration,
+            "/v1/config/service-defaults": [],
         }
         if path in answers:
             return "200 OK", answers[path], 1000

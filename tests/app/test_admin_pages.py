@@ -3,6 +3,7 @@ import os
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl
 
 import httpx
 import pytest
@@ -10,15 +11,17 @@ import structlog
 import trio
 
 from meshgate import __version__
-from meshgate.adapters.admin.http_server import AdminServer
+from meshgate.adapters.admin.http_server import AdminServer, Request, Response
 from meshgate.adapters.admin.views import routes_view
 from meshgate.adapters.consul import WatchKey, WatchState
 from meshgate.adapters.relay.counters import OpenStream
+from meshgate.app.admin import explain_page
 from meshgate.app.admin.admin_pages import admin_routes
 from meshgate.app.admin.metrics import Metrics
 from meshgate.app.logs import logs
 from meshgate.app.settings.settings import Settings
-from meshgate.core.routes import Endpoint, Route, RouteKind
+from meshgate.core.explain import Explanation, explain
+from meshgate.core.routes import Endpoint, Route, RouteKind, RouteTable
 
 from .gateway_double import TRUST_DOMAIN, GatewayDouble
 
@@ -222,7 +225,7 @@ async def test_no_answer_holds_a_secret(gateway: GatewayDouble, admin: httpx.Asy
     hidden = [*SECRETS.values(), "hunter2-hunter2", FLAG_TOKEN, FILE_TOKEN, KEY, PASSWORD]
     for method, path in admin_routes(gateway, Metrics(gateway)):
         response = await admin.request(method, path)
-        assert response.status_code == (400 if path == "/explain" else 200)
+        assert response.status_code == (400 if path.startswith("/explain") else 200)
         for secret in hidden:
             assert secret not in response.text, path
             assert secret not in str(response.headers)
@@ -231,3 +234,60 @@ async def test_no_answer_holds_a_secret(gateway: GatewayDouble, admin: httpx.Asy
     settings = (await admin.get("/config_dump")).json()["settings"]
     assert settings["CONSUL_CLIENT_KEY"]["value"] == str(tmp_path / "key.pem")
     assert settings["CONSUL_HTTP_ADDR"]["value"] == "https://********@consul.example:8501"
+
+
+class CountingGateway(GatewayDouble):
+    """Counts how often a page looks at the table or at the streams."""
+
+    looks = 0
+
+    def table(self) -> RouteTable:
+        self.looks += 1
+        return super().table()
+
+    async def connections(self) -> list[OpenStream]:
+        self.looks += 1
+        return await super().connections()
+
+
+@pytest.mark.parametrize(
+    "path", ["/routes", "/clusters", "/connections", "/config_dump", "/metrics", "/dashboard/state", "/names?text=x"]
+)
+async def test_a_page_that_grows_with_the_gateway_is_made_once_for_all_who_wait_for_it(path: str) -> None:
+    gateway = CountingGateway()
+    path, _, query = path.partition("?")
+    answer = admin_routes(gateway, Metrics(gateway))["GET", path]
+    request = Request("GET", path, dict(parse_qsl(query)), {})
+    answers: list[Response] = []
+
+    async def ask() -> None:
+        response = answer(request)
+        assert not isinstance(response, Response)
+        answers.append(await response)
+
+    await ask()
+    once, gateway.looks = gateway.looks, 0
+    async with trio.open_nursery() as nursery:
+        for _ in range(60):
+            nursery.start_soon(ask)
+    assert once > 0
+    assert gateway.looks <= 2 * once
+    assert {response.status for response in answers} == {200}
+    assert len(answers) == 61
+
+
+async def test_names_that_are_alike_are_looked_for_once_for_all_who_ask_for_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gateway, explained = GatewayDouble(), []
+
+    def counted(*arguments: Any, **more: Any) -> Explanation:
+        explained.append(arguments)
+        return explain(*arguments, **more)
+
+    monkeypatch.setattr(explain_page, "explain", counted)
+    page = explain_page.ExplainPage(gateway)
+    async with trio.open_nursery() as nursery:
+        for _ in range(60):
+            nursery.start_soon(page.of_sni, Request("GET", "/explain", {"sni": "x"}, {}))
+    assert len(explained) <= 2

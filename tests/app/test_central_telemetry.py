@@ -18,7 +18,11 @@ from .test_central_access_log import lines_of, written
 
 async def test_a_changed_registration_changes_where_streams_and_numbers_are_told(tmp_path: Path) -> None:
     path = tmp_path / "access.log"
-    environ = {"MESHGATE_WORKERS": "1", "MESHGATE_ADDRESS": "127.0.0.1:1", "MESHGATE_ADMIN_BIND": "off"}
+    environ = {"MESHGATE_ACCESS_LOG_DIR": str(tmp_path)} | {
+        "MESHGATE_WORKERS": "1",
+        "MESHGATE_ADDRESS": "127.0.0.1:1",
+        "MESHGATE_ADMIN_BIND": "off",
+    }
     settings = Settings.load({}, environ=environ)
     async with ConsulClient(ConsulAddress.from_settings({})) as client, trio.open_nursery() as nursery:
         gateway = Gateway(settings, client, Notifier())

@@ -198,12 +198,12 @@ async def test_what_a_client_sends_is_asked_for_to_the_letter() -> None:
     assert (await asked(gateway_with(WELL), sni="web"))["reason"] == "unknown_sni"
 
 
-def test_names_that_were_refused_lately_are_offered_each_once_and_none_that_a_terminal_would_obey() -> None:
+async def test_names_that_were_refused_lately_are_offered_each_once_and_none_that_a_terminal_would_obey() -> None:
     now = time.time()
     names = ["web.old", "WEB.example", "web.new", "web.\x1b[2J", "web.new"]
     gateway = GatewayDouble(
         *routes_of(WELL), recent=[(now - (names.index(it) == 0) * 4000, refused(it)) for it in names]
     )
-    response = ExplainPage(gateway).names(Request("GET", "/names", {"text": "web"}, {}))
+    response = await ExplainPage(gateway).names(Request("GET", "/names", {"text": "web"}, {}))
     found = json.loads(response.body)
     assert found == {"refused": ["web.new", "WEB.example"], "services": ["web"], "datacenters": [], "snis": [WEB]}

@@ -246,6 +246,14 @@ async def test_an_odd_service_name_of_consul_stays_in_its_label(accept: str, par
     assert (await samples(gateway, accept, parse))["meshgate_connections_total", of(odd)] == 2
 
 
+async def test_a_name_of_consul_that_a_terminal_would_obey_is_escaped() -> None:
+    gateway = GatewayDouble()
+    gateway.numbers.connections = {(RouteKind.SERVICE, "we\x9b2Jb\u202e\x7f"): 2}
+    body = (await scraped(gateway)).body.decode()
+    assert r'destination="we\\x9b2Jb\\u202e\\x7f"' in body
+    assert all(line.isprintable() for line in body.splitlines())
+
+
 async def test_destinations_are_bounded() -> None:
     surplus = 10
     gateway = crowded(MAX_DESTINATIONS + surplus)

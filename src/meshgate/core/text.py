@@ -4,9 +4,27 @@ Server names, service names and error texts come from elsewhere. What is printed
 a new line or hides itself: everything that is not printable is written as an escape.
 """
 
+import json
+import re
+from typing import Final
+
+_BEYOND: Final = re.compile("[^ -~\t\n\r]+")
+
 
 def printable(text: str) -> str:
     r"""`text` with control, format (bidirectional), surrogate and unassigned characters as `\n`, `\x1b`, `\u202e`."""
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)
+
+
+def ascii_json(text: str) -> str:
+    r"""JSON with all that is not printable ASCII as `\u009b`: the same values, and nothing that a terminal obeys.
+
+    JSON lets control characters from U+007F on stand in a string as they are.
+    """
+    return _BEYOND.sub(lambda found: _escaped(found[0]), text)
+
+
+def _escaped(text: str) -> str:
+    return json.dumps(text)[1:-1].replace("\x7f", "\\u007f")

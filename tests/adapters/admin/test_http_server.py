@@ -11,8 +11,17 @@ import httpx
 import pytest
 import structlog
 import trio
+import trio.testing
 
-from meshgate.adapters.admin.http_server import AdminServer, Limits, Response, json_response, text_response
+from meshgate.adapters.admin.http_server import (
+    AdminServer,
+    Lane,
+    Limits,
+    Response,
+    error_response,
+    json_response,
+    text_response,
+)
 
 HOST = ("127.0.0.1", 0)
 
@@ -85,6 +94,12 @@ async def exchange(bound: tuple[str, int], data: Any, *, end: Any = False) -> An
 
 def statuses(data: Any) -> Any:
     return [int(code) for code in re.findall(rb"HTTP/1\.1 (\d{3}) ", data)]
+
+
+SMUGGLED = (
+    b"POST /echo HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n"
+    b"0\r\n\r\nGET /echo HTTP/1.1\r\nHost: localhost\r\n\r\n"
+)
 
 
 def get(path: str = "/echo", extra: Any = "", host: str = "localhost") -> Any:
@@ -224,6 +239,8 @@ async def test_http_1_0_is_answered_and_closed(serve: Any) -> None:
         (b"POST /echo HTTP/1.1\r\nHost: localhost\r\nContent-Length: 65537\r\n\r\n", 413),
         (b"POST /echo HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: gzip\r\n\r\n", 501),
         (b"POST /echo HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", 400),
+        (SMUGGLED, 400),
+        (b"POST /echo HTTP/1.0\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400),
         (b"GET /" + b"a" * 17000 + b" HTTP/1.1\r\n", 431),
         (get(extra="X: " + "y" * 17000 + "\r\n"), 431),
     ],
@@ -403,7 +420,23 @@ async def test_names_of_this_machine_are_answered(serve: Any, host: str) -> None
 
 
 @pytest.mark.parametrize(
-    "host", ["evil.example", "evil.example:19000", "127.0.0.1.evil.example", "localhost.evil", "[x]"]
+    "host",
+    [
+        "evil.example",
+        "evil.example:19000",
+        "127.0.0.1.evil.example",
+        "localhost.evil",
+        "[x]",
+        "[::1].evil",
+        "[::1]evil.example:80",
+        "[::1",
+        "[]",
+        "::1",
+        "localhost:80.evil.example",
+        "127.0.0.1:evil",
+        "evil@127.0.0.1",
+        "[fe80::1%25evil]",
+    ],
 )
 async def test_a_rebound_name_is_refused_for_reads_and_writes(serve: Any, host: str) -> None:
     bound = await serve()
@@ -441,6 +474,30 @@ async def test_other_sites_pages_cannot_post(serve: Any, headers: dict[str, str]
     async with client_for(bound) as client:
         response = await client.post("/drain", headers={name: text.format(host=host) for name, text in headers.items()})
     assert response.status_code == status
+
+
+@pytest.mark.parametrize("path", ["/echo", "/nothing-there"])
+@pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS"])
+@pytest.mark.parametrize(
+    ("headers", "refused"),
+    [
+        ({"Sec-Fetch-Site": "cross-site"}, True),
+        ({"Sec-Fetch-Site": "same-site"}, True),
+        ({"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors", "Sec-Fetch-Dest": "image"}, True),
+        ({"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "cors", "Sec-Fetch-Dest": "empty"}, True),
+        ({"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "iframe"}, True),
+        ({"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"}, False),
+        ({"Sec-Fetch-Site": "same-origin", "Sec-Fetch-Mode": "cors", "Sec-Fetch-Dest": "empty"}, False),
+        ({"Sec-Fetch-Site": "none"}, False),
+        ({}, False),
+    ],
+)
+async def test_other_sites_pages_cannot_make_it_work(
+    serve: Any, headers: dict[str, str], refused: bool, method: str, path: str
+) -> None:
+    async with client_for(await serve()) as client:
+        response = await client.request(method, path, headers=headers)
+    assert (response.status_code == 403) is refused
 
 
 async def test_a_unix_socket_serves_any_host_and_is_only_the_owners(serve: Any, tmp_path: Path) -> None:
@@ -518,3 +575,144 @@ def test_a_response_is_json_with_a_newline() -> None:
     response = json_response({"a": [1, None]})
     assert response.body.endswith(b"\n")
     assert json.loads(response.body) == {"a": [1, None]}
+
+
+@pytest.mark.parametrize("char", [*"\x7f\x80\x9b\xad\u200f\u202e\u2028\ufeff\u00fc\U0001f600"])
+def test_json_is_ascii_that_a_terminal_may_show(char: str) -> None:
+    data = {f"a{char}": [char, "plain"]}
+    for response, content in ((json_response(data), data), (error_response(400, f"a {char}"), {"error": f"a {char}"})):
+        text = response.body.decode("ascii")
+        assert text.removesuffix("\n").isprintable()
+        assert json.loads(text) == content
+
+
+# --- pages that take time to make ------------------------------------------------------------------------------------
+
+
+class Dear:
+    """A page whose making takes `seconds` of processor time. Tells when it was begun, and by which request."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.spent = 0.0
+        self.begun: list[float] = []
+        self.at_once = self.most_at_once = 0
+        self.lane = Lane(lambda: self.spent)
+
+    async def make(self) -> int:
+        self.begun.append(trio.current_time())
+        self.at_once += 1
+        self.most_at_once = max(self.at_once, self.most_at_once)
+        await trio.sleep(self.seconds)
+        self.spent += self.seconds
+        self.at_once -= 1
+        return len(self.begun)
+
+    async def ask(self, key: object = "page") -> int:
+        return await self.lane.share(key, self.make)
+
+
+async def test_a_dear_page_is_made_once_a_second_however_many_ask(autojump_clock: trio.testing.MockClock) -> None:
+    dear, seconds = Dear(0.06), 10
+
+    async def hammer() -> None:
+        while True:
+            asked = trio.current_time()
+            number = await dear.ask()
+            assert dear.begun[number - 1] >= asked
+
+    with trio.move_on_after(seconds):
+        async with trio.open_nursery() as nursery:
+            for _ in range(60):
+                nursery.start_soon(hammer)
+    assert seconds - 2 <= len(dear.begun) <= seconds
+    assert dear.most_at_once == 1
+
+
+async def test_pages_of_one_lane_are_made_one_at_a_time_and_take_a_twentieth_together(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    dear = Dear(0.01)
+
+    async def hammer(number: int) -> None:
+        for turn in range(1_000_000):
+            await dear.ask((number, turn))
+
+    with trio.move_on_after(10):
+        async with trio.open_nursery() as nursery:
+            for number in range(60):
+                nursery.start_soon(hammer, number)
+    assert dear.most_at_once == 1
+    assert dear.spent <= 10 / 20
+    assert len(dear.lane._made) <= 60
+
+
+async def test_a_cheap_page_waits_for_nothing(autojump_clock: trio.testing.MockClock) -> None:
+    dear = Dear(0.001)
+    for _ in range(100):
+        await dear.ask()
+    assert trio.current_time() - dear.begun[0] == pytest.approx(0.1)
+
+
+async def test_who_waits_for_a_page_gets_it_when_whoever_had_it_made_goes_away(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    dear, got = Dear(0.05), []
+
+    async def ask() -> None:
+        got.append(await dear.ask())
+
+    async with trio.open_nursery() as nursery:
+        with trio.move_on_after(0.01):
+            async with trio.open_nursery() as first:
+                first.start_soon(dear.ask)
+                await trio.testing.wait_all_tasks_blocked()
+                nursery.start_soon(ask)
+    assert got == [2]
+
+
+async def test_a_page_that_fails_is_made_again_for_the_next_one(autojump_clock: trio.testing.MockClock) -> None:
+    lane, tries = Lane(lambda: 0.0), []
+
+    async def make() -> str:
+        tries.append(1)
+        await trio.sleep(0.1)
+        if len(tries) == 1:
+            raise ValueError("once")
+        return "made"
+
+    async def fails() -> None:
+        with pytest.raises(ValueError, match="once"):
+            await lane.share("page", make)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(fails)
+        await trio.testing.wait_all_tasks_blocked()
+        assert await lane.share("page", make) == "made"
+
+
+async def test_one_request_is_begun_in_a_turn_of_the_loop(serve: Any) -> None:
+    """So that a turn stays short, and whatever else waits for the loop gets its turn between any two requests."""
+    turns: list[int] = []
+    turn = 0
+
+    class Counter(trio.abc.Instrument):
+        def before_io_wait(self, timeout: float) -> None:
+            nonlocal turn
+            turn += 1
+
+    def note(_request: Any) -> Any:
+        turns.append(turn)
+        return text_response("noted")
+
+    bound = await serve(routes={("GET", "/note"): note})
+    streams = [await trio.open_tcp_stream(*bound) for _ in range(30)]
+    await trio.testing.wait_all_tasks_blocked()
+    trio.lowlevel.add_instrument(instrument := Counter())
+    for stream in streams:
+        await stream.send_all(get("/note"))
+    for stream in streams:
+        assert b"noted" in await stream.receive_some(1 << 16)
+        await stream.aclose()
+    trio.lowlevel.remove_instrument(instrument)
+    assert len(turns) == len(set(turns)) == 30

@@ -10,8 +10,12 @@ A browser on an operator's machine runs pages that can send requests to 127.0.0.
 - DNS rebinding: a page's own name is made to resolve to the admin address, so that the page may read what it answers.
   Such a request carries that name in `Host`. Only IP addresses (a rebound request cannot carry one, the browser sends
   the name), `localhost`, and names this machine is known by are answered.
-- Cross-site requests: reads are useless to the page, as no answer allows another origin. Requests that change
-  something are refused when `Origin` or `Sec-Fetch-Site` (W3C Fetch Metadata) says that another site's page sent them.
+- Cross-site requests: no answer allows another origin, but each costs the gateway time. They are refused when `Origin`
+  or `Sec-Fetch-Site` (W3C Fetch Metadata) says that another site's page sent them. A link that somebody follows to a
+  page is none of them.
+
+Whoever asks, and however often: one request is begun in a turn of the loop, and pages that take time to make are made
+one at a time and seldom (`Lane`, `Shared`), so that what the gateway lives for is not kept waiting.
 """
 
 import email.utils
@@ -19,20 +23,25 @@ import errno
 import inspect
 import ipaddress
 import os
+import re
 import socket
 import stat
-from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
+import time
+from collections.abc import Awaitable, Callable, Collection, Hashable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from http import HTTPStatus
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, TypeVar
 from urllib.parse import parse_qsl
 
 import h11
 import msgspec
 import structlog
 import trio
+
+from meshgate.core.text import ascii_json
 
 _log = structlog.get_logger(module="meshgate.admin")
 
@@ -69,7 +78,11 @@ class Response:
 
 
 def json_response(data: object, status: int = 200) -> Response:
-    return Response(status, msgspec.json.encode(data) + b"\n", JSON)
+    """`data` as JSON, by msgspec's rules, in printable ASCII: it may be read on a terminal."""
+    body = msgspec.json.encode(data) + b"\n"
+    if not body.isascii() or b"\x7f" in body:
+        body = ascii_json(body.decode()).encode()
+    return Response(status, body, JSON)
 
 
 def text_response(text: str, status: int = 200) -> Response:
@@ -78,12 +91,70 @@ def text_response(text: str, status: int = 200) -> Response:
 
 def error_response(status: int, message: str = "", headers: tuple[tuple[str, str], ...] = ()) -> Response:
     """`{"error": ...}` with `message`, or with the name of the status."""
-    body = msgspec.json.encode({"error": message or HTTPStatus(status).phrase}) + b"\n"
-    return Response(status, body, JSON, headers)
+    return replace(json_response({"error": message or HTTPStatus(status).phrase}, status), headers=headers)
 
 
+T = TypeVar("T")
 Handler = Callable[[Request], Response | Awaitable[Response]]
 Routes = Mapping[tuple[str, str], Handler]
+
+# Seconds of processor time from which on work is dear. Behind dear work comes a rest of so many times what it took, and
+# of so many seconds at most.
+_DEAR: Final = 0.005
+_REST: Final = 20
+_LONGEST_REST: Final = 1.0
+
+
+class Lane:
+    """Work that takes time, one piece after the other; what is dear gets a twentieth of a processor at most.
+
+    Args:
+        spent: the seconds of processor time that this process has used.
+    """
+
+    def __init__(self, spent: Callable[[], float] = time.process_time) -> None:
+        self._spent = spent
+        self._one = trio.Lock()
+        self._rests_until = float("-inf")
+        # By key: when it was begun, and what came of it.
+        self._made: dict[Hashable, tuple[float, Any]] = {}
+
+    async def share(self, key: Hashable, make: Callable[[], Awaitable[T]]) -> T:
+        """What `make` makes when it is its turn; whoever waits under the same `key` meanwhile gets the same.
+
+        No result is older than the call.
+        """
+        asked = trio.current_time()
+        async with self._one:
+            # Who waits behind this call came later, so what was begun before it is for nobody any more.
+            self._made = {known: made for known, made in self._made.items() if made[0] >= asked}
+            if key in self._made:
+                shared: T = self._made[key][1]
+                return shared
+            await trio.sleep_until(self._rests_until)
+            begun, before = trio.current_time(), self._spent()
+            try:
+                result = await make()
+            finally:
+                spent = self._spent() - before
+                if spent >= _DEAR:
+                    self._rests_until = trio.current_time() + min(_LONGEST_REST, _REST * spent)
+            if self._one.statistics().tasks_waiting:
+                self._made[key] = begun, result
+            else:
+                self._made.clear()
+            return result
+
+
+def shared(make: Callable[[Request], Awaitable[Response]]) -> Handler:
+    """A page that takes time to make. One that takes a twentieth of a second is made once a second at most."""
+    lane = Lane()
+
+    async def answer(request: Request) -> Response:
+        key = (tuple(sorted(request.query.items())), request.headers.get("accept"))
+        return await lane.share(key, partial(make, request))
+
+    return answer
 
 
 _CHUNK: Final = 16 * 1024
@@ -139,6 +210,7 @@ class AdminServer:
         for handlers in self._routes.values():
             if "GET" in handlers:
                 handlers.setdefault("HEAD", handlers["GET"])
+        self._begins = trio.Lock()
         self._open = 0
         # Who has not sent a whole request yet, and who has not read its answer yet; the longest first.
         self._asking: dict[_Connection, trio.CancelScope] = {}
@@ -204,7 +276,9 @@ class AdminServer:
         if handler is None:
             return error_response(405, headers=(("allow", ", ".join(sorted(handlers))),))
         try:
-            response = handler(request)
+            # One a turn of the loop, so that no turn is long, however many ask.
+            async with self._begins:
+                response = handler(request)
             return await response if inspect.isawaitable(response) else response
         except Exception as error:  # noqa: BLE001 - whatever it is, the client learns nothing of it
             _log.error("a request failed", method=request.method, path=request.path, exc_info=error)
@@ -308,6 +382,9 @@ class _Connection:
         # h11 limits only what is incomplete, and the last chunk read may complete up to twice as much.
         if len(head.target) + sum(len(name) + len(value) for name, value in head.headers) > self._limits.header_bytes:
             raise _BadRequestError(431)
+        if "transfer-encoding" in headers and ("content-length" in headers or head.http_version == b"1.0"):
+            # Two readers could disagree about where it ends (RFC 9112 section 6.1).
+            raise _BadRequestError(400, "a request has a Content-Length or a Transfer-Encoding")
         if int(headers.get("content-length", "0")) > self._limits.body_bytes:
             raise _BadRequestError(413)
         if self._http.they_are_waiting_for_100_continue:
@@ -360,13 +437,20 @@ def refusal(request: Request, names: Collection[str] | None) -> Response | None:
     # A client of HTTP/1.0 may send no Host; browsers always send one.
     if names is not None and host and not _is_known(host, names):
         return error_response(421, "unknown name in the Host header; use the IP address or localhost")
-    if request.method not in _SAFE_METHODS and not _is_same_site(request, host):
+    if not _is_same_site(request, host):
         return error_response(403, "cross-origin request")
     return None
 
 
+# An IP address in brackets or none, or a name; and a port.
+_HOST: Final = re.compile(r"(?:\[([0-9a-fA-F:.]+)\]|([^:\[\]]+))(?::\d*)?")
+
+
 def _is_known(host: str, names: Collection[str]) -> bool:
-    name = _without_port(host)
+    found = _HOST.fullmatch(host)
+    if found is None:
+        return False
+    name = found[1] or found[2]
     try:
         ipaddress.ip_address(name)
     except ValueError:
@@ -374,17 +458,14 @@ def _is_known(host: str, names: Collection[str]) -> bool:
     return True
 
 
-def _without_port(host: str) -> str:
-    if host.startswith("["):
-        return host[1:].partition("]")[0]
-    return host.partition(":")[0]
-
-
 def _is_same_site(request: Request, host: str) -> bool:
-    if request.headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
-        return False
-    origin = request.headers.get("origin")
-    return origin is None or origin.lower() == f"http://{host.lower()}"
+    headers, safe = request.headers, request.method in _SAFE_METHODS
+    if headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
+        # A link to a page, followed in a tab of its own: what comes of it stays in that tab.
+        followed = headers.get("sec-fetch-mode"), headers.get("sec-fetch-dest")
+        return safe and followed == ("navigate", "document")
+    origin = headers.get("origin")
+    return safe or origin is None or origin.lower() == f"http://{host.lower()}"
 
 
 _BACKLOG: Final = 128

@@ -1,7 +1,8 @@
 """What the admin address answers: what the gateway holds and does at this moment, and the few things it can be told.
 
 No answer holds a token, key or secret: settings are shown as `meshgate config` shows them, and files by their names.
-Pages that grow with the number of streams or routes are made in a thread, so that nothing waits for them.
+Pages that grow with the number of streams or routes are made in a thread, one at a time and seldom (`shared`), so that
+nothing waits for them.
 """
 
 import dataclasses
@@ -14,7 +15,15 @@ import structlog
 import trio
 
 from meshgate import __version__
-from meshgate.adapters.admin.http_server import Handler, Request, Response, error_response, json_response, text_response
+from meshgate.adapters.admin.http_server import (
+    Handler,
+    Request,
+    Response,
+    error_response,
+    json_response,
+    shared,
+    text_response,
+)
 from meshgate.adapters.admin.static_files import static_routes
 from meshgate.adapters.admin.views import Active, clusters_text, clusters_view, routes_view, safe_text
 from meshgate.adapters.consul import WatchState
@@ -36,25 +45,25 @@ _ENVOYS_LEVELS: Final = {"warning": "warn", "critical": "error"}
 
 
 def admin_routes(gateway: GatewayView, metrics: Metrics) -> Mapping[tuple[str, str], Handler]:
-    pages, explaining = _Pages(gateway), ExplainPage(gateway)
+    pages, explaining, numbers = _Pages(gateway), ExplainPage(gateway), shared(metrics.response)
     return {
         ("GET", "/livez"): pages.livez,
         ("GET", "/readyz"): pages.readyz,
         ("GET", "/ready"): pages.readyz,
-        ("GET", "/routes"): pages.routes,
+        ("GET", "/routes"): shared(pages.routes),
         ("GET", "/explain"): explaining.of_sni,
         ("GET", "/explain/name"): explaining.of_name,
-        ("GET", "/names"): explaining.names,
-        ("GET", "/metrics"): metrics.response,
-        ("GET", "/stats/prometheus"): metrics.response,
-        ("GET", "/clusters"): pages.clusters,
-        ("GET", "/connections"): pages.connections,
-        ("GET", "/config_dump"): pages.config_dump,
+        ("GET", "/names"): shared(explaining.names),
+        ("GET", "/metrics"): numbers,
+        ("GET", "/stats/prometheus"): numbers,
+        ("GET", "/clusters"): shared(pages.clusters),
+        ("GET", "/connections"): shared(pages.connections),
+        ("GET", "/config_dump"): shared(pages.config_dump),
         ("GET", "/server_info"): pages.server_info,
         ("GET", "/logging"): pages.logging,
         ("POST", "/logging"): pages.set_logging,
         ("POST", "/drain"): pages.drain,
-        ("GET", "/dashboard/state"): DashboardState(gateway).answer,
+        ("GET", "/dashboard/state"): shared(DashboardState(gateway).answer),
         **static_routes(),
     }
 
@@ -80,8 +89,9 @@ class _Pages:
         }
         return json_response(detail, 200 if gateway.ready else 503)
 
-    def routes(self, _request: Request) -> Response:
-        return json_response(routes_view(self._gateway.table()))
+    async def routes(self, _request: Request) -> Response:
+        table = self._gateway.table()
+        return await trio.to_thread.run_sync(lambda: json_response(routes_view(table)))
 
     async def clusters(self, request: Request) -> Response:
         form = request.query.get("format", "text")
@@ -102,12 +112,13 @@ class _Pages:
             "settings": _settings(gateway.settings),
             "registration": _registration(gateway.settings),
             "limits": asdict(gateway.limits),
-            "watches": [_watch(state, now) for state in gateway.watches()],
             "problems": [safe_text(line) for line in gateway.problems()],
             "catalog_stale": gateway.catalog_stale,
         }
-        table = gateway.table()
-        return await trio.to_thread.run_sync(lambda: json_response(dump | {"table": _table(table)}))
+        table, watches = gateway.table(), gateway.watches()
+        return await trio.to_thread.run_sync(
+            lambda: json_response(dump | {"watches": [_watch(it, now) for it in watches], "table": _table(table)})
+        )
 
     def server_info(self, _request: Request) -> Response:
         gateway = self._gateway

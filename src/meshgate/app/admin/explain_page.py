@@ -6,14 +6,14 @@ Everything that comes from outside is shown as printable ASCII and cut: the outp
 import dataclasses
 import re
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import partial
 from itertools import islice
 from typing import Final
 
 import trio
 
-from meshgate.adapters.admin.http_server import Request, Response, error_response, json_response
+from meshgate.adapters.admin.http_server import Lane, Request, Response, error_response, json_response
 from meshgate.adapters.admin.views import explain_view
 from meshgate.adapters.consul import Checks, WatchState
 from meshgate.adapters.relay.pool import LEARN_SECONDS
@@ -40,6 +40,7 @@ class ExplainPage:
     def __init__(self, gateway: GatewayView) -> None:
         self._gateway = gateway
         self._checks = Checks(gateway.node_checks)
+        self._lane = Lane()
 
     async def of_sni(self, request: Request) -> Response:
         """The explanation of `?sni=`, a name as a client sends it."""
@@ -53,30 +54,37 @@ class ExplainPage:
             return error_response(400, "say which name: /explain/name?name=SERVICE&dc=DATACENTER")
         sni = self._meant(name, request.query.get("dc", ""))
         said = f"{_shown(name)} stands for {_shown(sni)}; a client that sends {_shown(name)} is refused"
-        return await self._answer(sni, [] if sni == name else [Step("service", said)])
+        return await self._answer(sni, () if sni == name else (Step("service", said),))
 
-    async def _answer(self, sni: str, notes: Sequence[Step] = ()) -> Response:
+    async def _answer(self, sni: str, notes: tuple[Step, ...] = ()) -> Response:
         # What a stream of this name would wait for: it is the answer that such a stream would get.
         with trio.move_on_after(LEARN_SECONDS):
             await self._gateway.look_up(sni)
         # Looking for similar names among thousands takes a tenth of a second, which others should not wait for.
         domain = self._gateway.domain
         described = partial(explain, notes=notes) if domain is None else partial(explain, notes=notes, domain=domain)
-        explanation = await trio.to_thread.run_sync(described, self._gateway.table(), sni)
+        explanation = await self._lane.share(
+            (sni, notes), lambda: trio.to_thread.run_sync(described, self._gateway.table(), sni)
+        )
         return json_response(explain_view(await self.completed(explanation)))
 
-    def names(self, request: Request) -> Response:
+    async def names(self, request: Request) -> Response:
         """Names in which `?text=` occurs and that may be asked about: what was refused in the last hour comes first."""
         text, since = request.query.get("text", "").lower(), time.time() - _LATELY
-        refused = (it.server_name for at, it in self._gateway.recent_refusals() if at > since and it.server_name)
-        routes = list(self._gateway.table())
-        found = {
-            "refused": refused,
-            "services": (route.destination for route in routes if route.kind is RouteKind.SERVICE),
-            "datacenters": (route.destination for route in routes if route.kind is RouteKind.DATACENTER),
-            "snis": (route.sni for route in routes if not route.suffix),
-        }
-        return json_response({kind: _first(names, text) for kind, names in found.items()})
+        refused = [it.server_name for at, it in self._gateway.recent_refusals() if at > since and it.server_name]
+        table = self._gateway.table()
+
+        def found() -> Response:
+            routes = list(table)
+            kinds = {
+                "refused": refused,
+                "services": (route.destination for route in routes if route.kind is RouteKind.SERVICE),
+                "datacenters": (route.destination for route in routes if route.kind is RouteKind.DATACENTER),
+                "snis": (route.sni for route in routes if not route.suffix),
+            }
+            return json_response({kind: _first(names, text) for kind, names in kinds.items()})
+
+        return await trio.to_thread.run_sync(found)
 
     def _meant(self, name: str, datacenter: str) -> str:
         """The SNI of a service, where `name` is one; else the name itself: no SNI of the mesh is without a dot."""

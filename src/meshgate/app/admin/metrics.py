@@ -26,6 +26,7 @@ from meshgate.app.admin.gateway_view import GatewayView
 from meshgate.app.logs import logs
 from meshgate.core.reasons import Reason
 from meshgate.core.routes import RouteKind, RouteTable
+from meshgate.core.text import printable
 
 MAX_DESTINATIONS: Final = 5000
 OTHER: Final = "other"
@@ -188,8 +189,13 @@ def _bounded(counts: Iterable[tuple[tuple[RouteKind, str, *tuple[str, ...]], int
     for (kind, name, *more), count in counts:
         if len(known) < MAX_DESTINATIONS:
             known.add((kind, name))
-        samples[(kind.value, name if (kind, name) in known else OTHER, *more)] += count
+        samples[(kind.value, _shown(name) if (kind, name) in known else OTHER, *more)] += count
     return samples
+
+
+def _shown(name: str) -> str:
+    """A name of Consul's that a terminal may show. The ends of lines are escaped by the format."""
+    return name if name.isprintable() else "\n".join(map(printable, name.split("\n")))
 
 
 def _workers(loads: Iterable[tuple[int, int]]) -> Iterator[Metric]:

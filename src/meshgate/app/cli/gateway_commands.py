@@ -14,7 +14,7 @@ from meshgate.app.cli.setting_options import Command, json_option, with_settings
 from meshgate.app.errors import CommandError
 from meshgate.app.settings.settings import Settings
 from meshgate.core.addresses import HostPort
-from meshgate.core.text import printable
+from meshgate.core.text import ascii_json, printable
 
 _INTERVAL: Final = 1.0
 # A gateway without streams is gone a second after it deregistered: look more often, so as not to wait for nothing.
@@ -201,4 +201,4 @@ def _streams(state: DashboardState) -> str:
 
 
 def _say(words: str, facts: dict[str, object], *, as_json: bool) -> None:
-    click.echo(json.dumps(facts) if as_json else words)
+    click.echo(ascii_json(json.dumps(facts)) if as_json else words)

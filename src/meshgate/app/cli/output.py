@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from meshgate.core.text import printable
+from meshgate.core.text import ascii_json, printable
 
 
 class Printer:
@@ -60,4 +60,4 @@ class Printer:
 
 def print_json(value: object) -> None:
     """Print records, mappings and lists as JSON; in ASCII, so that a terminal obeys no stranger's character."""
-    click.echo(json.dumps(msgspec.to_builtins(value), indent=2))
+    click.echo(ascii_json(json.dumps(msgspec.to_builtins(value), indent=2)))

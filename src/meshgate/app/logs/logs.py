@@ -20,7 +20,7 @@ import structlog
 
 from meshgate.app.logs.log_writer import QUEUE_LINES, LogWriter
 from meshgate.app.settings.setting_types import LOG_LEVELS
-from meshgate.core.text import printable
+from meshgate.core.text import ascii_json, printable
 
 _LEVELS: Final = dict(zip(LOG_LEVELS, (5, 10, 20, 30, 40), strict=True))
 # The methods of a logger that are not named like their level.
@@ -184,4 +184,4 @@ def _json_line(when: datetime, level: str, module: str, message: str, values: Ma
         **{str(key): value for key, value in values.items() if not str(key).startswith("@")},
     }
     # ASCII only, so that a terminal shows no stranger's control or bidirectional characters either.
-    return json.dumps(entry, default=str, separators=(",", ":"))
+    return ascii_json(json.dumps(entry, default=str, separators=(",", ":")))
