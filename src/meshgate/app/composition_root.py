@@ -11,6 +11,7 @@ import trio
 from meshgate.adapters.admin.http_server import AdminServer, Bind
 from meshgate.adapters.consul.api import ConsulClient, OwnRegistration
 from meshgate.adapters.machine import raise_descriptor_limit
+from meshgate.adapters.relay.sandbox import Mode, support
 from meshgate.adapters.sd_notify import Notifier
 from meshgate.app.admin.admin_pages import admin_routes
 from meshgate.app.admin.gateway_view import GatewayView
@@ -35,6 +36,7 @@ def run_gateway(settings: Settings) -> int | None:
         CommandError: an address cannot be bound.
     """
     logs.configure(settings.log_level, json=settings.log_json)
+    _check_sandbox(settings)
     raise_descriptor_limit()
     hide_secrets(settings.secrets())
     forbid_core_dumps()
@@ -48,6 +50,15 @@ def run_gateway(settings: Settings) -> int | None:
         log.warning(notice)
     trio.run(_main, settings, client)
     return None
+
+
+def _check_sandbox(settings: Settings) -> None:
+    if settings.sandbox == Mode.OFF:
+        log.warning("relay workers keep all rights of this user: MESHGATE_SANDBOX is off")
+    elif missing := support().missing:
+        if settings.sandbox == Mode.REQUIRE:
+            raise ConfigError(f"MESHGATE_SANDBOX is require: {'; '.join(missing)}")
+        log.warning("relay workers are confined as far as this system can", missing="; ".join(missing))
 
 
 class Telemetry:

@@ -4,8 +4,10 @@ import errno
 import fcntl
 import json
 import os
+import platform
 import signal
 import socket
+import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -407,7 +409,7 @@ runpy.run_module("meshgate.adapters.relay.worker", run_name="__main__")
 """
 
 
-async def taken_over(folder: Path, user: int, mode: Mode = Mode.AUTO) -> tuple[list[str], list[int], dict[str, int]]:
+async def taken_over(folder: Path, user: int) -> tuple[list[str], list[int], dict[str, int]]:
     """What a worker could do after it had given up its rights, which then served a stream."""
     token, results, admin = folder / "token", folder / "results", folder / "admin"
     token.write_text("secret")
@@ -421,7 +423,7 @@ async def taken_over(folder: Path, user: int, mode: Mode = Mode.AUTO) -> tuple[l
         abstract.bind(f"\0{admin}")
         abstract.listen()
         async with backend(echo) as port, pool_of({WEB: [endpoint(port)]}, workers=1) as pool:
-            pool.policy.sandbox = mode
+            pool.policy.sandbox = Mode.REQUIRE
             arguments = map(str, (token, folder, admin, user, results))
             pool.policy.command = (sys.executable, "-c", TAKEN_OVER, *arguments)
             os.kill(pool.relay.workers[0], signal.SIGKILL)
@@ -487,3 +489,81 @@ async def test_sandbox_can_be_off() -> None:
                 await trio.sleep(0.02)
         await (await pool.call()).aclose()
         assert status_of(pool.relay.workers[0])["Seccomp"] == status_of(os.getpid())["Seccomp"]
+
+
+# --- a kernel that has less -------------------------------------------------------------------------------------------
+
+# Refuses one system call in this process and all that it starts, as an older kernel or a container's filter does.
+WITHOUT = """
+import ctypes, os, struct, sys
+from meshgate.adapters.relay import sandbox
+refused = int(sys.argv.pop(1))
+sandbox._give_up_privileges()
+code = b"".join(struct.pack("HBBI", *each) for each in [
+    (0x20, 0, 0, 0), (0x15, 0, 1, refused), (0x06, 0, 0, sandbox.UNKNOWN), (0x06, 0, 0, sandbox.ALLOW)])
+kept = ctypes.create_string_buffer(code, len(code))
+program = struct.pack("HxxxxxxP", 4, ctypes.addressof(kept))
+assert ctypes.CDLL(None).prctl(22, 2, ctypes.c_char_p(program), 0, 0) == 0
+"""
+RUNS = "from meshgate.app.cli.main import main\nsys.exit(main())\n"
+TELLS = "print(sandbox.support(), sandbox.confine())\n"
+LANDLOCK, SECCOMP = 444, sandbox._SECCOMP.get(platform.machine(), 0)
+
+
+def without(call: int, then: str, *arguments: str, **environ: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-c", WITHOUT + then, str(call), *arguments],
+        env=os.environ | environ,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+
+@needs_kernel
+@pytest.mark.parametrize(("call", "word"), [(LANDLOCK, "Landlock"), (SECCOMP, "seccomp")])
+def test_what_is_required_and_cannot_be_had_ends_the_start_with_one_line(call: int, word: str) -> None:
+    ended = without(call, RUNS, "run", MESHGATE_SANDBOX="require", CONSUL_HTTP_ADDR="127.0.0.1:1")
+    (line,) = ended.stderr.splitlines()
+    assert word in line
+    assert "MESHGATE_SANDBOX" in line
+    assert (ended.returncode, ended.stdout) == (2, "")
+
+
+@needs_kernel
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (LANDLOCK, "Support(seccomp=True, landlock=0) []\n"),
+        (SECCOMP, f"Support(seccomp=False, landlock={sandbox.support().landlock}) []\n"),
+    ],
+)
+def test_what_can_be_had_is_had_without_the_rest(call: int, said: str) -> None:
+    ended = without(call, TELLS)
+    assert (ended.stderr, ended.stdout) == ("", said)
+
+
+def test_a_process_with_threads_is_not_half_confined() -> None:
+    code = "import threading\nthreading.Thread(target=threading.Event().wait, daemon=True).start()\n"
+    code += "from meshgate.adapters.relay.sandbox import confine\nconfine()\n"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "RuntimeError: threads were started before the sandbox" in ended.stderr
+
+
+@needs_kernel
+async def test_worker_that_cannot_be_confined_as_required_serves_nobody(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    async with backend(echo) as port, pool_of({WEB: [endpoint(port)]}, workers=1) as pool:
+        pool.policy.sandbox = Mode.REQUIRE
+        sane, pool.policy.command = pool.policy.command, (sys.executable, "-c", WITHOUT + STARTS, str(LANDLOCK))
+        os.kill(pool.relay.workers[0], signal.SIGKILL)
+        with trio.fail_after(30):
+            while "no sandbox for a relay worker: no Landlock" not in capfd.readouterr().err:
+                await trio.sleep(0.02)
+        pool.policy.command = sane
+        await (await pool.call()).aclose()
+
+
+STARTS = 'import runpy\nrunpy.run_module("meshgate.adapters.relay.worker", run_name="__main__")\n'

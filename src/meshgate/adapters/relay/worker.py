@@ -269,9 +269,10 @@ def _import_all() -> None:
 async def _main(descriptor: int, sandbox: Mode) -> None:
     # Now that trio has made what it needs for itself, and has started no thread.
     _import_all()
+    missing = support().missing
     failed = [] if sandbox is Mode.OFF else confine()
-    if sandbox is Mode.REQUIRE and (failed := [*support().missing, *failed]):
-        sys.exit(f"meshgate: no sandbox for a relay worker: {'; '.join(failed)}")
+    if sandbox is Mode.REQUIRE and (missing or failed):
+        sys.exit(f"meshgate: no sandbox for a relay worker: {'; '.join([*missing, *failed])}")
     channel = trio.SocketStream(trio.socket.from_stdlib_socket(socket.socket(fileno=descriptor)))
     receiver = Receiver(channel, TO_WORKER, takes_descriptors=True)
     setup = await receiver.next()

@@ -28,6 +28,7 @@ from meshgate.adapters.admin.static_files import static_routes
 from meshgate.adapters.admin.views import Active, clusters_text, clusters_view, routes_view, safe_text
 from meshgate.adapters.consul import WatchState
 from meshgate.adapters.relay import OpenStream
+from meshgate.adapters.relay.sandbox import support
 from meshgate.app.admin.dashboard import DashboardState
 from meshgate.app.admin.explain_page import ExplainPage
 from meshgate.app.admin.gateway_view import GatewayView
@@ -134,6 +135,7 @@ class _Pages:
                 "uptime_all_epochs": f"{seconds:.0f}s",
                 "node": {"id": safe_text(settings.proxy_id), "cluster": safe_text(settings.service)},
                 "command_line_options": _flags(settings),
+                "sandbox": _sandbox(settings),
                 "problems": [safe_text(line) for line in gateway.problems()],
             }
         )
@@ -201,6 +203,12 @@ def _settings(settings: Settings) -> dict[str, Any]:
         row.name: {"value": safe_text(settings.shown(row.name)) or None, "origin": settings.origin(row.name).value}
         for row in TABLE
     }
+
+
+def _sandbox(settings: Settings) -> dict[str, object]:
+    """How relay workers are confined; `landlock` is the kernel's ABI, 0 where there is none."""
+    found = support()
+    return {"mode": settings.sandbox, "seccomp": found.seccomp, "landlock": found.landlock, "missing": found.missing}
 
 
 def _flags(settings: Settings) -> dict[str, str]:

@@ -369,6 +369,7 @@ class Examination:
         settings, agent = self._settings, self._agent
         self.found += doctor_machine.addresses(settings, federated=bool(self._others) or not self._own, reached=reached)
         self.found += await doctor_machine.ports(settings)
+        self.found.append(doctor_machine.sandbox(settings))
         if self._own or agent:
             self.found.append(prerequisites.clock(skew))
         self.found.append(prerequisites.descriptors(reachable_descriptors(), settings.max_connections, RESERVED))

@@ -7,6 +7,7 @@ import trio
 
 from meshgate.adapters.consul import RegistrationError
 from meshgate.adapters.mesh_tls import RefusedError, connect
+from meshgate.adapters.relay.sandbox import Mode, support
 from meshgate.adapters.relay.sockets import bind
 from meshgate.app.admin_client import ask
 from meshgate.app.errors import CommandError
@@ -39,6 +40,18 @@ def addresses(settings: Settings, *, federated: bool, reached: bool) -> list[Fin
     wan = settings.wan_address
     found.append(wan_address(wan.host if wan else "", federated=federated))
     return found
+
+
+def sandbox(settings: Settings) -> Finding:
+    """Whether relay workers can be confined as wanted."""
+    found = support()
+    if settings.sandbox == Mode.OFF:
+        return warning("sandbox", "off: relay workers keep all rights of this user", "MESHGATE_SANDBOX=auto")
+    if not found.missing:
+        return ok("sandbox", f"relay workers are confined: seccomp, Landlock {found.landlock}")
+    advice = "a newer kernel, or a container runtime that allows seccomp and Landlock"
+    wanting = failed if settings.sandbox == Mode.REQUIRE else warning
+    return wanting("sandbox", "; ".join(found.missing), advice)
 
 
 async def ports(settings: Settings) -> list[Finding]:

@@ -18,6 +18,8 @@ import trio
 from meshgate.adapters.consul import CatalogWatcher, Home, RegistrationError, WatchRegistry, wait_for_agent
 from meshgate.adapters.consul.api import ConsulAddress, ConsulClient, ConsulConfigError
 from meshgate.adapters.relay.pool import RelayPool
+from meshgate.adapters.relay.sandbox import Mode
+from meshgate.adapters.relay.worker_process import WorkerPolicy
 from meshgate.adapters.sd_notify import Notifier
 from meshgate.app.errors import CommandError, ConfigError
 from meshgate.app.gateway.draining import drain_relay
@@ -56,6 +58,7 @@ class Gateway:
             settings.drain_quiet,
             learn=self.discovery.lookup,
             may_learn=self.discovery.may_ask,
+            policy=WorkerPolicy(sandbox=Mode(settings.sandbox)),
         )
         self.watcher: CatalogWatcher | None = None
         self.listening = False

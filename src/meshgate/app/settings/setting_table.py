@@ -363,6 +363,14 @@ _OPERATION_ROWS: Final = (
         "TARGET",
         values=("off", "stdout", "stderr"),
     ),
+    _ours(
+        "MESHGATE_SANDBOX",
+        "Relay workers without rights: require (do not start otherwise), auto (as far as the kernel can) or off.",
+        "auto",
+        types.sandbox,
+        "MODE",
+        values=types.SANDBOX_MODES,
+    ),
     _path(
         "MESHGATE_ACCESS_LOG_DIR", "Folder below which AccessLogs of proxy-defaults may ask for a file; else for none."
     ),

@@ -16,6 +16,7 @@ from meshgate.core.durations import format_duration, parse_duration
 from meshgate.core.proxy_config import BindAddress
 from meshgate.core.sockaddr import evaluate, is_template
 
+SANDBOX_MODES: Final = ("require", "auto", "off")
 LOG_LEVELS: Final = ("trace", "debug", "info", "warn", "error")
 
 _HOSTNAME: Final = re.compile(r"(?=.{1,253}\.?$)[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?(\.[A-Za-z0-9_-]+)*\.?")
@@ -157,6 +158,12 @@ def access_log(text: str) -> str:
     if text in ("off", "stdout", "stderr"):
         return text
     return str(path(text))
+
+
+def sandbox(text: str) -> str:
+    if text.lower() not in SANDBOX_MODES:
+        raise ValueError(f"must be one of {', '.join(SANDBOX_MODES)}")
+    return text.lower()
 
 
 def log_level(text: str) -> str:

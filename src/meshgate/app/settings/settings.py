@@ -114,6 +114,7 @@ class Settings:
     deny_endpoints: DeniedAddresses
     enforce_exports: bool
     pass_http_exports: bool
+    sandbox: str
     access_log: str
     access_log_dir: Path | None
     env_file: Path | None
