@@ -13,6 +13,7 @@ import trio
 from meshgate.adapters.relay import Limits, Refused, Relay, StreamRecord
 from meshgate.adapters.relay.context import OpenStreamLike
 from meshgate.adapters.relay.on_demand import OnDemand
+from meshgate.adapters.relay.reactor import Reactor, Timed
 from meshgate.core.routes import Endpoint, Route, RouteKind, RouteTable
 
 Handler = Callable[[trio.SocketStream], Awaitable[None]]
@@ -90,6 +91,27 @@ class Running:
                 await trio.sleep(0.005)
 
 
+class ReactorBesideTrio(Reactor):
+    """A reactor that serves step by step in a task beside a test. In a worker it is the loop around trio."""
+
+    def arm(self, timed: Timed, seconds: float) -> None:
+        alarm = self._alarm
+        super().arm(timed, seconds)
+        if self._alarm < alarm:
+            self.call_soon(bool)  # Wakes the task, which counts on the old one.
+
+    async def run(self) -> None:
+        try:
+            while True:
+                busy = self._turns or self._late or self._calls
+                with trio.move_on_after(0 if busy else max(0.0, self._alarm - self.clock())):
+                    await trio.lowlevel.wait_readable(self._epoll.fileno())
+                self.call_soon(self.stop)
+                self.serve()
+        finally:
+            self.close()
+
+
 @asynccontextmanager
 async def running(
     routes: Mapping[str, Sequence[Endpoint]],
@@ -103,10 +125,12 @@ async def running(
     on_demand = OnDemand[OpenStreamLike](
         None if ask is None else lambda name, _client: ask(name), patience=patience, again=60.0
     )
-    relay = Relay(table_of(routes), limits or Limits(), watcher, on_demand=on_demand)
+    reactor = ReactorBesideTrio()
+    relay = Relay(reactor, table_of(routes), limits or Limits(), watcher, on_demand=on_demand)
     _, port = relay.bind("default", "127.0.0.1", 0)
     relay.listen()
     async with trio.open_nursery() as nursery:
+        nursery.start_soon(reactor.run)
         nursery.start_soon(relay.run)
         yield Running(relay, port, watcher.refused, watcher.ended)
         nursery.cancel_scope.cancel()

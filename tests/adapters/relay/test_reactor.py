@@ -125,7 +125,7 @@ async def test_turns_stop_for_the_others_and_go_on_where_they_stopped() -> None:
         reactor._give_turns()
         reactor._give_turns()
         assert given == [*range(10), 0, 1]
-    reactor._epoll.close()
+    reactor.close()
 
 
 async def test_what_was_postponed_gets_one_turn_after_each_batch_of_events_and_more_when_there_are_none() -> None:
@@ -146,14 +146,14 @@ async def test_what_was_postponed_gets_one_turn_after_each_batch_of_events_and_m
         time[0] += reactor_module.LATE_SECONDS * 0.4
         order.append("late")
         if len(order) == 9:
-            scope.cancel()
+            reactor.stop()
 
     with socket.socket() as sock:
         reactor.watch(Busy(sock, late), EPOLLOUT)
         for _ in range(6):
             reactor.postpone(Heavy(sock, late))
-        with trio.CancelScope() as scope:
-            await reactor.run()
+        reactor.serve()
+        reactor.close()
     assert order == ["event", "late"] * 3 + ["late"] * 3
 
 

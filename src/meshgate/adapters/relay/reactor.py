@@ -2,32 +2,33 @@
 
 Every socket is registered once, edge-triggered as a rule, and never re-armed. The loop takes a batch of events and
 calls the objects they are for, then gives one turn to each that had more to do; only when there is neither does it
-wait, in trio. trio keeps what it is good at: cancellation, deadlines, and everything that is not the data path.
-
-A sleep in trio costs as much CPU time as a round trip. So where the last one was short the loop first naps in epoll
-itself, a millisecond at most, and for BRISK_SECONDS at most in a row (a fifth of the CPU time of a lone ping-pong).
+wait, in epoll itself. This is the outer loop of its process, and trio lives in it as a guest: a thread of trio's own
+waits for the few descriptors and timers of trio's tasks, and is silent while streams move. So an event of a stream
+costs no pass of a scheduler (in a relay of small calls that was a quarter of a core), and everything that is not the
+data path is written as trio has it.
 
 What always holds: who takes turns moves at most one budget before the others get theirs; what was postponed gets one
-turn after each batch of events, and LATE_SECONDS where there were none; the loop reaches a trio checkpoint at least
-every CHECKPOINT_SECONDS however busy it is; an error in one object's handling is that object's.
+turn after each batch of events, and LATE_SECONDS where there were none; trio's tasks go on between two events, a few
+milliseconds after they could however busy the loop is; an error in one object's handling is that object's.
 """
 
 import heapq
+import os
 import select
 import socket
+import time
 from collections import deque
-from collections.abc import Callable
-from typing import Final, Protocol
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, Protocol
 
 import trio
 
 CHECKPOINT_SECONDS: Final = 0.01
 LATE_SECONDS: Final = 0.0005
 TICK: Final = 0.1
-_NAP_SECONDS: Final = 0.001
-_BRISK_SECONDS: Final = 0.004
-_BATCH: Final = 512
-_EVENTS_PER_LOOK: Final = 8
+_LONGEST_WAIT: Final = 3600.0
+_BATCH: Final = 64  # Longer ones would keep the time, trio and turns waiting, and their buffer is slow to allocate.
+_FULL_BATCHES: Final = 8
 
 
 class Watched(Protocol):
@@ -115,17 +116,22 @@ class Deadlines:
 
 
 class Reactor:
-    """The loop. `now` is the time of the current batch; `clock` reads the time anew. Both are trio's, in seconds."""
+    """The loop. `now` is the time of the current batch; `clock` reads the time anew, in seconds."""
 
     def __init__(self) -> None:
-        self.clock = trio.lowlevel.current_clock().current_time
+        self.clock = time.monotonic
         self.now = self.clock()
         self._watched: dict[int, Watched] = {}
         self._epoll = select.epoll()
         self._turns: deque[Watched] = deque()
         self._late: deque[Turning] = deque()
         self._deadlines = Deadlines()
-        self._alarm = trio.CancelScope()
+        self._alarm = self.now + _LONGEST_WAIT
+        self._calls: deque[Callable[[], object]] = deque()
+        self._serves = True
+        # Edge-triggered: each write is an event, and it need not be read.
+        self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._epoll.register(self._bell, select.EPOLLIN | select.EPOLLET)
 
     def watch(self, watched: Watched, events: int) -> None:
         """Report `events` on a socket from now on; of edge-triggered ones, what has happened already at once."""
@@ -149,8 +155,8 @@ class Reactor:
         """Call `on_deadline` in so many seconds, up to a tick later; replaces the deadline that was set before."""
         deadline = self.now + seconds
         self._deadlines.arm(timed, deadline)
-        if deadline < self._alarm.deadline:
-            self._alarm.deadline = self._deadlines.next()
+        if deadline < self._alarm:
+            self._alarm = min(self._deadlines.next(), self.now + _LONGEST_WAIT)
 
     def disarm(self, timed: Timed) -> None:
         """Forget the deadline."""
@@ -164,50 +170,70 @@ class Reactor:
         """Let costly work that nobody has earned yet wait for a turn behind everything else."""
         self._late.append(turning)
 
-    async def run(self) -> None:
-        """Serve until cancelled. What is watched then is for its owners to close."""
+    def host(self, main: Callable[..., Awaitable[Any]], *args: object) -> None:
+        """Serve until an async function has ended, which trio runs as this loop's guest; its error is raised."""
+        ended: list[Any] = []  # The outcome, as trio gives it.
+
+        def end(outcome: object) -> None:
+            ended.append(outcome)
+            self.stop()
+
+        trio.lowlevel.start_guest_run(main, *args, run_sync_soon_threadsafe=self.call_soon, done_callback=end)
         try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._watch_deadlines)
-                await self._loop()
+            self.serve()
         finally:
-            self._epoll.close()
+            self.close()
+        ended[0].unwrap()
 
-    async def _loop(self) -> None:
-        poll, descriptor, clock = self._epoll.poll, self._epoll.fileno(), self.clock
-        rested = clock()
-        brisk = False
-        while True:
-            nap = brisk and not self._turns and not self._late and self.now - rested < _BRISK_SECONDS
-            events = poll(_NAP_SECONDS if nap else 0, _BATCH)
-            if not events and not self._turns and not self._late:
-                asleep = clock()
-                await trio.lowlevel.wait_readable(descriptor)
-                rested = clock()
-                brisk = rested - asleep < _NAP_SECONDS
-                continue
-            # A batch of costly events must not keep the rest of the process waiting, so it is handled in pieces.
-            for start in range(0, len(events) or 1, _EVENTS_PER_LOOK):
-                self.now = clock()
-                if self.now - rested > CHECKPOINT_SECONDS:
-                    await trio.lowlevel.checkpoint()
-                    self.now = rested = clock()
-                self._dispatch(events[start : start + _EVENTS_PER_LOOK])
-            if self._turns:
+    def call_soon(self, call: Callable[[], object]) -> None:
+        """Call something between two batches of events. Any thread may ask for that."""
+        self._calls.append(call)
+        os.eventfd_write(self._bell, 1)
+
+    def stop(self) -> None:
+        """End `serve` when what waits now has been seen to."""
+        self._serves = False
+
+    def close(self) -> None:
+        """Serve no more. What is watched is for its owners to close."""
+        self._epoll.close()
+        os.close(self._bell)
+
+    def serve(self) -> None:
+        """Wait for what happens and see to it, until `stop`."""
+        self._serves = True
+        poll, clock, find = self._epoll.poll, self.clock, self._watched.get
+        turns, late, calls = self._turns, self._late, self._calls
+        full = 0
+        while self._serves:
+            if turns or late or calls:
+                events = poll(0, _BATCH)
+            else:
+                wait = self._alarm - self.now
+                events = poll(wait if wait > 0 else 0, _BATCH)  # noqa: FURB136 (max() costs as much as a read)
+            self.now = clock()
+            for descriptor, mask in events:
+                # Something that ended earlier in this batch may have taken this socket with it.
+                target = find(descriptor)
+                if target is not None:
+                    try:
+                        target.on_event(mask)
+                    except Exception:  # noqa: BLE001  (logged there)
+                        target.on_defect()
+            if self.now >= self._alarm:
+                self._expire()
+            if turns:
                 self._give_turns()
-            if self._late:
-                self._give_late_turns(0.0 if events else LATE_SECONDS)
-
-    def _dispatch(self, events: list[tuple[int, int]]) -> None:
-        watched = self._watched
-        for descriptor, mask in events:
-            # Something that ended earlier in this batch may have taken this socket with it.
-            target = watched.get(descriptor)
-            if target is not None:
-                try:
-                    target.on_event(mask)
-                except Exception:  # noqa: BLE001  (logged there)
-                    target.on_defect()
+            if late:
+                # Where more waits than one batch holds, turns of this kind are as rare as if it held all.
+                full = full + 1 if len(events) == _BATCH else 0
+                if full % _FULL_BATCHES == 0:
+                    self._give_late_turns(0.0 if events else LATE_SECONDS)
+            if calls:
+                # Of trio: one step of its scheduler, which asks for the next one itself.
+                for _ in range(len(calls)):
+                    calls.popleft()()
+                self.now = clock()
 
     def _give_turns(self) -> None:
         until = self.clock() + CHECKPOINT_SECONDS
@@ -225,13 +251,10 @@ class Reactor:
             if self.clock() >= until:
                 return
 
-    async def _watch_deadlines(self) -> None:
-        while True:
-            with trio.CancelScope(deadline=self._deadlines.next()) as self._alarm:
-                await trio.sleep_forever()
-            self.now = self.clock()
-            for timed in self._deadlines.expire(self.now):
-                run_guarded(timed, timed.on_deadline)
+    def _expire(self) -> None:
+        for timed in self._deadlines.expire(self.now):
+            run_guarded(timed, timed.on_deadline)
+        self._alarm = min(self._deadlines.next(), self.now + _LONGEST_WAIT)
 
 
 class Accountable(Protocol):

@@ -41,11 +41,12 @@ def _nobody(_sni: str, _address: Address, _failed: bool) -> None:
 
 
 class Relay:
-    """Carries streams. Make it and use it within one trio run.
+    """Carries streams. Make it and use it within one trio run, beside the reactor that serves it.
 
     `context.table`, `context.limits` and `context.counters` are those in force and the totals.
 
     Args:
+        reactor: reports on its sockets; whoever made it has it serve.
         table: where streams go, until `install` gives another one.
         limits: timeouts and bounds. Others may be set in `context` at any time, for streams that come from then on.
         observer: is told of refused and ended streams.
@@ -57,6 +58,7 @@ class Relay:
 
     def __init__(
         self,
+        reactor: Reactor,
         table: RouteTable,
         limits: Limits,
         observer: Observer,
@@ -65,7 +67,7 @@ class Relay:
         on_demand: OnDemand[OpenStreamLike] | None = None,
         report: Callable[[str, Address, bool], None] = _nobody,
     ) -> None:
-        reactor, breakers = Reactor(), CircuitBreakers(counts or SharedCounts(), lambda: self.context.table)
+        breakers = CircuitBreakers(counts or SharedCounts(), lambda: self.context.table)
         self._pipes = PipePool(_MAX_PIPES)
         self.context = Context(
             reactor=reactor,
@@ -223,7 +225,7 @@ class Relay:
     async def run(self) -> None:
         """Relay until cancelled. Then the listeners are closed and the streams still open are ended by force."""
         try:
-            await self.context.reactor.run()
+            await trio.sleep_forever()
         finally:
             for stream in list(self.context.streams):
                 stream.end_by_force()

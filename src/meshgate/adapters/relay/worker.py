@@ -49,6 +49,7 @@ from .messages import (
     encode,
 )
 from .on_demand import OnDemand
+from .reactor import Reactor
 from .relay import Relay
 from .sandbox import Mode, confine, support
 from .shared_counts import SharedCounts
@@ -71,13 +72,15 @@ _LEVELS: Final[tuple[tuple[int, Level], ...]] = (
 class Worker:
     """The parent's orders carried out, and what came to pass told."""
 
-    def __init__(self, setup: Setup, channel: trio.SocketStream) -> None:
+    def __init__(self, reactor: Reactor, setup: Setup, channel: trio.SocketStream) -> None:
         self.wants_records = setup.records
         counts = SharedCounts(setup.counts, setup.worker, setup.counts_key)
         for row in setup.counts:
             os.close(row)
         table = RouteTable.of("", "", "default", iter(()))
-        self._relay = Relay(table, setup.limits, self, setup.worker, counts, OnDemand(self._ask), self._report_endpoint)
+        self._relay = Relay(
+            reactor, table, setup.limits, self, setup.worker, counts, OnDemand(self._ask), self._report_endpoint
+        )
         for name, descriptor in setup.listeners:
             self._relay.adopt(name, socket.socket(fileno=descriptor))
         self._drain_seconds = setup.drain_seconds
@@ -266,8 +269,8 @@ def _import_all() -> None:
     traceback.format_exception(ExceptionGroup("", [ValueError()]))
 
 
-async def _main(descriptor: int, sandbox: Mode) -> None:
-    # Now that trio has made what it needs for itself, and has started no thread.
+async def _main(reactor: Reactor, descriptor: int, sandbox: Mode) -> None:
+    # Now that trio has made what it needs for itself, and has not started its thread yet.
     _import_all()
     missing = support().missing
     failed = [] if sandbox is Mode.OFF else confine()
@@ -278,15 +281,21 @@ async def _main(descriptor: int, sandbox: Mode) -> None:
     setup = await receiver.next()
     if not isinstance(setup, Setup):
         return
-    worker = Worker(setup, channel)
+    worker = Worker(reactor, setup, channel)
     logging.getLogger("meshgate").addHandler(_ToParent(worker))
     for problem in failed:
         log.warning("the sandbox is not whole: %s", problem)
     await worker.run(receiver)
 
 
+def main(descriptor: int, sandbox: Mode) -> None:
+    """Live until the parent says otherwise, or is gone."""
+    reactor = Reactor()
+    reactor.host(_main, reactor, descriptor, sandbox)
+
+
 if __name__ == "__main__":
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-    trio.run(_main, int(sys.argv[1]), Mode(sys.argv[2]))
+    main(int(sys.argv[1]), Mode(sys.argv[2]))
