@@ -264,6 +264,19 @@ def test_a_wrong_setting_ends_every_command_with_2(
         )
 
 
+def test_all_wrong_settings_are_told_at_once(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"KEEPALIVE": "1x", "WORKERS": "0", "FOO": "1", "STATE_DIRECTORY": "/x"}.items():
+        monkeypatch.setenv(f"MESHGATE_{name}", value)
+    assert execute(["run", "--drain-timeout=long"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split()[1].partition("=")[0] for line in lines] == [
+        f"MESHGATE_{name}" for name in ("FOO", "STATE_DIRECTORY", "KEEPALIVE", "DRAIN_TIMEOUT", "WORKERS")
+    ]
+    assert lines[1].endswith("did you mean MESHGATE_STATE_DIR?")
+
+
 def test_config_shows_values_and_origins_and_no_secret(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

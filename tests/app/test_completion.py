@@ -45,7 +45,10 @@ def complete(shell: str, words: str, cword: int, **more: str) -> list[str]:
 
 def test_commands_and_flags_are_completed() -> None:
     assert complete("bash", "meshgate dr", 1) == ["drain"]
-    assert complete("bash", "meshgate run --max-connections", 2) == ["--max-connections", "--max-connections-per-client"]
+    assert complete("bash", "meshgate run --max-connections", 2) == [
+        "--max-connections",
+        "--max-connections-per-client",
+    ]
     assert complete("bash", "meshgate completion ", 2) == ["bash", "zsh", "fish"]
     assert complete("bash", "meshgate help pol", 2) == ["policy"]
 

@@ -8,6 +8,10 @@ class CommandError(Exception):
 
 
 class ConfigError(CommandError):
-    """The command line, the environment or the `.env` file asks for something that is not possible."""
+    """The command line, the environment or the `.env` file asks for something that is not possible, a line each."""
 
     exit_code = 2
+
+    def __init__(self, *lines: str) -> None:
+        super().__init__("; ".join(lines))
+        self.lines = lines

@@ -37,7 +37,9 @@ from .fake_consul import row
         (401, b"ACL support disabled", UnexpectedStatusError, "answered 401: ACL support disabled"),
         (403, b"Permission denied", PermissionDeniedError, 'add service "web" { policy = "read" }'),
         (403, b"ACL not found", PermissionDeniedError, "does not know the token"),
-        (404, b"", NotFoundError, "404: no such endpoint"),
+        (404, b"", NotFoundError, "404 to /v1/health/connect/web: no such endpoint"),
+        (404, b"<!DOCTYPE HTML>\n<html>", NotFoundError, "what answers at CONSUL_HTTP_ADDR may not be Consul"),
+        (400, b"Client sent an HTTP request to an HTTPS server.", BadRequestError, "should begin with https://"),
         (405, b"method", UnexpectedStatusError, "answered 405"),
         (429, b"Your IP is issuing too many concurrent connections", RateLimitedError, "too many concurrent"),
         (500, b"No path to datacenter", ServerError, "500 No path to datacenter"),
@@ -118,7 +120,7 @@ async def test_roots_without_a_trust_domain_are_not_ready() -> None:
 async def test_a_body_that_is_cut_off_is_an_agent_out_of_reach() -> None:
     async with connected() as (double, client):
         double.set(WEB, [row("web-sidecar-proxy")], cut=True)
-        with pytest.raises(ConsulUnreachableError, match=r"RemoteProtocolError: .*incomplete|closed"):
+        with pytest.raises(ConsulUnreachableError, match=r"incomplete|closed"):
             await ask_web(client)
 
 
@@ -134,7 +136,7 @@ async def test_a_refused_connection_says_where_and_why() -> None:
     async with ConsulClient(ConsulAddress.from_settings({"CONSUL_HTTP_ADDR": "127.0.0.1:1"})) as client:
         with pytest.raises(ConsulUnreachableError) as raised:
             await client.datacenters()
-        assert str(raised.value).startswith("cannot reach Consul at http://127.0.0.1:1: ConnectError: ")
+        assert str(raised.value).startswith("cannot reach Consul at http://127.0.0.1:1: connection refused")
         assert client.errors == {"unreachable": 1}
 
 
@@ -142,12 +144,12 @@ async def test_silence_ends_in_a_timeout_that_allows_for_the_wait() -> None:
     async with connected(Patience(silence=0.1)) as (double, client):
         double.set(WEB, [], hang=True)
         before = trio.current_time()
-        with pytest.raises(ConsulUnreachableError, match="ReadTimeout") as raised:
+        with pytest.raises(ConsulUnreachableError, match="no answer in time") as raised:
             await ask_web(client)
         assert raised.value.status == "timeout"
         assert 0.1 <= trio.current_time() - before < 5
         before = trio.current_time()
-        with pytest.raises(ConsulUnreachableError, match="ReadTimeout"):
+        with pytest.raises(ConsulUnreachableError, match="no answer in time"):
             await client.connect_instances("web", Cursor(5, wait=0.8))
         assert 0.95 <= trio.current_time() - before < 5
 

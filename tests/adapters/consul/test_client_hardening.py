@@ -115,5 +115,5 @@ async def test_a_refused_connection_is_told_once() -> None:
     async with ConsulClient(ConsulAddress.from_settings({"CONSUL_HTTP_ADDR": "127.0.0.1:1"})) as client:
         with pytest.raises(ConsulUnreachableError) as raised:
             await client.datacenters()
-    told = "cannot reach Consul at http://127.0.0.1:1: ConnectError: [Errno 111] Connection refused"
+    told = "cannot reach Consul at http://127.0.0.1:1: connection refused"
     assert str(raised.value) == told

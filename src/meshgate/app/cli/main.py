@@ -144,7 +144,8 @@ def _failure(error: BaseException, session: Session) -> int:
     # A wrong setting first: it may have caused the others.
     first = min(errors, key=lambda each: (not isinstance(each, ConfigError), not isinstance(each, CommandError)))
     if isinstance(first, CommandError):
-        _complain(f"meshgate: {printable(str(first))}", session)
+        for line in first.lines if isinstance(first, ConfigError) else (str(first),):
+            _complain(f"meshgate: {printable(line)}", session)
         return first.exit_code
     if _wants_traceback(session):
         _complain("".join(traceback.format_exception(error)).rstrip("\n"), session)

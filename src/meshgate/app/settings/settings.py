@@ -10,7 +10,7 @@ import difflib
 import io
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
@@ -139,26 +139,24 @@ class Settings:
             environ: the environment; that of this process by default.
 
         Raises:
-            ConfigError: a value is not allowed, a `MESHGATE_` name is not a setting, or the file cannot be read.
+            ConfigError: values are not allowed, `MESHGATE_` names are not settings, or the file cannot be read; all of
+                that at once.
         """
         # The environment is copied: names in it are erased later, so that no other process finds a token there.
         given = dict(flags), dict(os.environ if environ is None else environ)
-        found = _resolve(*given)
-        values: dict[str, Any] = {setting.field: _parsed(found[setting.name]) for setting in TABLE if setting.field}
+        problems: list[str] = []
+        found = _resolve(*given, problems)
+        values: dict[str, Any] = {row.field: _parsed(found[row.name], problems) for row in TABLE if row.field}
+        if problems:
+            raise ConfigError(*problems)
         values["proxy_id"] = values["proxy_id"] or values["service"]
         values["bind_address"] = values["bind_address"] or ()
         values["exempt_clients"] = values["exempt_clients"] or ()
-        if values["expose_servers"] and not values["register"]:
-            raise ConfigError("MESHGATE_EXPOSE_SERVERS needs MESHGATE_REGISTER: only a registration can carry it")
         values["node_name"] = values["node_name"] or ""
         values["login_auth_method"] = values["login_auth_method"] or ""
-        if values["node_name"] and values["register"]:
-            raise ConfigError("MESHGATE_NODE_NAME needs MESHGATE_REGISTER=false: an agent registers on its own node")
         consul = MappingProxyType(_consul_values(found))
-        if bool(values["login_auth_method"]) != bool(values["login_bearer_token_file"]):
-            raise ConfigError("MESHGATE_LOGIN_AUTH_METHOD and MESHGATE_LOGIN_BEARER_TOKEN_FILE need each other")
-        if values["login_auth_method"] and not _TOKENS.isdisjoint(consul):
-            raise ConfigError("a token is given and MESHGATE_LOGIN_AUTH_METHOD too: leave one of them out")
+        if contradictions := list(_contradictions(values, consul)):
+            raise ConfigError(*contradictions)
         return cls(**values, consul=consul, found=MappingProxyType(found), _given=given)
 
     def read_again(self) -> "Settings":
@@ -235,13 +233,25 @@ def _changed(now: Settings, wanted: Settings, name: str) -> bool:
     return not by_default and before.text != after.text
 
 
-def _parsed(found: Found) -> object:
+def _parsed(found: Found, problems: list[str]) -> object:
     if not found.text:
         return None
     try:
         return found.setting.parse(found.text)
     except ValueError as error:
-        raise ConfigError(f"{found.setting.name}={found.shown!r} ({found.source}): {error}") from None
+        problems.append(f"{found.setting.name}={found.shown!r} ({found.source}): {error}")
+        return None
+
+
+def _contradictions(values: Mapping[str, Any], consul: Mapping[str, str]) -> Iterator[str]:
+    if values["expose_servers"] and not values["register"]:
+        yield "MESHGATE_EXPOSE_SERVERS needs MESHGATE_REGISTER: only a registration can carry it"
+    if values["node_name"] and values["register"]:
+        yield "MESHGATE_NODE_NAME needs MESHGATE_REGISTER=false: an agent registers on its own node"
+    if bool(values["login_auth_method"]) != bool(values["login_bearer_token_file"]):
+        yield "MESHGATE_LOGIN_AUTH_METHOD and MESHGATE_LOGIN_BEARER_TOKEN_FILE need each other"
+    if values["login_auth_method"] and not _TOKENS.isdisjoint(consul):
+        yield "a token is given and MESHGATE_LOGIN_AUTH_METHOD too: leave one of them out"
 
 
 def _consul_values(found: Mapping[str, Found]) -> dict[str, str]:
@@ -259,16 +269,16 @@ def _consul_key(found: Found) -> str:
     return found.setting.name
 
 
-def _resolve(flags: Mapping[str, str], environ: Mapping[str, str]) -> dict[str, Found]:
+def _resolve(flags: Mapping[str, str], environ: Mapping[str, str], problems: list[str]) -> dict[str, Found]:
     """The text of every setting of the table, by name."""
-    _refuse_unknown((name for name in environ if not _is_service_link(name, environ[name])), "the environment")
+    problems += _unknown((name for name in environ if not _is_service_link(name, environ[name])), "the environment")
     sources = [(Origin.FLAG, flags, ""), (Origin.ENVIRONMENT, environ, "from the environment")]
     named = _find(BY_NAME[_ENV_FILE], sources)
     if named.text:
         from_file = _read_env_file(Path(named.text), named.source)
-        _refuse_unknown(from_file, named.text)
+        problems += _unknown(from_file, named.text)
         if _ENV_FILE in from_file:
-            raise ConfigError(f"{_ENV_FILE} cannot stand in a file that it would name ({named.shown})")
+            problems.append(f"{_ENV_FILE} cannot stand in a file that it would name ({named.shown})")
         sources.append((Origin.ENV_FILE, from_file, f"from {named.text}"))
     return {setting.name: _find(setting, sources) for setting in TABLE}
 
@@ -308,9 +318,10 @@ def _is_service_link(name: str, value: str) -> bool:
     return bool(_SERVICE_LINK.fullmatch(name) or _SERVICE_LINK_URL.fullmatch(f"{name}={value}"))
 
 
-def _refuse_unknown(names: Iterable[str], source: str) -> None:
+def _unknown(names: Iterable[str], source: str) -> Iterator[str]:
+    # The prefix is common to all, and would make any of them look near.
+    ours = [known.removeprefix(PREFIX) for known in BY_NAME if known.startswith(PREFIX)]
     for name in names:
         if name.startswith(PREFIX) and name not in BY_NAME:
-            ours = [known for known in BY_NAME if known.startswith(PREFIX)]
-            nearest = difflib.get_close_matches(name, ours, n=1, cutoff=0.0)[0]
-            raise ConfigError(f"{printable(name)} (from {source}) is not a setting; did you mean {nearest}?")
+            nearest = difflib.get_close_matches(name.removeprefix(PREFIX), ours, n=1, cutoff=0.0)[0]
+            yield f"{printable(name)} (from {source}) is not a setting; did you mean {PREFIX}{nearest}?"

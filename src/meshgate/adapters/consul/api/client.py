@@ -545,7 +545,10 @@ class ConsulClient:
     ) -> Page[T]:
         answer = await self._send(request, cursor, **params)
         content_hash = answer.headers.get("X-Consul-ContentHash", "")
-        return Page(decode(answer.content), answer.index, content_hash, answer.filtered)
+        try:
+            return Page(decode(answer.content), answer.index, content_hash, answer.filtered)
+        except InvalidAnswerError as error:
+            raise InvalidAnswerError(f"{error} ({request.path})", error.status) from None
 
     async def _send(self, request: Request, cursor: Cursor = NOW, **params: str) -> Answer:
         asked = request.asking({**self._place, **params, **_held(cursor)})

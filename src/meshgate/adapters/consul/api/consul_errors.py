@@ -133,16 +133,20 @@ class LoginError(ConsulError):
 
 def error_of(status: int, text: str, path: str, index: int | None = None) -> ConsulError:
     """The error that an answer without success stands for. `text` is its body as one line, without secrets."""
+    if text.startswith("<"):
+        text = "a page of HTML, so what answers at CONSUL_HTTP_ADDR may not be Consul"
     if status == 403 and _BLOCKED in text:
         return EndpointBlockedError(path)
     if _NO_FILTER in text:
         return BadRequestError(f"Consul does not understand the filter: {text}", str(status))
     if status == 400:
-        return BadRequestError(f"Consul refuses the request: {text}", "400")
+        # Go's own words where TLS is spoken.
+        hint = "; CONSUL_HTTP_ADDR should begin with https://" if "HTTP request to an HTTPS server" in text else ""
+        return BadRequestError(f"Consul refuses the request: {text}{hint}", "400")
     if status == 403:
         return PermissionDeniedError(text)
     if status == 404:
-        missing = NotFoundError(f"Consul answered 404: {text or 'no such endpoint'}", "404")
+        missing = NotFoundError(f"Consul answered 404 to {path}: {text or 'no such endpoint'}", "404")
         missing.index = index
         return missing
     if status == 429:
@@ -171,22 +175,51 @@ def _may_not(rule: Rule) -> str:
     return f"token may not {verb} {name}"
 
 
+_TIMEOUTS: Final = {
+    "ConnectTimeout": "no connection in time: is it running, and does a firewall let this machine through?",
+    "ReadTimeout": "no answer in time",
+    "WriteTimeout": "it does not take the request in time",
+    "PoolTimeout": "no connection was free in time",
+}
+_NOT_TLS: Final = frozenset(("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG"))
+
+
 def reason_of(error: BaseException) -> str:
-    """Why a request failed: httpx's own text is often empty, and the cause at the bottom says more."""
-    texts = [type(error).__name__]
+    """Why no answer came, in words for people, with the flag that helps where one does.
+
+    The cause at the bottom says more than httpx, whose own text is often empty.
+    """
+    # Both httpx and httpcore name them so, mostly without a text.
+    if told := _TIMEOUTS.get(type(error).__name__):
+        return told
+    told = type(error).__name__
     at: BaseException | None = error
     while at is not None:
         if isinstance(at, BaseExceptionGroup):
             at = at.exceptions[0]
             continue
-        if text := _text(at):
-            texts.append(text)
+        told = _words(at) or told
         at = at.__cause__ or at.__context__
-    return ": ".join((texts[0], texts[-1])) if len(texts) > 1 else texts[0]
+    return told
 
 
-def _text(error: BaseException) -> str:
-    """What an exception says; of a system call just that, since trio repeats in its text who was called."""
-    if isinstance(error, OSError) and error.errno and not isinstance(error, ssl.SSLError | socket.gaierror):
-        return f"[Errno {error.errno}] {os.strerror(error.errno)}"
-    return str(error)
+def _words(error: BaseException) -> str:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        if "mismatch" in error.verify_message or "not valid for" in error.verify_message:
+            return f"{error.verify_message}; --tls-server-name says which name its certificate has"
+        return f"its certificate is not trusted ({error.verify_message}); --ca-file names the CA to trust"
+    if isinstance(error, ssl.SSLError):
+        reason = error.reason or str(error)
+        if reason in _NOT_TLS:
+            return "what answers there speaks no TLS; CONSUL_HTTP_ADDR should begin with http://"
+        if "CERTIFICATE_REQUIRED" in reason or "HANDSHAKE_FAILURE" in reason:
+            return "it wants a client certificate: --client-cert and --client-key"
+        if "EOF" in reason:
+            return "it hung up before TLS stood"
+        return f"TLS failed: {reason.replace('_', ' ').lower()}"
+    if isinstance(error, socket.gaierror):
+        return "the name does not resolve"
+    if isinstance(error, OSError) and error.errno:
+        # trio repeats in its text who was called.
+        return os.strerror(error.errno).lower()
+    return str(error).replace("Server disconnected without sending a response.", "it hung up without an answer")
