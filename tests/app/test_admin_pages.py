@@ -167,10 +167,24 @@ async def test_the_log_level_changes_while_running_and_says_so(admin: httpx.Asyn
         assert (await admin.get("/logging")).json() == {"level": now}
     assert (await admin.post("/logging")).json() == {"level": "trace"}
     logs.shutdown()
-    assert [entry["level"] for entry in level()] == ["error", "debug", "warn", "trace"]
+    entries = level()
+    assert [entry["level"] for entry in entries] == ["error", "debug", "warn", "trace"]
+    assert {entry["peer"].rpartition(":")[0] for entry in entries} == {"127.0.0.1"}
 
 
-@pytest.mark.parametrize("query", ["level=loud", "level=", "level=off"])
+async def test_who_drains_over_a_unix_socket_is_in_the_log(
+    gateway: GatewayDouble, nursery: trio.Nursery, tmp_path: Path
+) -> None:
+    with structlog.testing.capture_logs() as entries:
+        await gateway.serve(nursery, tmp_path / "admin.sock")
+        transport = httpx.AsyncHTTPTransport(uds=str(tmp_path / "admin.sock"))
+        async with httpx.AsyncClient(transport=transport) as client:
+            assert (await client.post("http://localhost/drain")).status_code == 200
+    (told,) = [entry["peer"] for entry in entries if entry["event"] == "asked to drain by the admin address"]
+    assert told == f"process {os.getpid()} of user {os.getuid()}"
+
+
+@pytest.mark.parametrize("query", ["level=loud", "level=", "level=off", "relay=debug"])
 async def test_a_level_that_is_none_is_refused(admin: httpx.AsyncClient, level: Any, query: str) -> None:
     response = await admin.post(f"/logging?{query}")
     assert response.status_code == 400

@@ -26,6 +26,7 @@ import os
 import re
 import socket
 import stat
+import struct
 import time
 from collections.abc import Awaitable, Callable, Collection, Hashable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -41,6 +42,7 @@ import msgspec
 import structlog
 import trio
 
+from meshgate.core.addresses import host_port
 from meshgate.core.text import ascii_json
 
 _log = structlog.get_logger(module="meshgate.admin")
@@ -57,7 +59,7 @@ class Request:
     """A request that was read to its end.
 
     `path` is as sent, without the query. `query` is decoded; of a repeated name the last value counts. Header names
-    are lower case.
+    are lower case. `peer` says who asks: an address, or the process at the other end of a unix socket.
     """
 
     method: str
@@ -65,6 +67,7 @@ class Request:
     query: Mapping[str, str]
     headers: Mapping[str, str]
     body: bytes = b""
+    peer: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -394,7 +397,8 @@ class _Connection:
             body += event.data
             if len(body) > self._limits.body_bytes:
                 raise _BadRequestError(413)
-        return _request(head.method.decode("ascii"), head.target.decode("ascii"), headers, bytes(body))
+        request = _request(head.method.decode("ascii"), head.target.decode("ascii"), headers, bytes(body))
+        return replace(request, peer=_peer_of(self._stream.socket))
 
     async def _next_event(self) -> object:
         while (event := self._http.next_event()) is h11.NEED_DATA:
@@ -420,6 +424,17 @@ def _request(method: str, target: str, headers: Mapping[str, str], body: bytes) 
     except ValueError:
         raise _BadRequestError(400, "too many fields in the query") from None
     return Request(method, path, dict(fields), headers, body)
+
+
+def _peer_of(sock: trio.socket.SocketType) -> str:
+    """Who is at the other end of a connection; "" where the system does not say."""
+    try:
+        if sock.family != socket.AF_UNIX:
+            return host_port(*sock.getpeername()[:2])
+        pid, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
+    except (OSError, AttributeError):  # the latter where this is no Linux
+        return ""
+    return f"process {pid} of user {uid}"
 
 
 _SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})

@@ -140,8 +140,8 @@ class _Pages:
             }
         )
 
-    def drain(self, _request: Request) -> Response:
-        log.info("asked to drain by the admin address")
+    def drain(self, request: Request) -> Response:
+        log.info("asked to drain by the admin address", peer=request.peer)
         self._gateway.drain()
         return json_response({"state": "DRAINING", "timeout_seconds": self._gateway.settings.drain_timeout})
 
@@ -149,9 +149,7 @@ class _Pages:
         return json_response({"level": logs.level()})
 
     def set_logging(self, request: Request) -> Response:
-        wanted = request.query.get("level")
-        if wanted is None:
-            return self.logging(request)
+        wanted = request.query.get("level", "" if request.query else logs.level())
         level = _ENVOYS_LEVELS.get(wanted.lower(), wanted.lower())
         if level not in LOG_LEVELS:
             return error_response(400, f"level is one of {', '.join(LOG_LEVELS)}")
@@ -159,7 +157,7 @@ class _Pages:
         if level != before:
             # Said at the more talkative of the two levels, where it is more likely to be seen.
             logs.set_level(min(before, level, key=LOG_LEVELS.index))
-            log.info("log level changed by the admin address", level=level, before=before)
+            log.info("log level changed by the admin address", level=level, before=before, peer=request.peer)
             logs.set_level(level)
         return self.logging(request)
 
