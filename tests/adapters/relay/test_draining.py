@@ -226,6 +226,22 @@ async def test_streams_of_servers_are_left_alone_while_there_are_others_and_not_
         await server.aclose()
 
 
+async def test_a_stream_that_has_only_just_begun_is_not_taken_for_a_quiet_one() -> None:
+    """Its client may be far away, and so its first question under way."""
+    async with (
+        backend(partial(answering, seconds=0.0)) as port,
+        running({WEB: [endpoint(port)]}) as it,
+        trio.open_nursery() as nursery,
+    ):
+        async with await begin(it.port) as client:
+            nursery.start_soon(it.relay.drain, 0.05, 600.0)
+            await trio.sleep(0.4)
+            await client.send_all(QUESTION)
+            with trio.fail_after(20):
+                assert await receive_all(client) == ANSWER
+        nursery.cancel_scope.cancel()
+
+
 async def test_client_whose_hello_does_not_come_is_told_and_a_silent_one_is_let_go() -> None:
     async with running({}, Limits(hello_timeout=600.0)) as it, trio.open_nursery() as nursery:
         half, silent = await it.dial(), await it.dial()

@@ -41,6 +41,8 @@ _NEVER: Final = float("inf")
 UNANSWERED_SECONDS: Final = 15.0
 SHORT_ANSWER_BYTES: Final = 1 << 16  # In a drain. A longer one may go on after any pause.
 ALIKE_ANSWERS: Final = 4  # In a drain: after so many more like the first it is known what an answer looks like.
+# In a drain: whose handshake and first question are still to come. A round trip between continents is not quiet.
+YOUNG_SECONDS: Final = 1.5
 HELLO_SECONDS: Final = 1.0  # In a drain, for the next byte of a hello: a lost packet takes that long.
 # How many times as long as a client a placed stream's endpoint may keep the other one waiting in the handshake.
 _ENDPOINTS_TURN: Final = 4
@@ -464,6 +466,8 @@ class Stream:
                 self._refuse_to_begin()
             return
         if upstream is None or not self.relaying or (self.hosts is not None and self.hosts.of_servers):
+            return
+        if now - self.started < YOUNG_SECONDS:
             return
         if client.touched >= upstream.touched:
             self._asked_at = upstream.received
