@@ -48,7 +48,7 @@ def full_gateway() -> GatewayDouble:
     )
     numbers = gateway.numbers
     numbers.accepted, numbers.active, numbers.bytes_received, numbers.bytes_sent = 99, 3, 1000, 1 << 53
-    numbers.learned, numbers.internal_errors = 8, 1
+    numbers.on_demand, numbers.internal_errors = 8, 1
     numbers.connections = {WEB: 5, (RouteKind.DATACENTER, "dc2"): 7}
     numbers.refused = {Reason.UNKNOWN_SNI: 4}
     for seconds in (0.0002, 0.4, 0.4, 50.0):

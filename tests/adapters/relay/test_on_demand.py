@@ -1,4 +1,4 @@
-"""Streams that wait until their name is learned: who waits, what is asked, and where they go then."""
+"""Streams that wait for the lookup of their name: who waits, what is asked, and where they go then."""
 
 import pytest
 
@@ -36,7 +36,7 @@ async def test_stream_of_a_cold_route_waits_and_goes_where_the_table_says_by_the
             (stream,) = it.relay.connections()
             assert (stream.state, stream.sni, stream.route, stream.endpoint) == ("connecting", WEB, None, None)
             it.relay.install(table_of({WEB: [endpoint(new)]}))
-            await it.relay.learned(WEB)
+            await it.relay.lookup_done(WEB)
             assert await answer(client, 3) == b"new"
             assert it.relay.counters().connections == {(RouteKind.SERVICE, "web"): 1}
         await until_over(it)
@@ -48,7 +48,7 @@ async def test_stream_of_an_unknown_name_is_served_once_the_table_has_it() -> No
     async with backend(echo) as port, running({}, ask=asked.append) as it:
         async with await waiter(it) as client:
             it.relay.install(table_of({WEB: [endpoint(port)]}, stale=[WEB]))
-            await it.relay.learned(WEB)
+            await it.relay.lookup_done(WEB)
             assert await answer(client, len(HELLO)) == HELLO
         assert (it.refused, asked) == ([], [WEB])
         await until_over(it)
@@ -58,7 +58,7 @@ async def test_stream_of_a_name_that_nobody_has_is_refused_when_that_is_known() 
     async with running({}, ask=lambda _: None) as it:
         async with await waiter(it) as client:
             assert it.refused == []
-            await it.relay.learned(WEB)
+            await it.relay.lookup_done(WEB)
             assert await refusal(client) == UNRECOGNIZED_NAME
         assert [(refused.reason, refused.server_name) for refused in it.refused] == [(Reason.UNKNOWN_SNI, WEB)]
         await until_over(it)
@@ -69,7 +69,7 @@ async def test_route_that_vanishes_while_its_stream_waits_is_not_used() -> None:
         it.relay.install(table_of({WEB: [endpoint(port)]}, stale=[WEB]))
         async with await waiter(it) as client:
             it.relay.install(table_of({}))
-            await it.relay.learned(WEB)
+            await it.relay.lookup_done(WEB)
             assert await refusal(client) == UNRECOGNIZED_NAME
         await until_over(it)
 
@@ -80,7 +80,7 @@ async def test_case_of_a_name_makes_no_other_question() -> None:
         it.relay.install(table_of({WEB: [endpoint(port)]}, stale=[WEB]))
         clients = [await waiter(it, hello_for(name)) for name in (WEB, WEB.upper(), WEB.title())]
         assert asked == [WEB]
-        await it.relay.learned(WEB)
+        await it.relay.lookup_done(WEB)
         for client in clients:
             await answer(client, 1)
             await client.aclose()
@@ -145,7 +145,7 @@ async def test_stream_whose_question_is_never_answered_is_placed_by_what_is_know
             assert await refusal(client) == UNRECOGNIZED_NAME
         await until_over(it)
         # An answer that comes too late finds nobody.
-        await it.relay.learned(WEB)
+        await it.relay.lookup_done(WEB)
         assert it.relay.counters().connections == {(RouteKind.SERVICE, "web"): 1}
 
 
@@ -169,7 +169,7 @@ async def test_answer_that_comes_after_the_question_was_put_again_is_for_all_who
         it.relay.context.on_demand._questions[WEB].asked -= 61  # As after a minute.
         clients.append(await waiter(it))
         assert asked == [WEB, WEB]
-        await it.relay.learned(WEB)
+        await it.relay.lookup_done(WEB)
         for client in clients:
             assert await answer(client, len(HELLO)) == HELLO
             await client.aclose()
@@ -182,8 +182,8 @@ async def test_one_question_serves_many_streams_and_is_not_put_again_at_once() -
         it.relay.install(table_of({WEB: [endpoint(port)]}, stale=[WEB]))
         clients = [await waiter(it) for _ in range(30)]
         assert asked == [WEB]
-        await it.relay.learned(WEB)
-        # It is cold still: what could be learned was of no use, but is as good as what the next one would learn.
+        await it.relay.lookup_done(WEB)
+        # It is cold still: the lookup was of no use, but is as good as the next one would be.
         clients.append(await it.dial())
         await clients[-1].send_all(HELLO)
         for client in clients:
@@ -194,7 +194,7 @@ async def test_one_question_serves_many_streams_and_is_not_put_again_at_once() -
         late = await waiter(it)
         assert asked == [WEB, WEB]
         await late.aclose()
-        await it.relay.learned(WEB)
+        await it.relay.lookup_done(WEB)
         await until_over(it)
 
 
@@ -213,7 +213,7 @@ async def test_stream_that_may_not_ask_is_served_as_soon_as_the_table_has_its_ro
         assert await answer(client, len(HELLO)) == HELLO
         assert it.refused == []
         for name in asked:
-            await it.relay.learned(name)
+            await it.relay.lookup_done(name)
         for stranger in strangers[:3]:
             assert await refusal(stranger) == UNRECOGNIZED_NAME
         for each in (client, *strangers):
@@ -232,7 +232,7 @@ async def test_route_that_appears_is_no_answer_to_who_waits_for_newer_endpoints(
         async with await waiter(it) as client:
             await it.relay.appeared([WEB])
             it.relay.install(table_of({WEB: [endpoint(new)]}))
-            await it.relay.learned(WEB)
+            await it.relay.lookup_done(WEB)
             assert await answer(client, 3) == b"new"
         await until_over(it)
 
@@ -261,7 +261,7 @@ async def test_when_nobody_can_be_asked_any_more_who_waits_is_placed_and_nobody_
             await it.relay.ask_nobody()
             assert await answer(served, len(HELLO)) == HELLO
             assert await refusal(refused) == UNRECOGNIZED_NAME
-        it.relay.context.on_demand._learned.clear()
+        it.relay.context.on_demand._done.clear()
         async with await it.dial() as client:
             await client.send_all(HELLO)
             assert await answer(client, len(HELLO)) == HELLO

@@ -1,4 +1,4 @@
-"""A worker or its parent ends, or the gateway drains, while streams wait until their name is learned."""
+"""A worker or its parent ends, or the gateway drains, while streams wait for the lookup of their name."""
 
 import os
 import signal
@@ -28,7 +28,7 @@ from .test_orphans import end_of, until_gone
 async def test_worker_that_dies_while_its_streams_wait_is_replaced_and_the_next_one_asks_the_same() -> None:
     """The question is under way still when it is put a second time from the same place."""
     consul = Consul()
-    async with backend(echo) as port, asking_pool(consul.learn, port, workers=1) as pool:
+    async with backend(echo) as port, asking_pool(consul.lookup, port, workers=1) as pool:
         lost = await send_hello(pool)
         await until_connecting(pool, 1)
         (first,) = pool.relay.workers
@@ -52,7 +52,7 @@ async def test_worker_that_dies_while_its_streams_wait_is_replaced_and_the_next_
 
 async def test_answer_for_a_worker_that_is_gone_goes_nowhere() -> None:
     consul = Consul()
-    async with backend(echo) as port, asking_pool(consul.learn, port, workers=1) as pool:
+    async with backend(echo) as port, asking_pool(consul.lookup, port, workers=1) as pool:
         lost = await send_hello(pool)
         await until_connecting(pool, 1)
         pool.policy.command = (sys.executable, "-c", "import time; time.sleep(60)")
@@ -68,7 +68,7 @@ async def test_answer_for_a_worker_that_is_gone_goes_nowhere() -> None:
 
 async def test_streams_that_wait_when_the_gateway_drains_are_served() -> None:
     consul = Consul()
-    async with backend(echo) as port, asking_pool(consul.learn, port) as pool:
+    async with backend(echo) as port, asking_pool(consul.lookup, port) as pool:
         clients = [await send_hello(pool) for _ in range(5)]
         await until_connecting(pool, 5)
         async with trio.open_nursery() as nursery:
@@ -88,7 +88,7 @@ async def test_streams_that_wait_when_the_gateway_drains_are_served() -> None:
 async def test_pool_that_ends_while_streams_wait_tells_them() -> None:
     consul = Consul()
     async with backend(echo) as port:
-        async with asking_pool(consul.learn, port) as pool:
+        async with asking_pool(consul.lookup, port) as pool:
             clients = [await send_hello(pool) for _ in range(5)]
             await until_connecting(pool, 5)
         for client in clients:
@@ -107,12 +107,12 @@ from tests.adapters.relay.streams import WEB, Watcher, endpoint, table_of
 
 POLICY = WorkerPolicy((sys.executable, "-c", {PATIENT!r}))
 
-async def learn(name):
+async def lookup(name):
     print(name, flush=True)
     await trio.sleep_forever()
 
 async def main():
-    pool = RelayPool(1, Limits(hello_timeout=60.0), Watcher(), 60.0, learn=learn, policy=POLICY)
+    pool = RelayPool(1, Limits(hello_timeout=60.0), Watcher(), 60.0, lookup=lookup, policy=POLICY)
     _, port = pool.bind("default", "127.0.0.1", 0)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(pool.run)
@@ -124,7 +124,7 @@ async def main():
         await trio.sleep_forever()
 
 from meshgate.adapters.relay import pool as pool_module
-pool_module.LEARN_SECONDS = 60.0
+pool_module.LOOKUP_SECONDS = 60.0
 trio.run(main)
 """
 

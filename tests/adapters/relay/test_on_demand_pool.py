@@ -1,4 +1,4 @@
-"""The parent learns of names for its workers: one question for all of them, and an answer whatever becomes of it."""
+"""The parent looks names up for its workers: one question for all of them, and an answer whatever becomes of it."""
 
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
@@ -44,14 +44,14 @@ class Consul:
         self.asked: list[str] = []
         self.answer = trio.Event()
 
-    async def learn(self, name: str) -> None:
+    async def lookup(self, name: str) -> None:
         self.asked.append(name)
         await self.answer.wait()
 
 
 @asynccontextmanager
 async def asking_pool(
-    learn: Callable[[str], Awaitable[None]],
+    lookup: Callable[[str], Awaitable[None]],
     port: int,
     workers: int = 2,
     cold: Collection[str] = (WEB,),
@@ -59,7 +59,7 @@ async def asking_pool(
 ) -> AsyncIterator[Pool]:
     """A pool whose table has WEB, which is cold. Nothing but a test ends a wait, unless `seconds` are over."""
     policy = WorkerPolicy((sys.executable, "-c", PATIENT))
-    async with pool_of({}, workers, policy=policy, learn=learn, learn_seconds=seconds) as pool:
+    async with pool_of({}, workers, policy=policy, lookup=lookup, lookup_seconds=seconds) as pool:
         pool.relay.install(table_of({WEB: [endpoint(port)]}, stale=cold))
         await pool.until_workers(workers)
         yield pool
@@ -101,7 +101,7 @@ async def test_streams_of_all_workers_make_one_question_and_go_where_its_answer_
     async with (
         backend(named(b"old")) as old,
         backend(named(b"new")) as new,
-        asking_pool(consul.learn, old) as pool,
+        asking_pool(consul.lookup, old) as pool,
     ):
         clients: list[trio.SocketStream] = []
         with trio.fail_after(60):
@@ -120,15 +120,15 @@ async def test_streams_of_all_workers_make_one_question_and_go_where_its_answer_
         await until_idle(pool)
         assert consul.asked == [WEB]
         assert pool.watcher.refused == []
-        assert (await pool.relay.counters()).learned == len(clients)
+        assert (await pool.relay.counters()).on_demand == len(clients)
 
 
-async def test_unknown_name_is_served_if_it_is_learned_and_refused_if_not() -> None:
-    async def learn(name: str) -> None:
+async def test_unknown_name_is_served_if_it_is_found_and_refused_if_not() -> None:
+    async def lookup(name: str) -> None:
         if name == WEB:
             pool.relay.install(table_of({WEB: [endpoint(port)]}))
 
-    async with backend(echo) as port, pool_of({"x.td": []}, learn=learn) as pool:
+    async with backend(echo) as port, pool_of({"x.td": []}, lookup=lookup) as pool:
         async with await send_hello(pool) as client:
             assert await answer(client, len(HELLO)) == HELLO
         async with await send_hello(pool, UNKNOWN) as client:
@@ -138,9 +138,9 @@ async def test_unknown_name_is_served_if_it_is_learned_and_refused_if_not() -> N
         await until_idle(pool)
 
 
-async def test_learner_that_hangs_is_not_waited_for() -> None:
+async def test_lookup_that_hangs_is_not_waited_for() -> None:
     consul = Consul()
-    async with backend(echo) as port, asking_pool(consul.learn, port, seconds=0.2) as pool:
+    async with backend(echo) as port, asking_pool(consul.lookup, port, seconds=0.2) as pool:
         for count in range(1, 4):
             async with await send_hello(pool) as client:
                 assert await answer(client, len(HELLO)) == HELLO
@@ -148,12 +148,12 @@ async def test_learner_that_hangs_is_not_waited_for() -> None:
         await until_idle(pool)
 
 
-async def test_learner_that_fails_is_logged_and_the_stream_placed_by_what_is_known() -> None:
-    async def learn(name: str) -> None:
+async def test_lookup_that_fails_is_logged_and_the_stream_placed_by_what_is_known() -> None:
+    async def lookup(name: str) -> None:
         raise ValueError(f"no sense in {name}")
 
     with structlog.testing.capture_logs() as logs:
-        async with backend(echo) as port, asking_pool(learn, port) as pool:
+        async with backend(echo) as port, asking_pool(lookup, port) as pool:
             workers = pool.relay.workers
             for _ in range(3):
                 async with await send_hello(pool) as client:
@@ -165,12 +165,12 @@ async def test_learner_that_fails_is_logged_and_the_stream_placed_by_what_is_kno
     ] * 3
 
 
-async def test_learner_that_fails_each_time_does_not_fill_the_log() -> None:
-    async def learn(name: str) -> None:
+async def test_lookup_that_fails_each_time_does_not_fill_the_log() -> None:
+    async def lookup(name: str) -> None:
         raise ValueError(name)
 
     with structlog.testing.capture_logs() as logs:
-        async with backend(echo) as port, asking_pool(learn, port) as pool:
+        async with backend(echo) as port, asking_pool(lookup, port) as pool:
             for _ in range(40):
                 async with await send_hello(pool) as client:
                     assert await answer(client, len(HELLO)) == HELLO
@@ -179,7 +179,7 @@ async def test_learner_that_fails_each_time_does_not_fill_the_log() -> None:
 
 async def test_clients_that_come_and_go_make_one_question() -> None:
     consul = Consul()
-    async with backend(echo) as port, asking_pool(consul.learn, port, workers=1) as pool:
+    async with backend(echo) as port, asking_pool(consul.lookup, port, workers=1) as pool:
         for _ in range(50):
             reset(await send_hello(pool))
         kept = await send_hello(pool)

@@ -5,7 +5,7 @@ from hypothesis import given, strategies as st
 from meshgate.adapters.relay.on_demand import (
     _REMEMBERED,
     AGAIN_SECONDS,
-    LEARN_SECONDS,
+    LOOKUP_SECONDS,
     OF_A_CLIENT,
     OF_A_WORKER,
     OnDemand,
@@ -45,90 +45,90 @@ def test_a_name_is_asked_for_once_for_each_client_and_its_streams_are_told_toget
         assert bool(client) == (name != WEB)
         if (name, client) in asked:
             # No answer came in time to any question for the name.
-            assert all(now - when > LEARN_SECONDS for (about, _), when in asked.items() if about == name)
+            assert all(now - when > LOOKUP_SECONDS for (about, _), when in asked.items() if about == name)
         asked[name, client] = now
 
-    learning = OnDemand[object](ask)
+    lookups = OnDemand[object](ask)
     for step, name, whose, seconds in steps:
         client = "" if name == WEB else whose
         if step == "comes":
-            wanted = learning.wants(name, TABLE.find(name), TABLE, client, now)
+            wanted = lookups.wants(name, TABLE.find(name), TABLE, client, now)
             if not wanted:
                 assert now - told[name, client] < AGAIN_SECONDS
                 continue
             it = stream()
             waiting[name][it] = client
-            learning.wait(it, name, client, now)
+            lookups.wait(it, name, client, now)
         elif step == "leaves" and waiting[name]:
             it = next(iter(waiting[name]))
-            learning.leave(it, name)
+            lookups.leave(it, name)
             if waiting[name].pop(it) and not waiting[name]:
                 asked = {key: when for key, when in asked.items() if key[0] != name}
         elif step == "told":
-            assert learning.learned(name, now) == list(waiting[name])
+            assert lookups.lookup_done(name, now) == list(waiting[name])
             told |= {(name, each): now for each in ("", *waiting[name].values())}
             asked = {key: when for key, when in asked.items() if key[0] != name}
             waiting[name] = {}
         elif step == "appears":
             appeared = [it for it, each in waiting[name].items() if each]
-            assert learning.appeared(name) == appeared
+            assert lookups.appeared(name) == appeared
             if appeared:
                 asked = {key: when for key, when in asked.items() if key[0] != name}
                 waiting[name] = {}
         elif step == "time":
             now += seconds
-    assert {name for name, streams in waiting.items() if streams} <= set(learning.end())
-    assert not any(learning.wants(name, TABLE.find(name), TABLE, CLIENTS[0], now + 10) for name in (WEB, *UNKNOWN))
+    assert {name for name, streams in waiting.items() if streams} <= set(lookups.end())
+    assert not any(lookups.wants(name, TABLE.find(name), TABLE, CLIENTS[0], now + 10) for name in (WEB, *UNKNOWN))
 
 
 def test_made_up_names_are_few_questions_however_many_they_are_and_leave_nothing_behind() -> None:
     asked: list[str] = []
-    learning = OnDemand[object](lambda name, _: asked.append(name))
+    lookups = OnDemand[object](lambda name, _: asked.append(name))
     seconds, each = 4, 1000
     for number in range(seconds * each):
         name, now = f"made-up-{number}.default.dc1.internal.{TRUST_DOMAIN}", number / each
-        assert learning.wants(name, None, TABLE, CLIENTS[0], now)
+        assert lookups.wants(name, None, TABLE, CLIENTS[0], now)
         it = stream()
-        learning.wait(it, name, CLIENTS[0], now)
-        learning.leave(it, name)
+        lookups.wait(it, name, CLIENTS[0], now)
+        lookups.leave(it, name)
     rate, burst = OF_A_CLIENT
     assert burst < len(asked) <= burst + rate * seconds
-    assert learning._questions == {}
+    assert lookups._questions == {}
 
 
 def test_a_stranger_uses_up_nothing_that_another_client_may_ask() -> None:
     asked: list[str] = []
-    learning = OnDemand[object](lambda _, client: asked.append(client))
+    lookups = OnDemand[object](lambda _, client: asked.append(client))
     for number in range(1000):
         name = f"made-up-{number}.default.dc1.internal.{TRUST_DOMAIN}"
-        learning.wait(stream(), name, CLIENTS[0], 0.0)
+        lookups.wait(stream(), name, CLIENTS[0], 0.0)
     # Also for a name that the stranger waits for and was not let ask for, and for one that he did ask for.
     for number in (999, 1000, 0):
-        learning.wait(stream(), f"made-up-{number}.default.dc1.internal.{TRUST_DOMAIN}", CLIENTS[1], 0.0)
+        lookups.wait(stream(), f"made-up-{number}.default.dc1.internal.{TRUST_DOMAIN}", CLIENTS[1], 0.0)
     assert asked == [CLIENTS[0]] * OF_A_CLIENT[1] + [CLIENTS[1]] * 3
 
 
 def test_clients_of_many_addresses_together_ask_for_no_more_than_a_worker_may() -> None:
     asked: list[str] = []
-    learning = OnDemand[object](lambda name, _: asked.append(name))
+    lookups = OnDemand[object](lambda name, _: asked.append(name))
     for number in range(1000):
         name = f"made-up-{number}.default.dc1.internal.{TRUST_DOMAIN}"
-        learning.wait(stream(), name, f"192.0.{number // 250}.{number % 250}", 0.0)
+        lookups.wait(stream(), name, f"192.0.{number // 250}.{number % 250}", 0.0)
     assert len(asked) == OF_A_WORKER[1]
 
 
 def test_what_one_client_was_told_is_not_held_against_another_one() -> None:
-    learning = OnDemand[object](lambda _name, _client: None)
-    learning.wait(stream(), UNKNOWN[0], CLIENTS[0], 0.0)
-    learning.learned(UNKNOWN[0], 0.1)
-    assert not learning.wants(UNKNOWN[0], None, TABLE, CLIENTS[0], 0.2)
-    assert learning.wants(UNKNOWN[0], None, TABLE, CLIENTS[1], 0.2)
-    assert learning.wants(UNKNOWN[0], None, TABLE, CLIENTS[0], 0.1 + AGAIN_SECONDS)
+    lookups = OnDemand[object](lambda _name, _client: None)
+    lookups.wait(stream(), UNKNOWN[0], CLIENTS[0], 0.0)
+    lookups.lookup_done(UNKNOWN[0], 0.1)
+    assert not lookups.wants(UNKNOWN[0], None, TABLE, CLIENTS[0], 0.2)
+    assert lookups.wants(UNKNOWN[0], None, TABLE, CLIENTS[1], 0.2)
+    assert lookups.wants(UNKNOWN[0], None, TABLE, CLIENTS[0], 0.1 + AGAIN_SECONDS)
 
 
 def test_what_is_remembered_is_bounded() -> None:
-    learning = OnDemand[object](lambda _name, _client: None)
+    lookups = OnDemand[object](lambda _name, _client: None)
     for number in range(3 * _REMEMBERED):
-        learning.learned(f"{number}", number / 1e6)
-    assert len(learning._learned) == _REMEMBERED
-    assert learning._questions == {}
+        lookups.lookup_done(f"{number}", number / 1e6)
+    assert len(lookups._done) == _REMEMBERED
+    assert lookups._questions == {}

@@ -1,4 +1,4 @@
-"""What comes to pass while a stream waits until its name is learned, and what it leaves behind."""
+"""What comes to pass while a stream waits for the lookup of its name, and what it leaves behind."""
 
 import gc
 import os
@@ -44,7 +44,7 @@ async def test_client_that_resets_while_it_waits_leaves_nothing_behind() -> None
         await until_over(it)
         gc.collect()
         assert open_descriptors() == descriptors
-        await it.relay.learned(WEB)
+        await it.relay.lookup_done(WEB)
         assert it.relay.counters().connections == {}
         assert it.relay.context.on_demand._questions == {}
 
@@ -70,7 +70,7 @@ async def test_client_that_closes_while_it_waits_leaves_nothing_behind(*, known:
         it.relay.install(table_of({WEB: [endpoint(port)]} if known else {}, stale=[WEB]))
         for _ in range(10):
             await (await waiter(it)).aclose()
-        await it.relay.learned(WEB)
+        await it.relay.lookup_done(WEB)
         await until_over(it)
 
 
@@ -86,7 +86,7 @@ async def test_client_loses_nothing_of_what_it_sends_while_it_waits() -> None:
 
             nursery.start_soon(send)
             await trio.testing.wait_all_tasks_blocked(0.05)
-            await it.relay.learned(WEB)
+            await it.relay.lookup_done(WEB)
             with trio.fail_after(30):
                 assert await receive_all(client) == HELLO + behind + later
         await until_over(it)
@@ -101,7 +101,7 @@ async def test_client_that_closes_its_side_while_it_waits_gets_its_answer(sent: 
             await client.send_eof()
             await trio.testing.wait_all_tasks_blocked(0.05)
             assert waiting(it.relay) == 1
-            await it.relay.learned(WEB)
+            await it.relay.lookup_done(WEB)
             with trio.fail_after(20):
                 assert await receive_all(client) == HELLO + sent
         await until_over(it)
@@ -120,7 +120,7 @@ async def test_who_waits_is_not_silent() -> None:
         await trio.sleep(0.5)
         assert [refused.reason for refused in it.refused] == [Reason.MAX_CONNECTIONS] * 5
         assert waiting(it.relay) == 4
-        await it.relay.learned(WEB)
+        await it.relay.lookup_done(WEB)
         for client in clients:
             assert await answer(client, len(HELLO)) == HELLO
             await client.aclose()
@@ -138,7 +138,7 @@ async def test_deadline_of_the_wait_ends_with_it() -> None:
                 await dialling.send_all(hello_for(slow))
                 await it.until(lambda: {WEB, slow} == it.relay.context.on_demand._questions.keys())
                 for name in (WEB, slow):
-                    await it.relay.learned(name)
+                    await it.relay.lookup_done(name)
                 assert await answer(client, len(HELLO)) == HELLO
                 await it.until(lambda: it.relay.context.breakers.pending == 1)
                 await trio.sleep(1.0)
@@ -161,13 +161,13 @@ async def test_limits_of_a_destination_count_streams_that_waited_as_any_others()
         for _ in range(2):
             clients = [await waiter(it) for _ in range(5)]
             assert charged() == 0
-            await it.relay.learned(WEB)
+            await it.relay.lookup_done(WEB)
             assert charged() == 2
             for client in clients:
                 await client.aclose()
             await until_over(it)
             assert charged() == 0
-            it.relay.context.on_demand._learned.clear()
+            it.relay.context.on_demand._done.clear()
         assert it.relay.counters().refused == {Reason.MAX_CONNECTIONS: 6}
 
 
@@ -187,10 +187,10 @@ async def test_many_streams_are_placed_in_few_rounds_of_the_loop(monkeypatch: py
         for seconds, fewest, most in ((60.0, 0, 5), (0.0, 40, 1000)):
             monkeypatch.setattr(reactor_module, "CHECKPOINT_SECONDS", seconds)
             if waiting(it.relay) == 0:
-                it.relay.context.on_demand._learned.clear()
+                it.relay.context.on_demand._done.clear()
                 clients += [await waiter(it) for _ in range(50)]
             before = rounds
-            await it.relay.learned(WEB)
+            await it.relay.lookup_done(WEB)
             assert fewest <= rounds - before <= most
         nursery.cancel_scope.cancel()
     for client in clients:
@@ -202,19 +202,19 @@ async def test_stream_that_ends_or_is_placed_while_others_are_placed_is_not_plac
     leave: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reactor_module, "CHECKPOINT_SECONDS", 0.0)
-    on_learned = Stream.on_learned
+    on_lookup_done = Stream.on_lookup_done
     async with backend(echo) as port, running({}, ask=lambda _: None) as it:
         it.relay.install(table_of({WEB: [endpoint(port)]}, stale=[WEB]))
         clients = [await waiter(it) for _ in range(5)]
         *_, last = it.relay.context.on_demand._questions[WEB].waiting
 
         def first_place(stream: Stream) -> None:
-            monkeypatch.setattr(Stream, "on_learned", on_learned)
+            monkeypatch.setattr(Stream, "on_lookup_done", on_lookup_done)
             getattr(last, leave)()
-            on_learned(stream)
+            on_lookup_done(stream)
 
-        monkeypatch.setattr(Stream, "on_learned", first_place)
-        await it.relay.learned(WEB)
+        monkeypatch.setattr(Stream, "on_lookup_done", first_place)
+        await it.relay.lookup_done(WEB)
         placed = 5 if leave == "on_deadline" else 4
         assert it.relay.counters().connections == {(RouteKind.SERVICE, "web"): placed}
         assert it.relay.active == placed
@@ -236,7 +236,7 @@ async def test_defect_in_placing_a_stream_that_waited_ends_no_other(monkeypatch:
             raise RuntimeError("a defect")
 
         monkeypatch.setattr(StreamSetup, "_place", fail)
-        await it.relay.learned(WEB)
+        await it.relay.lookup_done(WEB)
         with pytest.raises(trio.BrokenResourceError):
             await answer(clients[0], 1)
         for client in clients[1:]:
@@ -255,4 +255,4 @@ async def test_relay_that_ends_while_streams_wait_tells_them() -> None:
         await client.aclose()
     assert [refused.reason for refused in it.refused] == [Reason.DRAINING] * 3
     assert (it.relay.active, waiting(it.relay)) == (0, 0)
-    await it.relay.learned(WEB)
+    await it.relay.lookup_done(WEB)

@@ -67,11 +67,11 @@ async def pool_of(
     workers: int = 2,
     limits: Limits | None = None,
     policy: WorkerPolicy | None = None,
-    **learning: Any,
+    **lookups: Any,
 ) -> AsyncIterator[Pool]:
     watcher, policy = Watcher(), policy or WorkerPolicy()
     policy.answer = 5.0  # A busy machine may take its time.
-    relay = RelayPool(workers, limits or Limits(), watcher, drain_seconds=5.0, policy=policy, **learning)
+    relay = RelayPool(workers, limits or Limits(), watcher, drain_seconds=5.0, policy=policy, **lookups)
     _, port = relay.bind("default", "127.0.0.1", 0)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(relay.run)

@@ -22,7 +22,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 
 from meshgate.adapters.relay import counters as counted, messages, worker_process
 from meshgate.adapters.relay.counters import Counters, OpenStream, Refused, StreamRecord
-from meshgate.adapters.relay.messages import TO_PARENT, EndpointNews, Learn, LogLine, StatsReport, encode
+from meshgate.adapters.relay.messages import TO_PARENT, EndpointNews, LogLine, Lookup, StatsReport, encode
 from meshgate.adapters.relay.shared_counts import CountRows
 from meshgate.core.reasons import Reason
 from meshgate.core.routes import RouteKind
@@ -78,7 +78,7 @@ NONSENSE = {
     "of no type": packed({"type": "Quit"}),
     "a level of its own": packed({"type": "LogLine", "level": "exception", "text": ""}),
     "a long line": packed({"type": "LogLine", "level": "info", "text": "x" * 100_000}),
-    "a long name": packed({"type": "Learn", "name": "x" * 20_000}),
+    "a long name": packed({"type": "Lookup", "name": "x" * 20_000}),
     "too many records": packed(report(ended=[RECORD] * 5000)),
     "too many refusals": packed(report(refused=[REFUSED] * 5000)),
     "too many streams": packed(report(streams=[OPEN] * 5000)),
@@ -107,11 +107,11 @@ NONSENSE = {
 
 @asynccontextmanager
 async def with_rogue(
-    folder: Path, data: bytes, *, times: int = 1, reads: bool = True, **learning: Any
+    folder: Path, data: bytes, *, times: int = 1, reads: bool = True, **lookups: Any
 ) -> AsyncIterator[tuple[Pool, list[Any]]]:
     """A pool of two whose first worker has just been replaced by a rogue one, and what is logged from then on."""
     (folder / "said").write_bytes(data)
-    async with backend(echo) as port, pool_of({WEB: [endpoint(port)]}, **learning) as pool:
+    async with backend(echo) as port, pool_of({WEB: [endpoint(port)]}, **lookups) as pool:
         await pool.until_workers(2)
         _, other = pool.relay.workers
         pool.policy.command = (sys.executable, "-c", ROGUE, str(folder / "said"), str(times), "reads" if reads else "")
@@ -179,7 +179,7 @@ async def test_flood_of_lines_leaves_few_in_the_log(tmp_path: Path) -> None:
 
 async def test_flood_of_questions_whose_answers_nobody_reads_ends_the_worker(tmp_path: Path) -> None:
     """It is not read either what the parent has to say of the table, so nothing of that may pile up for long."""
-    asked = b"".join(encode(Learn(f"n{number}." + "x" * 240, "192.0.2.1")) for number in range(20_000))
+    asked = b"".join(encode(Lookup(f"n{number}." + "x" * 240, "192.0.2.1")) for number in range(20_000))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     async with with_rogue(tmp_path, asked, times=100, reads=False) as (_, logs):
         await until_ended(logs, "it ")  # Hung, or made no sense.
@@ -298,7 +298,7 @@ def spoiled() -> st.SearchStrategy[dict[str, Any]]:
     """Messages of the right shape with anything in one of their places."""
     shapes = [
         msgspec.to_builtins(each, str_keys=False)
-        for each in (LogLine("info", ""), Learn("x", "192.0.2.1"), EndpointNews("x", "192.0.2.1", 1, failed=True))
+        for each in (LogLine("info", ""), Lookup("x", "192.0.2.1"), EndpointNews("x", "192.0.2.1", 1, failed=True))
     ]
     shapes += [report(), report(ended=[RECORD], refused=[REFUSED], streams=[OPEN])]
     shapes += [report(**{each.name: None}) for each in fields(Counters)]

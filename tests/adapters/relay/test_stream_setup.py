@@ -295,8 +295,8 @@ def test_stale_route_is_asked_about_first_and_then_placed_by_what_there_is() -> 
     case = Case(A, stale=True)
     assert case.setup.received(HELLO) == Pending(1.5)
     assert (case.asked, case.setup.connecting) == ([WEB], True)
-    assert isinstance(case.setup.on_learned(), Connected)
-    assert case.setup.on_learned() is WAIT
+    assert isinstance(case.setup.on_lookup_done(), Connected)
+    assert case.setup.on_lookup_done() is WAIT
 
 
 def test_stream_that_ends_lets_go_of_all_that_it_awaited() -> None:

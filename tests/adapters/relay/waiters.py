@@ -1,4 +1,4 @@
-"""Clients whose streams wait until their name is learned."""
+"""Clients whose streams wait for the lookup of their name."""
 
 import trio
 

@@ -50,8 +50,8 @@ class OpenStreamLike(Protocol):
     def carried(self) -> tuple[int, int]:
         """Bytes received from the client, and sent to it."""
 
-    def on_learned(self) -> None:
-        """What could be learned of its name is in the table, or cannot be had."""
+    def on_lookup_done(self) -> None:
+        """The lookup of its name is over."""
 
     def on_defect(self) -> None:
         """As for `reactor.Watched`."""

@@ -97,7 +97,7 @@ class Counters:
     """Totals since the start, and the streams open now.
 
     `connections` counts routed streams by kind and destination of their route. `bytes_received` came from clients,
-    `bytes_sent` went to them. `learned` counts the streams that waited until Consul was asked about their name.
+    `bytes_sent` went to them. `on_demand` counts the streams that waited until Consul was asked about their name.
     `connect_counts` has one slot for each of CONNECT_BUCKETS and one above them. `stream_counts` has those of
     STREAM_BUCKETS, for routed streams that have ended; `ends` has how they ended, by Envoy's letters, "" in order,
     and `carried` their bytes. `failed` has those that had a route and were refused. `of_servers` are those of the open
@@ -110,7 +110,7 @@ class Counters:
     bytes_received: Number = 0
     bytes_sent: Number = 0
     idle_timeouts: Number = 0
-    learned: Number = 0
+    on_demand: Number = 0
     internal_errors: Number = 0
     connect_sum: Seconds = 0.0
     connect_counts: Annotated[list[Number], Meta(min_length=_CONNECT_SLOTS, max_length=_CONNECT_SLOTS)] = field(

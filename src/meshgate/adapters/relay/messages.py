@@ -115,13 +115,13 @@ class StatsRequest(msgspec.Struct, tag=True, frozen=True):
     streams: bool
 
 
-class Learned(msgspec.Struct, tag=True, frozen=True):
-    """The streams that wait for this name are to be placed: the table has what could be learned of it."""
+class LookupDone(msgspec.Struct, tag=True, frozen=True):
+    """The lookup of a name is over: the streams that wait for it are to be placed by what the table has."""
 
     name: str
 
 
-class Learn(msgspec.Struct, tag=True, frozen=True):
+class Lookup(msgspec.Struct, tag=True, frozen=True):
     """A stream waits until this name is known as Consul has it now. It has a stale route, or none: then for whom."""
 
     name: Annotated[str, Meta(max_length=255)]
@@ -203,9 +203,9 @@ ToWorker = (
     | EndpointState
     | Quit
     | StatsRequest
-    | Learned
+    | LookupDone
 )
-ToParent = StatsReport | LogLine | Learn | EndpointNews
+ToParent = StatsReport | LogLine | Lookup | EndpointNews
 
 
 Incoming = TypeVar("Incoming")

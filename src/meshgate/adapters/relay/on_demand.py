@@ -1,12 +1,12 @@
 """Streams that wait until their name is known as Consul has it now.
 
 A gateway with more services than Consul grants connections does not follow all of them closely, and what was just
-registered may have no route yet. A stream of such a name waits while the parent is asked to learn of it, and is then
+registered may have no route yet. A stream of such a name waits while the parent looks it up, and is then
 placed by whatever the table has. Names without a route may be made up, so that each client may only ask for a few of
 them. A stream that may not ask waits all the same, and longer: the watch of the services' names, or somebody else's
 question, may bring its route in time.
 
-What always holds: a stream waits once, `LEARN_SECONDS` at most, three times that for a name without a route; a name is
+What always holds: a stream waits once, `LOOKUP_SECONDS` at most, three times that for a name without a route; a name is
 asked for once, however many streams wait for it, and once more for each client where it has no route; again only where
 no answer came in that time, and not within `AGAIN_SECONDS` of one, by a client that has waited for it; strangers cannot
 make many questions out of names that nobody has, nor use up what others may ask; what is remembered is bounded; and
@@ -21,7 +21,7 @@ from meshgate.core.routes import Route, RouteTable
 from meshgate.core.token_bucket import ClientBuckets
 
 # The parent gives up sooner; longer than this it does not live, or has no time.
-LEARN_SECONDS: Final = 1.5
+LOOKUP_SECONDS: Final = 1.5
 AGAIN_SECONDS: Final = 1.0
 _WITHOUT_ROUTE: Final = 3  # Times as long. Envoy, if nobody sets it, gives up its connection after 5 s.
 # Questions for names without a route, a second and at once: of one client, and of all of a worker's.
@@ -45,20 +45,20 @@ class OnDemand(Generic[Waiter]):
     """Who waits in one process, and for what.
 
     Args:
-        ask: has a name learned for a client, and `learned` called afterwards; None where nobody can. It may be called
-            in vain.
+        ask: has a name looked up for a client, and `lookup_done` called afterwards; None where nobody can. It may be
+            called in vain.
         patience: seconds after which an answer does not come any more.
         again: seconds after an answer within which a name is not asked for again.
     """
 
     def __init__(
-        self, ask: Callable[[str, str], None] | None, patience: float = LEARN_SECONDS, again: float = AGAIN_SECONDS
+        self, ask: Callable[[str, str], None] | None, patience: float = LOOKUP_SECONDS, again: float = AGAIN_SECONDS
     ) -> None:
         self.patience = patience
         self._ask = ask
         self.again = again
         self._questions: dict[str, _Question[Waiter]] = {}
-        self._learned: dict[tuple[str, str], float] = {}
+        self._done: dict[tuple[str, str], float] = {}
         self._unknown = ClientBuckets(OF_A_CLIENT, OF_A_WORKER)
 
     def wants(self, name: str, route: Route | None, table: RouteTable, client: str, now: float) -> bool:
@@ -68,10 +68,10 @@ class OnDemand(Generic[Waiter]):
         question = self._questions.get(name)
         if question is not None and not self._is_lost(question, now):
             return True
-        return self._learned.get((name, client if route is None else ""), float("-inf")) <= now - self.again
+        return self._done.get((name, client if route is None else ""), float("-inf")) <= now - self.again
 
     def wait(self, waiter: Waiter, name: str, client: str, now: float) -> float:
-        """Have the waiter among those that `learned` gives for a name that it `wants`; for how many seconds at most.
+        """Have the waiter among those that `lookup_done` gives for a name that it `wants`; for how many seconds.
 
         `client` is "" if the name has a route. Without one clients are answered apart: what one was told a moment ago
         is not held against another one.
@@ -95,15 +95,15 @@ class OnDemand(Generic[Waiter]):
         if question is not None and question.waiting.pop(waiter, "") and not question.waiting:
             del self._questions[name]
 
-    def learned(self, name: str, now: float) -> list[Waiter]:
-        """The table has what could be learned of a name: who has waited for it."""
+    def lookup_done(self, name: str, now: float) -> list[Waiter]:
+        """The lookup of a name is over: who has waited for it."""
         question = self._questions.pop(name, None)
         waiting = {} if question is None else question.waiting
         for key in dict.fromkeys((name, client) for client in ("", *waiting.values())):
-            self._learned.pop(key, None)
-            self._learned[key] = now
-        while len(self._learned) > _REMEMBERED:
-            del self._learned[next(iter(self._learned))]
+            self._done.pop(key, None)
+            self._done[key] = now
+        while len(self._done) > _REMEMBERED:
+            del self._done[next(iter(self._done))]
         return list(waiting)
 
     def appeared(self, name: str) -> list[Waiter]:

@@ -26,8 +26,8 @@ from .messages import (
     Drain,
     EndpointNews,
     EndpointState,
-    Learned,
     Listen,
+    LookupDone,
     RemoveListener,
     SetLimits,
     Setup,
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger(module="meshgate.relay")
 
 DRAIN_QUIET: Final = 0.2
-LEARN_SECONDS: Final = 1.0
+LOOKUP_SECONDS: Final = 1.0
 # Told in the log; a defect may come with each stream.
 _DEFECTS_PER_SECOND: Final = 0.1
 _DEFECTS_AT_ONCE: Final = 10
@@ -55,7 +55,7 @@ _MOST_ASKED: Final = 10_000
 _EMPTY: Final = RouteTable.of("", "", "default", iter(()))
 
 
-async def _nothing_to_learn(_: str) -> None:
+async def _no_lookup(_: str) -> None:
     """Where nobody knows more than the table has."""
 
 
@@ -68,11 +68,11 @@ class RelayPool:
         observer: is told of refused and ended streams, up to half a second later.
         drain_seconds: how long the streams of a worker live on when this process dies.
         drain_quiet: seconds without a byte after which these streams are ended, as in `drain`.
-        learn: called with a name that has no route or a stale one; returns when `install` was given what Consul has of
+        lookup: called with a name that has no route or a stale one; returns when `install` was given what Consul has of
             it. It may be cancelled.
-        may_learn: whether a name may be learned of for a client, "" for one of those that had a route. Where not, the
+        may_look_up: whether a name may be looked up for a client, "" for one of those that had a route. Where not, the
             streams get no answer, but wait for a route.
-        learn_seconds: how long it is waited for.
+        lookup_seconds: how long it is waited for.
         policy: of the workers.
     """
 
@@ -84,18 +84,18 @@ class RelayPool:
         drain_seconds: float,
         drain_quiet: float = DRAIN_QUIET,
         *,
-        learn: Callable[[str], Awaitable[None]] = _nothing_to_learn,
-        may_learn: Callable[[str, str], bool] = lambda _name, _client: True,
-        learn_seconds: float = LEARN_SECONDS,
+        lookup: Callable[[str], Awaitable[None]] = _no_lookup,
+        may_look_up: Callable[[str, str], bool] = lambda _name, _client: True,
+        lookup_seconds: float = LOOKUP_SECONDS,
         policy: WorkerPolicy | None = None,
     ) -> None:
         self._limits = limits
         self._observer = observer
         self._drain_seconds = drain_seconds
         self._drain_quiet = drain_quiet
-        self._learn = learn
-        self._may_learn = may_learn
-        self._learn_seconds = learn_seconds
+        self._lookup = lookup
+        self._may_look_up = may_look_up
+        self._lookup_seconds = lookup_seconds
         self._policy = policy or WorkerPolicy()
         self._asked: dict[str, set[WorkerProcess]] = {}
         self._defects = TokenBucket(_DEFECTS_PER_SECOND, _DEFECTS_AT_ONCE)
@@ -313,25 +313,25 @@ class RelayPool:
             self._outliers.stands(address)
 
     def asked(self, worker: WorkerProcess, name: str, client: str) -> None:
-        """A worker has streams that wait until a name is learned."""
+        """A worker has streams that wait for the lookup of a name."""
         waiting = self._asked.get(name)
         if waiting is not None:
             waiting.add(worker)  # Or it is there already: its worker died, and the next one asks the same.
         elif self._nursery is None or len(self._asked) >= _MOST_ASKED:
-            worker.send(encode(Learned(name)))
-        elif self._may_learn(name, client):
+            worker.send(encode(LookupDone(name)))
+        elif self._may_look_up(name, client):
             self._asked[name] = {worker}
-            self._nursery.start_soon(self._have_learned, name)
+            self._nursery.start_soon(self._look_up, name)
 
-    async def _have_learned(self, name: str) -> None:
+    async def _look_up(self, name: str) -> None:
         try:
-            with trio.move_on_after(self._learn_seconds):
-                await self._learn(name)
+            with trio.move_on_after(self._lookup_seconds):
+                await self._lookup(name)
         except Exception:
             if self._defects.take(trio.current_time()):
-                log.exception("internal error in learning of a name; please report this", sni=name)
+                log.exception("internal error in an on-demand lookup; please report this", sni=name)
         for worker in self._asked.pop(name):
-            worker.send(encode(Learned(name)))
+            worker.send(encode(LookupDone(name)))
 
     # --- asking --------------------------------------------------------------------------------------------------
 

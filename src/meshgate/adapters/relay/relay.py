@@ -52,7 +52,7 @@ class Relay:
         observer: is told of refused and ended streams.
         worker: its number among those that carry one gateway's streams.
         counts: what all of them count together.
-        on_demand: has names learned; without it no stream waits for that.
+        on_demand: has names looked up; without it no stream waits for that.
         report: gets a route and the address of an endpoint of it that failed (True), or that was ejected and is well.
     """
 
@@ -154,9 +154,9 @@ class Relay:
         else:
             ejected.pop(address, None)
 
-    async def learned(self, name: str) -> None:
-        """The table has what could be learned of a name: place the streams that wait for that."""
-        await self._place(self.context.on_demand.learned(name, self.context.reactor.clock()))
+    async def lookup_done(self, name: str) -> None:
+        """The lookup of a name is over: place the streams that wait for that."""
+        await self._place(self.context.on_demand.lookup_done(name, self.context.reactor.clock()))
 
     async def appeared(self, names: Iterable[str]) -> None:
         """The table has routes for these names: place the streams that wait for one, whoever may ask for it."""
@@ -174,12 +174,12 @@ class Relay:
             if reactor.now - rested > loop.CHECKPOINT_SECONDS:
                 await trio.lowlevel.checkpoint()
                 reactor.now = rested = reactor.clock()
-            run_guarded(stream, stream.on_learned)
+            run_guarded(stream, stream.on_lookup_done)
 
     async def ask_nobody(self) -> None:
         """Nobody can be asked any more: place who waits by the table that there is, and let no other stream wait."""
         for name in self.context.on_demand.end():
-            await self.learned(name)
+            await self.lookup_done(name)
 
     def relieve(self) -> None:
         """Cut silent clients if slots are short. Accepting does this too; alone it would leave it to the others."""

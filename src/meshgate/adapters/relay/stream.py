@@ -204,10 +204,10 @@ class Stream:
         elif self.upstream is not None and self._rhythm is not None:
             self._end_behind_answer(self.upstream, self._rhythm)
 
-    def on_learned(self) -> None:
-        """What could be learned of its name is in the table, or cannot be had: it is placed by what there is."""
+    def on_lookup_done(self) -> None:
+        """The lookup of its name is over: it is placed by what there is."""
         if self.setup is not None:
-            self._follow(self.setup.on_learned())
+            self._follow(self.setup.on_lookup_done())
 
     def on_deadline(self) -> None:
         """The time of the setup, of the linger or of the idle timeout has passed."""

@@ -103,7 +103,7 @@ class StreamSetup:
         "_context",
         "_ends",
         "_hello",
-        "_learning",
+        "_looking_up",
         "_owner",
         "_parser",
         "_race_at",
@@ -131,14 +131,14 @@ class StreamSetup:
         self._ticket = ticket
         self._hello: bytearray | bytes = b""
         self._parser: HelloParser | None = None
-        self._learning = ""  # The name for which it waits.
+        self._looking_up = ""  # The name for which it waits.
         self._attempts: tuple[_Attempt, ...] = ()
         self._tried: tuple[int, ...] = ()
 
     @property
     def unplaced(self) -> bool:
         """Whether nothing but the client's word stands for it: no complete hello, or a name that nobody knows."""
-        return not self.connecting or (bool(self._learning) and self._context.table.find(self._learning) is None)
+        return not self.connecting or (bool(self._looking_up) and self._context.table.find(self._looking_up) is None)
 
     # --- what comes to pass --------------------------------------------------------------------------------------
 
@@ -179,8 +179,8 @@ class StreamSetup:
         # A connection that closes without a byte is a health check (Consul's own TCP check, a load balancer's).
         return Refused(Reason.HELLO_MALFORMED, "the client closed inside its hello") if self._hello else GONE
 
-    def on_learned(self) -> Outcome:
-        """What could be learned of the name is in the table, or cannot be had: it is placed by what there is."""
+    def on_lookup_done(self) -> Outcome:
+        """The lookup of the name is over: it is placed by what there is."""
         name = self._leave()
         return self._place(self._context.table.find(name)) if name else WAIT
 
@@ -205,9 +205,9 @@ class StreamSetup:
         return self._stands(self._placed, leg, attempt.position, attempt.begun, sent)
 
     def on_deadline(self) -> Outcome:
-        """The time for the hello, for learning of its name, for a rival or for a connection attempt, is over."""
-        if self._learning:
-            return self.on_learned()
+        """The time for the hello, for the lookup of its name, for a rival or for a connection attempt, is over."""
+        if self._looking_up:
+            return self.on_lookup_done()
         if not self.connecting:
             timeout = self._context.limits.hello_timeout
             return Refused(Reason.HELLO_TIMEOUT, f"no complete hello within {timeout:g} s")
@@ -221,7 +221,7 @@ class StreamSetup:
 
     def give_up(self) -> None:
         """The stream ends, or goes on without this: let go of what is awaited."""
-        if self._learning:
+        if self._looking_up:
             self._leave()
         for attempt in self._attempts:
             self._drop(attempt, failed=False)
@@ -239,14 +239,14 @@ class StreamSetup:
             client = client_key(self._owner.client_address[0]) if route is None else ""
             if context.on_demand.wants(name, route, context.table, client, now):
                 self.connecting = True
-                self._learning = name
-                context.counters.learned += 1
+                self._looking_up = name
+                context.counters.on_demand += 1
                 return Pending(context.on_demand.wait(self._owner, name, client, now))
         return self._place(route)
 
     def _leave(self) -> str:
         """Wait no longer for a name; the one that was waited for, "" where none was."""
-        name, self._learning = self._learning, ""
+        name, self._looking_up = self._looking_up, ""
         if name:
             self._context.on_demand.leave(self._owner, name)
         return name

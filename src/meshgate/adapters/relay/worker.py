@@ -31,11 +31,11 @@ from .messages import (
     Drain,
     EndpointNews,
     EndpointState,
-    Learn,
-    Learned,
     Level,
     Listen,
     LogLine,
+    Lookup,
+    LookupDone,
     Quit,
     Receiver,
     RemoveListener,
@@ -92,7 +92,7 @@ class Worker:
         self._refused: list[Refused] = []
         self._ended: list[StreamRecord] = []
         self._log: list[LogLine] = []
-        self._news: dict[tuple[object, ...], Learn | EndpointNews] = {}
+        self._news: dict[tuple[object, ...], Lookup | EndpointNews] = {}
         self._has_news = trio.Event()
         self._dropped = 0
 
@@ -178,8 +178,8 @@ class Worker:
         if isinstance(order, Change):
             self._relay.install(changed(self._relay.context.table, order.change))
             await self._relay.appeared(route.name for route in order.change.routes if not route.suffix)
-        elif isinstance(order, Learned):
-            await self._relay.learned(order.name)
+        elif isinstance(order, LookupDone):
+            await self._relay.lookup_done(order.name)
         elif isinstance(order, SetLimits):
             self._relay.context.limits = order.limits
         elif isinstance(order, EndpointState):
@@ -203,13 +203,13 @@ class Worker:
             await trio.sleep(REPORT_SECONDS)
 
     def _ask(self, name: str, client: str) -> None:
-        self._tell_soon((name, client), Learn(name, client))
+        self._tell_soon((name, client), Lookup(name, client))
 
     def _report_endpoint(self, sni: str, address: Address, failed: bool) -> None:
         if len(address[0]) <= LONGEST_TEXT:
             self._tell_soon(address, EndpointNews(sni, address[0], address[1], failed))
 
-    def _tell_soon(self, about: tuple[object, ...], news: Learn | EndpointNews) -> None:
+    def _tell_soon(self, about: tuple[object, ...], news: Lookup | EndpointNews) -> None:
         """Tell the parent at once, but not from the midst of what a stream does; of several news the last one."""
         self._news[about] = news
         self._has_news.set()

@@ -27,8 +27,8 @@ from .messages import (
     TO_PARENT,
     EndpointNews,
     FdMessage,
-    Learn,
     LogLine,
+    Lookup,
     Quit,
     Receiver,
     StatsReport,
@@ -96,7 +96,7 @@ class Owner(Protocol):
         ...
 
     def asked(self, worker: "WorkerProcess", name: str, client: str) -> None:
-        """A worker has streams that wait until a name is learned."""
+        """A worker has streams that wait for the lookup of a name."""
         ...
 
 
@@ -282,7 +282,7 @@ class WorkerProcess:
             raise ValueError("a flood of messages")
         if isinstance(message, LogLine):
             self._tell_line(message, now)
-        elif isinstance(message, Learn):
+        elif isinstance(message, Lookup):
             self._owner.asked(self, message.name, message.client)
         elif isinstance(message, EndpointNews):
             self._owner.endpoint_news(message)

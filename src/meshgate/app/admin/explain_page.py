@@ -16,7 +16,7 @@ import trio
 from meshgate.adapters.admin.http_server import Lane, Request, Response, error_response, json_response
 from meshgate.adapters.admin.views import explain_view
 from meshgate.adapters.consul import Checks, WatchState
-from meshgate.adapters.relay.pool import LEARN_SECONDS
+from meshgate.adapters.relay.pool import LOOKUP_SECONDS
 from meshgate.app.admin.gateway_view import GatewayView
 from meshgate.core.catalog import in_namespace
 from meshgate.core.durations import format_duration
@@ -58,7 +58,7 @@ class ExplainPage:
 
     async def _answer(self, sni: str, notes: tuple[Step, ...] = ()) -> Response:
         # What a stream of this name would wait for: it is the answer that such a stream would get.
-        with trio.move_on_after(LEARN_SECONDS):
+        with trio.move_on_after(LOOKUP_SECONDS):
             await self._gateway.look_up(sni)
         # Looking for similar names among thousands takes a tenth of a second, which others should not wait for.
         domain = self._gateway.domain

@@ -133,7 +133,9 @@ class Metrics:
         for flags, count in counters.ends.items():
             ends[_ENDS.get(flags, _OTHER_END)] += count
         yield _counter("stream_ends", "How routed streams ended.", ends, "end")
-        yield _counter("on_demand_streams", "Streams that waited while Consul was asked for a name.", counters.learned)
+        yield _counter(
+            "on_demand_streams", "Streams that waited while Consul was asked for a name.", counters.on_demand
+        )
         yield _counter("internal_errors", "Streams that a fault of the gateway ended.", counters.internal_errors)
 
 

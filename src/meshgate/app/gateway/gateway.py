@@ -56,8 +56,8 @@ class Gateway:
             self.observer,
             settings.drain_timeout,
             settings.drain_quiet,
-            learn=self.discovery.lookup,
-            may_learn=self.discovery.may_ask,
+            lookup=self.discovery.lookup,
+            may_look_up=self.discovery.may_ask,
             policy=WorkerPolicy(sandbox=Mode(settings.sandbox)),
         )
         self.watcher: CatalogWatcher | None = None
