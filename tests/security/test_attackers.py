@@ -4,7 +4,7 @@ The rogue gateway here has all that a gateway has: the streams, and every certif
 """
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 
 import pytest
@@ -12,12 +12,14 @@ import trio
 
 from meshgate.adapters.mesh_tls import RefusedError, WrongPeerError
 from meshgate.app.settings.setting_table import BY_NAME
+from tests.adapters.relay.streams import hello_for
 from tests.core.hellos import hello, server_name
 from tests.e2e.world import World, until_equal
 from tests.harness.agent import ConsulError
 from tests.harness.backend import serving
 from tests.harness.gateway import GatewayProcess, gateway_beside
 from tests.harness.native import native_service
+from tests.harness.sidecar import sidecar_for
 from tests.harness.tls import TlsStream, mesh_context
 from tests.versions import KEYS_KEPT
 
@@ -155,3 +157,41 @@ async def test_a_registered_address_opens_no_way_into_the_gateways_machine(world
         answer = await (await world.caller()).call(gateway.address, world.sni("honest"), SECRET)
         assert answer.data == SECRET
         assert "why=a loopback address on another node" in gateway.child.log.read_text().replace('"', "")
+
+
+@pytest.mark.parametrize("limit", [{}, {"MESHGATE_MAX_CONNECTIONS_PER_CLIENT": "0"}], ids=["default", "no-limit"])
+async def test_hellos_with_nothing_behind_them_use_up_no_slots(world: World, limit: dict[str, str]) -> None:
+    """More than there are slots, each a true hello for a sidecar that answers it: no certificate is needed for that."""
+    dc2, slots, honest_calls = world.federation.dc2, 64, 20
+
+    async def attack(gateway: GatewayProcess) -> trio.SocketStream:
+        sock = trio.socket.socket()
+        await sock.bind(("127.0.0.7", 0))
+        await sock.connect(gateway.address)
+        stream = trio.SocketStream(sock)
+        with suppress(trio.BrokenResourceError):
+            await stream.send_all(hello_for(world.sni()))
+        return stream
+
+    async def holds_out(gateway: GatewayProcess) -> bool:
+        """Whether all that are let in have had their answer for longer than a handshake takes."""
+        streams = await gateway.ask("/connections")
+        spoken = [it for it in streams if it["bytes_sent"] and it["age_seconds"] > 3]
+        # Those beyond 15/16 of the slots go by themselves, twice a second.
+        return len(spoken) >= (slots - slots // 16 - 1 if limit else slots // 2)
+
+    async with (
+        sidecar_for(dc2, "web") as web,
+        gateway_beside(dc2, world.token, MESHGATE_MAX_CONNECTIONS=str(slots), **limit) as gateway,
+        AsyncExitStack() as attackers,
+    ):
+        await until_equal("web", lambda: gateway.endpoints(world.sni()), {web.port: True})
+        for _ in range(slots + 8):
+            await attackers.enter_async_context(await attack(gateway))
+        await until_equal("all hold out", partial(holds_out, gateway), True, seconds=15)
+        caller = await world.caller()
+        for _ in range(honest_calls):
+            assert (await caller.call(gateway.address, world.sni(), SECRET, expect=world.spiffe())).data == SECRET
+        assert (await gateway.counter("meshgate_stream_ends_total", end="shed") > 0) == bool(limit)
+        refused = await gateway.counter("meshgate_refused_total", reason="max_connections_per_client")
+        assert (refused > 0) != bool(limit)
