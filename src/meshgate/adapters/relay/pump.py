@@ -179,6 +179,9 @@ class LegOwner(Protocol):
     def resume(self, leg: "Leg") -> None:
         """A leg that blocked takes bytes again."""
 
+    def on_broken(self, leg: "Leg") -> None:
+        """A leg seems to have been reset behind its end."""
+
     def on_defect(self) -> None:
         """As for `reactor.Watched`."""
 
@@ -271,7 +274,9 @@ class Leg:
         if events & EPOLLOUT and (self.held is not None or self.pipe is not None):
             self.other.touched = context.reactor.now
             stream.resume(self)
-        if events & READABLE:
+        if events & BROKEN and self.eof:
+            stream.on_broken(self)
+        elif events & READABLE:
             stream.forward(self)
 
     def on_turn(self) -> None:
@@ -392,14 +397,15 @@ class Pump:
                 return _read_failed(error, source, destination)
             count = len(data)
             if not count:
-                return EOF
+                # An urgent byte may be left, which would make a reset of the close.
+                return EOF if _dropped(source, 1) == 0 else SOURCE_BROKEN
             try:
                 sent = self.write(destination.descriptor, data)
             except BlockingIOError:
                 sent = 0
             except OSError:
                 return DESTINATION_BROKEN
-            if sent and not _drop(source, sent):
+            if sent and _dropped(source, sent) != sent:
                 return SOURCE_BROKEN
             source.received += sent
             source.large_reads = source.large_reads + 1 if count >= READ_BYTES else 0
@@ -488,12 +494,12 @@ def _read_failed(error: OSError, source: Leg, destination: Leg) -> Moved:
     return DRY if isinstance(error, BlockingIOError) else SOURCE_BROKEN
 
 
-def _drop(source: Leg, count: int) -> bool:
-    """Throw away bytes that are there, without copying them (tcp(7)). False: it cannot be done; it always can."""
+def _dropped(source: Leg, count: int) -> int:
+    """Throw away bytes that were looked at, without copying them (tcp(7)): how many, or -1."""
     try:
-        return len(source.sock.recv(count, MSG_TRUNC)) == count
+        return len(source.sock.recv(count, MSG_TRUNC))
     except OSError:
-        return False
+        return -1
 
 
 class AttentivePump(Pump):

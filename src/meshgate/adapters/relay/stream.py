@@ -361,6 +361,12 @@ class Stream:
         elif done:
             self.forward(leg.other)
 
+    def on_broken(self, leg: Leg) -> None:
+        """A leg seems to have been reset behind its end."""
+        # The socket is asked, for the same reason as in `_close_if_gone`.
+        if self.relaying and leg.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            self._abort_by(leg)
+
     def _end_of(self, source: Leg) -> None:
         """All of a leg's bytes are in the other's socket: pass the end on, and let the other direction live."""
         source.eof = True
@@ -412,7 +418,8 @@ class Stream:
         if ends <= now:
             self.context.counters.idle_timeouts += 1
             self.abort_flag = "SI"
-            self.close()
+            # Whoever waited in vain for bytes must not take this for their end.
+            self._end(Leg.close if self._is_empty() else Leg.reset)
         elif ends < _NEVER or not self._settled:
             reactor.arm(self, ends - now if self._settled else min(ends - now, SETTLED_SECONDS))
         else:
@@ -475,7 +482,7 @@ class Stream:
         else:
             # Where nobody looked between question and answer the answer seems longer than it was, and that is safe.
             wait = answered if upstream.received - self._asked_at <= SHORT_ANSWER_BYTES else quiet
-        if now - self._touched() >= wait and _is_empty(client, upstream):
+        if now - self._touched() >= wait and self._is_empty():
             self.close()
 
     def ends_with_more_of(self, source: Leg) -> bool:
@@ -499,10 +506,29 @@ class Stream:
 
     def _end_behind_answer(self, upstream: Leg, rhythm: Rhythm) -> None:
         of_servers = self.hosts is not None and self.hosts.of_servers
-        if rhythm.whole and self.relaying and not of_servers and _is_empty(self.client, upstream):
+        if rhythm.whole and self.relaying and not of_servers and self._is_empty():
             self.close()
         elif not self.closed:
             sockets.cork(self.client.sock, on=False)
+
+    def _is_empty(self) -> bool:
+        """Whether nothing is on its way through the relay: nothing held back, nothing in the kernel that was not read.
+
+        A leg that was reset ends the stream here: the kernel tells of it once.
+        """
+        for leg in (self.client, self.client.other):
+            if leg.held is not None or leg.pipe is not None:
+                return False
+            try:
+                leg.sock.recv(1, socket.MSG_PEEK)
+            except BlockingIOError:
+                continue
+            except OSError:
+                self._abort_by(leg)
+                return False
+            if not leg.eof:
+                return False
+        return True
 
     def end_by_force(self) -> None:
         """End it because the relay ends: one without an endpoint is told so, the others are reset."""
@@ -619,19 +645,3 @@ def _route(hosts: "HostSet | None") -> str | None:
 
 def _where(endpoint: "Endpoint | None") -> str | None:
     return None if endpoint is None else host_port(endpoint.address, endpoint.port)[:LONGEST_TEXT]
-
-
-def _is_empty(*legs: Leg) -> bool:
-    """Whether nothing is on its way through the relay: nothing held back, nothing in the kernel that was not read."""
-    for leg in legs:
-        if leg.held is not None or leg.pipe is not None:
-            return False
-        try:
-            leg.sock.recv(1, socket.MSG_PEEK)
-        except BlockingIOError:
-            continue
-        except OSError:
-            return False  # A reset, which its own event will pass on.
-        if not leg.eof:
-            return False
-    return True
