@@ -1,26 +1,27 @@
 """A client, an endpoint and a kernel that never were: they drive the real stream, without a socket, in every order.
 
-A `World` holds one stream of the relay (the shipped `Stream`, `StreamSetup` and `Pump`), the sockets of its two ends as
-Linux has them, and an edge-triggered epoll. What it does next is for a `Choices` to say. Whatever that says, these hold:
+A `World` holds one stream of the relay (the shipped `Stream`, `StreamSetup` and `Pump`), the sockets of its two ends
+as Linux has them, and an edge-triggered epoll. What comes next is for a `Choices` to say. Whatever it says, these hold:
 
     bytes    each arrives once and in order, at one endpoint at most
     ends     an end in order comes after all bytes that were sent before it; else it is a reset
-    waiting  once nothing moves by itself and both ends take bytes, all bytes and ends have been passed on; who waits for
-             time has a deadline
+    waiting  once nothing moves by itself and both ends take bytes, all bytes and ends have been passed on, and who
+             waits for time has a deadline
     counts   once both ends are gone nothing is open, held, lent, armed or counted
 
 The kernel is that of tcp(7), epoll(7) and splice(2), where they are silent that of Linux 6: a read ends short before an
 urgent mark, and `splice` gives nothing there; the bytes before a reset can still be read, its error is told once, to
-whoever asks first, and then it looks like an end; a socket that is closed with unread bytes is reset; a blocked one says
-once that it takes bytes again; `shutdown` raises an event without a reason.
+whoever asks first, and then it looks like an end; a socket that is closed with unread bytes is reset; a blocked one
+says once that it takes bytes again, if somebody tried or looked; `shutdown` raises an event without a reason.
 """
 
 import errno
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from select import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLPRI, EPOLLRDHUP
-from socket import MSG_MORE, MSG_PEEK, SHUT_WR, SO_LINGER, SO_ERROR, SOL_SOCKET, TCP_CORK, TCP_NODELAY
+from socket import MSG_MORE, MSG_PEEK, SHUT_WR, SO_ERROR, SO_LINGER, SOL_SOCKET, TCP_CORK, TCP_NODELAY
 from types import SimpleNamespace
 from typing import Any, Final, cast
 
@@ -86,7 +87,8 @@ class Socket:
     """One of the relay's sockets, with its peer: what came from it, and what it was given.
 
     `arrived` and `taken` count the bytes of `content` that the peer has sent and the relay has read; `mark` is where an
-    urgent byte lies among them. `room` is what the peer takes until it stalls. `state` is `dialled`, `stands`, `refused`.
+    urgent byte lies among them. `room` is what the peer takes until it stalls. `state` is `dialled`, `stands` or
+    `refused`.
     """
 
     def __init__(self, world: "World", name: str, content: bytes, expected: bytes, state: str) -> None:
@@ -231,6 +233,8 @@ class Socket:
             mask |= EPOLLERR
         if self.fin_out or self.room > _ROOM // 2:
             mask |= EPOLLOUT
+        else:
+            self.nospace = True
         return mask
 
     def bytes_come(self, count: int) -> None:
@@ -283,7 +287,7 @@ class Socket:
                 if budget[kind]:
                     yield (
                         f"{name} sends {kind}",
-                        lambda kind=kind, count=count: self._spend(kind, self.bytes_come, count),
+                        partial(self._spend, kind, self.bytes_come, count),
                     )
             if budget["urgent"] and self.mark is None:
                 yield f"{name} urgent", lambda: self._spend("urgent", self.urgent_byte_comes)
@@ -344,16 +348,16 @@ class Loop:
     def forget(self, leg: Leg) -> None:
         self.watched.pop(leg.sock.fileno(), None)
 
-    def arm(self, timed: Any, seconds: float) -> None:  # noqa: ANN401
+    def arm(self, timed: Any, seconds: float) -> None:
         self.deadlines[timed] = self.now + seconds
 
-    def disarm(self, timed: Any) -> None:  # noqa: ANN401
+    def disarm(self, timed: Any) -> None:
         self.deadlines.pop(timed, None)
 
     def promise_turn(self, leg: Leg) -> None:
         self.turns.append(leg)
 
-    def postpone(self, turning: Any) -> None:  # noqa: ANN401
+    def postpone(self, turning: Any) -> None:
         self.late.append(turning)
 
 
@@ -362,8 +366,8 @@ class Scene:
     """How a world begins.
 
     `past` is what has come to pass already: the moves by name. `pipes` is how many there are, `much_held` whether no
-    more may be held, `drains` whether the relay drains, `time` whether time passes, `interruptions` how often a peer may
-    act between two system calls of one step.
+    more may be held, `drains` whether the relay drains, `time` whether time passes, `interruptions` how often a peer
+    may act between two system calls of one step.
     """
 
     name: str
@@ -434,37 +438,33 @@ class World:
         return self.dialled[-1] if self.dialled else None
 
     def _past(self, step: str) -> None:
-        if step == "start":
-            self.stream.start()
-        elif step == "hello":
-            self.client.arrived = len(HELLO)
-            self.stream.start()
-        elif step == "stands":
-            assert self.upstream is not None
-            self.upstream.stands()
+        upstream = self.upstream or self.client
+        steps: dict[str, Callable[[], object]] = {
+            "start": self.stream.start,
+            "hello": lambda: self._comes(self.client, len(HELLO)),
+            "stands": upstream.stands,
+            "asks": lambda: self._comes(self.client, SMALL),
+            "answers": lambda: self._comes(upstream, SMALL),
+            "up heavy": lambda: self._comes(self.client, READ_BYTES, pumps.LARGE_READS_TO_SPLICE),
+            "down heavy": lambda: self._comes(upstream, READ_BYTES, pumps.LARGE_READS_TO_SPLICE),
+            "down large": lambda: self._comes(upstream, LARGE),
+            "down huge": lambda: upstream.bytes_come(HUGE),
+            "client stalls": lambda: self.client.stalls(0),
+            "a while": lambda: self._passes(2 * pumps.STALLED_SECONDS),
+            "drains": lambda: setattr(self.context, "pump", AttentivePump(self.context.pump)),
+            "hurries": lambda: setattr(self.context.pump, "hurry", True),
+        }
+        steps[step]()
+        self.turn()
+
+    def _comes(self, source: Socket, count: int, times: int = 1) -> None:
+        for _ in range(times):
+            self._passes(0.01)
+            source.bytes_come(count)
             self.turn()
-        elif step == "asks":
-            self.client.bytes_come(SMALL)
-            self.turn()
-        elif step == "answers":
-            assert self.upstream is not None
-            self.loop.now += 0.01
-            self.upstream.bytes_come(SMALL)
-            self.turn()
-        elif step == "drains":
-            self.context.pump = AttentivePump(self.context.pump)
-        elif step == "hurries":
-            cast("AttentivePump", self.context.pump).hurry = True
-        else:
-            source = self.client if step.startswith("up") else self.upstream
-            assert source is not None
-            if step.endswith("heavy"):
-                for _ in range(pumps.LARGE_READS_TO_SPLICE):
-                    source.bytes_come(READ_BYTES)
-                    self.turn()
-            else:
-                assert step.endswith("huge"), step
-                source.bytes_come(HUGE)
+
+    def _passes(self, seconds: float) -> None:
+        self.loop.now += seconds
 
     # --- the kernel ------------------------------------------------------------------------------------------------
 
@@ -473,7 +473,7 @@ class World:
         self.descriptors[number] = what
         return number
 
-    def _find(self, descriptor: int) -> Any:  # noqa: ANN401
+    def _find(self, descriptor: int) -> Any:
         if descriptor < 0:
             raise OSError(errno.EBADF, "")
         return self.descriptors[descriptor]
@@ -513,7 +513,7 @@ class World:
         return len(other.content)
 
     def dial(self, _address: str, _port: int) -> tuple[Any, int]:
-        state = self.scene.dials[self.choices.of(len(self.scene.dials))] if self.stream else "dialled"
+        state = self.scene.dials[self.choices.of(len(self.scene.dials))]
         sock = Socket(self, f"endpoint{len(self.dialled)}", TO_CLIENT, TO_ENDPOINT, state)
         self.dialled.append(sock)
         if state == "refused":
@@ -549,7 +549,7 @@ class World:
             moves = [each for each in moves if "sends" not in each[0]]
             if not self.client.fin and not self.client.reset:
                 rest = len(HELLO) - self.client.arrived
-                moves += [(f"hello {count}", lambda count=count: self.client.bytes_come(count))
+                moves += [(f"hello {count}", partial(self.client.bytes_come, count))
                           for count in {1, 200, rest} if count <= rest]  # fmt: skip
         for sock in self.dialled:
             moves += sock.moves()
@@ -638,6 +638,7 @@ class World:
         if stream.relaying:
             upstream = self.upstream
             assert upstream is not None
+            promise(self.context.breakers.pending == 0, "its connection stands and counts as pending")
             for one, other in ((self.client, upstream), (upstream, self.client)):
                 promise(not one.reset, f"the reset of {one.name} was not passed on")
                 promise(other.delivered == one.arrived, f"bytes of {one.name} wait for ever")
@@ -697,11 +698,11 @@ class World:
         stream, loop = self.stream, self.loop
         pump = self.context.pump
         legs = [leg for leg in (stream.client, stream.upstream) if leg is not None]
-        rhythm = stream._rhythm  # noqa: SLF001
+        rhythm = stream._rhythm
         setup = stream.setup
         return (
             stream.closed, stream.relaying, setup is None, setup is not None and setup.connecting,
-            setup is not None and len(setup.late), self._interruptions, self.client.arrived < len(HELLO) and self.client.arrived,
+            setup is not None and len(setup.late), self._interruptions, min(self.client.arrived, len(HELLO)),
             tuple(loop.ready), tuple(each.sock.fileno() for each in loop.turns), len(loop.late), pump.held,
             tuple((number, mask) for number, (_, mask) in loop.watched.items()),
             tuple(sock.state_key() for sock in (self.client, *self.dialled)),
@@ -710,8 +711,8 @@ class World:
                  leg.wary, leg.eof, min(leg.large_reads, pumps.LARGE_READS_TO_SPLICE), leg.reports_writable)
                 for leg in legs
             ),
-            rhythm and (rhythm._alike >= ALIKE_ANSWERS, rhythm._pieces, rhythm._usual),  # noqa: SLF001
-            (self.scene.time or self.scene.drains) and (loop.now, tuple(leg.touched for leg in legs), stream._settled),  # noqa: SLF001
+            rhythm and (rhythm._alike >= ALIKE_ANSWERS, rhythm._pieces, rhythm._usual),
+            (self.scene.time or self.scene.drains) and (loop.now, tuple(leg.touched for leg in legs), stream._settled),
             tuple(round(each - loop.now, 3) for each in loop.deadlines.values()),
         )  # fmt: skip
 
@@ -754,8 +755,7 @@ def explore(scene: Scene, depth: int) -> Explored:
             play(world)
             # What else could have happened between the system calls of the last step.
             for at in range(len(path), len(choices.taken)):
-                for other in range(1, choices.arities[at]):
-                    todo.append(((*choices.taken[:at], other), steps))
+                todo.extend(((*choices.taken[:at], other), steps) for other in range(1, choices.arities[at]))
             key = world.state_key()
             left = depth - steps
             if seen.get(key, -1) >= left:
@@ -773,15 +773,23 @@ def explore(scene: Scene, depth: int) -> Explored:
     return done
 
 
-RELAYED: Final = ("hello", "stands")
+RELAYED: Final = ("start", "hello", "stands")
+HEAVY: Final = (*RELAYED, "up heavy", "down heavy")
+BLOCKED: Final = ("client stalls", "down large")
 SCENES: Final = (
     Scene("hello", ("start",), dials=("stands", "dialled", "refused")),
-    Scene("dialled", ("hello",), dials=("stands", "dialled", "refused")),
+    Scene("dialled", ("start", "hello"), dials=("stands", "dialled", "refused")),
     Scene("light", RELAYED),
-    Scene("heavy", (*RELAYED, "up heavy", "down heavy")),
-    Scene("heavy without a pipe", (*RELAYED, "up heavy", "down heavy"), pipes=0),
-    Scene("several turns", (*RELAYED, "down heavy", "down huge")),
-    Scene("much held", (*RELAYED, "down heavy"), pipes=0, much_held=True),
+    Scene("light and blocked", (*RELAYED, *BLOCKED)),
+    Scene("heavy", HEAVY),
+    Scene("heavy and blocked", (*HEAVY, *BLOCKED)),
+    Scene("heavy without a pipe", HEAVY, pipes=0),
+    Scene("the only pipe is with a leg that stalls", (*HEAVY, *BLOCKED, "a while"), pipes=1),
+    Scene("several turns", (*HEAVY, "down huge")),
+    Scene("several turns without a pipe", (*HEAVY, "down huge"), pipes=0),
+    Scene("much held", HEAVY, pipes=0, much_held=True),
+    Scene("much held and blocked", (*HEAVY, *BLOCKED), pipes=0, much_held=True),
     Scene("timeouts", RELAYED, time=True, limits=replace(Limits(), idle_timeout=10.0, half_close_timeout=5.0)),
-    Scene("drain", (*RELAYED, "drains", *(("asks", "answers") * (ALIKE_ANSWERS + 1)), "hurries"), drains=True),
+    Scene("drain", (*RELAYED, "drains", *(("asks", "answers") * (ALIKE_ANSWERS + 1)), "hurries", "asks"), drains=True),
+    Scene("drain of a blocked one", (*RELAYED, "drains", "hurries", *BLOCKED), drains=True),
 )

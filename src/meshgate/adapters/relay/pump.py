@@ -49,6 +49,7 @@ _PIPES_KEPT: Final = 32
 _NOT_ALL_BYTES: Final = EPOLLPRI | EPOLLRDHUP | EPOLLHUP | EPOLLERR
 READABLE: Final = EPOLLIN | _NOT_ALL_BYTES
 BROKEN: Final = EPOLLHUP | EPOLLERR
+_IN_OUT: Final = EPOLLIN | EPOLLOUT  # Of a leg that blocked once, or was dialled.
 _EVENTS: Final = EPOLLIN | EPOLLPRI | EPOLLRDHUP | EPOLLET
 
 
@@ -251,7 +252,7 @@ class Leg:
         """What epoll says about this leg's socket."""
         stream = self.stream
         context = stream.context
-        if events == EPOLLIN and stream.relaying:
+        if (events == EPOLLIN or (events == _IN_OUT and self.held is None and self.pipe is None)) and stream.relaying:
             # Nearly all events: straight to the pump, past all that follows (11 % of a round trip's instructions).
             destination = self.other
             self.touched = context.reactor.now
