@@ -31,6 +31,7 @@ from .shared_counts import SharedCounts
 from .sockets import client_key, in_networks
 
 _RATE_SECONDS: Final = 1.0
+_MANY: Final = "if it stands for many, name it in MESHGATE_EXEMPT_CLIENTS"
 
 
 class CircuitBreakers:
@@ -66,9 +67,9 @@ class CircuitBreakers:
         # Nobody has more streams than all have together, so that mostly one look is enough.
         if most and active >= most and active >= limits.crowded_from and counts.keyed(key) >= most:  # noqa: SIM102
             if not self._exempt(host, key, limits):
-                return Reason.MAX_CONNECTIONS_PER_CLIENT, f"it has {most} streams already"
+                return Reason.MAX_CONNECTIONS_PER_CLIENT, f"it has {most} streams already; {_MANY}"
         if rate and not self._in_time(host, key, limits, now):
-            return Reason.MAX_CONNECTIONS_PER_CLIENT, f"it has begun {rate} streams within a second"
+            return Reason.MAX_CONNECTIONS_PER_CLIENT, f"it has begun {rate} streams within a second; {_MANY}"
         if active >= limits.overload_from and not makes_room(counts):
             return Reason.MAX_CONNECTIONS, f"all {limits.max_connections} slots are in use"
         if most:
