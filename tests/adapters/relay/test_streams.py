@@ -237,3 +237,42 @@ async def test_other_tasks_get_their_turn_beside_an_endless_stream() -> None:
                 for _ in range(50):
                     await trio.sleep(0.001)
             nursery.cancel_scope.cancel()
+
+
+async def test_reset_behind_an_end_reaches_the_other_side() -> None:
+    """A process that has answered and died: its caller, who has only got the end, must not keep a dead stream."""
+
+    async def end_and_die(stream: trio.SocketStream) -> None:
+        await receive_exactly(stream, len(HELLO))
+        await stream.send_eof()
+        await receive_exactly(stream, 1)
+        reset(stream)
+
+    async with backend(end_and_die) as port, running({WEB: [endpoint(port)]}) as gateway:
+        async with await gateway.dial() as client:
+            await client.send_all(HELLO)
+            assert await receive_all(client) == b""
+            await client.send_all(b"x")
+            await gateway.until(lambda: gateway.relay.active == 0)
+            with pytest.raises(trio.BrokenResourceError):
+                for _ in range(1000):
+                    await client.send_all(b"x")
+                    await trio.sleep(0.005)
+
+
+async def test_stream_that_times_out_while_bytes_wait_for_a_stalled_reader_is_reset() -> None:
+    """An end in order would hide that they are lost."""
+
+    async def flood(stream: trio.SocketStream) -> None:
+        await receive_exactly(stream, len(HELLO))
+        while True:
+            await stream.send_all(bytes(100_000))
+
+    limits = Limits(idle_timeout=0.3, handshake_timeout=0.0)
+    async with backend(flood) as port, running({WEB: [endpoint(port)]}, limits) as gateway:
+        async with await gateway.dial() as client:
+            await client.send_all(HELLO)
+            await gateway.until(lambda: bool(gateway.ended))
+            with pytest.raises(trio.BrokenResourceError):
+                await receive_all(client)
+    assert gateway.ended[0].flags == "SI"
