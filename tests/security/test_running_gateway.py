@@ -336,3 +336,66 @@ async def explained(gateway: GatewayProcess, name: bytes) -> str:
     )
     assert ended.returncode in (1, 2)
     return bytes(ended.stdout + ended.stderr).decode()
+
+
+# --- a worker that somebody took over --------------------------------------------------------------------------------
+
+# Runs as a worker's own start does, before any module of it: asks the admin address once its rights are gone.
+TAKEN_OVER = """
+import os, sys
+if "meshgate.adapters.relay.worker" in sys.orig_argv:
+    import http.client
+    from meshgate.adapters.relay import sandbox
+    host, _, port = os.environ["PYTHON_ADMIN"].rpartition(":")
+    report = os.open(os.environ["PYTHON_REPORT"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    confined = sandbox.confine
+
+    def attack():
+        failed = confined()
+        for method, path in (("GET", "/routes"), ("POST", "/drain"), ("POST", "/logging?level=trace")):
+            try:
+                connection = http.client.HTTPConnection(host, int(port), timeout=20)
+                connection.request(method, path)
+                answer = connection.getresponse()
+                said = f"{answer.status} {answer.read()!r}"
+            except OSError as error:
+                said = repr(error)
+            os.write(report, f"{method} {path}: {said}\\n".encode())
+        return failed
+
+    sandbox.confine = attack
+"""
+
+
+async def test_a_worker_that_is_taken_over_gets_no_answer_of_the_admin_address(world: World, tmp_path: Path) -> None:
+    gateway = GatewayProcess(world.federation.dc2, world.token, instance="taken-over")
+    (tmp_path / "sitecustomize.py").write_text(TAKEN_OVER)
+    report = tmp_path / "report"
+    environ = {
+        "PYTHONPATH": os.pathsep.join(filter(None, (str(tmp_path), os.environ.get("PYTHONPATH")))),
+        "PYTHON_ADMIN": gateway.admin,
+        "PYTHON_REPORT": str(report),
+        "MESHGATE_SANDBOX": "require",
+    }
+    try:
+        await gateway.start(environ)
+
+        async def told() -> int:
+            return report.read_text().count("\n") if report.exists() else 0
+
+        await until_equal("all attempts", told, 3, seconds=30)
+        for line in report.read_text().splitlines():
+            assert ': 403 b\'{"error":"not for relay workers' in line, line
+        async with client_of(gateway) as client:
+            info = (await client.get("/server_info")).json()
+            assert info["state"] == "LIVE"
+            assert info["sandbox"] | {"landlock": 0} == {
+                "mode": "require",
+                "seccomp": True,
+                "landlock": 0,
+                "missing": [],
+            }
+            assert (await client.get("/logging")).json() == {"level": "info"}
+        assert "refused what may be a relay worker" in gateway.child.log.read_text()
+    finally:
+        await gateway.stop()

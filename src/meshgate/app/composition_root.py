@@ -8,6 +8,7 @@ import os
 import structlog
 import trio
 
+from meshgate.adapters.admin.confined_clients import is_confined
 from meshgate.adapters.admin.http_server import AdminServer, Bind
 from meshgate.adapters.consul.api import ConsulClient, OwnRegistration
 from meshgate.adapters.machine import raise_descriptor_limit
@@ -87,7 +88,9 @@ async def _main(settings: Settings, client: ConsulClient) -> None:
         async def start_onlookers(nursery: trio.Nursery) -> None:
             nursery.start_soon(telemetry.statsd.run)
             if settings.admin_bind is not None:
-                bound = await _serve_admin(nursery, AdminServer(admin_routes(view, telemetry.metrics)), settings)
+                refuses = None if settings.sandbox == Mode.OFF else is_confined
+                server = AdminServer(admin_routes(view, telemetry.metrics), refuses=refuses)
+                bound = await _serve_admin(nursery, server, settings)
                 if isinstance(bound, tuple):
                     gateway.tables.guard(bound)
 

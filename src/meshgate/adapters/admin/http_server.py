@@ -44,6 +44,7 @@ import trio
 
 from meshgate.core.addresses import host_port
 from meshgate.core.text import ascii_json
+from meshgate.core.token_bucket import TokenBucket
 
 _log = structlog.get_logger(module="meshgate.admin")
 
@@ -160,6 +161,8 @@ def shared(make: Callable[[Request], Awaitable[Response]]) -> Handler:
     return answer
 
 
+_LOOKS_AT_ONCE: Final = 2
+_REFUSALS_TOLD: Final = 0.1  # A second.
 _CHUNK: Final = 16 * 1024
 _MAX_QUERY_FIELDS: Final = 32
 _LINGER_SECONDS: Final = 1.0
@@ -202,10 +205,21 @@ class AdminServer:
             A `GET` handler must change nothing.
         allowed_hosts: names, besides `localhost` and this machine's, that clients may use for the server.
         limits: what a client may take.
+        refuses: whether the other end of a TCP connection is nobody who may ask; called in a thread.
     """
 
-    def __init__(self, routes: Routes, *, allowed_hosts: Collection[str] = (), limits: Limits | None = None) -> None:
+    def __init__(
+        self,
+        routes: Routes,
+        *,
+        allowed_hosts: Collection[str] = (),
+        limits: Limits | None = None,
+        refuses: Callable[[socket.socket], bool] | None = None,
+    ) -> None:
         self._limits = limits or Limits()
+        self._refuses = refuses
+        self._looks = trio.CapacityLimiter(_LOOKS_AT_ONCE)
+        self._refusals = TokenBucket(_REFUSALS_TOLD, 1)
         self._names = {"localhost", socket.gethostname().lower(), *(name.lower() for name in allowed_hosts)}
         self._routes: dict[str, dict[str, Handler]] = {}
         for (method, path), handler in routes.items():
@@ -241,6 +255,9 @@ class AdminServer:
                 if self._open > self._limits.max_connections and not self._make_room():
                     await connection.refuse(error_response(503, "too many connections to the admin address"))
                     return
+                if names is not None and await self._is_nobody(stream):
+                    await connection.refuse(error_response(403, "not for relay workers, nor for what looks like one"))
+                    return
                 while request := await self._next_request(connection):
                     response = refusal(request, names) or await self._handle(request)
                     if not await self._answer(connection, response, head=request.method == "HEAD"):
@@ -251,6 +268,15 @@ class AdminServer:
             _log.error("a connection failed", exc_info=error)
         finally:
             self._open -= 1
+
+    async def _is_nobody(self, stream: trio.SocketStream) -> bool:
+        if self._refuses is None:
+            return False
+        with socket.socket(fileno=os.dup(stream.socket.fileno())) as sock:
+            refused = await trio.to_thread.run_sync(self._refuses, sock, limiter=self._looks)
+        if refused and self._refusals.take(trio.current_time()):
+            _log.error("refused what may be a relay worker that somebody took over: it asked the admin address")
+        return refused
 
     async def _next_request(self, connection: "_Connection") -> Request | None:
         with trio.CancelScope() as scope, _listed(connection, scope, self._asking):
