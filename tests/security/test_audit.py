@@ -1,4 +1,4 @@
-"""`scripts/audit`: a finding fails, and being offline never does, but is never silent either."""
+"""`scripts/audit`: a finding fails, and so does half an answer; being offline is neither silent nor a success."""
 
 import json
 import os
@@ -13,7 +13,7 @@ WEAK = {"name": "h11", "version": "0.14", "vulns": [{"id": "PYSEC-2025-1", "fix_
 UNKNOWN = {"name": "httpx", "skip_reason": "could not be looked up: no route"}
 
 
-def audit(folder: Path, answer: object, code: int) -> "subprocess.CompletedProcess[str]":
+def audit(folder: Path, answer: object, code: int, **more: str) -> "subprocess.CompletedProcess[str]":
     """`scripts/audit` with a pip-audit that gives this answer; None: it fails without one."""
     (folder / "answer").write_text(json.dumps(answer))
     write = '[ -n "$out" ] && cp "$(dirname "$0")/answer" "$out"' if answer is not None else ":"
@@ -24,7 +24,7 @@ def audit(folder: Path, answer: object, code: int) -> "subprocess.CompletedProce
         f"{write}\necho 'cannot connect' >&2\nexit {code}\n"
     )
     tool.chmod(0o755)
-    environ = os.environ | {"AUDIT_COMMAND": str(tool)}
+    environ = os.environ | {"AUDIT_COMMAND": str(tool), "AUDIT": ""} | more
     return subprocess.run([str(AUDIT)], env=environ, capture_output=True, text=True, timeout=60, check=False)
 
 
@@ -48,16 +48,26 @@ def test_a_finding_fails_and_names_the_way_out(tmp_path: Path) -> None:
         ({"dependencies": [FINE]}, 2, "pip-audit ended with 2"),
     ],
 )
-def test_no_answer_is_a_warning_and_no_failure(tmp_path: Path, answer: object, code: int, why: str) -> None:
-    ended = audit(tmp_path, answer, code)
-    assert ended.returncode == 0
+@pytest.mark.parametrize(("asked", "ends"), [("", 3), ("require", 1)])
+def test_no_answer_is_no_success_and_where_there_is_access_a_failure(
+    tmp_path: Path, answer: object, code: int, why: str, asked: str, ends: int
+) -> None:
+    ended = audit(tmp_path, answer, code, AUDIT=asked)
+    assert ended.returncode == ends
     assert "WARNING: the dependencies were NOT audited" in ended.stderr
     assert why in ended.stderr
     assert "no known weakness" not in ended.stdout
 
 
-def test_what_could_not_be_looked_up_is_named(tmp_path: Path) -> None:
+def test_half_an_answer_is_a_failure(tmp_path: Path) -> None:
+    """Somebody could be asked, so what was not answered is not for want of access."""
     ended = audit(tmp_path, {"dependencies": [FINE, UNKNOWN]}, 0)
-    assert ended.returncode == 0
-    assert "WARNING: not looked up: httpx" in ended.stderr
-    assert "1 packages, no known weakness" in ended.stdout
+    assert ended.returncode == 1
+    assert "not looked up, though others were: httpx" in ended.stderr
+    assert "no known weakness" not in ended.stdout
+
+
+def test_the_suite_calls_no_verdict_by_its_name() -> None:
+    script = (AUDIT.parent / "test").read_text()
+    assert '[ "$audit" -eq 3 ]' in script
+    assert "NO VERDICT  audit of dependencies" in script
