@@ -4,12 +4,15 @@ import re
 import shutil
 import subprocess
 import tomllib
+from importlib.metadata import requires
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
-DEMO, ALL = "requirements-demo.lock", "requirements-dev.lock"
+DEMO, ALL, RUNTIME = "requirements-demo.lock", "requirements-dev.lock", "requirements-runtime.lock"
 
 # Stands in for the making of an environment: its Python writes down what it is told.
 STAND_IN = r"""
@@ -76,6 +79,52 @@ def test_both_locks_pin_the_same_versions_and_the_demos_has_what_meshgate_runs_o
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     wanted = [*project["project"]["dependencies"], *project["build-system"]["requires"]]
     assert {re.split(r"[^a-z0-9-]", each)[0] for each in wanted} <= set(small)
+
+
+def test_an_installation_runs_on_what_the_tests_ran_with_and_needs_nothing_else() -> None:
+    runtime, whole = pins(RUNTIME), pins(ALL)
+    assert all("--hash=sha256:" in entry for entry in runtime.values())
+    for name, entry in runtime.items():
+        assert _bare(entry) == _bare(whole[name])
+    wanted, found = {"meshgate"}, set()
+    while wanted:
+        # What the installed packages say of themselves, for this Python and platform.
+        name = wanted.pop()
+        found.add(name)
+        needed = (Requirement(text) for text in requires(name) or ())
+        names = {canonicalize_name(it.name) for it in needed if it.marker is None or it.marker.evaluate({"extra": ""})}
+        wanted |= names - found
+    assert found - {"meshgate"} <= set(runtime)
+
+
+PIP_INSTALL = re.compile(r"\bpip (?:install|wheel)\b(?:[^\n]*\\\n)*[^\n]*")
+
+
+@pytest.mark.parametrize("name", ["scripts/install", "scripts/release", "scripts/_env", "deploy/docker/Dockerfile"])
+def test_nothing_is_installed_whose_hash_is_not_named(name: str) -> None:
+    text = "\n".join(line for line in (ROOT / name).read_text().splitlines() if not line.lstrip().startswith("#"))
+    commands = PIP_INSTALL.findall(text)
+    assert commands or "RUN scripts/install " in text
+    # --no-index, and of the checkout: nothing comes from elsewhere.
+    local = ("--no-index", "--no-deps --no-build-isolation")
+    assert [it for it in commands if "--require-hashes" not in it and not any(each in it for each in local)] == []
+
+
+def test_no_page_advises_an_installation_without_hashes() -> None:
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "deploy").rglob("*")]
+    advised = [
+        (page.name, line)
+        for page in pages
+        if page.is_file() and page.suffix != ".png"
+        for line in page.read_text().splitlines()
+        if re.search(r"\bpip install\b", line) and "--require-hashes" not in line
+    ]
+    assert advised == []
+
+
+def test_install_says_how_it_is_called() -> None:
+    ended = subprocess.run([ROOT / "scripts" / "install"], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (2, "usage: scripts/install FOLDER\n")
 
 
 def _bare(entry: str) -> str:
