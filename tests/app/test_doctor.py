@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 import trio
 
-from meshgate.adapters.consul.api import ConsulClient
+from meshgate.adapters.consul.api import ConsulAddress, ConsulClient
+from meshgate.adapters.state import Kept, write
 from meshgate.app.diagnostics import doctor_machine
 from meshgate.app.diagnostics.doctor import examine
 from meshgate.app.settings.settings import Settings
+from meshgate.core.catalog import Snapshot
 from meshgate.core.prerequisites import Finding, Status
 from tests.adapters.consul.fake_consul import FakeConsul, row
 from tests.harness.ports import free_ports
@@ -72,7 +74,7 @@ async def test_an_address_of_another_machine_cannot_be_bound() -> None:
     async with inspected() as (_, client):
         found = await findings(client, ADDRESS="192.0.2.7:8443")
         assert found["LAN address"].status is FAILED
-        assert found["port default"].detail == "192.0.2.7:8443: EADDRNOTAVAIL"
+        assert found["port default"].detail == "192.0.2.7:8443 is no address of this machine"
         found = await findings(client, ADDRESS=f":{free_ports(1)[0]}")
         assert found["LAN address"].detail.startswith("that of the agent")
         assert found["port default"].detail.endswith("is free")
@@ -330,3 +332,51 @@ async def test_no_leaf_is_asked_for() -> None:
     async with inspected() as (double, client):
         assert (await findings(client))["keys of services"].status is WARNING
         assert not any("leaf" in path for path in double.paths())
+
+
+async def without_consul(**values: str) -> dict[str, Finding]:
+    async with ConsulClient(ConsulAddress.from_settings({"CONSUL_HTTP_ADDR": "127.0.0.1:1"})) as client:
+        return await findings(client, **values)
+
+
+async def test_files_are_looked_at_also_where_the_agent_does_not_answer(tmp_path: Path) -> None:
+    found = await without_consul(STATE_DIR=str(tmp_path / "a" / "b"), ACCESS_LOG=str(tmp_path / "access.log"))
+    assert found["agent"].status is FAILED
+    assert (found["state folder"].status, found["access log"].status) == (OK, OK)
+
+
+def files(**values: str) -> list[tuple[Status, str]]:
+    return [(finding.status, finding.detail) for finding in doctor_machine.files(settings_of(**values))]
+
+
+def test_files_that_cannot_be_had_are_told_and_none_is_made(tmp_path: Path) -> None:
+    state, log = tmp_path / "a" / "b", tmp_path / "access.log"
+    assert files(STATE_DIR=str(state), ACCESS_LOG=str(log)) == [(OK, f"{it} can be made") for it in (state, log)]
+    assert not list(tmp_path.iterdir())
+    log.touch()
+    assert files(ACCESS_LOG=str(log)) == [(OK, f"{log} can be written")]
+    assert files(ACCESS_LOG=str(state)) == [(FAILED, f"there is no folder {tmp_path}/a")]
+    assert files(ACCESS_LOG=str(tmp_path)) == [(FAILED, f"{tmp_path} is a folder")]
+    assert files(STATE_DIR=str(log)) == [(FAILED, f"{log} is no folder")]
+    assert files(ACCESS_LOG="stdout") == []
+
+
+def test_a_state_file_that_would_not_be_used_is_told(tmp_path: Path) -> None:
+    tmp_path.chmod(0o700)
+    assert files(STATE_DIR=str(tmp_path)) == [(OK, f"{tmp_path}, without a catalog yet")]
+    write(tmp_path, Kept(Snapshot("dc1", "td.consul"), "mesh-gateway", time.time() - 90, {}))
+    ((status, detail),) = files(STATE_DIR=str(tmp_path))
+    assert status is OK
+    assert "holds a catalog of dc1, last known to be right 1m3" in detail
+    for each in tmp_path.iterdir():
+        each.write_text("damaged")
+    ((status, detail),) = files(STATE_DIR=str(tmp_path))
+    assert status is FAILED
+    assert "is no state file of meshgate" in detail
+
+
+async def test_names_that_are_registered_must_resolve() -> None:
+    found = await without_consul(ADDRESS="localhost:8443", WAN_ADDRESS="nosuch.invalid:443")
+    assert (found["LAN name"].status, "127.0.0.1" in found["LAN name"].detail) == (OK, True)
+    assert found["WAN name"].detail == "nosuch.invalid does not resolve on this machine"
+    assert "WAN name" not in await without_consul(WAN_ADDRESS="192.0.2.1:443")

@@ -368,7 +368,9 @@ class Examination:
     async def _machine(self, skew: float | None, *, reached: bool) -> None:
         settings, agent = self._settings, self._agent
         self.found += doctor_machine.addresses(settings, federated=bool(self._others) or not self._own, reached=reached)
+        self.found += await doctor_machine.names(settings)
         self.found += await doctor_machine.ports(settings)
+        self.found += await trio.to_thread.run_sync(doctor_machine.files, settings)
         self.found.append(doctor_machine.sandbox(settings))
         if self._own or agent:
             self.found.append(prerequisites.clock(skew))

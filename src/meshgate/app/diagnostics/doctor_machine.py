@@ -1,7 +1,10 @@
-"""This machine: the addresses that the gateway is going to take, or has taken already."""
+"""This machine: addresses that the gateway takes, names that must resolve, files that it writes. Consul is not asked."""
 
 import errno
+import os
+import time
 from pathlib import Path
+from typing import Final
 
 import trio
 
@@ -9,12 +12,17 @@ from meshgate.adapters.consul import RegistrationError
 from meshgate.adapters.mesh_tls import RefusedError, connect
 from meshgate.adapters.relay.sandbox import Mode, support
 from meshgate.adapters.relay.sockets import bind
+from meshgate.adapters.state import StateFileError, read
 from meshgate.app.admin_client import ask
 from meshgate.app.errors import CommandError
 from meshgate.app.gateway.from_settings import definition_of, listen_addresses
 from meshgate.app.settings.settings import Settings
-from meshgate.core.addresses import HostPort
+from meshgate.core.addresses import HostPort, is_numeric
+from meshgate.core.durations import format_duration
 from meshgate.core.prerequisites import Finding, failed, ok, wan_address, warning
+
+_RESOLVE_SECONDS: Final = 3.0
+_OWNER: Final = "run this as the user of the gateway; if that is who you are, make it the owner"
 
 
 def addresses(settings: Settings, *, federated: bool, reached: bool) -> list[Finding]:
@@ -69,6 +77,74 @@ async def ports(settings: Settings) -> list[Finding]:
     return found
 
 
+async def names(settings: Settings) -> list[Finding]:
+    """Whether host names that are registered resolve, here at least."""
+    hosts = {"LAN name": settings.address.host, "WAN name": settings.wan_address.host if settings.wan_address else ""}
+    return [await _name(check, host) for check, host in hosts.items() if host and not is_numeric(host)]
+
+
+async def _name(check: str, host: str) -> Finding:
+    advice = "correct it, or the DNS of this machine; who dials the gateway must resolve it too"
+    with trio.move_on_after(_RESOLVE_SECONDS):
+        try:
+            found = await trio.socket.getaddrinfo(host, None, type=trio.socket.SOCK_STREAM)
+        except (OSError, UnicodeError):
+            return failed(check, f"{host} does not resolve on this machine", advice)
+        return ok(check, f"{host} is {', '.join(dict.fromkeys(str(each[4][0]) for each in found))}")
+    return failed(check, f"{host} did not resolve within {_RESOLVE_SECONDS:g} s", advice)
+
+
+def files(settings: Settings) -> list[Finding]:
+    """Whether the files of the settings can be written by this user. None of them is."""
+    found = []
+    if settings.state_dir is not None:
+        found.append(_state_folder(settings.state_dir))
+    if settings.access_log not in ("off", "stdout", "stderr"):
+        found.append(_access_log(Path(settings.access_log)))
+    return found
+
+
+def _state_folder(folder: Path) -> Finding:
+    check = "state folder"
+    if not folder.exists():
+        return _may_be_made(check, folder)
+    if not folder.is_dir():
+        return failed(check, f"{folder} is no folder", "set MESHGATE_STATE_DIR to one")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        return failed(check, f"this user may not write to {folder}", _OWNER)
+    try:
+        kept = read(folder)
+    except StateFileError as error:
+        return failed(
+            check, str(error), "remove the file, or set its owner and mode right: until then it is as good as none"
+        )
+    if kept is None:
+        return ok(check, f"{folder}, without a catalog yet")
+    age = format_duration(max(0, round(time.time() - kept.saved)))
+    return ok(check, f"{folder} holds a catalog of {kept.snapshot.datacenter}, last known to be right {age} ago")
+
+
+def _access_log(path: Path) -> Finding:
+    check = "access log"
+    if path.is_dir():
+        return failed(check, f"{path} is a folder", "set MESHGATE_ACCESS_LOG to a file in it")
+    if not path.exists():
+        return _may_be_made(check, path)
+    if not os.access(path, os.W_OK):
+        return failed(check, f"this user may not write to {path}", _OWNER)
+    return ok(check, f"{path} can be written")
+
+
+def _may_be_made(check: str, path: Path) -> Finding:
+    parent = next(each for each in path.absolute().parents if each.exists())
+    # The state folder is made with its parents, a log file is not.
+    if check == "access log" and parent != path.absolute().parent:
+        return failed(check, f"there is no folder {path.parent}", "make it")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        return failed(check, f"this user may not make {path}", _OWNER)
+    return ok(check, f"{path} can be made")
+
+
 async def _running(settings: Settings) -> bool:
     """Whether a meshgate answers at the admin address."""
     if settings.admin_bind is None:
@@ -95,7 +171,9 @@ def _port(check: str, address: HostPort, running: bool) -> Finding:
     if problem == errno.EACCES:
         advice = "allow it: AmbientCapabilities=CAP_NET_BIND_SERVICE, or use a port from 1024"
         return failed(check, f"{shown}: this user may not bind it", advice)
-    return failed(check, f"{shown}: {errno.errorcode.get(problem, problem)}", "is it this machine's?")
+    if problem == errno.EADDRNOTAVAIL:
+        return failed(check, f"{shown} is no address of this machine", "ip address lists those that are")
+    return failed(check, f"{shown}: {os.strerror(problem).lower()}", "ip address lists the addresses of this machine")
 
 
 def _bind(address: HostPort) -> None:
@@ -107,9 +185,9 @@ def _bind(address: HostPort) -> None:
 def _admin_socket(path: Path, *, running: bool) -> Finding:
     if running:
         return ok("admin socket", f"{path}, and a meshgate answers there")
-    if path.parent.is_dir():
-        return ok("admin socket", f"{path} can be made")
-    return failed("admin socket", f"there is no directory {path.parent}", "make it")
+    if not path.parent.is_dir():
+        return failed("admin socket", f"there is no directory {path.parent}", "make it")
+    return _may_be_made("admin socket", path)
 
 
 async def _through_wan(address: HostPort, seconds: float) -> Finding:
