@@ -1,4 +1,4 @@
-"""This machine: addresses that the gateway takes, names that must resolve, files that it writes. Consul is not asked."""
+"""This machine: addresses that the gateway takes, names that must resolve, files that it writes."""
 
 import errno
 import os
