@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 
 from meshgate.adapters.admin.http_server import error_response, json_response, text_response
+from meshgate.adapters.relay import OpenStream
 from meshgate.app.admin import dashboard
 from meshgate.app.cli import gateway_commands
 from meshgate.app.cli.main import execute
+from meshgate.app.settings.settings import Settings
 
-from .gateway_double import GatewayDouble
+from .gateway_double import TRUST_DOMAIN, GatewayDouble
 from .test_admin_commands import serving
 
 
@@ -69,9 +71,38 @@ def test_drain_as_json_lines(capsys: pytest.CaptureFixture[str]) -> None:
     with gateway_that_runs_out(1).serving() as address:
         assert execute(["drain", "--json", f"--admin-bind={address}"]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert lines[:2] == [{"state": "draining", "streams": 1}, {"state": "draining", "streams": 0}]
+    assert lines[:2] == [{"state": "draining", "streams": each, "oldest": []} for each in (1, 0)]
     assert lines[-1]["state"] == "gone"
     assert lines[-1]["seconds"] >= 0
+
+
+WEB = f"web.default.dc1.internal.{TRUST_DOMAIN}"
+
+
+def stream(number: int, age: float, route: str | None = WEB) -> OpenStream:
+    return OpenStream(number, f"192.0.2.{number}:4000", route, route, None, "relaying", age, 0, 0, 0)
+
+
+def test_whom_it_waits_for_is_named_and_what_was_cut(capsys: pytest.CaptureFixture[str]) -> None:
+    gateway = gateway_that_runs_out(2)
+    gateway.streams = [stream(1, 5.0), stream(2, 60.0), stream(3, 1.0), stream(4, 7.0, None)]
+    gateway.settings = Settings.load({"MESHGATE_DRAIN_TIMEOUT": "0s"}, environ={})
+    with gateway.serving() as address:
+        assert execute(["drain", f"--admin-bind={address}"]) == 0
+    first, *_, last = capsys.readouterr().out.splitlines()
+    oldest = "192.0.2.2:4000 to web.default.dc1, 192.0.2.4:4000 to relaying, 192.0.2.1:4000 to web.default.dc1"
+    assert first == f"draining: 2 streams: {oldest}"
+    assert last.endswith(f"; at its drain timeout it cut 4 streams: {oldest} and 1 more")
+
+
+def test_what_ended_before_the_timeout_was_not_cut(capsys: pytest.CaptureFixture[str]) -> None:
+    gateway = gateway_that_runs_out(1)
+    gateway.streams = [stream(1, 5.0)]
+    with gateway.serving() as address:
+        assert execute(["drain", "--json", f"--admin-bind={address}"]) == 0
+    first, *_, last = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [each["client"] for each in first["oldest"]] == ["192.0.2.1:4000"]
+    assert last["cut"] == []
 
 
 def test_progress_is_printed_once_a_second(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

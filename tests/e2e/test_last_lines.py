@@ -10,6 +10,7 @@ import pytest
 import trio
 
 from meshgate.adapters.state import Kept, write
+from meshgate.app.gateway.gateway import ONE_STOP_SECONDS
 from meshgate.core.catalog import Instance, Service, Snapshot
 from tests.adapters.consul.fake_consul import fake_consul
 from tests.adapters.relay.streams import backend, echo, hello_for, receive_exactly
@@ -55,6 +56,8 @@ async def test_streams_that_are_cut_at_the_end_are_in_the_access_log(
                 await trio.sleep(0.02)
         for number in signals[1:]:  # At once: the drain timeout is far away.
             assert (await gateway.ask("/readyz"))["ready"] is False
+            # Sooner it would be the same wish.
+            await trio.sleep(ONE_STOP_SECONDS)
             gateway.child.signal(number)
         with trio.fail_after(30):
             await gateway.child.wait()

@@ -62,6 +62,22 @@ class Explanation(msgspec.Struct):
     steps: list[Step]
 
 
+class Stream(msgspec.Struct):
+    """A row of `/connections`."""
+
+    client: str
+    route: str | None
+    endpoint: str | None
+    state: str
+    age_seconds: float
+
+
+class Draining(msgspec.Struct):
+    """The answer to `POST /drain`."""
+
+    timeout_seconds: float
+
+
 class Names(msgspec.Struct):
     """`/names`."""
 

@@ -6,17 +6,21 @@ from pathlib import Path
 from typing import Final
 
 import click
+import msgspec
 
 from meshgate.app.admin_client import NoGatewayError, ask, decoded
-from meshgate.app.cli.admin_answers import DashboardState, Explanation, Names, Route, Routes
+from meshgate.app.cli.admin_answers import DashboardState, Draining, Explanation, Names, Route, Routes, Stream
 from meshgate.app.cli.output import Printer, print_json
 from meshgate.app.cli.setting_options import Command, json_option, with_settings
 from meshgate.app.errors import CommandError
 from meshgate.app.settings.settings import Settings
 from meshgate.core.addresses import HostPort
-from meshgate.core.text import ascii_json, printable
+from meshgate.core.text import printable
 
 _INTERVAL: Final = 1.0
+# Streams of a drain that are named; with more than so many open ones the gateway is not asked for a list.
+_SHOWN: Final = 3
+_MOST_LISTED: Final = 1000
 # A gateway without streams is gone a second after it deregistered: look more often, so as not to wait for nothing.
 _LOOK: Final = 0.2
 # No route has this in its name, so the answer has no rows that nobody reads.
@@ -165,22 +169,29 @@ def drain(settings: Settings, *, as_json: bool) -> None:
     """Stop the running gateway gracefully, and wait until it is gone.
 
     It deregisters, takes no new clients, and lets open streams end until its drain timeout. Prints each second how
-    many are left. Ctrl-C ends the waiting, not the drain.
+    many are left, and the oldest of them; at the end those that were cut. Ctrl-C ends the waiting, not the drain.
     """
     bind = settings.admin_bind
     before = _look(bind)
-    ask(bind, "/drain", method="POST")
-    _say(f"draining: {_streams(before)}", {"state": "draining", "streams": before.totals.open}, as_json=as_json)
-    told = started = time.monotonic()
-    while (now := _still_there(bind, before)) is not None:
+    now: DashboardState | None = before
+    timeout = decoded(ask(bind, "/drain", method="POST"), Draining).timeout_seconds
+    started, told, words, left = time.monotonic(), 0.0, "draining: {}", list[Stream]()
+    while now is not None:
+        left = _open_streams(bind, now, left)
         if time.monotonic() - told >= _INTERVAL:
             told = time.monotonic()
-            _say(f"{_streams(now)} left", {"state": "draining", "streams": now.totals.open}, as_json=as_json)
+            count = now.totals.open
+            said = words.format(f"{count} stream{'' if count == 1 else 's'}") + _shown(left, count)
+            _say(said, {"state": "draining", "streams": count, "oldest": left[:_SHOWN]}, as_json=as_json)
+            words = "{} left"
         time.sleep(_LOOK)
+        now = _still_there(bind, before)
     seconds = time.monotonic() - started
-    _say(
-        f"the gateway is gone, after {seconds:.1f} s", {"state": "gone", "seconds": round(seconds, 3)}, as_json=as_json
-    )
+    cut = left if seconds >= timeout else []
+    said = f"the gateway is gone, after {seconds:.1f} s"
+    if cut:
+        said += f"; at its drain timeout it cut {len(cut)} stream{'' if len(cut) == 1 else 's'}{_shown(cut, len(cut))}"
+    _say(said, {"state": "gone", "seconds": round(seconds, 3), "cut": cut}, as_json=as_json)
 
 
 def _look(bind: HostPort | Path | None) -> DashboardState:
@@ -196,9 +207,24 @@ def _still_there(bind: HostPort | Path | None, before: DashboardState) -> Dashbo
     return now if now.gateway.started == before.gateway.started else None
 
 
-def _streams(state: DashboardState) -> str:
-    return f"{state.totals.open} stream{'' if state.totals.open == 1 else 's'}"
+def _open_streams(bind: HostPort | Path | None, now: DashboardState, before: list[Stream]) -> list[Stream]:
+    """The open streams, the oldest first; none where they are too many for a list, those of before if it is gone."""
+    if now.totals.open > _MOST_LISTED:
+        return []
+    try:
+        return sorted(decoded(ask(bind, "/connections"), list[Stream]), key=lambda stream: -stream.age_seconds)
+    except NoGatewayError:
+        return before
+
+
+def _shown(streams: list[Stream], count: int) -> str:
+    if not streams:
+        return ""
+    # Where it goes without the part that all names of the mesh have in common.
+    names = [f"{each.client} to {(each.route or each.state).partition('.internal.')[0]}" for each in streams[:_SHOWN]]
+    more = f" and {count - len(names)} more" if count > len(names) else ""
+    return f": {', '.join(names)}{more}"
 
 
 def _say(words: str, facts: dict[str, object], *, as_json: bool) -> None:
-    click.echo(ascii_json(json.dumps(facts)) if as_json else words)
+    click.echo(json.dumps(msgspec.to_builtins(facts)) if as_json else printable(words))

@@ -14,6 +14,8 @@ log = structlog.get_logger(module="meshgate")
 # time is served all the same. A tenth of the drain timeout, but not longer than this.
 PROPAGATION_SECONDS: Final = 3.0
 _PROGRESS_SECONDS: Final = 5.0
+_SHOWN: Final = 3
+_MOST_LISTED: Final = 1000
 
 
 async def drain_relay(relay: RelayPool, give_back: Callable[[], bool], timeout: float) -> None:
@@ -39,7 +41,8 @@ async def drain_relay(relay: RelayPool, give_back: Callable[[], bool], timeout: 
     counters = await relay.counters()
     left = counters.active - counters.of_servers
     if left:
-        log.warning("drain timeout: open streams are cut", streams=left, of_servers=counters.of_servers)
+        whom = await _whom(relay)
+        log.warning("drain timeout: open streams are cut", streams=left, of_servers=counters.of_servers, oldest=whom)
     elif counters.of_servers:
         log.info("drained; streams of Consul's servers are cut", of_servers=counters.of_servers)
     else:
@@ -52,4 +55,12 @@ async def _last_stream(relay: RelayPool) -> None:
         await trio.sleep(0.05)
         if trio.current_time() - told >= _PROGRESS_SECONDS:
             told = trio.current_time()
-            log.info("draining", streams=relay.active)
+            log.info("draining", streams=relay.active, oldest=await _whom(relay))
+
+
+async def _whom(relay: RelayPool) -> str:
+    """Whom a drain waits for: the oldest streams. Nobody where there are too many for a list."""
+    if relay.active > _MOST_LISTED:
+        return ""
+    streams = sorted(await relay.connections(), key=lambda stream: -stream.age)
+    return ", ".join(f"{each.client} to {each.route or each.state}" for each in streams[:_SHOWN])

@@ -11,6 +11,7 @@ What always holds: nothing that happens to Consul touches a stream, and a table 
 import signal
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from typing import Final
 
 import structlog
 import trio
@@ -35,6 +36,9 @@ from meshgate.app.settings.settings import Reload, Settings
 from meshgate.core.catalog import Snapshot
 
 log = structlog.get_logger(module="meshgate")
+
+# Signals within so many seconds are one wish: supervisors signal a process, and then its group.
+ONE_STOP_SECONDS: Final = 1.0
 
 
 class Gateway:
@@ -76,6 +80,7 @@ class Gateway:
         self.registration = GatewayRegistration(settings, client, self._registry, self.relay, self.tables.look_from)
         self._agent_known = trio.Event()
         self._drain = trio.Event()
+        self._stop_signal_at: float | None = None
 
     @property
     def ready(self) -> bool:
@@ -232,11 +237,14 @@ class Gateway:
                     self._stop_at(signal.Signals(number))
 
     def _stop_at(self, number: signal.Signals) -> None:
-        if self.draining or self._drain.is_set():
+        now = trio.current_time()
+        if self._stop_signal_at is None:
+            self._stop_signal_at = now
+            log.info("signal received", signal=number.name)
+            self.drain()
+        elif now - self._stop_signal_at >= ONE_STOP_SECONDS:
             log.warning("second signal: stopping at once", signal=number.name, streams=self.relay.active)
             raise SystemExit(128 + number)
-        log.info("signal received", signal=number.name)
-        self.drain()
 
     def _reload(self) -> None:
         self._notifier.reloading()
