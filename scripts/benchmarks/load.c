@@ -207,7 +207,7 @@ static size_t take_hello(struct stream *stream, const unsigned char *data, size_
 static void serve_payload(struct stream *stream, const unsigned char *data, size_t count) {
     check(stream, data, count);
     if (stream->kind == PING || stream->kind == PACED) push_whole(stream, count);
-    if (stream->kind == IDLE || stream->kind == CHURN) die("stream %u: bytes that nobody sent", stream->id);
+    if (stream->kind == CHURN) die("stream %u: bytes that nobody sent", stream->id);
     if (stream->kind == BOTH && !stream->started) {
         stream->started = 1;
         watch(stream, EPOLL_CTL_MOD, 1);
@@ -317,6 +317,7 @@ static void send_due(void) {
 static void on_answer(struct stream *stream) {
     opening--;
     stream->open = 1;
+    if (stream->kind == IDLE) push_whole(stream, MESSAGE); /* as the end of a handshake: a hello alone is not believed */
     if (stream->kind == PING) opened[opened_count++] = stream;
     if (stream->kind == UPLOAD || stream->kind == BOTH) uploads[upload_count++] = stream;
     if (stream->kind == PACED) {

@@ -128,6 +128,7 @@ class Product(Peer):
             "MESHGATE_ADMIN_BIND": f"127.0.0.1:{admin}",
             "MESHGATE_WORKERS": str(self._workers),
             "MESHGATE_DRAIN_TIMEOUT": "1s",
+            "MESHGATE_MAX_CONNECTIONS_PER_CLIENT": "0",  # There is one client, who stands for all.
             "MESHGATE_DENY_ENDPOINTS": "none",  # Everything is on this machine, whatever node it is registered for.
             "PYTHONPATH": str(self._source),
         }
