@@ -11,7 +11,7 @@ from typing import Final
 from tests.harness.agent import AgentStoppedError, ConsulError
 from tests.harness.waiting import LateError
 
-from . import consul_faults, gateway_faults, partitions, service_faults
+from . import consul_faults, gateway_faults, hostile, partitions, service_faults
 from .stage import Stage
 
 _BOTH: Final = ("consul dc1", "consul dc2")
@@ -53,7 +53,17 @@ FAULTS: Final[dict[str, Fault]] = {
     "instance cut off from gateways": Fault(
         partitions.instance_from_gateways, ("gateways *", "instances *"), cuts=True
     ),
-    "hostile clients": Fault(service_faults.hostile_clients, ()),
+    "hostile clients": Fault(hostile.strangers, ()),
+    "urgent data": Fault(hostile.urgent_data, ("urgent data",)),
+    "flood of hellos": Fault(hostile.hello_flood, ("flood",)),
+    "flood of unknown names": Fault(hostile.unknown_names, ("flood",)),
+    "flood of resets": Fault(hostile.resets, ("flood",)),
+    "first flights held": Fault(hostile.first_flights_held, ("held",)),
+    "half-closed clients": Fault(hostile.half_closed, ("held",)),
+    "stalled readers": Fault(hostile.stalled_readers, ("held",)),
+    "dear pages": Fault(hostile.dear_pages, ("gateways *",)),
+    "SIGHUP again and again": Fault(hostile.hangups, ("gateways *",)),
+    "resolvers written": Fault(hostile.resolvers_written, _BOTH),
 }
 
 

@@ -98,6 +98,10 @@ class Gateway(GatewayProcess):
             ),
         )
 
+    async def page(self, path: str) -> bytes:
+        """What its admin address answers."""
+        return await self._fetch(path)
+
     async def _fetch(self, path: str) -> bytes:
         transport = httpx.AsyncHTTPTransport(verify=_NO_AUTHORITIES, uds=str(self.admin_socket))
         async with httpx.AsyncClient(transport=transport, trust_env=False, timeout=10) as client:

@@ -1,5 +1,8 @@
 """What the streams carry, so that a byte lost, doubled, moved or of another stream is noticed at once.
 
+Most streams are TLS, and prove who they are by certificates. Quick ones, of which there are far more, have a hello with
+`PLAIN` in it, so that a gateway does for them what it does for all, and then the same frames in the clear.
+
 Each direction is a row of frames. A frame names the service and says at which byte it begins, and ends with the hash of
 everything in this direction so far. The last frame is empty.
 """
@@ -7,11 +10,13 @@ everything in this direction so far. The last frame is empty.
 import hashlib
 import os
 import struct
+from contextlib import suppress
 from random import Random
-from typing import Final
+from socket import MSG_OOB
+from ssl import PROTOCOL_TLS_CLIENT, MemoryBIO, SSLContext, SSLWantReadError
+from typing import Final, Protocol
 
 import trio
-from tests.harness.tls import TlsStream
 
 from meshgate.adapters.mesh_tls import RefusedError
 
@@ -19,6 +24,9 @@ _HEAD: Final = struct.Struct(">IQB")
 _DIGEST: Final = 16
 _NOISE: Final = os.urandom(1 << 20)
 MOST: Final = 64 << 10
+PLAIN: Final = b"soak/plain"
+_ALERT: Final = 21
+_ALERTS: Final = {80: "internal_error", 112: "unrecognized_name"}
 
 
 class DamagedError(Exception):
@@ -44,10 +52,71 @@ def noise(rng: Random, size: int) -> bytes:
     return _NOISE[start : start + size]
 
 
+def hello_for(name: str, *alpn: str) -> bytes:
+    """A ClientHello as OpenSSL makes it."""
+    context = SSLContext(PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    if alpn:
+        context.set_alpn_protocols(alpn)
+    outgoing = MemoryBIO()
+    with suppress(SSLWantReadError):
+        context.wrap_bio(MemoryBIO(), outgoing, server_hostname=name).do_handshake()
+    return outgoing.read()
+
+
+class Duplex(Protocol):
+    """What carries frames: TLS, or a connection as it is."""
+
+    async def send_all(self, data: bytes) -> None: ...
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes: ...
+
+    async def send_eof(self) -> None: ...
+
+
+class PlainStream:
+    """A connection as it is, behind its hello.
+
+    With `urgent` an urgent byte lies somewhere among those of one write. It is beside the stream, so whoever reads that
+    may drop it, and must get all others. A second one would make an ordinary byte of the first (tcp(7)).
+    """
+
+    def __init__(self, transport: trio.SocketStream, *, urgent: Random | None = None) -> None:
+        self._transport = transport
+        self._urgent = urgent
+        self._begun = False
+
+    async def send_all(self, data: bytes) -> None:
+        """Sends all of `data`."""
+        if self._urgent is not None and self._urgent.random() < 0.3:
+            at = self._urgent.randrange(len(data))
+            self._urgent = None
+            await self._transport.send_all(data[:at])
+            await self._transport.socket.send(b"!", MSG_OOB)
+            data = data[at:]
+        await self._transport.send_all(data)
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """What is there; empty at the end.
+
+        Raises:
+            RefusedError: a gateway has answered with an alert.
+        """
+        data = bytes(await self._transport.receive_some(max_bytes or MOST))
+        if not self._begun and data[:1] == bytes((_ALERT,)):
+            raise RefusedError("handshake", _ALERTS.get(data[-1], str(data[-1])), "an alert")
+        self._begun = True
+        return data
+
+    async def send_eof(self) -> None:
+        """Ends the sending direction."""
+        await self._transport.send_eof()
+
+
 class Sender:
     """One direction, where it begins."""
 
-    def __init__(self, stream: TlsStream, service: str) -> None:
+    def __init__(self, stream: Duplex, service: str) -> None:
         self.sent = 0
         self._stream = stream
         self._service = service.encode()
@@ -69,7 +138,7 @@ class Sender:
 class Receiver:
     """One direction, where it ends."""
 
-    def __init__(self, stream: TlsStream, service: str) -> None:
+    def __init__(self, stream: Duplex, service: str) -> None:
         self.received = 0
         self._stream = stream
         self._service = service.encode()

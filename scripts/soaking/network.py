@@ -71,6 +71,7 @@ class Network:
                 f"addr add {_NET}.0.1/16 dev br0",
                 "link set br0 up",
             )
+            _forget_soon(Place())
 
     async def place(self) -> Place:
         """A new place, linked to all others."""
@@ -89,6 +90,7 @@ class Network:
         _ip(f"link add {link} type veth peer name eth0 netns {holder.pid}", f"link set {link} master br0 up")
         place = Place(address, ("nsenter", f"--net={theirs}", "--"))
         _ip("link set lo up", f"addr add {address}/16 dev eth0", "link set eth0 up", at=place)
+        _forget_soon(place)
         return place
 
     def cut(self, some: Iterable[Place], others: Iterable[Place]) -> None:
@@ -111,6 +113,13 @@ class Network:
         """Ends what holds the places."""
         for holder in self._holders:
             await holder.kill()
+
+
+def _forget_soon(place: Place) -> None:
+    """Let the kernel remember few connections that are over: millions of streams need their ports again."""
+    folder = "/proc/sys/net/ipv4"
+    command = f"echo 1000 > {folder}/tcp_max_tw_buckets; echo 1100 65000 > {folder}/ip_local_port_range"
+    subprocess.run([*place.prefix, "sh", "-c", command], capture_output=True, check=False)
 
 
 def _neighbour(action: str, place: Place, more: str = "") -> str:

@@ -1,20 +1,72 @@
-"""The end of a run in numbers, for people and as JSON."""
+"""The end of a run in numbers: for people, as JSON, and as a page of the docs that nobody writes by hand."""
 
+import os
+import subprocess
+import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
+
+from tests.harness.agent import consul_version
 
 from .kernel import Usage
 from .ledger import Ledger
 
+_PAGE: Final = """---
+orphan: true
+---
+
+# A soak with Consul {consul}
+
+Written by `scripts/soak` at the end of the run, on {date}, of commit {commit}, on {processors} processors.
+`scripts/soak {minutes:g} --seed {seed} --quick {quick:g}` makes the same faults and the same traffic.
+{{doc}}`../reliability` says what is checked.
+
+```text
+{text}
+```
+"""
+
+
+def origin(root: Path, binary: str) -> dict[str, Any]:
+    """What ran, and where: the commit of the checkout, Consul's version, the processors."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", "-C", root, *words], capture_output=True, text=True, check=False).stdout.strip()
+
+    commit = git("rev-parse", "--short=12", "HEAD") or "unknown"
+    return {
+        "commit": f"{commit} with changes" if git("status", "--porcelain", "--untracked-files=no") else commit,
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "consul": ".".join(map(str, consul_version(binary))),
+        "processors": len(os.sched_getaffinity(0)),
+    }
+
+
+def write(folder: Path, data: Mapping[str, Any]) -> Path:
+    """The page of a run; the one before it with the same Consul is replaced."""
+    folder.mkdir(parents=True, exist_ok=True)
+    page = folder / f"consul-{data['consul']}.md"
+    page.write_text(_PAGE.format(text=as_text(data), minutes=data["load_seconds"] / 60, **data))
+    return page
+
 
 def as_data(
-    ledger: Ledger, seed: int, uncut: str, before: Mapping[str, Usage], after: Mapping[str, Usage]
+    ledger: Ledger,
+    seed: int,
+    load_seconds: float,
+    quick: float,
+    uncut: str,
+    before: Mapping[str, Usage],
+    after: Mapping[str, Usage],
 ) -> dict[str, Any]:
     """Everything that was counted."""
     return {
         "seed": seed,
+        "load_seconds": load_seconds,
+        "quick": quick,
         "seconds": round(ledger.age, 1),
         "streams": {
             "opened": ledger.opened,
@@ -40,7 +92,7 @@ def _sorted(counts: Counter[str]) -> dict[str, int]:
     return dict(sorted(counts.items()))
 
 
-def as_text(data: dict[str, Any]) -> str:
+def as_text(data: Mapping[str, Any]) -> str:
     """The same for people."""
     streams, amount = data["streams"], data["bytes"]
     lines = [
@@ -58,9 +110,12 @@ def as_text(data: dict[str, Any]) -> str:
         f"tables said what Consul says at most {tables['follow_seconds']:g} s after all was put right; "
         f"Consul itself was behind {tables['consul_behind']} times"
     )
+    lines.append(f"kinds of faults: {sum(name != 'total' for name in data['faults'])}")
+    lines.append("streams by way and service:")
+    lines += [f"  {count:8}  {name}" for name, count in streams["by_kind"].items()]
     for title in ("faults", "hostile", "breaks", "refusals"):
         lines.append(f"{title}:")
-        lines += [f"  {count:6}  {name}" for name, count in data[title].items()]
+        lines += [f"  {count:8}  {name}" for name, count in data[title].items()]
     for title in ("before", "after"):
         lines.append(
             f"held {title} the load (parent: descriptors, memory; a worker at most: descriptors, pipe ends, memory):"

@@ -42,7 +42,9 @@ _SMALL_PACE: Final = 0.3
 
 @dataclass(frozen=True)
 class Options:
-    """What the user asked for. `gap` is the mean of seconds between the beginnings of two faults.
+    """What the user asked for.
+
+    `gap` is the mean of seconds between the beginnings of two faults, `quick` how many quick streams begin in a second.
 
     `uncut` says why the network cannot be cut, empty where it can.
     """
@@ -56,6 +58,7 @@ class Options:
     logs: Path | None = None
     uncut: str = ""
     small: bool = False
+    quick: float = 0.0
 
     @property
     def services(self) -> dict[str, str]:
@@ -78,14 +81,14 @@ async def soak(options: Options, ledger: Ledger, say: Callable[[str], None]) -> 
         contexts = {consul.datacenter: await _caller_context(stage, consul) for consul in federation.datacenters}
         pace = _SMALL_PACE if options.small else 1.0
         services, domain = options.services, federation.trust_domain
-        traffic = Traffic(stage.fleet, ledger, contexts, services, domain, options.seed, pace)
+        traffic = stage.traffic = Traffic(stage.fleet, ledger, contexts, services, domain, options.seed, pace)
         before = usage(stage.fleet)
         ledger.started = time.monotonic()
         say(f"under load for {options.seconds:g} s, seed {options.seed}")
         async with trio.open_nursery() as watching:
             watching.start_soon(_watch, stage, traffic, say)
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(traffic.run, options.callers)
+                nursery.start_soon(traffic.run, options.callers, options.quick)
                 await _inject_all(stage, options)
                 await trio.sleep(1)
                 traffic.stopping = True
@@ -96,7 +99,7 @@ async def soak(options: Options, ledger: Ledger, say: Callable[[str], None]) -> 
         after = usage(stage.fleet)
         _look_after(stage)
         ledger.settle()
-        return as_data(ledger, options.seed, options.uncut, before, after)
+        return as_data(ledger, options.seed, options.seconds, options.quick, options.uncut, before, after)
 
 
 @asynccontextmanager

@@ -1,10 +1,10 @@
-"""What may happen to the instances of services, and what strangers may do."""
+"""What may happen to the instances of services."""
 
 import signal
 
 import trio
 
-from . import hostile, kernel
+from . import kernel
 from .stage import Stage
 
 
@@ -54,8 +54,3 @@ async def stopped(stage: Stage, datacenter: str) -> None:
     if await kernel.stop(instance.child.pid):
         await trio.sleep(seconds)
         instance.child.signal(signal.SIGCONT)
-
-
-async def hostile_clients(stage: Stage, datacenter: str) -> None:
-    """Clients that send garbage, half hellos, dripping hellos and names of nobody."""
-    await hostile.attack(stage.gateway(datacenter).address, stage.rng, stage.ledger)

@@ -18,7 +18,7 @@ from typing import Final
 import trio
 from tests.harness.tls import TlsStream, mesh_context
 
-from .messages import BROKEN, DamagedError, Receiver, Sender, noise, spot
+from .messages import BROKEN, PLAIN, DamagedError, Duplex, PlainStream, Receiver, Sender, noise, spot
 
 _BACKLOG: Final = 256
 # Longer than any pause or partition, so that only callers and gateways ever give up.
@@ -64,11 +64,26 @@ class Sidecar:
         finally:
             transport.socket.close()
 
+    async def _begun(self, transport: trio.SocketStream) -> Duplex:
+        """The stream behind its hello, or its handshake."""
+        hello = b""
+        while len(hello) < 5 or len(hello) < 5 + int.from_bytes(hello[3:5]):
+            # Not one byte more: what follows is the stream's.
+            missing = 5 - len(hello) if len(hello) < 5 else 5 + int.from_bytes(hello[3:5]) - len(hello)
+            data = await transport.receive_some(missing)
+            if not data:
+                raise trio.BrokenResourceError("no hello")
+            hello += data
+        if PLAIN in hello:
+            return PlainStream(transport)
+        stream = TlsStream(transport, self._context, server=True, received=hello)
+        await stream.do_handshake()
+        return stream
+
     async def _converse(self, transport: trio.SocketStream) -> None:
         leg = [spot(*transport.socket.getpeername()), spot(*transport.socket.getsockname())]
-        stream = TlsStream(transport, self._context, server=True)
         with trio.move_on_after(_HELLO_SECONDS) as scope:
-            await stream.do_handshake()
+            stream = await self._begun(transport)
             receiver, sender = Receiver(stream, self._service), Sender(stream, self._service)
             plan = json.loads(await receiver.receive())
         if scope.cancelled_caught:

@@ -18,6 +18,7 @@ from .fleet import Fleet, Gateway
 from .ledger import Ledger
 from .network import Network, Place
 from .services import SoakInstance
+from .traffic import Traffic
 
 # A machine that is busy with other things is no fault of anybody's.
 FOLLOW_SECONDS: Final = 90.0
@@ -36,6 +37,7 @@ class Stage:
     rng: Random
     network: Network
     tokens: int = 0
+    traffic: Traffic | None = None
 
     def gateway(self, datacenter: str) -> Gateway:
         """One that takes streams."""

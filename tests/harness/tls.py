@@ -58,11 +58,21 @@ class TlsStream(trio.abc.HalfCloseableStream):
     """
 
     def __init__(
-        self, transport: trio.SocketStream, context: ssl.SSLContext, *, sni: str | None = None, server: bool = False
+        self,
+        transport: trio.SocketStream,
+        context: ssl.SSLContext,
+        *,
+        sni: str | None = None,
+        server: bool = False,
+        received: bytes = b"",
     ) -> None:
-        """`sni` is the name that a client sends, None for none; nothing is sent before `do_handshake`."""
+        """`sni` is the name that a client sends, None for none; nothing is sent before `do_handshake`.
+
+        `received` is what has been read from the transport already.
+        """
         self._transport = transport
         self._incoming = ssl.MemoryBIO()
+        self._incoming.write(received)
         self._outgoing = ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=server, server_hostname=sni)
         self._sending = trio.Lock()

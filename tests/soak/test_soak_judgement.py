@@ -165,3 +165,28 @@ def test_bytes_changed_lost_doubled_or_moved_are_found() -> None:
 
 def test_a_stream_of_another_service_is_found() -> None:
     assert carried("lambda data: data", "api") == "damaged"
+
+
+QUICK = """
+import trio
+from soaking.messages import PlainStream, Receiver
+from meshgate.adapters.mesh_tls import RefusedError
+class Transport:
+    def __init__(self, data): self.data = data
+    async def receive_some(self, _):
+        data, self.data = self.data, b""
+        return data
+async def main():
+    for data in (bytes.fromhex("15030300020250"), bytes(2), b""):
+        try:
+            await Receiver(PlainStream(Transport(data)), "web").receive()
+        except RefusedError as error:
+            print(error.alert)
+        except Exception as error:
+            print(type(error).__name__)
+trio.run(main)
+"""
+
+
+def test_a_truncated_quick_stream_and_an_alert_in_place_of_its_greeting_are_found() -> None:
+    assert run(QUICK).splitlines() == ["internal_error", "OverError", "OverError"]

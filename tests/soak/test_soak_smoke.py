@@ -18,14 +18,16 @@ FAULTS = (
     "instance moved",
     "instance cut off from gateways",
     "hostile clients",
+    "urgent data",
+    "first flights held",
 )
 
 
 def test_a_short_soak_holds_every_invariant(consul_binary: str, tmp_path: Path) -> None:
     file, events = tmp_path / "report.json", tmp_path / "events"
-    options = ["--seed", "1", "--gap", "1", "--callers", "8", "--small"]
+    options = ["--seed", "1", "--gap", "1", "--callers", "8", "--quick", "20", "--small"]
     options += [word for fault in FAULTS for word in ("--only", fault)]
-    options += ["--json", str(file), "--events", str(events)]
+    options += ["--json", str(file), "--events", str(events), "--report", str(tmp_path / "pages")]
     done = subprocess.run(
         [sys.executable, "-m", "soaking", "0.2", *options],
         env={**os.environ, "PYTHONPATH": str(ROOT / "scripts"), "CONSUL_BIN": consul_binary},
@@ -44,3 +46,8 @@ def test_a_short_soak_holds_every_invariant(consul_binary: str, tmp_path: Path) 
     # A machine that is busy with other things gets fewer of both done.
     assert report["faults"]["total"] >= 3
     assert min(report["bytes"].values()) > 100_000
+    assert sum(count for kind, count in streams["by_kind"].items() if kind.endswith("quick")) > 20
+    (page,) = (tmp_path / "pages").iterdir()
+    assert page.name == f"consul-{report['consul']}.md"
+    for told in (report["commit"], "seed 1", f"{streams['opened']} opened", "violations: 0"):
+        assert told in page.read_text()
