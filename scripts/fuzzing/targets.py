@@ -13,6 +13,7 @@ Target: TypeAlias = Callable[[bytes], None]
 
 _LIMITS: Final = (512, 16384, 1 << 16)
 _ALL_CUTS: Final = 700
+_STEPS: Final = 600
 
 
 def hello(data: bytes) -> None:
@@ -41,6 +42,14 @@ def hello_openssl(data: bytes) -> None:
 
     if len(data) < 1 << 16:
         assert_rule_here(data)
+
+
+def stream(data: bytes) -> None:
+    """The relay's stream keeps its promises in a long order of steps, many of them between two system calls."""
+    from tests.adapters.relay.stream_model import SCENES, run_through  # noqa: PLC0415 (takes what only tests need)
+
+    if data:
+        run_through(SCENES[data[0] % len(SCENES)], data[1:_STEPS])
 
 
 def _decoder(decode_answer: Callable[[Any], object], errors: type[Exception] = InvalidAnswerError) -> Target:
@@ -76,6 +85,7 @@ def _decoders() -> dict[str, Target]:
 TARGETS: Final[dict[str, Target]] = {
     "hello": hello,
     "hello_openssl": hello_openssl,
+    "stream": stream,
     **_decoders(),
     "state_file": _decoder(decode, StateFileError),
     "state_sealed": _decoder(_sealed, StateFileError),

@@ -102,7 +102,8 @@ class Socket:
         self.cork = self.lingers = self.alert = False
         self.error = self.reset_at = 0
         self.room = _ROOM
-        self.budget = {"small": 2, "large": 1, "urgent": 1, "stall": 2}
+        plenty = world.scene.plenty
+        self.budget = {"small": 2 * plenty, "large": plenty, "urgent": plenty, "stall": 2 * plenty}
 
     # --- what the relay calls --------------------------------------------------------------------------------------
 
@@ -281,7 +282,13 @@ class Socket:
             yield "stands", self.stands
             yield "refuses", self.refuses
             return
-        budget, name = self.budget, self.name
+        budget, name, scene = self.budget, self.name, self.world.scene
+        patient = budget["small"] + scene.patience > 2 * scene.plenty
+        if self.room != _ROOM:
+            yield f"{name} takes", self.takes_again
+        elif budget["stall"] and not self.fin_out:
+            yield f"{name} stalls", lambda: self._spend("stall", self.stalls, 0)
+            yield f"{name} stalls soon", lambda: self._spend("stall", self.stalls, SMALL // 2)
         if not self.fin:
             for kind, count in (("small", SMALL), ("large", LARGE)):
                 if budget[kind]:
@@ -291,12 +298,9 @@ class Socket:
                     )
             if budget["urgent"] and self.mark is None:
                 yield f"{name} urgent", lambda: self._spend("urgent", self.urgent_byte_comes)
+            if patient:
+                return
             yield f"{name} ends", self.end_comes
-        if self.room != _ROOM:
-            yield f"{name} takes", self.takes_again
-        elif budget["stall"] and not self.fin_out:
-            yield f"{name} stalls", lambda: self._spend("stall", self.stalls, 0)
-            yield f"{name} stalls soon", lambda: self._spend("stall", self.stalls, SMALL // 2)
         yield f"{name} resets", self.reset_comes
 
     def _spend(self, kind: str, step: Callable[..., None], *given: int) -> None:
@@ -367,7 +371,8 @@ class Scene:
 
     `past` is what has come to pass already: the moves by name. `pipes` is how many there are, `much_held` whether no
     more may be held, `drains` whether the relay drains, `time` whether time passes, `interruptions` how often a peer
-    may act between two system calls of one step.
+    may act between two system calls of one step, `plenty` how many times as much they do as is enough to see all,
+    `patience` how many small messages a peer sends before it ends.
     """
 
     name: str
@@ -378,6 +383,8 @@ class Scene:
     time: bool = False
     dials: tuple[str, ...] = ("dialled",)
     interruptions: int = 1
+    plenty: int = 1
+    patience: int = 0
     limits: Limits = field(default_factory=Limits)
 
 
@@ -727,6 +734,24 @@ def play(world: World) -> None:
         name, move = moves[world.choices.of(len(moves))]
         world.told.append(name)
         move()
+
+
+def run_through(scene: Scene, path: Sequence[int]) -> World:
+    """One long order of steps, in which the peers send much and often act between two system calls.
+
+    Raises:
+        BrokenPromiseError: with the steps.
+    """
+    patience = path[-1] % 16 if path else 0
+    world = World(replace(scene, interruptions=len(path), plenty=20, patience=patience), Choices(path))
+    try:
+        play(world)
+        world.settle()
+        if not world.stream.closed:
+            world.end()
+    except Exception as error:
+        raise BrokenPromiseError(f"{error!r} in {scene.name!r} after {world.told}") from error
+    return world
 
 
 @dataclass
