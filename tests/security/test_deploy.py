@@ -167,3 +167,9 @@ def test_image_is_built_of_the_sources_alone() -> None:
 
 def test_audit_can_be_run() -> None:
     assert (DEPLOY.parent / "scripts" / "audit").stat().st_mode & stat.S_IXUSR
+
+
+def test_workers_may_give_up_their_rights_under_the_unit() -> None:
+    """The sets of system calls of systemd 252 have none of these."""
+    allowed = {call for line in unit()["Service"]["SystemCallFilter"] if line[0] != "~" for call in line.split()}
+    assert {"seccomp", "landlock_create_ruleset", "landlock_restrict_self"} <= allowed

@@ -498,7 +498,7 @@ WITHOUT = """
 import ctypes, os, struct, sys
 from meshgate.adapters.relay import sandbox
 refused = int(sys.argv.pop(1))
-sandbox._give_up_privileges()
+ctypes.CDLL(None).prctl(38, 1, 0, 0, 0)
 code = b"".join(struct.pack("HBBI", *each) for each in [
     (0x20, 0, 0, 0), (0x15, 0, 1, refused), (0x06, 0, 0, sandbox.UNKNOWN), (0x06, 0, 0, sandbox.ALLOW)])
 kept = ctypes.create_string_buffer(code, len(code))
@@ -542,6 +542,15 @@ def test_what_is_required_and_cannot_be_had_ends_the_start_with_one_line(call: i
 def test_what_can_be_had_is_had_without_the_rest(call: int, said: str) -> None:
     ended = without(call, TELLS)
     assert (ended.stderr, ended.stdout) == ("", said)
+
+
+@needs_kernel
+@pytest.mark.skipif(os.getuid() != 0, reason="who is nobody else has no capabilities to lose")
+def test_who_has_no_capabilities_need_not_be_allowed_to_set_any() -> None:
+    """As under our systemd unit, whose filter refuses that."""
+    capset = sandbox._CAPSET[platform.machine()]
+    assert without(capset, "os.setuid(65534)\n" + TELLS).stdout.endswith(") []\n")
+    assert without(capset, TELLS).stdout.endswith(") ['give up privileges: Function not implemented']\n")
 
 
 def test_a_process_with_threads_is_not_half_confined() -> None:

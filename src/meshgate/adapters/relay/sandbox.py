@@ -31,6 +31,7 @@ import sys
 import threading
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 from typing import Final, NamedTuple
 
 
@@ -321,9 +322,15 @@ def _give_up_privileges() -> None:
     prctl(_PR_CAP_AMBIENT, _CLEAR_ALL, 0, 0, 0)
     for capability in range(_MOST_CAPABILITIES):
         prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)  # Refused without CAP_SETPCAP, and then of no use to anybody.
-    if platform.machine() in _CAPSET:
+    if platform.machine() in _CAPSET and _has_capabilities():
         head, none = struct.pack("Ii", _CAPABILITY_VERSION, 0), bytes(24)
         _must(_CAPSET[platform.machine()], head, none)
+
+
+def _has_capabilities() -> bool:
+    """Where there are none a supervisor may have forbidden to set any, as our systemd unit does."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8", errors="replace").splitlines()
+    return any(int(line.split()[1], 16) for line in lines if line.startswith(("CapInh:", "CapPrm:", "CapEff:")))
 
 
 def _close_files() -> None:
