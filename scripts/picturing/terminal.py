@@ -8,10 +8,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.terminal_theme import MONOKAI
 
-from meshgate.app.admin_client import ask, decoded
-from meshgate.app.cli.admin_answers import DashboardState
-from meshgate.app.cli.top_command import STATE
-from meshgate.app.cli.top_view import screen
+from meshgate.app.admin_client import ask
+from meshgate.app.cli.top_command import STATE, look
+from meshgate.app.cli.top_view import View, screen
 from meshgate.core.addresses import HostPort
 
 from .stage import Stage
@@ -25,11 +24,11 @@ def picture_of_top(there: Stage, path: Path) -> None:
     bind = HostPort(host, int(port))
     ask(bind, STATE)
     time.sleep(2)
-    state = decoded(ask(bind, STATE), DashboardState)
+    seen = look(bind, view := View())
     console = Console(
         record=True, width=WIDTH, height=HEIGHT, file=io.StringIO(), force_terminal=True, color_system="truecolor"
     )
-    console.print(screen(state, "", WIDTH, HEIGHT))
+    console.print(screen(seen, view, "", WIDTH, HEIGHT))
     drawn = console.export_svg(title="meshgate top", theme=MONOKAI)
     drawn = re.sub(r"@font-face\s*\{[^}]*\}\s*", "", drawn).replace("Fira Code", "ui-monospace, Menlo, Consolas")
     path.write_text(drawn)

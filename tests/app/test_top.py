@@ -27,13 +27,16 @@ from meshgate.app.cli.admin_answers import (
     Destination,
     Destinations,
     Identity,
+    Refusal,
     Refusals,
     Refused,
+    Stream,
     Totals,
     Watches,
+    Worker,
 )
 from meshgate.app.cli.main import execute
-from meshgate.app.cli.top_view import duration, rate, screen, size
+from meshgate.app.cli.top_view import PAGES, Seen, View, duration, rate, screen, size
 from meshgate.core.reasons import Reason
 from meshgate.core.routes import Endpoint, Route, RouteKind
 
@@ -126,24 +129,34 @@ def test_problems_are_alerts_the_first_of_many() -> None:
         "! problem 0",
         "! problem 1",
         "! problem 2",
-        "! there are more problems, see /readyz",
+        "! there are more problems: key 5, or /readyz",
     ]
 
 
 def test_long_lists_go_on_in_a_second_line() -> None:
     lines = drawn(changed("consul", watches=[Watches(f"watch-{number}", 100.0 * number) for number in range(9)]))
     start = next(number for number, line in enumerate(lines) if line.startswith("last news"))
-    assert lines[start:-1] == [
+    assert lines[start:-2] == [
         "last news from Consul: watch-0 0s, watch-1 1m40s, watch-2 3m20s, watch-3 5m00s,",
         "  watch-4 6m40s, watch-5 8m20s, watch-6 10m00s, watch-7 11m40s, watch-8 13m20s",
     ]
 
 
-def drawn(state: DashboardState, trouble: str = "", width: int = 80, height: int = 24) -> list[str]:
+def drawn(
+    state: DashboardState,
+    trouble: str = "",
+    width: int = 80,
+    height: int = 24,
+    view: View | None = None,
+    streams: list[Stream] | None = None,
+) -> list[str]:
     with open(os.devnull, "w") as nowhere:
         console = Console(force_terminal=True, width=width, height=height, record=True, file=nowhere)
-        console.print(screen(state, trouble, width, height))
+        console.print(screen(Seen(state, streams), view or View(), trouble, width, height))
         return [line.rstrip() for line in console.export_text().splitlines()]
+
+
+PAGES_LINE = "1 destinations  2 endpoints  3 callers  4 workers  5 problems"
 
 
 def test_the_screen_is_readable_at_80_columns() -> None:
@@ -162,8 +175,106 @@ def test_the_screen_is_readable_at_80_columns() -> None:
         "refused: unknown_sni 50 (5.0/s), no_sni 1 (0.5/s)",
         "unhealthy: Web [2001:db8::8]:21000 on n2, api [2001:db8::8]:21000 on n2",
         "last news from Consul: resolvers 1m40s, services 12s",
-        "q quits",
+        PAGES_LINE,
+        "q quits  arrows scroll  s sorts: busy",
     ]
+
+
+BIG = replace(
+    changed("gateway", workers=[Worker(4711, 3), Worker(None, 0)]),
+    problems=["the token lacks a rule"],
+    refused=Refusals([], [Refusal(0.0, "unknown_sni", "no.such", "192.0.2.9:1", "no route")]),
+    consul=Consul([Watches("services", 61.0, "connection refused")], None, None),
+    destinations=Destinations(
+        300,
+        [
+            Destination(
+                f"s{number}", "service", 1, 2, number, 1.0, float(number), 0.0, [down("10.0.0.1", number, "n1")]
+            )
+            for number in range(100)
+        ],
+    ),
+)
+STREAMS_SEEN = [
+    Stream("192.0.2.1:1", WEB.sni, "10.0.0.7:21000", "relaying", 9.0, 1000, 2000),
+    Stream("192.0.2.1:2", WEB.sni, "10.0.0.7:21000", "relaying", 90.0, 1000, 0),
+    Stream("[2001:db8::9]:1", None, None, "hello", 1.0, 5000, 0),
+]
+
+
+def test_keys_scroll_as_far_as_there_are_rows_and_sort() -> None:
+    view = View()
+
+    def rows() -> list[str]:
+        return [line.split()[0] for line in drawn(BIG, view=view) if re.match(r"s\d", line)]
+
+    first = rows()
+    assert first[:2] == ["s0", "s1"]
+    room = len(first)
+    for key, top in (("DOWN", 1), ("UP", 0), ("UP", 0), ("PAGE DOWN", room), ("END", 100 - room), ("DOWN", 100 - room)):
+        view.press(key)
+        assert rows()[0] == f"s{top}", key
+    view.press("HOME")
+    assert rows() == first
+    view.press("s")
+    assert (view.order, rows()[:2]) == ("open", ["s99", "s98"])
+    view.press("x")
+    assert rows()[:2] == ["s99", "s98"]
+
+
+@pytest.mark.parametrize(
+    ("key", "head", "first", "order"),
+    [
+        ("2", "ENDPOINT DESTINATION NODE STATE OPEN", "10.0.0.1:0 s0 n1 unhealthy 0", "health"),
+        ("3", "CLIENT OPEN DESTINATIONS IN OUT OLDEST", "192.0.2.1 2 1 2.0 kB 2.0 kB 1m30s", "open"),
+        ("4", "WORKER PID OPEN", "0 4711 3", ""),
+        ("5", "SINCE WHAT DETAIL", "now problem the token lacks a rule", ""),
+    ],
+)
+def test_each_page_has_its_rows(key: str, head: str, first: str, order: str) -> None:
+    view = View()
+    view.press(key)
+    lines = [" ".join(line.split()) for line in drawn(BIG, view=view, streams=STREAMS_SEEN)]
+    at = lines.index(head)
+    assert (lines[at + 1], view.order) == (first, order)
+    assert len(lines) <= 24
+
+
+def test_problems_are_all_on_their_page() -> None:
+    view = View("problems")
+    few = replace(BIG, destinations=STATE.destinations)
+    lines = [" ".join(line.split()) for line in drawn(few, view=view, width=120)]
+    assert "1m01s watch services connection refused" in lines
+    assert "now Web unhealthy [2001:db8::8]:21000 on n2:" in lines
+    assert any(line.endswith("unknown_sni no.such from 192.0.2.9:1: no route") for line in lines)
+
+
+def test_callers_can_be_sorted_by_what_they_send() -> None:
+    view = View("callers")
+    view.press("s")
+    lines = drawn(BIG, view=view, streams=STREAMS_SEEN)
+    assert view.order == "in"
+    assert [line.split()[0] for line in lines if re.match(r"(192|2001)", line)] == ["2001:db8::9", "192.0.2.1"]
+
+
+@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize(("width", "height"), [(80, 24), (40, 10), (200, 50)])
+def test_each_page_fits_and_says_where_there_is_nothing(page: str, width: int, height: int) -> None:
+    empty = replace(STATE, destinations=Destinations(0, []))
+    for state, streams in ((BIG, STREAMS_SEEN * 50), (empty, []), (changed("totals", open=10**6), None)):
+        lines = drawn(state, "", width, height, View(page), streams)
+        assert max(map(len, lines)) <= width
+        assert len(lines) <= height
+        assert lines[-1].startswith("q quits")
+
+
+def test_tab_goes_round_the_pages() -> None:
+    view = View()
+    seen = []
+    for _ in PAGES:
+        seen.append(view.page)
+        view.press("\t")
+    assert (tuple(seen), view.page) == (PAGES, PAGES[0])
 
 
 def test_a_narrow_terminal_does_without_the_columns_that_matter_less() -> None:
@@ -191,8 +302,8 @@ def test_a_screen_of_many_long_things_fits_the_terminal(width: int, height: int)
     lines = drawn(full, "trouble " * 30, width, height)
     assert max(map(len, lines)) <= width
     assert len(lines) <= height
-    assert lines[-1] == "q quits"
-    assert any(re.fullmatch(r"and 4\d\d more", line) for line in lines)
+    assert lines[-1].startswith("q quits")
+    assert any(re.fullmatch(r"rows 1 to \d+ of 200", line) for line in lines)
 
 
 def test_no_name_from_consul_moves_the_cursor() -> None:
@@ -330,8 +441,10 @@ def test_the_live_view_moves_and_ends_by_key_or_interrupt(how: str) -> None:
         terminal.until(r"3 open")
         gateway.numbers.active = 77
         terminal.until(r"77 open")
-        terminal.type("x")
-        terminal.until(r"77 open")
+        terminal.type("3")
+        terminal.until(r"192\.0\.2\.1 [^\n]*2\.0 kB")
+        terminal.type("\x1b[B\x1b[5~4")
+        terminal.until(r"4711")
         terminal.type(how)
         assert terminal.end() == 0
     assert "\x1b[?1049l" in terminal.seen  # the screen that was there before is back

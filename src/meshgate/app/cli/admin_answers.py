@@ -70,6 +70,8 @@ class Stream(msgspec.Struct):
     endpoint: str | None
     state: str
     age_seconds: float
+    bytes_received: int = 0
+    bytes_sent: int = 0
 
 
 class Draining(msgspec.Struct):
@@ -99,11 +101,17 @@ class Destination(msgspec.Struct):
     received_rate: float | None
     sent_rate: float | None
     listed: list[Endpoint] = []
+    sni: str = ""
 
 
 class Destinations(msgspec.Struct):
     total: int
     rows: list[Destination]
+
+
+class Worker(msgspec.Struct):
+    pid: int | None
+    open: int
 
 
 class Identity(msgspec.Struct):
@@ -115,6 +123,7 @@ class Identity(msgspec.Struct):
     started: float
     uptime_seconds: float
     stale: bool
+    workers: list[Worker] = []
 
 
 class Totals(msgspec.Struct):
@@ -131,13 +140,23 @@ class Refused(msgspec.Struct):
     rate: float | None
 
 
+class Refusal(msgspec.Struct):
+    time: float
+    reason: str
+    sni: str | None
+    client: str
+    detail: str
+
+
 class Refusals(msgspec.Struct):
     reasons: list[Refused]
+    recent: list[Refusal] = []
 
 
 class Watches(msgspec.Struct):
     kind: str
     age_seconds: float
+    error: str | None = None
 
 
 class Consul(msgspec.Struct):

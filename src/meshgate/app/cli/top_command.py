@@ -1,6 +1,7 @@
 """`meshgate top`: what the dashboard shows, in a terminal. The gateway itself computes it all, rates too."""
 
 import os
+import re
 import select
 import sys
 import termios
@@ -17,10 +18,10 @@ from rich.console import Console
 from rich.live import Live
 
 from meshgate.app.admin_client import ask, decoded
-from meshgate.app.cli.admin_answers import DashboardState
+from meshgate.app.cli.admin_answers import DashboardState, Stream
 from meshgate.app.cli.output import Printer
 from meshgate.app.cli.setting_options import Command, with_settings
-from meshgate.app.cli.top_view import print_once, screen
+from meshgate.app.cli.top_view import MOST_STREAMS, Seen, View, print_once, screen
 from meshgate.app.errors import CommandError
 from meshgate.app.settings.settings import Settings
 from meshgate.core.addresses import HostPort
@@ -45,8 +46,9 @@ STATE: Final = "/dashboard/state"
 )
 @with_settings({"MESHGATE_ADMIN_BIND"})
 def top(settings: Settings, *, once: bool, as_json: bool, interval: float) -> None:
-    """Show the running gateway live: destinations, streams, rates, refusals, endpoints' health, news from Consul.
+    """Show the running gateway live, on a page each for destinations, endpoints, callers, workers and problems.
 
+    1 to 5 or Tab choose the page, arrows, Page Up, Page Down, Home and End scroll it, s sorts it by another column.
     q or Ctrl-C ends it.
     """
     bind, printer = settings.admin_bind, Printer()
@@ -64,38 +66,63 @@ def top(settings: Settings, *, once: bool, as_json: bool, interval: float) -> No
         print_once(state, printer)
 
 
+def look(bind: HostPort | Path | None, view: View) -> Seen:
+    """What the gateway says now, as far as a page needs it."""
+    sort = view.order if view.page == "destinations" and view.order in ("name", "health") else "busy"
+    state = decoded(ask(bind, STATE, sort=sort), DashboardState)
+    if not view.wants_streams or state.totals.open > MOST_STREAMS:
+        return Seen(state)
+    return Seen(state, decoded(ask(bind, "/connections"), list[Stream]))
+
+
 def _live(bind: HostPort | Path | None, interval: float) -> None:
     console = Console(highlight=False, markup=False, emoji=False)
     # A gateway that is not there from the start is an error, one that vanishes later may come back.
-    state, trouble = decoded(ask(bind, STATE), DashboardState), ""
+    view = View()
+    seen, trouble, due = look(bind, view), "", time.monotonic() + interval
     try:
         with _keys() as pressed, Live(console=console, screen=True, auto_refresh=False) as live:
             while True:
-                live.update(screen(state, trouble, console.width, console.height), refresh=True)
-                if pressed(interval) in ("q", "Q"):
-                    return
+                live.update(screen(seen, view, trouble, console.width, console.height), refresh=True)
+                asked = view.page, view.order
+                for key in pressed(max(0.0, due - time.monotonic())):
+                    if key in ("q", "Q"):
+                        return
+                    view.press(key)
+                if (view.page, view.order) == asked and time.monotonic() < due:
+                    continue
+                due = time.monotonic() + interval
                 try:
-                    state, trouble = decoded(ask(bind, STATE), DashboardState), ""
+                    seen, trouble = look(bind, view), ""
                 except CommandError as error:
                     trouble = str(error)
     except KeyboardInterrupt:
         return
 
 
+# What a terminal sends for keys that are no character: one way or the other, by its mode.
+_NAMED: Final = {
+    "[A": "UP", "OA": "UP", "[B": "DOWN", "OB": "DOWN", "[5~": "PAGE UP", "[6~": "PAGE DOWN",
+    "[H": "HOME", "OH": "HOME", "[1~": "HOME", "[F": "END", "OF": "END", "[4~": "END",
+}  # fmt: skip
+_KEY: Final = re.compile(r"\x1b(\[[0-9;]*[A-Za-z~]|O[A-Z])|(.)", re.DOTALL)
+
+
 @contextmanager
-def _keys() -> Iterator[Callable[[float], str]]:
-    """A function that waits for a key for so many seconds and gives it, or ""."""
+def _keys() -> Iterator[Callable[[float], list[str]]]:
+    """A function that waits for keys for so many seconds and gives them: characters, or names such as `UP`."""
     if not sys.stdin.isatty():
         yield _no_key
         return
     before = termios.tcgetattr(sys.stdin)
     tty.setcbreak(sys.stdin)
 
-    def pressed(seconds: float) -> str:
+    def pressed(seconds: float) -> list[str]:
         if not select.select([sys.stdin], [], [], seconds)[0]:
-            return ""
+            return []
         # A terminal that is gone has nothing more to say: end, as if by key.
-        return os.read(sys.stdin.fileno(), 64).decode(errors="replace")[:1] or "q"
+        typed = os.read(sys.stdin.fileno(), 64).decode(errors="replace") or "q"
+        return [_NAMED.get(named, "") if named else key for named, key in _KEY.findall(typed)]
 
     try:
         yield pressed
@@ -103,6 +130,6 @@ def _keys() -> Iterator[Callable[[float], str]]:
         termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
 
 
-def _no_key(seconds: float) -> str:
+def _no_key(seconds: float) -> list[str]:
     time.sleep(seconds)
-    return ""
+    return []

@@ -1,32 +1,100 @@
-"""How `meshgate top` draws the dashboard's state: readable at 80 columns, and no longer than the terminal is high."""
+"""How `meshgate top` draws what the gateway says: readable at 80 columns, and no longer than the terminal is high.
+
+A page is a table of which as many rows are shown as there is room for. `View` is what keys change.
+"""
 
 import textwrap
-from collections.abc import Iterator, Sequence
-from typing import Final
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from meshgate.app.cli.admin_answers import DashboardState, Destination
+from meshgate.app.cli.admin_answers import DashboardState, Destination, Stream
 from meshgate.app.cli.output import Printer
 from meshgate.core.addresses import host_port
 from meshgate.core.text import printable
 
+PAGES: Final = ("destinations", "endpoints", "callers", "workers", "problems")
+# With more open streams the gateway is not asked for a list of them.
+MOST_STREAMS: Final = 5000
+
 _HEAD: Final = ("DESTINATION", "KIND", "OPEN", "NEW/S", "IN/S", "OUT/S", "HEALTHY")
-_WIDTHS: Final = {"KIND": 10, "NEW/S": 5, "IN/S": 6, "OUT/S": 6}
+_WIDTHS: Final = {"KIND": 10, "NEW/S": 5, "IN/S": 6, "OUT/S": 6, "IN": 6, "OUT": 6, "OLDEST": 6}
 # Columns that a narrower terminal does without.
-_NEEDED: Final = {"IN/S": 66, "OUT/S": 66, "KIND": 48}
+_NEEDED: Final = {"IN/S": 66, "OUT/S": 66, "KIND": 48, "NODE": 70, "STATE": 56, "OLDEST": 56, "DESTINATIONS": 66}
+# Columns of words, which are cut where there is no room; numbers never are.
+_WORDS: Final = frozenset(("DESTINATION", "KIND", "ENDPOINT", "NODE", "STATE", "CLIENT", "WHAT", "DETAIL"))
+_CUT: Final = _WORDS - {"KIND"}
 _UNITS: Final = ("B", "kB", "MB", "GB", "TB", "PB")
 _SHOWN_UNHEALTHY: Final = 3
 _SHOWN_PROBLEMS: Final = 3
 _SOON_SECONDS: Final = 30 * 86400.0
 _NOT_READY: Final = {"draining": "the gateway drains: no new streams", "starting": "not ready: no streams yet"}
-# What is always there: two blank lines, the head of the table, the last line.
-_FIXED_LINES: Final = 4
+# What is always there: two blank lines, the head of the table, the pages, the keys.
+_FIXED_LINES: Final = 5
 _FEWEST_ROWS: Final = 2
 _PRINTED_WIDTH: Final = 80
 _NO_BREAK: Final = "\u00a0"
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What the gateway said. `streams` is None where it was not asked for them, or has too many."""
+
+    state: DashboardState
+    streams: Sequence[Stream] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A row of a page, and what each order of the page sorts it by."""
+
+    cells: tuple[str, ...]
+    style: str = ""
+    keys: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class View:
+    """What is looked at: a page, an order for each page, and the first row that is shown."""
+
+    page: str = PAGES[0]
+    first: int = 0
+    orders: dict[str, int] = field(default_factory=dict)
+    _room: int = 1
+    _last: int = 0
+
+    @property
+    def order(self) -> str:
+        orders = _PAGES[self.page].orders
+        return orders[self.orders.get(self.page, 0) % len(orders)] if orders else ""
+
+    @property
+    def wants_streams(self) -> bool:
+        """Whether the page is made of the list of open streams."""
+        return self.page in ("endpoints", "callers")
+
+    def press(self, key: str) -> None:
+        """Obey a key; one that means nothing changes nothing."""
+        if key in ("\t", *"12345"):
+            self.page = PAGES[(PAGES.index(self.page) + 1) % len(PAGES) if key == "\t" else int(key) - 1]
+            self.first = 0
+        elif key == "s":
+            self.orders[self.page] = self.orders.get(self.page, 0) + 1
+        step = {"UP": -1, "k": -1, "DOWN": 1, "j": 1, "PAGE UP": -self._room, "PAGE DOWN": self._room, " ": self._room}
+        far = {"HOME": -self.first, "END": self._last}
+        self.first = min(max(0, self.first + (step | far).get(key, 0)), self._last)
+
+    def shown(self, rows: Sequence[Row], room: int) -> Sequence[Row]:
+        """The rows that fit, of what may be fewer than before."""
+        self._room, self._last = room, max(0, len(rows) - room)
+        self.first = min(self.first, self._last)
+        return rows[self.first : self.first + room]
 
 
 def print_once(state: DashboardState, printer: Printer) -> None:
@@ -42,19 +110,26 @@ def print_once(state: DashboardState, printer: Printer) -> None:
             printer.line(line)
 
 
-def screen(state: DashboardState, trouble: str, width: int, height: int) -> RenderableType:
+def screen(seen: Seen, view: View, trouble: str, width: int, height: int) -> RenderableType:
     """What fits a terminal, with what went wrong since."""
+    state, page = seen.state, _PAGES[view.page]
     above = [_line(text, style) for text, style in _top_lines(state)]
     if trouble:
         above.insert(2, _line(trouble, "bold red"))
     above = above[: max(2, height - _FIXED_LINES - _FEWEST_ROWS)]
-    below = [_line(line) for title, items in _bottom_lines(state) for line in _wrapped(title, items, width)]
+    below: list[Text] = []
+    if view.page == "destinations":
+        below = [_line(line) for title, items in _bottom_lines(state) for line in _wrapped(title, items, width)]
     room = height - len(above) - _FIXED_LINES
-    # On a low terminal destinations come first.
+    # On a low terminal the table comes first.
     below = below[: max(0, room - _FEWEST_ROWS)]
     room = max(_FEWEST_ROWS, room - len(below))
-    blank = Text()
-    return Group(*above, blank, _table(state, room, width), blank, *below, _line("q quits", "dim"))
+    pages = "  ".join(f"{number} {name}" for number, name in enumerate(PAGES, 1))
+    keys = f"q quits  arrows scroll  s sorts{f': {view.order}' if view.order else ''}"
+    table = _table(page.head, page.rows(seen), page.empty(seen), view, room, width)
+    tabs = _line(pages, "dim")
+    tabs.highlight_words([view.page], "bold not dim")
+    return Group(*above, Text(), table, Text(), *below, tabs, _line(keys, "dim"))
 
 
 def _top_lines(state: DashboardState) -> Iterator[tuple[str, str]]:
@@ -69,11 +144,11 @@ def _top_lines(state: DashboardState) -> Iterator[tuple[str, str]]:
         ),
         "",
     )
-    for alert in _alerts(state):
+    for alert in _alerts(state, state.problems):
         yield f"! {alert}", "bold yellow"
 
 
-def _alerts(state: DashboardState) -> Iterator[str]:
+def _alerts(state: DashboardState, problems: Sequence[str]) -> Iterator[str]:
     gateway, consul = state.gateway, state.consul
     if gateway.state in _NOT_READY:
         yield _NOT_READY[gateway.state]
@@ -83,9 +158,9 @@ def _alerts(state: DashboardState) -> Iterator[str]:
         if expiry is not None and expiry - gateway.now < _SOON_SECONDS:
             days = (expiry - gateway.now) / 86400
             yield f"the {what} has expired" if days <= 0 else f"the {what} expires in {days:.1f} days"
-    yield from state.problems[:_SHOWN_PROBLEMS]
-    if len(state.problems) > _SHOWN_PROBLEMS:
-        yield "there are more problems, see /readyz"
+    yield from problems[:_SHOWN_PROBLEMS]
+    if len(problems) > _SHOWN_PROBLEMS:
+        yield "there are more problems: key 5, or /readyz"
 
 
 def _bottom_lines(state: DashboardState) -> Iterator[tuple[str, list[str]]]:
@@ -112,26 +187,25 @@ def _wrapped(title: str, items: Sequence[str], width: int) -> list[str]:
     return [line.replace(_NO_BREAK, " ") for line in lines]
 
 
-def _table(state: DashboardState, room: int, width: int) -> RenderableType:
-    rows, total = state.destinations.rows, state.destinations.total
+def _table(head: Sequence[str], rows: list[Row], empty: str, view: View, room: int, width: int) -> RenderableType:
     if not rows:
-        return _line("no routes", "dim")
-    shown = rows if total <= room else rows[: room - 1]
+        return _line(empty, "dim")
+    if order := view.order:
+        rows = sorted(rows, key=lambda row: row.keys.get(order, 0))
+    fits = len(rows) <= room
+    shown = view.shown(rows, room if fits else room - 1)
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
-    columns = [title for title in _HEAD if width >= _NEEDED.get(title, 0)]
+    columns = [title for title in head if width >= _NEEDED.get(title, 0)]
     for title in columns:
-        words = title in ("DESTINATION", "KIND")
-        # Numbers are never cut, a long name is.
-        least = None if title == "DESTINATION" else _WIDTHS.get(title, len(title))
-        table.add_column(
-            title, justify="left" if words else "right", min_width=least, no_wrap=True, overflow="ellipsis"
-        )
+        least = None if title in _CUT else _WIDTHS.get(title, len(title))
+        side: Any = "left" if title in _WORDS else "right"
+        table.add_column(title, justify=side, min_width=least, no_wrap=True, overflow="ellipsis")
     for row in shown:
-        cells = dict(zip(_HEAD, _cells(row), strict=True))
-        table.add_row(*(Text(printable(cells[title])) for title in columns), style=_style(row))
-    if len(shown) < total:
-        return Group(table, _line(f"and {total - len(shown)} more", "dim"))
-    return table
+        cells = dict(zip(head, row.cells, strict=True))
+        table.add_row(*(Text(printable(cells[title])) for title in columns), style=row.style)
+    if fits:
+        return table
+    return Group(table, _line(f"rows {view.first + 1} to {view.first + len(shown)} of {len(rows)}", "dim"))
 
 
 def _cells(row: Destination) -> tuple[str, ...]:
@@ -150,6 +224,108 @@ def _style(row: Destination) -> str:
     if not row.healthy:
         return "red"
     return "yellow" if row.healthy < row.endpoints else ""
+
+
+# --- the pages -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Page:
+    head: tuple[str, ...]
+    rows: Callable[[Seen], list[Row]]
+    orders: tuple[str, ...] = ()
+    nothing: str = "nothing"
+
+    def empty(self, seen: Seen) -> str:
+        many = seen.state.totals.open > MOST_STREAMS and seen.streams is None and "OPEN" in self.head
+        return f"more than {MOST_STREAMS} open streams: too many for a list" if many else self.nothing
+
+
+def _destinations(seen: Seen) -> list[Row]:
+    return [
+        Row(
+            _cells(row),
+            _style(row),
+            {"open": -(row.open or 0), "in": -(row.received_rate or 0), "out": -(row.sent_rate or 0), "name": row.name},
+        )
+        for row in seen.state.destinations.rows
+    ]
+
+
+def _endpoints(seen: Seen) -> list[Row]:
+    open_ = Counter((each.route, each.endpoint) for each in seen.streams or ())
+    found = []
+    for row in seen.state.destinations.rows:
+        for each in row.listed:
+            address = host_port(each.address, each.port)
+            streams = open_[row.sni, address]
+            cells = (
+                address,
+                row.name,
+                each.node,
+                "healthy" if each.healthy else each.cause or "unhealthy",
+                "-" if seen.streams is None else str(streams),
+            )
+            keys = {"health": (each.healthy, -streams), "open": -streams, "name": row.name, "node": each.node}
+            found.append(Row(cells, "" if each.healthy else "red", keys))
+    return found
+
+
+def _callers(seen: Seen) -> list[Row]:
+    clients: dict[str, list[Stream]] = defaultdict(list)
+    for stream in seen.streams or ():
+        clients[stream.client.rpartition(":")[0].strip("[]")].append(stream)
+    found = []
+    for client, streams in clients.items():
+        received, sent = sum(each.bytes_received for each in streams), sum(each.bytes_sent for each in streams)
+        oldest, places = max(each.age_seconds for each in streams), len({each.route for each in streams} - {None})
+        cells = (client, str(len(streams)), str(places), size(received), size(sent), duration(oldest))
+        keys = {"open": -len(streams), "in": -received, "out": -sent, "oldest": -oldest, "name": client}
+        found.append(Row(cells, "", keys))
+    return found
+
+
+def _workers(seen: Seen) -> list[Row]:
+    return [
+        Row((str(number), "gone" if it.pid is None else str(it.pid), str(it.open)), "" if it.pid else "red")
+        for number, it in enumerate(seen.state.gateway.workers)
+    ]
+
+
+def _problems(seen: Seen) -> list[Row]:
+    state = seen.state
+    found = [Row(("now", "problem", alert), "yellow") for alert in (*_alerts(state, []), *state.problems)]
+    found += [
+        Row((duration(watch.age_seconds), f"watch {watch.kind}", watch.error), "yellow")
+        for watch in state.consul.watches
+        if watch.error
+    ]
+    found += [
+        Row(("now", f"{row.name} unhealthy", f"{host_port(it.address, it.port)} on {it.node}: {it.cause or ''}"), "red")
+        for row in state.destinations.rows
+        for it in row.listed
+        if not it.healthy
+    ]
+    for it in state.refused.recent:
+        at = time.strftime("%H:%M:%S", time.localtime(it.time))
+        found.append(Row((at, it.reason, f"{it.sni or '(no name)'} from {it.client}: {it.detail}")))
+    return found
+
+
+_PAGES: Final = {
+    "destinations": _Page(_HEAD, _destinations, ("busy", "open", "in", "out", "health", "name"), "no routes"),
+    "endpoints": _Page(
+        ("ENDPOINT", "DESTINATION", "NODE", "STATE", "OPEN"), _endpoints, ("health", "open", "name", "node")
+    ),
+    "callers": _Page(
+        ("CLIENT", "OPEN", "DESTINATIONS", "IN", "OUT", "OLDEST"),
+        _callers,
+        ("open", "in", "out", "oldest", "name"),
+        "no open streams",
+    ),
+    "workers": _Page(("WORKER", "PID", "OPEN"), _workers),
+    "problems": _Page(("SINCE", "WHAT", "DETAIL"), _problems, (), "no problems, and no stream was refused lately"),
+}
 
 
 def _line(text: str, style: str = "") -> Text:
