@@ -5,8 +5,8 @@ strings stand for what Consul left out; no record ever holds a token or a key. S
 with equal content are equal, which is how an unchanged catalog is told from a changed one.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 
 from .routes import Policy
 from .sni import DEFAULT
@@ -130,6 +130,15 @@ class ChainTarget:
 
 
 @dataclass(frozen=True, slots=True)
+class SamenessGroup:
+    """The members of a sameness group, as one partition sees them (Enterprise 1.16 and later)."""
+
+    name: str
+    peers: tuple[str, ...] = ()
+    partitions: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Export:
     """A service of the gateway's partition that an exported-services entry opens to peers and other partitions.
 
@@ -147,14 +156,13 @@ class Export:
     target: ChainTarget | None = None
     groups: tuple[str, ...] = ()
 
-
-@dataclass(frozen=True, slots=True)
-class SamenessGroup:
-    """The members of a sameness group, as one partition sees them (Enterprise 1.16 and later)."""
-
-    name: str
-    peers: tuple[str, ...] = ()
-    partitions: tuple[str, ...] = ()
+    def opened_to(self, groups: Sequence[SamenessGroup]) -> "Export":
+        """The same, opened to the members of these groups, too."""
+        return replace(
+            self,
+            peers=tuple(sorted({*self.peers, *(name for group in groups for name in group.peers)})),
+            partitions=tuple(sorted({*self.partitions, *(name for group in groups for name in group.partitions)})),
+        )
 
 
 @dataclass(frozen=True, slots=True)

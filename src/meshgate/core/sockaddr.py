@@ -9,6 +9,7 @@ template; blocks, flags and order are that library's). The part of the language 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network, ip_network
 from typing import Any, Final
 
@@ -80,18 +81,9 @@ _FLAGS: Final[Mapping[str, Callable[[Interface], bool]]] = {
 _TYPES: Final = {"ip": (4, 6), "ipv4": (4,), "ipv6": (6,)}
 
 
-def _private(machine: Sequence[Interface]) -> Sequence[Interface]:
-    """Forwardable addresses of interfaces that are up, of RFC 6890; the default route's first."""
-    return [each for each in _usable(machine) if each.within(_RFCS["6890"])]
-
-
-def _public(machine: Sequence[Interface]) -> Sequence[Interface]:
-    """As `_private`, but those outside of RFC 6890."""
-    return [each for each in _usable(machine) if not each.within(_RFCS["6890"])]
-
-
-def _usable(machine: Sequence[Interface]) -> Sequence[Interface]:
-    usable = [each for each in machine if each.forwardable and each.up]
+def _usable(machine: Sequence[Interface], *, private: bool) -> Sequence[Interface]:
+    """Forwardable addresses of interfaces that are up, inside of RFC 6890 or outside; the default route's first."""
+    usable = [each for each in machine if each.forwardable and each.up and each.within(_RFCS["6890"]) == private]
     return sorted(usable, key=lambda each: (_KEYS["default"](each), _KEYS["type"](each), _KEYS["size"](each)))
 
 
@@ -214,10 +206,10 @@ def _source(call: Sequence[str], machine: Found) -> Found:
 
 
 _SOURCES: Final[Mapping[str, Callable[[Found], Found]]] = {
-    "GetPrivateIP": _private,
-    "GetPublicIP": _public,
-    "GetPrivateInterfaces": _private,
-    "GetPublicInterfaces": _public,
+    "GetPrivateIP": partial(_usable, private=True),
+    "GetPublicIP": partial(_usable, private=False),
+    "GetPrivateInterfaces": partial(_usable, private=True),
+    "GetPublicInterfaces": partial(_usable, private=False),
     "GetDefaultInterfaces": lambda machine: [each for each in machine if each.default],
     "GetAllInterfaces": lambda machine: machine,
 }

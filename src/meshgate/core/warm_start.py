@@ -115,17 +115,4 @@ def _exports(fresh: Snapshot, last: Snapshot, unanswered: PendingSources) -> Ite
         before = known.get((export.namespace, export.service))
         waiting = not export.protocol and in_namespace(export.namespace, export.service) in unanswered.chains
         found = replace(export, protocol=before.protocol, target=before.target) if waiting and before else export
-        yield _opened(found, [groups[name] for name in export.groups if name in groups])
-
-
-def _opened(export: Export, groups: Iterable[SamenessGroup]) -> Export:
-    """An export that is opened to the members of these groups, too."""
-    peers = {peer for group in groups for peer in group.peers}
-    partitions = {partition for group in groups for partition in group.partitions}
-    if peers <= {*export.peers} and partitions <= {*export.partitions}:
-        return export
-    return replace(
-        export,
-        peers=tuple(sorted(peers.union(export.peers))),
-        partitions=tuple(sorted(partitions.union(export.partitions))),
-    )
+        yield found.opened_to([groups[name] for name in export.groups if name in groups])

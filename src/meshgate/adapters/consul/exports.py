@@ -131,18 +131,9 @@ class LocalExports:
 
     def _to_members(self, row: Export) -> Export:
         """An export to members instead of groups, as far as those are known; `groups` are the others."""
-        found = {name: self._groups[name].value for name in row.groups if name in self._groups}
-        known = {name: group for name, group in found.items() if group is not None}
-        if not known:
-            return row
-        return replace(
-            row,
-            peers=tuple(sorted({*row.peers, *(name for group in known.values() for name in group.peers)})),
-            partitions=tuple(
-                sorted({*row.partitions, *(name for group in known.values() for name in group.partitions)})
-            ),
-            groups=tuple(name for name in row.groups if name not in known),
-        )
+        known = [group for name in row.groups if name in self._groups and (group := self._groups[name].value)]
+        left = [name for name in row.groups if name not in {group.name for group in known}]
+        return replace(row.opened_to(known), groups=tuple(left)) if known else row
 
     def _spelled_out(self, row: Export) -> Iterable[Export]:
         if _ANY not in (row.service, row.namespace):
