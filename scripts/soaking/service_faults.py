@@ -30,17 +30,19 @@ async def moved(stage: Stage, datacenter: str) -> None:
     old = instance.child
     await instance.start()
     await instance.register()
+    # Who was let in by the kernel and not yet by the service is reset.
+    disturbance = stage.ledger.disturb("endpoint moved", instance.service)
     await instance.go_deaf(old)
-    # Who was let in by the kernel and not yet by the service was reset.
-    stage.ledger.shock("endpoint moved", instance.service)
+    disturbance.close()
 
 
 async def killed(stage: Stage, datacenter: str) -> None:
     """SIGKILL for an instance with its streams; it comes back at the same address."""
     instance = stage.instance(datacenter)
     stage.ledger.note(f"{instance.incarnation} killed")
+    disturbance = stage.ledger.disturb("endpoint killed", instance.service)
     await instance.die()
-    stage.ledger.shock("endpoint killed", instance.service)
+    disturbance.close()
     await trio.sleep(stage.rng.uniform(0.2, 4))
     await instance.start(instance.port)
     await instance.set_health("passing")
