@@ -131,8 +131,11 @@ async def running(
     relay.listen()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(reactor.run)
-        nursery.start_soon(relay.run)
-        yield Running(relay, port, watcher.refused, watcher.ended)
+        # As in a worker, the relay ends before its loop does.
+        async with trio.open_nursery() as inner:
+            inner.start_soon(relay.run)
+            yield Running(relay, port, watcher.refused, watcher.ended)
+            inner.cancel_scope.cancel()
         nursery.cancel_scope.cancel()
 
 
