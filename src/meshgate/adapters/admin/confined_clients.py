@@ -6,8 +6,9 @@ processes that have not given up their rights, one must have the socket of that 
 that nobody has any more, or that only is on its way, is refused: nobody who asks for an answer closes before it comes.
 
 What always holds: clients on other machines, and of other users on this one, are not looked at any further.
-Not told apart: a process of the gateway's own user in another pid namespace (a second container beside it); it is
-refused. On a kernel without `inet_diag` nobody is. Linux only.
+Not told apart: a process of the gateway's own user in another pid namespace (a second container beside it), which is
+refused; and, where processes of that user have more capabilities than the gateway (root's, beside a gateway of root's
+without any), a worker that keeps a socket without a descriptor. On a kernel without `inet_diag` nobody is refused.
 
 Sources: sock_diag(7), proc(5).
 """
@@ -83,13 +84,24 @@ def _is_held(inode: int) -> bool:
     """Whether a process that has not given up its rights has the socket."""
     if not inode:
         return False
-    own = Path("/proc/self").resolve()
+    own, workers, hidden = Path("/proc/self").resolve(), [], False
     # The youngest first: a command that asks has just been started.
     for process in sorted((each for each in own.parent.iterdir() if each.name.isdigit()), key=_number, reverse=True):
-        with contextlib.suppress(OSError), os.scandir(process / "fd") as descriptors:
-            if process != own and not _is_worker(process, own) and any(_is(each, inode) for each in descriptors):
-                return True
-    return False
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            try:
+                if process != own and _is_worker(process, own):
+                    workers.append(process)
+                elif process != own and _has(process, inode):
+                    return True
+            except PermissionError:
+                # It has capabilities that this one has not. So it is no worker, and may have the socket.
+                hidden |= _status(process).get("Uid", "").split()[1:2] == [str(os.getuid())]
+    return hidden and not any(_has(worker, inode) for worker in workers)
+
+
+def _has(process: Path, inode: int) -> bool:
+    with os.scandir(process / "fd") as descriptors:
+        return any(_is(each, inode) for each in descriptors)
 
 
 def _is_worker(process: Path, own: Path) -> bool:
