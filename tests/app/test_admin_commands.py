@@ -164,6 +164,12 @@ def test_routes_says_on_the_side_what_has_none_although_consul_wants_it(
     assert "no route for" not in capsys.readouterr().err
 
 
+def test_routes_of_a_gateway_that_knows_no_catalog_say_so(answering: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    answering(json_response(routes_view(RouteTable.of("", "", "default", iter(())))))
+    assert execute(["routes"]) == 0
+    assert capsys.readouterr().err == "the gateway has no route yet: Consul has not told it any\n"
+
+
 def test_explain_of_a_routed_name_exits_with_0(gateway: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert execute(["explain", WEB.upper()]) == 0
     out = capsys.readouterr().out

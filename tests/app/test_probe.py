@@ -379,6 +379,21 @@ async def test_what_does_not_speak_tls_is_said_to_cut_the_connection() -> None:
         assert "without a TLS alert" in failure.meaning
 
 
+async def test_what_answers_in_plain_text_is_said_to_speak_no_tls() -> None:
+    async def answer(transport: trio.SocketStream) -> None:
+        await transport.send_all(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        await transport.receive_some()
+
+    async with inspected() as (double, client), serving(answer) as port:
+        mesh(double)
+        failure = (await probed(client, port)).failure
+        assert failure is not None
+        assert (failure.detail, failure.meaning) == (
+            "what answers there speaks no TLS",
+            "is that the address of a mesh gateway?",
+        )
+
+
 async def test_a_healthy_gateway_is_preferred_and_an_unhealthy_one_is_used_if_it_is_the_only_one() -> None:
     async with inspected() as (double, client), destination(ROOT.leaf(WEB)) as (port, _):
         mesh(double)

@@ -65,7 +65,10 @@ def test_reads(parse: Any, text: str, value: Any) -> None:
     [
         (parse_bool, "yes", "true or false"),
         (parse_bool, "tRUE", "true or false"),
-        (setting_types.name, " x", "without spaces around it"),
+        (setting_types.name, " x", "without spaces"),
+        (setting_types.name, "a b", "without spaces"),
+        (setting_types.name, 'a"b', "without spaces, quotes"),
+        (setting_types.name, "${x}", "braces"),
         (setting_types.name, "a\nb", "control characters"),
         (setting_types.duration(), "15", "500ms, 15s or 1h"),
         (setting_types.duration(), "-1s", "500ms, 15s or 1h"),

@@ -618,4 +618,5 @@ async def test_modes_follow_a_redirect_and_flag_what_cannot_work(world: World) -
 
 async def test_modes_of_an_agent_without_sidecars(world: World) -> None:
     outcome = await meshgate(world.federation.dc2, world.token, "modes")
-    assert (outcome.code, outcome.out) == (0, "the agent holds no such sidecar that the token may see\n")
+    assert (outcome.code, outcome.out) == (0, "")
+    assert outcome.err == "the agent holds no such sidecar that the token may see\n"

@@ -25,6 +25,9 @@ from cryptography import x509
 # OpenSSL names an alert it received by the protocol version that brought it in: TLSV1_ALERT_INTERNAL_ERROR,
 # SSLV3_ALERT_BAD_CERTIFICATE, TLSV1_UNRECOGNIZED_NAME, TLSV13_ALERT_CERTIFICATE_REQUIRED.
 _ALERT_PREFIXES: Final = ("SSLV3_ALERT_", "TLSV1_ALERT_", "TLSV13_ALERT_", "TLSV1_", "TLSV13_")
+# What OpenSSL says of bytes that are no record of TLS.
+_NOT_TLS: Final = frozenset(("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG", "RECORD_LAYER_FAILURE"))
+NO_TLS: Final = "what answers there speaks no TLS"
 
 
 class RefusedError(Exception):
@@ -177,7 +180,9 @@ def _refusals(stage: str) -> Iterator[None]:
         if isinstance(error, ssl.SSLEOFError):
             raise RefusedError(stage, None, "closed without close_notify") from error
         if isinstance(error, ssl.SSLError):
-            raise RefusedError(stage, alert_name(error), (error.reason or str(error)).lower()) from error
+            reason = error.reason or str(error)
+            detail = NO_TLS if reason in _NOT_TLS else reason.replace("_", " ").lower()
+            raise RefusedError(stage, alert_name(error), detail) from error
         raise RefusedError(stage, None, "connection reset") from broken
 
 

@@ -133,7 +133,7 @@ def _show_modes(report: "ModesReport", printer: Printer) -> None:
     if report.central_config is False:
         printer.line("note: central configuration is off in this agent", "yellow")
     if not report.sidecars:
-        printer.line("the agent holds no such sidecar that the token may see")
+        click.echo("the agent holds no such sidecar that the token may see", err=True)
     for number, each in enumerate(report.sidecars):
         if number:
             printer.line()

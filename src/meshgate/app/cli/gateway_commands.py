@@ -87,6 +87,9 @@ def _show_routes(answer: Routes, printer: Printer, wanted: str) -> None:
     # Not among the output: whoever counts its lines counts routes.
     for each in answer.unroutable:
         click.echo(printable(f"no route for {each.sni}: {each.reason}"), err=True)
+    if not answer.datacenter:
+        click.echo("the gateway has no route yet: Consul has not told it any", err=True)
+        return
     if not answer.routes:
         click.echo(printable(f"no route{wanted} in datacenter {answer.datacenter}"), err=True)
         return

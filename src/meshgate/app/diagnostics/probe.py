@@ -25,6 +25,7 @@ from meshgate.adapters.consul.api import (
     Tenant,
 )
 from meshgate.adapters.mesh_tls import (
+    NO_TLS,
     Peer,
     RefusedError,
     UntrustedError,
@@ -258,6 +259,8 @@ class Probe:
             self._fail("handshake", Verdict.WRONG_IDENTITY, error.detail, meaning)
         except RefusedError as error:
             meaning = "" if error.alert else "the gateway or the destination cut the connection without a TLS alert"
+            if error.detail == NO_TLS:
+                meaning = "is that the address of a mesh gateway?"
             self._fail("handshake", Verdict.UNREACHABLE, error.detail, meaning, error.alert)
         cipher = stream.cipher()
         self._done("handshake", f"{stream.version()} {cipher[0] if cipher else ''}", trio.current_time() - started)

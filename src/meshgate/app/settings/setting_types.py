@@ -22,13 +22,14 @@ LOG_LEVELS: Final = ("trace", "debug", "info", "warn", "error")
 _HOSTNAME: Final = re.compile(r"(?=.{1,253}\.?$)[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?(\.[A-Za-z0-9_-]+)*\.?")
 # sun_path of the smaller systems, without its final NUL.
 _LONGEST_SOCKET_PATH: Final = 103
+_IN_NO_NAME: Final = frozenset(" \"'{}\\")
 _BIND_NAME: Final = re.compile(r"[A-Za-z0-9_-]+")
 
 
 def name(text: str) -> str:
-    """The name or ID of a service: something to see, on one line."""
-    if text != text.strip() or not text.isprintable():
-        raise ValueError("must be a name without spaces around it and without control characters")
+    """The name or ID of a service. Consul cuts one at a blank, and no ACL rule can hold a quote or a template."""
+    if not text.isprintable() or not _IN_NO_NAME.isdisjoint(text):
+        raise ValueError("must be a name without spaces, quotes, braces, backslashes and control characters")
     return text
 
 
