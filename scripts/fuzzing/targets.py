@@ -5,9 +5,14 @@ import json
 from collections.abc import Callable
 from typing import Any, Final, TypeAlias
 
+import msgspec
+
 from meshgate.adapters.consul.api import InvalidAnswerError, records
 from meshgate.adapters.state import StateFileError, decode
+from meshgate.core.addresses import LOCAL_CLASSES, DeniedAddresses, OwnAddresses
 from meshgate.core.hello import Hello, HelloParser, parse_hello
+from meshgate.core.planner import Planner
+from meshgate.core.routes import RouteTable, difference
 
 Target: TypeAlias = Callable[[bytes], None]
 
@@ -71,7 +76,12 @@ def _decoder(decode_answer: Callable[[Any], object], errors: type[Exception] = I
 def _sealed(data: bytes) -> object:
     """The state file whose lines these are, with a checksum that is right, so that what is behind it is reached."""
     lines = data if data.endswith(b"\n") else data + b"\n"
-    return decode(lines + json.dumps({"sha256": hashlib.sha256(lines).hexdigest()}).encode() + b"\n")
+    kept = decode(lines + json.dumps({"sha256": hashlib.sha256(lines).hexdigest()}).encode() + b"\n")
+    # What a start makes of it, and sends to its workers.
+    denied, own = DeniedAddresses(frozenset(LOCAL_CLASSES)), OwnAddresses(frozenset({("0.0.0.0", 8443)}))
+    table = Planner().plan(kept.snapshot, addresses=kept.addresses, denied=denied, own=own, panic_threshold=50)
+    msgspec.msgpack.encode(difference(RouteTable.of("", "", "default", iter(())), table))
+    return kept
 
 
 def _decoders() -> dict[str, Target]:

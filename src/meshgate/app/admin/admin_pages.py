@@ -47,10 +47,11 @@ _ENVOYS_LEVELS: Final = {"warning": "warn", "critical": "error"}
 
 def admin_routes(gateway: GatewayView, metrics: Metrics) -> Mapping[tuple[str, str], Handler]:
     pages, explaining, numbers = _Pages(gateway), ExplainPage(gateway), shared(metrics.response)
+    readiness = shared(pages.readyz)
     return {
         ("GET", "/livez"): pages.livez,
-        ("GET", "/readyz"): pages.readyz,
-        ("GET", "/ready"): pages.readyz,
+        ("GET", "/readyz"): readiness,
+        ("GET", "/ready"): readiness,
         ("GET", "/routes"): shared(pages.routes),
         ("GET", "/explain"): explaining.of_sni,
         ("GET", "/explain/name"): explaining.of_name,
@@ -60,7 +61,7 @@ def admin_routes(gateway: GatewayView, metrics: Metrics) -> Mapping[tuple[str, s
         ("GET", "/clusters"): shared(pages.clusters),
         ("GET", "/connections"): shared(pages.connections),
         ("GET", "/config_dump"): shared(pages.config_dump),
-        ("GET", "/server_info"): pages.server_info,
+        ("GET", "/server_info"): shared(pages.server_info),
         ("GET", "/logging"): pages.logging,
         ("POST", "/logging"): pages.set_logging,
         ("POST", "/drain"): pages.drain,
@@ -76,7 +77,7 @@ class _Pages:
     def livez(self, _request: Request) -> Response:
         return text_response("live")
 
-    def readyz(self, _request: Request) -> Response:
+    async def readyz(self, _request: Request) -> Response:
         gateway, age = self._gateway, self._gateway.from_disk
         detail = {
             "ready": gateway.ready,
@@ -121,7 +122,7 @@ class _Pages:
             lambda: json_response(dump | {"watches": [_watch(it, now) for it in watches], "table": _table(table)})
         )
 
-    def server_info(self, _request: Request) -> Response:
+    async def server_info(self, _request: Request) -> Response:
         gateway = self._gateway
         seconds = gateway.uptime
         settings = gateway.settings
