@@ -19,7 +19,7 @@ import errno
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from select import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLPRI, EPOLLRDHUP
 from socket import MSG_MORE, MSG_PEEK, SHUT_WR, SO_ERROR, SO_LINGER, SOL_SOCKET, TCP_CORK, TCP_NODELAY
 from types import SimpleNamespace
@@ -34,12 +34,13 @@ from meshgate.adapters.relay.pump import HELD_BYTES, READ_BYTES, AttentivePump, 
 from meshgate.adapters.relay.shared_counts import SharedCounts
 from meshgate.adapters.relay.stream import ALIKE_ANSWERS, Stream
 from meshgate.core.load_balancer import LoadBalancer
+from tests.core.hellos import records
 
 from .streams import WEB, endpoint, hello_for, table_of
 
 HELLO: Final = hello_for(WEB)
+CUT_HELLO: Final = records(HELLO[5:], [150])
 _PATTERN: Final = b"".join(number.to_bytes(4, "big") for number in range(1 << 19))  # Every place differs.
-TO_ENDPOINT: Final = HELLO + _PATTERN
 TO_CLIENT: Final = _PATTERN[2:]
 SMALL: Final = 100
 LARGE: Final = 5 * READ_BYTES + 7
@@ -50,7 +51,13 @@ _NOW: Final = 100.0
 _COUNTS: Final = SharedCounts()
 _ENDPOINTS: Final = (endpoint(1), endpoint(2))
 _TABLE: Final = table_of({WEB: _ENDPOINTS})
+_STALE_TABLE: Final = table_of({WEB: _ENDPOINTS}, stale=[WEB])
 _SHUT: Final = EPOLLIN | EPOLLRDHUP
+
+
+@cache
+def _sent(hello: bytes) -> bytes:
+    return hello + _PATTERN
 
 
 class BrokenPromiseError(AssertionError):
@@ -369,14 +376,17 @@ class Loop:
 class Scene:
     """How a world begins.
 
-    `past` is what has come to pass already: the moves by name. `pipes` is how many there are, `much_held` whether no
-    more may be held, `drains` whether the relay drains, `time` whether time passes, `interruptions` how often a peer
-    may act between two system calls of one step, `plenty` how many times as much they do as is enough to see all,
-    `patience` how many small messages a peer sends before it ends.
+    `past` is what has come to pass already: the moves by name. `stale` says that the route has to be looked up, `pipes`
+    how many there are, `much_held` whether no more may be held, `drains` whether the relay drains, `time` whether time
+    passes, `dials` what may become of a connection at once, `interruptions` how often a peer may act between two system
+    calls of one step, `plenty` how many times as much peers do as is enough to see all, `patience` how many small
+    messages one sends before it ends.
     """
 
     name: str
     past: tuple[str, ...] = ()
+    hello: bytes = HELLO
+    stale: bool = False
     pipes: int = 2
     much_held: bool = False
     drains: bool = False
@@ -413,7 +423,7 @@ class World:
         self.context = Context(
             reactor=cast("Any", self.loop),
             pump=pump,
-            table=_TABLE,
+            table=_STALE_TABLE if scene.stale else _TABLE,
             limits=scene.limits,
             observer=cast(
                 "Any", SimpleNamespace(wants_records=True, on_refused=lambda _: None, on_ended=self._on_ended)
@@ -421,12 +431,13 @@ class World:
             worker=0,
             breakers=breakers,
             load_balancer=LoadBalancer(breakers.loads, lambda: 0.0),
-            on_demand=OnDemand(None),
+            on_demand=OnDemand((lambda *_: None) if scene.stale else None),
             overload=cast("Any", SimpleNamespace(free_descriptors=lambda: False)),
             report=lambda *_: None,
         )
         self.context.counters = Counters(active=1)
-        self.client = Socket(self, "client", TO_ENDPOINT, TO_CLIENT, "stands")
+        self.to_endpoint = _sent(scene.hello)
+        self.client = Socket(self, "client", self.to_endpoint, TO_CLIENT, "stands")
         self.stream = Stream(self.context, ticket, cast("Any", self.client), ("192.0.2.7", 7), "default")
         self.told: list[str] = []
 
@@ -448,7 +459,7 @@ class World:
         upstream = self.upstream or self.client
         steps: dict[str, Callable[[], object]] = {
             "start": self.stream.start,
-            "hello": lambda: self._comes(self.client, len(HELLO)),
+            "hello": lambda: self._comes(self.client, len(self.scene.hello)),
             "stands": upstream.stands,
             "asks": lambda: self._comes(self.client, SMALL),
             "answers": lambda: self._comes(upstream, SMALL),
@@ -521,7 +532,7 @@ class World:
 
     def dial(self, _address: str, _port: int) -> tuple[Any, int]:
         state = self.scene.dials[self.choices.of(len(self.scene.dials))]
-        sock = Socket(self, f"endpoint{len(self.dialled)}", TO_CLIENT, TO_ENDPOINT, state)
+        sock = Socket(self, f"endpoint{len(self.dialled)}", TO_CLIENT, self.to_endpoint, state)
         self.dialled.append(sock)
         if state == "refused":
             return sock, errno.ECONNREFUSED
@@ -552,10 +563,10 @@ class World:
 
     def moves_of_peers(self) -> list[tuple[str, Callable[[], None]]]:
         moves = list(self.client.moves())
-        if self.client.arrived < len(HELLO):
+        if self.client.arrived < len(self.scene.hello):
             moves = [each for each in moves if "sends" not in each[0]]
             if not self.client.fin and not self.client.reset:
-                rest = len(HELLO) - self.client.arrived
+                rest = len(self.scene.hello) - self.client.arrived
                 moves += [(f"hello {count}", partial(self.client.bytes_come, count))
                           for count in {1, 200, rest} if count <= rest]  # fmt: skip
         for sock in self.dialled:
@@ -571,6 +582,8 @@ class World:
         moves += self.moves_of_peers()
         if self.scene.time and loop.deadlines:
             moves.append(("deadline", self._deadline))
+        if self.scene.stale:
+            moves.append(("looked up", self._looked_up))
         if self.scene.drains and not self.stream.closed:
             moves.append(("quiet", self._quiet))
         return moves
@@ -602,6 +615,13 @@ class World:
         del loop.deadlines[timed]
         loop.now = max(loop.now, when)
         timed.on_deadline()
+
+    def _looked_up(self) -> None:
+        self.context.table = _TABLE
+        self._moving = True
+        for stream in self.context.on_demand.lookup_done(WEB, self.loop.now):
+            stream.on_lookup_done()
+        self._moving = False
 
     def _quiet(self) -> None:
         self.loop.now += 0.3
@@ -651,6 +671,7 @@ class World:
                 promise(other.delivered == one.arrived, f"bytes of {one.name} wait for ever")
                 promise(one.fin == other.fin_out, f"the end of {one.name} was not passed on, or made up")
         elif stream.setup is not None and not stream.setup.connecting:
+            promise(not stream.setup.late, "nobody reads on")
             promise(not self.client.unread, "a part of the hello is not read")
             promise(not self.client.fin and not self.client.reset, "nobody saw that the client has left")
 
@@ -709,7 +730,7 @@ class World:
         setup = stream.setup
         return (
             stream.closed, stream.relaying, setup is None, setup is not None and setup.connecting,
-            setup is not None and len(setup.late), self._interruptions, min(self.client.arrived, len(HELLO)),
+            setup is not None and len(setup.late), self._interruptions, min(self.client.arrived, len(self.scene.hello)),
             tuple(loop.ready), tuple(each.sock.fileno() for each in loop.turns), len(loop.late), pump.held,
             tuple((number, mask) for number, (_, mask) in loop.watched.items()),
             tuple(sock.state_key() for sock in (self.client, *self.dialled)),
@@ -803,6 +824,9 @@ HEAVY: Final = (*RELAYED, "up heavy", "down heavy")
 BLOCKED: Final = ("client stalls", "down large")
 SCENES: Final = (
     Scene("hello", ("start",), dials=("stands", "dialled", "refused")),
+    Scene("hello that is cut into records", ("start",), hello=CUT_HELLO),
+    Scene("hello for nobody", ("start",), hello=hello_for("nobody.example"), time=True),
+    Scene("route that is looked up", ("start", "hello"), stale=True, time=True),
     Scene("dialled", ("start", "hello"), dials=("stands", "dialled", "refused")),
     Scene("light", RELAYED),
     Scene("light and blocked", (*RELAYED, *BLOCKED)),

@@ -20,16 +20,20 @@ DEPTH = 3
 DEPTH_WITH_INTERRUPTIONS = 2  # A peer acts between any two system calls of a step, too.
 
 
+def named(name: str) -> Scene:
+    return next(each for each in SCENES if each.name == name)
+
+
 @pytest.mark.parametrize("scene", SCENES, ids=lambda scene: scene.name)
 def test_in_every_order_of_steps_no_byte_end_or_count_is_lost_and_nothing_waits_for_ever(scene: Scene) -> None:
     explored = explore(replace(scene, interruptions=0), DEPTH)
     assert explored.states > 200
     explored = explore(scene, DEPTH_WITH_INTERRUPTIONS)
-    assert explored.states > 100
+    assert explored.states > 50
 
 
 def test_a_stream_that_is_carried_to_its_end_is_seen_to_be() -> None:
-    world = World(SCENES[2], Choices(()))
+    world = World(named("light"), Choices(()))
     play(world)
     assert world.upstream is not None
     assert world.upstream.delivered > 0
@@ -58,7 +62,7 @@ def test_a_stream_that_breaks_a_promise_is_found_out(
 ) -> None:
     monkeypatch.setattr(where, name, wrong)
     with pytest.raises(BrokenPromiseError, match=told):
-        explore(next(each for each in SCENES if each.name == scene), 3)
+        explore(named(scene), 3)
 
 
 @pytest.fixture
