@@ -69,7 +69,7 @@ def main() -> int:
         data = trio.run(soak, options, ledger, say)
     except KeyboardInterrupt:
         return 130
-    data = origin(_ROOT, binary) | data
+    data = origin(_ROOT, binary) | {"minutes": given.minutes, "quick": given.quick, "gap": given.gap} | data
     if given.report is not None:
         say(f"the report is in {write(given.report, data)}")
     if given.json is not None:

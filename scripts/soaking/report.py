@@ -21,7 +21,7 @@ orphan: true
 # A soak with Consul {consul}
 
 Written by `scripts/soak` at the end of the run, on {date}, of commit {commit}, on {processors} processors.
-`scripts/soak {minutes:g} --seed {seed} --quick {quick:g}` makes the same faults and the same traffic.
+`scripts/soak {minutes:g} --seed {seed} --quick {quick:g} --gap {gap:g}` makes the same faults and the same traffic.
 {{doc}}`../reliability` says what is checked.
 
 ```text
@@ -49,24 +49,16 @@ def write(folder: Path, data: Mapping[str, Any]) -> Path:
     """The page of a run; the one before it with the same Consul is replaced."""
     folder.mkdir(parents=True, exist_ok=True)
     page = folder / f"consul-{data['consul']}.md"
-    page.write_text(_PAGE.format(text=as_text(data), minutes=data["load_seconds"] / 60, **data))
+    page.write_text(_PAGE.format(text=as_text(data), **data))
     return page
 
 
 def as_data(
-    ledger: Ledger,
-    seed: int,
-    load_seconds: float,
-    quick: float,
-    uncut: str,
-    before: Mapping[str, Usage],
-    after: Mapping[str, Usage],
+    ledger: Ledger, seed: int, uncut: str, before: Mapping[str, Usage], after: Mapping[str, Usage]
 ) -> dict[str, Any]:
     """Everything that was counted."""
     return {
         "seed": seed,
-        "load_seconds": load_seconds,
-        "quick": quick,
         "seconds": round(ledger.age, 1),
         "streams": {
             "opened": ledger.opened,

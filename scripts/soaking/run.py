@@ -99,7 +99,7 @@ async def soak(options: Options, ledger: Ledger, say: Callable[[str], None]) -> 
         after = usage(stage.fleet)
         _look_after(stage)
         ledger.settle()
-        return as_data(ledger, options.seed, options.seconds, options.quick, options.uncut, before, after)
+        return as_data(ledger, options.seed, options.uncut, before, after)
 
 
 @asynccontextmanager
