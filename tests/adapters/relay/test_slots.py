@@ -258,7 +258,8 @@ async def test_share_of_a_client_holds_while_many_slots_are_in_use() -> None:
 async def test_gateways_elsewhere_have_no_limit_as_soon_as_the_table_has_them(kind: RouteKind) -> None:
     limits = Limits(max_connections_per_client=1, max_connection_rate_per_client=1)
     name = f"dc2.internal.{TRUST_DOMAIN}"
-    route = Route(name, kind, "dc2", (endpoint(443, address=ATTACKER),), suffix=kind is not RouteKind.PEER_IMPORT)
+    endpoints = (endpoint(443, address="no:address"), endpoint(443, address=ATTACKER))
+    route = Route(name, kind, "dc2", endpoints, suffix=kind is not RouteKind.PEER_IMPORT)
     async with running({}, limits) as gateway, await dial(gateway, ATTACKER):
         await gateway.until(lambda: gateway.relay.active == 1)
         async with await dial(gateway, ATTACKER) as over:

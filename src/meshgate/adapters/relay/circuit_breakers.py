@@ -21,6 +21,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Final
 
+from meshgate.core.addresses import is_numeric
 from meshgate.core.load_balancer import HostSet
 from meshgate.core.outlier_detection import Address
 from meshgate.core.reasons import Reason
@@ -99,7 +100,8 @@ class CircuitBreakers:
         if self._gateways[0] is not table:
             routes = (*table.suffixes.values(), *table.exact.values())
             ends = (each.address for route in routes if KINDS[route.kind].to_gateways for each in route.endpoints)
-            self._gateways = table, frozenset(map(client_key, ends))
+            # A host name that could not be resolved is an endpoint, too.
+            self._gateways = table, frozenset(client_key(each) for each in ends if is_numeric(each))
         return client in self._gateways[1] or in_networks(host, limits.exempt_clients)
 
     def full(self, hosts: HostSet, most: int) -> tuple[int, ...]:
