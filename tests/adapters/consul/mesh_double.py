@@ -70,11 +70,11 @@ class MeshDouble(FakeConsul):
         return None
 
     def hold_back(self, path: str) -> trio.Event:
-        """Let requests for a path wait, at whatever place, until the event is set."""
+        """Let a path be answered only when the event is set, at whatever place."""
         return self._held_back.setdefault(path, trio.Event())
 
     async def _answer_of(self, seen: Seen) -> Resource:
-        if seen.path in self._held_back:
+        if seen.method == "GET" and seen.path in self._held_back:
             await self._held_back[seen.path].wait()
         return await super()._answer_of(seen)
 

@@ -507,7 +507,7 @@ def one_spelling(names: Iterable[str]) -> dict[str, str]:
 
 
 def _askable(name: str) -> bool:
-    """Whether a name can be a part of a path (see `HttpClient.uri`)."""
+    """Whether a name can be a part of a path (see `transport`)."""
     return not {"", ".", ".."}.intersection(name.split("/"))
 
 

@@ -20,17 +20,14 @@ from meshgate.core.catalog import ImportedService, PeerServers, Snapshot
 from meshgate.core.sni import DEFAULT, PeeredServiceSni, PeeringServerSni, parse
 
 from .acl_visibility import VerifiedInstances
-from .api import NOW, ConsulClient, ConsulError, Cursor, Instances, Page, Peering, PermissionDeniedError, Rule, Tenant
+from .api import ConsulClient, ConsulError, Cursor, Instances, Page, Peering, PermissionDeniedError, Tenant
 from .scope import KeyedWatches, Latest, Scope
 from .watch_registry import WatchKey
 
-SEE_PEERINGS: Final = Rule("peering")
 PEERINGS: Final = WatchKey("peerings", "peerings")
 MESH_ENTRY: Final = WatchKey("mesh-entry", "mesh entry")
 # Where the list takes long, so many times as long lie between two looks.
 TIMES: Final = 20.0
-# Seconds after which Consul is asked whether it would refuse: 1.22 takes 11 to tell so, and the start waits for it.
-_SLOW: Final = 0.5
 # A list of that many seconds is as good as a new one.
 _FRESH: Final = 0.2
 # Peerings that are asked for an unknown name: those whose trust domain is not known are asked, too.
@@ -181,7 +178,7 @@ class Peerings:
     async def _refresh(self) -> None:
         if self.known and trio.current_time() > self._looked + _FRESH:
             with suppress(ConsulError):
-                self._listed((await self._list(self._scope.client, NOW)).value)
+                self._listed((await self._list()).value)
                 self._own.changed()
 
     # --- the list ------------------------------------------------------------------------------------------------
@@ -192,12 +189,10 @@ class Peerings:
         return 0.0 if self._held and not self.any else max(self._looks.usual, TIMES * self._took)
 
     async def _ask(self, reader: ConsulClient, cursor: Cursor) -> Page[tuple[Peering, ...] | None]:
-        was_denied, self._denied = self._denied, ""
+        self._denied = ""
         polled = self.any or not cursor.blocks
         try:
-            if was_denied:
-                await self._ask_whether_denied()
-            page = await (self._list(self._scope.client, NOW) if polled else reader.peerings(cursor))
+            page = await (self._list() if polled else reader.peerings(cursor))
         except PermissionDeniedError as error:
             if self.known:
                 raise
@@ -209,22 +204,9 @@ class Peerings:
         self._held = page.value is not None and page.index is not None
         return replace(page, index=None) if any(peering.active for peering in page.value or ()) else page
 
-    async def _ask_whether_denied(self) -> None:
-        """Raise where Consul would refuse the list; this it tells at once, and without an error in its log."""
-        allowed = True
-        with suppress(ConsulError):
-            (allowed,) = await self._scope.client.allowed([SEE_PEERINGS])
-        if not allowed:
-            raise PermissionDeniedError("Permission denied", SEE_PEERINGS)
-
-    async def _list(self, client: ConsulClient, cursor: Cursor) -> Page[tuple[Peering, ...] | None]:
+    async def _list(self) -> Page[tuple[Peering, ...] | None]:
         begun = trio.current_time()
-        page = None
-        with trio.move_on_after(_SLOW):
-            page = await client.peerings(cursor)
-        if page is None:
-            await self._ask_whether_denied()
-            page = await client.peerings(cursor)
+        page = await self._scope.client.peerings()
         self._looked, self._took = trio.current_time(), trio.current_time() - begun
         return page
 

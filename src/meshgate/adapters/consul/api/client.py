@@ -198,13 +198,14 @@ class ConsulClient:
         self, service: str, cursor: Cursor = NOW, *, datacenter: str = "", kind: str = ""
     ) -> Page[Instances]:
         """The instances that have this very name, of one kind only where `kind` is given."""
-        chosen = f'Service.Kind == "{kind}"' if kind else ""
         request = CONSUL.health.service(segment(service), dc=datacenter)
         # Sorted by distance, Consul (1.10 and later) does not answer from a stream of events. Where such a stream to
         # another datacenter cannot be made, it would neither answer nor fail.
         near = "_agent" if datacenter else ""
         needs = Rule("service", service)
-        page = await self._page(request, records.decode_instances, needs, cursor, filter=chosen, near=near)
+        page = await self._page(
+            request, records.decode_instances, needs, cursor, filter=_equals("Service.Kind", kind), near=near
+        )
         return replace(page, value=tuple(instance for instance in page.value if not kind or instance.kind == kind))
 
     async def own_instances(self, service: str, service_id: str, cursor: Cursor = NOW) -> Page[tuple[OwnInstance, ...]]:
@@ -212,8 +213,7 @@ class ConsulClient:
 
         Consul merges central configuration from 1.13 on, whether or not an agent holds them.
         """
-        chosen = f'Service.ID == "{service_id}"' if _fits_a_filter(service_id) else ""
-        asked = {"filter": chosen, "merge-central-config": "true"}
+        asked = {"filter": _equals("Service.ID", service_id), "merge-central-config": "true"}
         request, needs = CONSUL.health.service(segment(service)), Rule("service", service)
         page = await self._page(request, records.decode_own_instances, needs, cursor, **asked)
         return replace(page, value=tuple(each for each in page.value if each.registration.id == service_id))
@@ -241,8 +241,7 @@ class ConsulClient:
 
     async def gateway_names(self, datacenter: str = "") -> Page[tuple[str, ...]]:
         """The service names of a datacenter's mesh gateways."""
-        request = CONSUL.internal.ui_services(datacenter)
-        chosen = f'Service.Kind == "{GATEWAY_KIND}"'
+        request, chosen = CONSUL.internal.ui_services(datacenter), _equals("Service.Kind", GATEWAY_KIND)
         return await self._read(request, records.decode_gateway_names, SEE_SERVICES, filter=chosen)
 
     async def gateway_names_by_catalog(self, datacenter: str = "") -> Page[tuple[str, ...]] | None:
@@ -251,7 +250,7 @@ class ConsulClient:
             CONSUL.catalog.services(dc=datacenter),
             records.decode_service_names,
             SEE_SERVICES,
-            filter=f'ServiceKind == "{GATEWAY_KIND}"',
+            filter=_equals("ServiceKind", GATEWAY_KIND),
         )
         # Older versions know no filter here, and list everything.
         return None if "consul" in page.value else page
@@ -280,8 +279,8 @@ class ConsulClient:
         The list is asked for: Consul logs an error for each question about a single entry that does not exist. Versions
         that do not know the filter send all.
         """
-        chosen = f'Name == "{service}"' if _fits_a_filter(service) else ""
         request, needs = CONSUL.config.list("service-defaults"), Rule("service", service)
+        chosen = _equals("Name", service)
         page = await self._page(request, records.decode_destination_limits, needs, cursor, filter=chosen)
         return Page(page.value.get(service, NO_LIMITS), index=page.index)
 
@@ -339,14 +338,13 @@ class ConsulClient:
 
     async def agent_registration(self, service_id: str) -> OwnRegistration | None:
         """A registration as the agent holds it now; None where it holds none, which is no error in its log then."""
-        chosen = f'ID == "{service_id}"' if _fits_a_filter(service_id) else ""
         request, needs = CONSUL.agent.services(), Rule("service", service_id)
+        chosen = _equals("ID", service_id)
         return (await self._read(request, records.decode_own_registrations, needs, filter=chosen)).value.get(service_id)
 
     async def agent_checks(self, service_id: str) -> tuple[HealthCheck, ...]:
         """The checks that the agent holds of a service; others are left out as far as the agent can."""
-        chosen = f'ServiceID == "{service_id}"' if _fits_a_filter(service_id) else ""
-        needs = Rule("service", service_id)
+        chosen, needs = _equals("ServiceID", service_id), Rule("service", service_id)
         return (await self._read(CONSUL.agent.checks(), records.decode_agent_checks, needs, filter=chosen)).value
 
     async def sidecars(self) -> tuple[Sidecar, ...]:
@@ -619,9 +617,9 @@ def _held(cursor: Cursor) -> dict[str, str]:
     }
 
 
-def _fits_a_filter(text: str) -> bool:
-    """Whether a text can stand between the quotes of a filter, which knows no escapes."""
-    return '"' not in text and "\\" not in text
+def _equals(field: str, text: str) -> str:
+    """A filter; none for no text, and for one that cannot stand between its quotes: it knows no escapes."""
+    return f'{field} == "{text}"' if text and not {'"', "\\"} & set(text) else ""
 
 
 def _indexed(page: Page[T]) -> Page[T]:

@@ -46,7 +46,7 @@ class _Requests(base.HTTPClient):
     """python-consul2's HTTP client, which hands the requests back."""
 
     # The callbacks are python-consul2's ways to decode an answer. They are left out: they make dictionaries by way of
-    # `json`, drop the headers but the index, and know fewer failures than `errors`.
+    # `json`, drop the headers but the index, and know fewer failures than `consul_errors`.
     def get(self, callback: object, path: str, params: Params = None, headers: Headers = None) -> Request:
         return _request("GET", path, params, headers)
 

@@ -2,7 +2,7 @@
 
 What always holds: a name that Consul's catalog holds cannot lead a request to another path, and whatever answers can
 neither fill this process nor keep a request busy: an answer has a largest size and a time in which it must be whole.
-Every failure becomes an error of `errors`.
+Every failure becomes an error of `consul_errors`.
 """
 
 import logging
