@@ -29,21 +29,22 @@ class Notifier:
         asked = ours and microseconds.isdecimal() and int(microseconds) > 0
         return cls(environ.get("NOTIFY_SOCKET", ""), int(microseconds) / 2e6 if asked else None)
 
-    def ready(self, status: str = "") -> bool:
-        return self._send("READY=1", status)
+    def ready(self) -> bool:
+        return self._send("READY=1")
 
     def reloading(self) -> bool:
         """A reload has begun; `ready` ends it. The time tells systemd which of its requests is meant."""
-        return self._send(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}", "")
+        return self._send(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
-    def stopping(self, status: str = "") -> bool:
-        return self._send("STOPPING=1", status)
+    def stopping(self) -> bool:
+        return self._send("STOPPING=1")
 
     def status(self, text: str) -> bool:
-        return self._send("", text)
+        """One line for `systemctl status`; what else is in the text becomes part of it."""
+        return self._send("STATUS=" + " ".join(text.split()))
 
     def watchdog(self) -> bool:
-        return self._send("WATCHDOG=1", "")
+        return self._send("WATCHDOG=1")
 
     async def ping_watchdog(self) -> None:
         """Tell again and again that the process is alive, where systemd asks for it; runs until cancelled."""
@@ -53,17 +54,14 @@ class Notifier:
             self.watchdog()
             await trio.sleep(self.watchdog_seconds)
 
-    def _send(self, state: str, status: str) -> bool:
+    def _send(self, state: str) -> bool:
         """Whether the datagram was taken."""
         if not self._address:
             return False
-        lines = [state] if state else []
-        if status:
-            lines.append("STATUS=" + " ".join(status.split()))
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
                 sock.setblocking(False)
-                sock.sendto("\n".join(lines).encode("utf-8", "replace"), self._address)
+                sock.sendto(state.encode("utf-8", "replace"), self._address)
         except (OSError, ValueError):
             return False
         return True
