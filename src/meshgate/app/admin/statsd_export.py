@@ -68,7 +68,6 @@ class StatsdExport:
         self._changed.set()
 
     async def run(self) -> None:
-        """Send at each interval until cancelled."""
         while True:
             self._changed = trio.Event()
             with trio.CancelScope() as scope:

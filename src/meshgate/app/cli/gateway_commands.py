@@ -36,7 +36,6 @@ def known_names(context: click.Context, _: click.Parameter, incomplete: str) -> 
 
 
 def known_datacenters(context: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
-    """As `known_names`, for datacenters."""
     return [name for name in _names(context, incomplete).datacenters if name.startswith(incomplete)]
 
 

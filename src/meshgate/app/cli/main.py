@@ -71,7 +71,6 @@ class Commands(click.Group):
     """The commands, by what they are for; none of them is imported to list the others' names."""
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """A list for each heading."""
         for heading, names in _COMMANDS.items():
             with formatter.section(heading):
                 formatter.write_dl([(name, self.commands[name].get_short_help_str(limit=80)) for name in names])

@@ -46,7 +46,6 @@ class Command(click.Command):
         return rest
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The command's own options, then those of settings by their headings."""
         for heading, records in self.options_by_heading(ctx).items():
             with formatter.section(heading):
                 formatter.write_dl(records)
@@ -79,8 +78,6 @@ class Command(click.Command):
 
 
 class SettingOption(click.Option):
-    """The flag of a setting."""
-
     def __init__(self, *args: Any, setting: Setting, **options: Any) -> None:  # noqa: ANN401 - click's own
         super().__init__(*args, **options)
         self.setting = setting

@@ -51,7 +51,6 @@ def addresses(settings: Settings, *, federated: bool, reached: bool) -> list[Fin
 
 
 def sandbox(settings: Settings) -> Finding:
-    """Whether relay workers can be confined as wanted."""
     found = support()
     if settings.sandbox == Mode.OFF:
         return warning("sandbox", "off: relay workers keep all rights of this user", "MESHGATE_SANDBOX=auto")

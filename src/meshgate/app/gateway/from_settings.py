@@ -35,7 +35,6 @@ def client_of(settings: Settings) -> ConsulClient:
 
 
 def definition_of(settings: Settings) -> GatewayDefinition:
-    """What is registered with the agent."""
     wan = settings.wan_address
     return GatewayDefinition(
         service=settings.service,

@@ -93,7 +93,6 @@ class Gateway:
         return self.last_known.from_disk or (self.watcher is not None and self.watcher.stale)
 
     def problems(self) -> list[str]:
-        """What is missing or failing, a line each."""
         failing = [state.error for state in self._registry.states() if state.error]
         idle = "" if self.relay.works else "no relay process is up"
         return [

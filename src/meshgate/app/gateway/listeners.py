@@ -47,7 +47,6 @@ class Listeners:
 
     @property
     def addresses(self) -> tuple[BindAddress, ...]:
-        """What is bound now."""
         return tuple(bind for bind, _ in self._bound.values())
 
     def problems(self) -> list[str]:
@@ -85,7 +84,6 @@ class Listeners:
         self._closed = True
 
     async def until_bound(self) -> None:
-        """Wait until something is bound."""
         await self._some.wait()
 
     async def until_settled(self) -> None:
@@ -95,7 +93,6 @@ class Listeners:
                 await self._tried.wait()
 
     async def run(self) -> None:
-        """Follow what is wanted until cancelled."""
         while True:
             await self._changed.wait()
             self._changed = trio.Event()

@@ -121,8 +121,6 @@ def _judge(_: object, method: str, event: MutableMapping[str, Any]) -> MutableMa
 
 
 class _Renderer:
-    """The last processor: from an event to its line."""
-
     def __init__(self, formatter: _Formatter) -> None:
         self._formatter = formatter
 

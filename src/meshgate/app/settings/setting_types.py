@@ -155,7 +155,6 @@ def path(text: str) -> Path:
 
 
 def access_log(text: str) -> str:
-    """`off`, `stdout`, `stderr` or a path."""
     if text in ("off", "stdout", "stderr"):
         return text
     return str(path(text))

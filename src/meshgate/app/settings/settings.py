@@ -41,8 +41,6 @@ _USER_INFO: Final = re.compile(r"(^|//)[^/@]+@")
 
 
 class Origin(StrEnum):
-    """Where a value came from."""
-
     FLAG = "flag"
     ENVIRONMENT = "environment"
     ENV_FILE = ".env"
