@@ -9,7 +9,7 @@ import structlog
 import trio
 
 from meshgate.adapters.relay import StreamRecord
-from meshgate.app.gateway.stream_observer import RefusalLog, StreamObserver
+from meshgate.app.gateway.stream_observer import StreamObserver
 from meshgate.app.logs.access_log import CentralAccessLog
 from meshgate.app.settings.settings import Settings
 
@@ -26,7 +26,7 @@ class Followed:
     def __init__(self, below: Path | str = "", **environ: str) -> None:
         environ.setdefault("MESHGATE_ACCESS_LOG_DIR", str(below))
         self.wanted: list[bool] = []
-        self.observer = StreamObserver(RefusalLog(structlog.get_logger()), None)
+        self.observer = StreamObserver(None)
         self.log = CentralAccessLog(settings_of(**environ), self.observer.use, self.wanted.append)
 
     def write(self, *records: StreamRecord) -> None:

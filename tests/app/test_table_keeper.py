@@ -6,12 +6,11 @@ from typing import Any
 from unittest.mock import MagicMock
 
 import pytest
-import structlog
 from structlog.testing import capture_logs
 
 from meshgate.adapters.relay import Limits, Refused
 from meshgate.adapters.relay.pool import RelayPool
-from meshgate.app.gateway.stream_observer import RefusalLog, StreamObserver
+from meshgate.app.gateway.stream_observer import StreamObserver
 from meshgate.app.gateway.table_keeper import TableKeeper
 from meshgate.app.settings.settings import Settings
 from meshgate.core.catalog import Export, Service, Snapshot
@@ -72,9 +71,7 @@ async def test_an_export_that_is_left_alone_is_told_once_and_so_is_a_stream_that
     assert [line.split(",")[0] for line in told] == [
         f"s0 is exported with protocol {protocol}" for protocol in ("http", "grpc", "http")
     ]
-    observer = StreamObserver(
-        RefusalLog(structlog.get_logger()), None, lambda name: keeper.table.unroutable.get(name, "")
-    )
+    observer = StreamObserver(None, lambda name: keeper.table.unroutable.get(name, ""))
     name = "S0.default.default.east.external.td.consul"
     with capture_logs() as logs:
         observer.on_refused(Refused("192.0.2.1:1", name, Reason.UNKNOWN_SNI, "no route for this name"))

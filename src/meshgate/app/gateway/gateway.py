@@ -28,7 +28,7 @@ from meshgate.app.gateway.from_settings import is_enterprise, limits_of, partiti
 from meshgate.app.gateway.last_known import AGENT_PATIENCE, CATALOG_PATIENCE, LastKnown
 from meshgate.app.gateway.on_demand_discovery import OnDemandDiscovery
 from meshgate.app.gateway.registration import GatewayRegistration
-from meshgate.app.gateway.stream_observer import RefusalLog, StreamObserver
+from meshgate.app.gateway.stream_observer import StreamObserver
 from meshgate.app.gateway.table_keeper import TableKeeper, export_problems, tell_ready
 from meshgate.app.logs import logs
 from meshgate.app.logs.access_log import AccessLog
@@ -48,7 +48,6 @@ class Gateway:
         self.settings = settings
         self.client = client
         self.observer = StreamObserver(
-            RefusalLog(log),
             None if settings.access_log == "off" else AccessLog(settings.access_log),
             lambda name: self.tables.table.unroutable.get(name, ""),
         )

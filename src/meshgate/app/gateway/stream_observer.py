@@ -18,33 +18,11 @@ from meshgate.app.logs.access_log import AccessLog
 from meshgate.core.reasons import Reason
 from meshgate.core.token_bucket import TokenBucket
 
+log = structlog.get_logger(module="meshgate")
+
 RECENT: Final = 50
 BURST: Final = 20
 PER_SECOND: Final = 5.0
-
-
-class RefusalLog:
-    """A token bucket in front of the log."""
-
-    def __init__(self, log: structlog.typing.FilteringBoundLogger) -> None:
-        self._log = log
-        self._bucket = TokenBucket(PER_SECOND, BURST)
-        self._left_out = 0
-
-    def refused(self, refused: Refused) -> None:
-        if not self._bucket.take(trio.current_time()):
-            self._left_out += 1
-            return
-        more = {"left_out": self._left_out} if self._left_out else {}
-        self._left_out = 0
-        self._log.info(
-            "stream refused",
-            reason=refused.reason.value,
-            sni=refused.server_name,
-            client=refused.client,
-            detail=refused.detail,
-            **more,
-        )
 
 
 class StreamObserver:
@@ -54,13 +32,12 @@ class StreamObserver:
     although somebody in Consul wants it to; "" if nobody does.
     """
 
-    def __init__(
-        self, refusals: RefusalLog, access: AccessLog | None, why_unroutable: Callable[[str], str] = lambda _: ""
-    ) -> None:
+    def __init__(self, access: AccessLog | None, why_unroutable: Callable[[str], str] = lambda _: "") -> None:
         self._why_unroutable = why_unroutable
-        self._refusals = refusals
         self._access = access
         self._dropped_before = 0
+        self._refusal_lines = TokenBucket(PER_SECOND, BURST)
+        self._left_out = 0
         self.recent: deque[tuple[float, Refused]] = deque(maxlen=RECENT)
 
     @property
@@ -88,7 +65,12 @@ class StreamObserver:
         if refused.reason is Reason.UNKNOWN_SNI and (why := self._why_unroutable((refused.server_name or "").lower())):
             refused = replace(refused, detail=why)
         self.recent.append((time.time(), refused))
-        self._refusals.refused(refused)
+        if not self._refusal_lines.take(trio.current_time()):
+            self._left_out += 1
+            return
+        more, self._left_out = {"left_out": self._left_out} if self._left_out else {}, 0
+        sni, client = refused.server_name, refused.client
+        log.info("stream refused", reason=refused.reason.value, sni=sni, client=client, detail=refused.detail, **more)
 
     def on_ended(self, record: StreamRecord) -> None:
         if self._access is not None:
