@@ -158,7 +158,8 @@ async def test_the_command_drain_waits_for_the_streams_and_for_the_end(world: Wo
                 await stream.send_all(b"y")
                 assert await stream.receive_some() == b"y"
         lines = printed[0].splitlines()
-        assert lines[0] == "draining: 1 stream"
+        assert lines[0].startswith("draining: 1 stream: 127.0.0.1:")
+        assert lines[0].endswith(" to web.default.dc2")
         assert lines[-1].startswith("the gateway is gone, after ")
         with trio.fail_after(5):
             assert await gateway.child.wait() == 0
