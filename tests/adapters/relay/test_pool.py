@@ -189,11 +189,11 @@ async def test_worker_that_cannot_be_started_is_tried_again(monkeypatch: pytest.
         spawn = process_module._spawn
         failures: list[int] = []
 
-        def no_process(policy: WorkerPolicy, descriptor: int, inherited: Sequence[int]) -> object:
+        def no_process(policy: WorkerPolicy, descriptor: int, inherited: Sequence[int], stderr: int) -> object:
             if len(failures) < 3:
                 failures.append(descriptor)
                 raise BlockingIOError(11, "Resource temporarily unavailable")
-            return spawn(policy, descriptor, inherited)
+            return spawn(policy, descriptor, inherited, stderr)
 
         monkeypatch.setattr(process_module, "_spawn", no_process)
         assert (pool.relay.works, len(failures)) == (True, 0)

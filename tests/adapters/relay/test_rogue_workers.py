@@ -27,8 +27,8 @@ from meshgate.adapters.relay.shared_counts import CountRows
 from meshgate.core.reasons import Reason
 from meshgate.core.routes import RouteKind
 
-from .streams import WEB, backend, echo, endpoint
-from .test_pool import Pool, pool_of
+from .streams import WEB, backend, echo, endpoint, receive_exactly
+from .test_pool import HELLO, Pool, pool_of
 
 # Sends what is in a file, so many times, and then says nothing more. It reads what it is told, or does not.
 ROGUE = """
@@ -161,13 +161,33 @@ async def test_message_that_no_honest_worker_sends_ends_that_worker_and_nothing_
         assert math.isfinite(totals.connect_sum)
 
 
-async def test_flood_of_messages_ends_the_worker(tmp_path: Path) -> None:
-    async with with_rogue(tmp_path, encode(EndpointNews("x", "192.0.2.1", 1, failed=True)) * 1000, times=10_000) as (
-        pool,
-        logs,
-    ):
-        assert "flood" in await until_ended(logs)
+async def test_other_workers_are_heard_and_told_during_a_flood(tmp_path: Path) -> None:
+    """One that is too slow to be ended for it: the parent takes turns, and keeps nothing of it."""
+    news = encode(EndpointNews("x", "192.0.2.1", 1, failed=True)) * 1000
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    async with with_rogue(tmp_path, news, times=1_000_000) as (pool, _):
+        _, later = pool.relay.bind("later", "127.0.0.1", 0)  # Of which only the honest one lets clients in.
+        for _ in range(5):
+            client = await trio.open_tcp_stream("127.0.0.1", later)
+            await client.send_all(HELLO)
+            assert await receive_exactly(client, len(HELLO)) == HELLO
+            await client.aclose()
         assert pool.relay.ejected == {}
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000
+
+
+def test_flood_of_messages_is_no_honest_workers() -> None:
+    """So many at once, and so many a second after that; records and kilobytes count like messages."""
+    process = worker_process.WorkerProcess(Owner(), 0, COUNTS, worker_process.WorkerPolicy())
+    news = EndpointNews("x", "192.0.2.1", 1, failed=True)
+    large = StatsReport(Counters(), [], [StreamRecord(**RECORD)] * 999, 0)
+    for _ in range(100):
+        process._take(large, 100 * 1024, 1.0)  # 1100 each.
+    for second in range(1, 3):
+        for _ in range(90_000 if second == 1 else worker_process.MESSAGES_PER_SECOND):
+            process._take(news, 50, float(second))
+        with pytest.raises(ValueError, match="flood"):
+            process._take(news, 50, float(second))
 
 
 async def test_flood_of_lines_leaves_few_in_the_log(tmp_path: Path) -> None:
@@ -175,6 +195,33 @@ async def test_flood_of_lines_leaves_few_in_the_log(tmp_path: Path) -> None:
         await until_ended(logs)
         lines = [entry for entry in logs if entry["event"].startswith("xxx")]
         assert worker_process.LINES_AT_ONCE <= len(lines) <= worker_process.LINES_AT_ONCE + 60
+
+
+async def test_what_it_writes_to_its_standard_error_is_not_the_log() -> None:
+    """Nor to its standard output. A crash is told with what Python said of it, and no more than that is kept."""
+    rogue = "import sys\nprint('out')\nsys.stderr.write('in the end\\n' + 'x' * 500_000)\nsys.exit(3)"
+    async with backend(echo) as port, pool_of({WEB: [endpoint(port)]}, workers=1) as pool:
+        await pool.until_workers(1)
+        sane, pool.policy.command = pool.policy.command, (sys.executable, "-c", rogue)
+        with structlog.testing.capture_logs() as logs:
+            os.kill(pool.relay.workers[0], signal.SIGKILL)
+            reason = await until_ended(logs, "exit code 3")
+        pool.policy.command = sane
+        assert reason.startswith("exit code 3: in the end\nxxx")
+        assert len(reason) < 9000
+        await (await pool.call()).aclose()
+
+
+async def test_flood_of_words_ends_the_worker() -> None:
+    rogue = "import os\nwhile True:\n    os.write(2, bytes(1 << 16))"
+    async with backend(echo) as port, pool_of({WEB: [endpoint(port)]}, workers=1) as pool:
+        await pool.until_workers(1)
+        sane, pool.policy.command = pool.policy.command, (sys.executable, "-c", rogue)
+        with structlog.testing.capture_logs() as logs:
+            os.kill(pool.relay.workers[0], signal.SIGKILL)
+            assert "a flood of words" in await until_ended(logs)
+        pool.policy.command = sane
+        await (await pool.call()).aclose()
 
 
 async def test_flood_of_questions_whose_answers_nobody_reads_ends_the_worker(tmp_path: Path) -> None:

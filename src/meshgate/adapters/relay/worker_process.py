@@ -23,6 +23,7 @@ from meshgate.core.token_bucket import TokenBucket
 
 from .messages import (
     LARGEST,
+    LONGEST_LINE,
     SIGNALS,
     TO_PARENT,
     EndpointNews,
@@ -52,6 +53,8 @@ LINES_AT_ONCE: Final = 100
 _UNREAD: Final = 100_000
 _TOLD_OF_NONSENSE: Final = 200
 _NEVER: Final = float("inf")
+_CHUNK_BYTES: Final = 1 << 16
+_MOST_WORDS: Final = 1 << 20
 _CHECKPOINT_SECONDS: Final = 0.01
 _LOOK_SECONDS: Final = 0.5
 _HEALTHY_SECONDS: Final = 5.0
@@ -185,12 +188,16 @@ class WorkerProcess:
     async def _live(self) -> str:
         """The life of one worker; gives the reason of its end."""
         ours, theirs = socket.socketpair()
-        with theirs:
-            try:
-                process = _spawn(self._policy, theirs.fileno(), self._owner.inherited(self))
-            except OSError:
-                ours.close()
-                raise
+        with contextlib.ExitStack() as undone:
+            undone.callback(ours.close)
+            with theirs:
+                words = _LastWords()
+                undone.callback(words.close)
+                try:
+                    process = _spawn(self._policy, theirs.fileno(), self._owner.inherited(self), words.pipe)
+                finally:
+                    words.end_is_given_away()
+            undone.pop_all()
         self.pid = process.pid
         channel = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
         outbox, inbox = trio.open_memory_channel[bytes | FdMessage](_UNREAD)
@@ -209,6 +216,7 @@ class WorkerProcess:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._send, channel, inbox)
                     nursery.start_soon(self._receive, receiver)
+                    nursery.start_soon(self._hear, words)
                     hung = await self._until_hung()
                     nursery.cancel_scope.cancel()
         finally:
@@ -220,9 +228,11 @@ class WorkerProcess:
             channel.socket.close()
             process.kill()
             code = process.wait()
+            words.read()
+            words.close()
         if self._nonsense:
             return f"what it did made no sense, and it was killed: {self._nonsense}"
-        return "it hung and was killed" if hung else _ending(code)
+        return "it hung and was killed" if hung else _ending(code) + words.quoted
 
     async def _until_hung(self) -> bool:
         """True when nothing was heard, or read, for too long. When this process itself slept, nobody hangs for that.
@@ -251,6 +261,14 @@ class WorkerProcess:
                 self._unread_since = _NEVER
         except trio.BrokenResourceError:
             pass  # It is dead; the receiving side ends its life.
+
+    async def _hear(self, words: "_LastWords") -> None:
+        while True:
+            await trio.lowlevel.wait_readable(words.descriptor)
+            if not words.read():
+                return
+            if words.size > _MOST_WORDS:
+                self._give_up("a flood of words")
 
     async def _receive(self, receiver: Receiver[ToParent]) -> None:
         """Take what the worker says until it is dead, or makes no sense."""
@@ -318,6 +336,41 @@ class WorkerProcess:
             log.warning("a relay worker did not end by itself and is killed", worker=self.number)
 
 
+class _LastWords:
+    """A worker's standard error: what Python says where it cannot start, or crashes. It says all else by messages.
+
+    `descriptor` is the end to read, `pipe` the worker's, `size` the bytes that were read, `quoted` what was kept of
+    them, for the end of a sentence.
+    """
+
+    def __init__(self) -> None:
+        self.descriptor, self.pipe = os.pipe()
+        os.set_blocking(self.descriptor, False)
+        self._kept = b""
+        self.size = 0
+
+    @property
+    def quoted(self) -> str:
+        text = self._kept.decode(errors="replace").strip()
+        return f": {text}" if text else ""
+
+    def end_is_given_away(self) -> None:
+        os.close(self.pipe)
+
+    def read(self) -> bool:
+        """Read what is there, and keep the first LONGEST_LINE bytes. Whether there may be more at some time."""
+        try:
+            said = os.read(self.descriptor, _CHUNK_BYTES)
+        except BlockingIOError:
+            return True
+        self.size += len(said)
+        self._kept = (self._kept + said)[:LONGEST_LINE]
+        return bool(said)
+
+    def close(self) -> None:
+        os.close(self.descriptor)
+
+
 def drop_unsent(inbox: "trio.MemoryReceiveChannel[bytes | FdMessage]") -> None:
     """Let descriptors go that were never sent."""
     with contextlib.suppress(trio.WouldBlock):
@@ -327,7 +380,7 @@ def drop_unsent(inbox: "trio.MemoryReceiveChannel[bytes | FdMessage]") -> None:
                 message.drop()
 
 
-def _spawn(policy: WorkerPolicy, descriptor: int, inherited: Sequence[int]) -> "subprocess.Popen[bytes]":
+def _spawn(policy: WorkerPolicy, descriptor: int, inherited: Sequence[int], stderr: int) -> "subprocess.Popen[bytes]":
     """Start a worker. It shares nothing with this process but the descriptors.
 
     Signals that are not its business, and that a terminal or a supervisor sends to all processes, would end it until
@@ -338,6 +391,8 @@ def _spawn(policy: WorkerPolicy, descriptor: int, inherited: Sequence[int]) -> "
         return subprocess.Popen(  # noqa: S603 (this very Python)
             [*policy.command, str(descriptor), policy.sandbox],
             stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=stderr,
             env={name: value for name, value in os.environ.items() if name.startswith(_WORKER_VARIABLES)},
             pass_fds=[descriptor, *inherited],
         )
