@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 import msgspec
 
-from meshgate.app.cli.gateway_commands import known_datacenters, known_names
+from meshgate.app.cli.gateway_commands import datacenter_option, known_names
 from meshgate.app.cli.output import Printer, print_json
 from meshgate.app.cli.setting_options import CONSUL_SETTINGS, Command, json_option, with_settings
 from meshgate.app.errors import CommandError
@@ -180,14 +180,7 @@ def _show_way(way: "Way", printer: Printer) -> None:
     ),
 )
 @click.argument("service", shell_complete=known_names)
-@click.option(
-    "--dc",
-    "datacenter",
-    default="",
-    metavar="NAME",
-    help="Datacenter of the service.  [default: own]",
-    shell_complete=known_datacenters,
-)
+@datacenter_option
 @click.option(
     "--via",
     default="lan",

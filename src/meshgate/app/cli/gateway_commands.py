@@ -39,6 +39,16 @@ def known_datacenters(context: click.Context, _: click.Parameter, incomplete: st
     return [name for name in _names(context, incomplete).datacenters if name.startswith(incomplete)]
 
 
+datacenter_option: Final = click.option(
+    "--dc",
+    "datacenter",
+    default="",
+    metavar="NAME",
+    help="Datacenter of the service.  [default: this one]",
+    shell_complete=known_datacenters,
+)
+
+
 def _names(context: click.Context, text: str) -> Names:
     flags = {"MESHGATE_ADMIN_BIND": str(bind)} if (bind := context.params.get("meshgate_admin_bind")) else {}
     try:
@@ -117,14 +127,7 @@ def _show_routes(answer: Routes, printer: Printer, wanted: str) -> None:
     ),
 )
 @click.argument("name", shell_complete=known_names)
-@click.option(
-    "--dc",
-    "datacenter",
-    default="",
-    metavar="NAME",
-    help="Datacenter of the service.  [default: the gateway's]",
-    shell_complete=known_datacenters,
-)
+@datacenter_option
 @json_option
 @with_settings({"MESHGATE_ADMIN_BIND"})
 def explain(settings: Settings, name: str, datacenter: str, *, as_json: bool) -> int:

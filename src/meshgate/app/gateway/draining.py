@@ -7,6 +7,7 @@ import structlog
 import trio
 
 from meshgate.adapters.relay.pool import RelayPool
+from meshgate.core.durations import format_duration
 
 log = structlog.get_logger(module="meshgate")
 
@@ -29,7 +30,7 @@ async def drain_relay(relay: RelayPool, give_back: Callable[[], bool], timeout: 
         give_back: begins to deregister the gateway; whether there was anything to deregister.
         timeout: seconds that all of it may take.
     """
-    log.info("draining", streams=relay.active, timeout=timeout)
+    log.info("draining", streams=relay.active, timeout=format_duration(timeout))
     ends = trio.current_time() + timeout
     with trio.move_on_at(ends):
         if give_back():
