@@ -53,7 +53,7 @@ def full_gateway() -> GatewayDouble:
     numbers.refused = {Reason.UNKNOWN_SNI: 4}
     for seconds in (0.0002, 0.4, 0.4, 50.0):
         numbers.count_connect(seconds)
-    numbers.count_failed(*WEB, Reason.CONNECT_FAILED)
+    numbers.count_failed(WEB, Reason.CONNECT_FAILED)
     for flags in ("", "", "DC", "UC", "SI", "odd"):
         numbers.count_ended(WEB, 0.5, (1, 2), flags)
     return gateway
@@ -222,7 +222,7 @@ async def test_a_strangers_server_name_is_never_a_label(hostile: str) -> None:
     gateway = GatewayDouble(there)
     route = gateway.table().find(hostile)
     if route:
-        gateway.numbers.count_routed(route.kind, route.destination)
+        gateway.numbers.count_routed((route.kind, route.destination))
     else:
         gateway.numbers.count_refused(Reason.UNKNOWN_SNI)
     assert hostile not in (await scraped(gateway)).body.decode()

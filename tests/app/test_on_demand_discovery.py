@@ -208,11 +208,11 @@ async def test_services_are_named_when_streams_were_sent_to_them_or_could_not_be
     nursery.start_soon(discovery.tell_use, lambda: counters)
     await trio.sleep(3 * LOOK)
     assert watcher.in_use == []
-    counters.count_routed(RouteKind.SERVICE, "web.v2")
-    counters.count_routed(RouteKind.SUBSET, "v1.api.internal")
+    counters.count_routed((RouteKind.SERVICE, "web.v2"))
+    counters.count_routed((RouteKind.SUBSET, "v1.api.internal"))
     await trio.sleep(2 * LOOK)
     assert watcher.in_use == [{"web.v2", "api.internal"}]
-    counters.count_routed(RouteKind.SERVICE, "web.v2")
+    counters.count_routed((RouteKind.SERVICE, "web.v2"))
     await trio.sleep(2 * LOOK)
     assert watcher.in_use[1:] == [{"web.v2"}]
     counters.failed[(RouteKind.SERVICE, "db", Reason.CONNECT_FAILED)] = 1
@@ -229,10 +229,10 @@ async def test_services_of_namespaces_and_those_exported_to_peers_are_named_with
     discovery, watcher = discovery_of(*KINDS)
     counters = Counters()
     nursery.start_soon(discovery.tell_use, lambda: counters)
-    counters.count_routed(RouteKind.SERVICE, "team/web")
-    counters.count_routed(RouteKind.PEER_EXPORT, "team/store to peer east")
-    counters.count_routed(RouteKind.DATACENTER, "dc2")
-    counters.count_routed(RouteKind.SERVICE, "gone meanwhile")
+    counters.count_routed((RouteKind.SERVICE, "team/web"))
+    counters.count_routed((RouteKind.PEER_EXPORT, "team/store to peer east"))
+    counters.count_routed((RouteKind.DATACENTER, "dc2"))
+    counters.count_routed((RouteKind.SERVICE, "gone meanwhile"))
     await trio.sleep(2 * LOOK)
     assert watcher.in_use == [{"web", "store"}]
     nursery.cancel_scope.cancel()

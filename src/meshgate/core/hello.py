@@ -19,6 +19,7 @@ What always holds:
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from struct import (
     Struct,
     error as TooShortError,  # noqa: N812 (the name it has in the standard library says nothing)
@@ -285,11 +286,17 @@ def _read_message(data: Bytes, start: int, end: int, length: int) -> Hello | Ref
         # The list must be one name of type host_name and nothing else: no other use of it exists.
         if end - start < 5 or _name_header(data, start) != (end - start - 2, _HOST_NAME_TYPE, len(raw)):
             return Refusal(Reason.HELLO_MALFORMED, "server_name: not a list of one host name")
-        if len(raw) > _MAX_HOST_NAME or not _is_host_name(raw):
+        name = _host_name(raw)
+        if not name:
             return Refusal(Reason.HELLO_MALFORMED, f"server_name: {host_name_fault(raw)}")
-        name = str(raw, "ascii").lower()
     alpn = _protocols(data, *_contents(data, places[_PROTOCOLS])) if _PROTOCOLS in places else ()
     return Hello(name, alpn, length)
+
+
+@lru_cache(maxsize=1024)  # A gateway's callers ask for few names, again and again.
+def _host_name(raw: bytes) -> str:
+    """The name in lower case, "" where it is none."""
+    return str(raw, "ascii").lower() if len(raw) <= _MAX_HOST_NAME and _is_host_name(raw) else ""
 
 
 def _contents(data: Bytes, place: int) -> tuple[int, int]:

@@ -77,6 +77,7 @@ class HostSet:
         "address_of",
         "candidates",
         "counts_load",
+        "destination",
         "limited",
         "lower_priority",
         "names",
@@ -91,6 +92,7 @@ class HostSet:
         meaning = KINDS[route.kind]
         self.route = route
         self.sni = route.sni
+        self.destination = (route.kind, route.destination)
         self.to_gateways = meaning.to_gateways
         self.limited = meaning.limited
         self.of_servers = meaning.of_servers

@@ -106,6 +106,7 @@ class ReactorBesideTrio(Reactor):
                 busy = self._turns or self._late or self._calls
                 with trio.move_on_after(0 if busy else max(0.0, self._alarm - self.clock())):
                     await trio.lowlevel.wait_readable(self._epoll.fileno())
+                await trio.lowlevel.checkpoint()  # A relay that is cancelled at this moment goes first.
                 self.call_soon(self.stop)
                 self.serve()
         finally:

@@ -102,7 +102,7 @@ def test_what_came_since_and_what_was_before_make_the_whole() -> None:
     before = counters.copy()
     counters.count_ended(TO_WEB, 1e9, (1, 2), "SI")
     counters.count_ended((RouteKind.DATACENTER, "dc2"), 0.0, (3, 4), "")
-    counters.count_failed(*TO_WEB, Reason.CONNECT_TIMEOUT)
+    counters.count_failed(TO_WEB, Reason.CONNECT_TIMEOUT)
     increments = counters.since(before)
     assert increments.carried == {TO_WEB: (1, 2), (RouteKind.DATACENTER, "dc2"): (3, 4)}
     assert increments.ends == {"SI": 1, "": 1}

@@ -93,7 +93,7 @@ class Heavy:
     """Takes as many turns as it gets, each of them long."""
 
     def __init__(self, sock: socket.socket, on_turn: Callable[["Heavy"], None]) -> None:
-        self.sock = sock
+        self.descriptor = sock.fileno()
         self._on_turn = on_turn
 
     def on_event(self, events: int) -> None: ...

@@ -165,9 +165,9 @@ class Counters:
         """Note a stream that was not carried."""
         self.refused[reason] = self.refused.get(reason, 0) + 1
 
-    def count_failed(self, kind: RouteKind, destination: str, reason: Reason) -> None:
+    def count_failed(self, destination: Destination, reason: Reason) -> None:
         """Note a stream that had a route and was refused all the same."""
-        key = (kind, destination, reason)
+        key = (*destination, reason)
         self.failed[key] = self.failed.get(key, 0) + 1
 
     def count_ended(self, destination: Destination, seconds: float, carried: tuple[int, int], flag: str) -> None:
@@ -178,10 +178,9 @@ class Counters:
         before = self.carried.get(destination, (0, 0))
         self.carried[destination] = (before[0] + carried[0], before[1] + carried[1])
 
-    def count_routed(self, kind: RouteKind, destination: str) -> None:
+    def count_routed(self, destination: Destination) -> None:
         """Note a stream whose connection to an endpoint stands."""
-        key = (kind, destination)
-        self.connections[key] = self.connections.get(key, 0) + 1
+        self.connections[destination] = self.connections.get(destination, 0) + 1
 
 
 _GAUGES: Final = ("active", "of_servers")

@@ -29,13 +29,14 @@ _CLOSING_SECONDS: Final = 0.5  # For the clients that wait when a listener close
 class Listener:
     """One listening socket, registered level-triggered: what a batch leaves behind raises the next event."""
 
-    __slots__ = ("_context", "_family", "_spare", "_tells_at", "name", "sock", "tick")
+    __slots__ = ("_context", "_family", "_spare", "_tells_at", "descriptor", "name", "sock", "tick")
 
     def __init__(self, context: Context, name: str, sock: socket.socket) -> None:
         self._context = context
         self._spare = os.eventfd(0)
         self.name = name
         self.sock = sock
+        self.descriptor = sock.fileno()
         self._family = int(sock.family)
         self.tick = 0
         self._tells_at = float("-inf")

@@ -15,7 +15,6 @@ milliseconds after they could however busy the loop is; an error in one object's
 import heapq
 import os
 import select
-import socket
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -35,8 +34,8 @@ class Watched(Protocol):
     """Something with a socket that epoll reports on."""
 
     @property
-    def sock(self) -> socket.SocketType:
-        """The socket."""
+    def descriptor(self) -> int:
+        """The socket's."""
 
     def on_event(self, events: int) -> None:
         """Something has happened on the socket; a hint, not a promise."""
@@ -135,7 +134,7 @@ class Reactor:
 
     def watch(self, watched: Watched, events: int) -> None:
         """Report `events` on a socket from now on; of edge-triggered ones, what has happened already at once."""
-        descriptor = watched.sock.fileno()
+        descriptor = watched.descriptor
         if descriptor in self._watched:
             self._epoll.modify(descriptor, events)
         else:
@@ -144,12 +143,12 @@ class Reactor:
 
     def forget(self, watched: Watched) -> None:
         """Report nothing more on a socket that is about to be closed, which takes it out of the epoll instance."""
-        self._watched.pop(watched.sock.fileno(), None)
+        self._watched.pop(watched.descriptor, None)
 
     def unwatch(self, watched: Watched) -> None:
         """Report nothing more on a socket that stays open."""
-        if self._watched.pop(watched.sock.fileno(), None) is not None and not self._epoll.closed:
-            self._epoll.unregister(watched.sock.fileno())
+        if self._watched.pop(watched.descriptor, None) is not None and not self._epoll.closed:
+            self._epoll.unregister(watched.descriptor)
 
     def arm(self, timed: Timed, seconds: float) -> None:
         """Call `on_deadline` in so many seconds, up to a tick later; replaces the deadline that was set before."""

@@ -202,7 +202,7 @@ class Relay:
             received += got
             sent += gave
             if hosts is not None and stream.relaying:
-                both = routed.setdefault((hosts.route.kind, hosts.route.destination), [0, 0])
+                both = routed.setdefault(hosts.destination, [0, 0])
                 both[0] += got
                 both[1] += gave
         return received, sent, {key: (both[0], both[1]) for key, both in routed.items()}

@@ -79,7 +79,10 @@ class SharedCounts:
     @property
     def active(self) -> int:
         """Streams open in all workers."""
-        return sum(row[0] for row in self._active)
+        active = 0
+        for row in self._active:
+            active += row[0]
+        return active
 
     def add(self, change: int) -> None:
         """Count streams of this worker in or out."""

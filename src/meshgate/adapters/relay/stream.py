@@ -312,7 +312,7 @@ class Stream:
         self._opening = client.received
         # The hello was the last to move, so it is the client that waits for an answer.
         client.touched = upstream.touched = context.reactor.now
-        context.counters.count_routed(hosts.route.kind, hosts.route.destination)
+        context.counters.count_routed(hosts.destination)
         context.counters.of_servers += hosts.of_servers
         context.reactor.arm(self, context.limits.first_look(SETTLED_SECONDS))
         # The client may have sent more behind its hello, or closed its side, while nobody looked.
@@ -433,7 +433,7 @@ class Stream:
         self._leave_setup()
         self.reason = reason
         if self.hosts is not None:
-            context.counters.count_failed(self.hosts.route.kind, self.hosts.route.destination, reason)
+            context.counters.count_failed(self.hosts.destination, reason)
         told = detail[:LONGEST_TEXT]
         context.on_refused(Refused(self.client_address[0], self.server_name, reason, told, self.attempts))
         try:
@@ -573,8 +573,8 @@ class Stream:
             self._leave_setup()
         received, sent = self.carried
         if self.relaying and self.hosts is not None:
-            destination = (self.hosts.route.kind, self.hosts.route.destination)
-            counters.count_ended(destination, context.reactor.clock() - self.started, (received, sent), self.abort_flag)
+            lived = context.reactor.clock() - self.started
+            counters.count_ended(self.hosts.destination, lived, (received, sent), self.abort_flag)
             counters.of_servers -= self.hosts.of_servers
         self.closed = True
         self.relaying = False
