@@ -146,6 +146,15 @@ def test_an_exception_is_one_value_in_json(output: Any) -> None:
     assert json.loads(line)["exception"].endswith("ValueError: bad")
 
 
+def test_a_json_line_has_no_character_that_a_terminal_obeys(output: Any) -> None:
+    lines = output(json=True)
+    log.info("seen \x9b2J", name="\x7f\u202e")
+    (line,) = lines()
+    assert line.isascii()
+    assert line.isprintable()
+    assert json.loads(line)["name"] == "\x7f\u202e"
+
+
 def test_libraries_log_through_the_same_output_from_warnings_upwards(output: Any) -> None:
     lines = output("trace")
     logging.getLogger("httpx").info("HTTP Request: GET http://consul/")

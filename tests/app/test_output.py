@@ -1,10 +1,14 @@
 import io
+import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
-from meshgate.app.cli.output import Printer
+from meshgate.app.cli import output
+from meshgate.app.cli.output import Printer, print_json
 
 
 @pytest.fixture
@@ -71,3 +75,19 @@ def test_text_of_a_stranger_is_shown_and_never_obeyed(kind: str, request: Any) -
     assert "\u202e" not in text
     assert text.count("[bold]x[/bold]") == 2
     assert text.count(":smile:") == 2
+
+
+def test_json_on_a_terminal_has_no_character_that_it_obeys(capsys: pytest.CaptureFixture[str]) -> None:
+    value = {"na\x9b2Jme": ["\x7f", "\u202e", "\u00fc", "\U0001f600"]}
+    for indent in (2, None):
+        print_json(value, indent=indent)
+        text = capsys.readouterr().out
+        assert text.isascii()
+        assert text.replace("\n", "").isprintable()
+        assert json.loads(text) == value
+
+
+def test_no_command_prints_json_in_another_way() -> None:
+    folder = Path(output.__file__).parent
+    ways = re.compile(r"json\.dumps|json\.encode|json\.format")
+    assert [path.name for path in folder.glob("*.py") if ways.search(path.read_text())] == ["output.py"]

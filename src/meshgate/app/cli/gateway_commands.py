@@ -1,12 +1,10 @@
 """The commands that ask the running gateway at its admin address, or tell it something."""
 
-import json
 import time
 from pathlib import Path
 from typing import Final
 
 import click
-import msgspec
 
 from meshgate.app.admin_client import NoGatewayError, ask, decoded
 from meshgate.app.cli.admin_answers import DashboardState, Draining, Explanation, Names, Route, Routes, Stream
@@ -232,4 +230,7 @@ def _shown(streams: list[Stream], count: int) -> str:
 
 
 def _say(words: str, facts: dict[str, object], *, as_json: bool) -> None:
-    click.echo(json.dumps(msgspec.to_builtins(facts)) if as_json else printable(words))
+    if as_json:
+        print_json(facts, indent=None)
+    else:
+        click.echo(printable(words))

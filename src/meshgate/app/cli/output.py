@@ -58,6 +58,11 @@ class Printer:
             self._console.file.write(f"{text.rstrip()}\n")
 
 
-def print_json(value: object) -> None:
-    """Print records, mappings and lists as JSON; in ASCII, so that a terminal obeys no stranger's character."""
-    click.echo(ascii_json(json.dumps(msgspec.to_builtins(value), indent=2)))
+def print_json(value: object, *, indent: int | None = 2) -> None:
+    """Print records, mappings and lists as JSON; in ASCII, so that a terminal obeys no stranger's character.
+
+    Args:
+        value: what is printed.
+        indent: None for one line.
+    """
+    click.echo(ascii_json(json.dumps(msgspec.to_builtins(value), indent=indent)))

@@ -19,7 +19,7 @@ from rich.live import Live
 
 from meshgate.app.admin_client import ask, decoded
 from meshgate.app.cli.admin_answers import DashboardState, Stream
-from meshgate.app.cli.output import Printer
+from meshgate.app.cli.output import Printer, print_json
 from meshgate.app.cli.setting_options import Command, with_settings
 from meshgate.app.cli.top_view import MOST_STREAMS, Seen, View, print_once, screen
 from meshgate.app.errors import CommandError
@@ -61,7 +61,7 @@ def top(settings: Settings, *, once: bool, as_json: bool, interval: float) -> No
     answer = ask(bind, STATE)
     state = decoded(answer, DashboardState)
     if as_json:
-        click.echo(msgspec.json.format(answer, indent=2))
+        print_json(msgspec.json.decode(answer))
     else:
         print_once(state, printer)
 
