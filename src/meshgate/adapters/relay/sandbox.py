@@ -1,7 +1,7 @@
 """Takes from a relay worker, for good, every right that it does not need. It reads what strangers send.
 
 A worker speaks TCP on sockets that it is given or that it connects, and with its parent over a socket that it has. It
-resolves no name, opens no file, starts no program. So it needs some sixty system calls, and gets no others. Three
+resolves no name, opens no file, starts no program. So it needs some eighty system calls, and gets no others. Three
 layers of the kernel's, none of which asks for a privilege, and none of which can be taken off again:
 
 - `no_new_privs`, and no capabilities;
