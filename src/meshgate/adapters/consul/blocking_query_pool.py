@@ -10,7 +10,6 @@ First reads, which Consul answers at once, use the shared connections and never 
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from types import TracebackType
 from typing import Final, Self
 
 import trio
@@ -50,10 +49,8 @@ class BlockingQueryPool:
         await self._connections.__aenter__()
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        await self._connections.__aexit__(kind, error, traceback)
+    async def __aexit__(self, *_: object) -> None:
+        await self._connections.aclose()
 
     @asynccontextmanager
     async def dedicated(self) -> AsyncIterator[ConsulClient]:

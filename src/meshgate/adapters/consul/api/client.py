@@ -10,7 +10,6 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from copy import copy
 from dataclasses import replace
 from email.utils import parsedate_to_datetime
-from types import TracebackType
 from typing import Any, Final, Generic, Self, TypeVar
 
 import structlog
@@ -121,9 +120,7 @@ class ConsulClient:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self._log_out()
         await self._transport.aclose()
 
