@@ -53,7 +53,7 @@ from meshgate.core.weak_decode import parse_bool
         (setting_types.path, "~/x", Path.home() / "x"),
         (setting_types.access_log, "stdout", "stdout"),
         (setting_types.access_log, "/var/log/x", "/var/log/x"),
-        (setting_types.log_level, "WARN", "warn"),
+        (setting_types.one_of(setting_types.LOG_LEVELS), "WARN", "warn"),
     ],
 )
 def test_reads(parse: Any, text: str, value: Any) -> None:
@@ -111,7 +111,7 @@ def test_reads(parse: Any, text: str, value: Any) -> None:
         (setting_types.denied_addresses, "10.0.0.1/8", "has host bits set"),
         (setting_types.denied_addresses, "10.0.0.0/8,", "separated by commas"),
         (setting_types.path, "a\0b", "a path"),
-        (setting_types.log_level, "warning", "trace, debug, info, warn, error"),
+        (setting_types.one_of(setting_types.LOG_LEVELS), "warning", "trace, debug, info, warn, error"),
     ],
 )
 def test_refuses_and_says_what_is_allowed(parse: Any, text: str, allowed: Any) -> None:

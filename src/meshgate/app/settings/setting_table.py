@@ -104,6 +104,10 @@ def _number(name: str, help_: str, default: str | Callable[[], str], low: int, h
     return _ours(name, help_, default, types.whole(low, high), "NUMBER", note)
 
 
+def _choice(name: str, help_: str, default: str, words: tuple[str, ...], metavar: str) -> Setting:
+    return _ours(name, help_, default, types.one_of(words), metavar, values=words)
+
+
 def _path(name: str, help_: str) -> Setting:
     return _ours(name, help_, "", types.path, "PATH")
 
@@ -363,25 +367,17 @@ _OPERATION_ROWS: Final = (
         "TARGET",
         values=("off", "stdout", "stderr"),
     ),
-    _ours(
+    _choice(
         "MESHGATE_SANDBOX",
         "Relay workers without rights: require (do not start otherwise), auto (as far as the kernel can) or off.",
         "auto",
-        types.sandbox,
+        types.SANDBOX_MODES,
         "MODE",
-        values=types.SANDBOX_MODES,
     ),
     _path(
         "MESHGATE_ACCESS_LOG_DIR", "Folder below which AccessLogs of proxy-defaults may ask for a file; else for none."
     ),
-    _ours(
-        "MESHGATE_LOG_LEVEL",
-        "trace, debug, info, warn or error.",
-        "info",
-        types.log_level,
-        "LEVEL",
-        values=types.LOG_LEVELS,
-    ),
+    _choice("MESHGATE_LOG_LEVEL", "trace, debug, info, warn or error.", "info", types.LOG_LEVELS, "LEVEL"),
     _boolean("MESHGATE_LOG_JSON", "Log JSON lines instead of text.", "false"),
 )
 

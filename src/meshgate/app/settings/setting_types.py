@@ -7,7 +7,7 @@ allowed. Who wrote it where is the caller's to add.
 import ipaddress
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Final
 
@@ -61,6 +61,17 @@ def whole(low: int, high: int, what: str = "a number") -> Callable[[str], int]:
         if text.isascii() and text.isdigit() and len(text) <= 20 and low <= int(text) <= high:
             return int(text)
         raise ValueError(f"must be {what} from {low} to {high}")
+
+    return parse
+
+
+def one_of(words: Collection[str]) -> Callable[[str], str]:
+    """A parser of these words, in any case."""
+
+    def parse(text: str) -> str:
+        if text.lower() not in words:
+            raise ValueError(f"must be one of {', '.join(words)}")
+        return text.lower()
 
     return parse
 
@@ -158,18 +169,6 @@ def access_log(text: str) -> str:
     if text in ("off", "stdout", "stderr"):
         return text
     return str(path(text))
-
-
-def sandbox(text: str) -> str:
-    if text.lower() not in SANDBOX_MODES:
-        raise ValueError(f"must be one of {', '.join(SANDBOX_MODES)}")
-    return text.lower()
-
-
-def log_level(text: str) -> str:
-    if text.lower() not in LOG_LEVELS:
-        raise ValueError(f"must be one of {', '.join(LOG_LEVELS)}")
-    return text.lower()
 
 
 def _evaluated(text: str) -> str:
