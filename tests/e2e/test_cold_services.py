@@ -37,14 +37,14 @@ async def test_a_service_that_was_just_registered_is_served_at_once(world: World
         assert await refused(gateway) == 0
 
 
-async def invent_names(gateway: GatewayProcess, source: str, rate: float, domain: str) -> None:
-    """A stranger: hellos for services that nobody has, so many a second, until cancelled."""
+async def invent_names(gateway: GatewayProcess, source: str, rate: float, name: str, domain: str) -> None:
+    """A stranger: hellos for services that nobody has, or not yet, so many a second, until cancelled."""
 
     async def hello(number: int) -> None:
         with contextlib.suppress(OSError), trio.socket.socket() as sock:
             await sock.bind((source, 0))
             await sock.connect(gateway.address)
-            await sock.send(hello_for(f"made-up-{number}.{domain}"))
+            await sock.send(hello_for(f"{name.format(number, number % 10)}.{domain}"))
             while await sock.recv(64):
                 pass
 
@@ -57,18 +57,23 @@ async def invent_names(gateway: GatewayProcess, source: str, rate: float, domain
 
 @pytest.mark.parametrize("settings", [SCARCE, MANY], ids=["scarce", "many"])
 @pytest.mark.parametrize(
-    ("source", "rate"),
-    [("127.0.0.7", 40), ("127.0.0.7", 371), ("127.0.0.1", 371)],
-    ids=["some", "many", "of-the-callers-address"],
+    ("source", "rate", "invented"),
+    [
+        ("127.0.0.7", 40, "made-up-{0}"),
+        ("127.0.0.7", 371, "made-up-{0}"),
+        ("127.0.0.1", 371, "made-up-{0}"),
+        ("127.0.0.7", 371, "first-{1}"),
+    ],
+    ids=["some", "many", "of-the-callers-address", "the-very-names"],
 )
 async def test_whatever_names_strangers_invent_the_first_stream_of_a_new_service_is_served(
-    world: World, settings: dict[str, str], source: str, rate: float
+    world: World, settings: dict[str, str], source: str, rate: float, invented: str
 ) -> None:
     dc2, folder = world.federation.dc2, world.federation.folder
     caller = await world.caller()
     domain = world.sni("x").partition(".")[2]
     async with gateway_beside(dc2, world.token, **settings) as gateway, trio.open_nursery() as nursery:
-        nursery.start_soon(invent_names, gateway, source, rate, domain)
+        nursery.start_soon(invent_names, gateway, source, rate, invented, domain)
         with trio.fail_after(60):
             while await gateway.counter("meshgate_on_demand_streams_total") < 60:  # More than anybody may ask for.
                 await trio.sleep(0.1)

@@ -78,7 +78,7 @@ async def until_connecting(pool: Pool, count: int) -> set[int]:
             streams = await pool.relay.connections()
             workers = {stream.worker for stream in streams}
             # That a worker's streams wait may be heard before its question is.
-            asked = {slot.number for slots in pool.relay._asked.values() for slot in slots}
+            asked = {worker.number for waiting in pool.relay._asked.values() for worker, _ in waiting}
             if [stream.state for stream in streams] == ["connecting"] * count and workers <= asked:
                 return workers
             await trio.sleep(0.02)
@@ -188,4 +188,49 @@ async def test_clients_that_come_and_go_make_one_question() -> None:
         consul.answer.set()
         assert await answer(kept, len(HELLO)) == HELLO
         await kept.aclose()
+        await until_idle(pool)
+
+
+async def test_answer_that_was_made_before_somebody_asked_is_none_to_him() -> None:
+    """A stranger asks for the very name, and the service is registered while Consul's answer is on its way."""
+    asked: list[str] = []
+    answers = [trio.Event(), trio.Event()]
+
+    async def learn(name: str) -> None:
+        asked.append(name)
+        await answers[len(asked) - 1].wait()
+        if len(asked) == 2:
+            pool.relay.install(table_of({WEB: [endpoint(port)]}))
+
+    async with backend(echo) as port, pool_of({"x.td": []}, 1, lookup=learn, lookup_seconds=60.0) as pool:
+        with trio.socket.socket() as stranger:
+            await stranger.bind(("127.0.0.7", 0))
+            await stranger.connect(("127.0.0.1", pool.port))
+            await stranger.send(HELLO)
+            await until_connecting(pool, 1)
+            async with await send_hello(pool) as client:
+                with trio.fail_after(20):
+                    while len(pool.relay._asked.get(WEB, ())) < 2:
+                        await trio.sleep(0.01)
+                answers[0].set()
+                with trio.fail_after(20):
+                    assert await stranger.recv(100) == UNRECOGNIZED_NAME
+                answers[1].set()
+                assert await answer(client, len(HELLO)) == HELLO
+        assert asked == [WEB, WEB]
+        await until_idle(pool)
+
+
+async def test_lookup_that_is_given_up_says_nothing_of_a_name_without_a_route() -> None:
+    """Consul is slow. The stream waits on, and is served when the route comes by another way."""
+    consul = Consul()
+    async with backend(echo) as port, pool_of({"x.td": []}, 1, lookup=consul.lookup, lookup_seconds=0.05) as pool:
+        async with await send_hello(pool) as client:
+            with trio.fail_after(20):
+                while not consul.asked or pool.relay._asked:
+                    await trio.sleep(0.01)
+            # The worker hears of it in this order: whatever the parent had to say of the lookup, and then the route.
+            pool.relay.install(table_of({WEB: [endpoint(port)]}))
+            assert await answer(client, len(HELLO)) == HELLO
+        assert (await pool.relay.counters()).refused == {}
         await until_idle(pool)

@@ -132,3 +132,16 @@ def test_what_is_remembered_is_bounded() -> None:
         lookups.lookup_done(f"{number}", number / 1e6)
     assert len(lookups._done) == _REMEMBERED
     assert lookups._questions == {}
+
+
+def test_clients_are_answered_apart() -> None:
+    asked: list[str] = []
+    lookups = OnDemand[object](lambda _, client: asked.append(client))
+    streams = [stream(), stream(), stream()]
+    for it, client in zip(streams, (CLIENTS[0], CLIENTS[1], CLIENTS[0]), strict=True):
+        lookups.wait(it, UNKNOWN[0], client, 0.0)
+    assert lookups.lookup_done(UNKNOWN[0], 0.1, [CLIENTS[0], "192.0.2.9"]) == [streams[0], streams[2]]
+    lookups.wait(it := stream(), UNKNOWN[0], CLIENTS[0], 0.2)
+    assert asked == [CLIENTS[0], CLIENTS[1], CLIENTS[0]]
+    assert lookups.lookup_done(UNKNOWN[0], 0.3, CLIENTS) == [streams[1], it]
+    assert lookups._questions == {}

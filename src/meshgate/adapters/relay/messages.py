@@ -116,9 +116,10 @@ class StatsRequest(msgspec.Struct, tag=True, frozen=True):
 
 
 class LookupDone(msgspec.Struct, tag=True, frozen=True):
-    """The lookup of a name is over: the streams that wait for it are to be placed by what the table has."""
+    """The streams of these clients that wait for a name are to be placed: the table has what Consul has of it."""
 
     name: str
+    clients: tuple[str, ...]
 
 
 class Lookup(msgspec.Struct, tag=True, frozen=True):

@@ -13,7 +13,7 @@ make many questions out of names that nobody has, nor use up what others may ask
 where there is nobody to ask no stream waits.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Final, Generic, TypeVar
 
@@ -95,10 +95,17 @@ class OnDemand(Generic[Waiter]):
         if question is not None and question.waiting.pop(waiter, "") and not question.waiting:
             del self._questions[name]
 
-    def lookup_done(self, name: str, now: float) -> list[Waiter]:
-        """The lookup of a name is over: who has waited for it."""
+    def lookup_done(self, name: str, now: float, clients: Collection[str] | None = None) -> list[Waiter]:
+        """The lookup of a name is over, for these clients alone if any are given: who has waited for it."""
         question = self._questions.pop(name, None)
-        waiting = {} if question is None else question.waiting
+        waiting: dict[Waiter, str] = {} if question is None else question.waiting
+        if question is not None and clients is not None:
+            told = frozenset(clients)
+            waiting = {waiter: client for waiter, client in question.waiting.items() if client in told}
+            question.waiting = {waiter: client for waiter, client in question.waiting.items() if client not in told}
+            question.clients -= told
+            if question.waiting:
+                self._questions[name] = question
         for key in dict.fromkeys((name, client) for client in ("", *waiting.values())):
             self._done.pop(key, None)
             self._done[key] = now

@@ -97,7 +97,7 @@ class RelayPool:
         self._may_look_up = may_look_up
         self._lookup_seconds = lookup_seconds
         self._policy = policy or WorkerPolicy()
-        self._asked: dict[str, set[WorkerProcess]] = {}
+        self._asked: dict[str, dict[tuple[WorkerProcess, str], None]] = {}
         self._defects = TokenBucket(_DEFECTS_PER_SECOND, _DEFECTS_AT_ONCE)
         self._nursery: trio.Nursery | None = None
         self._table = _EMPTY
@@ -313,25 +313,44 @@ class RelayPool:
             self._outliers.stands(address)
 
     def asked(self, worker: WorkerProcess, name: str, client: str) -> None:
-        """A worker has streams that wait for the lookup of a name."""
-        waiting = self._asked.get(name)
-        if waiting is not None:
-            waiting.add(worker)  # Or it is there already: its worker died, and the next one asks the same.
+        """A worker has a client's streams that wait for the lookup of a name."""
+        asked = self._asked.get(name)
+        if asked is not None:
+            # Or it is there already: its worker died, and the next one asks the same.
+            asked.setdefault((worker, client))
         elif self._nursery is None or len(self._asked) >= _MOST_ASKED:
-            worker.send(encode(LookupDone(name)))
+            worker.send(encode(LookupDone(name, (client,))))
         elif self._may_look_up(name, client):
-            self._asked[name] = {worker}
+            self._asked[name] = {(worker, client): None}
             self._nursery.start_soon(self._look_up, name)
 
     async def _look_up(self, name: str) -> None:
-        try:
-            with trio.move_on_after(self._lookup_seconds):
-                await self._lookup(name)
-        except Exception:
-            if self._defects.take(trio.current_time()):
-                log.exception("internal error in an on-demand lookup; please report this", sni=name)
-        for worker in self._asked.pop(name):
-            worker.send(encode(LookupDone(name)))
+        """Look a name up, and once more where somebody asked meanwhile.
+
+        That Consul has not heard of a service was true when it answered, which may be before he asked. Where it has not
+        answered, streams without a route get no answer either, and wait for one as long as they do.
+        """
+        asked = self._asked[name]
+        while asked:
+            answered = list(asked)
+            in_time = trio.move_on_after(self._lookup_seconds)
+            try:
+                with in_time:
+                    await self._lookup(name)
+            except Exception:
+                if self._defects.take(trio.current_time()):
+                    log.exception("internal error in an on-demand lookup; please report this", sni=name)
+            known = self._table.find(name) is not None
+            if known:
+                answered = list(asked)
+            clients: dict[WorkerProcess, list[str]] = {}
+            for worker, client in answered:
+                del asked[worker, client]
+                if not client or not in_time.cancelled_caught or known:
+                    clients.setdefault(worker, []).append(client)
+            for worker, whose in clients.items():
+                worker.send(encode(LookupDone(name, tuple(whose))))
+        del self._asked[name]
 
     # --- asking --------------------------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ processes of their own, with the same tables and counters as messages.
 
 import random
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from functools import partial
 from typing import Final
 
@@ -154,9 +154,9 @@ class Relay:
         else:
             ejected.pop(address, None)
 
-    async def lookup_done(self, name: str) -> None:
+    async def lookup_done(self, name: str, clients: Collection[str] | None = None) -> None:
         """The lookup of a name is over: place the streams that wait for that."""
-        await self._place(self.context.on_demand.lookup_done(name, self.context.reactor.clock()))
+        await self._place(self.context.on_demand.lookup_done(name, self.context.reactor.clock(), clients))
 
     async def appeared(self, names: Iterable[str]) -> None:
         """The table has routes for these names: place the streams that wait for one, whoever may ask for it."""

@@ -179,7 +179,7 @@ class Worker:
             self._relay.install(changed(self._relay.context.table, order.change))
             await self._relay.appeared(route.name for route in order.change.routes if not route.suffix)
         elif isinstance(order, LookupDone):
-            await self._relay.lookup_done(order.name)
+            await self._relay.lookup_done(order.name, order.clients)
         elif isinstance(order, SetLimits):
             self._relay.context.limits = order.limits
         elif isinstance(order, EndpointState):
