@@ -119,10 +119,6 @@ def test_routes_are_listed_by_name_exact_ones_first() -> None:
     assert len(routes) == 4
 
 
-def test_a_route_says_how_it_matches() -> None:
-    assert (exact("a").match, suffix("a").match) == ("exact", "suffix")
-
-
 @pytest.mark.parametrize(
     ("threshold", "healthy", "known", "candidates"),
     [

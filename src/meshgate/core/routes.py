@@ -146,10 +146,6 @@ class Route:
         """The route as users write it: `*.` in front of a suffix."""
         return f"{_ANY}{self.name}" if self.suffix else self.name
 
-    @property
-    def match(self) -> str:
-        return "suffix" if self.suffix else "exact"
-
 
 @dataclass(frozen=True, slots=True)
 class RouteTable:

@@ -44,7 +44,7 @@ def explain_view(explanation: Explanation) -> dict[str, Any]:
 def _route(route: Route) -> dict[str, Any]:
     return {
         "sni": safe_text(route.sni),
-        "match": route.match,
+        "match": "suffix" if route.suffix else "exact",
         "kind": route.kind,
         "destination": safe_text(route.destination),
         "endpoints": [endpoint_view(endpoint) for endpoint in route.endpoints],
