@@ -19,6 +19,7 @@ from meshgate.app.admin.metrics import Metrics
 from meshgate.app.gateway.table_keeper import HealthHistory, Since
 from meshgate.app.settings.settings import Settings
 from meshgate.core.addresses import host_port
+from meshgate.core.outlier_detection import Address
 from meshgate.core.proxy_config import BindAddress
 from meshgate.core.reasons import Reason
 from meshgate.core.routes import Endpoint, Route, RouteKind, RouteTable, difference
@@ -57,6 +58,8 @@ class GatewayDouble(GatewayView):
         self.states: list[WatchState] = []
         self.errors: Mapping[str, int] = {}
         self.loads = [(4711, 2), (0, 0)]
+        self.restarts: Mapping[str, int] = {"killed": 0}
+        self.out: Mapping[Address, int] = {}
         self.expiries: tuple[float | None, float | None] = (4e9, None)
         self.dropped: int | None = None
         self.checks: tuple[HealthCheck, ...] | Exception = ()
@@ -96,6 +99,12 @@ class GatewayDouble(GatewayView):
 
     def workers(self) -> list[tuple[int, int]]:
         return self.loads
+
+    def worker_restarts(self) -> Mapping[str, int]:
+        return self.restarts
+
+    def ejected(self) -> Mapping[Address, int]:
+        return self.out
 
     async def counters(self) -> Counters:
         await trio.lowlevel.checkpoint()

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from meshgate.adapters.relay import StreamRecord
+from meshgate.core.reasons import StreamEnd
 
 RECORD = StreamRecord(
     started=1_700_000_000.125,
@@ -18,9 +19,19 @@ RECORD = StreamRecord(
     bytes_received=10,
     bytes_sent=20,
     reason=None,
+    end=StreamEnd.ENDPOINT_RESET,
     flags="UC",
     worker=1,
 )
 REFUSED = replace(
-    RECORD, sni=None, alpn=(), route=None, kind=None, endpoint=None, attempts=0, reason="no_sni", flags="NR"
+    RECORD,
+    sni=None,
+    alpn=(),
+    route=None,
+    kind=None,
+    endpoint=None,
+    attempts=0,
+    reason="no_sni",
+    end=StreamEnd.REFUSED,
+    flags="NR",
 )

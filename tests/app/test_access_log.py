@@ -37,6 +37,7 @@ CONTRACT = [
     "bytes_received",
     "bytes_sent",
     "reason",
+    "end",
     "flags",
     "worker",
 ]
@@ -94,7 +95,7 @@ def test_a_line_has_the_contracts_fields_and_no_others() -> None:
     assert entry["duration_ms"] == 1234
     assert entry["alpn"] == ["h2", "http/1.1"]
     same = {each.name for each in fields(StreamRecord)} & set(entry) - {"alpn"}
-    assert len(same) == 12
+    assert len(same) == 13
     assert all(entry[name] == getattr(record, name) for name in same)
 
 

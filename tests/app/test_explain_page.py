@@ -207,3 +207,12 @@ async def test_names_that_were_refused_lately_are_offered_each_once_and_none_tha
     response = await ExplainPage(gateway).names(Request("GET", "/names", {"text": "web"}, {}))
     found = json.loads(response.body)
     assert found == {"refused": ["web.new", "WEB.example"], "services": ["web"], "datacenters": [], "snis": [WEB]}
+
+
+async def test_an_endpoint_that_connections_cannot_reach_is_told(autojump_clock: MockClock) -> None:
+    gateway = gateway_with(WELL)
+    gateway.out = {(WELL.address, WELL.port): 3}
+    steps = dict(await told(gateway, WEB))
+    assert steps["ejected"].startswith(
+        f"{WELL.instance} on {WELL.node}: 3 failed connections in a row; others are tried"
+    )

@@ -18,7 +18,7 @@ from meshgate.adapters.admin.http_server import Request, Response
 from meshgate.adapters.consul import WatchKey, WatchState
 from meshgate.adapters.relay import CONNECT_BUCKETS, STREAM_BUCKETS, Counters, Limits
 from meshgate.app.admin.metrics import MAX_DESTINATIONS, Metrics, usage_of
-from meshgate.core.reasons import Reason
+from meshgate.core.reasons import Reason, StreamEnd
 from meshgate.core.routes import Endpoint, Route, RouteKind
 
 from .gateway_double import GatewayDouble, route
@@ -54,8 +54,12 @@ def full_gateway() -> GatewayDouble:
     for seconds in (0.0002, 0.4, 0.4, 50.0):
         numbers.count_connect(seconds)
     numbers.count_failed(WEB, Reason.CONNECT_FAILED)
-    for flags in ("", "", "DC", "UC", "SI", "odd"):
-        numbers.count_ended(WEB, 0.5, (1, 2), flags)
+    for end in ("closed", "closed", "client_reset", "endpoint_reset", "idle", "internal_error"):
+        numbers.count_ended(WEB, 0.5, (1, 2), StreamEnd(end))
+    numbers.count_connect_failure(WEB)
+    gateway.restarts = {"hung": 2, "killed": 0}
+    gateway.wrong = ["something is missing"]
+    gateway.out = {("10.0.0.7", 20000): 3}
     return gateway
 
 
@@ -101,6 +105,14 @@ async def test_every_number_has_its_promised_name_and_labels(
         ("meshgate_stream_ends_total", (("end", "endpoint_reset"),)): 1,
         ("meshgate_stream_ends_total", (("end", "idle"),)): 1,
         ("meshgate_stream_ends_total", (("end", "shed"),)): 0,
+        ("meshgate_stream_ends_total", (("end", "drain"),)): 0,
+        ("meshgate_stream_ends_total", (("end", "worker_lost"),)): 0,
+        ("meshgate_worker_restarts_total", (("reason", "hung"),)): 2,
+        ("meshgate_worker_restarts_total", (("reason", "killed"),)): 0,
+        ("meshgate_connect_failures_total", of("web")): 1,
+        ("meshgate_ejected_endpoints", of("web")): 1,
+        ("meshgate_ejected_endpoints", (("destination", "dc2"), ("kind", "datacenter"))): 0,
+        ("meshgate_problems", ()): 1,
         ("meshgate_stream_ends_total", (("end", "internal_error"),)): 1,
         ("meshgate_destination_bytes_total", of("web", direction="received")): 6,
         ("meshgate_destination_bytes_total", of("web", direction="sent")): 12,

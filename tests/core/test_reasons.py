@@ -2,7 +2,7 @@
 
 import pytest
 
-from meshgate.core.reasons import Reason, alert_record, envoy_flags
+from meshgate.core.reasons import Reason, StreamEnd, alert_record, envoy_flags
 
 UNRECOGNIZED_NAME, DECODE_ERROR, INTERNAL_ERROR = 112, 50, 80
 
@@ -34,7 +34,7 @@ def test_what_the_client_is_told(name: str, alert: int | None) -> None:
 
 
 def test_the_flags_are_those_that_envoy_writes_for_the_like() -> None:
-    flags = {str(reason): envoy_flags(reason) for reason in Reason}
+    flags = {str(reason): envoy_flags(reason, StreamEnd.REFUSED) for reason in Reason}
     protocol_error = ("not_tls", "hello_malformed", "hello_too_large", "hello_timeout")
     assert flags == dict.fromkeys(protocol_error, "DPE") | {
         "no_sni": "NR",

@@ -36,6 +36,7 @@ FIELDS = [
     "bytes_received",
     "bytes_sent",
     "reason",
+    "end",
     "flags",
     "worker",
 ]

@@ -1,4 +1,4 @@
-"""Why a stream was refused, the TLS alert that tells the client so, and what any alert says about a call.
+"""Why a stream was refused or how it ended, the TLS alert for the client, and what any alert says about a call.
 
 The strings are the product's contract: `/explain`, the metrics and the access log use exactly these. An alert is
 only ever sent to a client that spoke TLS; the others see a plain close.
@@ -23,6 +23,20 @@ class Reason(StrEnum):
     MAX_CONNECTIONS = "max_connections"
     MAX_CONNECTIONS_PER_CLIENT = "max_connections_per_client"
     DRAINING = "draining"
+
+
+class StreamEnd(StrEnum):
+    """How a stream ended. The value is the name users see."""
+
+    CLOSED = "closed"
+    CLIENT_RESET = "client_reset"
+    ENDPOINT_RESET = "endpoint_reset"
+    IDLE = "idle"  # A timeout: idle, half closed, or nothing behind the hello.
+    DRAIN = "drain"
+    WORKER_LOST = "worker_lost"
+    SHED = "shed"
+    REFUSED = "refused"
+    INTERNAL_ERROR = "internal_error"
 
 
 _DECODE_ERROR: Final = 50
@@ -55,10 +69,17 @@ _FLAGS: Final = {
     Reason.MAX_CONNECTIONS_PER_CLIENT: "UO",
 }
 
+_END_FLAGS: Final = {
+    StreamEnd.CLIENT_RESET: "DC",
+    StreamEnd.ENDPOINT_RESET: "UC",
+    StreamEnd.IDLE: "SI",
+    StreamEnd.SHED: "OM",
+}
 
-def envoy_flags(reason: Reason) -> str:
-    """The letters of Envoy's response flags that come nearest to a reason; "" where none does."""
-    return _FLAGS.get(reason, "")
+
+def envoy_flags(reason: Reason | None, end: StreamEnd) -> str:
+    """The letters of Envoy's response flags that come nearest; "" where none does."""
+    return _END_FLAGS.get(end, "") if reason is None else _FLAGS.get(reason, "")
 
 
 def alert_record(reason: Reason) -> bytes:

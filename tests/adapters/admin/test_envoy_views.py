@@ -58,3 +58,15 @@ def test_an_empty_table_is_an_empty_answer() -> None:
     empty = RouteTable.of("", "", "default", iter(()))
     assert clusters_text(empty, {}) == ""
     assert clusters_view(empty, {}) == {"cluster_statuses": []}
+
+
+def test_an_ejected_endpoint_has_envoys_flag_for_it() -> None:
+    out = {("2001:db8::8", 21000)}
+    assert [
+        line.rpartition("::")[2] for line in clusters_text(TABLE, {}, out).splitlines() if "health_flags" in line
+    ] == [
+        "healthy",
+        "/failed_eds_health/failed_outlier_check",
+    ]
+    hosts = clusters_view(TABLE, {}, out)["cluster_statuses"][0]["host_statuses"]
+    assert [host["health_status"].get("failed_outlier_check", False) for host in hosts] == [False, True]

@@ -6,7 +6,7 @@ import pytest
 import trio
 
 from meshgate.adapters.relay import STREAM_BUCKETS, Counters, Limits
-from meshgate.core.reasons import Reason
+from meshgate.core.reasons import Reason, StreamEnd
 from meshgate.core.routes import RouteKind
 
 from .streams import WEB, backend, echo, endpoint, hello_for, receive_exactly, reset, running
@@ -27,15 +27,15 @@ async def test_open_streams_count_for_their_destination_and_go_on_counting_when_
         await gateway.until(lambda: gateway.relay.active == 0)
         counters = gateway.relay.counters()
         assert counters.carried == {TO_WEB: (len(HELLO), len(HELLO))}
-        assert counters.ends == {"": 1}
+        assert counters.ends == {StreamEnd.CLOSED: 1}
         assert sum(counters.stream_counts) == 1
         assert counters.stream_sum > 0
         assert counters.failed == {}
 
 
-@pytest.mark.parametrize(("end", "flag"), [(reset, "DC"), (None, "SI")])
+@pytest.mark.parametrize(("end", "told"), [(reset, StreamEnd.CLIENT_RESET), (None, StreamEnd.IDLE)])
 async def test_streams_that_do_not_end_in_order_are_told_apart(
-    end: Callable[[trio.SocketStream], None] | None, flag: str
+    end: Callable[[trio.SocketStream], None] | None, told: StreamEnd
 ) -> None:
     limits = Limits(idle_timeout=3600.0 if end else 0.1)
     async with backend(echo) as port, running({WEB: [endpoint(port)]}, limits=limits) as gateway:
@@ -45,7 +45,7 @@ async def test_streams_that_do_not_end_in_order_are_told_apart(
             if end:
                 end(client)
             await gateway.until(lambda: gateway.relay.active == 0)
-        assert gateway.relay.counters().ends == {flag: 1}
+        assert gateway.relay.counters().ends == {told: 1}
 
 
 async def test_a_stream_that_reaches_no_endpoint_is_its_destinations_failure_and_no_stream() -> None:
@@ -75,7 +75,7 @@ async def test_what_workers_count_comes_up_from_all_of_them_with_their_open_stre
         with trio.fail_after(20):
             while (counters := await pool.relay.counters()).active > 5:
                 await trio.sleep(0.02)
-        assert counters.ends == {"": 3}
+        assert counters.ends == {StreamEnd.CLOSED: 3}
         assert sum(counters.stream_counts) == 3
         assert counters.carried == {TO_WEB: (8 * len(HELLO), 8 * len(HELLO))}
         for client in clients:
@@ -98,14 +98,14 @@ async def test_ended_streams_are_told_of_while_somebody_wants_to_know() -> None:
 
 def test_what_came_since_and_what_was_before_make_the_whole() -> None:
     counters = Counters()
-    counters.count_ended(TO_WEB, 2.0, (10, 20), "")
+    counters.count_ended(TO_WEB, 2.0, (10, 20), StreamEnd.CLOSED)
     before = counters.copy()
-    counters.count_ended(TO_WEB, 1e9, (1, 2), "SI")
-    counters.count_ended((RouteKind.DATACENTER, "dc2"), 0.0, (3, 4), "")
+    counters.count_ended(TO_WEB, 1e9, (1, 2), StreamEnd.IDLE)
+    counters.count_ended((RouteKind.DATACENTER, "dc2"), 0.0, (3, 4), StreamEnd.CLOSED)
     counters.count_failed(TO_WEB, Reason.CONNECT_TIMEOUT)
     increments = counters.since(before)
     assert increments.carried == {TO_WEB: (1, 2), (RouteKind.DATACENTER, "dc2"): (3, 4)}
-    assert increments.ends == {"SI": 1, "": 1}
+    assert increments.ends == {StreamEnd.IDLE: 1, StreamEnd.CLOSED: 1}
     assert increments.failed == {(*TO_WEB, Reason.CONNECT_TIMEOUT): 1}
     assert increments.stream_counts == [1, *[0] * (len(STREAM_BUCKETS) - 1), 1]
     before.add(increments)

@@ -24,7 +24,7 @@ from meshgate.adapters.relay import counters as counted, messages, worker_proces
 from meshgate.adapters.relay.counters import Counters, OpenStream, Refused, StreamRecord
 from meshgate.adapters.relay.messages import TO_PARENT, EndpointNews, LogLine, Lookup, StatsReport, encode
 from meshgate.adapters.relay.shared_counts import CountRows
-from meshgate.core.reasons import Reason
+from meshgate.core.reasons import Reason, StreamEnd
 from meshgate.core.routes import RouteKind
 
 from .streams import WEB, backend, echo, endpoint, receive_exactly
@@ -64,7 +64,8 @@ def report(**changes: Any) -> dict[str, Any]:
 
 
 COUNTS = CountRows(0)
-RECORD = msgspec.to_builtins(StreamRecord(0.0, 0.0, "", "", None, (), None, None, None, 0, 0, 0, None, "", 0))
+CLOSED = StreamEnd.CLOSED
+RECORD = msgspec.to_builtins(StreamRecord(0.0, 0.0, "", "", None, (), None, None, None, 0, 0, 0, None, CLOSED, "", 0))
 REFUSED = msgspec.to_builtins(Refused("192.0.2.1", None, Reason.NOT_TLS, ""))
 OPEN = msgspec.to_builtins(OpenStream(1, "", None, None, None, "hello", 0.0, 0, 0, 0))
 DEEP = b"\x91" * 200_000 + b"\xc0"  # Arrays within arrays.
@@ -259,7 +260,22 @@ def test_largest_honest_report_goes_in_pieces_that_are_taken_and_lose_nothing() 
     """All that a worker keeps, each as large as strangers can make it, and every destination of a large mesh."""
     text = "x" * counted.LONGEST_TEXT
     record = StreamRecord(
-        1e9, 1.0, text[:60], text, text[:255], (text,) * 8, text[:257], "service", text, 3, 1, 1, None, "", 0
+        1e9,
+        1.0,
+        text[:60],
+        text,
+        text[:255],
+        (text,) * 8,
+        text[:257],
+        "service",
+        text,
+        3,
+        1,
+        1,
+        None,
+        StreamEnd.CLOSED,
+        "",
+        0,
     )
     names = [(RouteKind.SERVICE, f"{number:0255}") for number in range(20_000)]
     numbers = Counters(
@@ -269,6 +285,7 @@ def test_largest_honest_report_goes_in_pieces_that_are_taken_and_lose_nothing() 
         connections=dict.fromkeys(names, 3),
         carried=dict.fromkeys(names, (1, 2)),
         failed={(*name, Reason.CONNECT_FAILED): 1 for name in names},
+        connect_failures=dict.fromkeys(names, 6),
     )
     refused = [Refused(text[:60], text[:255], Reason.UNKNOWN_SNI, text)] * 10_000
     streams = [OpenStream(1 << 48, text[:60], text[:255], text[:257], text, "relaying", 1.0, 1, 1, 0)] * 20_000
@@ -389,6 +406,9 @@ class Owner:
 
     def endpoint_news(self, news: EndpointNews) -> None:
         assert len(news.address) <= counted.LONGEST_TEXT
+
+    def lost(self, _worker: object, _cause: object, streams: int) -> None:
+        assert streams >= 0
 
     def first_words(self, _worker: object) -> list[Any]:
         return []

@@ -15,6 +15,7 @@ import trio
 from meshgate.adapters.relay import Limits
 from meshgate.adapters.relay.pool import RelayPool
 from meshgate.adapters.relay.worker_process import WorkerPolicy
+from meshgate.core.reasons import StreamEnd
 
 from .streams import WEB, Watcher, backend, echo, endpoint, hello_for, open_descriptors, receive_exactly, table_of
 from .test_pool import Pool, pool_of
@@ -93,7 +94,9 @@ async def test_how_streams_ended_that_were_cut_at_the_end_is_still_told() -> Non
         async with pool_of({WEB: [endpoint(port)]}) as pool:
             clients = [await pool.call() for _ in range(12)]
             assert pool.watcher.ended == []
-        assert [(record.sni, record.bytes_sent) for record in pool.watcher.ended] == [(WEB, len(HELLO))] * 12
+        assert [(record.sni, record.bytes_sent, record.end) for record in pool.watcher.ended] == [
+            (WEB, len(HELLO), StreamEnd.DRAIN)
+        ] * 12
         for client in clients:
             await client.aclose()
 
@@ -107,12 +110,16 @@ async def test_loss_of_a_worker_is_logged_with_its_reason_and_what_it_cost() -> 
                     await trio.sleep(0.02)
             os.kill(pool.relay.workers[0], signal.SIGKILL)
             await (await pool.call()).aclose()
+            counters = await pool.relay.counters()
+            restarts = {end.value: count for end, count in pool.relay.restarts.items() if count}
             for client in clients:
                 await client.aclose()
     lost = [entry for entry in logs if "worker ended" in entry["event"]]
     assert [(entry["reason"], entry["streams_lost"], entry["log_level"]) for entry in lost] == [
         ("killed by SIGKILL", 3, "error")
     ]
+    assert counters.ends[StreamEnd.WORKER_LOST] == 3
+    assert restarts == {"killed": 1}
 
 
 async def test_clients_that_wait_when_listening_stops_are_still_let_in() -> None:

@@ -5,11 +5,12 @@ a cluster under the name that Consul gives it: the SNI, without `*.` for a whole
 host and this product does not is left out, not made up.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from typing import Any
 
 from meshgate.core.addresses import host_port
 from meshgate.core.explain import Explanation
+from meshgate.core.outlier_detection import Address
 from meshgate.core.routes import Endpoint, Route, RouteTable
 from meshgate.core.text import printable
 
@@ -73,12 +74,12 @@ Active = Mapping[tuple[str, str], int]
 """Open streams by the `sni` of their route and their endpoint (`host_port`)."""
 
 
-def clusters_text(table: RouteTable, active: Active) -> str:
+def clusters_text(table: RouteTable, active: Active, ejected: Container[Address] = ()) -> str:
     """`/clusters`: lines of `name::address::metric::value`."""
-    return "".join(f"{line}\n" for route in table for line in _lines(route, active))
+    return "".join(f"{line}\n" for route in table for line in _lines(route, active, ejected))
 
 
-def clusters_view(table: RouteTable, active: Active) -> dict[str, Any]:
+def clusters_view(table: RouteTable, active: Active, ejected: Container[Address] = ()) -> dict[str, Any]:
     """`/clusters?format=json`, in the shape of Envoy's `envoy.admin.v3.Clusters`."""
     return {
         "cluster_statuses": [
@@ -86,14 +87,17 @@ def clusters_view(table: RouteTable, active: Active) -> dict[str, Any]:
                 "name": safe_text(route.name),
                 "observability_name": safe_text(route.name),
                 "added_via_api": True,
-                "host_statuses": [_host(endpoint, _active(route, endpoint, active)) for endpoint in route.endpoints],
+                "host_statuses": [
+                    _host(endpoint, _active(route, endpoint, active), _is_out(endpoint, ejected))
+                    for endpoint in route.endpoints
+                ],
             }
             for route in table
         ]
     }
 
 
-def _lines(route: Route, active: Active) -> Iterator[str]:
+def _lines(route: Route, active: Active, ejected: Container[Address]) -> Iterator[str]:
     name = printable(route.name)
     yield f"{name}::observability_name::{name}"
     yield f"{name}::added_via_api::true"
@@ -101,14 +105,18 @@ def _lines(route: Route, active: Active) -> Iterator[str]:
         host = f"{name}::{printable(host_port(endpoint.address, endpoint.port))}"
         yield f"{host}::cx_active::{_active(route, endpoint, active)}"
         yield f"{host}::hostname::{printable(endpoint.node)}"
-        yield f"{host}::health_flags::{'healthy' if endpoint.healthy else '/failed_eds_health'}"
+        flags = "" if endpoint.healthy else "/failed_eds_health"
+        flags += "/failed_outlier_check" if _is_out(endpoint, ejected) else ""
+        yield f"{host}::health_flags::{flags or 'healthy'}"
         yield f"{host}::weight::{endpoint.weight}"
 
 
-def _host(endpoint: Endpoint, active: int) -> dict[str, Any]:
+def _host(endpoint: Endpoint, active: int, ejected: bool) -> dict[str, Any]:
     health: dict[str, Any] = {"eds_health_status": "HEALTHY" if endpoint.healthy else "UNHEALTHY"}
     if not endpoint.healthy:
         health["failed_eds_health"] = True
+    if ejected:
+        health["failed_outlier_check"] = True
     return {
         "address": {"socket_address": {"address": safe_text(endpoint.address), "port_value": endpoint.port}},
         "stats": [{"name": "cx_active", "value": str(active), "type": "GAUGE"}],
@@ -116,6 +124,10 @@ def _host(endpoint: Endpoint, active: int) -> dict[str, Any]:
         "weight": endpoint.weight,
         "hostname": safe_text(endpoint.node),
     }
+
+
+def _is_out(endpoint: Endpoint, ejected: Container[Address]) -> bool:
+    return (endpoint.address, endpoint.port) in ejected
 
 
 def _active(route: Route, endpoint: Endpoint, active: Active) -> int:

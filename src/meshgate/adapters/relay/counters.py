@@ -12,7 +12,7 @@ from typing import Annotated, Any, Final
 
 from msgspec import Meta
 
-from meshgate.core.reasons import Reason
+from meshgate.core.reasons import Reason, StreamEnd
 from meshgate.core.routes import RouteKind
 
 # Upper bounds in seconds. A connection within a host takes well under a millisecond, across an ocean 0.3 s.
@@ -22,7 +22,6 @@ CONNECT_BUCKETS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 
 STREAM_BUCKETS: Final = (0.01, 0.05, 0.25, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 14400.0, 86400.0)
 _CONNECT_SLOTS: Final = len(CONNECT_BUCKETS) + 1
 _STREAM_SLOTS: Final = len(STREAM_BUCKETS) + 1
-_MOST_ENDS: Final = 64
 
 LONGEST_TEXT: Final = 1024
 Text = Annotated[str, Meta(max_length=LONGEST_TEXT)]
@@ -55,7 +54,7 @@ class StreamRecord:
 
     `started` is Unix time, `duration` seconds, `client` an address with its port. `sni` is a stranger's text, None
     where there was none. `route`, `kind` and `endpoint` are None for a stream that was not placed; `endpoint` is the
-    last one tried, as host:port. `reason` is None where the stream ended in order. `flags` are Envoy's letters, ""
+    last one tried, as host:port. `reason` is None where it was not refused. `flags` are Envoy's letters, ""
     where none applies. `bytes_received` came from the client, `bytes_sent` went to it.
     """
 
@@ -72,6 +71,7 @@ class StreamRecord:
     bytes_received: Number
     bytes_sent: Number
     reason: Text | None
+    end: StreamEnd
     flags: Text
     worker: Number
 
@@ -99,9 +99,9 @@ class Counters:
     `connections` counts routed streams by kind and destination of their route. `bytes_received` came from clients,
     `bytes_sent` went to them. `on_demand` counts the streams that waited until Consul was asked about their name.
     `connect_counts` has one slot for each of CONNECT_BUCKETS and one above them. `stream_counts` has those of
-    STREAM_BUCKETS, for routed streams that have ended; `ends` has how they ended, by Envoy's letters, "" in order,
-    and `carried` their bytes. `failed` has those that had a route and were refused. `of_servers` are those of the open
-    streams that carry Consul's own servers.
+    STREAM_BUCKETS, for routed streams that have ended; `ends` has how they ended, and `carried` their bytes.
+    `failed` has those that had a route and were refused; `connect_failures` the attempts that failed, also where
+    another endpoint took the stream. `of_servers` are those of the open streams that carry Consul's own servers.
     """
 
     accepted: Number = 0
@@ -122,9 +122,10 @@ class Counters:
     stream_counts: Annotated[list[Number], Meta(min_length=_STREAM_SLOTS, max_length=_STREAM_SLOTS)] = field(
         default_factory=lambda: [0] * _STREAM_SLOTS
     )
-    ends: dict[Text, Number] = field(default_factory=dict)
+    ends: dict[StreamEnd, Number] = field(default_factory=dict)
     carried: Carried = field(default_factory=dict)
     failed: dict[tuple[RouteKind, Text, Reason], Number] = field(default_factory=dict)
+    connect_failures: dict[Destination, Number] = field(default_factory=dict)
 
     def copy(self) -> "Counters":
         """The numbers of this moment."""
@@ -141,11 +142,9 @@ class Counters:
         Raises:
             ValueError: there are numbers of something that is none of `destinations`.
         """
-        for named in (self.connections, self.carried, {key[:2]: 0 for key in self.failed}):
+        for named in (self.connections, self.carried, self.connect_failures, {key[:2]: 0 for key in self.failed}):
             if not all(each in destinations for each in named):
                 raise ValueError("numbers of a destination that no route has")
-        if len(self.ends) > _MOST_ENDS:
-            raise ValueError("more ways to end than streams have")
 
     def add(self, more: "Counters") -> None:
         """Add increments. Gauges stay: they are nobody's sum but the caller's business."""
@@ -170,11 +169,15 @@ class Counters:
         key = (*destination, reason)
         self.failed[key] = self.failed.get(key, 0) + 1
 
-    def count_ended(self, destination: Destination, seconds: float, carried: tuple[int, int], flag: str) -> None:
-        """Note the end of a routed stream: how long it lived, the bytes each way, and Envoy's letters for its end."""
+    def count_connect_failure(self, destination: Destination) -> None:
+        """Note an endpoint that could not be reached."""
+        self.connect_failures[destination] = self.connect_failures.get(destination, 0) + 1
+
+    def count_ended(self, destination: Destination, seconds: float, carried: tuple[int, int], end: StreamEnd) -> None:
+        """Note the end of a routed stream: how long it lived in seconds, and the bytes each way."""
         self.stream_sum += seconds
         self.stream_counts[bisect_left(STREAM_BUCKETS, seconds)] += 1
-        self.ends[flag] = self.ends.get(flag, 0) + 1
+        self.ends[end] = self.ends.get(end, 0) + 1
         before = self.carried.get(destination, (0, 0))
         self.carried[destination] = (before[0] + carried[0], before[1] + carried[1])
 

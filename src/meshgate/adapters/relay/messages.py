@@ -129,6 +129,10 @@ class Lookup(msgspec.Struct, tag=True, frozen=True):
     client: Annotated[str, Meta(max_length=64)]
 
 
+# What of the counters grows with the mesh.
+_BY_DESTINATION: Final = ("connections", "carried", "failed", "connect_failures")
+
+
 class StatsReport(msgspec.Struct, tag=True, frozen=True):
     """I am alive, and this came to pass since the last report.
 
@@ -156,8 +160,8 @@ class StatsReport(msgspec.Struct, tag=True, frozen=True):
     def pieces(self) -> Iterator["StatsReport"]:
         """The same in reports that are small enough to be sent, `more` in all but the last."""
         counters = self.counters
-        numbers = len(counters.connections) + len(counters.carried) + len(counters.failed) + len(self.open_carried)
-        if self.entries + numbers <= TOLD_AT_ONCE:
+        numbers = sum(len(getattr(counters, name)) for name in _BY_DESTINATION)
+        if self.entries + numbers + len(self.open_carried) <= TOLD_AT_ONCE:
             yield self
             return
         blank = Counters(active=counters.active, of_servers=counters.of_servers)
@@ -165,10 +169,11 @@ class StatsReport(msgspec.Struct, tag=True, frozen=True):
         for name in ("refused", "ended", "streams", "open_carried"):
             for part in _parts(getattr(self, name)):
                 yield msgspec.structs.replace(nothing, **{name: part})
-        for name in ("connections", "carried", "failed"):
+        for name in _BY_DESTINATION:
             for part in _parts(getattr(counters, name)):
                 yield msgspec.structs.replace(nothing, counters=replace(blank, **{name: part}))
-        rest = replace(counters, connections={}, carried={}, failed={})
+        nothing_by_destination: dict[str, Any] = {name: {} for name in _BY_DESTINATION}
+        rest = replace(counters, **nothing_by_destination)
         yield msgspec.structs.replace(self, counters=rest, refused=[], ended=[], streams=[], open_carried={})
 
 

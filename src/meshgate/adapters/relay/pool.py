@@ -13,6 +13,7 @@ import trio
 
 from meshgate.core.load_balancer import addresses_of
 from meshgate.core.outlier_detection import Address
+from meshgate.core.reasons import StreamEnd
 from meshgate.core.routes import RouteTable, TableChange, difference
 from meshgate.core.token_bucket import TokenBucket
 
@@ -39,7 +40,7 @@ from .messages import (
 )
 from .outliers import Outliers
 from .shared_counts import CountRows
-from .worker_process import WorkerPolicy, WorkerProcess
+from .worker_process import WorkerEnd, WorkerPolicy, WorkerProcess
 
 if TYPE_CHECKING:
     import socket
@@ -108,6 +109,8 @@ class RelayPool:
         self._destinations: set[Destination] = set()
         self.untold = 0
         """Refusals and ended streams that were too many to be told of, ever."""
+        self.restarts = dict.fromkeys(WorkerEnd, 0)
+        """Workers that were replaced, ever, by the cause."""
         self._counts = CountRows(workers)
         self._outliers = Outliers(
             lambda address, failures: self._tell_all(EndpointState(*address, failures)),
@@ -311,6 +314,12 @@ class RelayPool:
             self._outliers.failed(address)
         else:
             self._outliers.stands(address)
+
+    def lost(self, worker: WorkerProcess, cause: WorkerEnd, streams: int) -> None:
+        """A worker ended that was not told to: its streams have ended with it."""
+        self.restarts[cause] += 1
+        ends = self._totals.ends
+        ends[StreamEnd.WORKER_LOST] = ends.get(StreamEnd.WORKER_LOST, 0) + streams
 
     def asked(self, worker: WorkerProcess, name: str, client: str) -> None:
         """A worker has a client's streams that wait for the lookup of a name."""

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 
 from meshgate.core.addresses import host_port
 from meshgate.core.proxy_config import KEEPALIVE_UNSET
-from meshgate.core.reasons import Reason, alert_record, envoy_flags
+from meshgate.core.reasons import Reason, StreamEnd, alert_record, envoy_flags
 
 from . import sockets
 from .counters import LONGEST_TEXT, OpenStream, Refused, StreamRecord
@@ -84,7 +84,7 @@ class Rhythm:
 class Stream:
     """A stream. Created by the listener with an accepted socket and the ticket that it was let in with; call `start`.
 
-    `abort_flag` is Envoy's letters for an end that was not in order. What a setup finds out (`server_name` and what
+    `ending` is how it ends, unless it is refused. What a setup finds out (`server_name` and what
     follows) is the stream's when the setup is over.
     """
 
@@ -94,13 +94,13 @@ class Stream:
         "_rhythm",
         "_settled",
         "_ticket",
-        "abort_flag",
         "alpn",
         "attempts",
         "client",
         "client_address",
         "closed",
         "context",
+        "ending",
         "endpoint",
         "hosts",
         "listener",
@@ -144,7 +144,7 @@ class Stream:
         self.started = context.reactor.now
         self.hosts = None
         self.reason: Reason | None = None
-        self.abort_flag = ""
+        self.ending = StreamEnd.CLOSED
         context.streams.add(self)
 
     @property
@@ -224,6 +224,7 @@ class Stream:
         """An error of ours in a step of this stream ends it and no other."""
         self.context.on_defect()
         if not self.closed:
+            self.ending = StreamEnd.INTERNAL_ERROR
             self.abort()
 
     # --- setup ---------------------------------------------------------------------------------------------------
@@ -392,8 +393,8 @@ class Stream:
         self._abort_by(leg)
 
     def _abort_by(self, leg: Leg) -> None:
-        """A leg's peer has reset it; in Envoy's letters, downstream or upstream connection termination."""
-        self.abort_flag = "DC" if leg is self.client else "UC"
+        """A leg's peer has reset it."""
+        self.ending = StreamEnd.CLIENT_RESET if leg is self.client else StreamEnd.ENDPOINT_RESET
         self.abort()
 
     def _settle(self) -> None:
@@ -417,7 +418,7 @@ class Stream:
             ends = min(ends, self._owes_from(limits.handshake_timeout) or _NEVER)
         if ends <= now:
             self.context.counters.idle_timeouts += 1
-            self.abort_flag = "SI"
+            self.ending = StreamEnd.IDLE
             # Whoever waited in vain for bytes must not take this for their end.
             self._end(Leg.close if self._is_empty() else Leg.reset)
         elif ends < _NEVER or not self._settled:
@@ -451,11 +452,10 @@ class Stream:
             named = self.setup.connecting
             self.reason, detail = (Reason.MAX_CONNECTIONS, _SHED_UNKNOWN) if named else (Reason.HELLO_TIMEOUT, _SHED)
             self.context.on_refused(Refused(self.client_address[0], self.setup.server_name, self.reason, detail))
-        elif self.relaying:
-            self.abort_flag = "OM"
-        else:
+        elif not self.relaying:
             self.close()
             return
+        self.ending = StreamEnd.SHED
         self.abort()
 
     def drain(self, quiet: float, answered: float) -> None:
@@ -483,6 +483,7 @@ class Stream:
             # Where nobody looked between question and answer the answer seems longer than it was, and that is safe.
             wait = answered if upstream.received - self._asked_at <= SHORT_ANSWER_BYTES else quiet
         if now - self._touched() >= wait and self._is_empty():
+            self.ending = StreamEnd.DRAIN
             self.close()
 
     def ends_with_more_of(self, source: Leg) -> bool:
@@ -507,6 +508,7 @@ class Stream:
     def _end_behind_answer(self, upstream: Leg, rhythm: Rhythm) -> None:
         of_servers = self.hosts is not None and self.hosts.of_servers
         if rhythm.whole and self.relaying and not of_servers and self._is_empty():
+            self.ending = StreamEnd.DRAIN
             self.close()
         elif not self.closed:
             sockets.cork(self.client.sock, on=False)
@@ -535,6 +537,7 @@ class Stream:
         if self.setup is not None:
             self._refuse_to_begin()
             self.close()
+        self.ending = StreamEnd.DRAIN
         self.abort()
 
     def _refuse_to_begin(self) -> None:
@@ -574,7 +577,7 @@ class Stream:
         received, sent = self.carried
         if self.relaying and self.hosts is not None:
             lived = context.reactor.clock() - self.started
-            counters.count_ended(self.hosts.destination, lived, (received, sent), self.abort_flag)
+            counters.count_ended(self.hosts.destination, lived, (received, sent), self.ending)
             counters.of_servers -= self.hosts.of_servers
         self.closed = True
         self.relaying = False
@@ -634,7 +637,8 @@ class Stream:
             bytes_received=received,
             bytes_sent=sent,
             reason=reason.value if reason is not None else None,
-            flags=envoy_flags(reason) if reason is not None else self.abort_flag,
+            end=StreamEnd.REFUSED if reason is not None and self.ending is StreamEnd.CLOSED else self.ending,
+            flags=envoy_flags(reason, self.ending),
             worker=self.context.worker,
         )
 

@@ -368,6 +368,7 @@ class StreamSetup:
     def _note_failure(self, position: int) -> None:
         hosts = self._placed
         address = hosts.address_of[position]
+        self._context.counters.count_connect_failure(hosts.destination)
         self._context.load_balancer.failed(address)
         self._context.report(hosts.sni, address, True)
 

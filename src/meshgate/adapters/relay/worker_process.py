@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Final, Protocol
 
 import structlog
@@ -75,6 +76,16 @@ class WorkerPolicy:
     sandbox: Mode = Mode.AUTO
 
 
+class WorkerEnd(StrEnum):
+    """Why a worker had to be replaced. The value is the name users see."""
+
+    EXITED = "exited"
+    KILLED = "killed"  # By a signal: a crash, the kernel for want of memory, somebody.
+    HUNG = "hung"
+    MISBEHAVED = "misbehaved"
+    NOT_STARTED = "not_started"
+
+
 class Owner(Protocol):
     """Who owns the workers: knows what a worker must be told, and takes what workers tell."""
 
@@ -98,6 +109,10 @@ class Owner(Protocol):
         """A worker could not reach an endpoint, or has reached one that was ejected."""
         ...
 
+    def lost(self, worker: "WorkerProcess", cause: "WorkerEnd", streams: int) -> None:
+        """A worker ended that was not told to, with so many routed streams, as last heard."""
+        ...
+
     def asked(self, worker: "WorkerProcess", name: str, client: str) -> None:
         """A worker has streams that wait for the lookup of a name."""
         ...
@@ -111,6 +126,7 @@ class WorkerProcess:
         self._policy = policy
         self.active = 0
         self.of_servers = 0
+        self._routed = 0  # Streams that have an endpoint.
         self.pid = 0
         self._owner = owner
         self._counts = counts
@@ -175,18 +191,19 @@ class WorkerProcess:
         while True:
             started = trio.current_time()
             try:
-                reason = await self._live()
+                cause, reason = await self._live()
             except OSError as error:
-                reason = repr(error)  # No process or descriptor could be had.
+                cause, reason = WorkerEnd.NOT_STARTED, repr(error)  # No process or descriptor could be had.
             lived = trio.current_time() - started
-            lost, self.active, self.of_servers = self.active, 0, 0
+            self._owner.lost(self, cause, self._routed)
+            lost, self.active, self.of_servers, self._routed = self.active, 0, 0, 0
             self._counts.clear(self.number)
             pause = 0.0 if lived > _HEALTHY_SECONDS else min(_LONGEST_PAUSE, pause * 2 or 0.1)
             log.error("a relay worker ended, another one starts", worker=self.number, reason=reason, streams_lost=lost)
             await trio.sleep(pause)
 
-    async def _live(self) -> str:
-        """The life of one worker; gives the reason of its end."""
+    async def _live(self) -> tuple[WorkerEnd, str]:
+        """The life of one worker; gives the cause of its end, and more about it in words."""
         ours, theirs = socket.socketpair()
         with contextlib.ExitStack() as undone:
             undone.callback(ours.close)
@@ -231,8 +248,10 @@ class WorkerProcess:
             words.read()
             words.close()
         if self._nonsense:
-            return f"what it did made no sense, and it was killed: {self._nonsense}"
-        return "it hung and was killed" if hung else _ending(code) + words.quoted
+            return WorkerEnd.MISBEHAVED, f"what it did made no sense, and it was killed: {self._nonsense}"
+        if hung:
+            return WorkerEnd.HUNG, "it hung and was killed"
+        return WorkerEnd.KILLED if code < 0 else WorkerEnd.EXITED, _ending(code) + words.quoted
 
     async def _until_hung(self) -> bool:
         """True when nothing was heard, or read, for too long. When this process itself slept, nobody hangs for that.
@@ -306,7 +325,9 @@ class WorkerProcess:
             self._owner.endpoint_news(message)
         else:
             self._owner.heard(message)
-            self.active, self.of_servers = message.counters.active, message.counters.of_servers
+            counters = message.counters
+            self.active, self.of_servers = counters.active, counters.of_servers
+            self._routed = max(0, self._routed + sum(counters.connections.values()) - sum(counters.ends.values()))
             if message.question in self._questions:
                 parts, complete = self._questions[message.question]
                 parts.append(message)

@@ -7,7 +7,7 @@ nothing waits for them.
 
 import dataclasses
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Final
 
@@ -38,6 +38,7 @@ from meshgate.app.logs import logs
 from meshgate.app.settings.setting_table import TABLE
 from meshgate.app.settings.setting_types import LOG_LEVELS
 from meshgate.app.settings.settings import Origin, Settings
+from meshgate.core.outlier_detection import Address
 from meshgate.core.routes import RouteTable
 
 log = structlog.get_logger(module="meshgate.admin")
@@ -99,8 +100,9 @@ class _Pages:
         form = request.query.get("format", "text")
         if form not in ("text", "json"):
             return error_response(400, "format is text or json")
+        gateway = self._gateway
         return await trio.to_thread.run_sync(
-            _clusters, self._gateway.table(), await self._gateway.connections(), form == "json"
+            _clusters, gateway.table(), await gateway.connections(), set(gateway.ejected()), form == "json"
         )
 
     async def connections(self, _request: Request) -> Response:
@@ -170,11 +172,11 @@ def _state(gateway: GatewayView) -> str:
     return "LIVE" if gateway.ready else "PRE_INITIALIZING"
 
 
-def _clusters(table: RouteTable, streams: Sequence[OpenStream], as_json: bool) -> Response:
+def _clusters(table: RouteTable, streams: Sequence[OpenStream], ejected: Container[Address], as_json: bool) -> Response:
     active: Active = Counter((stream.route, stream.endpoint) for stream in streams if stream.route and stream.endpoint)
     if as_json:
-        return json_response(clusters_view(table, active))
-    return Response(200, clusters_text(table, active).encode("utf-8", "backslashreplace"))
+        return json_response(clusters_view(table, active, ejected))
+    return Response(200, clusters_text(table, active, ejected).encode("utf-8", "backslashreplace"))
 
 
 def _connections(streams: Sequence[OpenStream]) -> Response:

@@ -29,6 +29,7 @@ from meshgate.core.sni import DEFAULT, ServiceSni, parse
 _LATELY: Final = 3600.0
 _MOST_NAMES: Final = 50
 _SERVICE: Final = re.compile(r"([\w-]+/)?[\w.-]+", re.ASCII)
+_OUT: Final = "others are tried first until this gateway itself has connected to it again"
 _MOST_ENDPOINTS: Final = 5
 _MOST_CHECKS: Final = 3
 _MOST_OUTPUT: Final = 200
@@ -110,6 +111,7 @@ class ExplainPage:
             route = explanation.route
             if route is not None:
                 steps += await self._why_unhealthy(route)
+                steps += self._ejected(route)
                 steps += _age_of(route, gateway.watches())
             elif explanation.reason is Reason.UNKNOWN_SNI:
                 steps += await self._why_missing(explanation.sni)
@@ -133,6 +135,17 @@ class ExplainPage:
         steps = [Step("why unhealthy", await self._why(route, endpoint, datacenter)) for endpoint in told]
         more = len(unhealthy) - len(told)
         return [*steps, Step("why unhealthy", f"{more} more endpoints are not asked about")] if more else steps
+
+    def _ejected(self, route: Route) -> list[Step]:
+        failures = self._gateway.ejected()
+        out = [(each, failures.get((each.address, each.port), 0)) for each in route.endpoints]
+        return [
+            Step(
+                "ejected",
+                f"{_shown(each.instance)} on {_shown(each.node)}: {count} failed connections in a row; {_OUT}",
+            )
+            for each, count in [pair for pair in out if pair[1]][:_MOST_ENDPOINTS]
+        ]
 
     async def _why(self, route: Route, endpoint: Endpoint, datacenter: str) -> str:
         who = f"{_shown(endpoint.instance)} on {_shown(endpoint.node)}{self._since(route, endpoint)}"

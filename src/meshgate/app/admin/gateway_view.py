@@ -12,6 +12,7 @@ from meshgate.adapters.relay import Counters, Limits, OpenStream, Refused
 from meshgate.app.gateway.gateway import Gateway
 from meshgate.app.gateway.table_keeper import Since
 from meshgate.app.settings.settings import Settings
+from meshgate.core.outlier_detection import Address
 from meshgate.core.proxy_config import BindAddress
 from meshgate.core.routes import Endpoint, Route, RouteTable
 
@@ -117,6 +118,14 @@ class GatewayView:
     def workers(self) -> list[tuple[int, int]]:
         """For each relay process its id, 0 while it is missing, and the streams open there as last heard."""
         return self._gateway.relay.loads
+
+    def worker_restarts(self) -> Mapping[str, int]:
+        """How many relay processes were replaced, by the reason."""
+        return {end.value: count for end, count in self._gateway.relay.restarts.items()}
+
+    def ejected(self) -> Mapping[Address, int]:
+        """The endpoints that get no streams while others are left, and how often each has failed in a row."""
+        return self._gateway.relay.ejected
 
     async def counters(self) -> Counters:
         """The relay's totals; waits up to half a second for the workers."""

@@ -6,7 +6,7 @@ sent is never one. What grows with the catalog is made in a thread, so that noth
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import accumulate
 from typing import Final
@@ -24,7 +24,8 @@ from meshgate.adapters.admin.http_server import Request, Response
 from meshgate.adapters.relay import CONNECT_BUCKETS, STREAM_BUCKETS, Counters, Destination
 from meshgate.app.admin.gateway_view import GatewayView
 from meshgate.app.logs import logs
-from meshgate.core.reasons import Reason
+from meshgate.core.outlier_detection import Address
+from meshgate.core.reasons import Reason, StreamEnd
 from meshgate.core.routes import RouteKind, RouteTable
 from meshgate.core.text import printable
 
@@ -35,9 +36,6 @@ Counts = Mapping[tuple[str, ...], int]
 Samples = float | Mapping[str, float] | Mapping[str, int] | Counts
 """A number; or numbers by the value of the one label, or by the values of all labels."""
 
-# How a routed stream ended, by the letters of Envoy's that its record has.
-_ENDS: Final = {"": "closed", "DC": "client_reset", "UC": "endpoint_reset", "SI": "idle", "OM": "shed"}
-_OTHER_END: Final = "internal_error"
 _DIRECTIONS: Final = ("received", "sent")
 
 
@@ -65,8 +63,9 @@ class Metrics:
             self._carried[destination] = _later(self._carried.get(destination, (0, 0)), carried)
         few = [*self._of_gateway(), *self._of_streams(counters)]
         all_carried, table, workers = dict(self._carried), gateway.table(), gateway.workers()
+        ejected = set(gateway.ejected())
         many = await trio.to_thread.run_sync(
-            lambda: [*_of_destinations(counters, all_carried, table), *_workers(workers)]
+            lambda: [*_of_destinations(counters, all_carried, table, ejected), *_workers(workers)]
         )
         return few + many
 
@@ -86,6 +85,7 @@ class Metrics:
         yield _gauge("build_info", "The version that runs.", {__version__: 1}, "version")
         yield _gauge("ready", "1 while new streams are served.", gateway.ready)
         yield _gauge("draining", "1 while the gateway drains.", gateway.draining)
+        yield _gauge("problems", "What is missing or failing, as /readyz lists it.", len(gateway.problems()))
         yield _gauge("routes", "Routes in the table.", len(gateway.table()))
         yield _gauge("connections_limit", "Streams that may be open at once.", gateway.limits.max_connections)
         yield _gauge("catalog_stale", "1 while the last known good catalog is served.", gateway.catalog_stale)
@@ -129,13 +129,14 @@ class Metrics:
             counters.stream_counts,
             counters.stream_sum,
         )
-        ends = dict.fromkeys((*_ENDS.values(), _OTHER_END), 0)
-        for flags, count in counters.ends.items():
-            ends[_ENDS.get(flags, _OTHER_END)] += count
+        # Those that were refused were never routed; `refused` has them, by the reason.
+        ends = {end.value: counters.ends.get(end, 0) for end in StreamEnd if end is not StreamEnd.REFUSED}
         yield _counter("stream_ends", "How routed streams ended.", ends, "end")
         yield _counter(
             "on_demand_streams", "Streams that waited while Consul was asked for a name.", counters.on_demand
         )
+        restarts = self._gateway.worker_restarts()
+        yield _counter("worker_restarts", "Relay processes that ended and were replaced.", restarts, "reason")
         yield _counter("internal_errors", "Streams that a fault of the gateway ended.", counters.internal_errors)
 
 
@@ -150,7 +151,10 @@ class _Page(Collector):
 
 
 def _of_destinations(
-    counters: Counters, carried: Mapping[Destination, tuple[int, int]], table: RouteTable
+    counters: Counters,
+    carried: Mapping[Destination, tuple[int, int]],
+    table: RouteTable,
+    ejected: Container[Address],
 ) -> Iterator[Metric]:
     routed = (((*destination,), count) for destination, count in counters.connections.items())
     yield _counter("connections", "Streams that were routed.", _bounded(routed), "kind", "destination")
@@ -174,6 +178,24 @@ def _of_destinations(
         "kind",
         "destination",
         "reason",
+    )
+    yield _counter(
+        "connect_failures",
+        "Endpoints that could not be reached, also where another one took the stream.",
+        _bounded(((*destination,), count) for destination, count in counters.connect_failures.items()),
+        "kind",
+        "destination",
+    )
+    out = (
+        ((route.kind, route.destination), sum((each.address, each.port) in ejected for each in route.endpoints))
+        for route in table
+    )
+    yield _gauge(
+        "ejected_endpoints",
+        "Endpoints that failed and get no streams while others are left.",
+        _bounded(out),
+        "kind",
+        "destination",
     )
     endpoints = (
         ((route.kind, route.destination, state), count)

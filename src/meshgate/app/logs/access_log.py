@@ -161,6 +161,7 @@ def line_of(record: StreamRecord) -> str:
         "bytes_received": record.bytes_received,
         "bytes_sent": record.bytes_sent,
         "reason": record.reason,
+        "end": record.end,
         "flags": record.flags,
         "worker": record.worker,
     }

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from meshgate.adapters.relay import StreamRecord
+from meshgate.core.reasons import StreamEnd
 from meshgate.core.text import printable
 
 Value = str | int | None
@@ -228,4 +229,4 @@ _NOT_OF_TCP: Final = frozenset(
         "STREAM_ID", "REQUEST_HEADERS_BYTES", "RESPONSE_HEADERS_BYTES", "LOCAL_REPLY_BODY",
     )
 )  # fmt: skip
-_SAMPLE: Final = StreamRecord(0.0, 0.0, "", "", None, (), None, None, None, 0, 0, 0, None, "", 0)
+_SAMPLE: Final = StreamRecord(0.0, 0.0, "", "", None, (), None, None, None, 0, 0, 0, None, StreamEnd.CLOSED, "", 0)
