@@ -269,7 +269,7 @@ def _target(asked: Mapping[str, Any], folder: Path | None) -> str:
         return str(kind)
     if kind != "file":
         raise ConfigError(f"Type {kind!r} is none of stdout, stderr and file")
-    if not isinstance(path, str) or not path.startswith("/"):
+    if not isinstance(path, str) or not path.startswith("/") or "\0" in path:
         raise ConfigError("Type file needs an absolute Path")
     if folder is None:
         raise ConfigError(f"{path!r} is a file, and {_DIR} names no folder below which Consul may ask for one")
