@@ -576,3 +576,19 @@ async def test_worker_that_cannot_be_confined_as_required_serves_nobody() -> Non
 
 
 STARTS = 'import runpy\nrunpy.run_module("meshgate.adapters.relay.worker", run_name="__main__")\n'
+
+
+@needs_kernel
+async def test_zone_of_an_address_is_found_in_the_sandbox() -> None:
+    """The C library would ask for it by a socket that a worker may not have."""
+    try:
+        listener = socket.create_server(("::1", 0), family=socket.AF_INET6)
+    except OSError:
+        pytest.skip("no IPv6 here")
+    with listener:
+        there = endpoint(listener.getsockname()[1], address="::1%lo")
+        async with pool_of({WEB: [there]}, workers=1) as pool, await pool.dial() as client:
+            await client.send_all(HELLO)
+            accepted, _ = await trio.to_thread.run_sync(listener.accept)
+            with accepted:
+                assert accepted.recv(len(HELLO)) == HELLO
