@@ -1,21 +1,24 @@
-"""Writes a run into docs/performance.md: between its markers everything is replaced, the rest is for people."""
+"""Writes a run into docs/performance.md and the README: what is between their markers is replaced."""
 
 import re
 from pathlib import Path
 
 from .charts import chart, groups
 from .processes import BenchError
-from .results import Results
+from .results import Results, judge
 from .tables import as_markdown, goal_table, item_table
 
 PAGE = Path(__file__).parents[2] / "docs" / "performance.md"
+README = PAGE.parents[1] / "README.md"
+# What the README shows of the goals: the work of a gateway, one row each.
+_SHOWN = ("idle-5000", "upload-32", "connection-16", "handshake-2", "roundtrip-32", "product-100")
 
 
-def write_page(results: Results, page: Path = PAGE) -> None:
-    """Replace tables and charts of the page by those of a run.
+def write_page(results: Results, page: Path = PAGE, readme: Path = README) -> None:
+    """Replace tables and charts of the pages by those of a run.
 
     Raises:
-        BenchError: the page has lost a marker.
+        BenchError: a page has lost a marker.
     """
     folder = page.with_suffix("")
     folder.mkdir(exist_ok=True)
@@ -27,6 +30,14 @@ def write_page(results: Results, page: Path = PAGE) -> None:
     text = _replace(text, "goals", as_markdown(goal_table(results)))
     text = _replace(text, "tables", "\n\n".join(_section(results, name, drawn, folder.name) for name in results.items))
     page.write_text(text)
+    readme.write_text(_replace(readme.read_text(), "envoy", _beside_envoy(results)))
+
+
+def _beside_envoy(results: Results) -> str:
+    verdicts = [it for it in judge(results) if it.envoy is not None and it.goal.metric != "p50_us"]
+    rows = {it.goal.item: f"| {it.goal.title} | {it.envoy:.2f} |" for it in reversed(verdicts)}
+    shown = [rows[name] for name in _SHOWN if name in rows]
+    return "\n".join(["| meshgate / Envoy, less is better | |", "| --- | ---: |", *shown])
 
 
 def _section(results: Results, name: str, drawn: dict[str, list[str]], folder: str) -> str:
@@ -45,5 +56,5 @@ def _replace(text: str, name: str, content: str) -> str:
     pattern = re.compile(rf"(<!-- bench:{name} -->\n).*?(<!-- /bench:{name} -->)", re.DOTALL)
     changed, count = pattern.subn(lambda found: f"{found[1]}\n{content}\n\n{found[2]}", text)
     if count != 1:
-        raise BenchError(f"docs/performance.md has no place for {name!r}")
+        raise BenchError(f"a page has no place for {name!r}")
     return changed
