@@ -374,6 +374,24 @@ async def test_silent_connections_keep_nobody_out(serve: Any, said: bytes) -> No
                 pass
 
 
+async def test_who_is_silent_is_not_looked_at_and_keeps_nobody_out(nursery: trio.Nursery) -> None:
+    """A look at where a client comes from takes time, and nobody who is looked at can make room."""
+    looked: list[int] = []
+
+    def refuses(sock: socket.socket) -> bool:
+        looked.append(sock.getpeername()[1])
+        return False
+
+    server = AdminServer(ROUTES, limits=Limits(max_connections=2), refuses=refuses)
+    bound = await nursery.start(server.serve, HOST)
+    async with AsyncExitStack() as stack:
+        for _ in range(10):
+            await stack.enter_async_context(raw(bound))
+        for asked in range(1, 4):
+            assert statuses(await exchange(bound, get(extra=LAST))) == [200]
+            assert len(looked) == asked
+
+
 async def test_clients_that_do_not_read_keep_nobody_out(serve: Any) -> None:
     bound = await serve(max_connections=4)
     async with AsyncExitStack() as stack:

@@ -255,10 +255,15 @@ class AdminServer:
                 if self._open > self._limits.max_connections and not self._make_room():
                     await connection.refuse(error_response(503, "too many connections to the admin address"))
                     return
-                if names is not None and await self._is_nobody(stream):
-                    await connection.refuse(error_response(403, "not for relay workers, nor for what looks like one"))
-                    return
+                known = names is None
                 while request := await self._next_request(connection):
+                    # Looked at with its first request: one that is silent can still be closed to make room.
+                    if not known and await self._is_nobody(stream):
+                        await connection.refuse(
+                            error_response(403, "not for relay workers, nor for what looks like one")
+                        )
+                        return
+                    known = True
                     response = refusal(request, names) or await self._handle(request)
                     if not await self._answer(connection, response, head=request.method == "HEAD"):
                         return
