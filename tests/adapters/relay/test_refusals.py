@@ -6,7 +6,7 @@ import pytest
 import trio
 
 from meshgate.adapters.relay import Limits
-from meshgate.core.reasons import Reason, alert_record
+from meshgate.core.reasons import Reason, StreamEnd, alert_record
 
 from .streams import WEB, Running, backend, echo, endpoint, hello_for, named, receive_all, receive_exactly, running
 
@@ -110,6 +110,10 @@ async def test_limit_per_client_counts_clients_apart() -> None:
         async with await gateway.dial() as second:
             assert await receive_all(second) == b""
         assert [refusal.reason for refusal in gateway.refused] == [Reason.MAX_CONNECTIONS_PER_CLIENT]
+        # A client that gets no slot has its line in the access log, too.
+        assert [(record.reason, record.end, record.bytes_received) for record in gateway.ended] == [
+            ("max_connections_per_client", StreamEnd.REFUSED, 0)
+        ]
         with trio.socket.socket() as other:
             await other.bind(("127.0.0.2", 0))
             await other.connect(("127.0.0.1", gateway.port))

@@ -5,15 +5,17 @@ import errno
 import logging
 import os
 import socket
+import time
 from select import EPOLLEXCLUSIVE, EPOLLIN
 from typing import Final
 
-from meshgate.core.reasons import Reason
+from meshgate.core.addresses import host_port
+from meshgate.core.reasons import Reason, StreamEnd, envoy_flags
 
 from . import sockets
 from .circuit_breakers import Ticket
 from .context import Context
-from .counters import Refused
+from .counters import Refused, StreamRecord
 from .reactor import run_guarded
 from .stream import Stream
 
@@ -103,13 +105,38 @@ class Listener:
         context = self._context
         ticket = context.breakers.admit(host, context.limits, context.overload.makes_room, context.reactor.now)
         if not isinstance(ticket, Ticket):
-            context.on_refused(Refused(host, None, *ticket))
             sock.close()
+            self._refuse(host, port, *ticket)
             return
         context.counters.accepted += 1
         context.counters.active += 1
         stream = Stream(context, ticket, sock, (host, port), self.name)
         run_guarded(stream, stream.start)
+
+    def _refuse(self, host: str, port: int, reason: Reason, detail: str) -> None:
+        """Tell of a client that was closed as soon as it was accepted."""
+        self._context.on_refused(Refused(host, None, reason, detail))
+        if self._context.observer.wants_records:
+            self._context.observer.on_ended(
+                StreamRecord(
+                    started=time.time(),
+                    duration=0.0,
+                    client=host_port(host, port),
+                    listener=self.name,
+                    sni=None,
+                    alpn=(),
+                    route=None,
+                    kind=None,
+                    endpoint=None,
+                    attempts=0,
+                    bytes_received=0,
+                    bytes_sent=0,
+                    reason=reason.value,
+                    end=StreamEnd.REFUSED,
+                    flags=envoy_flags(reason, StreamEnd.REFUSED),
+                    worker=self._context.worker,
+                )
+            )
 
     def _shed_with_spare(self) -> None:
         """No descriptor is left: give one up to accept a client with and close it, so that it does not hang."""
@@ -123,7 +150,7 @@ class Listener:
         else:
             helpless = False
             sock.close()
-            self._context.on_refused(Refused(address[0], None, Reason.MAX_CONNECTIONS, "descriptors are used up"))
+            self._refuse(str(address[0]), int(address[1]), Reason.MAX_CONNECTIONS, "descriptors are used up")
         with contextlib.suppress(OSError):
             self._spare = os.eventfd(0)
         if helpless or self._spare < 0:
