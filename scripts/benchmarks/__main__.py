@@ -5,6 +5,7 @@ import os
 import platform
 import resource
 import sys
+import sysconfig
 import tempfile
 import time
 from contextlib import ExitStack
@@ -135,9 +136,15 @@ def _machine() -> dict[str, str]:
         "meshgate": __version__,
         "processor": f"{cpu}, {len(os.sched_getaffinity(0))} cores usable",
         "kernel": platform.release(),
-        "Python": platform.python_version(),
+        "Python": f"{platform.python_version()}, {_build()}",
         "load average at the start": f"{os.getloadavg()[0]:.2f}",
     }
+
+
+def _build() -> str:
+    """How the interpreter was built: the difference is about a third of the time of plain Python code."""
+    optimized = "--enable-optimizations" in (sysconfig.get_config_var("CONFIG_ARGS") or "")
+    return "built with profile-guided optimization" if optimized else "built without profile-guided optimization"
 
 
 def _product(datacenter: Datacenter, workers: int) -> Peer:
