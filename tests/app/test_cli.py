@@ -73,7 +73,19 @@ def test_the_version() -> None:
 def test_the_commands_of_this_version_are_listed() -> None:
     result = CliRunner().invoke(cli, ["--help"])
     assert result.exit_code == 0
-    built = {"completion", "config", "demo", "drain", "explain", "policy", "probe", "routes", "run", "top"}
+    built = {
+        "completion",
+        "config",
+        "connections",
+        "demo",
+        "drain",
+        "explain",
+        "policy",
+        "probe",
+        "routes",
+        "run",
+        "top",
+    }
     assert built <= set(cli.commands)
     assert all(f"  {name} " in result.output for name in cli.commands)
     assert "..." not in result.output.partition("Run the gateway:")[2].partition("Exit codes:")[0]

@@ -60,6 +60,7 @@ def test_a_flag_with_one_dash_is_completed_with_one() -> None:
 def test_values_are_completed_also_behind_arguments_and_one_dash() -> None:
     assert complete("bash", "meshgate probe web --via ", 4) == ["lan", "wan"]
     assert complete("bash", "meshgate run -log-level d", 3) == ["debug"]
+    assert complete("bash", "meshgate connections -sort ", 3) == ["rate", "bytes", "age"]
     assert complete("bash", "meshgate run --access-log std", 3) == ["stdout", "stderr"]
     assert answered("bash", "meshgate run --token-file /etc/ho", 3) == ["file,/etc/ho"]
     assert answered("bash", "meshgate run -state-dir ", 3) == ["file,"]
@@ -74,6 +75,8 @@ def test_names_are_those_that_the_gateway_knows_and_what_it_refused_lately_comes
         assert complete("bash", f"{asked}web.", 4) == [route("web").sni]
         assert complete("bash", f"{asked}web --dc ", 6) == ["dc2"]
         assert complete("bash", "meshgate routes web", 2, MESHGATE_ADMIN_BIND=address) == ["web"]
+        asked = "meshgate connections --destination wea"
+        assert complete("bash", asked, 3, MESHGATE_ADMIN_BIND=address) == ["weather"]
     # The gateway is gone, which is no matter for a prompt.
     assert complete("bash", f"{asked}we", 4) == [""]
 

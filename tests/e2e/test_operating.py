@@ -168,6 +168,30 @@ async def test_the_command_drain_waits_for_the_streams_and_for_the_end(world: Wo
     assert [line["sni"] for line in lines_of(path)] == [world.sni()]
 
 
+async def test_the_command_connections_names_who_talks_to_whom(world: World) -> None:
+    async with (
+        native_service(world.federation.dc2, "web", world.federation.folder),
+        gateway_beside(world.federation.dc2, world.token) as gateway,
+    ):
+        caller = await world.caller()
+        await until_equal("web", partial(ports, gateway, world.sni()), 1, seconds=20)
+        async with caller.connect(gateway.address, world.sni(), expect=world.spiffe()) as stream:
+            await stream.send_all(b"x" * 20_000)
+            answered = 0
+            while answered < 20_000:
+                answered += len(await stream.receive_some())
+            head, row = (await command(gateway, "connections", "--destination=web", "--client=127.0.0.1")).splitlines()
+            (found,) = json.loads(await command(gateway, "connections", "--sni=web.default.dc2", "--json"))
+            assert json.loads(await command(gateway, "connections", "--client=192.0.2.0/24", "--json")) == []
+    assert head.split() == ["CLIENT", "DESTINATION", "IN", "OUT", "RATE", "AGE"]
+    assert row.split()[:2] == [found["client"], "web.default.dc2"]
+    assert found["client"].startswith("127.0.0.1:")
+    assert (found["sni"], found["route"], found["state"]) == (world.sni(), world.sni(), "relaying")
+    assert min(found["bytes_received"], found["bytes_sent"]) >= 20_000
+    # All of it went before the two looks.
+    assert (found["received_rate"], found["sent_rate"]) == (0.0, 0.0)
+
+
 async def test_the_log_level_changes_while_it_runs(world: World) -> None:
     async with gateway_beside(world.federation.dc2, world.token) as gateway:
         async with httpx.AsyncClient(trust_env=False, base_url=f"http://{gateway.admin}") as client:

@@ -74,6 +74,27 @@ class Stream(msgspec.Struct):
     bytes_sent: int = 0
 
 
+class RatedStream(Stream, kw_only=True):
+    """A row of `/connections` whole, with what the stream carries in bytes per second."""
+
+    id: int
+    sni: str | None
+    worker: int
+    received_rate: float = 0.0
+    sent_rate: float = 0.0
+
+    def measure(self, before: "RatedStream | None") -> None:
+        """Set the rates by an earlier look at the same stream; where there is none, by its life, of a second at least.
+
+        A stream may have the id of one that ended, but it is younger.
+        """
+        received, sent, seconds = self.bytes_received, self.bytes_sent, max(1.0, self.age_seconds)
+        if before is not None and before.client == self.client and before.age_seconds < self.age_seconds:
+            received, sent = received - before.bytes_received, sent - before.bytes_sent
+            seconds = self.age_seconds - before.age_seconds
+        self.received_rate, self.sent_rate = (round(max(0, each) / seconds, 1) for each in (received, sent))
+
+
 class Draining(msgspec.Struct):
     """The answer to `POST /drain`."""
 

@@ -1,15 +1,30 @@
 """The commands that ask the running gateway at its admin address, or tell it something."""
 
+import re
+import shutil
 import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import click
 
 from meshgate.app.admin_client import NoGatewayError, ask, decoded
-from meshgate.app.cli.admin_answers import DashboardState, Draining, Explanation, Names, Route, Routes, Stream
+from meshgate.app.cli.admin_answers import (
+    DashboardState,
+    Draining,
+    Explanation,
+    Names,
+    RatedStream,
+    Route,
+    Routes,
+    Stream,
+)
 from meshgate.app.cli.output import Printer, print_json
 from meshgate.app.cli.setting_options import Command, json_option, with_settings
+from meshgate.app.cli.top_view import duration, size
 from meshgate.app.errors import CommandError
 from meshgate.app.settings.settings import Settings
 from meshgate.core.addresses import HostPort
@@ -161,6 +176,172 @@ def _show_explanation(answer: Explanation, printer: Printer) -> None:
         )
 
 
+_ORDERS: Final[dict[str, Callable[[RatedStream], float]]] = {
+    "rate": lambda stream: stream.received_rate + stream.sent_rate,
+    "bytes": lambda stream: stream.bytes_received + stream.bytes_sent,
+    "age": lambda stream: stream.age_seconds,
+}
+_HEAD: Final = ("CLIENT", "DESTINATION", "IN", "OUT", "RATE", "AGE")
+_ROWS_ON_TERMINAL: Final = 20
+# What a screen has that is no row: the line above, a blank one, the head of the table, the cursor's line.
+_NO_ROWS: Final = 4
+_SHORTEST_NAME: Final = 12
+
+
+def _network(_: click.Context, __: click.Parameter, value: str | None) -> IPv4Network | IPv6Network | None:
+    """An address is a network of one."""
+    try:
+        return None if value is None else ip_network(value, strict=False)
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is no IP address or network") from None
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """Which streams are shown, in which order."""
+
+    destination: str
+    client: IPv4Network | IPv6Network | None
+    sni: str
+    sort: str
+
+    def among(self, streams: list[RatedStream]) -> list[RatedStream]:
+        order = _ORDERS[self.sort]
+        return sorted(filter(self._has, streams), key=lambda each: (-order(each), -_ORDERS["bytes"](each)))
+
+    def _has(self, stream: RatedStream) -> bool:
+        # Whole labels: who asks for `web` does not mean `web-admin`.
+        return (
+            (not self.destination or f".{self.destination}.".lower() in f".{stream.route or ''}.".lower())
+            and (self.client is None or ip_address(stream.client.rpartition(":")[0].strip("[]")) in self.client)
+            and self.sni.lower() in (stream.sni or "").lower()
+        )
+
+
+@click.command(
+    cls=Command,
+    short_help="List the open streams: who talks to whom, how much.",
+    examples=(
+        "meshgate connections",
+        "meshgate connections --destination web --sort bytes --watch",
+        "meshgate connections --client 10.0.0.0/8 --limit 5 -json",
+    ),
+)
+@click.option(
+    "--sort",
+    type=click.Choice(tuple(_ORDERS)),
+    default="rate",
+    help="Most first: bytes per second, bytes so far, or age.  [default: rate]",
+)
+@click.option(
+    "--destination",
+    default="",
+    metavar="NAME",
+    help="Only streams to a service, a datacenter, a peer or a server name.",
+    shell_complete=known_names,
+)
+@click.option("--client", callback=_network, metavar="IP", help="Only streams from an address or a network (CIDR).")
+@click.option("--sni", default="", metavar="TEXT", help="Only streams that asked for a name in which TEXT occurs.")
+@click.option(
+    "--limit",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help=f"Show so many at most; 0: all.  [default: {_ROWS_ON_TERMINAL} on a terminal, otherwise all]",
+)
+@click.option("--watch", is_flag=True, help="Look again and again, until Ctrl-C.")
+@click.option(
+    "--interval",
+    type=click.FloatRange(0.5, 3600),
+    default=2.0,
+    metavar="SECONDS",
+    help="Time between two looks of --watch.  [default: 2]",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON; with --watch a line for each look.")
+@with_settings({"MESHGATE_ADMIN_BIND"})
+def connections(
+    settings: Settings,
+    limit: int | None,
+    interval: float,
+    *,
+    watch: bool,
+    as_json: bool,
+    **wanted: Any,  # noqa: ANN401 - the options that `_Wanted` names
+) -> None:
+    """List the open streams of the running gateway: who talks to whom, how much, since when.
+
+    IN came from the client, OUT went to it, RATE is both, by two looks a second apart. A stream without a destination
+    has its state in parentheses. JSON has whole names, and the endpoints.
+    """
+    printer = Printer()
+    if limit is None and printer.is_terminal and not as_json:
+        limit = _ROWS_ON_TERMINAL
+    try:
+        for streams in _looks(settings.admin_bind, interval):
+            found = _Wanted(**wanted).among(streams)
+            if as_json:
+                print_json(found[: limit or None], indent=None if watch else 2)
+            else:
+                _show_streams(found[: limit or None], len(found), len(streams), printer, watched=watch)
+            if not watch:
+                return
+    except KeyboardInterrupt:
+        if not watch:
+            raise
+
+
+def _looks(bind: HostPort | Path | None, interval: float) -> Iterator[list[RatedStream]]:
+    """The open streams with their rates, again and again; the first time a second from now at the latest."""
+    before, wait = decoded(ask(bind, "/connections"), list[RatedStream]), min(interval, 1.0)
+    while True:
+        time.sleep(wait)
+        now, known = decoded(ask(bind, "/connections"), list[RatedStream]), {(it.worker, it.id): it for it in before}
+        for stream in now:
+            stream.measure(known.get((stream.worker, stream.id)))
+        yield now
+        before, wait = now, interval
+
+
+def _show_streams(shown: list[RatedStream], found: int, count: int, printer: Printer, *, watched: bool) -> None:
+    screen = watched and printer.is_terminal
+    if screen:
+        click.clear()
+        shown = shown[: max(1, shutil.get_terminal_size().lines - _NO_ROWS)]
+    # Not among the output where that is no terminal: whoever counts its lines counts streams.
+    if printer.is_terminal or len(shown) < found or not found:
+        of_all = f" of {count}" if found < count else ""
+        said = f"{found or 'no'}{of_all} open stream{'' if max(found, count) == 1 else 's'}"
+        click.echo(said + (f", the first {len(shown)} of them:" if len(shown) < found else ""), err=not screen)
+    if not shown:
+        return
+    rows = [
+        (
+            each.client,
+            _short(each.route) if each.route else f"({each.state})",
+            *(_size(count) for count in (each.bytes_received, each.bytes_sent)),
+            f"{_size(each.received_rate + each.sent_rate)}/s",
+            duration(each.age_seconds),
+        )
+        for each in shown
+    ]
+    if screen:
+        printer.line()
+        # A row is a line, or the first ones would not be seen.
+        taken = sum(max(map(len, column)) + 2 for column in zip(_HEAD, *rows, strict=True) if column[0] != _HEAD[1])
+        room = max(_SHORTEST_NAME, shutil.get_terminal_size().columns - taken - 2)
+        rows = [(row[0], row[1] if len(row[1]) <= room else f"{row[1][: room - 1]}…", *row[2:]) for row in rows]
+    printer.table(_HEAD, rows)
+
+
+def _size(count: float) -> str:
+    """As one word, for `awk` and `sort -h`."""
+    return size(count).replace(" ", "")
+
+
+def _short(name: str) -> str:
+    """A server name without the part that all names of the mesh have in common."""
+    return re.split(r"\.(?:internal|external)\.", name, maxsplit=1)[0]
+
+
 @click.command(
     cls=Command,
     short_help="Stop the running gateway gracefully.",
@@ -223,8 +404,7 @@ def _open_streams(bind: HostPort | Path | None, now: DashboardState, before: lis
 def _shown(streams: list[Stream], count: int) -> str:
     if not streams:
         return ""
-    # Where it goes without the part that all names of the mesh have in common.
-    names = [f"{each.client} to {(each.route or each.state).partition('.internal.')[0]}" for each in streams[:_SHOWN]]
+    names = [f"{each.client} to {_short(each.route or each.state)}" for each in streams[:_SHOWN]]
     more = f" and {count - len(names)} more" if count > len(names) else ""
     return f": {', '.join(names)}{more}"
 

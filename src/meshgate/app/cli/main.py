@@ -34,7 +34,12 @@ _LOCAL, _GATEWAY, _CONSUL = "local_commands", "gateway_commands", "consul_comman
 # As the help lists them; each is the attribute of its name in a module of this package.
 _COMMANDS = {
     "Run the gateway": {"run": _LOCAL, "drain": _GATEWAY, "demo": _LOCAL},
-    "Ask the running gateway": {"top": "top_command", "explain": _GATEWAY, "routes": _GATEWAY},
+    "Ask the running gateway": {
+        "top": "top_command",
+        "connections": _GATEWAY,
+        "explain": _GATEWAY,
+        "routes": _GATEWAY,
+    },
     "Ask Consul": {"doctor": _CONSUL, "modes": _CONSUL, "probe": _CONSUL},
     "Set up": {"config": _LOCAL, "policy": _LOCAL, "completion": _LOCAL, "help": _LOCAL},
 }

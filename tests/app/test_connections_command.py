@@ -1,0 +1,206 @@
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from meshgate.adapters.admin.http_server import json_response
+from meshgate.adapters.relay import OpenStream
+from meshgate.app.cli import gateway_commands, output
+from meshgate.app.cli.admin_answers import RatedStream
+from meshgate.app.cli.main import execute
+
+from .gateway_double import TRUST_DOMAIN, GatewayDouble
+from .test_admin_commands import serving
+
+WEB = f"web.default.dc1.internal.{TRUST_DOMAIN}"
+ADMIN = f"web-admin.default.dc1.internal.{TRUST_DOMAIN}"
+AWAY = f"api.default.default.cloud.external.{TRUST_DOMAIN}"
+# What each of them carries by one look and by the next: web-admin most per second, web the most in all.
+FIRST = [
+    OpenStream(1, "10.0.0.1:4000", WEB, WEB, "10.0.9.1:21000", "relaying", 5000.0, 4_000_000, 5_000_000, 0),
+    OpenStream(2, "10.0.0.12:4000", ADMIN, ADMIN, "10.0.9.2:21000", "relaying", 10.0, 1_000, 0, 0),
+    OpenStream(1, "[2001:db8::1]:4000", AWAY, AWAY, "10.0.9.3:21000", "relaying", 20.0, 10_000, 0, 1),
+]
+SECOND = [
+    replace(FIRST[0], age=5002.0, bytes_received=4_000_200),
+    replace(FIRST[1], age=12.0, bytes_received=21_000, bytes_sent=2_000_000),
+    replace(FIRST[2], age=22.0, bytes_received=12_000),
+    OpenStream(4, "192.0.2.7:9", "Cold.example", None, None, "hello", 0.5, 300, 0, 0),
+]
+
+
+class Moving(GatewayDouble):
+    """Its streams are FIRST for the first look and SECOND for the next; then they only grow older."""
+
+    async def connections(self) -> list[OpenStream]:
+        await super().connections()
+        if self.listed == 1:
+            return FIRST
+        return [replace(each, age=each.age + 2 * (self.listed - 2)) for each in SECOND]
+
+
+@pytest.fixture(autouse=True)
+def clean_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in os.environ:
+        if name.startswith(("MESHGATE_", "CONSUL_")):
+            monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(gateway_commands.time, "sleep", lambda _: None)
+
+
+def listed(*arguments: str) -> int:
+    with Moving().serving() as address:
+        return execute(["connections", *arguments, f"--admin-bind={address}"])
+
+
+def clients(*arguments: str, capsys: pytest.CaptureFixture[str]) -> list[str]:
+    assert listed(*arguments) == 0
+    return [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]]
+
+
+def test_who_talks_to_whom_how_much_and_since_when(capsys: pytest.CaptureFixture[str]) -> None:
+    assert listed() == 0
+    out, err = capsys.readouterr()
+    assert [line.split() for line in out.splitlines()] == [
+        ["CLIENT", "DESTINATION", "IN", "OUT", "RATE", "AGE"],
+        ["10.0.0.12:4000", "web-admin.default.dc1", "21.0kB", "2.0MB", "1.0MB/s", "12s"],
+        ["[2001:db8::1]:4000", "api.default.default.cloud", "12.0kB", "0B", "1.0kB/s", "22s"],
+        ["192.0.2.7:9", "(hello)", "300B", "0B", "300B/s", "0s"],
+        ["10.0.0.1:4000", "web.default.dc1", "4.0MB", "5.0MB", "100B/s", "1h23m"],
+    ]
+    assert max(map(len, out.splitlines())) <= 80
+    assert err == ""
+
+
+@pytest.mark.parametrize(
+    ("order", "first", "last"),
+    [("rate", "10.0.0.12", "10.0.0.1"), ("bytes", "10.0.0.1", "192.0.2.7"), ("age", "10.0.0.1", "192.0.2.7")],
+)
+def test_the_most_comes_first(order: str, first: str, last: str, capsys: pytest.CaptureFixture[str]) -> None:
+    found = clients("-sort", order, capsys=capsys)
+    assert (found[0].partition(":")[0], found[-1].partition(":")[0]) == (first, last)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "found"),
+    [
+        (["--destination=web"], {"10.0.0.1:4000"}),
+        (["--destination=WEB.default"], {"10.0.0.1:4000"}),
+        (["--destination=web-admin"], {"10.0.0.12:4000"}),
+        (["--destination=cloud"], {"[2001:db8::1]:4000"}),
+        ([f"--destination={WEB}"], {"10.0.0.1:4000"}),
+        (["--client=10.0.0.1"], {"10.0.0.1:4000"}),
+        (["--client=10.0.0.5/24"], {"10.0.0.1:4000", "10.0.0.12:4000"}),
+        (["--client=2001:db8::/32"], {"[2001:db8::1]:4000"}),
+        (["--sni=cold"], {"192.0.2.7:9"}),
+        (["--sni=web", "--client=10.0.0.12"], {"10.0.0.12:4000"}),
+    ],
+)
+def test_only_what_is_asked_for(arguments: list[str], found: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert set(clients(*arguments, capsys=capsys)) == found
+
+
+def test_json_has_the_rows_of_the_admin_address_with_rates(capsys: pytest.CaptureFixture[str]) -> None:
+    assert listed("-json", "--limit=1") == 0
+    assert json.loads(capsys.readouterr().out) == [
+        {
+            "id": 2,
+            "client": "10.0.0.12:4000",
+            "sni": ADMIN,
+            "route": ADMIN,
+            "endpoint": "10.0.9.2:21000",
+            "state": "relaying",
+            "age_seconds": 12.0,
+            "bytes_received": 21_000,
+            "bytes_sent": 2_000_000,
+            "worker": 0,
+            "received_rate": 10_000.0,
+            "sent_rate": 1_000_000.0,
+        }
+    ]
+
+
+def test_a_limit_says_what_it_leaves_out(capsys: pytest.CaptureFixture[str]) -> None:
+    assert listed("--limit=2") == 0
+    out, err = capsys.readouterr()
+    assert len(out.splitlines()) == 3
+    assert err == "4 open streams, the first 2 of them:\n"
+    assert len(clients("--limit=0", capsys=capsys)) == 4
+
+
+def test_no_stream_is_said_on_the_side(capsys: pytest.CaptureFixture[str]) -> None:
+    assert listed("--destination=nosuch") == 0
+    assert tuple(capsys.readouterr()) == ("", "no of 4 open streams\n")
+    with GatewayDouble().serving() as address:
+        assert execute(["connections", f"--admin-bind={address}"]) == 0
+        assert tuple(capsys.readouterr()) == ("", "no open streams\n")
+        assert execute(["connections", "--json", f"--admin-bind={address}"]) == 0
+    assert json.loads(capsys.readouterr().out) == []
+
+
+@pytest.mark.parametrize("arguments", [["--client=web"], ["--sort=name"], ["--limit=-1"], ["--interval=0"], ["web"]])
+def test_wrong_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert execute(["connections", *arguments]) == 2
+    assert capsys.readouterr().err.startswith("meshgate connections: ")
+
+
+def test_a_gateway_of_another_version_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    with serving(("127.0.0.1", 0), {("GET", "/connections"): lambda _: json_response([{"client": 1}])}) as address:
+        assert execute(["connections", f"--admin-bind={address}"]) == 1
+    assert "not this version of meshgate" in capsys.readouterr().err
+
+
+def test_a_stream_with_the_id_of_one_that_ended_has_a_rate_of_its_own() -> None:
+    before = RatedStream(id=1, worker=0, sni=None, client="a:1", route=None, endpoint=None, state="", age_seconds=9.0)
+    before.bytes_received = 9_000
+    for client, age, received, rate in (("a:1", 10.0, 9_500, 500.0), ("b:2", 10.0, 50, 5.0), ("a:1", 0.1, 50, 50.0)):
+        now = RatedStream(id=1, worker=0, sni=None, client=client, route=None, endpoint=None, state="", age_seconds=age)
+        now.bytes_received = received
+        now.measure(before)
+        assert now.received_rate == rate
+
+
+def test_on_a_terminal_each_look_has_a_screen_and_each_stream_a_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(output.Printer, "is_terminal", True)
+    monkeypatch.setenv("COLUMNS", "72")
+    monkeypatch.setenv("LINES", "7")
+    gateway, looks = Moving(), 0
+
+    def sleep(_: float) -> None:
+        nonlocal looks
+        looks += 1
+        if looks == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(gateway_commands.time, "sleep", sleep)
+    with gateway.serving() as address:
+        assert execute(["connections", "--watch", f"--admin-bind={address}"]) == 0
+    head, blank, *table = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", capsys.readouterr().out).splitlines()[:6]
+    assert (head, blank) == ("4 open streams, the first 3 of them:", "")
+    assert [line.split()[:2] for line in table[1:]] == [
+        ["10.0.0.12:4000", "web-admin.default.dc1"],
+        ["[2001:db8::1]:4000", "api.default.default.…"],
+        ["192.0.2.7:9", "(hello)"],
+    ]
+    assert max(map(len, table)) <= 72
+
+
+def test_watching_as_json_is_a_line_for_each_look_until_interrupted() -> None:
+    with Moving().serving() as address:
+        command = ["-m", "meshgate", "connections", "--watch", "--json", "--interval=0.5", f"--admin-bind={address}"]
+        with subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, text=True) as child:
+            assert child.stdout is not None
+            looks = [json.loads(child.stdout.readline()) for _ in range(2)]
+            child.send_signal(signal.SIGINT)
+            assert child.wait(30) == 0
+    assert [len(look) for look in looks] == [4, 4]
+    assert [max(each["sent_rate"] for each in look) for look in looks] == [1_000_000.0, 0.0]
