@@ -4,6 +4,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 
 from meshgate.adapters.admin.http_server import json_response
 from meshgate.adapters.relay import OpenStream
-from meshgate.app.cli import gateway_commands, output
+from meshgate.app.cli import output
 from meshgate.app.cli.admin_answers import RatedStream
 from meshgate.app.cli.main import execute
 
@@ -52,7 +53,7 @@ def clean_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         if name.startswith(("MESHGATE_", "CONSUL_")):
             monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(gateway_commands.time, "sleep", lambda _: None)
+    monkeypatch.setattr(time, "sleep", lambda _: None)
 
 
 def listed(*arguments: str) -> int:
@@ -181,7 +182,7 @@ def test_on_a_terminal_each_look_has_a_screen_and_each_stream_a_line(
         if looks == 3:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(gateway_commands.time, "sleep", sleep)
+    monkeypatch.setattr(time, "sleep", sleep)
     with gateway.serving() as address:
         assert execute(["connections", "--watch", f"--admin-bind={address}"]) == 0
     head, blank, *table = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", capsys.readouterr().out).splitlines()[:6]
