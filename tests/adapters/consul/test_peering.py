@@ -1,5 +1,7 @@
 """Cluster peering, followed over HTTP against the double: imports, exports, and the control plane."""
 
+import json
+
 import pytest
 import trio
 from structlog.testing import capture_logs
@@ -96,6 +98,19 @@ async def test_a_consul_that_takes_long_to_refuse_peerings_costs_the_start_no_se
             double.peering(peering("east", "web"))
             held_back.set()
             await followed.until(lambda seen: seen.imports)
+
+
+async def test_in_another_partition_the_right_is_asked_for_there() -> None:
+    async with mesh_double() as double:
+        double.tenant("p1")
+        double.peering(partition="p1")
+        double.hold_back(key("/v1/peerings", partition="p1"))
+        double.set_at("/v1/internal/acl/authorize", [{"Allow": False}], index=None, partition="p1")
+        async with following(double, partition="p1") as followed:
+            assert [line for line in followed.watcher.problems() if 'peering = "read"' in line]
+            asked = [json.loads(seen.body) for seen in double.requests("/v1/internal/acl/authorize")]
+            assert [{"Resource": "peering", "Access": "read", "Segment": "", "Partition": "p1"}] in asked
+            assert [seen for seen in double.requests("/v1/peerings") if seen.method == "GET"] == []
 
 
 async def test_a_new_peering_is_told_by_a_held_query_where_the_version_holds_it() -> None:

@@ -107,8 +107,8 @@ class ConsulClient:
         self._login = LoginToken(login, address.http_auth) if login else None
         self.token = token or self._login or TokenSource.of(address)
         self.errors: Counter[str] = Counter()
-        # What the token was seen to be allowed, shared by all clients made from this one.
-        self._granted: set[Rule] = set()
+        # What the token was seen to be allowed, and in which partition; shared by all clients made from this one.
+        self._granted: set[tuple[Rule, str]] = set()
         self._tls = TlsContext(address)
         self._transport = self._connections(SHORT_CONNECTIONS)
         self._place: Mapping[str, str] = {"ns": address.namespace, "partition": address.partition}
@@ -390,8 +390,10 @@ class ConsulClient:
         with self._counting():
             return await self._allowed(rules, datacenter)
 
-    async def _allowed(self, rules: Sequence[Rule], datacenter: str = "") -> tuple[bool, ...]:
-        rights = [{"Resource": rule.resource, "Access": rule.access, "Segment": rule.name} for rule in rules]
+    async def _allowed(self, rules: Sequence[Rule], datacenter: str = "", partition: str = "") -> tuple[bool, ...]:
+        # Each right says where it is meant (Enterprise); the query's partition is not looked at.
+        place = {"Partition": partition} if partition else {}
+        rights = [{"Resource": rule.resource, "Access": rule.access, "Segment": rule.name, **place} for rule in rules]
         granted = (await self._ask(CONSUL.internal.authorize(rights, datacenter), records.decode_allowed)).value
         if len(granted) != len(rules):
             raise InvalidAnswerError(f"Consul was asked for {len(rules)} rights and told {len(granted)}", "invalid")
@@ -450,17 +452,17 @@ class ConsulClient:
 
         The list itself says the latter after 11 s only, and with an error in Consul's log.
         """
-        # The right may differ between partitions, and which one it was asked for is nowhere said.
-        if SEE_PEERINGS in self._granted or self._place["partition"]:
+        partition = self._place["partition"]
+        if (SEE_PEERINGS, partition) in self._granted:
             return
         # Older versions write an error into their log where they are asked for a right that they do not know.
         await self._ask(CONSUL.peerings.options(), bytes)
         # Where ACLs are off (401), or somebody keeps this endpoint from us, the list has to tell.
         with suppress(EndpointBlockedError, NotFoundError, UnexpectedStatusError):
-            (allowed,) = await self._allowed([SEE_PEERINGS])
+            (allowed,) = await self._allowed([SEE_PEERINGS], partition=partition)
             if not allowed:
                 raise PermissionDeniedError("the token may not see peerings", SEE_PEERINGS)
-        self._granted.add(SEE_PEERINGS)
+        self._granted.add((SEE_PEERINGS, partition))
 
     async def peer_through(self, cursor: Cursor = NOW) -> Page[bool]:
         """Whether the peering control plane goes through mesh gateways; it takes no right to read."""
