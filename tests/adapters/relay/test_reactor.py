@@ -128,6 +128,22 @@ async def test_turns_stop_for_the_others_and_go_on_where_they_stopped() -> None:
     reactor.close()
 
 
+async def test_a_turn_that_is_promised_twice_is_given_once() -> None:
+    """An event promises one, too, while another one is awaited."""
+    reactor = Reactor()
+    given: list[Heavy] = []
+    with socket.socket() as sock:
+        one = Heavy(sock, given.append)
+        for _ in range(3):
+            reactor.promise_turn(one)
+        reactor._give_turns()
+        assert given == [one]
+        reactor.promise_turn(one)
+        reactor._give_turns()
+        assert given == [one, one]
+    reactor.close()
+
+
 async def test_what_was_postponed_gets_one_turn_after_each_batch_of_events_and_more_when_there_are_none() -> None:
     reactor = Reactor()
     time = [0.0]

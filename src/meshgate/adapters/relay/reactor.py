@@ -16,7 +16,7 @@ import heapq
 import os
 import select
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, Protocol
 
@@ -122,7 +122,7 @@ class Reactor:
         self.now = self.clock()
         self._watched: dict[int, Watched] = {}
         self._epoll = select.epoll()
-        self._turns: deque[Watched] = deque()
+        self._turns: OrderedDict[Watched, None] = OrderedDict()
         self._late: deque[Turning] = deque()
         self._deadlines = Deadlines()
         self._alarm = self.now + _LONGEST_WAIT
@@ -162,8 +162,8 @@ class Reactor:
         self._deadlines.disarm(timed)
 
     def promise_turn(self, watched: Watched) -> None:
-        """Let something that used up its budget go on after the others."""
-        self._turns.append(watched)
+        """Let something that used up its budget go on after the others; once, however often it is promised."""
+        self._turns[watched] = None
 
     def postpone(self, turning: Turning) -> None:
         """Let costly work that nobody has earned yet wait for a turn behind everything else."""
@@ -237,7 +237,7 @@ class Reactor:
     def _give_turns(self) -> None:
         until = self.clock() + CHECKPOINT_SECONDS
         for _ in range(len(self._turns)):
-            watched = self._turns.popleft()
+            watched, _ = self._turns.popitem(last=False)
             run_guarded(watched, watched.on_turn)
             if self.clock() > until:
                 return  # The others come first next time; light streams must not wait for hundreds of heavy ones.
