@@ -1,9 +1,12 @@
 """Clients that connect and say nothing: they have to go when slots or descriptors run short, and nobody else."""
 
+import itertools
+
 import pytest
 import trio
 
 from meshgate.adapters.relay import Limits
+from meshgate.adapters.relay.overload import Overload
 from meshgate.core.reasons import Reason
 
 from .gateway_process import gateway_process
@@ -123,3 +126,21 @@ async def test_silent_clients_give_up_their_descriptors() -> None:
         assert (await gateway.state()).errors == 0
         for client in silent:
             await client.aclose()
+
+
+class Silent:
+    """A client that has said nothing since it came."""
+
+    silent_since: float | None = 0.0
+
+    def shed(self) -> None:
+        self.silent_since = None
+
+
+def test_a_search_that_others_have_interrupted_delays_the_next_one_by_what_it_took_itself() -> None:
+    now, spent = itertools.count(100.0), itertools.count(0.0, 0.001)  # A second between two looks at the clock.
+    clients = [Silent(), Silent()]
+    overload = Overload(lambda: clients, lambda: next(now), lambda: (0, 2), lambda: next(spent))
+    assert overload.free_descriptors()
+    clients += [Silent(), Silent()]
+    assert overload.free_descriptors()
