@@ -4,7 +4,6 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -153,12 +152,13 @@ async def test_the_command_drain_waits_for_the_streams_and_for_the_end(world: Wo
             async with caller.connect(gateway.address, world.sni(), expect=world.spiffe()) as stream:
                 await stream.send_all(b"x")
                 assert await stream.receive_some() == b"x"
-                nursery.start_soon(_drain, gateway, printed.append)
-                await until_equal("draining", partial(state_of, gateway), "DRAINING", seconds=10)
-                assert not printed
+                with trio.fail_after(20):
+                    await nursery.start(_drain, gateway, printed)
+                assert await state_of(gateway) == "DRAINING"
                 await stream.send_all(b"y")
                 assert await stream.receive_some() == b"y"
-        lines = printed[0].splitlines()
+                assert "the gateway is gone" not in "".join(printed)
+        lines = "".join(printed).splitlines()
         assert lines[0].startswith("draining: 1 stream: 127.0.0.1:")
         assert lines[0].endswith(" to web.default.dc2")
         assert lines[-1].startswith("the gateway is gone, after ")
@@ -211,8 +211,24 @@ def test_an_access_log_that_cannot_be_opened_is_a_wrong_setting(tmp_path: Path) 
     assert f"MESHGATE_ACCESS_LOG={tmp_path}: cannot be opened: Is a directory" in ended.stderr.splitlines()[-1]
 
 
-async def _drain(gateway: GatewayProcess, tell: Callable[[str], None]) -> None:
-    tell(await command(gateway, "drain"))
+async def _drain(
+    gateway: GatewayProcess, printed: list[str], *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """Drain a gateway by the command; started when that has told which streams it waits for."""
+    async with trio.open_nursery() as nursery:
+        process = await nursery.start(
+            partial(
+                trio.run_process,
+                [sys.executable, "-m", "meshgate", "drain"],
+                env=child_environment(MESHGATE_ADMIN_BIND=gateway.admin),
+                stdout=subprocess.PIPE,
+            )
+        )
+        async for chunk in process.stdout:
+            begins = "\n" not in "".join(printed)
+            printed.append(chunk.decode())
+            if begins and "\n" in printed[-1]:
+                task_status.started()
 
 
 async def ports(gateway: GatewayProcess, sni: str) -> int:

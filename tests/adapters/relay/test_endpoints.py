@@ -210,6 +210,9 @@ async def test_endpoints_of_both_families_are_reached(address: str) -> None:
         async with running({WEB: [endpoint(port, address=address)]}) as gateway, await gateway.dial() as client:
             await client.send_all(HELLO)
             assert await receive_exactly(client, len(HELLO)) == HELLO
+            # In order, so that the end of the relay has nothing to reset.
+            await client.send_eof()
+            assert await receive_all(client) == b""
         nursery.cancel_scope.cancel()
 
 
