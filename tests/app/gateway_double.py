@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TypeVar
 
 import structlog
 import trio
@@ -19,11 +20,13 @@ from meshgate.app.admin.metrics import Metrics
 from meshgate.app.gateway.table_keeper import HealthHistory, Since
 from meshgate.app.settings.settings import Settings
 from meshgate.core.addresses import host_port
+from meshgate.core.catalog import Instance
 from meshgate.core.outlier_detection import Address
 from meshgate.core.proxy_config import BindAddress
 from meshgate.core.reasons import Reason
 from meshgate.core.routes import Endpoint, Route, RouteKind, RouteTable, difference
 
+T = TypeVar("T")
 TRUST_DOMAIN = "11111111-2222-3333-4444-555555555555.consul"
 
 
@@ -44,6 +47,7 @@ class GatewayDouble(GatewayView):
     token_problem = ""
     from_disk: float | None = None
     domain: str | None = None
+    unkept = "MESHGATE_STATE_DIR is not set"
 
     def __init__(self, *routes: Route, **known: object) -> None:
         self.started, self._since = 1e9, time.monotonic()
@@ -63,6 +67,9 @@ class GatewayDouble(GatewayView):
         self.expiries: tuple[float | None, float | None] = (4e9, None)
         self.dropped: int | None = None
         self.checks: tuple[HealthCheck, ...] | Exception = ()
+        self.others: tuple[Instance, ...] | Exception = ()
+        self.token_ends: float | Exception | None = None
+        self.agent_limit: int | Exception | None = 200
         self.asked: list[tuple[str, str]] = []
         self.listed = self.drains = 0
         self.use(table_of(*routes))
@@ -133,6 +140,21 @@ class GatewayDouble(GatewayView):
         if isinstance(self.checks, Exception):
             raise self.checks
         return self.checks
+
+    async def other_gateways(self) -> tuple[Instance, ...]:
+        return await self._told(self.others)
+
+    async def token_expiry(self) -> float | None:
+        return await self._told(self.token_ends)
+
+    async def agent_connections(self) -> int | None:
+        return await self._told(self.agent_limit)
+
+    async def _told(self, answer: T | Exception) -> T:
+        await trio.lowlevel.checkpoint()
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
 
     def drain(self) -> None:
         self.drains += 1

@@ -278,6 +278,7 @@ class CountingGateway(GatewayDouble):
         "/metrics",
         "/dashboard/state",
         "/names?text=x",
+        "/whatif",
         "/readyz",
         "/server_info",
     ],

@@ -85,6 +85,7 @@ def test_the_commands_of_this_version_are_listed() -> None:
         "routes",
         "run",
         "top",
+        "whatif",
     }
     assert built <= set(cli.commands)
     assert all(f"  {name} " in result.output for name in cli.commands)

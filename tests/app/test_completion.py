@@ -74,6 +74,7 @@ def test_names_are_those_that_the_gateway_knows_and_what_it_refused_lately_comes
         assert complete("bash", f"{asked}we", 4) == ["we.example", "weather", "web"]
         assert complete("bash", f"{asked}web.", 4) == [route("web").sni]
         assert complete("bash", f"{asked}web --dc ", 6) == ["dc2"]
+        assert complete("bash", f"meshgate whatif --admin-bind {address} --dc ", 5) == ["dc2"]
         assert complete("bash", "meshgate routes web", 2, MESHGATE_ADMIN_BIND=address) == ["web"]
         asked = "meshgate connections --destination wea"
         assert complete("bash", asked, 3, MESHGATE_ADMIN_BIND=address) == ["weather"]

@@ -3,6 +3,7 @@
 import json
 import socket
 import sys
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ import trio
 from meshgate.adapters.consul.policy import acl_policy
 from meshgate.core.prerequisites import gives_keys_away
 from tests.harness.agent import Consul
-from tests.harness.gateway import GatewayProcess
+from tests.harness.gateway import GatewayProcess, gateway_beside
 from tests.harness.native import native_service
 from tests.harness.ports import free_ports
 from tests.harness.process import child_environment
@@ -620,3 +621,45 @@ async def test_modes_of_an_agent_without_sidecars(world: World) -> None:
     outcome = await meshgate(world.federation.dc2, world.token, "modes")
     assert (outcome.code, outcome.out) == (0, "")
     assert outcome.err == "the agent holds no such sidecar that the token may see\n"
+
+
+async def test_whatif_tells_what_dc2_and_the_only_gateway_carry(world: World) -> None:
+    """A dc2 without its one gateway, the node that runs it all, and a token that ends: all told by the real Consul."""
+    dc1 = world.federation.dc1
+    async with native_service(dc1, "orders", world.federation.folder), world.gateways() as (local, _):
+
+        async def single() -> set[str]:
+            return {row["destination"] for row in (await local.ask("/whatif"))["single"]["rows"]}
+
+        async def told(*arguments: str) -> Outcome:
+            return await meshgate(dc1, "", "whatif", f"--admin-bind={local.admin}", *arguments)
+
+        await until_equal("one endpoint each", partial(_has, single, {"dc2", "orders"}), wanted=True, seconds=20)
+        answer = (await told("--json")).data
+        assert [(it["name"], it["cut"]["total"]) for it in answer["gone"]] == [("dc2", 1)]
+        assert answer["gateway"]["others"] == {"total": 0, "healthy": 0}
+        assert answer["gateway"]["cut"] == answer["destinations"] - answer["broken"]["total"]
+        ends = {it["what"]: it for it in answer["ends"]}
+        assert all(it["known"] for it in ends.values())
+        assert ends["CA root"]["seconds"] > 0
+        assert all(it["limit"] for it in answer["limits"])
+
+        node = next(it["node"] for it in answer["nodes"] if it["datacenter"] == "dc1")
+        outcome = await told(f"--node={node}")
+        assert (outcome.code, outcome.err) == (0, "")
+        assert "    orders (service)\n" in outcome.out.partition("are cut")[2]
+        unknown = await told("--dc=dc9")
+        assert (unknown.code, unknown.out) == (1, "")
+        assert "no gateway of datacenter dc9 is known here" in unknown.err
+
+        async with gateway_beside(dc1, world.token, instance="mesh-gateway-2"):
+
+            async def others() -> object:
+                return (await local.ask("/whatif"))["gateway"]
+
+            healthy = {"streams": 0, "others": {"total": 1, "healthy": 1}, "cut": 0}
+            await until_equal("the second gateway", others, healthy, seconds=20)
+
+
+async def _has(read: Callable[[], Awaitable[set[str]]], wanted: set[str]) -> bool:
+    return wanted <= await read()

@@ -33,6 +33,7 @@ from meshgate.app.admin.dashboard import DashboardState
 from meshgate.app.admin.explain_page import ExplainPage
 from meshgate.app.admin.gateway_view import GatewayView
 from meshgate.app.admin.metrics import Metrics
+from meshgate.app.admin.whatif_page import WhatIfPage
 from meshgate.app.gateway.from_settings import definition_of
 from meshgate.app.logs import logs
 from meshgate.app.settings.setting_table import TABLE
@@ -56,6 +57,7 @@ def admin_routes(gateway: GatewayView, metrics: Metrics) -> Mapping[tuple[str, s
         ("GET", "/routes"): shared(pages.routes),
         ("GET", "/explain"): explaining.of_sni,
         ("GET", "/explain/name"): explaining.of_name,
+        ("GET", "/whatif"): shared(WhatIfPage(gateway).answer),
         ("GET", "/names"): shared(explaining.names),
         ("GET", "/metrics"): numbers,
         ("GET", "/stats/prometheus"): numbers,

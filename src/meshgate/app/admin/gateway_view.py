@@ -1,17 +1,18 @@
 """What pages and numbers show of the gateway, in one place. They know nothing else of it.
 
-All of it is read only, but for `drain` and for `look_up`, which may ask Consul.
+All of it is read only, but for `drain`. What is awaited and not of the relay asks Consul.
 """
 
 import time
 from collections.abc import Iterable, Mapping
 
 from meshgate.adapters.consul import WatchState
-from meshgate.adapters.consul.api import HealthCheck
+from meshgate.adapters.consul.api import GATEWAY_KIND, HealthCheck
 from meshgate.adapters.relay import Counters, Limits, OpenStream, Refused
 from meshgate.app.gateway.gateway import Gateway
 from meshgate.app.gateway.table_keeper import Since
 from meshgate.app.settings.settings import Settings
+from meshgate.core.catalog import Instance
 from meshgate.core.outlier_detection import Address
 from meshgate.core.proxy_config import BindAddress
 from meshgate.core.routes import Endpoint, Route, RouteTable
@@ -102,6 +103,11 @@ class GatewayView:
         """Failed requests to Consul, by HTTP status or kind of failure."""
         return self._gateway.client.errors
 
+    @property
+    def unkept(self) -> str:
+        """Why a restart would have no catalog without Consul; "" where it would have one."""
+        return self._gateway.last_known.unkept
+
     def unhealthy_since(self, route: Route, endpoint: Endpoint) -> Since | None:
         return self._gateway.tables.health.since(route, endpoint)
 
@@ -162,6 +168,39 @@ class GatewayView:
             ConsulError: Consul does not tell.
         """
         return await self._gateway.client.node_checks(node, datacenter=datacenter)
+
+    async def other_gateways(self) -> tuple[Instance, ...]:
+        """The other mesh gateways of this datacenter and partition.
+
+        Raises:
+            ConsulError: Consul does not tell.
+        """
+        gateway, settings = self._gateway, self._gateway.settings
+        names = {settings.service, *(await gateway.client.gateway_names()).value}
+        found = [each for name in sorted(names) for each in await self._instances(name)]
+        own = None if gateway.watcher is None or gateway.watcher.snapshot is None else gateway.watcher.snapshot.node
+        return tuple(it for it in found if it.id != settings.proxy_id or own not in ("", None, it.node))
+
+    async def _instances(self, name: str) -> tuple[Instance, ...]:
+        return (await self._gateway.client.instances(name, kind=GATEWAY_KIND)).value
+
+    async def token_expiry(self) -> float | None:
+        """When the ACL token ends, in Unix time; None for one that never does, and where there is none.
+
+        Raises:
+            ConsulError: Consul does not tell.
+        """
+        client = self._gateway.client
+        expires = (await client.token_self()).expires if client.token.given else None
+        return None if expires is None else expires.timestamp()
+
+    async def agent_connections(self) -> int | None:
+        """How many connections the agent allows one client, 0 for any number; None where it does not say.
+
+        Raises:
+            ConsulError: Consul does not tell.
+        """
+        return (await self._gateway.client.agent_self()).max_connections
 
     def drain(self) -> None:
         """Begin to stop; idempotent."""

@@ -195,3 +195,78 @@ class DashboardState(msgspec.Struct):
     refused: Refusals
     consul: Consul
     destinations: Destinations
+
+
+class Concerned(msgspec.Struct):
+    """A destination in `/whatif`; of one that has less ways left, how many it has now."""
+
+    sni: str
+    kind: str
+    destination: str
+    now: int | None = None
+    left: int | None = None
+
+
+class Listing(msgspec.Struct):
+    total: int
+    rows: list[Concerned]
+
+
+class Gone(msgspec.Struct):
+    what: str
+    name: str
+    datacenter: str
+    cut: Listing
+    thinner: Listing
+
+
+class OtherGateways(msgspec.Struct):
+    total: int
+    healthy: int
+
+
+class GatewayGone(msgspec.Struct):
+    streams: int
+    others: OtherGateways | None
+    cut: int | None
+
+
+class NodeGone(msgspec.Struct):
+    datacenter: str
+    node: str
+    cut: int
+
+
+class ConsulGone(msgspec.Struct):
+    stale: bool
+    age_seconds: float | None
+    restart: str | None
+    cold: int
+
+
+class End(msgspec.Struct):
+    what: str
+    known: bool
+    expires: float | None
+    seconds: float | None
+
+
+class Limit(msgspec.Struct):
+    what: str
+    used: int
+    limit: int | None
+
+
+class WhatIf(msgspec.Struct):
+    """`/whatif`."""
+
+    datacenter: str
+    destinations: int
+    consul: ConsulGone
+    ends: list[End]
+    limits: list[Limit]
+    broken: Listing
+    single: Listing
+    gone: list[Gone]
+    gateway: GatewayGone | None
+    nodes: list[NodeGone]

@@ -5,6 +5,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import Any, Final
@@ -15,12 +16,17 @@ from meshgate.app.admin_client import NoGatewayError, ask, decoded
 from meshgate.app.cli.admin_answers import (
     DashboardState,
     Draining,
+    End,
     Explanation,
+    Gone,
+    Limit,
+    Listing,
     Names,
     RatedStream,
     Route,
     Routes,
     Stream,
+    WhatIf,
 )
 from meshgate.app.cli.output import Printer, print_json
 from meshgate.app.cli.setting_options import Command, json_option, with_settings
@@ -28,6 +34,7 @@ from meshgate.app.cli.top_view import duration, size
 from meshgate.app.errors import CommandError
 from meshgate.app.settings.settings import Settings
 from meshgate.core.addresses import HostPort
+from meshgate.core.durations import format_duration
 from meshgate.core.text import printable
 
 _INTERVAL: Final = 1.0
@@ -340,6 +347,135 @@ def _size(count: float) -> str:
 def _short(name: str) -> str:
     """A server name without the part that all names of the mesh have in common."""
     return re.split(r"\.(?:internal|external)\.", name, maxsplit=1)[0]
+
+
+@click.command(
+    cls=Command,
+    short_help="Tell what breaks if a node, a datacenter's gateways, this gateway or Consul goes away.",
+    examples=(
+        "meshgate whatif",
+        "meshgate whatif --dc dc2",
+        "meshgate whatif --node node-7",
+        "meshgate whatif --node gw-1 --dc dc2 -json",
+    ),
+)
+@click.option("--node", default="", metavar="NODE", help="Ask about this node alone, and all that runs on it.")
+@click.option(
+    "--dc",
+    "datacenter",
+    default="",
+    metavar="DC",
+    help="Ask about the gateways of this datacenter alone; with --node: where the node is.  [default: this one]",
+    shell_complete=known_datacenters,
+)
+@json_option
+@with_settings({"MESHGATE_ADMIN_BIND"})
+def whatif(settings: Settings, node: str, datacenter: str, *, as_json: bool) -> None:
+    """Tell what breaks if a node, a datacenter's gateways, this gateway or Consul goes away, and what is near its end.
+
+    A destination has a way as long as it has a healthy endpoint that is not ejected. Nothing is tried: the answer is
+    from the catalog as it is, so exit code 0 says that there is an answer, not that all is well.
+
+    This gateway cannot know what the gateways elsewhere reach, whether those that are left can carry more, streams that
+    pass by it (mode none, or another gateway), nodes of other partitions and peers, and the certificates of sidecars,
+    which their agents renew. Lists name 100 destinations at most.
+    """
+    if not (node + datacenter).isprintable():
+        raise click.UsageError("--node or --dc has characters that no name can have")
+    query = {name: value for name, value in (("node", node), ("dc", datacenter)) if value}
+    answer = decoded(ask(settings.admin_bind, "/whatif", **query), WhatIf)
+    if as_json:
+        print_json(answer)
+    else:
+        _show_whatif(answer, Printer())
+
+
+def _show_whatif(answer: WhatIf, printer: Printer) -> None:
+    count = f"{answer.destinations} destination{'' if answer.destinations == 1 else 's'}"
+    printer.line(f"{count} of datacenter {answer.datacenter or '(not known yet)'}")
+    _show_listing(answer.broken, "have no way now", printer, "red")
+    _show_listing(answer.single, "have one endpoint, and no other way", printer, "yellow")
+    for gone in answer.gone:
+        printer.line()
+        _show_gone(gone, answer.datacenter, printer)
+    if answer.nodes:
+        printer.line()
+        printer.line("if a node goes away:")
+        rows = [(each.node, each.datacenter, str(each.cut)) for each in answer.nodes]
+        printer.table(("NODE", "DATACENTER", "CUT"), rows)
+    if (gateway := answer.gateway) is not None:
+        printer.line()
+        printer.line(f"if this gateway goes away: {gateway.streams} open streams end")
+        if gateway.others is None or gateway.cut is None:
+            printer.line("  whether another gateway is left is not known: Consul did not tell")
+        else:
+            others = f"{gateway.others.healthy} of {gateway.others.total} other gateways here are healthy"
+            printer.line(f"  {others}; {gateway.cut} destinations are cut", "red" if gateway.cut else "")
+    printer.line()
+    _show_without_consul(answer, printer)
+    printer.line()
+    printer.table(("ENDS", "WHEN", "IN"), [_end(each) for each in answer.ends])
+    printer.line()
+    printer.table(("LIMIT", "USED", "OF", "SHARE"), [_limit(each) for each in answer.limits])
+
+
+def _show_gone(gone: Gone, here: str, printer: Printer) -> None:
+    if gone.what == "node":
+        printer.line(f"if node {gone.name} of datacenter {gone.datacenter} goes away:")
+    elif gone.name.lower() == here.lower():
+        printer.line(f"if all gateways of this datacenter, {gone.name}, go away (for streams that go through them):")
+    else:
+        printer.line(f"if all gateways of datacenter {gone.name} go away:")
+    if not gone.cut.total + gone.thinner.total:
+        printer.line("  nothing is lost")
+    _show_listing(gone.cut, "are cut", printer, "red")
+    _show_listing(gone.thinner, "have fewer endpoints", printer)
+
+
+def _show_listing(listing: Listing, what: str, printer: Printer, style: str = "") -> None:
+    if not listing.total:
+        return
+    printer.line(f"  {listing.total} {what}:", style)
+    for row in listing.rows:
+        left = "" if row.now is None else f", {row.left} of {row.now} left"
+        printer.line(f"    {row.destination} ({row.kind}{left})")
+    if more := listing.total - len(listing.rows):
+        printer.line(f"    and {more} more")
+
+
+def _show_without_consul(answer: WhatIf, printer: Printer) -> None:
+    consul = answer.consul
+    printer.line("if Consul goes away:")
+    if consul.age_seconds is None:
+        printer.line("  nothing can be served: the catalog is not known yet", "red")
+    elif consul.stale or consul.age_seconds:
+        printer.line(
+            f"  it is away, at least in part: the catalog is {format_duration(round(consul.age_seconds))} old", "red"
+        )
+    if consul.age_seconds is not None:
+        printer.line("  all streams go on, and new ones are placed by the last known catalog; nothing new is learned")
+    if consul.cold:
+        printer.line(
+            f"  {consul.cold} destinations without traffic are known as Consul last told them, which may be older"
+        )
+    if consul.restart is None:
+        printer.line("  a restart serves the catalog of the state folder")
+    else:
+        printer.line(f"  a restart has no catalog and serves nothing: {consul.restart}", "yellow")
+
+
+def _end(end: End) -> tuple[str, str, str]:
+    if end.expires is None or end.seconds is None:
+        return end.what, "never" if end.known else "not known", "-"
+    # No duration of ours has days.
+    left = f"{end.seconds / 86400:.1f} days" if end.seconds > 0 else "past"
+    return end.what, f"{datetime.fromtimestamp(end.expires, UTC):%Y-%m-%d %H:%M}Z", left
+
+
+def _limit(limit: Limit) -> tuple[str, str, str, str]:
+    if not limit.limit:
+        return limit.what, str(limit.used), "not known", "-"
+    return limit.what, str(limit.used), str(limit.limit), f"{limit.used / limit.limit:.0%}"
 
 
 @click.command(

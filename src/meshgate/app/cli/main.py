@@ -39,6 +39,7 @@ _COMMANDS = {
         "connections": _GATEWAY,
         "explain": _GATEWAY,
         "routes": _GATEWAY,
+        "whatif": _GATEWAY,
     },
     "Ask Consul": {"doctor": _CONSUL, "modes": _CONSUL, "probe": _CONSUL},
     "Set up": {"config": _LOCAL, "policy": _LOCAL, "completion": _LOCAL, "help": _LOCAL},

@@ -77,6 +77,13 @@ class LastKnown:
         self._compare("the gateway service", kept.gateway_service, self._service)
         self._compare("partition", kept.snapshot.partition, self._partition or kept.snapshot.partition)
 
+    @property
+    def unkept(self) -> str:
+        """Why a restart would have no catalog without Consul; "" where it would have one."""
+        if self._keeper is None:
+            return "MESHGATE_STATE_DIR is not set"
+        return self._keeper.problem
+
     async def run(self) -> None:
         if self._keeper is not None:
             await self._keeper.run()

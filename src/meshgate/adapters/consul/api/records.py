@@ -1033,10 +1033,11 @@ decode_exported_entries = decoder(
 
 
 class TokenFacts(msgspec.Struct, rename="pascal", frozen=True):
-    """A token as it sees itself. The anonymous token has no `accessor`."""
+    """A token as it sees itself. The anonymous token has no `accessor`; `expires` is None for one that never ends."""
 
     accessor: str = msgspec.field(name="AccessorID", default="")
     local: bool = False
+    expires: datetime | None = msgspec.field(name="ExpirationTime", default=None)
 
 
 class Replication(msgspec.Struct, rename="pascal", frozen=True):
