@@ -71,7 +71,7 @@ async def test_the_last_gateway_takes_all_with_it() -> None:
 async def test_what_consul_does_not_tell_is_not_guessed() -> None:
     answer = await told(gateway_of(others=DOWN, token_ends=DOWN, agent_limit=DOWN))
     assert answer["gateway"] == {"streams": 0, "others": None, "cut": None}
-    assert answer["ends"][2] == {"what": "ACL token", "known": False, "expires": None, "seconds": None}
+    assert answer["ends"][1] == {"what": "ACL token", "known": False, "expires": None, "seconds": None}
     assert {it["what"]: it["limit"] for it in answer["limits"]}["agent connections"] is None
 
 
@@ -85,7 +85,7 @@ async def test_a_consul_that_hangs_does_not_hold_the_answer_up(autojump_clock: M
     answer = await told(Hanging(route("web")))
     assert trio.current_time() - started == pytest.approx(3)
     assert answer["gateway"]["others"] is None
-    assert answer["ends"][2]["known"]
+    assert answer["ends"][1]["known"]
 
 
 async def test_one_node_or_one_datacenter_may_be_asked_about() -> None:
@@ -111,11 +111,13 @@ async def test_what_is_not_known_is_not_said_to_be_harmless(query: dict[str, str
 
 async def test_ends_are_told_with_the_time_left() -> None:
     now = time.time()
-    answer = await told(gateway_of(expiries=(now + 1000, None), token_ends=now - 10))
+    answer = await told(gateway_of(expiries=(now + 1000, now + 500), token_ends=now - 10))
     root, intermediate, token = answer["ends"]
     assert (root["known"], root["expires"]) == (True, pytest.approx(now + 1000))
     assert 900 < root["seconds"] <= 1000
-    assert (intermediate["known"], intermediate["expires"]) == (False, None)
+    assert intermediate["expires"] == pytest.approx(now + 500)
+    # Where the root signs there is no intermediate, and nothing is said of one.
+    assert [it["what"] for it in (await told(gateway_of(expiries=(None, None))))["ends"]] == ["CA root", "ACL token"]
     assert token["seconds"] < 0
 
 
@@ -176,8 +178,7 @@ def test_the_command_says_it_in_words(capsys: pytest.CaptureFixture[str]) -> Non
     assert "if all gateways of datacenter dc2 go away:\n  1 are cut:\n    dc2 (datacenter)\n" in out
     assert "if this gateway goes away: 7 open streams end\n  0 of 0 other gateways here are healthy; 2 dest" in out
     assert "a restart has no catalog and serves nothing: MESHGATE_STATE_DIR is not set" in out
-    assert [line.split() for line in out.splitlines() if line.startswith(("ACL", "CA inter", "agent"))] == [
-        ["CA", "intermediate", "not", "known", "-"],
+    assert [line.split() for line in out.splitlines() if line.startswith(("ACL", "agent"))] == [
         ["ACL", "token", "never", "-"],
         ["agent", "connections", "120", "200", "60%"],
     ]

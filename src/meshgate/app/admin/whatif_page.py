@@ -100,7 +100,8 @@ class WhatIfPage:
         now = time.time()
         rows = (
             ("CA root", root is not None, root),
-            ("CA intermediate", intermediate is not None, intermediate),
+            # Where there is none the root signs.
+            *([] if intermediate is None else [("CA intermediate", True, intermediate)]),
             ("ACL token", token is not None, None if token is None else token[0]),
         )
         return [
