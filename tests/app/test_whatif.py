@@ -71,7 +71,7 @@ async def test_the_last_gateway_takes_all_with_it() -> None:
 async def test_what_consul_does_not_tell_is_not_guessed() -> None:
     answer = await told(gateway_of(others=DOWN, token_ends=DOWN, agent_limit=DOWN))
     assert answer["gateway"] == {"streams": 0, "others": None, "cut": None}
-    assert answer["ends"][1] == {"what": "ACL token", "known": False, "expires": None, "seconds": None}
+    assert answer["ends"][1] == {"what": "ACL token", "known": False, "expires": None, "seconds": None, "near": False}
     assert {it["what"]: it["limit"] for it in answer["limits"]}["agent connections"] is None
 
 
@@ -119,14 +119,21 @@ async def test_ends_are_told_with_the_time_left() -> None:
     # Where the root signs there is no intermediate, and nothing is said of one.
     assert [it["what"] for it in (await told(gateway_of(expiries=(None, None))))["ends"]] == ["CA root", "ACL token"]
     assert token["seconds"] < 0
+    assert [it["near"] for it in answer["ends"]] == [True, True, True]
+    months = now + 100 * 86400
+    later = await told(gateway_of(expiries=(months, months), token_ends=months))
+    assert not any(it["near"] for it in later["ends"])
 
 
 async def test_limits_are_told_with_what_is_used() -> None:
-    answer = await told(gateway_of(loads=[(os.getpid(), 3)], numbers=Counters(active=3), agent_limit=150))
+    answer = await told(gateway_of(loads=[(os.getpid(), 3)], numbers=Counters(active=3)))
     limits = {it["what"]: (it["used"], it["limit"]) for it in answer["limits"]}
     assert limits["streams"] == (3, 9000)
     assert limits["watches"] == (0, 100)
-    assert limits["agent connections"] == (120, 150)
+    assert not any(it["near"] for it in answer["limits"])
+    full = await told(gateway_of(numbers=Counters(active=7200), agent_limit=150))
+    assert [it["what"] for it in full["limits"] if it["near"]] == ["streams", "agent connections"]
+    assert limits["agent connections"] == (120, 200)
     if "descriptors of a worker" in limits:  # a process without a limit has no share of it
         assert 0 < limits["descriptors of a worker"][0] <= limits["descriptors of a worker"][1]
 
@@ -173,9 +180,9 @@ def printed(gateway: GatewayDouble, capsys: pytest.CaptureFixture[str], *argumen
 def test_the_command_says_it_in_words(capsys: pytest.CaptureFixture[str]) -> None:
     gateway = gateway_of(route("web", healthy=2), route("sick", healthy=0), DC2, others=(), numbers=Counters(active=7))
     out = printed(gateway, capsys)
-    assert out.startswith("3 destinations of datacenter dc1\n  1 have no way now:\n    sick (service)\n")
-    assert "  1 have one endpoint, and no other way:\n    dc2 (datacenter)\n" in out
-    assert "if all gateways of datacenter dc2 go away:\n  1 are cut:\n    dc2 (datacenter)\n" in out
+    assert out.startswith("3 destinations of datacenter dc1\n  1 without a way now:\n    sick (service)\n")
+    assert "  1 with one endpoint and no other way:\n    dc2 (datacenter)\n" in out
+    assert "if all gateways of datacenter dc2 go away:\n  1 cut:\n    dc2 (datacenter)\n" in out
     assert "if this gateway goes away: 7 open streams end\n  0 of 0 other gateways here are healthy; 2 dest" in out
     assert "a restart has no catalog and serves nothing: MESHGATE_STATE_DIR is not set" in out
     assert [line.split() for line in out.splitlines() if line.startswith(("ACL", "agent"))] == [
@@ -188,8 +195,8 @@ def test_the_command_asks_about_one_node(capsys: pytest.CaptureFixture[str]) -> 
     both = Route("both.example", RouteKind.SERVICE, "both", (*route("a").endpoints, *DC2.endpoints))
     gateway = gateway_of(both, route("web"))
     out = printed(gateway, capsys, "-node", "n1")
-    assert "if node n1 of datacenter dc1 goes away:\n  1 are cut:\n    web (service)\n" in out
-    assert "  1 have fewer endpoints:\n    both (service, 1 of 2 left)\n" in out
+    assert "if node n1 of datacenter dc1 goes away:\n  1 cut:\n    web (service)\n" in out
+    assert "  1 with fewer endpoints:\n    both (service, 1 of 2 left)\n" in out
     assert "if this gateway" not in out
 
 

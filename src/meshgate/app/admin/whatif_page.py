@@ -23,6 +23,9 @@ from meshgate.core.whatif import Left, Loss, WhatIf
 MAX_ROWS: Final = 100
 # Seconds that Consul gets: a person waits, and the rest of the answer does not depend on it.
 _PATIENCE: Final = 3.0
+# Seconds before an end, as the alerts have them, and the share of a limit, from which on they are near.
+_ENDS_SOON: Final = {"CA root": 14 * 86400, "CA intermediate": 3 * 86400, "ACL token": 3 * 86400}
+_NEAR: Final = 0.8
 
 T = TypeVar("T")
 
@@ -105,7 +108,13 @@ class WhatIfPage:
             ("ACL token", token is not None, None if token is None else token[0]),
         )
         return [
-            {"what": what, "known": known, "expires": at, "seconds": None if at is None else round(at - now)}
+            {
+                "what": what,
+                "known": known,
+                "expires": at,
+                "seconds": None if at is None else round(at - now),
+                "near": at is not None and at - now < _ENDS_SOON[what],
+            }
             for what, known, at in rows
         ]
 
@@ -122,7 +131,10 @@ class WhatIfPage:
         if bounded:
             worst = max(bounded, key=lambda each: each["open_fds"] / each["max_fds"])
             rows.append(("descriptors of a worker", int(worst["open_fds"]), int(worst["max_fds"])))
-        return [{"what": what, "used": used, "limit": limit} for what, used, limit in rows]
+        return [
+            {"what": what, "used": used, "limit": limit, "near": limit is not None and used >= _NEAR * limit}
+            for what, used, limit in rows
+        ]
 
 
 def _unknown(table: RouteTable, world: WhatIf, node: str, datacenter: str) -> str:

@@ -249,12 +249,14 @@ class End(msgspec.Struct):
     known: bool
     expires: float | None
     seconds: float | None
+    near: bool
 
 
 class Limit(msgspec.Struct):
     what: str
     used: int
     limit: int | None
+    near: bool
 
 
 class WhatIf(msgspec.Struct):

@@ -351,7 +351,7 @@ def _short(name: str) -> str:
 
 @click.command(
     cls=Command,
-    short_help="Tell what breaks if a node, a datacenter's gateways, this gateway or Consul goes away.",
+    short_help="Tell what breaks if a node, a gateway or Consul goes away.",
     examples=(
         "meshgate whatif",
         "meshgate whatif --dc dc2",
@@ -365,7 +365,7 @@ def _short(name: str) -> str:
     "datacenter",
     default="",
     metavar="DC",
-    help="Ask about the gateways of this datacenter alone; with --node: where the node is.  [default: this one]",
+    help="Ask about the gateways of this datacenter alone; with --node: the datacenter that the node is in.",
     shell_complete=known_datacenters,
 )
 @json_option
@@ -393,14 +393,14 @@ def whatif(settings: Settings, node: str, datacenter: str, *, as_json: bool) -> 
 def _show_whatif(answer: WhatIf, printer: Printer) -> None:
     count = f"{answer.destinations} destination{'' if answer.destinations == 1 else 's'}"
     printer.line(f"{count} of datacenter {answer.datacenter or '(not known yet)'}")
-    _show_listing(answer.broken, "have no way now", printer, "red")
-    _show_listing(answer.single, "have one endpoint, and no other way", printer, "yellow")
+    _show_listing(answer.broken, "without a way now", printer, "red")
+    _show_listing(answer.single, "with one endpoint and no other way", printer, "yellow")
     for gone in answer.gone:
         printer.line()
         _show_gone(gone, answer.datacenter, printer)
     if answer.nodes:
         printer.line()
-        printer.line("if a node goes away:")
+        printer.line("if a node goes away, so many destinations are cut:")
         rows = [(each.node, each.datacenter, str(each.cut)) for each in answer.nodes]
         printer.table(("NODE", "DATACENTER", "CUT"), rows)
     if (gateway := answer.gateway) is not None:
@@ -414,9 +414,13 @@ def _show_whatif(answer: WhatIf, printer: Printer) -> None:
     printer.line()
     _show_without_consul(answer, printer)
     printer.line()
-    printer.table(("ENDS", "WHEN", "IN"), [_end(each) for each in answer.ends])
+    printer.table(("ENDS", "WHEN", "IN"), [_end(each) for each in answer.ends], [_style(each) for each in answer.ends])
     printer.line()
-    printer.table(("LIMIT", "USED", "OF", "SHARE"), [_limit(each) for each in answer.limits])
+    printer.table(
+        ("LIMIT", "USED", "OF", "SHARE"),
+        [_limit(each) for each in answer.limits],
+        [_style(each) for each in answer.limits],
+    )
 
 
 def _show_gone(gone: Gone, here: str, printer: Printer) -> None:
@@ -428,8 +432,8 @@ def _show_gone(gone: Gone, here: str, printer: Printer) -> None:
         printer.line(f"if all gateways of datacenter {gone.name} go away:")
     if not gone.cut.total + gone.thinner.total:
         printer.line("  nothing is lost")
-    _show_listing(gone.cut, "are cut", printer, "red")
-    _show_listing(gone.thinner, "have fewer endpoints", printer)
+    _show_listing(gone.cut, "cut", printer, "red")
+    _show_listing(gone.thinner, "with fewer endpoints", printer)
 
 
 def _show_listing(listing: Listing, what: str, printer: Printer, style: str = "") -> None:
@@ -464,18 +468,28 @@ def _show_without_consul(answer: WhatIf, printer: Printer) -> None:
         printer.line(f"  a restart has no catalog and serves nothing: {consul.restart}", "yellow")
 
 
+def _style(each: End | Limit) -> str:
+    return "red" if each.near else ""
+
+
 def _end(end: End) -> tuple[str, str, str]:
     if end.expires is None or end.seconds is None:
         return end.what, "never" if end.known else "not known", "-"
     # No duration of ours has days.
     left = f"{end.seconds / 86400:.1f} days" if end.seconds > 0 else "past"
+    left += ", soon" if end.near else ""
     return end.what, f"{datetime.fromtimestamp(end.expires, UTC):%Y-%m-%d %H:%M}Z", left
 
 
 def _limit(limit: Limit) -> tuple[str, str, str, str]:
     if not limit.limit:
         return limit.what, str(limit.used), "not known", "-"
-    return limit.what, str(limit.used), str(limit.limit), f"{limit.used / limit.limit:.0%}"
+    return (
+        limit.what,
+        str(limit.used),
+        str(limit.limit),
+        f"{limit.used / limit.limit:.0%}{', near' if limit.near else ''}",
+    )
 
 
 @click.command(
