@@ -59,6 +59,7 @@ def full_gateway() -> GatewayDouble:
     numbers.count_connect_failure(WEB)
     gateway.restarts = {"hung": 2, "killed": 0}
     gateway.wrong = ["something is missing"]
+    gateway.numbers.open = {(RouteKind.SERVICE, "web"): 2}
     gateway.out = {("10.0.0.7", 20000): 3}
     return gateway
 
@@ -94,6 +95,8 @@ async def test_every_number_has_its_promised_name_and_labels(
         ("meshgate_connections_total", of("web")): 5,
         ("meshgate_connections_total", (("destination", "dc2"), ("kind", "datacenter"))): 7,
         ("meshgate_connections_active", ()): 3,
+        ("meshgate_destination_connections_active", of("web")): 2,
+        ("meshgate_destination_connections_active", (("destination", "dc2"), ("kind", "datacenter"))): 0,
         ("meshgate_bytes_total", (("direction", "received"),)): 1000,
         ("meshgate_bytes_total", (("direction", "sent"),)): 1 << 53,
         ("meshgate_connect_seconds_count", ()): 4,

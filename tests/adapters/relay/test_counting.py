@@ -23,11 +23,13 @@ async def test_open_streams_count_for_their_destination_and_go_on_counting_when_
             await receive_exactly(client, len(HELLO))
             await gateway.until(lambda: gateway.relay.counters().carried == {TO_WEB: (len(HELLO), len(HELLO))})
             assert gateway.relay.counters().ends == {}
+            assert gateway.relay.counters().open == {TO_WEB: 1}
             assert sum(gateway.relay.counters().stream_counts) == 0
         await gateway.until(lambda: gateway.relay.active == 0)
         counters = gateway.relay.counters()
         assert counters.carried == {TO_WEB: (len(HELLO), len(HELLO))}
         assert counters.ends == {StreamEnd.CLOSED: 1}
+        assert counters.open == {}
         assert sum(counters.stream_counts) == 1
         assert counters.stream_sum > 0
         assert counters.failed == {}
@@ -76,6 +78,7 @@ async def test_what_workers_count_comes_up_from_all_of_them_with_their_open_stre
             while (counters := await pool.relay.counters()).active > 5:
                 await trio.sleep(0.02)
         assert counters.ends == {StreamEnd.CLOSED: 3}
+        assert counters.open == {TO_WEB: 5}
         assert sum(counters.stream_counts) == 3
         assert counters.carried == {TO_WEB: (8 * len(HELLO), 8 * len(HELLO))}
         for client in clients:

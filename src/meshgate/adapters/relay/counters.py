@@ -32,6 +32,8 @@ Seconds = Annotated[float, Meta(ge=0, le=1e10)]
 Destination = tuple[RouteKind, Text]
 Carried = dict[Destination, tuple[Number, Number]]
 """Bytes received from clients and sent to them, by kind and destination of the route."""
+OpenStreams = dict[Destination, tuple[Number, Number, Number]]
+"""How many streams are open, and their bytes as in `Carried`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +103,8 @@ class Counters:
     `connect_counts` has one slot for each of CONNECT_BUCKETS and one above them. `stream_counts` has those of
     STREAM_BUCKETS, for routed streams that have ended; `ends` has how they ended, and `carried` their bytes.
     `failed` has those that had a route and were refused; `connect_failures` the attempts that failed, also where
-    another endpoint took the stream. `of_servers` are those of the open streams that carry Consul's own servers.
+    another endpoint took the stream. `of_servers` are those of the open streams that carry Consul's own servers,
+    `open` those that are relayed, by destination; a worker too busy to answer is not in it.
     """
 
     accepted: Number = 0
@@ -126,6 +129,7 @@ class Counters:
     carried: Carried = field(default_factory=dict)
     failed: dict[tuple[RouteKind, Text, Reason], Number] = field(default_factory=dict)
     connect_failures: dict[Destination, Number] = field(default_factory=dict)
+    open: dict[Destination, Number] = field(default_factory=dict)
 
     def copy(self) -> "Counters":
         """The numbers of this moment."""
@@ -151,9 +155,10 @@ class Counters:
         for each in _TOTALS:
             setattr(self, each, _sum(getattr(self, each), getattr(more, each)))
 
-    def add_carried(self, more: Mapping[Destination, tuple[int, int]]) -> None:
-        """Add bytes to those of their destinations."""
-        self.carried = _sum(self.carried, more)
+    def add_open(self, more: Mapping[Destination, tuple[int, int, int]]) -> None:
+        """Add open streams and their bytes to those of their destinations."""
+        self.open = _sum(self.open, {key: streams for key, (streams, _, _) in more.items()})
+        self.carried = _sum(self.carried, {key: (received, sent) for key, (_, received, sent) in more.items()})
 
     def count_connect(self, seconds: float) -> None:
         """Note how long a connection to an endpoint took to stand."""
@@ -186,7 +191,7 @@ class Counters:
         self.connections[destination] = self.connections.get(destination, 0) + 1
 
 
-_GAUGES: Final = ("active", "of_servers")
+_GAUGES: Final = ("active", "of_servers", "open")
 _TOTALS: Final = tuple(each.name for each in fields(Counters) if each.name not in _GAUGES)
 
 

@@ -22,7 +22,7 @@ from msgspec import Meta
 
 from meshgate.core.routes import TableChange
 
-from .counters import Carried, Counters, Number, OpenStream, Refused, StreamRecord, Text
+from .counters import Counters, Number, OpenStream, OpenStreams, Refused, StreamRecord, Text
 from .limits import Limits
 
 # The parent's business. Workers begin with them blocked, and ignore them.
@@ -148,7 +148,7 @@ class StatsReport(msgspec.Struct, tag=True, frozen=True):
     question: Number = 0
     open_received: Number = 0
     open_sent: Number = 0
-    open_carried: Carried = {}
+    open_carried: OpenStreams = {}
     streams: Annotated[list[OpenStream], Meta(max_length=TOLD_AT_ONCE)] = []
     more: bool = False
 

@@ -245,7 +245,7 @@ class RelayPool:
         counters.bytes_received += sum(report.open_received for report in reports)
         counters.bytes_sent += sum(report.open_sent for report in reports)
         for report in reports:
-            counters.add_carried(report.open_carried)
+            counters.add_open(report.open_carried)
         return counters
 
     async def connections(self) -> list[OpenStream]:

@@ -19,7 +19,7 @@ from meshgate.core.routes import RouteTable
 from . import reactor as loop, sockets
 from .circuit_breakers import CircuitBreakers
 from .context import Context, Observer, OpenStreamLike
-from .counters import Carried, Counters, Destination, OpenStream
+from .counters import Counters, Destination, OpenStream, OpenStreams
 from .limits import Limits
 from .listener import Listener
 from .on_demand import OnDemand
@@ -193,8 +193,8 @@ class Relay:
         """Streams open now."""
         return self.context.counters.active
 
-    def open_bytes(self) -> tuple[int, int, Carried]:
-        """Bytes received and sent by the streams that are open now, and those of routed ones by destination."""
+    def open_bytes(self) -> tuple[int, int, OpenStreams]:
+        """Bytes received and sent by the streams that are open now, and the routed ones with theirs by destination."""
         received = sent = 0
         routed: dict[Destination, list[int]] = {}
         for stream in self.context.streams:
@@ -202,18 +202,19 @@ class Relay:
             received += got
             sent += gave
             if hosts is not None and stream.relaying:
-                both = routed.setdefault(hosts.destination, [0, 0])
-                both[0] += got
-                both[1] += gave
-        return received, sent, {key: (both[0], both[1]) for key, both in routed.items()}
+                all_ = routed.setdefault(hosts.destination, [0, 0, 0])
+                all_[0] += 1
+                all_[1] += got
+                all_[2] += gave
+        return received, sent, {key: (all_[0], all_[1], all_[2]) for key, all_ in routed.items()}
 
     def counters(self) -> Counters:
         """A copy of the totals, with the bytes of the streams still open in them."""
         counters = self.context.counters.copy()
-        received, sent, carried = self.open_bytes()
+        received, sent, routed = self.open_bytes()
         counters.bytes_received += received
         counters.bytes_sent += sent
-        counters.add_carried(carried)
+        counters.add_open(routed)
         return counters
 
     def connections(self) -> list[OpenStream]:

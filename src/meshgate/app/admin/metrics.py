@@ -158,6 +158,14 @@ def _of_destinations(
 ) -> Iterator[Metric]:
     routed = (((*destination,), count) for destination, count in counters.connections.items())
     yield _counter("connections", "Streams that were routed.", _bounded(routed), "kind", "destination")
+    open_ = (((*destination,), counters.open.get(destination, 0)) for destination in counters.connections)
+    yield _gauge(
+        "destination_connections_active",
+        "Streams to a destination that are open.",
+        _bounded(open_),
+        "kind",
+        "destination",
+    )
     yield _counter(
         "destination_bytes",
         "Bytes relayed for a destination: received from clients, sent to clients.",
