@@ -652,7 +652,12 @@ async def test_whatif_tells_what_dc2_and_the_only_gateway_carry(world: World) ->
         assert (unknown.code, unknown.out) == (1, "")
         assert "no gateway of datacenter dc9 is known here" in unknown.err
 
-        async with gateway_beside(dc1, world.token, instance="mesh-gateway-2"):
+        asked = {"Policies": [{"Name": "mesh-gateway"}], "Local": True, "ExpirationTTL": "1h"}
+        token = (await dc1.put("/v1/acl/token", asked))["SecretID"]
+        async with gateway_beside(dc1, token, instance="mesh-gateway-2") as second:
+            ending = {it["what"]: it for it in (await second.ask("/whatif"))["ends"]}["ACL token"]
+            assert ending["near"]
+            assert 0 < ending["seconds"] <= 3600
 
             async def others() -> object:
                 return (await local.ask("/whatif"))["gateway"]
