@@ -205,3 +205,18 @@ def test_watching_as_json_is_a_line_for_each_look_until_interrupted() -> None:
             assert child.wait(30) == 0
     assert [len(look) for look in looks] == [4, 4]
     assert [max(each["sent_rate"] for each in look) for look in looks] == [1_000_000.0, 0.0]
+
+
+def test_who_reads_a_watch_from_a_pipe_gets_each_look_at_once() -> None:
+    gateway = Moving()
+    with gateway.serving() as address:
+        command = ["-m", "meshgate", "connections", "--watch", "--interval=0.5", f"--admin-bind={address}"]
+        environ = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+        with subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, text=True, env=environ) as child:
+            assert child.stdout is not None
+            lines = [child.stdout.readline() for _ in range(5)]
+            # A buffer of 8 kB would hold some twenty looks back.
+            assert gateway.listed < 10
+            child.send_signal(signal.SIGINT)
+            assert child.wait(30) == 0
+    assert lines[0].startswith("CLIENT")

@@ -56,6 +56,8 @@ class Printer:
         for row in (head, *rows):
             text = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
             self._console.file.write(f"{text.rstrip()}\n")
+        # Whoever reads this from a pipe may wait for it, while the command goes on.
+        self._console.file.flush()
 
 
 def print_json(value: object, *, indent: int | None = 2) -> None:
