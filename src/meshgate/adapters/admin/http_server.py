@@ -28,7 +28,7 @@ import socket
 import stat
 import struct
 import time
-from collections.abc import Awaitable, Callable, Collection, Hashable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -150,12 +150,16 @@ class Lane:
             return result
 
 
-def shared(make: Callable[[Request], Awaitable[Response]]) -> Handler:
-    """A page that takes time to make. One that takes a twentieth of a second is made once a second at most."""
+def shared(make: Callable[[Request], Awaitable[Response]], *, query: Sequence[str] | None = None) -> Handler:
+    """A page that takes time to make. One that takes a twentieth of a second is made once a second at most.
+
+    With `query` it depends on these fields alone, so that nobody queues up others by asking for more; else on all.
+    """
     lane = Lane()
 
     async def answer(request: Request) -> Response:
-        key = (tuple(sorted(request.query.items())), request.headers.get("accept"))
+        asked = request.query if query is None else {name: request.query.get(name) for name in query}
+        key = (tuple(sorted(asked.items())), request.headers.get("accept"))
         return await lane.share(key, partial(make, request))
 
     return answer

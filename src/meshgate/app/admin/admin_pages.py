@@ -48,27 +48,27 @@ _ENVOYS_LEVELS: Final = {"warning": "warn", "critical": "error"}
 
 
 def admin_routes(gateway: GatewayView, metrics: Metrics) -> Mapping[tuple[str, str], Handler]:
-    pages, explaining, numbers = _Pages(gateway), ExplainPage(gateway), shared(metrics.response)
-    readiness = shared(pages.readyz)
+    pages, explaining, numbers = _Pages(gateway), ExplainPage(gateway), shared(metrics.response, query=())
+    readiness = shared(pages.readyz, query=())
     return {
         ("GET", "/livez"): pages.livez,
         ("GET", "/readyz"): readiness,
         ("GET", "/ready"): readiness,
-        ("GET", "/routes"): shared(pages.routes),
+        ("GET", "/routes"): shared(pages.routes, query=()),
         ("GET", "/explain"): explaining.of_sni,
         ("GET", "/explain/name"): explaining.of_name,
-        ("GET", "/whatif"): shared(WhatIfPage(gateway).answer),
-        ("GET", "/names"): shared(explaining.names),
+        ("GET", "/whatif"): shared(WhatIfPage(gateway).answer, query=("node", "dc")),
+        ("GET", "/names"): shared(explaining.names, query=("text",)),
         ("GET", "/metrics"): numbers,
         ("GET", "/stats/prometheus"): numbers,
-        ("GET", "/clusters"): shared(pages.clusters),
-        ("GET", "/connections"): shared(pages.connections),
-        ("GET", "/config_dump"): shared(pages.config_dump),
-        ("GET", "/server_info"): shared(pages.server_info),
+        ("GET", "/clusters"): shared(pages.clusters, query=("format",)),
+        ("GET", "/connections"): shared(pages.connections, query=()),
+        ("GET", "/config_dump"): shared(pages.config_dump, query=()),
+        ("GET", "/server_info"): shared(pages.server_info, query=()),
         ("GET", "/logging"): pages.logging,
         ("POST", "/logging"): pages.set_logging,
         ("POST", "/drain"): pages.drain,
-        ("GET", "/dashboard/state"): shared(DashboardState(gateway).answer),
+        ("GET", "/dashboard/state"): shared(DashboardState(gateway).answer, query=("sort", "filter")),
         **static_routes(),
     }
 
