@@ -100,16 +100,18 @@ async def test_a_consul_that_takes_long_to_refuse_peerings_costs_the_start_no_se
             await followed.until(lambda seen: seen.imports)
 
 
-async def test_in_another_partition_the_right_is_asked_for_there() -> None:
+@pytest.mark.parametrize(("partition", "told"), [("p1", {"Partition": "p1"}), ("default", {})])
+async def test_the_right_is_asked_for_in_the_own_partition(partition: str, told: dict[str, str]) -> None:
+    """Consul's community edition answers 400 to the field, and knows the name `default`."""
     async with mesh_double() as double:
-        double.tenant("p1")
-        double.peering(partition="p1")
-        double.hold_back(key("/v1/peerings", partition="p1"))
-        double.set_at("/v1/internal/acl/authorize", [{"Allow": False}], index=None, partition="p1")
-        async with following(double, partition="p1") as followed:
+        double.tenant(partition)
+        double.peering(partition=partition)
+        double.hold_back(key("/v1/peerings", partition=partition))
+        double.set_at("/v1/internal/acl/authorize", [{"Allow": False}], index=None, partition=partition)
+        async with following(double, partition=partition) as followed:
             assert [line for line in followed.watcher.problems() if 'peering = "read"' in line]
             asked = [json.loads(seen.body) for seen in double.requests("/v1/internal/acl/authorize")]
-            assert [{"Resource": "peering", "Access": "read", "Segment": "", "Partition": "p1"}] in asked
+            assert [{"Resource": "peering", "Access": "read", "Segment": "", **told}] in asked
             assert [seen for seen in double.requests("/v1/peerings") if seen.method == "GET"] == []
 
 

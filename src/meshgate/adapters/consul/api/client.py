@@ -18,6 +18,7 @@ import trio
 from meshgate.core.catalog import Export, SamenessGroup
 from meshgate.core.durations import format_duration
 from meshgate.core.proxy_config import NO_LIMITS, DestinationLimits
+from meshgate.core.sni import DEFAULT
 
 from . import records
 from .address import ConsulAddress
@@ -391,8 +392,8 @@ class ConsulClient:
             return await self._allowed(rules, datacenter)
 
     async def _allowed(self, rules: Sequence[Rule], datacenter: str = "", partition: str = "") -> tuple[bool, ...]:
-        # Each right says where it is meant (Enterprise); the query's partition is not looked at.
-        place = {"Partition": partition} if partition else {}
+        # Enterprise looks at a right's own partition; the community edition has no such field, and answers 400.
+        place = {} if partition in ("", DEFAULT) else {"Partition": partition}
         rights = [{"Resource": rule.resource, "Access": rule.access, "Segment": rule.name, **place} for rule in rules]
         granted = (await self._ask(CONSUL.internal.authorize(rights, datacenter), records.decode_allowed)).value
         if len(granted) != len(rules):
@@ -458,7 +459,7 @@ class ConsulClient:
         # Older versions write an error into their log where they are asked for a right that they do not know.
         await self._ask(CONSUL.peerings.options(), bytes)
         # Where ACLs are off (401), or somebody keeps this endpoint from us, the list has to tell.
-        with suppress(EndpointBlockedError, NotFoundError, UnexpectedStatusError):
+        with suppress(BadRequestError, EndpointBlockedError, NotFoundError, UnexpectedStatusError):
             (allowed,) = await self._allowed([SEE_PEERINGS], partition=partition)
             if not allowed:
                 raise PermissionDeniedError("the token may not see peerings", SEE_PEERINGS)
