@@ -14,7 +14,7 @@ from meshgate.adapters.consul.api import ConsulClient, OwnRegistration
 from meshgate.adapters.machine import raise_descriptor_limit
 from meshgate.adapters.relay.sandbox import Mode, support
 from meshgate.adapters.sd_notify import Notifier
-from meshgate.app.admin.admin_pages import admin_routes
+from meshgate.app.admin.admin_pages import PROBES, admin_routes
 from meshgate.app.admin.gateway_view import GatewayView
 from meshgate.app.admin.metrics import Metrics
 from meshgate.app.admin.statsd_export import StatsdExport
@@ -89,7 +89,8 @@ async def _main(settings: Settings, client: ConsulClient) -> None:
             nursery.start_soon(telemetry.statsd.run)
             if settings.admin_bind is not None:
                 refuses = None if settings.sandbox == Mode.OFF else is_confined
-                server = AdminServer(admin_routes(view, telemetry.metrics), refuses=refuses)
+                # A probe from a container beside this one may look like a worker; restarting over that helps nobody.
+                server = AdminServer(admin_routes(view, telemetry.metrics), refuses=refuses, for_anybody=PROBES)
                 bound = await _serve_admin(nursery, server, settings)
                 if isinstance(bound, tuple):
                     gateway.tables.guard(bound)

@@ -115,7 +115,7 @@ async def test_keepalive_that_consul_sets_counts_before_the_gateways_own(
     async with backend(echo) as port:
         sock, _ = sockets.dial("127.0.0.1", port)
         with closing(sock):
-            sockets.keep_alive(sock, own, None, chosen)
+            sockets.keep_alive(sock, own, 0.0, chosen)
             assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
             assert tuple(sock.getsockopt(socket.IPPROTO_TCP, option) for option in OPTIONS) == found
 

@@ -210,6 +210,7 @@ class AdminServer:
         allowed_hosts: names, besides `localhost` and this machine's, that clients may use for the server.
         limits: what a client may take.
         refuses: whether the other end of a TCP connection is nobody who may ask; called in a thread.
+        for_anybody: paths that those may ask for, too.
     """
 
     def __init__(
@@ -219,9 +220,11 @@ class AdminServer:
         allowed_hosts: Collection[str] = (),
         limits: Limits | None = None,
         refuses: Callable[[socket.socket], bool] | None = None,
+        for_anybody: Collection[str] = (),
     ) -> None:
         self._limits = limits or Limits()
         self._refuses = refuses
+        self._for_anybody = for_anybody
         self._looks = trio.CapacityLimiter(_LOOKS_AT_ONCE)
         self._refusals = TokenBucket(_REFUSALS_TOLD, 1)
         self._names = {"localhost", socket.gethostname().lower(), *(name.lower() for name in allowed_hosts)}
@@ -262,12 +265,13 @@ class AdminServer:
                 known = names is None
                 while request := await self._next_request(connection):
                     # Looked at with its first request: one that is silent can still be closed to make room.
-                    if not known and await self._is_nobody(stream):
-                        await connection.refuse(
-                            error_response(403, "not for relay workers, nor for what looks like one")
-                        )
-                        return
-                    known = True
+                    if not known and request.path not in self._for_anybody:
+                        if await self._is_nobody(stream):
+                            await connection.refuse(
+                                error_response(403, "not for relay workers, nor for what looks like one")
+                            )
+                            return
+                        known = True
                     response = refusal(request, names) or await self._handle(request)
                     if not await self._answer(connection, response, head=request.method == "HEAD"):
                         return

@@ -11,7 +11,7 @@ class Limits:
 
     `handshake_timeout` is for the client's first byte behind its hello, from the endpoint's answer on.
     `half_close_timeout` takes the place of `idle_timeout` once one side has ended. `user_timeout` is TCP's own (RFC
-    5482); None: as long as keepalive takes to notice that a peer is gone.
+    5482), for a peer that takes or acknowledges nothing.
     `connect_timeout` is for all attempts of a stream together, `per_try_timeout` for one while others are left.
     `remote_keepalive` takes the place of `keepalive` towards gateways elsewhere, as far as it says anything.
     `max_connections_per_client` counts an IPv4 address, or an IPv6 /64, as one client; it holds while `crowded_from`
@@ -30,7 +30,7 @@ class Limits:
     idle_timeout: float = 3600.0
     half_close_timeout: float = 0.0
     keepalive: float = 60.0
-    user_timeout: float | None = None
+    user_timeout: float = 0.0
     max_connections: int = 9000
     max_connections_per_client: int = 0
     crowded_from: int = 0

@@ -47,6 +47,9 @@ log = structlog.get_logger(module="meshgate.admin")
 _ENVOYS_LEVELS: Final = {"warning": "warn", "critical": "error"}
 
 
+PROBES: Final = ("/livez", "/readyz", "/ready")
+
+
 def admin_routes(gateway: GatewayView, metrics: Metrics) -> Mapping[tuple[str, str], Handler]:
     pages, explaining, numbers = _Pages(gateway), ExplainPage(gateway), shared(metrics.response, query=())
     readiness = shared(pages.readyz, query=())

@@ -249,13 +249,11 @@ _STREAM_ROWS: Final = (
         # The kernel takes whole seconds up to MAX_TCP_KEEPIDLE.
         types.duration(1, high=32767, zero=True),
     ),
-    _ours(
+    _duration(
         "MESHGATE_TCP_USER_TIMEOUT",
         "A peer that acknowledges or takes nothing for so long is gone, on both legs; 0: as the system has it.",
-        "",
+        "0",
         types.duration(1, high=86400, zero=True),
-        "DURATION",
-        "as long as keepalive takes: 2m by default",
     ),
     _duration(
         "MESHGATE_DRAIN_TIMEOUT", "How long a stop waits for streams to end by themselves.", "30s", types.duration()

@@ -98,7 +98,7 @@ class Settings:
     idle_timeout: float
     half_close_timeout: float
     keepalive: float
-    tcp_user_timeout: float | None
+    tcp_user_timeout: float
     drain_timeout: float
     drain_quiet: float
     max_connections: int
