@@ -94,3 +94,13 @@ def test_another_world_has_no_route_of_the_last_one(change: dict[str, Any]) -> N
     planner.plan(snapshot)
     elsewhere = replace(snapshot, **change)
     assert planner.plan(elsewhere) == plan(elsewhere)
+
+
+def test_a_service_that_claims_a_name_somebody_has_is_planned_with_all_others() -> None:
+    planner = Planner()
+    web = Service("web", (NUMERIC,))
+    first = Snapshot("dc1", TD3, services=(web,))
+    assert planner.plan(first).conflicts == ()
+    both = replace(first, services=(web, Service("Web", (NUMERIC,))))
+    assert planner.plan(both) == plan(both)
+    assert planner.plan(both).conflicts == (f"web.default.dc1.internal.{TD3}",)

@@ -325,7 +325,10 @@ async def test_what_cannot_be_found_leaves_nothing_behind(autojump_clock: MockCl
                 namespace = "team"
             case "no instances":
                 model.connect["fresh"] = ()
-        assert await learned(watched, name, namespace=namespace) < REQUESTS
+        with trio.move_on_after(30) as waited:
+            assert await learned(watched, name, namespace=namespace) < REQUESTS
+        # That Consul could not be asked is no answer: a stream that waits for one must not be told that there is none.
+        assert waited.cancelled_caught == (reason == "unreachable")
         assert len(watched.published) == published
         assert len(watched.registry.states()) == states
         assert watched.watcher.problems() == []

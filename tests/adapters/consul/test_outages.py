@@ -369,5 +369,5 @@ def test_nothing_that_follows_consul_or_relays_reads_the_time_of_day_but_to_writ
     package = Path(meshgate.__file__).parent
     inner = {path for path in wall_clock_readers(package) if path.startswith(("core/", "adapters/"))}
     # Where a file or a record that outlives the process needs a date.
-    assert inner == {"adapters/relay/stream.py", "adapters/state.py"}
+    assert inner == {"adapters/relay/listener.py", "adapters/relay/stream.py", "adapters/state.py"}
     assert "app/gateway.py" not in wall_clock_readers(package)

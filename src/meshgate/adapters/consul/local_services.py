@@ -18,7 +18,6 @@ services without instances are not followed: Consul's gateway ignores them too.
 """
 
 from collections.abc import Collection, Iterable, Mapping
-from contextlib import suppress
 from dataclasses import replace
 from itertools import chain
 from typing import Final, NamedTuple
@@ -51,6 +50,7 @@ NAMES: Final = WatchKey("services", "service names")
 RESOLVERS: Final = WatchKey("resolvers", "service-resolvers")
 # Seconds between two answers of a list that is long. A stream of a name that it does not have yet finds it by itself.
 _MANY_PACE: Final = 5.0
+_ASK_AGAIN: Final = 0.2  # Seconds, where Consul could not answer for a name; whoever asked gives up soon.
 
 
 class _Filter(NamedTuple):
@@ -167,7 +167,9 @@ class _NamespaceServices:
         self._hurried_until = trio.current_time() + _MANY_PACE
 
     async def lookup(self, name: str, *, unknown: bool) -> bool:
-        """Return when a service is known as Consul has it now, or when that cannot be had; a lower-case name.
+        """Return when a service is known as Consul has it now, or when that may not be seen; a lower-case name.
+
+        Takes as long as Consul does not answer; to be cancelled by who has less time.
 
         Args:
             name: the service.
@@ -179,8 +181,7 @@ class _NamespaceServices:
         if name in self._services:
             await self._scheduler.lookup(name)
         elif unknown and self.known and _askable(name):
-            with suppress(ConsulError):
-                await self._discover(name)
+            await self._find(name)
         return self._dirty.get(name, False)
 
     # --- what the scheduler tells ------------------------------------------------------------------------------------
@@ -214,6 +215,16 @@ class _NamespaceServices:
         self._scope.changed()
 
     # --- names -------------------------------------------------------------------------------------------------------
+
+    async def _find(self, name: str) -> None:
+        while True:
+            try:
+                return await self._discover(name)
+            except PermissionDeniedError:
+                return None
+            except ConsulError:
+                # No answer: who waits for one must not be told that there is no such service.
+                await trio.sleep(_ASK_AGAIN)
 
     async def _discover(self, name: str) -> None:
         page = await self._scope.client.connect_instances(name, Cursor())

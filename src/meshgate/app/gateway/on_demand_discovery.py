@@ -74,6 +74,8 @@ class OnDemandDiscovery:
         said = table.on_demand(name)
         if said is None:
             return
+        # The list may have the name before a slow answer has it.
+        watcher.hurry_names()
         await self._take_turn(name)
         if self._table().find(name) is not None:
             return
