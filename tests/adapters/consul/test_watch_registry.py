@@ -144,7 +144,7 @@ async def test_a_poll_does_not_sit_out_its_interval_after_an_outage(autojump_clo
     other = Script([*[UNREACHABLE] * 3, Page("x", 5)], hold=lambda cursor: cursor.blocks)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(lambda: poll.watch(registry, interval=1000.0).run())
-        nursery.start_soon(other.watch(registry).run)
+        nursery.start_soon(other.watch(registry, "other").run)
         await trio.sleep(100)
         nursery.cancel_scope.cancel()
     assert poll.values == ["a", "b"]
