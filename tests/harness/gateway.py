@@ -59,8 +59,11 @@ class GatewayProcess:
         await self.until_ready()
         return self
 
-    async def until_ready(self, seconds: float = 20.0) -> None:
-        """Waits until it is ready and registered; errors as those of `start`."""
+    async def until_ready(self, seconds: float = 45.0) -> None:
+        """Waits until it is ready and registered; errors as those of `start`.
+
+        An agent that has just failed to write to the catalog tries again after 15 to 30 s, whatever comes meanwhile.
+        """
         await until(f"gateway {self.instance} of {self.consul.datacenter} to be ready", self._missing, seconds=seconds)
 
     def spawn(self, extra: Mapping[str, str] | None = None) -> None:
