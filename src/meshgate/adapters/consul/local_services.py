@@ -18,6 +18,7 @@ services without instances are not followed: Consul's gateway ignores them too.
 """
 
 from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from itertools import chain
 from typing import Final, NamedTuple
@@ -40,6 +41,7 @@ from .api import (
     SubsetRule,
     Tenant,
 )
+from .retry import LOOKUPS
 from .scope import KeyedWatches, Scope
 from .watch import PACE
 from .watch_registry import WatchKey
@@ -50,7 +52,6 @@ NAMES: Final = WatchKey("services", "service names")
 RESOLVERS: Final = WatchKey("resolvers", "service-resolvers")
 # Seconds between two answers of a list that is long. A stream of a name that it does not have yet finds it by itself.
 _MANY_PACE: Final = 5.0
-_ASK_AGAIN: Final = 0.2  # Seconds, where Consul could not answer for a name; whoever asked gives up soon.
 
 
 class _Filter(NamedTuple):
@@ -181,7 +182,8 @@ class _NamespaceServices:
         if name in self._services:
             await self._scheduler.lookup(name)
         elif unknown and self.known and _askable(name):
-            await self._find(name)
+            with suppress(PermissionDeniedError):
+                await LOOKUPS.retrying()(self._discover, name)
         return self._dirty.get(name, False)
 
     # --- what the scheduler tells ------------------------------------------------------------------------------------
@@ -215,16 +217,6 @@ class _NamespaceServices:
         self._scope.changed()
 
     # --- names -------------------------------------------------------------------------------------------------------
-
-    async def _find(self, name: str) -> None:
-        while True:
-            try:
-                return await self._discover(name)
-            except PermissionDeniedError:
-                return None
-            except ConsulError:
-                # No answer: who waits for one must not be told that there is no such service.
-                await trio.sleep(_ASK_AGAIN)
 
     async def _discover(self, name: str) -> None:
         page = await self._scope.client.connect_instances(name, Cursor())

@@ -61,8 +61,8 @@ class Policy:
         """What makes one request as often as it takes: `await policy.retrying()(request)`.
 
         No other try is made once it is no longer `wanted`. `on_failure` hears of each failure that is followed by
-        another try. The last one goes through as it is, and so
-        does anything but a `ConsulError`, cancellation among it.
+        another try. The last one goes through as it is, and so does anything but a `ConsulError`, cancellation among
+        it.
         """
         return AsyncRetrying(
             sleep=sleep,
@@ -118,6 +118,11 @@ WATCHES: Final = Policy(wait=_ByFailure)
 
 READINGS: Final = Policy(wait=lambda: wait_random(1, 5), after=out_of_reach)
 """Queries that nobody holds: another failure is left to those who enqueue them."""
+
+LOOKUPS: Final = Policy(
+    wait=lambda: wait_random(0.1, 0.3), after=lambda error: not isinstance(error, PermissionDeniedError)
+)
+"""What a stream waits for: no answer must not be taken for "no such service". When to give up is the caller's."""
 
 FAREWELLS: Final = Policy(wait=lambda: wait_random(0.05, 0.2), after=lambda error: error.status == "other_agent")
 """The removal of the own registration: tried until the agent that has it answers. When to give up is the caller's."""
