@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from meshgate.core.durations import format_duration
+from meshgate.core.federation_routes import WAN_FEDERATION
 from meshgate.core.proxy_config import BindAddress, ListenPlan, listen_plan
 
 from .api import GATEWAY_KIND
@@ -69,7 +70,7 @@ class GatewayDefinition:
         optional: dict[str, Any] = {
             "Address": self.address,
             "TaggedAddresses": dict(self._tagged()),
-            "Meta": {"consul-wan-federation": "1"} if self.expose_servers else {},
+            "Meta": dict([WAN_FEDERATION]) if self.expose_servers else {},
             "Proxy": self._proxy(bindable or can_bind),
             "Namespace": self.namespace,
             "Partition": self.partition,

@@ -22,12 +22,12 @@ from meshgate.app.gateway.from_settings import definition_of, limits_of, listen_
 from meshgate.app.gateway.listeners import Listeners, OwnAddressKeeper
 from meshgate.app.settings.settings import Settings
 from meshgate.core.catalog import NOWHERE, Locality
+from meshgate.core.federation_routes import WAN_FEDERATION
 from meshgate.core.proxy_config import NO_LIMITS, NO_OPTIONS, GatewayOptions, ListenPlan, gateway_options, listen_plan
 from meshgate.core.text import printable
 
 log = structlog.get_logger(module="meshgate")
 
-WAN_FEDERATION = "consul-wan-federation"
 # Characters of what a check says that are quoted; it may say kilobytes.
 _QUOTE = 200
 
@@ -206,7 +206,7 @@ def plan_of(registration: OwnRegistration) -> ListenPlan:
 
 def exposes_servers(registration: OwnRegistration) -> bool:
     """Whether a registration offers Consul's servers to other datacenters: that very text, as Consul has it."""
-    return registration.meta.get(WAN_FEDERATION) == "1"
+    return WAN_FEDERATION in registration.meta.items()
 
 
 def missing_registration(settings: Settings) -> str:
