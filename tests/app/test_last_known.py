@@ -3,6 +3,7 @@
 import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from meshgate.adapters.consul.api import Resolver, ServerError, SubsetRule
 from meshgate.adapters.names import NameKeeper
 from meshgate.adapters.state import Kept, read, write
 from meshgate.app.gateway.last_known import REMOTES_PATIENCE, LastKnown
-from meshgate.core.catalog import Instance, RemoteDatacenter, Service, Snapshot
+from meshgate.core.catalog import Export, Instance, RemoteDatacenter, Service, Snapshot
 from meshgate.core.warm_start import PendingSources
 from tests.adapters.consul.model import Model
 
@@ -182,6 +183,10 @@ async def test_datacenter_that_answers_for_its_gateways_is_believed_at_once(
 async def test_what_is_carried_is_told_until_it_is_not(tmp_path: Path) -> None:
     it = await loaded(tmp_path)
     assert it.completed(EMPTY, PendingSources(services=frozenset({"web"}))).services == (WEB,)
+    assert it.problems() == ["1 services and datacenters are served from disk: Consul has not answered yet"]
+    # What Consul says itself is not counted, though it is looked through for what groups add to it.
+    exporting = replace(EMPTY, exports=(Export("api", peers=("eu", "us")),))
+    it.completed(exporting, PendingSources(services=frozenset({"web"})))
     assert it.problems() == ["1 services and datacenters are served from disk: Consul has not answered yet"]
     it.completed(EMPTY, PendingSources())
     assert it.problems() == []

@@ -157,12 +157,13 @@ class Export:
     groups: tuple[str, ...] = ()
 
     def opened_to(self, groups: Sequence[SamenessGroup]) -> "Export":
-        """The same, opened to the members of these groups, too."""
-        return replace(
+        """The same, opened to the members of these groups, too; this very object where it was already."""
+        opened = replace(
             self,
             peers=tuple(sorted({*self.peers, *(name for group in groups for name in group.peers)})),
             partitions=tuple(sorted({*self.partitions, *(name for group in groups for name in group.partitions)})),
         )
+        return self if opened == self else opened
 
 
 @dataclass(frozen=True, slots=True)
