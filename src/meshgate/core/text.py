@@ -21,8 +21,10 @@ def printable(text: str) -> str:
 def ascii_json(text: str) -> str:
     r"""JSON with all that is not printable ASCII as `\u009b`: the same values, and nothing that a terminal obeys.
 
-    JSON lets control characters from U+007F on stand in a string as they are.
+    JSON lets control characters from U+007F on stand in a string as they are; those before it are always escapes.
     """
+    if text.isascii() and "\x7f" not in text:
+        return text
     return _BEYOND.sub(lambda found: _escaped(found[0]), text)
 
 

@@ -32,6 +32,7 @@ from meshgate.app.errors import ConfigError
 from meshgate.app.logs.access_log_format import DEFAULT_JSON, Formatter
 from meshgate.app.logs.log_writer import QUEUE_LINES, LogWriter
 from meshgate.app.settings.settings import Origin, Settings
+from meshgate.core.text import ascii_json
 from meshgate.core.weak_decode import boolean
 
 log = structlog.get_logger(module="meshgate.access")
@@ -169,8 +170,7 @@ def line_of(record: StreamRecord) -> str:
         line = _encode(entry).decode("ascii")
     except UnicodeError:
         line = _encode_ascii(entry)
-    # DEL is the one control character that JSON lets through.
-    return line.replace("\x7f", "\\u007f")
+    return ascii_json(line)
 
 
 _encode: Final = msgspec.json.Encoder().encode

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from meshgate.adapters.relay import StreamRecord
 from meshgate.core.reasons import StreamEnd
-from meshgate.core.text import printable
+from meshgate.core.text import ascii_json, printable
 
 Value = str | int | None
 Read = Callable[[StreamRecord], Value]
@@ -94,8 +94,7 @@ class Formatter:
     def fields(self, shape: Mapping[str, Any]) -> Line:
         """A line of JSON in the shape of an object."""
         build = self._node(shape, _DEEPEST)
-        # ASCII only, so that no terminal obeys a stranger.
-        return lambda record: json.dumps(build(record), separators=(",", ":")).replace("\x7f", "\\u007f")
+        return lambda record: ascii_json(json.dumps(build(record), separators=(",", ":")))
 
     def _node(self, shape: object, depth: int) -> Callable[[StreamRecord], Any]:
         if not depth:
