@@ -5,7 +5,7 @@ Source: Consul's `command/connect/envoy/envoy.go` (`Register`, `canBind`). The o
 """
 
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -50,11 +50,8 @@ class GatewayDefinition:
         """The ID of the registration, unique with the agent."""
         return self.proxy_id or self.service
 
-    def payload(self, bindable: Callable[[str], bool] | None = None) -> dict[str, Any]:
+    def payload(self) -> dict[str, Any]:
         """The body of the registration.
-
-        Args:
-            bindable: whether this machine can listen on an address; tried out where it is not given.
 
         Raises:
             RegistrationError: the LAN address is none of this machine and no bind address says where to listen.
@@ -71,7 +68,7 @@ class GatewayDefinition:
             "Address": self.address,
             "TaggedAddresses": dict(self._tagged()),
             "Meta": dict([WAN_FEDERATION]) if self.expose_servers else {},
-            "Proxy": self._proxy(bindable or can_bind),
+            "Proxy": self._proxy(),
             "Namespace": self.namespace,
             "Partition": self.partition,
         }
@@ -80,7 +77,7 @@ class GatewayDefinition:
     def listen_plan(self) -> ListenPlan:
         """Where the gateway listens by this definition, whether or not this machine has the LAN address."""
         tagged = (BindAddress(tag, place["Address"], place["Port"]) for tag, place in self._tagged())
-        return listen_plan(self.address, self.port, tagged, self._listeners(can_bind))
+        return listen_plan(self.address, self.port, tagged, self._listeners())
 
     def _tagged(self) -> Iterator[tuple[str, dict[str, Any]]]:
         if self.address:
@@ -100,20 +97,20 @@ class GatewayDefinition:
             "Status": "passing",
         }
 
-    def _proxy(self, bindable: Callable[[str], bool]) -> dict[str, Any]:
-        if self.address and not self.bind_addresses and not bindable(self.address):
+    def _proxy(self) -> dict[str, Any]:
+        if self.address and not self.bind_addresses and not can_bind(self.address):
             raise RegistrationError(
                 f"the LAN address {self.address!r} cannot be bound here: set one that can, or name bind addresses"
             )
-        listeners = self._listeners(bindable)
+        listeners = self._listeners()
         return {"Config": listeners} if listeners else {}
 
-    def _listeners(self, bindable: Callable[[str], bool]) -> dict[str, Any]:
+    def _listeners(self) -> dict[str, Any]:
         """The opaque keys that say where to listen; none where the default does."""
         if self.bind_addresses:
             listeners = {bind.name: {"Address": bind.address, "Port": bind.port} for bind in self.bind_addresses}
             return {"envoy_gateway_no_default_bind": True, "envoy_gateway_bind_addresses": listeners}
-        if self.address and self.wan_address and bindable(self.wan_address):
+        if self.address and self.wan_address and can_bind(self.wan_address):
             return {"envoy_gateway_no_default_bind": True, "envoy_gateway_bind_tagged_addresses": True}
         return {}
 

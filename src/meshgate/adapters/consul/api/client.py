@@ -95,18 +95,11 @@ class ConsulClient:
         ConsulConfigError: the token file or a TLS file cannot be read.
     """
 
-    def __init__(
-        self,
-        address: ConsulAddress,
-        *,
-        token: TokenSource | None = None,
-        login: Login | None = None,
-        patience: Patience = PATIENCE,
-    ) -> None:
+    def __init__(self, address: ConsulAddress, *, login: Login | None = None, patience: Patience = PATIENCE) -> None:
         self.address = address
         self._patience = patience
         self._login = LoginToken(login, address.http_auth) if login else None
-        self.token = token or self._login or TokenSource.of(address)
+        self.token = self._login or TokenSource.of(address)
         self.errors: Counter[str] = Counter()
         # What the token was seen to be allowed, and in which partition; shared by all clients made from this one.
         self._granted: set[tuple[Rule, str]] = set()
