@@ -12,6 +12,7 @@ import click
 from click.shell_completion import get_completion_class
 
 import meshgate
+from meshgate.app.cli.main import COMPLETE, SHELLS
 from meshgate.app.cli.setting_options import Command, json_option, with_settings
 from meshgate.app.errors import CommandError, ConfigError
 from meshgate.app.settings.setting_table import TABLE
@@ -179,23 +180,20 @@ def _check_consul(settings: Settings) -> None:
     short_help="Print the completion script of a shell.",
     examples=("source <(meshgate completion bash)", "meshgate completion fish | source"),
 )
-@click.argument("shell", type=click.Choice(("bash", "zsh", "fish")))
+@click.argument("shell", type=click.Choice(SHELLS))
 @click.pass_context
 def completion(context: click.Context, shell: str) -> None:
     """Print the script that completes commands, flags, values and names in a shell."""
     kind = get_completion_class(shell)
     assert kind is not None
-    complete = kind(context.find_root().command, {}, "meshgate", "_MESHGATE_COMPLETE")
+    complete = kind(context.find_root().command, {}, "meshgate", COMPLETE)
     click.echo(complete.source())
 
 
 def _commands(context: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
     root = context.find_root().command
-    return (
-        [name for name in root.list_commands(context) if name.startswith(incomplete)]
-        if isinstance(root, click.Group)
-        else []
-    )
+    assert isinstance(root, click.Group)
+    return [name for name in root.list_commands(context) if name.startswith(incomplete)]
 
 
 @click.command("help", cls=Command, short_help="Print the help of a command.", examples=("meshgate help run",))

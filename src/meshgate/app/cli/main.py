@@ -28,7 +28,7 @@ from meshgate.core.weak_decode import parse_bool
 
 _INTERRUPTED = 130
 # click looks for this variable before it runs a command.
-_COMPLETE = "_MESHGATE_COMPLETE"
+COMPLETE = "_MESHGATE_COMPLETE"
 SHELLS = ("bash", "zsh", "fish")
 _LOCAL, _GATEWAY, _CONSUL = "local_commands", "gateway_commands", "consul_commands"
 # As the help lists them; each is the attribute of its name in a module of this package.
@@ -107,7 +107,7 @@ def main() -> NoReturn:
 def execute(arguments: Sequence[str]) -> int:
     """Run a command line; gives its exit code."""
     session = Session()
-    if _COMPLETE in os.environ:
+    if COMPLETE in os.environ:
         _complete_go_flags()
     try:
         result = cli.main(
