@@ -6,7 +6,7 @@ time is null, never a guess. Lists are cut at `MAX_ROWS` and say how long they a
 
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import trio
 
@@ -26,8 +26,6 @@ _PATIENCE: Final = 3.0
 # Seconds before an end, as the alerts have them, and the share of a limit, from which on they are near.
 _ENDS_SOON: Final = {"CA root": 14 * 86400, "CA intermediate": 3 * 86400, "ACL token": 3 * 86400}
 _NEAR: Final = 0.8
-
-T = TypeVar("T")
 
 
 class WhatIfPage:
