@@ -36,7 +36,8 @@ from meshgate.app.cli.admin_answers import (
     Worker,
 )
 from meshgate.app.cli.main import execute
-from meshgate.app.cli.top_view import PAGES, Seen, View, duration, rate, screen, size
+from meshgate.app.cli.output import duration, rate, size
+from meshgate.app.cli.top_view import PAGES, Seen, View, screen
 from meshgate.core.reasons import Reason
 from meshgate.core.routes import Endpoint, Route, RouteKind
 

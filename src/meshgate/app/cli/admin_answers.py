@@ -73,6 +73,10 @@ class Stream(msgspec.Struct):
     bytes_received: int = 0
     bytes_sent: int = 0
 
+    @property
+    def client_host(self) -> str:
+        return self.client.rpartition(":")[0].strip("[]")
+
 
 class RatedStream(Stream, kw_only=True):
     """A row of `/connections` whole, with what the stream carries in bytes per second."""

@@ -28,9 +28,8 @@ from meshgate.app.cli.admin_answers import (
     Stream,
     WhatIf,
 )
-from meshgate.app.cli.output import Printer, print_json
+from meshgate.app.cli.output import Printer, duration, print_json, size
 from meshgate.app.cli.setting_options import Command, json_option, with_settings
-from meshgate.app.cli.top_view import duration, size
 from meshgate.app.errors import CommandError
 from meshgate.app.settings.settings import Settings
 from meshgate.core.addresses import HostPort
@@ -220,7 +219,7 @@ class _Wanted:
         # Whole labels: who asks for `web` does not mean `web-admin`.
         return (
             (not self.destination or f".{self.destination}.".lower() in f".{stream.route or ''}.".lower())
-            and (self.client is None or ip_address(stream.client.rpartition(":")[0].strip("[]")) in self.client)
+            and (self.client is None or ip_address(stream.client_host) in self.client)
             and self.sni.lower() in (stream.sni or "").lower()
         )
 
@@ -475,7 +474,6 @@ def _style(each: End | Limit) -> str:
 def _end(end: End) -> tuple[str, str, str]:
     if end.expires is None or end.seconds is None:
         return end.what, "never" if end.known else "not known", "-"
-    # No duration of ours has days.
     left = f"{end.seconds / 86400:.1f} days" if end.seconds > 0 else "past"
     left += ", soon" if end.near else ""
     return end.what, f"{datetime.fromtimestamp(end.expires, UTC):%Y-%m-%d %H:%M}Z", left

@@ -1,4 +1,4 @@
-"""Tables for people: colored and folded on a terminal, plain lines that grep and awk can use elsewhere.
+"""What commands print. Tables for people: colored and folded on a terminal, plain lines for grep and awk elsewhere.
 
 Cells hold text from Consul and from strangers: it is made printable, and never read as markup.
 """
@@ -6,7 +6,7 @@ Cells hold text from Consul and from strangers: it is made printable, and never 
 import json
 import sys
 from collections.abc import Sequence
-from typing import TextIO
+from typing import Final, TextIO
 
 import click
 import msgspec
@@ -15,6 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from meshgate.core.text import ascii_json, printable
+
+_UNITS: Final = ("B", "kB", "MB", "GB", "TB", "PB")
 
 
 class Printer:
@@ -68,3 +70,33 @@ def print_json(value: object, *, indent: int | None = 2) -> None:
         indent: None for one line.
     """
     click.echo(ascii_json(json.dumps(msgspec.to_builtins(value), indent=indent)))
+
+
+def rate(per_second: float | None) -> str:
+    """A rate in at most five characters."""
+    if per_second is None:
+        return "-"
+    return f"{per_second:.1f}" if per_second < 1000 else f"{per_second / 1000:.0f}k"
+
+
+def size(count: float | None) -> str:
+    """An amount of bytes in three digits and a unit; decimal, as networks are."""
+    if count is None:
+        return "-"
+    amount, unit = count, 0
+    # What rounds to four digits belongs to the next unit.
+    while amount >= 999.5 and unit + 1 < len(_UNITS):
+        amount, unit = amount / 1000, unit + 1
+    return f"{amount:.1f} {_UNITS[unit]}" if unit and amount < 99.95 else f"{amount:.0f} {_UNITS[unit]}"
+
+
+def duration(seconds: float) -> str:
+    """A time in its two largest units."""
+    whole = int(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    if whole < 86400:
+        return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+    return f"{whole // 86400}d{whole % 86400 // 3600:02d}h"

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from meshgate.app.cli.admin_answers import DashboardState, Destination, Stream
-from meshgate.app.cli.output import Printer
+from meshgate.app.cli.output import Printer, duration, rate, size
 from meshgate.core.addresses import host_port
 from meshgate.core.text import printable
 
@@ -30,7 +30,6 @@ _NEEDED: Final = {"IN/S": 66, "OUT/S": 66, "KIND": 48, "NODE": 70, "STATE": 56, 
 # Columns of words, which are cut where there is no room; numbers never are.
 _WORDS: Final = frozenset(("DESTINATION", "KIND", "ENDPOINT", "NODE", "STATE", "CLIENT", "WHAT", "DETAIL"))
 _CUT: Final = _WORDS - {"KIND"}
-_UNITS: Final = ("B", "kB", "MB", "GB", "TB", "PB")
 _SHOWN_UNHEALTHY: Final = 3
 _SHOWN_PROBLEMS: Final = 3
 _SOON_SECONDS: Final = 30 * 86400.0
@@ -274,7 +273,7 @@ def _endpoints(seen: Seen) -> list[Row]:
 def _callers(seen: Seen) -> list[Row]:
     clients: dict[str, list[Stream]] = defaultdict(list)
     for stream in seen.streams or ():
-        clients[stream.client.rpartition(":")[0].strip("[]")].append(stream)
+        clients[stream.client_host].append(stream)
     found = []
     for client, streams in clients.items():
         received, sent = sum(each.bytes_received for each in streams), sum(each.bytes_sent for each in streams)
@@ -330,33 +329,3 @@ _PAGES: Final = {
 
 def _line(text: str, style: str = "") -> Text:
     return Text(printable(text), style, no_wrap=True, overflow="ellipsis")
-
-
-def rate(per_second: float | None) -> str:
-    """A rate in at most five characters."""
-    if per_second is None:
-        return "-"
-    return f"{per_second:.1f}" if per_second < 1000 else f"{per_second / 1000:.0f}k"
-
-
-def size(count: float | None) -> str:
-    """An amount of bytes in three digits and a unit; decimal, as networks are."""
-    if count is None:
-        return "-"
-    amount, unit = count, 0
-    # What rounds to four digits belongs to the next unit.
-    while amount >= 999.5 and unit + 1 < len(_UNITS):
-        amount, unit = amount / 1000, unit + 1
-    return f"{amount:.1f} {_UNITS[unit]}" if unit and amount < 99.95 else f"{amount:.0f} {_UNITS[unit]}"
-
-
-def duration(seconds: float) -> str:
-    """A time in its two largest units."""
-    whole = int(seconds)
-    if whole < 60:
-        return f"{whole}s"
-    if whole < 3600:
-        return f"{whole // 60}m{whole % 60:02d}s"
-    if whole < 86400:
-        return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
-    return f"{whole // 86400}d{whole % 86400 // 3600:02d}h"
