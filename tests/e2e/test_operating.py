@@ -4,6 +4,8 @@ import json
 import signal
 import subprocess
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import pytest
 import trio
 
 from meshgate.adapters.mesh_tls import RefusedError
+from tests.harness.caller import Caller
 from tests.harness.gateway import LONG_DRAIN, GatewayProcess, gateway_beside
 from tests.harness.native import native_service
 from tests.harness.process import child_environment
@@ -72,14 +75,20 @@ async def text_of(gateway: GatewayProcess, path: str) -> str:
         return response.text
 
 
-async def test_every_stream_is_a_line_in_the_access_log_across_a_rotation(world: World, tmp_path: Path) -> None:
-    path, rotated = tmp_path / "access.log", tmp_path / "access.log.1"
+@asynccontextmanager
+async def routed_web(world: World, **settings: str) -> AsyncIterator[tuple[GatewayProcess, Caller]]:
+    """A gateway that routes `web`, and a caller."""
     async with (
         native_service(world.federation.dc2, "web", world.federation.folder),
-        gateway_beside(world.federation.dc2, world.token, MESHGATE_ACCESS_LOG=str(path)) as gateway,
+        gateway_beside(world.federation.dc2, world.token, **settings) as gateway,
     ):
-        caller = await world.caller()
         await until_equal("web", partial(ports, gateway, world.sni()), 1, seconds=20)
+        yield gateway, await world.caller()
+
+
+async def test_every_stream_is_a_line_in_the_access_log_across_a_rotation(world: World, tmp_path: Path) -> None:
+    path, rotated = tmp_path / "access.log", tmp_path / "access.log.1"
+    async with routed_web(world, MESHGATE_ACCESS_LOG=str(path)) as (gateway, caller):
         await caller.call(gateway.address, world.sni(), b"ping\n", expect=world.spiffe())
         with pytest.raises(RefusedError):
             await caller.call(gateway.address, world.sni("nosuch"))
@@ -102,12 +111,7 @@ async def test_every_stream_is_a_line_in_the_access_log_across_a_rotation(world:
 
 
 async def test_pages_show_an_open_stream_and_no_secret(world: World) -> None:
-    async with (
-        native_service(world.federation.dc2, "web", world.federation.folder),
-        gateway_beside(world.federation.dc2, world.token) as gateway,
-    ):
-        caller = await world.caller()
-        await until_equal("web", partial(ports, gateway, world.sni()), 1, seconds=20)
+    async with routed_web(world) as (gateway, caller):
         async with caller.connect(gateway.address, world.sni(), expect=world.spiffe()) as stream:
             await stream.send_all(b"x")
             assert await stream.receive_some() == b"x"
@@ -141,12 +145,7 @@ async def test_pages_show_an_open_stream_and_no_secret(world: World) -> None:
 
 async def test_the_command_drain_waits_for_the_streams_and_for_the_end(world: World, tmp_path: Path) -> None:
     path = tmp_path / "access.log"
-    async with (
-        native_service(world.federation.dc2, "web", world.federation.folder),
-        gateway_beside(world.federation.dc2, world.token, MESHGATE_ACCESS_LOG=str(path), **LONG_DRAIN) as gateway,
-    ):
-        caller = await world.caller()
-        await until_equal("web", partial(ports, gateway, world.sni()), 1, seconds=20)
+    async with routed_web(world, MESHGATE_ACCESS_LOG=str(path), **LONG_DRAIN) as (gateway, caller):
         printed: list[str] = []
         async with trio.open_nursery() as nursery:
             async with caller.connect(gateway.address, world.sni(), expect=world.spiffe()) as stream:
@@ -169,12 +168,7 @@ async def test_the_command_drain_waits_for_the_streams_and_for_the_end(world: Wo
 
 
 async def test_the_command_connections_names_who_talks_to_whom(world: World) -> None:
-    async with (
-        native_service(world.federation.dc2, "web", world.federation.folder),
-        gateway_beside(world.federation.dc2, world.token) as gateway,
-    ):
-        caller = await world.caller()
-        await until_equal("web", partial(ports, gateway, world.sni()), 1, seconds=20)
+    async with routed_web(world) as (gateway, caller):
         async with caller.connect(gateway.address, world.sni(), expect=world.spiffe()) as stream:
             await stream.send_all(b"x" * 20_000)
             answered = 0
