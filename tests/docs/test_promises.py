@@ -76,3 +76,21 @@ def test_no_test_is_skipped_for_a_version_without_being_listed() -> None:
     assert marks
     assert [mark for mark in marks if mark[2] not in known] == []
     assert [mark for mark in marks if mark[0] not in page("docs/reliability.md")] == []
+
+
+def test_the_readmes_ratios_are_those_of_the_benchmark() -> None:
+    goals = page("docs/performance.md").partition("<!-- bench:goals -->")[2].partition("<!-- /bench:goals -->")[0]
+    cells = [[cell.strip() for cell in line.split("|")] for line in goals.splitlines() if line.startswith("| ")]
+    envoys = {row[1]: row[3] for row in cells}
+    table = page("README.md").partition("<!-- bench:envoy -->")[2].partition("<!-- /bench:envoy -->")[0]
+    assert re.findall(r"\| ([\d.]+) \|\n", table) == [
+        envoys[title]
+        for title in (
+            "memory per idle connection",
+            "CPU per GB, one way, streams: 32",
+            "CPU per connection",
+            "CPU per mTLS handshake and round trip, 2 clients",
+            "CPU per 64 B round trip, 32 connections",
+            "memory of the whole product at rest, 2 workers",
+        )
+    ]
