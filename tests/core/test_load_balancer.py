@@ -79,8 +79,8 @@ def test_ejected_endpoint_comes_last_until_a_connection_to_it_stands(policy: Pol
     assert picks(route, balancing) == {0}
     assert picks(route, balancing, 0) == {1}
     assert not balancing.has_another(hosts, (0,))
-    assert balancing.stood(hosts, 1)
-    assert not balancing.stood(hosts, 1)
+    assert balancing.succeeded(hosts, 1)
+    assert not balancing.succeeded(hosts, 1)
     assert 1 in picks(route, balancing)
     assert balancing.has_another(hosts, (0,))
     assert not balancing.has_another(hosts, (0, 1))
@@ -144,7 +144,7 @@ def test_of_a_name_the_family_that_worked_last_comes_first_and_the_other_one_aft
     hosts = balancing.hosts(BOTH)
     assert picks(BOTH, balancing) == {2}
     assert picks(BOTH, balancing, 2) == {0, 1}
-    assert not balancing.stood(hosts, 1)
+    assert not balancing.succeeded(hosts, 1)
     assert picks(BOTH, balancing) == {0, 1}
     assert picks(BOTH, balancing, 0, 1) == {2}
     balancing.keep_only(table_of(BOTH))
@@ -170,7 +170,7 @@ def test_rival_is_an_address_of_the_same_name_and_the_other_family() -> None:
 def test_what_has_one_family_has_no_rival(endpoints: tuple[Endpoint, ...]) -> None:
     balancing, hosts = balancer(), HostSet(replace(ROUTE, endpoints=endpoints))
     assert balancing.rival(hosts, 0, (0,)) is None
-    assert not balancing.stood(hosts, 0)
+    assert not balancing.succeeded(hosts, 0)
     assert balancing._prefers_v4 == {}
 
 
@@ -178,5 +178,5 @@ def test_name_of_one_family_beside_one_of_both_keeps_its_turn() -> None:
     balancing = balancer()
     route = replace(ROUTE, endpoints=(*BOTH.endpoints, *named("192.0.2.9", name="other.example"), endpoint(1)))
     assert picks(route, balancing) == {2, 3, 4}
-    assert not balancing.stood(balancing.hosts(route), 3)
+    assert not balancing.succeeded(balancing.hosts(route), 3)
     assert picks(route, balancing) == {2, 3, 4}

@@ -174,7 +174,7 @@ class LoadBalancer:
         others = families[not _is_v6(endpoint)] if families is not None else ()
         return next((each for each in others if each not in tried and hosts.address_of[each] not in self.ejected), None)
 
-    def stood(self, hosts: HostSet, position: int) -> bool:
+    def succeeded(self, hosts: HostSet, position: int) -> bool:
         """Note that a connection stands; whether the endpoint was ejected until now."""
         if hosts.names:
             endpoint = hosts.candidates[position]

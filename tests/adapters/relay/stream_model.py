@@ -30,7 +30,7 @@ from meshgate.adapters.relay.circuit_breakers import CircuitBreakers, Ticket
 from meshgate.adapters.relay.context import Context
 from meshgate.adapters.relay.counters import Counters
 from meshgate.adapters.relay.on_demand import OnDemand
-from meshgate.adapters.relay.pump import HELD_BYTES, READ_BYTES, AttentivePump, Leg, Pipe, PipePool, Pump, SystemCalls
+from meshgate.adapters.relay.pump import HELD_BYTES, READ_BYTES, DrainingPump, Leg, Pipe, PipePool, Pump, SystemCalls
 from meshgate.adapters.relay.shared_counts import SharedCounts
 from meshgate.adapters.relay.stream import ALIKE_ANSWERS, Stream
 from meshgate.core.load_balancer import LoadBalancer
@@ -469,7 +469,7 @@ class World:
             "down huge": lambda: upstream.bytes_come(HUGE),
             "client stalls": lambda: self.client.stalls(0),
             "a while": lambda: self._passes(2 * pumps.STALLED_SECONDS),
-            "drains": lambda: setattr(self.context, "pump", AttentivePump(self.context.pump)),
+            "drains": lambda: setattr(self.context, "pump", DrainingPump(self.context.pump)),
             "hurries": lambda: setattr(self.context.pump, "hurry", True),
         }
         steps[step]()
@@ -736,7 +736,7 @@ class World:
             tuple(sock.state_key() for sock in (self.client, *self.dialled)),
             tuple(
                 (leg.held is None, 0 if leg.pipe is None else leg.pipe.inside, leg.held and len(leg.held), leg.readable,
-                 leg.wary, leg.eof, min(leg.large_reads, pumps.LARGE_READS_TO_SPLICE), leg.reports_writable)
+                 leg.until_eagain, leg.eof, min(leg.large_reads, pumps.LARGE_READS_TO_SPLICE), leg.reports_writable)
                 for leg in legs
             ),
             rhythm and (rhythm._alike >= ALIKE_ANSWERS, rhythm._pieces, rhythm._usual),

@@ -8,7 +8,7 @@ import pytest
 import trio
 
 from meshgate.adapters.relay import Limits
-from meshgate.adapters.relay.pump import AttentivePump
+from meshgate.adapters.relay.pump import DrainingPump
 from meshgate.adapters.relay.stream import ALIKE_ANSWERS, Rhythm
 from meshgate.app.gateway.draining import drain_relay
 from meshgate.core.reasons import Reason
@@ -156,7 +156,7 @@ async def test_callers_that_are_never_quiet_are_ended_together_with_an_answer() 
         trio.open_nursery() as nursery,
     ):
         # A drain in its second half; without the looks at streams that end them later and otherwise.
-        it.relay.context.pump = pump = AttentivePump(it.relay.context.pump)
+        it.relay.context.pump = pump = DrainingPump(it.relay.context.pump)
         pump.hurry = True
         with trio.fail_after(30):
             for _ in range(12):

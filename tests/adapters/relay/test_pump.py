@@ -136,7 +136,7 @@ def test_last_bytes_leave_together_with_the_end_behind_them(tcp: Stream) -> None
     """A caller that has its answer, and not the end, may ask again in between."""
     tcp.sender.sendall(b"answer")
     tcp.sender.shutdown(socket.SHUT_WR)
-    tcp.source.wary = True
+    tcp.source.until_eagain = True
     assert tcp.turn() is Moved.EOF
     with pytest.raises(BlockingIOError):
         tcp.receiver.recv(1, socket.MSG_DONTWAIT)
@@ -148,7 +148,7 @@ def test_bytes_before_a_reset_are_sent_before_the_stream_is_reset(tcp: Stream) -
     tcp.sender.sendall(b"answer")
     tcp.sender.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     tcp.sender.close()
-    tcp.source.wary = True
+    tcp.source.until_eagain = True
     assert tcp.turn() is Moved.SOURCE_BROKEN
     assert tcp.receiver.recv(100, socket.MSG_DONTWAIT) == b"answer"
 
@@ -156,7 +156,7 @@ def test_bytes_before_a_reset_are_sent_before_the_stream_is_reset(tcp: Stream) -
 def test_nothing_is_kept_back_for_an_end_that_was_another_streams(tcp: Stream) -> None:
     """An event may be left from a socket that had the same number."""
     tcp.sender.sendall(b"bytes")
-    tcp.source.wary = True
+    tcp.source.until_eagain = True
     assert tcp.turn() is Moved.DRY
     assert tcp.receiver.recv(100, socket.MSG_DONTWAIT) == b"bytes"
 

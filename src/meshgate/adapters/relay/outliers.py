@@ -47,7 +47,7 @@ class Outliers:
             self._tell(address, 1)
             self._alarm.deadline = min(self._alarm.deadline, self._detector.next_probe())
 
-    def stands(self, address: Address) -> None:
+    def succeeded(self, address: Address) -> None:
         """A connection to it stands."""
         if self._detector.succeeded(address):
             log.info("ejected endpoint is well again", endpoint=host_port(*address))
@@ -72,7 +72,7 @@ class Outliers:
         async with limiter:
             with trio.move_on_after(self._patience()):
                 if await _connects(address):
-                    self.stands(address)
+                    self.succeeded(address)
 
 
 async def _connects(address: Address) -> bool:

@@ -313,7 +313,7 @@ class RelayPool:
         if news.failed:
             self._outliers.failed(address)
         else:
-            self._outliers.stands(address)
+            self._outliers.succeeded(address)
 
     def lost(self, worker: WorkerProcess, cause: WorkerEnd, streams: int) -> None:
         """A worker ended that was not told to: its streams have ended with it."""

@@ -175,7 +175,7 @@ class LegOwner(Protocol):
         """Whether it will be ended behind the next bytes that come from a leg."""
 
     def on_bytes(self, source: "Leg", *, hurry: bool) -> None:
-        """An attentive pump has moved bytes that came from a leg; in a hurry, it may end behind them."""
+        """A draining pump has moved bytes that came from a leg; in a hurry, it may end behind them."""
 
     def resume(self, leg: "Leg") -> None:
         """A leg that blocked takes bytes again."""
@@ -191,8 +191,9 @@ class Leg:
     """One socket of a stream, and what is kept for it.
 
     `held` and `pipe` are bytes that wait to be written to this leg; `held` is empty where they wait in the kernel, with
-    the other leg. `readable` says the kernel may have bytes of this leg, `eof` that all of them were read. `wary` says
-    that a read may end before the last of them, because an end of stream, a reset or an urgent mark is among them.
+    the other leg. `readable` says the kernel may have bytes of this leg, `eof` that all of them were read.
+    `until_eagain` says that a short read does not mean an empty socket: an end of stream, a reset or an urgent mark may
+    be behind it, so it is read until EAGAIN.
     `large_reads` counts those in a row. `reports_writable` says that epoll tells when the leg takes bytes. `touched` is
     when bytes of this leg last came.
     """
@@ -210,7 +211,7 @@ class Leg:
         "sock",
         "stream",
         "touched",
-        "wary",
+        "until_eagain",
     )
 
     other: "Leg"
@@ -222,7 +223,7 @@ class Leg:
         self.held: bytes | None = None
         self.pipe: Pipe | None = None
         self.readable = True
-        self.wary = False
+        self.until_eagain = False
         self.eof = False
         self.large_reads = 0
         self.received = 0
@@ -265,7 +266,7 @@ class Leg:
                 self.readable = True
             return
         if events & _NOT_ALL_BYTES:
-            self.wary = True
+            self.until_eagain = True
         if events & READABLE:
             self.readable = True
             self.touched = context.reactor.now
@@ -333,7 +334,7 @@ class Pump:
                 return EOF
             source.received += count
             try:
-                if count < size and source.wary:
+                if count < size and source.until_eagain:
                     # The end is behind them, and leaves in one packet with them: whoever has read an answer but not the
                     # end may ask again in between.
                     sent = destination.sock.send(data, MSG_MORE)
@@ -349,7 +350,7 @@ class Pump:
                 return BLOCKED
             # A short read has emptied the socket, and later bytes raise a new event. An end of stream or an urgent mark
             # that came with these bytes raised its event already.
-            if count < size and not source.wary:
+            if count < size and not source.until_eagain:
                 return DRY
             budget -= count
         return AGAIN
@@ -413,7 +414,7 @@ class Pump:
             if sent < count:
                 destination.held = b""
                 return BLOCKED
-            if count < size and not source.wary:
+            if count < size and not source.until_eagain:
                 return DRY
             budget -= count
         return AGAIN
@@ -430,7 +431,7 @@ class Pump:
                 count = splice(source.descriptor, pipe.writer, pipe.capacity, flags=_SPLICE_FLAGS)
             except BlockingIOError:
                 self._give_back(destination)
-                if source.wary:
+                if source.until_eagain:
                     return None
                 if 0 < moved < _MESSAGE_BYTES:
                     source.large_reads = 0
@@ -490,7 +491,7 @@ class Pump:
 
 
 def _read_failed(error: OSError, source: Leg, destination: Leg) -> Moved:
-    if source.wary:
+    if source.until_eagain:
         sockets.push(destination.sock)  # What was to leave together with the end: there is none.
     return DRY if isinstance(error, BlockingIOError) else SOURCE_BROKEN
 
@@ -503,7 +504,7 @@ def _dropped(source: Leg, count: int) -> int:
         return -1
 
 
-class AttentivePump(Pump):
+class DrainingPump(Pump):
     """Takes the place of a pump, and tells the streams of each turn in which bytes came. Only a drain pays for that.
 
     `hurry` is for whoever drains to set: whether streams are to end behind their answers.

@@ -169,8 +169,8 @@ class Reactor:
         """Let costly work that nobody has earned yet wait for a turn behind everything else."""
         self._late.append(turning)
 
-    def host(self, main: Callable[..., Awaitable[Any]], *args: object) -> None:
-        """Serve until an async function has ended, which trio runs as this loop's guest; its error is raised."""
+    def run_trio(self, main: Callable[..., Awaitable[Any]], *args: object) -> None:
+        """Run an async function with trio as this loop's guest, and serve until it has ended; its error is raised."""
         ended: list[Any] = []  # The outcome, as trio gives it.
 
         def end(outcome: object) -> None:

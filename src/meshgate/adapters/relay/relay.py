@@ -24,7 +24,7 @@ from .limits import Limits
 from .listener import Listener
 from .on_demand import OnDemand
 from .overload import Overload
-from .pump import AttentivePump, PipePool, Pump
+from .pump import DrainingPump, PipePool, Pump
 from .reactor import Reactor, run_guarded
 from .shared_counts import SharedCounts
 
@@ -247,7 +247,7 @@ class Relay:
             seconds: how long this may take. What is open then is for others to end.
         """
         clock = self.context.reactor.clock
-        self.context.pump = pump = AttentivePump(self.context.pump)
+        self.context.pump = pump = DrainingPump(self.context.pump)
         ends = clock() + seconds
         while True:
             began = clock()

@@ -156,13 +156,13 @@ class Stream:
     def silent_since(self) -> float | None:
         """As for `overload.Client`: it waits for its hello or its name, lingers, or sends nothing behind its hello."""
         if self.setup is not None:
-            return self.started if self.setup.unplaced else None
+            return self.started if self.setup.unrouted else None
         if not self.relaying:
             return None if self.closed else self.started
-        return self._owes_from(SECOND_FLIGHT_SECONDS)
+        return self._handshake_deadline(SECOND_FLIGHT_SECONDS)
 
-    def _owes_from(self, seconds: float) -> float | None:
-        """When the client will have owed its first byte behind its hello for so long; None once it has come.
+    def _handshake_deadline(self, seconds: float) -> float | None:
+        """When a client with so many seconds for its next handshake byte has used them up; None once that has come.
 
         It is the client's turn when the endpoint has spoken. Until then the endpoint has more time, as it may be slow.
         """
@@ -249,7 +249,7 @@ class Stream:
                 return
             if data:
                 client.received += len(data)
-                if len(data) < READ_BYTES and not client.wary:
+                if len(data) < READ_BYTES and not client.until_eagain:
                     client.readable = False  # As in the pump: a short read has emptied the socket.
                 self._follow(setup.received(data))
             else:
@@ -268,7 +268,7 @@ class Stream:
             if outcome.seconds is not None:
                 self.context.reactor.arm(self, outcome.seconds)
             # A reset that was told before the hello was read is not told again.
-            if self.client.wary and self.setup is not None and self.setup.connecting:
+            if self.client.until_eagain and self.setup is not None and self.setup.connecting:
                 self._close_if_gone()
         elif isinstance(outcome, SetupRefused):
             self.refuse(outcome.reason, outcome.detail)
@@ -415,7 +415,7 @@ class Stream:
         if timeout > 0:
             ends = self._touched() + timeout
         if limits.handshake_timeout > 0:
-            ends = min(ends, self._owes_from(limits.handshake_timeout) or _NEVER)
+            ends = min(ends, self._handshake_deadline(limits.handshake_timeout) or _NEVER)
         if ends <= now:
             self.context.counters.idle_timeouts += 1
             self.ending = StreamEnd.IDLE

@@ -136,7 +136,7 @@ class StreamSetup:
         self._tried: tuple[int, ...] = ()
 
     @property
-    def unplaced(self) -> bool:
+    def unrouted(self) -> bool:
         """Whether nothing but the client's word stands for it: no complete hello, or a name that nobody knows."""
         return not self.connecting or (bool(self._looking_up) and self._context.table.find(self._looking_up) is None)
 
@@ -351,7 +351,7 @@ class StreamSetup:
         self.endpoint = hosts.candidates[position]
         context.counters.count_connect(context.reactor.clock() - begun)
         balancer = context.load_balancer
-        if (balancer.ejected or hosts.names) and balancer.stood(hosts, position):
+        if (balancer.ejected or hosts.names) and balancer.succeeded(hosts, position):
             context.report(hosts.sni, hosts.address_of[position], False)
         return Connected(leg, bytes(self._hello[sent:]) if sent < len(self._hello) else b"")
 

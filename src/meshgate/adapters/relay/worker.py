@@ -291,7 +291,7 @@ async def _main(reactor: Reactor, descriptor: int, sandbox: Mode) -> None:
 def main(descriptor: int, sandbox: Mode) -> None:
     """Live until the parent says otherwise, or is gone."""
     reactor = Reactor()
-    reactor.host(_main, reactor, descriptor, sandbox)
+    reactor.run_trio(_main, reactor, descriptor, sandbox)
 
 
 if __name__ == "__main__":

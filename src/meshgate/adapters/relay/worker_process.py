@@ -55,7 +55,7 @@ _UNREAD: Final = 100_000
 _TOLD_OF_NONSENSE: Final = 200
 _NEVER: Final = float("inf")
 _CHUNK_BYTES: Final = 1 << 16
-_MOST_WORDS: Final = 1 << 20
+_MOST_STDERR_BYTES: Final = 1 << 20
 _CHECKPOINT_SECONDS: Final = 0.01
 _LOOK_SECONDS: Final = 0.5
 _HEALTHY_SECONDS: Final = 5.0
@@ -208,12 +208,12 @@ class WorkerProcess:
         with contextlib.ExitStack() as undone:
             undone.callback(ours.close)
             with theirs:
-                words = _LastWords()
-                undone.callback(words.close)
+                stderr = _WorkerStderr()
+                undone.callback(stderr.close)
                 try:
-                    process = _spawn(self._policy, theirs.fileno(), self._owner.inherited(self), words.pipe)
+                    process = _spawn(self._policy, theirs.fileno(), self._owner.inherited(self), stderr.pipe)
                 finally:
-                    words.end_is_given_away()
+                    stderr.close_workers_end()
             undone.pop_all()
         self.pid = process.pid
         channel = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
@@ -233,7 +233,7 @@ class WorkerProcess:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._send, channel, inbox)
                     nursery.start_soon(self._receive, receiver)
-                    nursery.start_soon(self._hear, words)
+                    nursery.start_soon(self._read_stderr, stderr)
                     hung = await self._until_hung()
                     nursery.cancel_scope.cancel()
         finally:
@@ -245,13 +245,13 @@ class WorkerProcess:
             channel.socket.close()
             process.kill()
             code = process.wait()
-            words.read()
-            words.close()
+            stderr.read()
+            stderr.close()
         if self._nonsense:
             return WorkerEnd.MISBEHAVED, f"what it did made no sense, and it was killed: {self._nonsense}"
         if hung:
             return WorkerEnd.HUNG, "it hung and was killed"
-        return WorkerEnd.KILLED if code < 0 else WorkerEnd.EXITED, _ending(code) + words.quoted
+        return WorkerEnd.KILLED if code < 0 else WorkerEnd.EXITED, _ending(code) + stderr.quoted
 
     async def _until_hung(self) -> bool:
         """True when nothing was heard, or read, for too long. When this process itself slept, nobody hangs for that.
@@ -281,12 +281,12 @@ class WorkerProcess:
         except trio.BrokenResourceError:
             pass  # It is dead; the receiving side ends its life.
 
-    async def _hear(self, words: "_LastWords") -> None:
+    async def _read_stderr(self, stderr: "_WorkerStderr") -> None:
         while True:
-            await trio.lowlevel.wait_readable(words.descriptor)
-            if not words.read():
+            await trio.lowlevel.wait_readable(stderr.descriptor)
+            if not stderr.read():
                 return
-            if words.size > _MOST_WORDS:
+            if stderr.size > _MOST_STDERR_BYTES:
                 self._give_up("a flood of words")
 
     async def _receive(self, receiver: Receiver[ToParent]) -> None:
@@ -357,7 +357,7 @@ class WorkerProcess:
             log.warning("a relay worker did not end by itself and is killed", worker=self.number)
 
 
-class _LastWords:
+class _WorkerStderr:
     """A worker's standard error: what Python says where it cannot start, or crashes. It says all else by messages.
 
     `descriptor` is the end to read, `pipe` the worker's, `size` the bytes that were read, `quoted` what was kept of
@@ -375,7 +375,7 @@ class _LastWords:
         text = self._kept.decode(errors="replace").strip()
         return f": {text}" if text else ""
 
-    def end_is_given_away(self) -> None:
+    def close_workers_end(self) -> None:
         os.close(self.pipe)
 
     def read(self) -> bool:
