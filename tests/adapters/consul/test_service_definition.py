@@ -32,8 +32,6 @@ def test_everything_set_is_sent() -> None:
         wan_port=443,
         expose_servers=True,
         deregister_after_critical=90.0,
-        weight_passing=5,
-        weight_warning=2,
         namespace="team",
         partition="p1",
     )
@@ -44,7 +42,6 @@ def test_everything_set_is_sent() -> None:
         "wan": {"Address": "192.0.2.1", "Port": 443},
     }
     assert payload["Meta"] == {"consul-wan-federation": "1"}
-    assert payload["Weights"] == {"Passing": 5, "Warning": 2}
     assert payload["Check"]["TCP"] == "127.0.0.7:8555"
     assert payload["Check"]["DeregisterCriticalServiceAfter"] == "1m30s"
     assert (payload["Namespace"], payload["Partition"]) == ("team", "p1")

@@ -207,7 +207,6 @@ class AdminServer:
         routes: handlers by method and path; `HEAD` comes with `GET`. A handler is a function of the request that
             returns a `Response`, or an awaitable of one. If it raises, the client gets a bare 500 and the log the rest.
             A `GET` handler must change nothing.
-        allowed_hosts: names, besides `localhost` and this machine's, that clients may use for the server.
         limits: what a client may take.
         refuses: whether the other end of a TCP connection is nobody who may ask; called in a thread.
         for_anybody: paths that those may ask for, too.
@@ -217,7 +216,6 @@ class AdminServer:
         self,
         routes: Routes,
         *,
-        allowed_hosts: Collection[str] = (),
         limits: Limits | None = None,
         refuses: Callable[[socket.socket], bool] | None = None,
         for_anybody: Collection[str] = (),
@@ -227,7 +225,7 @@ class AdminServer:
         self._for_anybody = for_anybody
         self._looks = trio.CapacityLimiter(_LOOKS_AT_ONCE)
         self._refusals = TokenBucket(_REFUSALS_TOLD, 1)
-        self._names = {"localhost", socket.gethostname().lower(), *(name.lower() for name in allowed_hosts)}
+        self._names = {"localhost", socket.gethostname().lower()}
         self._routes: dict[str, dict[str, Handler]] = {}
         for (method, path), handler in routes.items():
             self._routes.setdefault(path, {})[method] = handler

@@ -40,8 +40,6 @@ class GatewayDefinition:
     bind_addresses: tuple[BindAddress, ...] = ()
     expose_servers: bool = False
     deregister_after_critical: float = 21600.0
-    weight_passing: int = 1
-    weight_warning: int = 1
     namespace: str = ""
     partition: str = ""
 
@@ -61,7 +59,7 @@ class GatewayDefinition:
             "Name": self.service,
             "ID": self.id,
             "Port": self.port,
-            "Weights": {"Passing": self.weight_passing, "Warning": self.weight_warning},
+            "Weights": {"Passing": 1, "Warning": 1},
             "Check": self._check(),
         }
         optional: dict[str, Any] = {
