@@ -1,6 +1,7 @@
 """What the catalog is worth when the token does not see all of it, on trio's mock clock."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import trio
@@ -55,6 +56,38 @@ async def test_a_token_that_loses_its_rights_keeps_the_table(autojump_clock: Moc
         await watched.change(40)
         assert set(watched.services) == {"web"}
         assert watched.watcher.problems() == []
+
+
+class Recovering(Model):
+    """Its token sees again as soon as it is asked for a proof."""
+
+    async def confirm_readable(self, service: str, *, datacenter: str = "") -> None:
+        self.sees_nodes = True
+        await super().confirm_readable(service, datacenter=datacenter)
+
+
+@pytest.mark.parametrize(
+    ("asked", "world"),
+    [
+        ("web", {"connect": {"web": (WEB,)}}),
+        ("odd", {"wan": (OWN, "dc2"), "remote": {"dc2": {"odd": (gateway("dc2", name="odd"),)}}}),
+    ],
+)
+async def test_a_token_that_was_blind_for_one_answer_and_proves_that_it_sees_keeps_the_table(
+    autojump_clock: MockClock, asked: str, world: dict[str, Any]
+) -> None:
+    model = Recovering(**world)
+    async with watching(model) as watched:
+        published = len(watched.published)
+        model.sees_nodes = False
+        await watched.change(20)
+        assert model.count(f"readable:{asked}")
+        assert len(watched.published) == published
+        model.connect.clear()
+        model.remote["dc2"] = {}
+        await watched.change(20)
+        assert not watched.services
+        assert not any(watched.remotes.values())
 
 
 async def test_a_service_that_the_token_may_no_longer_read_stays_alone(autojump_clock: MockClock) -> None:

@@ -12,11 +12,13 @@ what vanished from an answer is only believed when, after that answer came, the 
    what it sees.
 
 An answer that fails this is an error of its watch: what was known stays in use, the missing rule is reported, and the
-watch asks again. The proof costs two short requests, so a legitimate removal is not held up. An answer that only adds
-needs no proof, and neither does the first one, except an empty list of services. Instances of a service that are still
-in an answer prove 1 and 2 themselves: they are shown to nobody who may not read the service, and a node.
+watch asks again. And since the token may have been blind for that one answer, an empty one has to come twice, before
+the proof and after it. All that is three short requests, so a legitimate removal is not held up. An answer that only
+adds needs no proof, and neither does the first one, except an empty list of services. Instances of a service that are
+still in an answer prove 1 and 2 themselves: they are shown to nobody who may not read the service, and a node.
 """
 
+from collections.abc import Awaitable, Callable
 from copy import copy
 
 import trio
@@ -119,20 +121,38 @@ class VerifiedInstances:
         self._datacenter = datacenter
         self._filtered = False
 
-    async def accept(self, page: Page[Instances], cursor: Cursor = NOW) -> None:
-        """Take the answer to a query over, or raise what speaks against it (`AclVisibility.confirm`)."""
-        if vanished(self.value, page.value):
-            since = trio.current_time()
-            if page.filtered and not self._filtered:
-                raise PermissionDeniedError(f"Consul now leaves out instances of {self.service}", _SEE_NODES)
-            if not page.value:
-                await self._visibility.confirm(self.service, since=since, datacenter=self._datacenter)
+    async def accept(
+        self,
+        page: Page[Instances],
+        cursor: Cursor = NOW,
+        *,
+        again: Callable[[], Awaitable[Page[Instances]]] | None = None,
+    ) -> None:
+        """Take the answer to a query over, or raise what speaks against it (`AclVisibility.confirm`).
+
+        Args:
+            page: the answer.
+            cursor: what the query was held by.
+            again: asks once more; to be left out only where an answer is never empty, or nothing was known before.
+        """
+        since = trio.current_time()
+        self._refuse_filtered(page)
+        if self.value and not page.value:
+            await self._visibility.confirm(self.service, since=since, datacenter=self._datacenter)
+            if again:
+                # The token may have been blind for a moment: what is gone is missing again, now that it sees.
+                page = await again()
+                self._refuse_filtered(page)
         # What was held may have come from a stream, which never says that it was filtered.
         self._filtered = page.filtered or (self._filtered and cursor.blocks)
         if page.value != self.value:
             # What is equal stays the same object, so that nothing is planned again for it.
             self.value = page.value
         self.known = True
+
+    def _refuse_filtered(self, page: Page[Instances]) -> None:
+        if page.filtered and not self._filtered and vanished(self.value, page.value):
+            raise PermissionDeniedError(f"Consul now leaves out instances of {self.service}", _SEE_NODES)
 
 
 def vanished(before: Instances, after: Instances) -> Instances:

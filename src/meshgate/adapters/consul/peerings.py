@@ -12,6 +12,7 @@ So a name stays until its own watch says that nothing answers for it, or its pee
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Final
 
 import trio
@@ -256,7 +257,7 @@ class Peerings:
     async def _follow(self, key: _Key, held: VerifiedInstances) -> None:
         async def ask(reader: ConsulClient, cursor: Cursor) -> Page[Instances]:
             page = await reader.connect_instances(key[2], cursor)
-            await held.accept(page, cursor)
+            await held.accept(page, cursor, again=partial(self._of(key).client.connect_instances, key[2]))
             return page
 
         def answered(instances: Instances) -> None:

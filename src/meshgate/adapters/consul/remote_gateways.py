@@ -152,8 +152,9 @@ class Gateways:
 
     async def _follow(self, name: str, held: VerifiedInstances) -> None:
         async def ask(reader: ConsulClient, cursor: Cursor) -> Page[Instances]:
+            request = partial(self._scope.client.instances, name, datacenter=self._datacenter, kind=GATEWAY_KIND)
             page = await reader.instances(name, cursor, datacenter=self._datacenter, kind=GATEWAY_KIND)
-            await held.accept(page, cursor)
+            await held.accept(page, cursor, again=request)
             self._answered(name, page.index or 0)
             return page
 

@@ -25,7 +25,7 @@ from typing import Final
 import trio
 
 from .acl_visibility import VerifiedInstances
-from .api import LONGEST_WAIT, ConsulClient, ConsulError, Cursor, Instances, Page
+from .api import LONGEST_WAIT, NOW, ConsulClient, ConsulError, Cursor, Instances, Page
 from .retry import READINGS
 from .scope import Scope
 from .watch import Watch
@@ -243,7 +243,7 @@ class WatchScheduler:
         async def ask(cursor: Cursor) -> Page[Instances]:
             async with self._scope.pool.slot(cursor) as reader:
                 page = await self._request(query, self._scope.reader(reader), cursor)
-            await query.held.accept(page, cursor)
+            await query.held.accept(page, cursor, again=partial(self._request, query, self._scope.client, NOW))
             return page
 
         def answered(_: Instances) -> None:
@@ -325,8 +325,9 @@ class WatchScheduler:
         first = query.state.last_success is None
         before = query.held.value
         try:
-            page = await self._request(query, self._scope.client, Cursor())
-            await query.held.accept(page)
+            request = partial(self._request, query, self._scope.client, NOW)
+            page = await request()
+            await query.held.accept(page, again=request)
         except ConsulError as error:
             if self._is_read(query):
                 self._scope.registry.failed(query.state, error)
