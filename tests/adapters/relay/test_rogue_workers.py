@@ -64,8 +64,9 @@ def report(**changes: Any) -> dict[str, Any]:
 
 
 COUNTS = CountRows(0)
-CLOSED = StreamEnd.CLOSED
-RECORD = msgspec.to_builtins(StreamRecord(0.0, 0.0, "", "", None, (), None, None, None, 0, 0, 0, None, CLOSED, "", 0))
+RECORD = msgspec.to_builtins(
+    StreamRecord(started=0.0, client="", listener="", reason=None, end=StreamEnd.CLOSED, flags="", worker=0)
+)
 REFUSED = msgspec.to_builtins(Refused("192.0.2.1", None, Reason.NOT_TLS, ""))
 OPEN = msgspec.to_builtins(OpenStream(1, "", None, None, None, "hello", 0.0, 0, 0, 0))
 DEEP = b"\x91" * 200_000 + b"\xc0"  # Arrays within arrays.
@@ -110,12 +111,19 @@ NONSENSE = {
 async def with_rogue(
     folder: Path, data: bytes, *, times: int = 1, reads: bool = True, **lookups: Any
 ) -> AsyncIterator[tuple[Pool, list[Any]]]:
-    """A pool of two whose first worker has just been replaced by a rogue one, and what is logged from then on."""
+    """A pool whose first worker says this, and what is logged from then on."""
     (folder / "said").write_bytes(data)
+    async with with_program(ROGUE, str(folder / "said"), str(times), "reads" if reads else "", **lookups) as it:
+        yield it
+
+
+@asynccontextmanager
+async def with_program(program: str, *arguments: str, **lookups: Any) -> AsyncIterator[tuple[Pool, list[Any]]]:
+    """A pool of two whose first worker has just been replaced by a program, and what is logged from then on."""
     async with backend(echo) as port, pool_of({WEB: [endpoint(port)]}, **lookups) as pool:
         await pool.until_workers(2)
         _, other = pool.relay.workers
-        pool.policy.command = (sys.executable, "-c", ROGUE, str(folder / "said"), str(times), "reads" if reads else "")
+        pool.policy.command = (sys.executable, "-c", program, *arguments)
         with structlog.testing.capture_logs() as logs:
             os.kill(pool.relay.workers[0], signal.SIGKILL)
             yield pool, logs
@@ -201,28 +209,16 @@ async def test_flood_of_lines_leaves_few_in_the_log(tmp_path: Path) -> None:
 async def test_what_it_writes_to_its_standard_error_is_not_the_log() -> None:
     """Nor to its standard output. A crash is told with what Python said of it, and no more than that is kept."""
     rogue = "import sys\nprint('out')\nsys.stderr.write('in the end\\n' + 'x' * 500_000)\nsys.exit(3)"
-    async with backend(echo) as port, pool_of({WEB: [endpoint(port)]}, workers=1) as pool:
-        await pool.until_workers(1)
-        sane, pool.policy.command = pool.policy.command, (sys.executable, "-c", rogue)
-        with structlog.testing.capture_logs() as logs:
-            os.kill(pool.relay.workers[0], signal.SIGKILL)
-            reason = await until_ended(logs, "exit code 3")
-        pool.policy.command = sane
+    async with with_program(rogue) as (_, logs):
+        reason = await until_ended(logs, "exit code 3")
         assert reason.startswith("exit code 3: in the end\nxxx")
         assert len(reason) < 9000
-        await (await pool.call()).aclose()
 
 
 async def test_flood_of_words_ends_the_worker() -> None:
     rogue = "import os\nwhile True:\n    os.write(2, bytes(1 << 16))"
-    async with backend(echo) as port, pool_of({WEB: [endpoint(port)]}, workers=1) as pool:
-        await pool.until_workers(1)
-        sane, pool.policy.command = pool.policy.command, (sys.executable, "-c", rogue)
-        with structlog.testing.capture_logs() as logs:
-            os.kill(pool.relay.workers[0], signal.SIGKILL)
-            assert "a flood of words" in await until_ended(logs)
-        pool.policy.command = sane
-        await (await pool.call()).aclose()
+    async with with_program(rogue) as (_, logs):
+        assert "a flood of words" in await until_ended(logs)
 
 
 async def test_flood_of_questions_whose_answers_nobody_reads_ends_the_worker(tmp_path: Path) -> None:
@@ -260,22 +256,22 @@ def test_largest_honest_report_goes_in_pieces_that_are_taken_and_lose_nothing() 
     """All that a worker keeps, each as large as strangers can make it, and every destination of a large mesh."""
     text = "x" * counted.LONGEST_TEXT
     record = StreamRecord(
-        1e9,
-        1.0,
-        text[:60],
-        text,
-        text[:255],
-        (text,) * 8,
-        text[:257],
-        "service",
-        text,
-        3,
-        1,
-        1,
-        None,
-        StreamEnd.CLOSED,
-        "",
-        0,
+        started=1e9,
+        duration=1.0,
+        client=text[:60],
+        listener=text,
+        sni=text[:255],
+        alpn=(text,) * 8,
+        route=text[:257],
+        kind="service",
+        endpoint=text,
+        attempts=3,
+        bytes_received=1,
+        bytes_sent=1,
+        reason=None,
+        end=StreamEnd.CLOSED,
+        flags="",
+        worker=0,
     )
     names = [(RouteKind.SERVICE, f"{number:0255}") for number in range(20_000)]
     numbers = Counters(

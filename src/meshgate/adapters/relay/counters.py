@@ -50,9 +50,9 @@ class Refused:
     attempts: Number = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StreamRecord:
-    """A stream that has ended, as the access log tells it.
+    """A stream that has ended, as the access log tells it. By default it got no further than the listener.
 
     `started` is Unix time, `duration` seconds, `client` an address with its port. `sni` is a stranger's text, None
     where there was none. `route`, `kind` and `endpoint` are None for a stream that was not placed; `endpoint` is the
@@ -61,17 +61,17 @@ class StreamRecord:
     """
 
     started: Seconds
-    duration: Seconds
+    duration: Seconds = 0.0
     client: Text
     listener: Text
-    sni: Text | None
-    alpn: Annotated[tuple[Text, ...], Meta(max_length=64)]
-    route: Text | None
-    kind: Text | None
-    endpoint: Text | None
-    attempts: Number
-    bytes_received: Number
-    bytes_sent: Number
+    sni: Text | None = None
+    alpn: Annotated[tuple[Text, ...], Meta(max_length=64)] = ()
+    route: Text | None = None
+    kind: Text | None = None
+    endpoint: Text | None = None
+    attempts: Number = 0
+    bytes_received: Number = 0
+    bytes_sent: Number = 0
     reason: Text | None
     end: StreamEnd
     flags: Text

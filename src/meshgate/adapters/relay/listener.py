@@ -120,17 +120,8 @@ class Listener:
             self._context.observer.on_ended(
                 StreamRecord(
                     started=time.time(),
-                    duration=0.0,
                     client=host_port(host, port),
                     listener=self.name,
-                    sni=None,
-                    alpn=(),
-                    route=None,
-                    kind=None,
-                    endpoint=None,
-                    attempts=0,
-                    bytes_received=0,
-                    bytes_sent=0,
                     reason=reason.value,
                     end=StreamEnd.REFUSED,
                     flags=envoy_flags(reason, StreamEnd.REFUSED),

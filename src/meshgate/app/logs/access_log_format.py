@@ -228,4 +228,6 @@ _NOT_OF_TCP: Final = frozenset(
         "STREAM_ID", "REQUEST_HEADERS_BYTES", "RESPONSE_HEADERS_BYTES", "LOCAL_REPLY_BODY",
     )
 )  # fmt: skip
-_SAMPLE: Final = StreamRecord(0.0, 0.0, "", "", None, (), None, None, None, 0, 0, 0, None, StreamEnd.CLOSED, "", 0)
+_SAMPLE: Final = StreamRecord(
+    started=0.0, client="", listener="", reason=None, end=StreamEnd.CLOSED, flags="", worker=0
+)
