@@ -8,6 +8,7 @@ import pytest
 import trio
 
 from meshgate.adapters.relay import sockets
+from meshgate.core.reasons import Reason
 
 from .streams import WEB, backend, echo, endpoint, hello_for, receive_exactly, running
 
@@ -19,6 +20,7 @@ class Shortage:
 
     def __init__(self) -> None:
         self.lasts = False
+        self.begins_behind_one = False
         self.calls = 0
 
     def __enter__(self) -> None:
@@ -40,7 +42,9 @@ def shortage(monkeypatch: pytest.MonkeyPatch) -> Shortage:
 
     def accepting(*arguments: object) -> object:
         shortage.before()
-        return accept(*arguments)  # type: ignore[arg-type]
+        accepted = accept(*arguments)  # type: ignore[arg-type]
+        shortage.lasts |= shortage.begins_behind_one
+        return accepted
 
     def shedding(sock: socket.socket) -> object:
         shortage.before()
@@ -78,3 +82,24 @@ async def test_clients_wait_without_a_busy_loop_or_a_storm_of_lines_and_are_serv
         assert gateway.refused == []
         for client in (open_stream, *waiting):
             await client.aclose()
+
+
+async def test_nobody_is_cut_for_a_client_that_does_not_come(shortage: Shortage) -> None:
+    """Without a descriptor the kernel does not look whether somebody waits: accept(2) fails all the same."""
+    shortage.begins_behind_one = True
+    async with backend(echo) as port, running({WEB: [endpoint(port)]}) as gateway, await gateway.dial() as client:
+        await gateway.until(lambda: shortage.lasts and shortage.calls > 1)
+        await client.send_all(HELLO)
+        with trio.fail_after(20):
+            assert await receive_exactly(client, len(HELLO)) == HELLO
+        assert gateway.refused == []
+
+
+async def test_a_line_says_why_clients_are_cut(shortage: Shortage, caplog: pytest.LogCaptureFixture) -> None:
+    async with backend(echo) as port, running({WEB: [endpoint(port)]}) as gateway, await gateway.dial():
+        await gateway.until(lambda: gateway.relay.context.counters.active == 1)
+        with shortage, caplog.at_level(logging.WARNING, "meshgate.relay"):
+            async with await gateway.dial():
+                await gateway.until(lambda: bool(gateway.refused))
+        assert [refused.reason for refused in gateway.refused][:1] == [Reason.HELLO_TIMEOUT]
+        assert "descriptors are used up, clients are cut" in caplog.records[0].getMessage()

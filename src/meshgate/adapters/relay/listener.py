@@ -6,7 +6,7 @@ import logging
 import os
 import socket
 import time
-from select import EPOLLEXCLUSIVE, EPOLLIN
+from select import EPOLLEXCLUSIVE, EPOLLIN, POLLIN, poll
 from typing import Final
 
 from meshgate.core.addresses import host_port
@@ -25,6 +25,7 @@ _BATCH: Final = 8  # Streams that exist get their turn between batches of new on
 _NO_MEMORY: Final = (errno.ENOMEM, errno.ENOBUFS)
 _PAUSE_SECONDS: Final = 0.2
 _TELL_SECONDS: Final = 30.0
+_USED_UP: Final = "descriptors are used up, clients are cut: silent ones first, then new ones"
 _CLOSING_SECONDS: Final = 0.5  # For the clients that wait when a listener closes; others are reset by the kernel.
 
 
@@ -91,7 +92,11 @@ class Listener:
             return False
         except OSError as error:
             if error.errno in sockets.NO_DESCRIPTOR:
+                # The kernel looks for a descriptor before it looks for a client: without one nobody has to go.
+                if not self._somebody_waits():
+                    return False
                 if self._context.overload.free_descriptors():
+                    self._tell(_USED_UP)
                     return True
                 self._shed_with_spare()
             elif error.errno in _NO_MEMORY:
@@ -100,6 +105,11 @@ class Listener:
             return False
         self._admit(*client)
         return True
+
+    def _somebody_waits(self) -> bool:
+        waiting = poll()
+        waiting.register(self.sock, POLLIN)
+        return bool(waiting.poll(0))
 
     def _admit(self, sock: socket.SocketType, host: str, port: int) -> None:
         context = self._context
@@ -141,6 +151,7 @@ class Listener:
         else:
             helpless = False
             sock.close()
+            self._tell(_USED_UP)
             self._refuse(str(address[0]), int(address[1]), Reason.MAX_CONNECTIONS, "descriptors are used up")
         with contextlib.suppress(OSError):
             self._spare = os.eventfd(0)
@@ -148,9 +159,12 @@ class Listener:
             self._pause()
 
     def _pause(self) -> None:
+        self._tell("no descriptor or memory for new clients, they wait")
+        self._context.reactor.unwatch(self)
+        self._context.reactor.arm(self, _PAUSE_SECONDS)
+
+    def _tell(self, what: str) -> None:
         now = self._context.reactor.clock()
         if now >= self._tells_at:
             self._tells_at = now + _TELL_SECONDS
-            log.warning("no descriptor or memory for new clients, they wait: listener=%s", self.name)
-        self._context.reactor.unwatch(self)
-        self._context.reactor.arm(self, _PAUSE_SECONDS)
+            log.warning("%s: listener=%s", what, self.name)
