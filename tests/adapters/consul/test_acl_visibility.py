@@ -71,6 +71,7 @@ class Recovering(Model):
     [
         ("web", {"connect": {"web": (WEB,)}}),
         ("odd", {"wan": (OWN, "dc2"), "remote": {"dc2": {"odd": (gateway("dc2", name="odd"),)}}}),
+        ("far", {"federation": {"dc3": (gateway("dc3", name="far"),)}}),
     ],
 )
 async def test_a_token_that_was_blind_for_one_answer_and_proves_that_it_sees_keeps_the_table(
@@ -84,7 +85,7 @@ async def test_a_token_that_was_blind_for_one_answer_and_proves_that_it_sees_kee
         assert model.count(f"readable:{asked}")
         assert len(watched.published) == published
         model.connect.clear()
-        model.remote["dc2"] = {}
+        model.remote["dc2"] = model.federation = {}
         await watched.change(20)
         assert not watched.services
         assert not any(watched.remotes.values())

@@ -244,16 +244,24 @@ class RemoteGateways:
     async def _ask_federation(self, reader: ConsulClient, cursor: Cursor) -> Page[Mapping[str, Instances]]:
         page = await reader.federated_gateways(cursor)
         since = trio.current_time()
-        federated = {name: rows for name, rows in page.value.items() if rows and name != self._scope.home.datacenter}
+        federated = self._elsewhere(page)
+        gone = {name: vanished(known, federated.get(name, ())) for name, known in self._federated.items()}
         hidden: dict[str, str] = {}
-        for name, known in self._federated.items():
+        for name, gateways in gone.items():
             try:
-                for service in {gateway.service for gateway in vanished(known, federated.get(name, ()))}:
+                for service in {gateway.service for gateway in gateways}:
                     await self._scope.visibility.confirm(service, since=since)
             except PermissionDeniedError as error:
-                federated[name], hidden[name] = known, str(error)
+                federated[name], hidden[name] = self._federated[name], str(error)
+        if shown := {name for name, gateways in gone.items() if gateways} - hidden.keys():
+            # The token may have been blind for a moment: what is gone is missing again, now that it sees.
+            again = self._elsewhere(await self._scope.client.federated_gateways())
+            federated |= {name: again[name] for name in shown & again.keys()}
         self._hidden = hidden
         return Page(federated, index=page.index)
+
+    def _elsewhere(self, page: Page[Mapping[str, Instances]]) -> dict[str, Instances]:
+        return {name: rows for name, rows in page.value.items() if rows and name != self._scope.home.datacenter}
 
     def _federation_changed(self, federated: Mapping[str, Instances]) -> None:
         for name, rows in federated.items():
