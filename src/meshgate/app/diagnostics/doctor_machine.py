@@ -106,7 +106,7 @@ def files(settings: Settings) -> list[Finding]:
 def _state_folder(folder: Path) -> Finding:
     check = "state folder"
     if not folder.exists():
-        return _may_be_made(check, folder)
+        return _may_be_made(check, folder, with_parents=True)
     if not folder.is_dir():
         return failed(check, f"{folder} is no folder", "set MESHGATE_STATE_DIR to one")
     if not os.access(folder, os.W_OK | os.X_OK):
@@ -134,10 +134,9 @@ def _access_log(path: Path) -> Finding:
     return ok(check, f"{path} can be written")
 
 
-def _may_be_made(check: str, path: Path) -> Finding:
+def _may_be_made(check: str, path: Path, *, with_parents: bool = False) -> Finding:
     parent = next(each for each in path.absolute().parents if each.exists())
-    # The state folder is made with its parents, a log file is not.
-    if check == "access log" and parent != path.absolute().parent:
+    if not with_parents and parent != path.absolute().parent:
         return failed(check, f"there is no folder {path.parent}", "make it")
     if not os.access(parent, os.W_OK | os.X_OK):
         return failed(check, f"this user may not make {path}", _OWNER)
