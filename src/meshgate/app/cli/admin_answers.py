@@ -202,7 +202,7 @@ class DashboardState(msgspec.Struct):
 
 
 class Concerned(msgspec.Struct):
-    """A destination in `/whatif`; of one that has less ways left, how many it has now."""
+    """A destination in `/whatif`; of one that would have fewer ways left, how many it has now."""
 
     sni: str
     kind: str
