@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 import trio
 
 from meshgate.adapters.relay import Limits, Refused, Relay, StreamRecord
-from meshgate.adapters.relay.context import OpenStreamLike
 from meshgate.adapters.relay.on_demand import OnDemand
 from meshgate.adapters.relay.reactor import Reactor, Timed
+from meshgate.adapters.relay.stream import Stream
 from meshgate.core.routes import Endpoint, Route, RouteKind, RouteTable
 
 Handler = Callable[[trio.SocketStream], Awaitable[None]]
@@ -123,7 +123,7 @@ async def running(
 ) -> AsyncIterator[Running]:
     """A relay of its own; a stream that waits for its name does so until a test does something, or for `patience`."""
     watcher = Watcher()
-    on_demand = OnDemand[OpenStreamLike](
+    on_demand = OnDemand[Stream](
         None if ask is None else lambda name, _client: ask(name), patience=patience, again=60.0
     )
     reactor = ReactorBesideTrio()

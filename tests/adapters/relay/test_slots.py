@@ -199,7 +199,7 @@ async def test_clients_sockets_inherit_all_that_notices_a_dead_peer() -> None:
     async with running({}, Limits(keepalive=20.0, user_timeout=40.0)) as gateway, await gateway.dial():
         await gateway.until(lambda: gateway.relay.active == 1)
         (stream,) = gateway.relay.context.streams
-        sock = stream.client.sock  # type: ignore[attr-defined]
+        sock = stream.client.sock
         assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 40_000
 

@@ -1,21 +1,24 @@
-"""What all streams of one relay share, and what they are to the relay in turn."""
+"""What all streams of one relay share."""
 
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
-from meshgate.core.load_balancer import HostSet, LoadBalancer
+from meshgate.core.load_balancer import LoadBalancer
 from meshgate.core.outlier_detection import Address
 from meshgate.core.routes import RouteTable
 
 from .circuit_breakers import CircuitBreakers
-from .counters import Counters, OpenStream, Refused, StreamRecord
+from .counters import Counters, Refused, StreamRecord
 from .limits import Limits
-from .on_demand import OnDemand
 from .overload import Overload
 from .pump import Pump
 from .reactor import Reactor
+
+if TYPE_CHECKING:
+    from .on_demand import OnDemand
+    from .stream import Stream
 
 log = logging.getLogger("meshgate.relay")
 
@@ -36,39 +39,6 @@ class Observer(Protocol):
         """A stream has ended, a refused one too; only called with `wants_records`."""
 
 
-class OpenStreamLike(Protocol):
-    """A stream, as those see it who have many."""
-
-    relaying: bool
-    hosts: HostSet | None
-
-    @property
-    def silent_since(self) -> float | None:
-        """As for `overload.Client`."""
-
-    @property
-    def carried(self) -> tuple[int, int]:
-        """Bytes received from the client, and sent to it."""
-
-    def on_lookup_done(self) -> None:
-        """The lookup of its name is over."""
-
-    def on_defect(self) -> None:
-        """As for `reactor.Watched`."""
-
-    def shed(self) -> None:
-        """End it at once and without a word: its place is needed."""
-
-    def drain(self, quiet: float, answered: float) -> None:
-        """End it if nothing seems to be under way: see `stream.Stream.drain`."""
-
-    def end_by_force(self) -> None:
-        """End it because the relay ends."""
-
-    def snapshot(self) -> OpenStream:
-        """What it is like now."""
-
-
 @dataclass(slots=True, eq=False)
 class Context:
     """The parts of one relay.
@@ -84,10 +54,10 @@ class Context:
     worker: int
     breakers: CircuitBreakers
     load_balancer: LoadBalancer
-    on_demand: OnDemand[OpenStreamLike]
+    on_demand: "OnDemand[Stream]"
     overload: Overload
     report: Callable[[str, Address, bool], None]
-    streams: set[OpenStreamLike] = field(default_factory=set)
+    streams: "set[Stream]" = field(default_factory=set)
     counters: Counters = field(default_factory=Counters)
 
     def on_refused(self, refused: Refused) -> None:

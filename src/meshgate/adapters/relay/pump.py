@@ -31,7 +31,7 @@ from socket import MSG_MORE, MSG_PEEK, MSG_TRUNC
 from typing import Final, NamedTuple, Protocol
 
 from . import sockets
-from .reactor import Reactor
+from .reactor import Accountable, Reactor
 
 READ_BYTES: Final = 1 << 14  # Of a stream that has not proved heavy: a TLS record, and little to allocate.
 HEAVY_READ_BYTES: Final = 1 << 16
@@ -153,7 +153,7 @@ class LegContext(Protocol):
         """Moves its bytes."""
 
 
-class LegOwner(Protocol):
+class LegOwner(Accountable, Protocol):
     """The stream that a leg is of. `relaying` says that both legs are there and bytes only move."""
 
     relaying: bool
@@ -182,9 +182,6 @@ class LegOwner(Protocol):
 
     def on_broken(self, leg: "Leg") -> None:
         """A leg seems to have been reset behind its end."""
-
-    def on_defect(self) -> None:
-        """As for `reactor.Watched`."""
 
 
 class Leg:

@@ -30,7 +30,21 @@ _BATCH: Final = 64  # Longer ones would keep the time, trio and turns waiting, a
 _FULL_BATCHES: Final = 8
 
 
-class Watched(Protocol):
+class Accountable(Protocol):
+    """Something that is called, and answers for an error in that."""
+
+    def on_defect(self) -> None:
+        """A call of it raised, which is being handled: log it and end what it was for."""
+
+
+class Turning(Accountable, Protocol):
+    """Something that has work to do when its turn comes."""
+
+    def on_turn(self) -> None:
+        """The turn that was promised."""
+
+
+class Watched(Turning, Protocol):
     """Something with a socket that epoll reports on."""
 
     @property
@@ -40,33 +54,14 @@ class Watched(Protocol):
     def on_event(self, events: int) -> None:
         """Something has happened on the socket; a hint, not a promise."""
 
-    def on_turn(self) -> None:
-        """The turn that was promised."""
 
-    def on_defect(self) -> None:
-        """A call of one of the others raised, which is being handled: log it and end what it was for."""
-
-
-class Turning(Protocol):
-    """Something that has work to do when its turn comes."""
-
-    def on_turn(self) -> None:
-        """The turn that was promised."""
-
-    def on_defect(self) -> None:
-        """As for `Watched`."""
-
-
-class Timed(Protocol):
+class Timed(Accountable, Protocol):
     """Something with a deadline. `tick` is the wheel's own note and starts as 0."""
 
     tick: int
 
     def on_deadline(self) -> None:
         """The deadline has passed; the object is disarmed."""
-
-    def on_defect(self) -> None:
-        """As for `Watched`."""
 
 
 class Deadlines:
@@ -254,13 +249,6 @@ class Reactor:
         for timed in self._deadlines.expire(self.now):
             run_guarded(timed, timed.on_deadline)
         self._alarm = min(self._deadlines.next(), self.now + _LONGEST_WAIT)
-
-
-class Accountable(Protocol):
-    """Whoever answers for an error in a step of its own."""
-
-    def on_defect(self) -> None:
-        """As for `Watched`."""
 
 
 def run_guarded(target: Accountable, step: Callable[[], None]) -> None:

@@ -18,7 +18,7 @@ from meshgate.core.routes import RouteTable
 
 from . import reactor as loop, sockets
 from .circuit_breakers import CircuitBreakers
-from .context import Context, Observer, OpenStreamLike
+from .context import Context, Observer
 from .counters import Counters, Destination, OpenStream, OpenStreams
 from .limits import Limits
 from .listener import Listener
@@ -27,6 +27,7 @@ from .overload import Overload
 from .pump import DrainingPump, PipePool, Pump
 from .reactor import Reactor, run_guarded
 from .shared_counts import SharedCounts
+from .stream import Stream
 
 _MAX_PIPES: Final = 64  # Of 1 MiB each, that blocked streams may fill; past it streams are copied.
 # In the last quarter of a drain: seconds from the last byte of an answer to the end of its stream. A caller must not be
@@ -64,7 +65,7 @@ class Relay:
         observer: Observer,
         worker: int = 0,
         counts: SharedCounts | None = None,
-        on_demand: OnDemand[OpenStreamLike] | None = None,
+        on_demand: OnDemand[Stream] | None = None,
         report: Callable[[str, Address, bool], None] = _nobody,
     ) -> None:
         breakers = CircuitBreakers(counts or SharedCounts(), lambda: self.context.table)
@@ -163,7 +164,7 @@ class Relay:
         for name in names:
             await self._place(self.context.on_demand.appeared(name))
 
-    async def _place(self, streams: list[OpenStreamLike]) -> None:
+    async def _place(self, streams: list[Stream]) -> None:
         if not streams:
             return
         reactor = self.context.reactor

@@ -230,7 +230,11 @@ class Stream:
     # --- setup ---------------------------------------------------------------------------------------------------
 
     def dial(self, endpoint: "Endpoint") -> tuple[Leg, int]:
-        """Begin to connect to an endpoint; see `stream_setup.Owner`."""
+        """Begin to connect to an endpoint: the leg, and the errno as `sockets.dial` gives it.
+
+        Raises:
+            OSError: as `sockets.dial`.
+        """
         sock, error = self.context.pump.calls.dial(endpoint.address, endpoint.port)
         leg = Leg(self, sock)
         leg.readable = False  # An event will say so; one that comes with the connection must not be forgotten.

@@ -13,7 +13,7 @@ with both families gets a rival of the other family beside it after RACE_SECONDS
 Attempt Delay").
 """
 
-from typing import Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from meshgate.core.addresses import host_port
 from meshgate.core.hello import Hello, HelloParser, Refusal, is_cut, read_whole
@@ -23,9 +23,12 @@ from meshgate.core.routes import Endpoint, Route
 
 from . import sockets
 from .circuit_breakers import Ticket
-from .context import Context, OpenStreamLike
+from .context import Context
 from .pump import Leg
 from .sockets import client_key
+
+if TYPE_CHECKING:
+    from .stream import Stream
 
 MAX_ATTEMPTS: Final = 5
 _HEAD: Final = 9  # Bytes of a stream that tell whether its hello is cut.
@@ -64,19 +67,6 @@ LATER: Final = Pending(None)  # Call `read_on` when there is time; until then no
 GONE: Final = Gone()
 
 
-class Owner(OpenStreamLike, Protocol):
-    """The stream that is set up."""
-
-    client_address: tuple[str, int]
-
-    def dial(self, endpoint: Endpoint) -> tuple[Leg, int]:
-        """Begin to connect to an endpoint: the leg, and the errno as `sockets.dial` gives it.
-
-        Raises:
-            OSError: as `sockets.dial`.
-        """
-
-
 class _Attempt(NamedTuple):
     """A connection that is dialled and does not stand yet."""
 
@@ -92,7 +82,7 @@ class StreamSetup:
     `late` is what has come of a hello that waits for `read_on`; nothing more is read meanwhile.
 
     Args:
-        owner: the stream, which dials.
+        stream: dials.
         context: of all streams.
         ticket: counts what is awaited.
     """
@@ -104,9 +94,9 @@ class StreamSetup:
         "_ends",
         "_hello",
         "_looking_up",
-        "_owner",
         "_parser",
         "_race_at",
+        "_stream",
         "_ticket",
         "_tried",
         "alpn",
@@ -118,7 +108,7 @@ class StreamSetup:
         "server_name",
     )
 
-    def __init__(self, owner: Owner, context: Context, ticket: Ticket) -> None:
+    def __init__(self, stream: "Stream", context: Context, ticket: Ticket) -> None:
         self.connecting = False
         self.server_name: str | None = None
         self.alpn: tuple[str, ...] = ()
@@ -126,7 +116,7 @@ class StreamSetup:
         self.endpoint: Endpoint | None = None
         self.attempts = 0
         self.late = b""
-        self._owner = owner
+        self._stream = stream
         self._context = context
         self._ticket = ticket
         self._hello: bytearray | bytes = b""
@@ -236,19 +226,19 @@ class StreamSetup:
         route = context.table.find(name)
         now = context.reactor.now
         if route is None or route.stale:
-            client = client_key(self._owner.client_address[0]) if route is None else ""
+            client = client_key(self._stream.client_address[0]) if route is None else ""
             if context.on_demand.wants(name, route, context.table, client, now):
                 self.connecting = True
                 self._looking_up = name
                 context.counters.on_demand += 1
-                return Pending(context.on_demand.wait(self._owner, name, client, now))
+                return Pending(context.on_demand.wait(self._stream, name, client, now))
         return self._place(route)
 
     def _leave(self) -> str:
         """Wait no longer for a name; the one that was waited for, "" where none was."""
         name, self._looking_up = self._looking_up, ""
         if name:
-            self._context.on_demand.leave(self._owner, name)
+            self._context.on_demand.leave(self._stream, name)
         return name
 
     def _place(self, route: Route | None) -> Outcome:
@@ -318,7 +308,7 @@ class StreamSetup:
         begun = context.reactor.clock()
         while True:
             try:
-                leg, error = self._owner.dial(endpoint)
+                leg, error = self._stream.dial(endpoint)
                 break
             except (OSError, OverflowError) as failure:
                 number = failure.errno if isinstance(failure, OSError) else 0
