@@ -20,13 +20,7 @@ from meshgate.app.settings.settings_doc import env_example
 SECRET = "5eb1d3c0-2f6b-token"
 
 
-@pytest.fixture(autouse=True)
-def clean_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """No settings from outside."""
-    for name in os.environ:
-        if name.startswith(("MESHGATE_", "CONSUL_")):
-            monkeypatch.delenv(name)
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("clean_place")
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -47,12 +46,11 @@ class Moving(GatewayDouble):
         return [replace(each, age=each.age + 2 * (self.listed - 2)) for each in SECOND]
 
 
+pytestmark = pytest.mark.usefixtures("clean_place")
+
+
 @pytest.fixture(autouse=True)
-def clean_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in os.environ:
-        if name.startswith(("MESHGATE_", "CONSUL_")):
-            monkeypatch.delenv(name)
-    monkeypatch.chdir(tmp_path)
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time, "sleep", lambda _: None)
 
 

@@ -1,5 +1,4 @@
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -19,13 +18,11 @@ from meshgate.app.settings.settings import Settings
 from .gateway_double import TRUST_DOMAIN, GatewayDouble
 from .test_admin_commands import serving
 
+pytestmark = pytest.mark.usefixtures("clean_place")
+
 
 @pytest.fixture(autouse=True)
-def clean_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in os.environ:
-        if name.startswith(("MESHGATE_", "CONSUL_")):
-            monkeypatch.delenv(name)
-    monkeypatch.chdir(tmp_path)
+def quick_looks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gateway_commands, "_INTERVAL", 0.0)
     monkeypatch.setattr(gateway_commands, "_LOOK", 0.005)
     monkeypatch.setattr(dashboard, "FRESH", 0.0)

@@ -91,12 +91,7 @@ STATE = DashboardState(
 )
 
 
-@pytest.fixture(autouse=True)
-def clean_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in os.environ:
-        if name.startswith(("MESHGATE_", "CONSUL_")):
-            monkeypatch.delenv(name)
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("clean_place")
 
 
 def busy_gateway() -> GatewayDouble:
