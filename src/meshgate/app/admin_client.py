@@ -27,11 +27,7 @@ class NoGatewayError(CommandError):
 def ask(bind: HostPort | Path | None, path: str, *, method: str = "GET", **query: str) -> bytes:
     """The body of the answer to a request.
 
-    Args:
-        bind: the gateway's `admin_bind`; of an address that stands for all, the loopback one is asked.
-        path: of the request.
-        method: of the request.
-        query: of the request.
+    `bind` is the gateway's `admin_bind`; of an address that stands for all, the loopback one is asked.
 
     Raises:
         NoGatewayError: there is no gateway.
