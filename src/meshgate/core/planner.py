@@ -1,10 +1,10 @@
 """From a snapshot of the catalog to the route table: what Consul's own gateway would route, and nothing else.
 
-Four siblings make the routes (`service_routes`, `federation_routes`, `peering_routes`, `export_routes`),
-all of them by `endpoint_maker`; here they become a table. A catalog is large and its
-changes are small, so a `Planner` keeps the routes of each service and makes them again only where the record of the
-service is another one. What did not change is the same object in the next table, and where only services changed the
-table is a copy of the last one with their routes exchanged.
+Four siblings make the routes (`service_routes`, `federation_routes`, `peering_routes`, `export_routes`), all of them by
+`endpoint_maker`; here they become a table. A catalog is large and its changes are small, so a `Planner` keeps the
+routes of each service and makes them again only where the record of the service is another one. What did not change is
+the same object in the next table, and where only services changed the table is a copy of the last one with their routes
+exchanged.
 """
 
 from collections.abc import Iterator

@@ -1,9 +1,9 @@
 """What breaks if a node, or a datacenter's gateways, go away: questions to the route table.
 
-A way is a healthy endpoint that is not ejected. Addresses of one host name are one way. What panic mode would try is a
-hope and no way. A node is known by its name and its datacenter: two datacenters may have a node of one name. Of what is
-in other partitions and in peers the nodes are not this datacenter's to name, so those are asked about by nobody; their
-destinations count among those with one way, or none.
+A way is a healthy endpoint that is not ejected. Addresses of one host name are one way, and what panic mode would try
+is none. A node is known by its name and its datacenter: two datacenters may have a node of one name. The nodes of other
+partitions and of peers are not known by name here, so no question is about them; their destinations count among those
+with one way, or none.
 """
 
 from collections.abc import Callable, Container

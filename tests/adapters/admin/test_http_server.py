@@ -392,7 +392,7 @@ async def test_who_is_silent_is_not_looked_at_and_keeps_nobody_out(nursery: trio
             assert len(looked) == asked
 
 
-async def test_who_is_nobody_may_ask_what_anybody_may_and_no_more(nursery: trio.Nursery) -> None:
+async def test_who_is_refused_may_ask_what_anybody_may_and_no_more(nursery: trio.Nursery) -> None:
     server = AdminServer(ROUTES, refuses=lambda _: True, for_anybody=("/echo",))
     bound = await nursery.start(server.serve, HOST)
     assert statuses(await exchange(bound, get("/echo", extra=LAST))) == [200]

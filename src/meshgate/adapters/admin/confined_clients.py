@@ -1,4 +1,4 @@
-"""Tells a relay worker that somebody took over from the other clients of an admin address on TCP.
+"""Finds, among the clients of an admin address on TCP, a relay worker that an attacker has taken over.
 
 Who may connect to 127.0.0.1 may ask the admin address, and connecting is a worker's job: no filter can see where to. So
 the other end of each connection is looked up. The kernel says which user's it is, and its number; of this user's

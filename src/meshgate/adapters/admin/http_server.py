@@ -208,8 +208,8 @@ class AdminServer:
             returns a `Response`, or an awaitable of one. If it raises, the client gets a bare 500 and the log the rest.
             A `GET` handler must change nothing.
         limits: what a client may take.
-        refuses: whether the other end of a TCP connection is nobody who may ask; called in a thread.
-        for_anybody: paths that those may ask for, too.
+        refuses: whether to refuse who is at the other end of a TCP connection; called in a thread.
+        for_anybody: paths that are answered to those, too.
     """
 
     def __init__(
@@ -264,7 +264,7 @@ class AdminServer:
                 while request := await self._next_request(connection):
                     # Looked at with its first request: one that is silent can still be closed to make room.
                     if not known and request.path not in self._for_anybody:
-                        if await self._is_nobody(stream):
+                        if await self._is_refused(stream):
                             await connection.refuse(
                                 error_response(403, "not for relay workers, nor for what looks like one")
                             )
@@ -280,7 +280,7 @@ class AdminServer:
         finally:
             self._open -= 1
 
-    async def _is_nobody(self, stream: trio.SocketStream) -> bool:
+    async def _is_refused(self, stream: trio.SocketStream) -> bool:
         if self._refuses is None:
             return False
         with socket.socket(fileno=os.dup(stream.socket.fileno())) as sock:

@@ -1,10 +1,10 @@
 """Consul's catalog as a stream of snapshots: all that routing depends on, each complete and consistent in itself.
 
 What always holds: a snapshot is published only if it differs from the last one, once for changes that come close
-together, and at once where a stream waits for one; nothing is published before the trust
-domain and the list of services are known; after that the first one waits until each source has answered or failed
-once, as long as one does within `start_deadline` seconds; and once published, nothing is taken back because Consul is
-unreachable, refuses the token, or shows less to it than before.
+together, and at once where a stream waits for one; nothing is published before the trust domain and the list of
+services are known; after that the first one waits until each source has answered or failed once, as long as one does
+within `start_deadline` seconds; and once published, nothing is taken back because Consul is unreachable, refuses the
+token, or shows less to it than before.
 
 Sources: Consul's `agent/proxycfg` (what its own gateway watches, and when it counts as valid).
 """

@@ -428,7 +428,6 @@ class LocalServices:
             namespace.used(names)
 
     def hurry_names(self) -> None:
-        """As for one namespace."""
         for namespace in self._namespaces.values():
             namespace.hurry_names()
 

@@ -88,8 +88,8 @@ class ConsulClient:
     Use it as an asynchronous context manager. A query with a cursor that blocks holds its connection up to `wait` and a
     sixteenth of it; cancelling a request closes its connection. `datacenter` asks another datacenter through the local
     agent; "" is the agent's own. `errors` counts failed requests by status, those of all clients made from this one
-    included; `token` is where the credentials come from. With `login` a token is had of an auth method before the first
-    request, had anew when Consul does not know it any more, and given back at the end. `patience` is with each answer.
+    included; `token` is where the credentials come from. With `login`, a token is obtained from an auth method before
+    the first request, again when Consul no longer knows it, and given back at the end. `patience` bounds each answer.
 
     Raises:
         ConsulConfigError: the token file or a TLS file cannot be read.
@@ -289,8 +289,8 @@ class ConsulClient:
     async def confirm_readable(self, service: str, *, datacenter: str = "") -> None:
         """Return if the token may read a service, whether or not there is one.
 
-        Its chain is asked for, whatever that is: Consul logs an error for a config entry that does not exist, and all
-        other reads answer "none" where the truth is "may not".
+        Its discovery chain is read and ignored: for a config entry that does not exist Consul would log an error, and
+        all other reads answer "none" where the truth is "may not".
 
         Raises:
             PermissionDeniedError: if and only if it may not.

@@ -145,9 +145,9 @@ class TokenSource(_Files):
 
 @dataclass(frozen=True, slots=True)
 class Login:
-    """How a token is had of an auth method, as by `consul login`: for what a file holds.
+    """How to obtain a token from an auth method, as `consul login` does: in exchange for the token in a file.
 
-    `unknown_for` is how many seconds Consul may take until all of it knows the token.
+    `unknown_for` is the seconds that a new token may take to reach all of Consul.
     """
 
     auth_method: str
@@ -156,7 +156,7 @@ class Login:
 
 
 class LoginToken(TokenSource):
-    """A token that is had by logging in, and had anew when it is gone.
+    """A token that is obtained by logging in, and again when Consul no longer knows it.
 
     `log_in` makes the request: it gets the auth method and the bearer token, and returns the token. The file is read
     for each login, since whoever wrote it may have put a newer one there.

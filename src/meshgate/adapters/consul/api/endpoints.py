@@ -96,7 +96,7 @@ class Consul(base.Consul):
         self.internal = Internal(self)
         self.namespaces = Listing(self, "/v1/namespaces")  # Enterprise
         self.partitions = Listing(self, "/v1/partitions")  # Enterprise 1.11 and later
-        self.peerings = Peerings(self)
+        self.peerings = Peerings(self, "/v1/peerings")  # 1.13 and later
 
 
 class _Group:
@@ -190,7 +190,7 @@ class Internal(_Group):
 
 
 class Listing(_Group):
-    """A group of which only the list is asked for."""
+    """A group that has a list."""
 
     def __init__(self, agent: base.Consul, path: str) -> None:
         super().__init__(agent)
@@ -200,12 +200,7 @@ class Listing(_Group):
         return self._get(self._path)
 
 
-class Peerings(_Group):
-    """The peerings of a partition (1.13 and later)."""
-
-    def list(self) -> Request:
-        return self._get("/v1/peerings")
-
+class Peerings(Listing):
     def get(self, name: str) -> Request:
         return self._get(f"/v1/peering/{name}")
 

@@ -33,7 +33,7 @@ _LONGEST_QUOTE: Final = 300
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """What is borne of an answer, beside the seconds for which Consul may hold the query.
+    """How long and how large an answer may be, besides the seconds for which Consul may hold the query.
 
     `silence` is seconds without a byte and `whole` those for all of it; `largest` is its octets: room for a list of
     50,000 services with their nodes, or for 50,000 instances of one service.
@@ -97,7 +97,7 @@ class Transport:
         tls: shared by all transports of the process.
         connections: how many at most. A query that is held needs a transport with one connection of its own: httpcore
             searches a shared pool anew for each request that ends, in cubic time.
-        patience: with each answer.
+        patience: bounds each answer.
     """
 
     def __init__(
