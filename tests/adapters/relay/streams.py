@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 
 import trio
 
-from meshgate.adapters.relay import Limits, Refused, Relay, StreamRecord
+from meshgate.adapters.relay import Limits, Refused, StreamRecord
 from meshgate.adapters.relay.on_demand import OnDemand
 from meshgate.adapters.relay.reactor import Reactor, Timed
+from meshgate.adapters.relay.relay import Relay
 from meshgate.adapters.relay.stream import Stream
 from meshgate.core.routes import Endpoint, Route, RouteKind, RouteTable
 

@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 import trio
 
-from meshgate.adapters.relay import Limits, Relay
+from meshgate.adapters.relay import Limits
 from meshgate.adapters.relay.pump import Leg
+from meshgate.adapters.relay.relay import Relay
 from meshgate.core.reasons import Reason
 from meshgate.core.routes import Route, RouteKind, RouteTable
 

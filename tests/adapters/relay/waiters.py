@@ -2,7 +2,7 @@
 
 import trio
 
-from meshgate.adapters.relay import Relay
+from meshgate.adapters.relay.relay import Relay
 
 from .streams import WEB, Running, hello_for, receive_all, receive_exactly
 

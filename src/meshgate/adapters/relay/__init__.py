@@ -2,7 +2,7 @@
 
 `pool.RelayPool` is the whole outside of it: listeners and route tables go in, `Counters` come out. It keeps worker
 processes, in each of which a `Relay` works. Everything behind that is plain synchronous state machines under one epoll
-instance, which one trio task owns. A worker imports nothing that it does not need, so the pool is not imported here.
+instance, which one trio task owns. Neither side imports what it does not need, so neither is imported here.
 
     pool, worker_process   the parent's side: processes, what they are told, endpoints that none of them should try
     worker, messages       the other side, and what the two tell each other
@@ -22,7 +22,6 @@ Each imports only what stands below it, or `context`, and nothing imports back.
 
 from .counters import CONNECT_BUCKETS, STREAM_BUCKETS, Counters, Destination, OpenStream, Refused, StreamRecord
 from .limits import Limits
-from .relay import Relay
 
 __all__ = [
     "CONNECT_BUCKETS",
@@ -32,6 +31,5 @@ __all__ = [
     "Limits",
     "OpenStream",
     "Refused",
-    "Relay",
     "StreamRecord",
 ]

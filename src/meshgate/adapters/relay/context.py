@@ -3,14 +3,14 @@
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from meshgate.core.load_balancer import LoadBalancer
 from meshgate.core.outlier_detection import Address
 from meshgate.core.routes import RouteTable
 
 from .circuit_breakers import CircuitBreakers
-from .counters import Counters, Refused, StreamRecord
+from .counters import Counters, Observer, Refused
 from .limits import Limits
 from .overload import Overload
 from .pump import Pump
@@ -23,20 +23,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("meshgate.relay")
 
 _DEFECTS_TOLD: Final = 20
-
-
-class Observer(Protocol):
-    """Who is told what happens to streams. Nothing of it may block."""
-
-    @property
-    def wants_records(self) -> bool:
-        """Whether `on_ended` is to be called."""
-
-    def on_refused(self, refused: Refused) -> None:
-        """A stream was not carried."""
-
-    def on_ended(self, record: StreamRecord) -> None:
-        """A stream has ended, a refused one too; only called with `wants_records`."""
 
 
 @dataclass(slots=True, eq=False)

@@ -8,7 +8,7 @@ from bisect import bisect_left
 from collections.abc import Container, Mapping
 from copy import copy
 from dataclasses import dataclass, field, fields, replace
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Protocol
 
 from msgspec import Meta
 
@@ -76,6 +76,20 @@ class StreamRecord:
     end: StreamEnd
     flags: Text
     worker: Number
+
+
+class Observer(Protocol):
+    """Who is told what happens to streams. Nothing of it may block."""
+
+    @property
+    def wants_records(self) -> bool:
+        """Whether `on_ended` is to be called."""
+
+    def on_refused(self, refused: Refused) -> None:
+        """A stream was not carried."""
+
+    def on_ended(self, record: StreamRecord) -> None:
+        """A stream has ended, a refused one too; only called with `wants_records`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,8 +18,7 @@ from meshgate.core.routes import RouteTable, TableChange, difference
 from meshgate.core.token_bucket import TokenBucket
 
 from . import sockets
-from .context import Observer
-from .counters import LONGEST_TEXT, Counters, Destination, OpenStream
+from .counters import LONGEST_TEXT, Counters, Destination, Observer, OpenStream
 from .limits import Limits
 from .messages import (
     AddListener,

@@ -18,8 +18,8 @@ from meshgate.core.routes import RouteTable
 
 from . import reactor as loop, sockets
 from .circuit_breakers import CircuitBreakers
-from .context import Context, Observer
-from .counters import Counters, Destination, OpenStream, OpenStreams
+from .context import Context
+from .counters import Counters, Destination, Observer, OpenStream, OpenStreams
 from .limits import Limits
 from .listener import Listener
 from .on_demand import OnDemand
