@@ -71,3 +71,14 @@ def test_two_descriptors_a_stream_after_the_reserve(descriptors: Any, streams: A
 
 def test_there_is_a_core_to_use() -> None:
     assert machine.usable_cores() >= 1
+
+
+@pytest.mark.parametrize(("soft", "told"), [(300, True), (2200, False)])
+def test_a_low_limit_is_told_when_a_gateway_starts(soft: int, told: bool) -> None:
+    # An address that is not of this machine ends it at once.
+    command = [sys.executable, "-m", "meshgate", "run", "--bind-address", "nowhere=192.0.2.1:1"]
+    shell = ["sh", "-c", 'ulimit -n "$0" && exec "$@"', str(soft), *command]
+    done = subprocess.run(shell, capture_output=True, text=True, env={"PATH": "/usr/bin:/bin"}, check=False)
+    assert done.returncode == 1, done.stderr
+    line = 'the limit of open files is low: limit="300 descriptors for 50 streams" advice="raise it: ulimit -n, Limit'
+    assert (line in done.stderr) == told

@@ -111,7 +111,14 @@ def test_the_side_that_is_ahead_is_named() -> None:
 
 @pytest.mark.parametrize(
     ("limit", "streams", "status"),
-    [(2200, 1000, OK), (2199, 1000, WARNING), (2000, 900, WARNING), (200, 1, FAILED), (201, 1, WARNING)],
+    [
+        (2200, 1000, OK),
+        (2199, 1000, WARNING),
+        (2000, 900, WARNING),
+        (200, 1, FAILED),
+        (201, 1, WARNING),
+        (20000, 64, OK),
+    ],
 )
 def test_a_stream_takes_two_descriptors(limit: int, streams: int, status: Status) -> None:
     assert descriptors(limit, streams, reserved=200).status is status

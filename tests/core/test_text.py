@@ -2,7 +2,11 @@ import json
 
 from hypothesis import given, strategies as st
 
-from meshgate.core.text import ascii_json, printable
+from meshgate.core.text import ascii_json, counted, printable
+
+
+def test_one_thing_is_no_plural() -> None:
+    assert [counted(number, "stream") for number in (0, 1, 2)] == ["0 streams", "1 stream", "2 streams"]
 
 
 def test_what_is_not_printable_is_escaped() -> None:

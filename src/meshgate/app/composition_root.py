@@ -11,7 +11,7 @@ import trio
 from meshgate.adapters.admin.confined_clients import is_confined
 from meshgate.adapters.admin.http_server import AdminServer, Bind
 from meshgate.adapters.consul.api import ConsulClient, OwnRegistration
-from meshgate.adapters.machine import raise_descriptor_limit
+from meshgate.adapters.machine import RESERVED, raise_descriptor_limit
 from meshgate.adapters.relay.sandbox import Mode, support
 from meshgate.adapters.sd_notify import Notifier
 from meshgate.app.admin.admin_pages import PROBES, admin_routes
@@ -25,6 +25,7 @@ from meshgate.app.gateway.hardening import forbid_core_dumps, hide_secrets
 from meshgate.app.logs import logs
 from meshgate.app.logs.access_log import CentralAccessLog
 from meshgate.app.settings.settings import Settings
+from meshgate.core.prerequisites import Status, descriptors
 
 log = structlog.get_logger(module="meshgate")
 
@@ -38,7 +39,7 @@ def run_gateway(settings: Settings) -> int | None:
     """
     logs.configure(settings.log_level, json=settings.log_json)
     _check_sandbox(settings)
-    raise_descriptor_limit()
+    _check_descriptors(settings)
     hide_secrets(settings.secrets())
     forbid_core_dumps()
     client = client_of(settings)
@@ -60,6 +61,12 @@ def _check_sandbox(settings: Settings) -> None:
         if settings.sandbox == Mode.REQUIRE:
             raise ConfigError(f"MESHGATE_SANDBOX is require: {'; '.join(missing)}")
         log.warning("relay workers are confined as far as this system can", missing="; ".join(missing))
+
+
+def _check_descriptors(settings: Settings) -> None:
+    found = descriptors(raise_descriptor_limit(), settings.max_connections, RESERVED)
+    if found.status is not Status.OK:
+        log.warning("the limit of open files is low", limit=found.detail, advice=found.advice)
 
 
 class Telemetry:

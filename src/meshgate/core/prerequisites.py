@@ -11,6 +11,7 @@ from ipaddress import ip_address
 from typing import Final
 
 from .export_routes import remedy
+from .text import counted
 
 OLDEST_CONSUL: Final = (1, 8)
 # From here on an agent merges proxy-defaults and service-defaults into registrations unless it is told not to.
@@ -166,7 +167,7 @@ def ca_roots(count: int, expires: float | None, now: float) -> Finding:
     advice = "rotate the CA: PUT /v1/connect/ca/configuration"
     if days <= 0:
         return failed("CA roots", "the active root has expired", advice)
-    shown = f"{count} root{'s' if count > 1 else ''}, the active one for {days:.0f} more days"
+    shown = f"{counted(count, 'root')}, the active one for {days:.0f} more days"
     return Finding("CA roots", Status.WARNING if days < 30 else Status.OK, shown, advice if days < 30 else "")
 
 
@@ -207,13 +208,13 @@ def clock(skew: float | None) -> Finding:
 
 def descriptors(limit: int, streams: int, reserved: int) -> Finding:
     """Whether `limit` descriptors carry `streams` streams, which take two each, beside `reserved` others."""
-    shown = f"{limit} descriptors for {streams} streams"
+    shown = f"{limit} descriptors for {counted(streams, 'stream')}"
     if limit <= reserved:
         return failed("descriptor limit", shown, f"allow at least {reserved + 2000}: ulimit -n, LimitNOFILE=")
     if streams * 2 + reserved > limit:
         advice = f"raise it to {streams * 2 + reserved} (ulimit -n, LimitNOFILE=), or lower MESHGATE_MAX_CONNECTIONS"
         return warning("descriptor limit", shown, advice)
-    if streams < 1000:
+    if streams < 1000 and (streams + 1) * 2 + reserved > limit:  # Fewer may be what the operator wants.
         return warning("descriptor limit", shown, "raise it: ulimit -n, LimitNOFILE=")
     return ok("descriptor limit", shown)
 

@@ -1,4 +1,4 @@
-"""Text from strangers, made safe to show.
+"""Text for people: numbers of things, and text from strangers, made safe to show.
 
 Server names, service names and error texts come from elsewhere. What is printed or logged never moves a cursor, starts
 a new line or hides itself: everything that is not printable is written as an escape.
@@ -9,6 +9,11 @@ import re
 from typing import Final
 
 _BEYOND: Final = re.compile("[^ -~\t\n\r]+")
+
+
+def counted(number: int, thing: str) -> str:
+    """`1 stream`, `2 streams`."""
+    return f"{number} {thing}{'' if number == 1 else 's'}"
 
 
 def printable(text: str) -> str:
