@@ -183,7 +183,7 @@ def test_the_command_says_it_in_words(capsys: pytest.CaptureFixture[str]) -> Non
     assert out.startswith("3 destinations of datacenter dc1\n  1 without a way now:\n    sick (service)\n")
     assert "  1 with one endpoint and no other way:\n    dc2 (datacenter)\n" in out
     assert "if all gateways of datacenter dc2 go away:\n  1 cut:\n    dc2 (datacenter)\n" in out
-    assert "if this gateway goes away: 7 open streams end\n  0 of 0 other gateways here are healthy; 2 dest" in out
+    assert "goes away, so many open streams end: 7\n  healthy ones among the other gateways here: 0 of 0; dest" in out
     assert "a restart has no catalog and serves nothing: MESHGATE_STATE_DIR is not set" in out
     assert [line.split() for line in out.splitlines() if line.startswith(("ACL", "agent"))] == [
         ["ACL", "token", "never", "-"],

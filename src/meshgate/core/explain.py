@@ -25,6 +25,7 @@ from .sni import (
     ServiceSni,
     parse,
 )
+from .text import counted
 
 MAX_SHOWN: Final = 255
 _MAX_LISTED: Final = 10
@@ -130,7 +131,7 @@ def _endpoints(route: Route) -> Iterator[Step]:
     yield Step("panic mode", _panic(route, healthy, count))
     if count:
         policy = _POLICIES[route.policy].format(choices=route.choice_count)
-        yield Step("balancing", f"{policy} over {count} endpoint{'' if count == 1 else 's'}")
+        yield Step("balancing", f"{policy} over {counted(count, 'endpoint')}")
 
 
 def _panic(route: Route, healthy: int, count: int) -> str:

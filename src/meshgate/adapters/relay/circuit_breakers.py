@@ -26,6 +26,7 @@ from meshgate.core.load_balancer import HostSet
 from meshgate.core.outlier_detection import Address
 from meshgate.core.reasons import Reason
 from meshgate.core.routes import KINDS, RouteTable
+from meshgate.core.text import counted
 
 from .limits import Limits
 from .shared_counts import SharedCounts
@@ -68,9 +69,9 @@ class CircuitBreakers:
         # Nobody has more streams than all have together, so that mostly one look is enough.
         if most and active >= most and active >= limits.crowded_from and counts.keyed(key) >= most:  # noqa: SIM102
             if not self._exempt(host, key, limits):
-                return Reason.MAX_CONNECTIONS_PER_CLIENT, f"it has {most} streams already; {_MANY}"
+                return Reason.MAX_CONNECTIONS_PER_CLIENT, f"it has {counted(most, 'stream')} already; {_MANY}"
         if rate and not self._in_time(host, key, limits, now):
-            return Reason.MAX_CONNECTIONS_PER_CLIENT, f"it has begun {rate} streams within a second; {_MANY}"
+            return Reason.MAX_CONNECTIONS_PER_CLIENT, f"it has begun {counted(rate, 'stream')} within a second; {_MANY}"
         if active >= limits.overload_from and not makes_room(counts):
             return Reason.MAX_CONNECTIONS, f"all {limits.max_connections} slots are in use"
         if most:

@@ -24,6 +24,7 @@ from meshgate.core.explain import Explanation, Step, explain
 from meshgate.core.reasons import Reason
 from meshgate.core.routes import KINDS, Endpoint, Route, RouteKind
 from meshgate.core.sni import DEFAULT, ServiceSni, parse
+from meshgate.core.text import counted
 
 # Seconds for which a name that was refused is one that somebody may want to know about.
 _LATELY: Final = 3600.0
@@ -142,7 +143,8 @@ class ExplainPage:
         return [
             Step(
                 "ejected",
-                f"{_shown(each.instance)} on {_shown(each.node)}: {count} failed connections in a row; {_OUT}",
+                f"{_shown(each.instance)} on {_shown(each.node)}: "
+                f"{counted(count, 'failed connection')} in a row; {_OUT}",
             )
             for each, count in [pair for pair in out if pair[1]][:_MOST_ENDPOINTS]
         ]

@@ -16,6 +16,7 @@ from meshgate.app.settings.setting_types import wan_address
 from meshgate.app.settings.settings import Settings
 from meshgate.core.prerequisites import Finding, Status, gives_keys_away
 from meshgate.core.sni import DEFAULT
+from meshgate.core.text import counted
 
 if TYPE_CHECKING:
     from meshgate.app.diagnostics.modes_report import ModesReport, UpstreamReport, Way
@@ -57,8 +58,7 @@ def _show_findings(findings: list[Finding], printer: Printer) -> None:
     counts = Counter(finding.status for finding in findings)
     printer.line()
     warnings = counts[Status.WARNING]
-    plural = "" if warnings == 1 else "s"
-    printer.line(f"{counts[Status.OK]} ok, {warnings} warning{plural}, {counts[Status.FAILED]} failed")
+    printer.line(f"{counts[Status.OK]} ok, {counted(warnings, 'warning')}, {counts[Status.FAILED]} failed")
 
 
 @click.command(

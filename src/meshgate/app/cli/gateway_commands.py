@@ -34,7 +34,7 @@ from meshgate.app.errors import CommandError
 from meshgate.app.settings.settings import Settings
 from meshgate.core.addresses import HostPort
 from meshgate.core.durations import format_duration
-from meshgate.core.text import printable
+from meshgate.core.text import counted, printable
 
 _INTERVAL: Final = 1.0
 # Streams of a drain that are named; with more than so many open ones the gateway is not asked for a list.
@@ -108,7 +108,7 @@ def _mentions(route: Route, text: str) -> bool:
 def _show_routes(answer: Routes, printer: Printer, wanted: str) -> None:
     ending = f".{answer.trust_domain}"
     if printer.is_terminal:
-        count = f"{len(answer.routes)} route{'' if len(answer.routes) == 1 else 's'}"
+        count = counted(len(answer.routes), "route")
         printer.line(f"{count} of datacenter {answer.datacenter}, partition {answer.partition}")
         printer.line(f"every name ends in {ending}", "dim")
         printer.line()
@@ -390,7 +390,7 @@ def whatif(settings: Settings, node: str, datacenter: str, *, as_json: bool) -> 
 
 
 def _show_whatif(answer: WhatIf, printer: Printer) -> None:
-    count = f"{answer.destinations} destination{'' if answer.destinations == 1 else 's'}"
+    count = counted(answer.destinations, "destination")
     printer.line(f"{count} of datacenter {answer.datacenter or '(not known yet)'}")
     _show_listing(answer.broken, "without a way now", printer, "red")
     _show_listing(answer.single, "with one endpoint and no other way", printer, "yellow")
@@ -404,12 +404,12 @@ def _show_whatif(answer: WhatIf, printer: Printer) -> None:
         printer.table(("NODE", "DATACENTER", "CUT"), rows)
     if (gateway := answer.gateway) is not None:
         printer.line()
-        printer.line(f"if this gateway goes away: {gateway.streams} open streams end")
+        printer.line(f"if this gateway goes away, so many open streams end: {gateway.streams}")
         if gateway.others is None or gateway.cut is None:
             printer.line("  whether another gateway is left is not known: Consul did not tell")
         else:
-            others = f"{gateway.others.healthy} of {gateway.others.total} other gateways here are healthy"
-            printer.line(f"  {others}; {gateway.cut} destinations are cut", "red" if gateway.cut else "")
+            others = f"healthy ones among the other gateways here: {gateway.others.healthy} of {gateway.others.total}"
+            printer.line(f"  {others}; destinations that are cut: {gateway.cut}", "red" if gateway.cut else "")
     printer.line()
     _show_without_consul(answer, printer)
     printer.line()
@@ -513,7 +513,7 @@ def drain(settings: Settings, *, as_json: bool) -> None:
         if time.monotonic() - told >= _INTERVAL:
             told = time.monotonic()
             count = now.totals.open
-            said = words.format(f"{count} stream{'' if count == 1 else 's'}") + _shown(left, count)
+            said = words.format(counted(count, "stream")) + _shown(left, count)
             _say(said, {"state": "draining", "streams": count, "oldest": left[:_SHOWN]}, as_json=as_json)
             words = "{} left"
         time.sleep(_LOOK)
@@ -522,7 +522,7 @@ def drain(settings: Settings, *, as_json: bool) -> None:
     cut = left if seconds >= timeout else []
     said = f"the gateway is gone, after {seconds:.1f} s"
     if cut:
-        said += f"; at its drain timeout it cut {len(cut)} stream{'' if len(cut) == 1 else 's'}{_shown(cut, len(cut))}"
+        said += f"; at its drain timeout it cut {counted(len(cut), 'stream')}{_shown(cut, len(cut))}"
     _say(said, {"state": "gone", "seconds": round(seconds, 3), "cut": cut}, as_json=as_json)
 
 

@@ -24,6 +24,7 @@ from meshgate.core.catalog import NOWHERE, Locality, Snapshot, in_namespace
 from meshgate.core.planner import Planner
 from meshgate.core.routes import Endpoint, Route, RouteTable, TableChange
 from meshgate.core.sni import PeeredServiceSni, parse
+from meshgate.core.text import counted
 
 log = structlog.get_logger(module="meshgate")
 
@@ -115,7 +116,7 @@ class TableKeeper:
         self.health.note(change)
         tell_table(before, table, change)
         self._tell_left_alone(self.snapshot)
-        self._notifier.status(f"{len(table)} route{'' if len(table) == 1 else 's'} in {table.datacenter}")
+        self._notifier.status(f"{counted(len(table), 'route')} in {table.datacenter}")
         self._settle(len(table))
 
     def _tell_left_alone(self, snapshot: Snapshot) -> None:
