@@ -64,7 +64,7 @@ def test_values_are_quoted_when_they_must_be(output: Any) -> None:
     lines = output()
     log.info("m", a="two words", b="", c='say "x"', d="k=v", e="back\\slash", f=None, g=1.5, h="plain-1.2/3:4")
     (line,) = lines()
-    pairs = r'a="two words" b="" c="say \"x\"" d="k=v" e="back\\slash" f=None g=1.5 h=plain-1.2/3:4'
+    pairs = r'a="two words" b="" c="say \"x\"" d="k=v" e="back\\slash" f=- g=1.5 h=plain-1.2/3:4'
     assert line.endswith(f": m: {pairs}")
 
 

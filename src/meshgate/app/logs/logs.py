@@ -165,6 +165,8 @@ def _key(key: str) -> str:
 
 
 def _value(value: object) -> str:
+    if value is None:
+        return "-"
     text = str(value).lower() if isinstance(value, bool) else str(value)
     plain = text and text.isprintable() and not any(char in ' "=\\' for char in text)
     if plain:
