@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 import trio
+from structlog.testing import capture_logs
 
 from meshgate.adapters.relay import Limits
 from meshgate.adapters.relay.pump import DrainingPump
@@ -65,6 +66,16 @@ async def test_quiet_streams_are_ended_in_order_and_the_drain_is_over() -> None:
         for client in clients:
             await client.aclose()
         assert {(record.reason, record.flags) for record in pool.watcher.ended} == {(None, "")}
+
+
+async def test_a_stream_that_has_just_begun_is_counted_when_the_drain_begins() -> None:
+    async with backend(answering) as port, pool_of({WEB: [endpoint(port)]}) as pool:
+        client = await begin(pool.port)
+        with capture_logs() as logs:
+            async with draining(pool, 600.0) as over, client:
+                with trio.fail_after(20):
+                    await over.wait()
+        assert [entry["streams"] for entry in logs if entry["event"] == "draining"] == [1]
 
 
 async def test_question_that_is_not_answered_yet_keeps_its_stream() -> None:

@@ -30,8 +30,8 @@ async def drain_relay(relay: RelayPool, give_back: Callable[[], bool], timeout: 
         give_back: begins to deregister the gateway; whether there was anything to deregister.
         timeout: seconds that all of it may take.
     """
-    log.info("draining", streams=relay.active, timeout=format_duration(timeout))
     ends = trio.current_time() + timeout
+    log.info("draining", streams=(await relay.counters()).active, timeout=format_duration(timeout))
     with trio.move_on_at(ends):
         if give_back():
             await trio.sleep(min(PROPAGATION_SECONDS, timeout / 10))
