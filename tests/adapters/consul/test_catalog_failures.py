@@ -51,6 +51,14 @@ async def test_no_failure_of_consul_takes_anything_back(autojump_clock: MockCloc
         assert watched.watcher.problems() == []
 
 
+async def test_an_agent_that_is_gone_is_one_problem_whatever_is_watched(autojump_clock: MockClock) -> None:
+    model = Model(connect={"web": (WEB,)}, wan=(OWN, "dc2"), federation={"dc3": (gateway("dc3"),)})
+    async with watching(model) as watched:
+        model.fail(unreachable())
+        await trio.sleep(60)
+        assert watched.watcher.problems() == ["cannot reach Consul"]
+
+
 async def test_the_catalog_is_stale_only_after_a_while(autojump_clock: MockClock) -> None:
     model = Model()
     async with watching(model) as watched:

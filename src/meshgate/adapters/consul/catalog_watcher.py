@@ -237,7 +237,7 @@ class CatalogWatcher:
         failing = (state for state in self._registry.states() if state.error and not _needless(state))
         lines = [
             state.error
-            if state.status in _COMMON and state.key.kind not in _INTERNAL
+            if state.status in _COMMON and (state.key.kind not in _INTERNAL or state.status == "unreachable")
             else f"{state.key.kind} {state.key}: {state.error}"
             for state in failing
         ]
