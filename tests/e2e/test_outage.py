@@ -5,6 +5,7 @@ import json
 import pytest
 import trio
 
+from meshgate.adapters.mesh_tls import RefusedError
 from tests.harness.agent import Consul
 from tests.harness.native import native_service
 
@@ -34,6 +35,14 @@ async def test_agent_that_dies_takes_no_stream_with_it_and_gets_the_registration
 
             await until_equal("the gateway to notice", stale, 1, seconds=15)
             assert (await remote.ask("/readyz"))["ready"]
+            # What was registered since is not known: its caller is refused, and the log says so.
+            with pytest.raises(RefusedError, match="unrecognized_name"):
+                await caller.call(remote.address, world.sni("newer"))
+
+            async def told() -> bool:
+                return "no route for this name in the last known catalog" in remote.child.log.read_text()
+
+            await until_equal("the line about it", told, True)
             forget_registration(dc2, "mesh-gateway")
             await dc2.restart()
             await until_equal("the catalog to be fresh", stale, 0, seconds=40)

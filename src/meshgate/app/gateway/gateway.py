@@ -39,6 +39,7 @@ log = structlog.get_logger(module="meshgate")
 
 # Signals within so many seconds are one wish: supervisors signal a process, and then its group.
 ONE_STOP_SECONDS: Final = 1.0
+_NOT_LAST_KNOWN: Final = "no route for this name in the last known catalog; what is newer in Consul is not known"
 
 
 class Gateway:
@@ -49,7 +50,7 @@ class Gateway:
         self.client = client
         self.observer = StreamObserver(
             None if settings.access_log == "off" else AccessLog(settings.access_log),
-            lambda name: self.tables.table.unroutable.get(name, ""),
+            self._why_unroutable,
         )
         self.discovery = OnDemandDiscovery(lambda: self.tables.table, lambda: self.watcher)
         limits = limits_of(settings)
@@ -90,6 +91,9 @@ class Gateway:
     def catalog_stale(self) -> bool:
         """Whether streams are placed by what was last known rather than by what Consul says now."""
         return self.last_known.from_disk or (self.watcher is not None and self.watcher.stale)
+
+    def _why_unroutable(self, name: str) -> str:
+        return self.tables.table.unroutable.get(name, "") or (_NOT_LAST_KNOWN if self.catalog_stale else "")
 
     def problems(self) -> list[str]:
         failing = [state.error for state in self._registry.states() if state.error]
