@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import trio
 
-from meshgate.adapters.relay import Limits, Refused, StreamRecord
+from meshgate.adapters.relay import Limits, Refused, StreamRecord, sockets
 from meshgate.adapters.relay.on_demand import OnDemand
 from meshgate.adapters.relay.reactor import Reactor, Timed
 from meshgate.adapters.relay.relay import Relay
@@ -128,15 +128,17 @@ async def running(
         None if ask is None else lambda name, _client: ask(name), patience=patience, again=60.0
     )
     reactor = ReactorBesideTrio()
-    relay = Relay(reactor, table_of(routes), limits or Limits(), watcher, on_demand=on_demand)
-    _, port = relay.bind("default", "127.0.0.1", 0)
-    relay.listen()
+    limits = limits or Limits()
+    relay = Relay(reactor, table_of(routes), limits, watcher, on_demand=on_demand)
+    sock = sockets.bind("127.0.0.1", 0, limits.keepalive, limits.user_timeout)
+    sock.listen(sockets.BACKLOG)
+    relay.listen_also("default", sock)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(reactor.run)
         # As in a worker, the relay ends before its loop does.
         async with trio.open_nursery() as inner:
             inner.start_soon(relay.run)
-            yield Running(relay, port, watcher.refused, watcher.ended)
+            yield Running(relay, sock.getsockname()[1], watcher.refused, watcher.ended)
             inner.cancel_scope.cancel()
         nursery.cancel_scope.cancel()
 

@@ -1,4 +1,4 @@
-"""The relay of one process: addresses, limits and route tables in, counters out.
+"""The relay of one process: listening sockets, limits and route tables in, counters out.
 
 Nothing here or behind it knows Consul. The seam is made of plain data on purpose: `pool` runs several of these in
 processes of their own, with the same tables and counters as messages.
@@ -16,7 +16,7 @@ from meshgate.core.load_balancer import LoadBalancer
 from meshgate.core.outlier_detection import Address
 from meshgate.core.routes import RouteTable
 
-from . import reactor as loop, sockets
+from . import reactor as loop
 from .circuit_breakers import CircuitBreakers
 from .context import Context
 from .counters import Counters, Destination, Observer, OpenStream, OpenStreams
@@ -91,33 +91,9 @@ class Relay:
 
     # --- listeners -----------------------------------------------------------------------------------------------
 
-    def bind(self, name: str, host: str, port: int) -> tuple[str, int]:
-        """Take a numeric address ("" is every IPv4 address, port 0 a free one). Clients are refused until `listen`.
-
-        Returns:
-            The address it is bound to.
-
-        Raises:
-            OSError: the address cannot be bound; the others are not touched.
-        """
-        sock = sockets.bind(host, port, self.context.limits.keepalive, self.context.limits.user_timeout)
-        self.adopt(name, sock)
-        bound = sock.getsockname()
-        return str(bound[0]), int(bound[1])
-
     def adopt(self, name: str, sock: socket.socket) -> None:
         """Take a bound socket over. Other processes may listen on it too."""
         self._listeners.append(Listener(self.context, name, sock))
-
-    def listen(self) -> None:
-        """Let clients in on every address that is bound.
-
-        Raises:
-            OSError: somebody else listens there meanwhile.
-        """
-        for listener in self._listeners:
-            listener.sock.listen(sockets.BACKLOG)
-        self.accept_clients()
 
     def accept_clients(self) -> None:
         """Let clients in; whoever owns the addresses listens there already."""
