@@ -27,7 +27,7 @@ async def main():
             resource.setrlimit(resource.RLIMIT_NOFILE, (open_descriptors() + descriptors, 4096))
         print(gateway.port, flush=True)
         while await trio.to_thread.run_sync(sys.stdin.readline):
-            counters = gateway.relay.counters()
+            counters = gateway.counters()
             print(json.dumps({
                 "active": counters.active, "shed": sum(counters.refused.values()),
                 "errors": counters.internal_errors, "received": counters.bytes_received,

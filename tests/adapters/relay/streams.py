@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import trio
 
-from meshgate.adapters.relay import Limits, Refused, StreamRecord, sockets
+from meshgate.adapters.relay import Counters, Limits, Refused, StreamRecord, sockets
 from meshgate.adapters.relay.on_demand import OnDemand
 from meshgate.adapters.relay.reactor import Reactor, Timed
 from meshgate.adapters.relay.relay import Relay
@@ -82,6 +82,19 @@ class Running:
     port: int
     refused: list[Refused] = field(default_factory=list)
     ended: list[StreamRecord] = field(default_factory=list)
+
+    @property
+    def active(self) -> int:
+        return self.relay.context.counters.active
+
+    def counters(self) -> Counters:
+        """The totals, with what is open in them, as the pool tells them."""
+        counters = self.relay.context.counters.copy()
+        received, sent, routed = self.relay.open_bytes()
+        counters.bytes_received += received
+        counters.bytes_sent += sent
+        counters.add_open(routed)
+        return counters
 
     async def dial(self) -> trio.SocketStream:
         return await trio.open_tcp_stream("127.0.0.1", self.port)

@@ -21,12 +21,12 @@ async def test_open_streams_count_for_their_destination_and_go_on_counting_when_
         async with await gateway.dial() as client:
             await client.send_all(HELLO)
             await receive_exactly(client, len(HELLO))
-            await gateway.until(lambda: gateway.relay.counters().carried == {TO_WEB: (len(HELLO), len(HELLO))})
-            assert gateway.relay.counters().ends == {}
-            assert gateway.relay.counters().open == {TO_WEB: 1}
-            assert sum(gateway.relay.counters().stream_counts) == 0
-        await gateway.until(lambda: gateway.relay.active == 0)
-        counters = gateway.relay.counters()
+            await gateway.until(lambda: gateway.counters().carried == {TO_WEB: (len(HELLO), len(HELLO))})
+            assert gateway.counters().ends == {}
+            assert gateway.counters().open == {TO_WEB: 1}
+            assert sum(gateway.counters().stream_counts) == 0
+        await gateway.until(lambda: gateway.active == 0)
+        counters = gateway.counters()
         assert counters.carried == {TO_WEB: (len(HELLO), len(HELLO))}
         assert counters.ends == {StreamEnd.CLOSED: 1}
         assert counters.open == {}
@@ -46,8 +46,8 @@ async def test_streams_that_do_not_end_in_order_are_told_apart(
             await receive_exactly(client, len(HELLO))
             if end:
                 end(client)
-            await gateway.until(lambda: gateway.relay.active == 0)
-        assert gateway.relay.counters().ends == {told: 1}
+            await gateway.until(lambda: gateway.active == 0)
+        assert gateway.counters().ends == {told: 1}
 
 
 async def test_a_stream_that_reaches_no_endpoint_is_its_destinations_failure_and_no_stream() -> None:
@@ -58,8 +58,8 @@ async def test_a_stream_that_reaches_no_endpoint_is_its_destinations_failure_and
                 with trio.fail_after(20):
                     while await client.receive_some():
                         pass
-        await gateway.until(lambda: gateway.relay.active == 0)
-        counters = gateway.relay.counters()
+        await gateway.until(lambda: gateway.active == 0)
+        counters = gateway.counters()
         assert {(name, reason): count for (_, name, reason), count in counters.failed.items()} == {
             ("web", Reason.CONNECT_FAILED): 1,
             ("x", Reason.NO_HEALTHY_ENDPOINT): 1,

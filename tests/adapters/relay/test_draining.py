@@ -172,7 +172,7 @@ async def test_callers_that_are_never_quiet_are_ended_together_with_an_answer() 
         with trio.fail_after(30):
             for _ in range(12):
                 nursery.start_soon(caller, it.port)
-            await it.until(lambda: asked > 0 and it.relay.active == 0)
+            await it.until(lambda: asked > 0 and it.active == 0)
     assert asked >= 12 * ALIKE_ANSWERS
 
 
@@ -257,7 +257,7 @@ async def test_client_whose_hello_does_not_come_is_told_and_a_silent_one_is_let_
     async with running({}, Limits(hello_timeout=600.0)) as it, trio.open_nursery() as nursery:
         half, silent = await it.dial(), await it.dial()
         await half.send_all(HELLO[:50])
-        await it.until(lambda: it.relay.active == 2 and it.relay.counters().bytes_received == 50)
+        await it.until(lambda: it.active == 2 and it.counters().bytes_received == 50)
         nursery.start_soon(it.relay.drain, 0.2, 600.0)
         with trio.fail_after(20):
             assert await receive_all(half) == INTERNAL_ERROR
@@ -277,7 +277,7 @@ async def test_bytes_that_are_held_for_a_slow_reader_are_no_silence() -> None:
     async with backend(loud) as port, running({WEB: [endpoint(port)]}) as it, trio.open_nursery() as nursery:
         async with await it.dial() as client:
             await client.send_all(HELLO)
-            await it.until(lambda: it.relay.counters().bytes_sent > 0)
+            await it.until(lambda: it.counters().bytes_sent > 0)
             nursery.start_soon(it.relay.drain, 0.05, 600.0)
             await trio.sleep(0.5)
             with trio.fail_after(60):

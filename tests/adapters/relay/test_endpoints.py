@@ -138,10 +138,10 @@ async def test_client_that_leaves_while_connecting_is_forgotten() -> None:
         async with running({WEB: [endpoint(hole)]}) as gateway:
             client = await gateway.dial()
             await client.send_all(HELLO)
-            await gateway.until(lambda: gateway.relay.counters().bytes_received > 0)
+            await gateway.until(lambda: gateway.counters().bytes_received > 0)
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
             await client.aclose()
-            await gateway.until(lambda: gateway.relay.active == 0)
+            await gateway.until(lambda: gateway.active == 0)
             assert gateway.refused == []
 
 
@@ -196,7 +196,7 @@ async def test_port_that_the_kernel_does_not_take_costs_one_stream_and_no_proces
         async with await gateway.dial() as client:
             await client.send_all(HELLO)
             assert await receive_all(client) == INTERNAL_ERROR
-        assert gateway.relay.counters().internal_errors == 0
+        assert gateway.counters().internal_errors == 0
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1", "::1%lo"])

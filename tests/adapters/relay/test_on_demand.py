@@ -38,7 +38,7 @@ async def test_stream_of_a_cold_route_waits_and_goes_where_the_table_says_by_the
             it.relay.install(table_of({WEB: [endpoint(new)]}))
             await it.relay.lookup_done(WEB)
             assert await answer(client, 3) == b"new"
-            assert it.relay.counters().connections == {(RouteKind.SERVICE, "web"): 1}
+            assert it.counters().connections == {(RouteKind.SERVICE, "web"): 1}
         await until_over(it)
         assert (it.refused, asked) == ([], [WEB])
 
@@ -146,7 +146,7 @@ async def test_stream_whose_question_is_never_answered_is_placed_by_what_is_know
         await until_over(it)
         # An answer that comes too late finds nobody.
         await it.relay.lookup_done(WEB)
-        assert it.relay.counters().connections == {(RouteKind.SERVICE, "web"): 1}
+        assert it.counters().connections == {(RouteKind.SERVICE, "web"): 1}
 
 
 async def test_question_that_was_not_answered_is_put_again_by_a_later_stream() -> None:

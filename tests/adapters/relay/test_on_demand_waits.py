@@ -45,7 +45,7 @@ async def test_client_that_resets_while_it_waits_leaves_nothing_behind() -> None
         gc.collect()
         assert open_descriptors() == descriptors
         await it.relay.lookup_done(WEB)
-        assert it.relay.counters().connections == {}
+        assert it.counters().connections == {}
         assert it.relay.context.on_demand._questions == {}
 
 
@@ -168,7 +168,7 @@ async def test_limits_of_a_destination_count_streams_that_waited_as_any_others()
             await until_over(it)
             assert charged() == 0
             it.relay.context.on_demand._done.clear()
-        assert it.relay.counters().refused == {Reason.MAX_CONNECTIONS: 6}
+        assert it.counters().refused == {Reason.MAX_CONNECTIONS: 6}
 
 
 async def test_many_streams_are_placed_in_few_rounds_of_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -216,8 +216,8 @@ async def test_stream_that_ends_or_is_placed_while_others_are_placed_is_not_plac
         monkeypatch.setattr(Stream, "on_lookup_done", first_place)
         await it.relay.lookup_done(WEB)
         placed = 5 if leave == "on_deadline" else 4
-        assert it.relay.counters().connections == {(RouteKind.SERVICE, "web"): placed}
-        assert it.relay.active == placed
+        assert it.counters().connections == {(RouteKind.SERVICE, "web"): placed}
+        assert it.active == placed
         for client in clients[:placed]:
             assert await answer(client, len(HELLO)) == HELLO
         for client in clients:
@@ -243,8 +243,8 @@ async def test_defect_in_placing_a_stream_that_waited_ends_no_other(monkeypatch:
             assert await answer(client, len(HELLO)) == HELLO
         for client in clients:
             await client.aclose()
-        await it.until(lambda: it.relay.active == 0)
-        assert it.relay.counters().internal_errors == 1
+        await it.until(lambda: it.active == 0)
+        assert it.counters().internal_errors == 1
 
 
 async def test_relay_that_ends_while_streams_wait_tells_them() -> None:
@@ -254,5 +254,5 @@ async def test_relay_that_ends_while_streams_wait_tells_them() -> None:
         assert await refusal(client) == INTERNAL_ERROR
         await client.aclose()
     assert [refused.reason for refused in it.refused] == [Reason.DRAINING] * 3
-    assert (it.relay.active, waiting(it.relay)) == (0, 0)
+    assert (it.active, waiting(it.relay)) == (0, 0)
     await it.relay.lookup_done(WEB)

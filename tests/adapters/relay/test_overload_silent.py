@@ -29,7 +29,7 @@ async def test_more_silent_clients_than_slots_keep_no_one_from_being_served() ->
     slots = LIMITS.max_connections
     async with backend(echo) as port, running({WEB: [endpoint(port)]}, LIMITS) as gateway:
         silent = [await gateway.dial() for _ in range(slots)]
-        await gateway.until(lambda: gateway.relay.active == slots, 20)
+        await gateway.until(lambda: gateway.active == slots, 20)
         with trio.fail_after(30):
             for _ in range(3 * slots):
                 silent.append(await gateway.dial())
@@ -37,17 +37,17 @@ async def test_more_silent_clients_than_slots_keep_no_one_from_being_served() ->
                     await client.send_all(HELLO)
                     assert await receive_exactly(client, len(HELLO)) == HELLO
         assert {refusal.reason for refusal in gateway.refused} == {Reason.HELLO_TIMEOUT}
-        assert gateway.relay.counters().internal_errors == 0
+        assert gateway.counters().internal_errors == 0
         for client in silent:
             await client.aclose()
-        await gateway.until(lambda: gateway.relay.active == 0, 20)
+        await gateway.until(lambda: gateway.active == 0, 20)
 
 
 async def test_who_has_been_silent_longest_goes_first_and_half_a_hello_is_silence() -> None:
     async with backend(echo) as port, running({WEB: [endpoint(port)]}, Limits(max_connections=3)) as gateway:
         first, second, third = await gateway.dial(), await gateway.dial(), await gateway.dial()
         await first.send_all(HELLO[:100])
-        await gateway.until(lambda: gateway.relay.counters().accepted == 3, 20)
+        await gateway.until(lambda: gateway.counters().accepted == 3, 20)
         async with await gateway.dial() as client:
             await client.send_all(HELLO)
             assert await receive_exactly(client, len(HELLO)) == HELLO

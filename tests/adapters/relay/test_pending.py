@@ -57,7 +57,7 @@ async def test_without_another_endpoint_they_are_refused_until_one_is_done() -> 
                 assert len(gateway.refused) == 1
                 reset(waiting.pop())
                 reset(next_one)
-            await gateway.until(lambda: gateway.relay.active == 0, 20)
+            await gateway.until(lambda: gateway.active == 0, 20)
             assert gateway.relay.context.breakers.pending == 0
 
 
@@ -73,7 +73,7 @@ async def test_every_end_of_a_dial_gives_its_place_back() -> None:
                         await client.send_all(HELLO)
                         with trio.fail_after(20):
                             assert await receive_exactly(client, 1) == b"a"
-                await gateway.until(lambda: gateway.relay.active == 0, 20)
+                await gateway.until(lambda: gateway.active == 0, 20)
                 assert gateway.refused == []
                 assert gateway.relay.context.breakers.pending == 0
                 assert gateway.relay.context.breakers._pending == {}
@@ -89,4 +89,4 @@ async def test_zero_is_no_limit() -> None:
             assert gateway.refused == []
             for client in clients:
                 reset(client)
-            await gateway.until(lambda: gateway.relay.active == 0, 20)
+            await gateway.until(lambda: gateway.active == 0, 20)

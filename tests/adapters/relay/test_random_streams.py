@@ -98,9 +98,9 @@ async def exchange(seed: int) -> None:
                     servers[number] = side()
                     nursery.start_soon(call, number)
         await gateway.until(lambda: all(server.saw_end for server in servers.values()), 20)
-        await gateway.until(lambda: gateway.relay.active == 0)
+        await gateway.until(lambda: gateway.active == 0)
         assert gateway.refused == []
-        assert gateway.relay.counters().internal_errors == 0
+        assert gateway.counters().internal_errors == 0
     for number, client in enumerate(clients):
         check(client, servers[number])
         check(servers[number], client)

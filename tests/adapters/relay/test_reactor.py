@@ -47,8 +47,8 @@ async def test_clients_that_wait_when_the_relay_is_cancelled_are_no_internal_err
         await trio.testing.wait_all_tasks_blocked(0.05)
         clients = [socket.create_connection(("127.0.0.1", gateway.port), 20) for _ in range(3)]
     try:
-        assert gateway.relay.counters().internal_errors == 0
-        assert gateway.relay.counters().accepted == 0
+        assert gateway.counters().internal_errors == 0
+        assert gateway.counters().accepted == 0
         assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
         for client in clients:
             with pytest.raises(ConnectionResetError):
@@ -81,8 +81,8 @@ async def test_defect_at_a_deadline_ends_its_stream_and_no_other(monkeypatch: py
             async with await gateway.dial() as client:
                 with trio.fail_after(20), pytest.raises(trio.BrokenResourceError):
                     await receive_all(client)
-        assert gateway.relay.active == 0
-        assert gateway.relay.counters().internal_errors == 1
+        assert gateway.active == 0
+        assert gateway.counters().internal_errors == 1
         async with await gateway.dial() as client:
             with trio.fail_after(20):
                 await receive_all(client)  # The next one has its deadline as ever.
@@ -209,4 +209,4 @@ async def test_idle_timeout_that_is_switched_off_ends_no_stream() -> None:
             stream.on_deadline()  # The one that was set before.
             await client.send_all(b"x")
             assert await receive_exactly(client, 1) == b"x"
-        assert gateway.relay.counters().idle_timeouts == 0
+        assert gateway.counters().idle_timeouts == 0

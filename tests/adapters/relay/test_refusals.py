@@ -39,9 +39,9 @@ async def test_bad_start_is_answered_and_closed(data: bytes, answer: bytes, reas
     async with backend(named(b"secret")) as port, running({WEB: [endpoint(port)]}) as gateway:
         assert await refused_answer(gateway, data) == answer
         assert [refusal.reason for refusal in gateway.refused] == [reason]
-        assert gateway.relay.counters().refused == {reason: 1}
-        assert gateway.relay.counters().connections == {}
-        await gateway.until(lambda: gateway.relay.active == 0)
+        assert gateway.counters().refused == {reason: 1}
+        assert gateway.counters().connections == {}
+        await gateway.until(lambda: gateway.active == 0)
 
 
 async def test_alert_arrives_although_the_client_goes_on_sending() -> None:
@@ -55,7 +55,7 @@ async def test_refused_client_that_never_closes_is_closed_after_the_linger_time(
     async with running({}) as gateway, await gateway.dial() as client:
         await client.send_all(hello_for(WEB))
         assert await receive_all(client) == UNRECOGNIZED_NAME
-        await gateway.until(lambda: gateway.relay.active == 0)
+        await gateway.until(lambda: gateway.active == 0)
 
 
 async def test_half_a_hello_times_out_with_an_alertless_close() -> None:
@@ -84,7 +84,7 @@ async def test_client_that_closes_inside_its_hello_is_refused() -> None:
 async def test_health_check_that_connects_and_closes_is_no_refusal() -> None:
     async with running({}) as gateway:
         await (await gateway.dial()).aclose()
-        await gateway.until(lambda: gateway.relay.counters().accepted == 1 and gateway.relay.active == 0)
+        await gateway.until(lambda: gateway.counters().accepted == 1 and gateway.active == 0)
         assert gateway.refused == []
 
 
@@ -94,11 +94,11 @@ async def test_limit_of_connections_sheds_and_recovers() -> None:
             for client in (first, second):
                 await client.send_all(hello_for(WEB))
                 await receive_exactly(client, 100)
-            await gateway.until(lambda: gateway.relay.active == 2)
+            await gateway.until(lambda: gateway.active == 2)
             async with await gateway.dial() as third:
                 assert await receive_all(third) == b""
             assert [refusal.reason for refusal in gateway.refused] == [Reason.MAX_CONNECTIONS]
-        await gateway.until(lambda: gateway.relay.active == 0)
+        await gateway.until(lambda: gateway.active == 0)
         async with await gateway.dial() as client:
             await client.send_all(hello_for(WEB))
             assert len(await receive_exactly(client, 100)) == 100
@@ -106,7 +106,7 @@ async def test_limit_of_connections_sheds_and_recovers() -> None:
 
 async def test_limit_per_client_counts_clients_apart() -> None:
     async with running({}, Limits(max_connections_per_client=1)) as gateway, await gateway.dial():
-        await gateway.until(lambda: gateway.relay.active == 1)
+        await gateway.until(lambda: gateway.active == 1)
         async with await gateway.dial() as second:
             assert await receive_all(second) == b""
         assert [refusal.reason for refusal in gateway.refused] == [Reason.MAX_CONNECTIONS_PER_CLIENT]
@@ -117,18 +117,18 @@ async def test_limit_per_client_counts_clients_apart() -> None:
         with trio.socket.socket() as other:
             await other.bind(("127.0.0.2", 0))
             await other.connect(("127.0.0.1", gateway.port))
-            await gateway.until(lambda: gateway.relay.active == 2)
-        await gateway.until(lambda: gateway.relay.active == 1)
+            await gateway.until(lambda: gateway.active == 2)
+        await gateway.until(lambda: gateway.active == 1)
 
 
 async def test_client_that_resets_during_its_hello_leaves_nothing_behind() -> None:
     async with running({}) as gateway:
         client = await gateway.dial()
         await client.send_all(b"\x16\x03\x01")
-        await gateway.until(lambda: gateway.relay.active == 1)
+        await gateway.until(lambda: gateway.active == 1)
         client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
         await client.aclose()
-        await gateway.until(lambda: gateway.relay.active == 0)
+        await gateway.until(lambda: gateway.active == 0)
         assert gateway.refused == []
 
 

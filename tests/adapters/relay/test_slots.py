@@ -97,21 +97,21 @@ async def test_hellos_with_nothing_behind_them_keep_no_one_from_being_served(tmp
             attackers.append(await dial(gateway, ATTACKER))
             with contextlib.suppress(trio.BrokenResourceError):
                 await attackers[-1].send_all(HELLO)
-        await gateway.until(lambda: gateway.relay.active >= (from_ or slots - 2))
+        await gateway.until(lambda: gateway.active >= (from_ or slots - 2))
         if not from_:
             # The endpoint has answered all of them, and for a while it has been their clients' turn.
             await gateway.until(lambda: owe(gateway) >= slots - 2)
         else:
             assert {refused.reason for refused in gateway.refused} == {Reason.MAX_CONNECTIONS_PER_CLIENT}
-            assert gateway.relay.active == from_
+            assert gateway.active == from_
         for _ in range(20):
             await (await call(gateway, context)).aclose()
         if not from_:
             assert {record.flags for record in gateway.ended if record.reason is None} == {"", "OM"}
         for attacker in attackers:
             await attacker.aclose()
-        await gateway.until(lambda: gateway.relay.active == 0)
-        assert gateway.relay.counters().internal_errors == 0
+        await gateway.until(lambda: gateway.active == 0)
+        assert gateway.counters().internal_errors == 0
 
 
 async def test_client_without_a_second_flight_is_cut_at_the_latest_after_the_handshake_timeout(tmp_path: Path) -> None:
@@ -191,13 +191,13 @@ async def test_half_closed_stream_has_a_timeout_of_its_own(side: str) -> None:
                 assert await receive_all(client) == b""
                 await gateway.until(lambda: len(gateway.ended) == 1)
             assert gateway.ended[0].flags == "SI"
-            assert gateway.relay.active == 1
-        await gateway.until(lambda: gateway.relay.active == 0)
+            assert gateway.active == 1
+        await gateway.until(lambda: gateway.active == 0)
 
 
 async def test_clients_sockets_inherit_all_that_notices_a_dead_peer() -> None:
     async with running({}, Limits(keepalive=20.0, user_timeout=40.0)) as gateway, await gateway.dial():
-        await gateway.until(lambda: gateway.relay.active == 1)
+        await gateway.until(lambda: gateway.active == 1)
         (stream,) = gateway.relay.context.streams
         sock = stream.client.sock
         assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
@@ -241,10 +241,10 @@ async def test_share_of_a_client_holds_while_many_slots_are_in_use() -> None:
     limits = Limits(max_connections=100, max_connections_per_client=2, crowded_from=4)
     async with running({}, limits) as gateway:
         mine = [await dial(gateway, ATTACKER) for _ in range(4)]
-        await gateway.until(lambda: gateway.relay.active == 4)
+        await gateway.until(lambda: gateway.active == 4)
         async with await dial(gateway, ATTACKER) as over, await gateway.dial():
             assert await receive_all(over) == b""
-            await gateway.until(lambda: gateway.relay.active == 5)
+            await gateway.until(lambda: gateway.active == 5)
         assert [(refused.client, refused.reason) for refused in gateway.refused] == [
             (ATTACKER, Reason.MAX_CONNECTIONS_PER_CLIENT)
         ]
@@ -259,13 +259,13 @@ async def test_gateways_elsewhere_have_no_limit_as_soon_as_the_table_has_them(ki
     endpoints = (endpoint(443, address="no:address"), endpoint(443, address=ATTACKER))
     route = Route(name, kind, "dc2", endpoints, suffix=kind is not RouteKind.PEER_IMPORT)
     async with running({}, limits) as gateway, await dial(gateway, ATTACKER):
-        await gateway.until(lambda: gateway.relay.active == 1)
+        await gateway.until(lambda: gateway.active == 1)
         async with await dial(gateway, ATTACKER) as over:
             assert await receive_all(over) == b""
         gateway.relay.install(RouteTable.of("dc1", TRUST_DOMAIN, "default", iter((route,))))
         async with await dial(gateway, ATTACKER), await dial(gateway, ATTACKER):
-            await gateway.until(lambda: gateway.relay.active == 3)
-        await gateway.until(lambda: gateway.relay.active == 1)
+            await gateway.until(lambda: gateway.active == 3)
+        await gateway.until(lambda: gateway.active == 1)
         gateway.relay.install(RouteTable.of("dc1", TRUST_DOMAIN, "default", iter(())))
         async with await dial(gateway, ATTACKER) as over:
             assert await receive_all(over) == b""
@@ -276,7 +276,7 @@ async def test_load_balancers_that_are_named_have_no_limit() -> None:
     limits = Limits(max_connections_per_client=1, max_connection_rate_per_client=1, exempt_clients=networks)
     async with running({}, limits) as gateway, await gateway.dial():
         async with await dial(gateway, ATTACKER), await dial(gateway, ATTACKER):
-            await gateway.until(lambda: gateway.relay.active == 3)
+            await gateway.until(lambda: gateway.active == 3)
         async with await gateway.dial() as over:
             assert await receive_all(over) == b""
 

@@ -32,8 +32,8 @@ async def test_hello_and_what_follows_it_reach_the_endpoint_unchanged() -> None:
             assert await receive_exactly(client, len(HELLO) + 10) == HELLO + b"early data"
             await client.send_all(b"later data")
             assert await receive_exactly(client, 10) == b"later data"
-        await gateway.until(lambda: gateway.relay.active == 0)
-        counters = gateway.relay.counters()
+        await gateway.until(lambda: gateway.active == 0)
+        counters = gateway.counters()
         assert counters.bytes_received == counters.bytes_sent == len(HELLO) + 20
         assert counters.connections == {("service", "web"): 1}
         assert sum(counters.connect_counts) == 1
@@ -88,7 +88,7 @@ async def test_bulk_both_ways_at_once_arrives_with_equal_hashes(size: int) -> No
         assert hashlib.sha256(received).digest() == hashlib.sha256(down).digest()
         await gateway.until(lambda: bool(arrived))
         assert arrived == [hashlib.sha256(HELLO + up).digest()]
-        await gateway.until(lambda: gateway.relay.active == 0)
+        await gateway.until(lambda: gateway.active == 0)
 
 
 async def test_client_that_ends_its_side_still_gets_the_answer() -> None:
@@ -132,11 +132,11 @@ async def test_reset_by_the_client_resets_the_endpoint() -> None:
     async with backend(watch) as port, running({WEB: [endpoint(port)]}) as gateway:
         client = await gateway.dial()
         await client.send_all(HELLO)
-        await gateway.until(lambda: bool(gateway.relay.counters().connections))
+        await gateway.until(lambda: bool(gateway.counters().connections))
         reset(client)
         await gateway.until(lambda: bool(endings))
         assert isinstance(endings[0], ConnectionResetError)
-        await gateway.until(lambda: gateway.relay.active == 0)
+        await gateway.until(lambda: gateway.active == 0)
 
 
 async def test_reset_by_the_endpoint_resets_the_client_after_what_it_sent() -> None:
@@ -174,7 +174,7 @@ async def test_reader_that_stalls_stops_the_sender_and_loses_nothing() -> None:
 
             nursery.start_soon(send)
             taken = -1
-            while taken != (taken := gateway.relay.counters().bytes_received):
+            while taken != (taken := gateway.counters().bytes_received):
                 await trio.sleep(0.1)
             # What the kernel's socket buffers and one pipe hold; not the 64 MiB that the sender has.
             assert taken < 32 << 20
@@ -198,7 +198,7 @@ async def test_idle_stream_is_closed_and_a_busy_one_is_not() -> None:
                 assert await receive_exactly(busy, 1) == b"x"
             with trio.fail_after(20):
                 assert await receive_all(idle) == b""
-        assert gateway.relay.counters().idle_timeouts == 1
+        assert gateway.counters().idle_timeouts == 1
 
 
 async def test_new_table_leaves_open_streams_where_they_are() -> None:
@@ -253,7 +253,7 @@ async def test_reset_behind_an_end_reaches_the_other_side() -> None:
             await client.send_all(HELLO)
             assert await receive_all(client) == b""
             await client.send_all(b"x")
-            await gateway.until(lambda: gateway.relay.active == 0)
+            await gateway.until(lambda: gateway.active == 0)
             with pytest.raises(trio.BrokenResourceError):
                 for _ in range(1000):
                     await client.send_all(b"x")

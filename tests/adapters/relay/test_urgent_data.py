@@ -168,9 +168,9 @@ async def exchange(seed: int) -> None:
             async with trio.open_nursery() as nursery:
                 for number in range(STREAMS):
                     nursery.start_soon(call, gateway, number)
-        await gateway.until(lambda: gateway.relay.active == 0)
+        await gateway.until(lambda: gateway.active == 0)
         assert gateway.refused == []
-        assert gateway.relay.counters().internal_errors == 0
+        assert gateway.counters().internal_errors == 0
     for number, client in enumerate(clients):
         server = servers[number]
         assert client.got is not None

@@ -58,7 +58,7 @@ async def test_of_one_destination_so_many_streams_wait_and_others_have_their_own
                 assert [(each.reason, each.detail, each.attempts) for each in it.refused] == [
                     (Reason.CONNECT_FAILED, "2 streams wait for a connection to web already", 0)
                 ]
-                assert it.relay.counters().failed == {(RouteKind.SERVICE, "web", Reason.CONNECT_FAILED): 1}
+                assert it.counters().failed == {(RouteKind.SERVICE, "web", Reason.CONNECT_FAILED): 1}
                 # It was no endpoint that failed: nothing is held against one.
                 assert not it.relay.context.load_balancer.ejected
 
@@ -75,7 +75,7 @@ async def test_of_one_destination_so_many_streams_wait_and_others_have_their_own
                     assert len(it.refused) == 1
                     reset(next_one)
                 reset(clients.pop())
-                await it.until(lambda: it.relay.active == 0)
+                await it.until(lambda: it.active == 0)
                 assert waiting(it.relay) == 0
 
 
@@ -169,13 +169,13 @@ async def test_limit_that_is_set_and_taken_back_while_streams_wait_counts_each_o
             assert waiting(it.relay) == 2
             for client in uncounted:
                 reset(client)
-            await it.until(lambda: it.relay.active == 2)
+            await it.until(lambda: it.active == 2)
             assert waiting(it.relay) == 2
             it.relay.context.limits = Limits()
             free = await one_more()
             for client in (*counted, free):
                 reset(client)
-            await it.until(lambda: it.relay.active == 0)
+            await it.until(lambda: it.active == 0)
             assert waiting(it.relay) == 0
             assert it.refused == []
 
@@ -193,7 +193,7 @@ async def test_who_is_refused_for_that_takes_none_of_the_destinations_connection
             assert {each.reason for each in it.refused} == {Reason.CONNECT_FAILED}
             for client in (first, *lingering):
                 reset(client)
-            await it.until(lambda: it.relay.active == 0)
+            await it.until(lambda: it.active == 0)
 
 
 @pytest.mark.parametrize("kind", [RouteKind.PEER_EXPORT, RouteKind.PEER_SERVER])
@@ -210,4 +210,4 @@ async def test_what_peers_export_is_not_limited_as_in_consul(kind: RouteKind) ->
             assert (waiting(it.relay), it.refused) == (0, [])
             for client in clients:
                 reset(client)
-            await it.until(lambda: it.relay.active == 0)
+            await it.until(lambda: it.active == 0)

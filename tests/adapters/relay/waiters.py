@@ -33,8 +33,8 @@ async def refusal(client: trio.SocketStream) -> bytes:
 
 async def until_over(it: Running) -> None:
     """Wait until no stream is left, and see that none left anything behind."""
-    await it.until(lambda: it.relay.active == 0)
+    await it.until(lambda: it.active == 0)
     assert waiting(it.relay) == 0
     assert it.relay.context.breakers.pending == 0
     assert it.relay.context.streams == set()
-    assert it.relay.counters().internal_errors == 0
+    assert it.counters().internal_errors == 0

@@ -19,7 +19,7 @@ from meshgate.core.routes import RouteTable
 from . import reactor as loop
 from .circuit_breakers import CircuitBreakers
 from .context import Context
-from .counters import Counters, Destination, Observer, OpenStream, OpenStreams
+from .counters import Destination, Observer, OpenStream, OpenStreams
 from .limits import Limits
 from .listener import Listener
 from .on_demand import OnDemand
@@ -165,11 +165,6 @@ class Relay:
 
     # --- numbers -------------------------------------------------------------------------------------------------
 
-    @property
-    def active(self) -> int:
-        """Streams open now."""
-        return self.context.counters.active
-
     def open_bytes(self) -> tuple[int, int, OpenStreams]:
         """Bytes received and sent by the streams that are open now, and the routed ones with theirs by destination."""
         received = sent = 0
@@ -184,15 +179,6 @@ class Relay:
                 all_[1] += got
                 all_[2] += gave
         return received, sent, {key: (all_[0], all_[1], all_[2]) for key, all_ in routed.items()}
-
-    def counters(self) -> Counters:
-        """A copy of the totals, with the bytes of the streams still open in them."""
-        counters = self.context.counters.copy()
-        received, sent, routed = self.open_bytes()
-        counters.bytes_received += received
-        counters.bytes_sent += sent
-        counters.add_open(routed)
-        return counters
 
     def connections(self) -> list[OpenStream]:
         """The streams open now."""
