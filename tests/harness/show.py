@@ -4,6 +4,7 @@ Everything it says it has just seen: whom the caller met comes from the peer's c
 that gateway's own counters, what a wrong name gets from the alert that arrived.
 """
 
+import shlex
 import signal
 import statistics
 import time
@@ -71,7 +72,8 @@ def run_demo(*, once: bool) -> int | None:
     except FileNotFoundError as error:
         raise CommandError(str(error)) from None
     finished = trio.run(_until_signal, console, binary, once)
-    console.print("Stopped; everything that was started is gone." if not finished else "", style="dim")
+    if not finished:
+        console.print("Stopped; everything that was started is gone.", style="dim")
     return 0 if finished or not once else 130
 
 
@@ -245,12 +247,12 @@ async def _show_questions(console: Console, stage: Stage, once: bool) -> None:
     console.print(f"\n{title} (the token reads, and is {CALLER}'s; it ends with the demo):", style="bold")
     question = ("probe", SERVICE, "--dc", "dc2", "--as", CALLER, "--yes")
     asked = [question, ("modes",), ("explain", SERVICE, "--dc", "dc2", "--admin-bind", stage.local.admin)]
-    for line in (stage.visitor.setting, *(command(*each) for each in asked)):
+    for line in (f"cd {shlex.quote(str(Path.cwd()))}", stage.visitor.setting, *(command(*each) for each in asked)):
         console.print(f"    {line}", markup=False)
     code, said = await stage.visitor.ask(*question)
     console.print(f"  {command(*question)} says:")
     for line in said.splitlines():
-        console.print(f"    {line}", style="dim", markup=False)
+        console.print(f"    {line}".rstrip(), style="dim", markup=False)
     if code:
         raise MismatchError(f"meshgate {' '.join(question)} should have met {SERVICE}, and ended with {code}")
 
