@@ -47,6 +47,10 @@ class OutlierDetector:
         known.failures += 1
         return False
 
+    def remember(self, address: Address, failures: int, now: float) -> None:
+        """Take over an ejection that somebody else has made; it is soon probed."""
+        self._ejected[address] = _Ejected(failures, now + FIRST_PROBE_SECONDS)
+
     def succeeded(self, address: Address) -> bool:
         """Note that a connection stands; whether this ends an ejection."""
         return self._ejected.pop(address, None) is not None

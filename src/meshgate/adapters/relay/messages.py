@@ -1,9 +1,10 @@
 """What the parent and its relay workers tell each other: msgpack over a stream socket, each message with its length.
 
-Only the two ends of one gateway of one version ever speak this, over a socket that nobody else can open. Workers
-believe their parent. The parent believes no worker, because what strangers send is read there: a message to it has at
-most LARGEST bytes and TOLD_AT_ONCE entries, every number and text in it has bounds, and what is out of them is refused
-by the decoder.
+Only the two ends of one gateway ever speak this, over a socket that nobody else can open. They are of one version, but
+for the time after an upgrade, in which workers of the version before live on: VERSION says whether they are understood.
+Workers believe their parent. The parent believes no worker, because what strangers send is read there: a message to it
+has at most LARGEST bytes and TOLD_AT_ONCE entries, every number and text in it has bounds, and what is out of them is
+refused by the decoder.
 """
 
 import contextlib
@@ -26,7 +27,9 @@ from .counters import Counters, Number, OpenStream, OpenStreams, Refused, Stream
 from .limits import Limits
 
 # The parent's business. Workers begin with them blocked, and ignore them.
-SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2)
+VERSION: Final = 1
+"""Of what is said here. It grows where a message goes or changes its meaning, not with a field that has a default."""
 TOLD_AT_ONCE: Final = 1000
 LARGEST: Final = 1 << 24
 """Bytes of a message to the parent. The largest honest one has TOLD_AT_ONCE records of 11 kB, with the worst ALPN."""
@@ -37,9 +40,13 @@ _ANCILLARY_BYTES: Final = socket.CMSG_SPACE(array("i").itemsize)  # The kernel n
 
 
 class Setup(msgspec.Struct, tag=True, frozen=True):
-    """First message to a worker: who it is, and the descriptors that it inherited."""
+    """First message to a worker: who it is, and the descriptors that it inherited.
+
+    `row` says which of `counts` is its own.
+    """
 
     worker: int
+    row: int
     limits: Limits
     listeners: list[tuple[str, int]]
     counts: list[int]
@@ -270,6 +277,7 @@ class Receiver(Generic[Incoming]):
         decoder: of its messages.
         takes_descriptors: whether it may send any; else the kernel closes them, so that none can pile up here.
         largest: bytes that a message of it may have; 0: no limit.
+        begun: what was read of it before, by somebody else.
     """
 
     def __init__(
@@ -279,14 +287,20 @@ class Receiver(Generic[Incoming]):
         *,
         takes_descriptors: bool = False,
         largest: int = 0,
+        begun: bytes = b"",
     ) -> None:
         self.descriptors: deque[int] = deque()
         self._stream = stream
         self._decoder = decoder
-        self._buffer = bytearray()
+        self._buffer = bytearray(begun)
         self._largest = largest
         self.size = 0
         self._ancillary_bytes = _ANCILLARY_BYTES if takes_descriptors else 0
+
+    @property
+    def begun(self) -> bytes:
+        """What was read and is no message yet, or was not taken."""
+        return bytes(self._buffer)
 
     async def next(self) -> Incoming | None:
         """The next message; None when the other end has closed or died.

@@ -5,7 +5,7 @@ closed, not a byte is sent.
 """
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 import structlog
@@ -39,6 +39,11 @@ class Outliers:
     def ejected(self) -> dict[Address, int]:
         """The endpoints that are ejected, and how often each has failed in a row."""
         return self._detector.ejected
+
+    def remember(self, ejected: Iterable[tuple[str, int, int]]) -> None:
+        """Take over what somebody else has ejected: each address with its failures."""
+        for host, port, failures in ejected:
+            self._detector.remember((host, port), failures, trio.current_time())
 
     def failed(self, address: Address) -> None:
         """A stream could not be connected to it."""

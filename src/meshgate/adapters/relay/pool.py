@@ -1,13 +1,18 @@
 """The worker processes: started, told, listened to, replaced.
 
+An upgrade replaces this process's program and leaves workers and sockets as they are: `left` says all that the next
+program needs to go on with them.
+
 What always holds: a worker's end touches no other worker, and clients that wait to be accepted stay where they are,
 because the listening sockets belong to all workers and to the parent.
 Totals never go back: what a worker told before it died stays counted.
 """
 
+import socket
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
+import msgspec
 import structlog
 import trio
 
@@ -21,6 +26,7 @@ from . import sockets
 from .counters import LONGEST_TEXT, Counters, Destination, Observer, OpenStream
 from .limits import Limits
 from .messages import (
+    VERSION,
     AddListener,
     Change,
     Drain,
@@ -39,10 +45,7 @@ from .messages import (
 )
 from .outliers import Outliers
 from .shared_counts import CountRows
-from .worker_process import WorkerEnd, WorkerPolicy, WorkerProcess
-
-if TYPE_CHECKING:
-    import socket
+from .worker_process import WorkerEnd, WorkerLeft, WorkerPolicy, WorkerProcess
 
 log = structlog.get_logger(module="meshgate.relay")
 
@@ -53,6 +56,35 @@ _DEFECTS_PER_SECOND: Final = 0.1
 _DEFECTS_AT_ONCE: Final = 10
 _MOST_ASKED: Final = 10_000
 _EMPTY: Final = RouteTable.of("", "", "default", iter(()))
+
+
+class PoolLeft(msgspec.Struct, frozen=True):
+    """A pool as one parent leaves it and the next one finds it, with the descriptors that it has.
+
+    `version` is that of the workers' messages. `rows` are those of the shared counts, to write to and to read.
+    `ejected` has each endpoint with its failures in a row, `asked` the names that workers wait for: who asked, by his
+    place in `workers`, and for whom.
+    """
+
+    version: int
+    listeners: list[tuple[str, int]]
+    listening: bool
+    totals: Counters
+    destinations: list[Destination]
+    untold: int
+    restarts: dict[str, int]
+    rows: list[tuple[int, int]]
+    row_key: bytes
+    ejected: list[tuple[str, int, int]]
+    asked: list[tuple[str, int, str]]
+    workers: list[WorkerLeft]
+
+    @property
+    def descriptors(self) -> list[int]:
+        """All that it has."""
+        ours = [descriptor for _, descriptor in self.listeners]
+        ours += [descriptor for row in self.rows for descriptor in row]
+        return ours + [descriptor for worker in self.workers for descriptor in worker.descriptors]
 
 
 async def _no_lookup(_: str) -> None:
@@ -74,6 +106,7 @@ class RelayPool:
             streams get no answer, but wait for a route.
         lookup_seconds: how long it is waited for.
         policy: of the workers.
+        left: what the parent before has left, to go on with.
     """
 
     def __init__(  # noqa: PLR0913 - most by keyword
@@ -88,6 +121,7 @@ class RelayPool:
         may_look_up: Callable[[str, str], bool] = lambda _name, _client: True,
         lookup_seconds: float = LOOKUP_SECONDS,
         policy: WorkerPolicy | None = None,
+        left: PoolLeft | None = None,
     ) -> None:
         self._limits = limits
         self._observer = observer
@@ -110,12 +144,21 @@ class RelayPool:
         """Refusals and ended streams that were too many to be told of, ever."""
         self.restarts = dict.fromkeys(WorkerEnd, 0)
         """Workers that were replaced, ever, by the cause."""
-        self._counts = CountRows(workers)
+        self.taken_over = trio.Event()
+        """Set when no worker of before takes streams any more, where there were any."""
+        self._counts = CountRows() if left is None else CountRows(key=left.row_key, rows=left.rows)
         self._outliers = Outliers(
             lambda address, failures: self._tell_all(EndpointState(*address, failures)),
             lambda: self._limits.per_try_timeout or self._limits.connect_timeout,
         )
-        self._workers = [WorkerProcess(self, number, self._counts, self._policy) for number in range(workers)]
+        # Those of a parent before this one. They take streams as long as the new ones do not.
+        self._old: list[WorkerProcess] = []
+        self._left_asked: list[tuple[str, int, str]] = []
+        if left is not None:
+            self._adopt(left)
+        self._workers = [
+            WorkerProcess(self, number, self._counts, self._policy, self._counts.take()) for number in range(workers)
+        ]
 
     def bind(self, name: str, host: str, port: int) -> tuple[str, int]:
         """Take a numeric address ("" is every IPv4 address, port 0 a free one). Clients are refused until `listen`.
@@ -137,7 +180,7 @@ class RelayPool:
             raise
         name = name[:LONGEST_TEXT]
         self._sockets.append((name, sock))
-        for worker in self._workers:
+        for worker in (*self._workers, *self._old):
             worker.hand(encode(AddListener(name, self._listening)), sock.fileno())
         bound = sock.getsockname()
         return str(bound[0]), int(bound[1])
@@ -204,7 +247,7 @@ class RelayPool:
     @property
     def active(self) -> int:
         """Streams open in all workers, as last heard: up to half a second old."""
-        return sum(worker.active for worker in self._workers)
+        return sum(worker.active for worker in (*self._workers, *self._old))
 
     @property
     def ejected(self) -> dict[Address, int]:
@@ -221,6 +264,11 @@ class RelayPool:
         return [worker.pid for worker in self._workers if worker.pid]
 
     @property
+    def kept(self) -> int:
+        """Streams that workers of before still have, as last heard."""
+        return sum(worker.active for worker in self._old)
+
+    @property
     def loads(self) -> list[tuple[int, int]]:
         """For each worker's place the process id, 0 while it is empty, and the streams open there as last heard."""
         return [(worker.pid, worker.active) for worker in self._workers]
@@ -228,7 +276,7 @@ class RelayPool:
     @property
     def works(self) -> bool:
         """Whether there is a worker to take clients; without one they wait in the kernel."""
-        return any(worker.works for worker in self._workers)
+        return any(worker.works for worker in (*self._workers, *self._old))
 
     @property
     def totals(self) -> Counters:
@@ -240,7 +288,7 @@ class RelayPool:
         reports = await self._ask(streams=False)
         counters = self._totals.copy()
         counters.active = self.active
-        counters.of_servers = sum(worker.of_servers for worker in self._workers)
+        counters.of_servers = sum(worker.of_servers for worker in (*self._workers, *self._old))
         counters.bytes_received += sum(report.open_received for report in reports)
         counters.bytes_sent += sum(report.open_sent for report in reports)
         for report in reports:
@@ -258,10 +306,81 @@ class RelayPool:
                 self._nursery.start_soon(self._outliers.run)
                 for worker in self._workers:
                     self._nursery.start_soon(worker.run)
+                for worker in self._old:
+                    self._nursery.start_soon(self._see_off, worker)
+                self._nursery.start_soon(self._take_over)
         finally:
             for _, sock in self._sockets:
                 sock.close()
             self._counts.close()
+
+    # --- from one parent to the next ------------------------------------------------------------------------------
+
+    @property
+    def told_all(self) -> bool:
+        """Whether each worker has been sent all that it was to be told."""
+        return all(worker.told_all for worker in (*self._workers, *self._old))
+
+    def left(self) -> PoolLeft:
+        """All that another parent needs to go on; to be called where `told_all`.
+
+        Nothing is changed by that. But where the other one begins, this one may do nothing any more.
+        """
+        known = [(worker, left) for worker in (*self._workers, *self._old) if (left := worker.left()) is not None]
+        places = {worker: place for place, (worker, _) in enumerate(known)}
+        return PoolLeft(
+            VERSION,
+            [(name, sock.fileno()) for name, sock in self._sockets],
+            self._listening,
+            self._totals,
+            list(self._destinations),
+            self.untold,
+            {cause.value: count for cause, count in self.restarts.items()},
+            list(zip(self._counts.writable, self._counts.readable, strict=True)),
+            self._counts.key,
+            [(*address, failures) for address, failures in self._outliers.ejected.items()],
+            [
+                (name, places[worker], client)
+                for name, asked in self._asked.items()
+                for worker, client in asked
+                if worker in places
+            ],
+            [left for _, left in known],
+        )
+
+    def _adopt(self, left: PoolLeft) -> None:
+        self._sockets = [(name, socket.socket(fileno=descriptor)) for name, descriptor in left.listeners]
+        self._listening = left.listening
+        self._totals = left.totals
+        self._destinations = set(left.destinations)
+        self.untold = left.untold
+        self.restarts |= {cause: left.restarts.get(cause, 0) for cause in WorkerEnd}
+        self._outliers.remember(left.ejected)
+        self._left_asked = left.asked
+        for each in left.workers:
+            worker = WorkerProcess(self, each.number, self._counts, self._policy, each.row)
+            worker.adopt(each, is_foreign=left.version != VERSION)
+            self._old.append(worker)
+        for row in set(range(len(left.rows))).difference(each.row for each in left.workers):
+            self._counts.give_back(row)
+
+    async def _take_over(self) -> None:
+        """Let the workers of before take streams until those of now do, then have them end with what they have."""
+        old = list(self._old)
+        for name, place, client in self._left_asked:
+            self.asked(old[place], name, client)
+        if self._listening:
+            for worker in self._workers:
+                await worker.has_begun.wait()
+        async with trio.open_nursery() as nursery:
+            for worker in old:
+                nursery.start_soon(worker.retire)
+            self.taken_over.set()
+
+    async def _see_off(self, worker: WorkerProcess) -> None:
+        await worker.see_off()
+        self._old.remove(worker)
+        self._counts.give_back(worker.row)
 
     # --- for the workers ------------------------------------------------------------------------------------------
 
@@ -270,9 +389,10 @@ class RelayPool:
         listeners = [(name, sock.fileno()) for name, sock in self._sockets]
         setup = Setup(
             worker.number,
+            worker.row,
             self._limits,
             listeners,
-            self._counts.seen_by(worker.number),
+            self._counts.seen_by(worker.row),
             self._counts.key,
             self._drain_seconds,
             self._drain_quiet,
@@ -284,7 +404,7 @@ class RelayPool:
 
     def inherited(self, worker: WorkerProcess) -> list[int]:
         """The descriptors that a worker needs."""
-        return [*self._counts.seen_by(worker.number), *(sock.fileno() for _, sock in self._sockets)]
+        return [*self._counts.seen_by(worker.row), *(sock.fileno() for _, sock in self._sockets)]
 
     def heard(self, report: StatsReport) -> None:
         """A worker has told what came to pass.
@@ -316,7 +436,8 @@ class RelayPool:
 
     def lost(self, worker: WorkerProcess, cause: WorkerEnd, streams: int) -> None:
         """A worker ended that was not told to: its streams have ended with it."""
-        self.restarts[cause] += 1
+        if worker in self._workers:
+            self.restarts[cause] += 1
         ends = self._totals.ends
         ends[StreamEnd.WORKER_LOST] = ends.get(StreamEnd.WORKER_LOST, 0) + streams
 
@@ -370,11 +491,11 @@ class RelayPool:
 
         with trio.move_on_after(self._policy.answer):
             async with trio.open_nursery() as nursery:
-                for worker in self._workers:
+                for worker in (*self._workers, *self._old):
                     nursery.start_soon(ask, worker)
         return reports
 
     def _tell_all(self, message: ToWorker) -> None:
         data = encode(message)
-        for worker in self._workers:
+        for worker in (*self._workers, *self._old):
             worker.send(data)

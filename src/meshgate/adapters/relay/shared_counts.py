@@ -13,7 +13,7 @@ shared, which nobody outside can bring about on purpose.
 import fcntl
 import mmap
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 from typing import Final
 
@@ -26,21 +26,51 @@ _KNOWN: Final = 4096  # Keys whose places are kept: the same clients come again 
 class CountRows:
     """The rows as the parent has them, which reads none of them. Close it.
 
-    `writable` and `readable` have a descriptor of each row, `key` is the secret of the hash.
+    `writable` and `readable` have a descriptor of each row, `key` is the secret of the hash. A worker knows those rows
+    that there were when it began.
     """
 
-    def __init__(self, workers: int) -> None:
-        self.key = os.urandom(16)
-        self.writable = [_memory() for _ in range(workers)]
-        self.readable = [os.open(f"/proc/self/fd/{row}", os.O_RDONLY | os.O_CLOEXEC) for row in self.writable]
+    def __init__(self, workers: int = 0, key: bytes = b"", rows: Iterable[tuple[int, int]] = ()) -> None:
+        """Begin with rows for so many workers, or with those that another parent has made: to write to, and to read."""
+        self.key = key or os.urandom(16)
+        self.writable: list[int] = []
+        self.readable: list[int] = []
+        for writable, readable in rows:
+            self.writable.append(writable)
+            self.readable.append(readable)
+        self._free: list[int] = []
+        for _ in range(workers):
+            self.take()
+
+    def take(self) -> int:
+        """A row for a worker, all zero: one that was given back, or a new one.
+
+        Raises:
+            OSError: there is no descriptor or memory to be had.
+        """
+        if self._free:
+            return self._free.pop()
+        row = _memory()
+        try:
+            self.readable.append(os.open(f"/proc/self/fd/{row}", os.O_RDONLY | os.O_CLOEXEC))
+        except OSError:
+            os.close(row)
+            raise
+        self.writable.append(row)
+        return len(self.writable) - 1
 
     def clear(self, row: int) -> None:
-        """Forget a row: the worker it belonged to is dead."""
+        """Forget what a row counts: the worker it belongs to is dead."""
         os.pwrite(self.writable[row], bytes(_ROW_BYTES), 0)
 
-    def seen_by(self, worker: int) -> list[int]:
-        """The descriptors that a worker needs: its own row's to write to, the others' to read."""
-        return [*self.readable[:worker], self.writable[worker], *self.readable[worker + 1 :]]
+    def give_back(self, row: int) -> None:
+        """Let another worker have a row: the one it belonged to is dead."""
+        self.clear(row)
+        self._free.append(row)
+
+    def seen_by(self, row: int) -> list[int]:
+        """The descriptors that the worker of a row needs: its own row's to write to, the others' to read."""
+        return [*self.readable[:row], self.writable[row], *self.readable[row + 1 :]]
 
     def close(self) -> None:
         """Let go of the rows; who has mapped them keeps them."""

@@ -74,7 +74,7 @@ class Worker:
 
     def __init__(self, reactor: Reactor, setup: Setup, channel: trio.SocketStream) -> None:
         self.wants_records = setup.records
-        counts = SharedCounts(setup.counts, setup.worker, setup.counts_key)
+        counts = SharedCounts(setup.counts, setup.row, setup.counts_key)
         for row in setup.counts:
             os.close(row)
         table = RouteTable.of("", "", "default", iter(()))

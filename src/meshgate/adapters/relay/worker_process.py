@@ -1,5 +1,8 @@
 """One worker process of the pool: started, told, listened to, and started again when it ends.
 
+A parent that is replaced by another program (`left`) leaves its workers to that, which goes on with them (`adopted`).
+They live for the streams that they have, and are not started again.
+
 What always holds: a worker that dies or hangs is replaced within a second (later and later if they die at once), and
 what it told before stays told. Whatever a worker sends, this process lives on: what makes no sense ends that worker,
 and so does a flood, or not reading what it is told. It costs `messages.LARGEST` bytes for a message, LINES_AT_ONCE
@@ -17,6 +20,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final, Protocol
 
+import msgspec
 import structlog
 import trio
 
@@ -35,6 +39,7 @@ from .messages import (
     Receiver,
     StatsReport,
     StatsRequest,
+    StopListening,
     ToParent,
     ToWorker,
     encode,
@@ -86,6 +91,28 @@ class WorkerEnd(StrEnum):
     NOT_STARTED = "not_started"
 
 
+class WorkerLeft(msgspec.Struct, frozen=True):
+    """A worker as one parent leaves it and the next one finds it: its descriptors, and what was heard of it so far.
+
+    `begun` is what was read of it and not taken, `asked` how many questions it was asked.
+    """
+
+    number: int
+    row: int
+    pid: int
+    channel: int
+    stderr: int
+    active: int
+    of_servers: int
+    routed: int
+    asked: int
+    begun: bytes
+
+    @property
+    def descriptors(self) -> list[int]:
+        return [self.channel, self.stderr]
+
+
 class Owner(Protocol):
     """Who owns the workers: knows what a worker must be told, and takes what workers tell."""
 
@@ -119,10 +146,17 @@ class Owner(Protocol):
 
 
 class WorkerProcess:
-    """A worker by its number, and the process that is it at the moment."""
+    """A worker by its number, and the process that is it at the moment. `row` is its row of the shared counts."""
 
-    def __init__(self, owner: Owner, number: int, counts: CountRows, policy: WorkerPolicy) -> None:
+    def __init__(
+        self, owner: Owner, number: int, counts: CountRows, policy: WorkerPolicy, row: int | None = None
+    ) -> None:
         self.number = number
+        self.row = number if row is None else row
+        self.has_begun = trio.Event()
+        """Set when a process of it has said its first word."""
+        self.is_foreign = False
+        """Whether its process is of another version, so that it may not be understood."""
         self._policy = policy
         self.active = 0
         self.of_servers = 0
@@ -131,6 +165,8 @@ class WorkerProcess:
         self._owner = owner
         self._counts = counts
         self._outbox: trio.MemorySendChannel[bytes | FdMessage] | None = None
+        self._unsent = 0
+        self._process: _Process | None = None
         self._questions: dict[int, tuple[list[StatsReport], trio.Event]] = {}
         self._asked = 0
         self._life = trio.CancelScope()
@@ -161,6 +197,7 @@ class WorkerProcess:
             return
         try:
             self._outbox.send_nowait(message)
+            self._unsent += 1
         except trio.WouldBlock:
             if isinstance(message, FdMessage):
                 message.drop()
@@ -197,10 +234,72 @@ class WorkerProcess:
             lived = trio.current_time() - started
             self._owner.lost(self, cause, self._routed)
             lost, self.active, self.of_servers, self._routed = self.active, 0, 0, 0
-            self._counts.clear(self.number)
+            self._counts.clear(self.row)
             pause = 0.0 if lived > _HEALTHY_SECONDS else min(_LONGEST_PAUSE, pause * 2 or 0.1)
             log.error("a relay worker ended, another one starts", worker=self.number, reason=reason, streams_lost=lost)
             await trio.sleep(pause)
+
+    # --- from one parent to the next --------------------------------------------------------------------------------
+
+    @property
+    def told_all(self) -> bool:
+        """Whether the worker has been sent all that it was to be told."""
+        return self._unsent == 0
+
+    def left(self) -> WorkerLeft | None:
+        """The worker for another parent, which takes its descriptors; None while there is none.
+
+        To be called where `told_all`; nothing may be sent to it, nor read from it, any more afterwards.
+        """
+        each = self._process
+        if each is None or self.pid == 0:
+            return None
+        return WorkerLeft(
+            self.number,
+            self.row,
+            self.pid,
+            each.channel.socket.fileno(),
+            each.stderr.descriptor,
+            self.active,
+            self.of_servers,
+            self._routed,
+            self._asked,
+            each.receiver.begun,
+        )
+
+    def adopt(self, left: WorkerLeft, *, is_foreign: bool) -> None:
+        """Go on with the process that another parent has left; call it in trio, and `see_off` then."""
+        self.is_foreign = is_foreign
+        stderr = _WorkerStderr(left.stderr)
+        self._process = _Process(_Child(left.pid), socket.socket(fileno=left.channel), stderr, left.begun)
+        self.active, self.of_servers, self._routed, self._asked = left.active, left.of_servers, left.routed, left.asked
+        self._begin(self._process)
+        self._has_spoken = True
+        self.has_begun.set()
+
+    async def see_off(self) -> None:
+        """Live with the adopted process until its end, which nobody minds once it has no streams."""
+        assert self._process is not None
+        cause, reason = await self._accompany(self._process)
+        if lost := self.active:
+            self._owner.lost(self, cause, self._routed)
+            log.error(
+                "a relay worker of before the upgrade ended", pid=self._process.child.pid, reason=reason, lost=lost
+            )
+        self.active = self.of_servers = self._routed = 0
+
+    async def retire(self) -> None:
+        """Have the worker take no more streams, and end when it has none left."""
+        self.send(encode(StopListening()))
+        while self._outbox is not None:
+            with trio.move_on_after(self._policy.silent):
+                # Answered behind what it was told before.
+                if await self.ask(streams=False) and not self.active:
+                    self._life.cancel()
+                    return
+            await trio.sleep(_LOOK_SECONDS)
+
+    # --- the life of a process ----------------------------------------------------------------------------------------
 
     async def _live(self) -> tuple[WorkerEnd, str]:
         """The life of one worker; gives the cause of its end, and more about it in words."""
@@ -211,40 +310,47 @@ class WorkerProcess:
                 stderr = _WorkerStderr()
                 undone.callback(stderr.close)
                 try:
-                    process = _spawn(self._policy, theirs.fileno(), self._owner.inherited(self), stderr.pipe)
+                    child = _spawn(self._policy, theirs.fileno(), self._owner.inherited(self), stderr.pipe)
                 finally:
                     stderr.close_workers_end()
             undone.pop_all()
-        self.pid = process.pid
-        channel = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
-        outbox, inbox = trio.open_memory_channel[bytes | FdMessage](_UNREAD)
-        self._outbox = outbox
-        receiver = Receiver(channel, TO_PARENT, largest=LARGEST)
-        self._heard_at = trio.current_time()
-        self._unread_since = _NEVER
+        process = _Process(child, ours, stderr)
+        self._begin(process)
         self._has_spoken = False
-        self._nonsense = ""
-        self._life = trio.CancelScope()
         for word in self._owner.first_words(self):
             self.send(encode(word))
+        return await self._accompany(process)
+
+    def _begin(self, process: "_Process") -> None:
+        self.pid = process.child.pid
+        self._process = process
+        self._outbox, self._inbox = trio.open_memory_channel[bytes | FdMessage](_UNREAD)
+        self._unsent = 0
+        self._heard_at = trio.current_time()
+        self._unread_since = _NEVER
+        self._nonsense = ""
+        self._life = trio.CancelScope()
+
+    async def _accompany(self, process: "_Process") -> tuple[WorkerEnd, str]:
+        stderr = process.stderr
         hung = False
         try:
             with self._life:
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._send, channel, inbox)
-                    nursery.start_soon(self._receive, receiver)
+                    nursery.start_soon(self._send, process.channel, self._inbox)
+                    nursery.start_soon(self._receive, process.receiver)
                     nursery.start_soon(self._read_stderr, stderr)
                     hung = await self._until_hung()
                     nursery.cancel_scope.cancel()
         finally:
             self._outbox = None
-            drop_unsent(inbox)
+            drop_unsent(self._inbox)
             self.pid = 0
             if not hung and not self._nonsense:
-                await self._part(channel, receiver, process)
-            channel.socket.close()
-            process.kill()
-            code = process.wait()
+                await self._part(process)
+            process.channel.socket.close()
+            process.child.kill()
+            code = process.child.wait()
             stderr.read()
             stderr.close()
         if self._nonsense:
@@ -278,6 +384,7 @@ class WorkerProcess:
                 else:
                     await channel.send_all(message)
                 self._unread_since = _NEVER
+                self._unsent -= 1
         except trio.BrokenResourceError:
             pass  # It is dead; the receiving side ends its life.
 
@@ -293,9 +400,10 @@ class WorkerProcess:
         """Take what the worker says until it is dead, or makes no sense."""
         rested = trio.current_time()
         try:
-            while (message := await receiver.next()) is not None:
+            while (message := await self._next(receiver)) is not None:
                 now = self._heard_at = trio.current_time()
                 self._has_spoken = True
+                self.has_begun.set()
                 self._take(message, receiver.size, now)
                 if now - rested > _CHECKPOINT_SECONDS:  # A chunk of small messages is read without waiting.
                     await trio.lowlevel.checkpoint()
@@ -307,6 +415,17 @@ class WorkerProcess:
             log.exception("internal error in what a worker said, it is replaced; please report this")
             self._nonsense = repr(error)[:_TOLD_OF_NONSENSE]
         self._life.cancel()
+
+    async def _next(self, receiver: Receiver[ToParent]) -> ToParent | None:
+        """The worker's next message. One of another version may say what is not understood here, and does no wrong."""
+        while True:
+            try:
+                return await receiver.next()
+            except msgspec.DecodeError:
+                if not self.is_foreign:
+                    raise
+                self._heard_at = trio.current_time()
+                await trio.sleep(0 if self._messages.take(self._heard_at, 1 + receiver.size // 1024) else _LOOK_SECONDS)
 
     def _take(self, message: ToParent, size: int, now: float) -> None:
         """What a worker says, which may be anything that the decoder lets pass.
@@ -342,19 +461,65 @@ class WorkerProcess:
         self._lines_left_out = 0
         getattr(log, line.level)(line.text, worker=self.number, **more)
 
-    async def _part(
-        self, channel: trio.SocketStream, receiver: Receiver[ToParent], process: "subprocess.Popen[bytes]"
-    ) -> None:
+    async def _part(self, process: "_Process") -> None:
         """Tell a worker to end, and hear how its streams ended; killed, it would seem to have ended them in order."""
         with trio.move_on_after(FAREWELL_SECONDS, shield=True) as scope:
             with contextlib.suppress(trio.BrokenResourceError):
-                await channel.send_all(encode(Quit()))
+                await process.channel.send_all(encode(Quit()))
                 with trio.CancelScope() as self._life:
-                    await self._receive(receiver)
-            while process.poll() is None:  # noqa: ASYNC110 (the standard library has no event for it)
+                    await self._receive(process.receiver)
+            while process.child.poll() is None:  # noqa: ASYNC110 (the standard library has no event for it)
                 await trio.sleep(0.01)
         if scope.cancelled_caught:
             log.warning("a relay worker did not end by itself and is killed", worker=self.number)
+
+
+class _Child:
+    """A process that an earlier program in this process has started: what of `subprocess.Popen` is used here."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self._code: int | None = None
+
+    def poll(self) -> int | None:
+        """Its exit code, below zero for a signal; None while it lives."""
+        return self._code if self._code is not None else self._look(os.WNOHANG)
+
+    def wait(self) -> int:
+        code = self.poll()
+        while code is None:
+            code = self._look(0)
+        return code
+
+    def kill(self) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, signal.SIGKILL)
+
+    def _look(self, options: int) -> int | None:
+        try:
+            pid, status = os.waitpid(self.pid, options)
+        except ChildProcessError:  # Somebody else has waited for it, and knows how it ended.
+            pid, status = self.pid, 0
+        if pid:
+            self._code = os.waitstatus_to_exitcode(status)
+        return self._code
+
+
+class _Process:
+    """A process and what leads to it; `begun` is what was read of its words before."""
+
+    def __init__(
+        self,
+        child: "subprocess.Popen[bytes] | _Child",
+        channel: socket.socket,
+        stderr: "_WorkerStderr",
+        begun: bytes = b"",
+    ) -> None:
+        self.child = child
+        channel.setblocking(False)
+        self.channel = trio.SocketStream(trio.socket.from_stdlib_socket(channel))
+        self.stderr = stderr
+        self.receiver = Receiver(self.channel, TO_PARENT, largest=LARGEST, begun=begun)
 
 
 class _WorkerStderr:
@@ -364,8 +529,9 @@ class _WorkerStderr:
     them, for the end of a sentence.
     """
 
-    def __init__(self) -> None:
-        self.descriptor, self.pipe = os.pipe()
+    def __init__(self, descriptor: int = -1) -> None:
+        """Make the pipe, or go on reading one."""
+        self.descriptor, self.pipe = os.pipe() if descriptor < 0 else (descriptor, -1)
         os.set_blocking(self.descriptor, False)
         self._kept = b""
         self.size = 0
