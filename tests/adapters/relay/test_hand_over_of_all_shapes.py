@@ -1,0 +1,128 @@
+"""Workers are replaced again and again under streams of all shapes: no stream notices, and the accounts are right."""
+
+import gc
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from itertools import count
+from pathlib import Path
+from random import Random
+
+import trio
+
+from meshgate.adapters.relay import Limits
+from meshgate.core.reasons import StreamEnd
+from meshgate.core.routes import Endpoint
+from tests.harness.shapes import Driver, Endpoints, Names, driving, endpoints, not_as_told
+
+from .streams import TRUST_DOMAIN, WEB, endpoint, open_descriptors, table_of
+from .test_pool import Pool, pool_of
+
+SLOW = f"slow.default.dc1.internal.{TRUST_DOMAIN}"
+# A worker keeps so many empty pipes of two descriptors each.
+KEPT_PIPES = 64
+
+
+def children() -> set[int]:
+    return {int(pid) for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()}
+
+
+def held(pid: int) -> tuple[int, int]:
+    """The descriptors of a process that are no pipes, and those that are."""
+    targets = []
+    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            targets.append(str(descriptor.readlink()))
+        except OSError:
+            continue
+    pipes = sum(target.startswith("pipe:") for target in targets)
+    return len(targets) - pipes, pipes
+
+
+class Late:
+    """Names that the pool has to ask about, which it is told of after a while."""
+
+    def __init__(self, servers: Endpoints) -> None:
+        self.pool: Pool | None = None
+        self._numbers = count()
+        self._rng = Random("late names")
+        self._routes: dict[str, list[Endpoint]] = {
+            WEB: [endpoint(servers.port)],
+            SLOW: [endpoint(servers.slow_port)],
+        }
+        self._servers = servers
+
+    @property
+    def routes(self) -> dict[str, list[Endpoint]]:
+        return self._routes
+
+    def name(self) -> str:
+        return f"late-{next(self._numbers)}.default.dc1.internal.{TRUST_DOMAIN}"
+
+    async def look_up(self, name: str) -> None:
+        await trio.sleep(self._rng.uniform(0.05, 1.0))
+        self._routes[name] = [endpoint(self._servers.port)]
+        assert self.pool is not None
+        self.pool.relay.install(table_of(self._routes))
+
+
+@asynccontextmanager
+async def under_load(workers: int, seed: int, **options: float) -> AsyncIterator[tuple[Pool, Driver]]:
+    """A pool with the streams; after the block all of them must have come to their end, and be told of rightly."""
+    gc.collect()
+    before = open_descriptors()
+    async with endpoints() as servers:
+        late = Late(servers)
+        limits = Limits(hello_timeout=60.0, connect_timeout=30.0)
+        async with pool_of(late.routes, workers, limits, lookup=late.look_up, lookup_seconds=30.0) as pool:
+            late.pool = pool
+            normal = [held(pid) for pid in pool.relay.workers]
+            names = Names(WEB, SLOW, late.name)
+            address = ("127.0.0.1", pool.port)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(watch_totals, pool)
+                async with driving(servers, address, names, seed=seed, **options) as driver:  # type: ignore[arg-type]
+                    yield pool, driver
+                await until_told(pool, driver)
+                nursery.cancel_scope.cancel()
+            counters = await pool.relay.counters()
+            assert counters.active == 0
+            streams = len(driver.lives)
+            assert counters.accepted == sum(counters.connections.values()) == streams
+            assert counters.ends == {StreamEnd.CLOSED: streams}
+            assert counters.bytes_received == sum(life.up for life in driver.lives)
+            assert counters.bytes_sent == sum(life.down for life in driver.lives)
+            assert (counters.refused, counters.internal_errors, pool.relay.untold) == ({}, 0, 0)
+            assert not_as_told(driver.lives, pool.watcher.ended) == []
+            assert children() == {*pool.relay.workers}
+            assert len(pool.relay.workers) == workers
+            for others, pipes in map(held, pool.relay.workers):
+                assert others <= max(each[0] for each in normal)
+                assert pipes <= max(each[1] for each in normal) + KEPT_PIPES
+    gc.collect()
+    assert open_descriptors() <= before
+
+
+async def watch_totals(pool: Pool) -> None:
+    """Totals never go back, whenever they are asked for."""
+    connections = received = sent = ends = 0
+    while True:
+        counters = await pool.relay.counters()
+        now = sum(counters.connections.values())
+        assert now >= connections
+        assert counters.bytes_received >= received
+        assert counters.bytes_sent >= sent
+        assert sum(counters.ends.values()) >= ends
+        connections, received, sent = now, counters.bytes_received, counters.bytes_sent
+        ends = sum(counters.ends.values())
+        await trio.sleep(0.05)
+
+
+async def until_told(pool: Pool, driver: Driver) -> None:
+    with trio.move_on_after(20):
+        while len(pool.watcher.ended) < len(driver.lives) or (await pool.relay.counters()).active:
+            await trio.sleep(0.02)
+
+
+async def test_the_accounts_of_all_shapes_are_right_without_a_hand_over() -> None:
+    async with under_load(2, seed=3, streams=40, pace=0.2) as (_, driver):
+        await driver.moved(1)
