@@ -13,7 +13,8 @@ import trio
 from meshgate.adapters.admin.http_server import AdminServer
 from meshgate.adapters.consul import WatchState
 from meshgate.adapters.consul.api import HealthCheck
-from meshgate.adapters.relay import Counters, Limits, OpenStream, Refused
+from meshgate.adapters.relay import Counters, Limits, OpenStream, Refused, StreamRecord
+from meshgate.adapters.relay.pool import WorkerLoss
 from meshgate.app.admin.admin_pages import admin_routes
 from meshgate.app.admin.gateway_view import GatewayView
 from meshgate.app.admin.metrics import Metrics
@@ -59,6 +60,8 @@ class GatewayDouble(GatewayView):
         self.streams: list[OpenStream] = []
         self.wrong: list[str] = []
         self.recent: list[tuple[float, Refused]] = []
+        self.ended: list[StreamRecord] = []
+        self.losses: list[WorkerLoss] = []
         self.states: list[WatchState] = []
         self.errors: Mapping[str, int] = {}
         self.loads = [(4711, 2), (0, 0)]
@@ -125,6 +128,12 @@ class GatewayDouble(GatewayView):
 
     def recent_refusals(self) -> list[tuple[float, Refused]]:
         return self.recent[::-1]
+
+    def ended_streams(self) -> list[StreamRecord]:
+        return self.ended
+
+    def worker_losses(self) -> list[WorkerLoss]:
+        return self.losses
 
     def access_lines_dropped(self) -> int | None:
         return self.dropped

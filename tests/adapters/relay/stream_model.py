@@ -426,7 +426,13 @@ class World:
             table=_STALE_TABLE if scene.stale else _TABLE,
             limits=scene.limits,
             observer=cast(
-                "Any", SimpleNamespace(wants_records=True, on_refused=lambda _: None, on_ended=self._on_ended)
+                "Any",
+                SimpleNamespace(
+                    wants_records=True,
+                    on_refused=lambda _: None,
+                    on_settled=lambda _: None,
+                    on_ended=self._on_ended,
+                ),
             ),
             worker=0,
             breakers=breakers,

@@ -65,10 +65,14 @@ class Watcher:
 
     def __init__(self) -> None:
         self.refused: list[Refused] = []
+        self.settled: list[StreamRecord] = []
         self.ended: list[StreamRecord] = []
 
     def on_refused(self, refused: Refused) -> None:
         self.refused.append(refused)
+
+    def on_settled(self, record: StreamRecord) -> None:
+        self.settled.append(record)
 
     def on_ended(self, record: StreamRecord) -> None:
         self.ended.append(record)

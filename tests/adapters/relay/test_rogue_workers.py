@@ -286,6 +286,7 @@ def test_largest_honest_report_goes_in_pieces_that_are_taken_and_lose_nothing() 
     refused = [Refused(text[:60], text[:255], Reason.UNKNOWN_SNI, text)] * 10_000
     streams = [OpenStream(1 << 48, text[:60], text[:255], text[:257], text, "relaying", 1.0, 1, 1, 0)] * 20_000
     whole = StatsReport(numbers, refused, [record] * 10_000, 4, 9, 11, 12, dict.fromkeys(names, (1, 3, 4)), streams)
+    whole = msgspec.structs.replace(whole, settled=[record] * 3_000)
     pieces = []
     for piece in whole.pieces():
         data = encode(piece)
@@ -306,6 +307,9 @@ def test_largest_honest_report_goes_in_pieces_that_are_taken_and_lose_nothing() 
     assert open_carried.open == dict.fromkeys(names, 1)
     assert [each for piece in pieces for each in piece.refused] == refused
     assert sum(len(piece.ended) for piece in pieces) == 10_000
+    assert sum(len(piece.settled) for piece in pieces) == 3_000
+    told = [bool(piece.settled) - bool(piece.ended) for piece in pieces if piece.settled or piece.ended]
+    assert told == sorted(told, reverse=True)  # A stream may have settled and ended since the last report.
     assert [each for piece in pieces for each in piece.streams] == streams
     assert [
         sum(each) for each in zip(*((it.dropped, it.open_received, it.open_sent) for it in pieces), strict=True)
@@ -404,8 +408,10 @@ class Owner:
     def endpoint_news(self, news: EndpointNews) -> None:
         assert len(news.address) <= counted.LONGEST_TEXT
 
-    def lost(self, _worker: object, _cause: object, streams: int) -> None:
+    def lost(self, _worker: object, _cause: object, streams: int, records: list[bytes]) -> None:
         assert streams >= 0
+        assert len(records) <= worker_process.MOST_KEPT
+        assert all(len(each) <= worker_process.LARGEST_KEPT for each in records)
 
     def first_words(self, _worker: object) -> list[Any]:
         return []

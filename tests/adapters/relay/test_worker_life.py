@@ -122,6 +122,61 @@ async def test_loss_of_a_worker_is_logged_with_its_reason_and_what_it_cost() -> 
     assert restarts == {"killed": 1}
 
 
+async def test_each_long_stream_of_a_lost_worker_has_a_record_and_none_that_had_ended() -> None:
+    # The first look at a stream, by which it has settled, comes early where a timeout is short.
+    limits = Limits(handshake_timeout=1.0)
+    async with backend(echo) as port, pool_of({WEB: [endpoint(port)]}, workers=1, limits=limits) as pool:
+        clients = [await pool.call() for _ in range(4)]
+        with trio.fail_after(30):
+            for client in clients:
+                await client.send_all(b"x")
+            while pool.relay.settled < 4:
+                await trio.sleep(0.02)
+            ended = clients.pop()
+            assert await receive_exactly(ended, 1) == b"x"
+            await ended.aclose()
+            while not pool.watcher.ended:
+                await trio.sleep(0.02)
+            assert [record.end for record in pool.watcher.ended] == [StreamEnd.CLOSED]
+            assert pool.relay.settled == 3
+            os.kill(pool.relay.workers[0], signal.SIGKILL)
+            while len(pool.watcher.ended) < 4:
+                await trio.sleep(0.02)
+        lost = pool.watcher.ended[1:]
+        assert {(it.sni, it.endpoint, it.end, it.reason) for it in lost} == {
+            (WEB, f"127.0.0.1:{port}", StreamEnd.WORKER_LOST, None)
+        }
+        ours = {f"127.0.0.1:{client.socket.getsockname()[1]}" for client in clients}
+        assert {record.client for record in lost} == ours
+        assert all(1.0 <= record.duration < 30 for record in lost)
+        assert [(it.worker, it.cause, it.streams, it.known) for it in pool.relay.losses] == [(0, "killed", 3, 3)]
+        for client in clients:
+            await client.aclose()
+
+
+async def test_nothing_is_told_of_streams_that_live_while_nobody_wants_records() -> None:
+    async with (
+        backend(echo) as port,
+        pool_of({WEB: [endpoint(port)]}, workers=1, limits=Limits(idle_timeout=0.2)) as pool,
+    ):
+        pool.watcher.wants_records = False
+        pool.relay.want_records(False)
+        await pool.until_workers(1)
+        async with await pool.call() as client:
+            with trio.fail_after(20):
+                while not (ends := (await pool.relay.counters()).ends):
+                    await trio.sleep(0.05)
+            assert await client.receive_some() == b""
+        # How it ended is told all the same: not in order.
+        assert ends == {StreamEnd.IDLE: 1}
+        assert [record.end for record in pool.watcher.ended] == [StreamEnd.IDLE]
+        os.kill(pool.relay.workers[0], signal.SIGKILL)
+        with trio.fail_after(20):
+            while not pool.relay.losses:
+                await trio.sleep(0.02)
+        assert [loss.known for loss in pool.relay.losses] == [0]
+
+
 async def test_clients_that_wait_when_listening_stops_are_still_let_in() -> None:
     async with backend(echo) as port, pool_of({WEB: [endpoint(port)]}, workers=1) as pool:
         pool.policy.silent = 60.0

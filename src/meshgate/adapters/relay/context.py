@@ -10,7 +10,7 @@ from meshgate.core.outlier_detection import Address
 from meshgate.core.routes import RouteTable
 
 from .circuit_breakers import CircuitBreakers
-from .counters import Counters, Observer, Refused
+from .counters import Counters, Refused, RelayObserver
 from .limits import Limits
 from .overload import Overload
 from .pump import Pump
@@ -36,7 +36,7 @@ class Context:
     pump: Pump
     table: RouteTable
     limits: Limits
-    observer: Observer
+    observer: RelayObserver
     worker: int
     breakers: CircuitBreakers
     load_balancer: LoadBalancer

@@ -28,6 +28,7 @@ Text = Annotated[str, Meta(max_length=LONGEST_TEXT)]
 Number = Annotated[int, Meta(ge=0, le=1 << 53)]
 # Up to the year 2286, which every clock and calendar here can show. Not a number is in no range.
 Seconds = Annotated[float, Meta(ge=0, le=1e10)]
+StreamId = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
 
 Destination = tuple[RouteKind, Text]
 Carried = dict[Destination, tuple[Number, Number]]
@@ -57,7 +58,8 @@ class StreamRecord:
     `started` is Unix time, `duration` seconds, `client` an address with its port. `sni` is a stranger's text, None
     where there was none. `route`, `kind` and `endpoint` are None for a stream that was not placed; `endpoint` is the
     last one tried, as host:port. `reason` is None where it was not refused. `flags` are Envoy's letters, ""
-    where none applies. `bytes_received` came from the client, `bytes_sent` went to it.
+    where none applies. `bytes_received` came from the client, `bytes_sent` went to it. `id` is the one of `OpenStream`
+    for a stream that has settled (`RelayObserver.on_settled`), 0 for all others.
     """
 
     started: Seconds
@@ -76,6 +78,7 @@ class StreamRecord:
     end: StreamEnd
     flags: Text
     worker: Number
+    id: StreamId = 0
 
 
 class Observer(Protocol):
@@ -83,20 +86,27 @@ class Observer(Protocol):
 
     @property
     def wants_records(self) -> bool:
-        """Whether `on_ended` is to be called."""
+        """Whether `on_ended` is to be called for all streams."""
 
     def on_refused(self, refused: Refused) -> None:
         """A stream was not carried."""
 
     def on_ended(self, record: StreamRecord) -> None:
-        """A stream has ended, a refused one too; only called with `wants_records`."""
+        """A stream has ended, a refused one too. Without `wants_records`, some of those that did not end in order."""
+
+
+class RelayObserver(Observer, Protocol):
+    """Who is told by a relay itself, in its process."""
+
+    def on_settled(self, record: StreamRecord) -> None:
+        """A stream has lived for some seconds; the record as it is now. Only called with `wants_records`."""
 
 
 @dataclass(frozen=True, slots=True)
 class OpenStream:
     """A stream that is open now. `state` is `hello`, `connecting`, `relaying` or `refused`; `age` is in seconds."""
 
-    id: Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
+    id: StreamId
     client: Text
     sni: Text | None
     route: Text | None

@@ -144,8 +144,9 @@ class StatsReport(msgspec.Struct, tag=True, frozen=True):
     """I am alive, and this came to pass since the last report.
 
     `counters` are increments, but for `active`, which is the number itself. `dropped` counts refusals and records that
-    were too many to tell. A report that answers a question also has the bytes of the streams still open. Where there is
-    `more` to come, another report goes on with it.
+    were too many to tell. `settled` are streams that may live long: their ends are always told, now or later. A report
+    that answers a question also has the bytes of the streams still open. Where there is `more` to come, another report
+    goes on with it.
     """
 
     counters: Counters
@@ -157,12 +158,13 @@ class StatsReport(msgspec.Struct, tag=True, frozen=True):
     open_sent: Number = 0
     open_carried: OpenStreams = {}
     streams: Annotated[list[OpenStream], Meta(max_length=TOLD_AT_ONCE)] = []
+    settled: Annotated[list[StreamRecord], Meta(max_length=TOLD_AT_ONCE)] = []
     more: bool = False
 
     @property
     def entries(self) -> int:
         """What it tells of, one by one."""
-        return len(self.refused) + len(self.ended) + len(self.streams)
+        return len(self.refused) + len(self.settled) + len(self.ended) + len(self.streams)
 
     def pieces(self) -> Iterator["StatsReport"]:
         """The same in reports that are small enough to be sent, `more` in all but the last."""
@@ -173,7 +175,7 @@ class StatsReport(msgspec.Struct, tag=True, frozen=True):
             return
         blank = Counters(active=counters.active, of_servers=counters.of_servers)
         nothing = StatsReport(blank, [], [], 0, self.question, more=True)
-        for name in ("refused", "ended", "streams", "open_carried"):
+        for name in ("refused", "settled", "ended", "streams", "open_carried"):
             for part in _parts(getattr(self, name)):
                 yield msgspec.structs.replace(nothing, **{name: part})
         for name in _BY_DESTINATION:
@@ -181,7 +183,9 @@ class StatsReport(msgspec.Struct, tag=True, frozen=True):
                 yield msgspec.structs.replace(nothing, counters=replace(blank, **{name: part}))
         nothing_by_destination: dict[str, Any] = {name: {} for name in _BY_DESTINATION}
         rest = replace(counters, **nothing_by_destination)
-        yield msgspec.structs.replace(self, counters=rest, refused=[], ended=[], streams=[], open_carried={})
+        yield msgspec.structs.replace(
+            self, counters=rest, refused=[], settled=[], ended=[], streams=[], open_carried={}
+        )
 
 
 class EndpointNews(msgspec.Struct, tag=True, frozen=True):

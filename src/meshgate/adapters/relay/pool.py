@@ -9,7 +9,10 @@ Totals never go back: what a worker told before it died stays counted.
 """
 
 import socket
+import time
+from collections import deque
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
 from typing import Final
 
 import msgspec
@@ -45,7 +48,7 @@ from .messages import (
 )
 from .outliers import Outliers
 from .shared_counts import CountRows
-from .worker_process import WorkerEnd, WorkerLeft, WorkerPolicy, WorkerProcess
+from .worker_process import WorkerEnd, WorkerLeft, WorkerPolicy, WorkerProcess, record_of
 
 log = structlog.get_logger(module="meshgate.relay")
 
@@ -55,7 +58,20 @@ LOOKUP_SECONDS: Final = 1.0
 _DEFECTS_PER_SECOND: Final = 0.1
 _DEFECTS_AT_ONCE: Final = 10
 _MOST_ASKED: Final = 10_000
+_LOSSES_KEPT: Final = 100
+_LOST_AT_ONCE: Final = 500  # Lines that are told without letting others have a turn.
 _EMPTY: Final = RouteTable.of("", "", "default", iter(()))
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerLoss:
+    """A worker that ended at `at` (Unix time) with so many streams, of which so many are known one by one."""
+
+    at: float
+    worker: int
+    cause: WorkerEnd
+    streams: int
+    known: int
 
 
 class PoolLeft(msgspec.Struct, frozen=True):
@@ -78,6 +94,7 @@ class PoolLeft(msgspec.Struct, frozen=True):
     ejected: list[tuple[str, int, int]]
     asked: list[tuple[str, int, str]]
     workers: list[WorkerLeft]
+    losses: list[WorkerLoss] = []
 
     @property
     def descriptors(self) -> list[int]:
@@ -144,6 +161,8 @@ class RelayPool:
         """Refusals and ended streams that were too many to be told of, ever."""
         self.restarts = dict.fromkeys(WorkerEnd, 0)
         """Workers that were replaced, ever, by the cause."""
+        self.losses: deque[WorkerLoss] = deque(maxlen=_LOSSES_KEPT)
+        """The last workers that were lost, the newest at the end."""
         self.taken_over = trio.Event()
         """Set when no worker of before takes streams any more, where there were any."""
         self._counts = CountRows() if left is None else CountRows(key=left.row_key, rows=left.rows)
@@ -269,6 +288,11 @@ class RelayPool:
         return sum(worker.active for worker in self._old)
 
     @property
+    def settled(self) -> int:
+        """Streams that are known one by one, should their worker be lost; none where nobody wants records."""
+        return sum(worker.settled for worker in (*self._workers, *self._old))
+
+    @property
     def loads(self) -> list[tuple[int, int]]:
         """For each worker's place the process id, 0 while it is empty, and the streams open there as last heard."""
         return [(worker.pid, worker.active) for worker in self._workers]
@@ -346,6 +370,7 @@ class RelayPool:
                 if worker in places
             ],
             [left for _, left in known],
+            [*self.losses],
         )
 
     def _adopt(self, left: PoolLeft) -> None:
@@ -354,6 +379,7 @@ class RelayPool:
         self._totals = left.totals
         self._destinations = set(left.destinations)
         self.untold = left.untold
+        self.losses.extend(left.losses)
         self.restarts |= {cause: left.restarts.get(cause, 0) for cause in WorkerEnd}
         self._outliers.remember(left.ejected)
         self._left_asked = left.asked
@@ -434,12 +460,24 @@ class RelayPool:
         else:
             self._outliers.succeeded(address)
 
-    def lost(self, worker: WorkerProcess, cause: WorkerEnd, streams: int) -> None:
+    def lost(self, worker: WorkerProcess, cause: WorkerEnd, streams: int, records: list[bytes]) -> None:
         """A worker ended that was not told to: its streams have ended with it."""
         if worker in self._workers:
             self.restarts[cause] += 1
         ends = self._totals.ends
         ends[StreamEnd.WORKER_LOST] = ends.get(StreamEnd.WORKER_LOST, 0) + streams
+        loss = WorkerLoss(time.time(), worker.number, cause, streams, len(records))
+        self.losses.append(loss)
+        if records and self._nursery is not None:
+            self._nursery.start_soon(self._tell_lost, loss, records)
+
+    async def _tell_lost(self, loss: WorkerLoss, records: list[bytes]) -> None:
+        for number, packed in enumerate(records, 1):
+            record = record_of(packed)
+            lived = max(0.0, loss.at - record.started)
+            self._observer.on_ended(replace(record, duration=lived, end=StreamEnd.WORKER_LOST, id=0))
+            if not number % _LOST_AT_ONCE:
+                await trio.lowlevel.checkpoint()
 
     def asked(self, worker: WorkerProcess, name: str, client: str) -> None:
         """A worker has a client's streams that wait for the lookup of a name."""

@@ -19,7 +19,7 @@ from meshgate.core.routes import RouteTable
 from . import reactor as loop
 from .circuit_breakers import CircuitBreakers
 from .context import Context
-from .counters import Destination, Observer, OpenStream, OpenStreams
+from .counters import Destination, OpenStream, OpenStreams, RelayObserver
 from .limits import Limits
 from .listener import Listener
 from .on_demand import OnDemand
@@ -62,7 +62,7 @@ class Relay:
         reactor: Reactor,
         table: RouteTable,
         limits: Limits,
-        observer: Observer,
+        observer: RelayObserver,
         worker: int = 0,
         counts: SharedCounts | None = None,
         on_demand: OnDemand[Stream] | None = None,

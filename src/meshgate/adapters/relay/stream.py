@@ -404,6 +404,8 @@ class Stream:
     def _settle(self) -> None:
         """It has lived for a while and may live long: have the kernel look whether its endpoint is still there."""
         self._settled = True
+        if self.context.observer.wants_records:
+            self.context.observer.on_settled(self._record())
         limits, hosts, upstream = self.context.limits, self.hosts, self.upstream
         if hosts is not None and upstream is not None:
             chosen = limits.remote_keepalive if hosts.to_gateways else KEEPALIVE_UNSET
@@ -597,7 +599,8 @@ class Stream:
         counters.bytes_received += received
         counters.bytes_sent += sent
         # A connection that closed without a byte is a health check, not a stream.
-        if context.observer.wants_records and (received or self.reason is not None):
+        wanted = context.observer.wants_records or self.ending is not StreamEnd.CLOSED
+        if wanted and (received or self.reason is not None):
             context.observer.on_ended(self._record())
 
     # --- as others see it ----------------------------------------------------------------------------------------
@@ -624,7 +627,7 @@ class Stream:
         )
 
     def _record(self) -> StreamRecord:
-        """The stream as the access log tells it, when it has just ended."""
+        """The stream as the access log tells it, if it ends now."""
         reason, duration = self.reason, self.context.reactor.clock() - self.started
         received, sent = self.carried
         return StreamRecord(
@@ -644,6 +647,7 @@ class Stream:
             end=StreamEnd.REFUSED if reason is not None and self.ending is StreamEnd.CLOSED else self.ending,
             flags=envoy_flags(reason, self.ending),
             worker=self.context.worker,
+            id=id(self) if self._settled else 0,
         )
 
 

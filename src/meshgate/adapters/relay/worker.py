@@ -58,6 +58,7 @@ log = logging.getLogger("meshgate.relay")
 
 REPORT_SECONDS: Final = 0.5
 _MOST_TOLD: Final = 10_000  # Refusals and records kept between two reports; what is over is counted.
+_MOST_ENDS: Final = 100  # Records where nobody wants all of them.
 _MOST_LINES: Final = 50
 _MOST_STREAMS: Final = 100_000  # Told of in one answer.
 _LEVELS: Final[tuple[tuple[int, Level], ...]] = (
@@ -90,6 +91,7 @@ class Worker:
         self._sending = trio.Lock()
         self._told = Counters()
         self._refused: list[Refused] = []
+        self._settled: list[StreamRecord] = []
         self._ended: list[StreamRecord] = []
         self._log: list[LogLine] = []
         self._news: dict[tuple[object, ...], Lookup | EndpointNews] = {}
@@ -103,9 +105,18 @@ class Worker:
         else:
             self._dropped += 1
 
+    def on_settled(self, record: StreamRecord) -> None:
+        """Keep the record of a stream that may live long for the next report: its line, should this process be lost."""
+        if len(self._settled) < _MOST_TOLD:
+            self._settled.append(record)
+
     def on_ended(self, record: StreamRecord) -> None:
         """Keep the record of an ended stream for the next report."""
-        if len(self._ended) < _MOST_TOLD:
+        if not self.wants_records:
+            if len(self._ended) < _MOST_ENDS:
+                self._ended.append(record)
+        # The parent waits for the ends of those that have settled; no more than were open at once can end in a while.
+        elif record.id or len(self._ended) < _MOST_TOLD:
             self._ended.append(record)
         else:
             self._dropped += 1
@@ -230,6 +241,7 @@ class Worker:
             self._refused,
             self._ended,
             self._dropped,
+            settled=self._settled,
             question=question.question if question is not None else 0,
             open_received=received,
             open_sent=sent,
@@ -238,7 +250,7 @@ class Worker:
         )
         lines, self._log = self._log, []
         data = b"".join([*map(encode, lines), *map(encode, report.pieces())])
-        self._told, self._refused, self._ended, self._dropped = now, [], [], 0
+        self._told, self._refused, self._settled, self._ended, self._dropped = now, [], [], [], 0
         # What is taken out has to be told, and a half message would be the end of all understanding. The parent reads,
         # or is dead.
         with trio.CancelScope(shield=True):

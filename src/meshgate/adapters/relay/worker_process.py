@@ -6,7 +6,8 @@ They live for the streams that they have, and are not started again.
 What always holds: a worker that dies or hangs is replaced within a second (later and later if they die at once), and
 what it told before stays told. Whatever a worker sends, this process lives on: what makes no sense ends that worker,
 and so does a flood, or not reading what it is told. It costs `messages.LARGEST` bytes for a message, LINES_AT_ONCE
-lines in the log and LINES_PER_SECOND after that, and MESSAGES_AT_ONCE entries where an answer is collected.
+lines in the log and LINES_PER_SECOND after that, MESSAGES_AT_ONCE entries where an answer is collected, and
+LARGEST_KEPT bytes for each of MOST_KEPT streams.
 """
 
 import contextlib
@@ -26,6 +27,7 @@ import trio
 
 from meshgate.core.token_bucket import TokenBucket
 
+from .counters import StreamRecord
 from .messages import (
     LARGEST,
     LONGEST_LINE,
@@ -53,12 +55,17 @@ FAREWELL_SECONDS: Final = 2.0
 # What a worker may say. One whose streams all fail says 20,000 things a second; a kilobyte more is another one.
 MESSAGES_PER_SECOND: Final = 50_000
 MESSAGES_AT_ONCE: Final = 200_000
+# A record of a stream has some 400 bytes, with the longest names 900; the rest is ALPN.
+LARGEST_KEPT: Final = 1024
+MOST_KEPT: Final = 100_000
 LINES_PER_SECOND: Final = 2.0
 LINES_AT_ONCE: Final = 100
 # What it may leave unread: the answers to its own questions, as a rule.
 _UNREAD: Final = 100_000
 _TOLD_OF_NONSENSE: Final = 200
 _NEVER: Final = float("inf")
+_pack: Final = msgspec.msgpack.Encoder().encode
+_unpack: Final = msgspec.msgpack.Decoder(StreamRecord).decode
 _CHUNK_BYTES: Final = 1 << 16
 _MOST_STDERR_BYTES: Final = 1 << 20
 _CHECKPOINT_SECONDS: Final = 0.01
@@ -94,7 +101,7 @@ class WorkerEnd(StrEnum):
 class WorkerLeft(msgspec.Struct, frozen=True):
     """A worker as one parent leaves it and the next one finds it: its descriptors, and what was heard of it so far.
 
-    `begun` is what was read of it and not taken, `asked` how many questions it was asked.
+    `begun` is what was read of it and not taken, `asked` how many questions it was asked, `settled` its long streams.
     """
 
     number: int
@@ -107,6 +114,7 @@ class WorkerLeft(msgspec.Struct, frozen=True):
     routed: int
     asked: int
     begun: bytes
+    settled: dict[int, bytes] = {}
 
     @property
     def descriptors(self) -> list[int]:
@@ -136,8 +144,11 @@ class Owner(Protocol):
         """A worker could not reach an endpoint, or has reached one that was ejected."""
         ...
 
-    def lost(self, worker: "WorkerProcess", cause: "WorkerEnd", streams: int) -> None:
-        """A worker ended that was not told to, with so many routed streams, as last heard."""
+    def lost(self, worker: "WorkerProcess", cause: "WorkerEnd", streams: int, records: list[bytes]) -> None:
+        """A worker ended that was not told to, with so many routed streams, as last heard.
+
+        `records` are those of them that are known one by one, for `record_of`.
+        """
         ...
 
     def asked(self, worker: "WorkerProcess", name: str, client: str) -> None:
@@ -161,6 +172,7 @@ class WorkerProcess:
         self.active = 0
         self.of_servers = 0
         self._routed = 0  # Streams that have an endpoint.
+        self._settled: dict[int, bytes] = {}  # Those that live long, as `record_of` reads them.
         self.pid = 0
         self._owner = owner
         self._counts = counts
@@ -182,6 +194,11 @@ class WorkerProcess:
     def works(self) -> bool:
         """Whether there is a worker that has said its first word."""
         return self.pid != 0 and self._has_spoken
+
+    @property
+    def settled(self) -> int:
+        """Streams that are known one by one."""
+        return len(self._settled)
 
     def send(self, data: bytes) -> None:
         """Send a message to the worker, if there is one; a new one is told everything anyway."""
@@ -232,7 +249,8 @@ class WorkerProcess:
             except OSError as error:
                 cause, reason = WorkerEnd.NOT_STARTED, repr(error)  # No process or descriptor could be had.
             lived = trio.current_time() - started
-            self._owner.lost(self, cause, self._routed)
+            settled, self._settled = self._settled, {}
+            self._owner.lost(self, cause, self._routed, list(settled.values()))
             lost, self.active, self.of_servers, self._routed = self.active, 0, 0, 0
             self._counts.clear(self.row)
             pause = 0.0 if lived > _HEALTHY_SECONDS else min(_LONGEST_PAUSE, pause * 2 or 0.1)
@@ -265,6 +283,7 @@ class WorkerProcess:
             self._routed,
             self._asked,
             each.receiver.begun,
+            self._settled,
         )
 
     def adopt(self, left: WorkerLeft, *, is_foreign: bool) -> None:
@@ -273,6 +292,7 @@ class WorkerProcess:
         stderr = _WorkerStderr(left.stderr)
         self._process = _Process(_Child(left.pid), socket.socket(fileno=left.channel), stderr, left.begun)
         self.active, self.of_servers, self._routed, self._asked = left.active, left.of_servers, left.routed, left.asked
+        self._settled = left.settled
         self._begin(self._process)
         self._has_spoken = True
         self.has_begun.set()
@@ -282,11 +302,12 @@ class WorkerProcess:
         assert self._process is not None
         cause, reason = await self._accompany(self._process)
         if lost := self.active:
-            self._owner.lost(self, cause, self._routed)
+            self._owner.lost(self, cause, self._routed, list(self._settled.values()))
             log.error(
                 "a relay worker of before the upgrade ended", pid=self._process.child.pid, reason=reason, lost=lost
             )
         self.active = self.of_servers = self._routed = 0
+        self._settled = {}
 
     async def retire(self) -> None:
         """Have the worker take no more streams, and end when it has none left."""
@@ -444,6 +465,7 @@ class WorkerProcess:
             self._owner.endpoint_news(message)
         else:
             self._owner.heard(message)
+            self._keep(message)
             counters = message.counters
             self.active, self.of_servers = counters.active, counters.of_servers
             self._routed = max(0, self._routed + sum(counters.connections.values()) - sum(counters.ends.values()))
@@ -452,6 +474,16 @@ class WorkerProcess:
                 parts.append(message)
                 if not message.more:
                     complete.set()
+
+    def _keep(self, report: StatsReport) -> None:
+        """Note which streams would be lost with the worker. Packed, because there may be very many."""
+        for record in report.settled:
+            packed = _pack(record)
+            if len(packed) <= LARGEST_KEPT and len(self._settled) < MOST_KEPT:
+                self._settled[record.id] = packed
+        for record in report.ended:
+            if record.id:
+                self._settled.pop(record.id, None)
 
     def _tell_line(self, line: LogLine, now: float) -> None:
         if not self._lines.take(now):
@@ -556,6 +588,11 @@ class _WorkerStderr:
 
     def close(self) -> None:
         os.close(self.descriptor)
+
+
+def record_of(packed: bytes) -> StreamRecord:
+    """A stream that was lost, as `Owner.lost` is told of it; the record as it was when the stream had settled."""
+    return _unpack(packed)
 
 
 def drop_unsent(inbox: "trio.MemoryReceiveChannel[bytes | FdMessage]") -> None:

@@ -27,7 +27,8 @@ from meshgate.adapters.admin.http_server import (
 from meshgate.adapters.admin.static_files import static_routes
 from meshgate.adapters.admin.views import Active, clusters_text, clusters_view, routes_view, safe_text
 from meshgate.adapters.consul import WatchState
-from meshgate.adapters.relay import OpenStream
+from meshgate.adapters.relay import OpenStream, Refused, StreamRecord
+from meshgate.adapters.relay.pool import WorkerLoss
 from meshgate.adapters.relay.sandbox import support
 from meshgate.app.admin.dashboard import DashboardState
 from meshgate.app.admin.explain_page import ExplainPage
@@ -35,11 +36,14 @@ from meshgate.app.admin.gateway_view import GatewayView
 from meshgate.app.admin.metrics import Metrics
 from meshgate.app.admin.whatif_page import WhatIfPage
 from meshgate.app.gateway.from_settings import definition_of
+from meshgate.app.gateway.stream_observer import KEPT
 from meshgate.app.logs import logs
+from meshgate.app.logs.access_log import rfc3339
 from meshgate.app.settings.setting_table import TABLE
 from meshgate.app.settings.setting_types import LOG_LEVELS
 from meshgate.app.settings.settings import Origin, Settings
 from meshgate.core.outlier_detection import Address
+from meshgate.core.reasons import StreamEnd
 from meshgate.core.routes import RouteTable
 
 log = structlog.get_logger(module="meshgate.admin")
@@ -66,6 +70,7 @@ def admin_routes(gateway: GatewayView, metrics: Metrics) -> Mapping[tuple[str, s
         ("GET", "/stats/prometheus"): numbers,
         ("GET", "/clusters"): shared(pages.clusters, query=("format",)),
         ("GET", "/connections"): shared(pages.connections, query=()),
+        ("GET", "/connections/ended"): shared(pages.ended, query=()),
         ("GET", "/config_dump"): shared(pages.config_dump, query=()),
         ("GET", "/server_info"): shared(pages.server_info, query=()),
         ("GET", "/logging"): pages.logging,
@@ -112,6 +117,15 @@ class _Pages:
 
     async def connections(self, _request: Request) -> Response:
         return await trio.to_thread.run_sync(_connections, await self._gateway.connections())
+
+    async def ended(self, _request: Request) -> Response:
+        gateway = self._gateway
+        counters = await gateway.counters()
+        refusals, ended, losses = gateway.recent_refusals(), gateway.ended_streams(), gateway.worker_losses()
+        ends = {end.value: counters.ends.get(end, 0) for end in StreamEnd}
+        ends[StreamEnd.REFUSED] = sum(counters.refused.values())
+        state = {"since": rfc3339(gateway.started), "kept": KEPT, "ends": ends}
+        return await trio.to_thread.run_sync(lambda: json_response(state | ended_view(ended, refusals, losses)))
 
     async def config_dump(self, _request: Request) -> Response:
         gateway = self._gateway
@@ -202,6 +216,51 @@ def _connections(streams: Sequence[OpenStream]) -> Response:
             for stream in streams
         ]
     )
+
+
+def ended_view(
+    ended: Sequence[StreamRecord], refusals: Sequence[tuple[float, Refused]], losses: Sequence[WorkerLoss]
+) -> dict[str, Any]:
+    """Streams that were refused or did not end in order, the newest first, and relay processes that were lost."""
+    rows = [(it.started + it.duration, _ended(it)) for it in ended]
+    rows += [(at, _refused(at, refused)) for at, refused in refusals]
+    rows.sort(key=lambda row: -row[0])
+    lost = [
+        {"time": rfc3339(it.at), "worker": it.worker, "reason": it.cause, "streams": it.streams, "known": it.known}
+        for it in losses
+    ]
+    return {"workers_lost": lost, "streams": [row for _, row in rows]}
+
+
+def _ended(record: StreamRecord) -> dict[str, Any]:
+    return {
+        "end_time": rfc3339(record.started + record.duration),
+        "end": record.end,
+        "reason": None,
+        "detail": "",
+        "client": safe_text(record.client),
+        "sni": None if record.sni is None else safe_text(record.sni),
+        "route": None if record.route is None else safe_text(record.route),
+        "endpoint": None if record.endpoint is None else safe_text(record.endpoint),
+        "duration_ms": round(record.duration * 1000),
+        "bytes_received": record.bytes_received,
+        "bytes_sent": record.bytes_sent,
+        "worker": record.worker,
+    }
+
+
+def _refused(at: float, refused: Refused) -> dict[str, Any]:
+    """What was refused has only a part of it: it went nowhere, and its client is known without a port."""
+    unknown = dict.fromkeys(("route", "endpoint", "duration_ms", "bytes_received", "bytes_sent", "worker"))
+    return {
+        "end_time": rfc3339(at),
+        "end": StreamEnd.REFUSED,
+        "reason": refused.reason,
+        "detail": safe_text(refused.detail),
+        "client": safe_text(refused.client),
+        "sni": None if refused.server_name is None else safe_text(refused.server_name),
+        **unknown,
+    }
 
 
 def _settings(settings: Settings) -> dict[str, Any]:

@@ -43,6 +43,7 @@ Sort = Literal["busy", "name", "health"]
 
 _ORDER: Final = ("services", "servers", "partition", "datacenter", "peer-import", "peer-export")
 _MAX_PROBLEMS: Final = 10
+_MAX_RECENT: Final = 50
 _SORTS: Final[dict[str, Sort]] = {sort: sort for sort in get_args(Sort)}
 
 
@@ -183,7 +184,7 @@ class DashboardState:
                 "client": safe_text(refused.client),
                 "detail": safe_text(refused.detail[:MAX_TEXT]),
             }
-            for at, refused in self._gateway.recent_refusals()
+            for at, refused in self._gateway.recent_refusals()[:_MAX_RECENT]
         ]
 
     def _consul(self) -> dict[str, Any]:

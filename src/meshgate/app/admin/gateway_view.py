@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping
 
 from meshgate.adapters.consul import WatchState
 from meshgate.adapters.consul.api import GATEWAY_KIND, HealthCheck
-from meshgate.adapters.relay import Counters, Limits, OpenStream, Refused
+from meshgate.adapters.relay import Counters, Limits, OpenStream, Refused, StreamRecord
+from meshgate.adapters.relay.pool import WorkerLoss
 from meshgate.app.gateway.gateway import Gateway
 from meshgate.app.gateway.table_keeper import Since
 from meshgate.app.settings.settings import Settings
@@ -143,6 +144,14 @@ class GatewayView:
     def recent_refusals(self) -> list[tuple[float, Refused]]:
         """The last ones with their Unix times, the newest first."""
         return [*reversed(self._gateway.observer.recent)]
+
+    def ended_streams(self) -> list[StreamRecord]:
+        """The last streams that did not end in order and were not refused, the newest first."""
+        return self._gateway.observer.ended
+
+    def worker_losses(self) -> list[WorkerLoss]:
+        """The last relay processes that ended with their streams, the newest first."""
+        return [*reversed(self._gateway.relay.losses)]
 
     def access_lines_dropped(self) -> int | None:
         """Access log lines that were not written; None where no access log was ever wanted."""

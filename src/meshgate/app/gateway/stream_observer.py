@@ -1,7 +1,10 @@
-"""Where the ends of streams go: refusals to the log, all of them to the access log.
+"""Where the ends of streams go: refusals to the log, all of them to the access log, and some are kept for a while.
 
 Each refusal is counted in the metrics; the log gets at most `BURST` lines at once and `PER_SECOND` after that, so that
 strangers cannot fill the disk. How many were left out is said with the next line.
+
+What is kept is what somebody asks about later: refusals, and streams that did not end in order. There are KEPT of each
+end at most, so that ends that a client can cause at will do not push the others out.
 """
 
 import time
@@ -15,12 +18,12 @@ import trio
 
 from meshgate.adapters.relay import Refused, StreamRecord
 from meshgate.app.logs.access_log import AccessLog
-from meshgate.core.reasons import Reason
+from meshgate.core.reasons import Reason, StreamEnd
 from meshgate.core.token_bucket import TokenBucket
 
 log = structlog.get_logger(module="meshgate")
 
-RECENT: Final = 50
+KEPT: Final = 500
 BURST: Final = 20
 PER_SECOND: Final = 5.0
 
@@ -28,8 +31,8 @@ PER_SECOND: Final = 5.0
 class StreamObserver:
     """Passes on what the relay tells. `recent` has the last refusals, each with the Unix time at which it was told.
 
-    Without an access log the relay is spared the records. `why_unroutable` says why a lower-case name has no route
-    although somebody in Consul wants it to; "" if nobody does.
+    Without an access log the relay is spared the records of streams that end in order. `why_unroutable` says why a
+    lower-case name has no route although somebody in Consul wants it to; "" if nobody does.
     """
 
     def __init__(self, access: AccessLog | None, why_unroutable: Callable[[str], str] = lambda _: "") -> None:
@@ -38,7 +41,8 @@ class StreamObserver:
         self._dropped_before = 0
         self._refusal_lines = TokenBucket(PER_SECOND, BURST)
         self._left_out = 0
-        self.recent: deque[tuple[float, Refused]] = deque(maxlen=RECENT)
+        self.recent: deque[tuple[float, Refused]] = deque(maxlen=KEPT)
+        self._ended: dict[StreamEnd, deque[StreamRecord]] = {end: deque(maxlen=KEPT) for end in StreamEnd}
 
     @property
     def wants_records(self) -> bool:
@@ -48,6 +52,11 @@ class StreamObserver:
     def dropped(self) -> int:
         """Lines that no access log has written, ever."""
         return self._dropped_before + (0 if self._access is None else self._access.dropped)
+
+    @property
+    def ended(self) -> list[StreamRecord]:
+        """The last streams that did not end in order, without those that were refused; the newest first."""
+        return sorted((it for kept in self._ended.values() for it in kept), key=lambda it: -it.started - it.duration)
 
     def use(self, access: AccessLog | None) -> None:
         """Write to another access log from now on. The one before writes what it has taken, and nobody waits for it."""
@@ -75,3 +84,6 @@ class StreamObserver:
     def on_ended(self, record: StreamRecord) -> None:
         if self._access is not None:
             self._access.write(record)
+        # Whoever was refused is known by `on_refused`, shed ones included.
+        if record.end is not StreamEnd.CLOSED and record.reason is None:
+            self._ended[record.end].append(replace(record, alpn=()))

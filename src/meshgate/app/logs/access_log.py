@@ -149,7 +149,7 @@ class AccessLog:
 def line_of(record: StreamRecord) -> str:
     """The line of a record, without its newline."""
     entry = {
-        "start_time": _rfc3339(record.started),
+        "start_time": rfc3339(record.started),
         "duration_ms": round(record.duration * 1000),
         "client": record.client,
         "listener": record.listener,
@@ -177,7 +177,8 @@ _encode: Final = msgspec.json.Encoder().encode
 _encode_ascii: Final = json.JSONEncoder(separators=(",", ":")).encode
 
 
-def _rfc3339(unix_time: float) -> str:
+def rfc3339(unix_time: float) -> str:
+    """A Unix time as logs write it: UTC, with milliseconds."""
     milliseconds = int(unix_time * 1000)
     return f"{_second(milliseconds // 1000)}.{milliseconds % 1000:03d}Z"
 
