@@ -20,20 +20,33 @@ _CENTRAL_BY_DEFAULT: Final = (1, 9)
 # source so since 1.16 or 1.17, when the cache of leaves lost the token in its key. 1.8.7 answers 403.
 _KEYS_GIVEN_AWAY: Final = (1, 16)
 LEAF_ENDPOINT: Final = "/v1/agent/connect/ca/leaf"
-# What the gateway asks for, and what it cannot do without.
+# What the gateway asks for, and what it cannot do without. Of two that begin alike the longer one comes first.
 _USED: Final = {
     "/v1/agent/self": "the gateway does not learn the agent's domain, node and limits",
+    "/v1/agent/services": "the gateway does not learn whether somebody has its registration",
     "/v1/agent/service/register": "the gateway cannot register",
+    "/v1/agent/service/deregister/*": "the registration stays behind when the gateway stops",
+    "/v1/agent/service/*": "central configuration of the gateway is not followed",
     "/v1/agent/checks": "maintenance of the gateway is not seen",
+    "/v1/agent/check/deregister/*": "checks of an earlier registration stay",
+    "/v1/acl/login": "the gateway gets no token where it has to log in",
+    "/v1/acl/logout": "the token of a login stays when the gateway stops",
     "/v1/catalog/services": "services are not found",
+    "/v1/catalog/nodes": "what is gone stays, for a token that sees few services",
     "/v1/catalog/datacenters": "other datacenters are not found",
     "/v1/health/connect/*": "services have no endpoints",
     "/v1/health/service/*": "gateways have no endpoints",
     "/v1/config/service-resolver": "service-resolvers are not followed",
+    "/v1/config/service-defaults": "limits of destinations are not followed",
+    "/v1/config/mesh": "servers of peers have no route",
+    "/v1/config/exported-services": "nothing is exported to peers before Consul 1.17.3",
+    "/v1/config/sameness-group": "members of sameness groups get no exports before Consul 1.17.3",
     "/v1/connect/ca/roots": "the trust domain is unknown, and nothing has a route",
-    "/v1/discovery-chain/*": "nothing is exported to peers",
+    "/v1/discovery-chain/*": "nothing is exported to peers, and what is gone stays",
     "/v1/exported-services": "nothing is exported to peers",
     "/v1/peerings": "services of peers have no route",
+    "/v1/namespaces": "services of other namespaces have no route",
+    "/v1/partitions": "other partitions have no route",
     "/v1/internal/ui/services": "gateways of another name than this one's are not found",
     "/v1/internal/federation-states/mesh-gateways": "gateways of datacenters that cannot be asked are not found",
     "/v1/internal/acl/authorize": "doctor cannot tell what the token may do",

@@ -22,8 +22,10 @@ from meshgate.adapters.consul.api import (
     ServerError,
     records,
 )
+from meshgate.adapters.consul.api.endpoints import CONSUL
 from meshgate.core.catalog import ChainTarget, Export
 from meshgate.core.endpoint_maker import assess, best_address
+from meshgate.core.prerequisites import stops_without
 from meshgate.core.proxy_config import NO_LIMITS, DestinationLimits
 from meshgate.core.routes import Policy
 
@@ -32,6 +34,16 @@ from .recorded import DATA, QUESTIONS, PlayingTransport, Tape, TapedClient
 OLD, NEW = "consul-1.8.7", "consul-1.22.6"
 # Consul without Enterprise has none of these, or they were not there to be asked for.
 UNSEEN = {"decode_namespaces", "decode_partitions", "decode_login"}
+# What commands and pages ask, and the gateway does not.
+BESIDE = (
+    "/v1/acl/replication",
+    "/v1/acl/token/self",
+    "/v1/agent/connect/ca/leaf/",
+    "/v1/config/proxy-defaults",
+    "/v1/connect/intentions/",
+    "/v1/health/node/",
+    "/v1/peering/",
+)
 
 
 async def played(version: str, name: str) -> Any:
@@ -126,6 +138,25 @@ async def test_what_is_refused_is_told_apart(version: str) -> None:
     for name in ("readable", "readable-although-it-does-not-exist"):
         assert await played(version, name) is None
     assert await played(version, "allowed") == (False, False)
+
+
+@pytest.mark.parametrize("version", [OLD, NEW])
+def test_of_each_endpoint_that_the_gateway_asks_it_is_known_what_stops_where_an_agent_blocks_it(version: str) -> None:
+    answers = (each for name in _names(version) for each in Tape.read(DATA / version / f"{name}.json").exchanges)
+    asked = {each.path for each in answers if not each.path.startswith(BESIDE)}
+    agent = CONSUL.agent
+    asked |= {
+        request.path
+        for request in (
+            agent.service.register_definition({}),
+            agent.service.deregister("mesh-gateway"),
+            agent.check.deregister("service:mesh-gateway"),
+            CONSUL.acl.login("workloads", ""),
+            CONSUL.acl.logout(),
+        )
+    }
+    assert len(asked) > 20
+    assert [path for path in sorted(asked) if stops_without(path)[1] == "what it tells is missing"] == []
 
 
 async def test_a_token_that_may_not_see_everything_is_told_so_by_newer_versions() -> None:
