@@ -9,10 +9,12 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import pytest
 import structlog
 import trio
@@ -20,6 +22,7 @@ from hypothesis import given, strategies as st
 
 from meshgate.adapters.relay import sandbox
 from meshgate.adapters.relay.sandbox import ALLOW, KILL, REFUSE, UNKNOWN, Instruction, Mode, filter_program
+from tests.harness.ports import free_ports
 
 from .streams import WEB, backend, echo, endpoint, receive_exactly
 from .test_pool import HELLO, pool_of
@@ -530,6 +533,42 @@ def test_what_is_required_and_cannot_be_had_ends_the_start_with_one_line(call: i
     assert word in line
     assert "MESHGATE_SANDBOX" in line
     assert (ended.returncode, ended.stdout) == (2, "")
+
+
+@needs_kernel
+@pytest.mark.parametrize(("call", "word"), [(LANDLOCK, "no Landlock"), (SECCOMP, "no seccomp filter")])
+def test_what_cannot_be_had_is_told_once_at_the_start_and_then_by_its_page(
+    call: int, word: str, tmp_path: Path
+) -> None:
+    admin, log = tmp_path / "admin", tmp_path / "log"
+    (port,) = free_ports(1)
+    settings = {"ADDRESS": f"127.0.0.1:{port}", "ADMIN_BIND": f"unix://{admin}", "WORKERS": "2", "SANDBOX": "auto"}
+    environ = {f"MESHGATE_{name}": value for name, value in settings.items()} | {"CONSUL_HTTP_ADDR": "127.0.0.1:1"}
+    command = [sys.executable, "-c", WITHOUT + RUNS, str(call), "run"]
+    with log.open("w") as file:
+        gateway = subprocess.Popen(command, env=os.environ | environ, stdout=file, stderr=file)
+    try:
+        while not admin.exists():
+            assert gateway.poll() is None, log.read_text()
+            time.sleep(0.05)
+        with httpx.Client(transport=httpx.HTTPTransport(uds=str(admin)), base_url="http://x") as client:
+            told = client.get("/server_info").json()["sandbox"]
+    finally:
+        gateway.terminate()
+        gateway.wait(30)
+    assert told["mode"] == "auto"
+    assert [line[: len(word)] for line in told["missing"]] == [word]
+    lines = [line for line in log.read_text().splitlines() if word in line]
+    assert ["confined as far as this system can" in line for line in lines] == [True]
+
+
+@needs_kernel
+@pytest.mark.parametrize(("mode", "status"), [("auto", "warning"), ("require", "failed"), ("off", "warning")])
+def test_doctor_tells_what_a_sandbox_lacks(mode: str, status: str) -> None:
+    ended = without(LANDLOCK, RUNS, "doctor", "--json", MESHGATE_SANDBOX=mode, CONSUL_HTTP_ADDR="127.0.0.1:1")
+    (found,) = [each for each in json.loads(ended.stdout)["checks"] if each["check"] == "sandbox"]
+    assert found["status"] == status
+    assert ("MESHGATE_SANDBOX=auto" in found["advice"]) if mode == "off" else ("no Landlock" in found["detail"])
 
 
 @needs_kernel
