@@ -151,6 +151,14 @@ def test_image_has_two_stages_and_the_last_one_is_nobody_special() -> None:
     assert dict(last)["CMD"] == '["run"]'
 
 
+def test_base_of_the_image_is_named_by_its_digest() -> None:
+    steps = instructions()
+    defaults = dict(value.split("=", 1) for name, value in steps if name == "ARG")
+    bases = [re.sub(r"\$\{(\w+)\}", lambda found: defaults[found[1]], value) for name, value in steps if name == "FROM"]
+    assert len(bases) == 2
+    assert [base for base in bases if not re.search(r"@sha256:[0-9a-f]{64}( AS \w+)?$", base)] == []
+
+
 def test_image_is_built_of_the_sources_alone() -> None:
     copied = {
         word
