@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from meshgate.core.hello import Hello, HelloParser, Refusal, is_cut, parse_hello
+from meshgate.core.hello import Hello, HelloParser, Offer, Refusal, is_cut, parse_hello
 from meshgate.core.reasons import Reason
 from tests.core.hellos import (
     NAME,
@@ -56,7 +56,7 @@ def decided_after(data: bytes, max_bytes: int = 16384) -> tuple[int, Hello | Ref
 
 def test_hello_in_one_record_is_read() -> None:
     stream = openssl_hello(context=client_context(["h2", "http/1.1"]))
-    assert judge(stream) == Hello(NAME.decode(), ("h2", "http/1.1"), len(stream))
+    assert judge(stream) == Hello(NAME.decode(), ("h2", "http/1.1"), len(stream), Offer("TLSv1.3", resumption=False))
 
 
 @pytest.mark.parametrize("stream", [STREAM, STREAM + b"more", record(MESSAGE + bytes(9)), hello_of(16384)])
@@ -116,7 +116,7 @@ def test_no_cut_into_records_and_packets_changes_what_is_read(
 ) -> None:
     whole = accepted(stream)
     recut = records(stream[5:], record_sizes)
-    expected = Hello(whole.server_name, whole.alpn, len(recut))
+    expected = Hello(whole.server_name, whole.alpn, len(recut), whole.offer)
     pieces, rest = [], recut
     while rest:
         for size in packet_sizes:

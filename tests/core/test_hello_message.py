@@ -1,7 +1,11 @@
 """The ClientHello message: its fields, its list of extensions, the server name and the protocols in it."""
 
+import json
+from pathlib import Path
+
 import pytest
 
+from meshgate.core.hello import TLS_VERSIONS
 from tests.core.hellos import (
     NAME,
     Body,
@@ -29,7 +33,45 @@ def body(fields: Body | bytes) -> bytes:
     return record(message(fields))
 
 
+def resumed() -> list[tuple[str, bytes]]:
+    """The recorded second hellos of Envoy, OpenSSL and Go."""
+    recorded = Path(__file__).parents[1] / "data" / "hellos" / "resumed.jsonl"
+    rows = map(json.loads, recorded.read_text(encoding="ascii").splitlines())
+    return [(row["client"], bytes.fromhex(row["hex"])) for row in rows]
+
+
 # --- fields ---
+
+
+@pytest.mark.parametrize(
+    ("stream", "version", "resumption"),
+    [
+        (body(Body()), "TLSv1.2", False),
+        (body(Body(version=0x0301)), "TLSv1", False),
+        (body(Body(version=0x0302)), "TLSv1.1", False),
+        (body(Body(version=0x0300)), "other", False),
+        (body(Body(version=0x7F12, session_id=bytes(32))), "other", False),
+        (hello(supported_versions(0x0A0A, 0x0304, 0x0303)), "TLSv1.3", False),
+        (hello(supported_versions(0x0304), body=Body(session_id=bytes(32))), "TLSv1.3", False),
+        # Go says which versions it speaks also where it is told to speak none newer than 1.2.
+        (hello(supported_versions(0x0303, 0x0302)), "TLSv1.2", False),
+        (hello(extension(43), server_name(NAME)), "TLSv1.2", False),
+        (hello(extension(43, b"\xff\3"), server_name(NAME)), "TLSv1.2", False),
+        (body(Body(session_id=bytes(32))), "TLSv1.2", True),
+        (hello(extension(35)), "TLSv1.2", False),
+        (hello(extension(35, b"ticket")), "TLSv1.2", True),
+        (hello(extension(35, bytes(256))), "TLSv1.2", True),
+        (hello_1_3(extension(35), extension(41, b"key")), "TLSv1.3", True),
+    ],
+)
+def test_version_and_resumption_that_are_offered_are_told(stream: bytes, version: str, resumption: bool) -> None:
+    assert accepted(stream).offer == (version, resumption)
+    assert version in TLS_VERSIONS
+
+
+@pytest.mark.parametrize("row", resumed(), ids=lambda row: str(row[0]))
+def test_clients_that_resume_are_seen_to(row: tuple[str, bytes]) -> None:
+    assert accepted(row[1]).offer.resumption
 
 
 def test_tls_1_2_without_extensions_is_a_hello_without_a_name() -> None:

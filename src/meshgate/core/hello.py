@@ -24,11 +24,11 @@ from struct import (
     Struct,
     error as TooShortError,  # noqa: N812 (the name it has in the standard library says nothing)
 )
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 from .reasons import Reason
 
-__all__ = ["Hello", "HelloParser", "Refusal", "host_name_fault", "is_cut", "parse_hello", "read_whole"]
+__all__ = ["TLS_VERSIONS", "Hello", "HelloParser", "Offer", "Refusal", "host_name_fault", "is_cut", "parse_hello", "read_whole"]
 
 Bytes: TypeAlias = bytes | bytearray
 
@@ -47,6 +47,10 @@ _MOST_EXTENSIONS: Final = 256
 
 _SERVER_NAME: Final = 0
 _PROTOCOLS: Final = 16
+_SESSION_TICKET: Final = 35
+_PRE_SHARED_KEY: Final = 41
+_SUPPORTED_VERSIONS: Final = 43
+_TLS_1_3: Final = b"\3\4"
 
 _HOST_NAME_TYPE: Final = 0
 _MAX_HOST_NAME: Final = 255
@@ -59,6 +63,23 @@ _short: Final = Struct(">H").unpack_from
 _record_header: Final = Struct(">HxH").unpack_from  # Type and major version in one, and the length.
 _extension_header: Final = Struct(">HH").unpack_from
 _name_header: Final = Struct(">HBH").unpack_from
+
+
+class Offer(NamedTuple):
+    """What a client offers its destination, as far as statistics want to know."""
+
+    version: str
+    """The newest version of TLS, one of TLS_VERSIONS."""
+    resumption: bool
+    """Whether it offers to resume a session: by a pre-shared key (RFC 8446), a ticket (RFC 5077) or a session's ID."""
+
+
+TLS_VERSIONS: Final = ("TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3", "other")
+_NAMES: Final = dict(zip(range(0x0301, 0x0305), TLS_VERSIONS, strict=False))
+# Made once: each stream gets one, and few kinds exist.
+_FRESH: Final = {number: Offer(name, resumption=False) for number, name in _NAMES.items()}
+_RESUMING: Final = {number: Offer(name, resumption=True) for number, name in _NAMES.items()}
+_ODD: Final = Offer(TLS_VERSIONS[-1], resumption=False)
 
 
 @dataclass(slots=True)
@@ -75,6 +96,7 @@ class Hello:
     """The first eight application protocols that can be read: printable ASCII, all else escaped as in Python."""
     length: int
     """How many bytes of the stream the hello takes from the start to its end, record headers included."""
+    offer: Offer
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,6 +301,7 @@ def _read_message(data: Bytes, start: int, end: int, length: int) -> Hello | Ref
             return _MISFIT
     except (IndexError, TooShortError):
         return _MISFIT
+    offer = _offer(data, start, places, session_id)
     name: str | None = None
     if _SERVER_NAME in places:
         start, end = _contents(data, places[_SERVER_NAME])
@@ -290,7 +313,25 @@ def _read_message(data: Bytes, start: int, end: int, length: int) -> Hello | Ref
         if not name:
             return Refusal(Reason.HELLO_MALFORMED, f"server_name: {host_name_fault(raw)}")
     alpn = _protocols(data, *_contents(data, places[_PROTOCOLS])) if _PROTOCOLS in places else ()
-    return Hello(name, alpn, length)
+    return Hello(name, alpn, length, offer)
+
+
+def _offer(data: Bytes, start: int, places: dict[int, int], session_id: int) -> Offer:
+    """What is offered in the body that begins at data[start]; the session's ID has so many bytes."""
+    version = data[start + 1] | data[start] << 8
+    if _SUPPORTED_VERSIONS in places:
+        at = places[_SUPPORTED_VERSIONS]
+        if data.find(_TLS_1_3, at + 5, at + 4 + data[at + 3]) > 0:
+            version = 0x0304
+    elif session_id:
+        return _RESUMING.get(version, _ODD)  # With TLS 1.3 an ID means nothing (RFC 8446 section 4.1.2).
+    if _PRE_SHARED_KEY in places:
+        return _RESUMING.get(version, _ODD)
+    if _SESSION_TICKET in places:
+        at = places[_SESSION_TICKET]
+        if data[at + 3] or data[at + 2]:  # Without one in it, it asks for one.
+            return _RESUMING.get(version, _ODD)
+    return _FRESH.get(version, _ODD)
 
 
 @lru_cache(maxsize=1024)  # A gateway's callers ask for few names, again and again.
