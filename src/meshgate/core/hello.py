@@ -24,11 +24,21 @@ from struct import (
     Struct,
     error as TooShortError,  # noqa: N812 (the name it has in the standard library says nothing)
 )
-from typing import Final, NamedTuple, TypeAlias
+from typing import Final, Literal, NamedTuple, TypeAlias, get_args
 
 from .reasons import Reason
 
-__all__ = ["TLS_VERSIONS", "Hello", "HelloParser", "Offer", "Refusal", "host_name_fault", "is_cut", "parse_hello", "read_whole"]
+__all__ = [
+    "Hello",
+    "HelloParser",
+    "Offer",
+    "Refusal",
+    "TlsVersion",
+    "host_name_fault",
+    "is_cut",
+    "parse_hello",
+    "read_whole",
+]
 
 Bytes: TypeAlias = bytes | bytearray
 
@@ -65,21 +75,23 @@ _extension_header: Final = Struct(">HH").unpack_from
 _name_header: Final = Struct(">HBH").unpack_from
 
 
+TlsVersion = Literal["TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3", "other"]
+
+
 class Offer(NamedTuple):
     """What a client offers its destination, as far as statistics want to know."""
 
-    version: str
-    """The newest version of TLS, one of TLS_VERSIONS."""
+    version: TlsVersion
+    """The newest that it offers."""
     resumption: bool
     """Whether it offers to resume a session: by a pre-shared key (RFC 8446), a ticket (RFC 5077) or a session's ID."""
 
 
-TLS_VERSIONS: Final = ("TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3", "other")
-_NAMES: Final = dict(zip(range(0x0301, 0x0305), TLS_VERSIONS, strict=False))
+_NAMES: Final[dict[int, TlsVersion]] = dict(zip(range(0x0301, 0x0305), get_args(TlsVersion), strict=False))
 # Made once: each stream gets one, and few kinds exist.
 _FRESH: Final = {number: Offer(name, resumption=False) for number, name in _NAMES.items()}
 _RESUMING: Final = {number: Offer(name, resumption=True) for number, name in _NAMES.items()}
-_ODD: Final = Offer(TLS_VERSIONS[-1], resumption=False)
+_ODD: Final = Offer("other", resumption=False)
 
 
 @dataclass(slots=True)

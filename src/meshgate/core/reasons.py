@@ -94,6 +94,39 @@ def alert_record(reason: Reason) -> bytes:
     return bytes((21, 3, 3, 0, 2, 2, description))
 
 
+class Alert(StrEnum):
+    """What a TLS alert says, by its name in RFC 8446 section 6. Those that a mesh hardly sees are `OTHER`."""
+
+    CLOSE_NOTIFY = "close_notify"
+    HANDSHAKE_FAILURE = "handshake_failure"
+    BAD_CERTIFICATE = "bad_certificate"
+    CERTIFICATE_REVOKED = "certificate_revoked"
+    CERTIFICATE_EXPIRED = "certificate_expired"
+    CERTIFICATE_UNKNOWN = "certificate_unknown"
+    UNKNOWN_CA = "unknown_ca"
+    ACCESS_DENIED = "access_denied"
+    PROTOCOL_VERSION = "protocol_version"
+    INTERNAL_ERROR = "internal_error"
+    UNRECOGNIZED_NAME = "unrecognized_name"
+    CERTIFICATE_REQUIRED = "certificate_required"
+    OTHER = "other"
+
+
+_ALERT_NUMBERS: Final = dict(zip((0, 40, 42, 44, 45, 46, 48, 49, 70, _INTERNAL_ERROR, 112, 116), Alert, strict=False))
+ALERT_BYTES: Final = 7
+"""A record with one alert in the clear has so many."""
+
+
+def alert_in(data: bytes) -> Alert | None:
+    """The alert that a peer sends in the clear, where `data`, read at once, begins with one.
+
+    One that is encrypted is longer, or its record is of another type.
+    """
+    if len(data) < ALERT_BYTES or data[:2] != b"\x15\3" or data[3:5] != b"\0\2":
+        return None
+    return _ALERT_NUMBERS.get(data[6], Alert.OTHER)
+
+
 # The first three are what this gateway sends itself; the others come from the destination, whose bytes it passes on.
 _MEANINGS: Final = {
     "unrecognized_name": "the gateway has no route for this name; `meshgate explain` with it says why",

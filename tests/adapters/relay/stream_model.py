@@ -742,7 +742,8 @@ class World:
             tuple(sock.state_key() for sock in (self.client, *self.dialled)),
             tuple(
                 (leg.held is None, 0 if leg.pipe is None else leg.pipe.inside, leg.held and len(leg.held), leg.readable,
-                 leg.until_eagain, leg.eof, min(leg.large_reads, pumps.LARGE_READS_TO_SPLICE), leg.reports_writable)
+                 leg.until_eagain, leg.eof, leg.flows, min(leg.large_reads, pumps.LARGE_READS_TO_SPLICE),
+                 leg.reports_writable)
                 for leg in legs
             ),
             rhythm and (rhythm._alike >= ALIKE_ANSWERS, rhythm._pieces, rhythm._usual),

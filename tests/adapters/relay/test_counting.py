@@ -5,8 +5,10 @@ from collections.abc import Callable
 import pytest
 import trio
 
-from meshgate.adapters.relay import STREAM_BUCKETS, Counters, Limits
-from meshgate.core.reasons import Reason, StreamEnd
+from meshgate.adapters.relay import FIRST_BYTE_BUCKETS, STREAM_BUCKETS, Counters, Limits
+from meshgate.adapters.relay.counters import EndpointCounts
+from meshgate.core.hello import Offer
+from meshgate.core.reasons import Alert, Reason, StreamEnd
 from meshgate.core.routes import RouteKind
 
 from .streams import WEB, backend, echo, endpoint, hello_for, receive_exactly, reset, running
@@ -48,6 +50,125 @@ async def test_streams_that_do_not_end_in_order_are_told_apart(
                 end(client)
             await gateway.until(lambda: gateway.active == 0)
         assert gateway.counters().ends == {told: 1}
+
+
+async def test_first_byte_of_an_endpoint_is_counted_once_and_its_time_is_that_of_the_endpoint() -> None:
+    may_speak, spoken = trio.Event(), 0
+
+    async def slow(stream: trio.SocketStream) -> None:
+        nonlocal spoken
+        await stream.receive_some()
+        await may_speak.wait()
+        for _ in range(3):
+            await stream.send_all(b"\x16\3\3\0\1x")
+            await stream.receive_some()
+            spoken += 1
+
+    async with backend(slow) as port, running({WEB: [endpoint(port)]}) as gateway:
+        counters = gateway.relay.context.counters
+        async with await gateway.dial() as client:
+            before = trio.current_time()
+            await client.send_all(HELLO)
+            await gateway.until(lambda: counters.connections == {TO_WEB: 1})
+            assert (counters.first_bytes, counters.unanswered, counters.endpoints) == ({}, {}, {})
+            await trio.sleep(0.06)
+            may_speak.set()
+            for _ in range(3):
+                await receive_exactly(client, 6)
+                await client.send_all(b"more")
+            took = trio.current_time() - before
+            await gateway.until(lambda: spoken == 3)
+        await gateway.until(lambda: gateway.active == 0)
+        *counts, microseconds = counters.first_bytes[TO_WEB]
+        assert sum(counts) == 1
+        assert sum(counts[: FIRST_BYTE_BUCKETS.index(0.05) + 1]) == 0
+        assert 0.05 < microseconds / 1e6 < took
+        told = counters.endpoints["127.0.0.1", port]
+        assert (told.answered, told.unanswered, told.failures) == (1, 0, 0)
+        assert told.waited == pytest.approx(microseconds / 1e6, abs=1e-5)
+        assert counters.unanswered == {}
+        assert counters.hellos == {(*TO_WEB, "TLSv1.3", False): 1}
+
+
+async def test_stream_that_ends_before_the_endpoints_first_byte_is_unanswered() -> None:
+    async def mute(stream: trio.SocketStream) -> None:
+        while await stream.receive_some():
+            pass
+
+    async with backend(mute) as port, running({WEB: [endpoint(1), endpoint(port)]}) as gateway:
+        counters = gateway.relay.context.counters
+        for count in (1, 2, 3):
+            async with await gateway.dial() as client:
+                await client.send_all(HELLO)
+                await gateway.until(lambda count=count: counters.connections == {TO_WEB: count})  # type: ignore[misc]
+        await gateway.until(lambda: gateway.active == 0)
+        assert (counters.unanswered, counters.first_bytes) == ({TO_WEB: 3}, {})
+        assert counters.endpoints["127.0.0.1", port] == EndpointCounts(unanswered=3)
+        failed = counters.endpoints["127.0.0.1", 1]
+        assert failed.failures == counters.connect_failures[TO_WEB] > 0
+        assert failed.answered == failed.unanswered == 0
+
+
+FLIGHT = b"\x16\3\3\0\4abcd"  # Handshake messages in the clear.
+NO_ALERT = b"\x15\3\3\0\x1a" + bytes(26)  # An encrypted one.
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        # Who speaks, and what: the endpoint refuses the hello; the client the certificate; the endpoint that of the
+        # client, after a second flight.
+        ([(1, b"\x15\3\1\0\2\2\x28")], ("endpoint", Alert.HANDSHAKE_FAILURE)),
+        ([(1, FLIGHT), (0, b"\x15\3\3\0\2\2\x2d")], ("client", Alert.CERTIFICATE_EXPIRED)),
+        ([(1, FLIGHT), (0, FLIGHT), (1, b"\x15\3\3\0\2\2\x30")], ("endpoint", Alert.UNKNOWN_CA)),
+        ([(1, FLIGHT), (1, FLIGHT), (1, b"\x15\3\3\0\2\2\x63")], ("endpoint", Alert.OTHER)),
+        ([(1, b"\x15\3\3\0\2\2\x28" + FLIGHT)], ("endpoint", Alert.HANDSHAKE_FAILURE)),
+        ([(1, FLIGHT), (0, FLIGHT), (1, b"\x14\3\3\0\1\1"), (1, b"\x15\3\3\0\2\2\x30")], None),
+        ([(1, FLIGHT), (0, b"\x17\3\3\0\1a"), (0, b"\x15\3\3\0\2\2\x30")], None),
+        ([(1, FLIGHT), (0, NO_ALERT)], None),
+        ([(1, b"\x15\3\3\0\2\2")], None),
+        ([(1, b"\x15\2\3\0\2\2\x28")], None),
+    ],
+)
+async def test_alerts_in_the_clear_are_counted_by_who_sent_them(
+    words: list[tuple[int, bytes]], told: tuple[str, Alert] | None
+) -> None:
+    ends: list[trio.SocketStream] = []
+    finished = trio.Event()
+
+    async def there(stream: trio.SocketStream) -> None:
+        await receive_exactly(stream, len(HELLO))
+        ends.append(stream)
+        await finished.wait()
+
+    async with backend(there) as port, running({WEB: [endpoint(port)]}) as gateway:
+        async with await gateway.dial() as client:
+            await client.send_all(HELLO)
+            await gateway.until(lambda: bool(ends))
+            both = client, ends[0]
+            for speaker, word in words:
+                await both[speaker].send_all(word)
+                assert await receive_exactly(both[not speaker], len(word)) == word
+            finished.set()
+        await gateway.until(lambda: gateway.active == 0)
+        expected = {} if told is None else {(*TO_WEB, *told): 1}
+        assert gateway.relay.context.counters.alerts == expected
+
+
+async def test_alert_of_an_endpoint_that_resets_right_behind_it_is_counted() -> None:
+    async def refusing(stream: trio.SocketStream) -> None:
+        await stream.send_all(b"\x15\3\3\0\2\2\x2a")
+        reset(stream)
+
+    async with backend(refusing) as port, running({WEB: [endpoint(port)]}) as gateway:
+        counters = gateway.relay.context.counters
+        async with await gateway.dial() as client:
+            await client.send_all(HELLO)
+            await gateway.until(lambda: sum(counters.ends.values()) == 1)
+        answered = sum(counters.first_bytes.get(TO_WEB, [0, 0])[:-1])
+        # The kernel may throw away what came before a reset.
+        assert counters.alerts == ({(*TO_WEB, "endpoint", Alert.BAD_CERTIFICATE): 1} if answered else {})
+        assert answered + counters.unanswered.get(TO_WEB, 0) == 1
 
 
 async def test_a_stream_that_reaches_no_endpoint_is_its_destinations_failure_and_no_stream() -> None:
@@ -102,15 +223,23 @@ async def test_ended_streams_are_told_of_while_somebody_wants_to_know() -> None:
 def test_what_came_since_and_what_was_before_make_the_whole() -> None:
     counters = Counters()
     counters.count_ended(TO_WEB, 2.0, (10, 20), StreamEnd.CLOSED)
+    counters.count_first_byte(TO_WEB, ("10.0.0.7", 1), 0.002)
     before = counters.copy()
+    counters.endpoints = {}
     counters.count_ended(TO_WEB, 1e9, (1, 2), StreamEnd.IDLE)
     counters.count_ended((RouteKind.DATACENTER, "dc2"), 0.0, (3, 4), StreamEnd.CLOSED)
     counters.count_failed(TO_WEB, Reason.CONNECT_TIMEOUT)
+    counters.count_first_byte(TO_WEB, ("10.0.0.7", 1), 0.5)
+    counters.count_hello(TO_WEB, Offer("TLSv1.3", resumption=True))
+    counters.count_alert(TO_WEB, "client", Alert.UNKNOWN_CA)
     increments = counters.since(before)
     assert increments.carried == {TO_WEB: (1, 2), (RouteKind.DATACENTER, "dc2"): (3, 4)}
     assert increments.ends == {StreamEnd.IDLE: 1, StreamEnd.CLOSED: 1}
     assert increments.failed == {(*TO_WEB, Reason.CONNECT_TIMEOUT): 1}
     assert increments.stream_counts == [1, *[0] * (len(STREAM_BUCKETS) - 1), 1]
+    assert increments.first_bytes == {TO_WEB: [*[0] * FIRST_BYTE_BUCKETS.index(1.0), 1, 0, 0, 500_000]}
+    assert increments.endpoints == {("10.0.0.7", 1): EndpointCounts(answered=1, waited=0.5)}
     before.add(increments)
+    counters.endpoints, before.endpoints = {}, {}
     assert before == counters
     assert counters.since(counters.copy()) == Counters()

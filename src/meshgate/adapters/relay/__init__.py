@@ -20,11 +20,21 @@ instance, which one trio task owns. Neither side imports what it does not need, 
 Each imports only what stands below it, or `context`, and nothing imports back.
 """
 
-from .counters import CONNECT_BUCKETS, STREAM_BUCKETS, Counters, Destination, OpenStream, Refused, StreamRecord
+from .counters import (
+    CONNECT_BUCKETS,
+    FIRST_BYTE_BUCKETS,
+    STREAM_BUCKETS,
+    Counters,
+    Destination,
+    OpenStream,
+    Refused,
+    StreamRecord,
+)
 from .limits import Limits
 
 __all__ = [
     "CONNECT_BUCKETS",
+    "FIRST_BYTE_BUCKETS",
     "STREAM_BUCKETS",
     "Counters",
     "Destination",

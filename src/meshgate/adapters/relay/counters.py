@@ -8,11 +8,13 @@ from bisect import bisect_left
 from collections.abc import Container, Mapping
 from copy import copy
 from dataclasses import dataclass, field, fields, replace
-from typing import Annotated, Any, Final, Protocol
+from typing import Annotated, Any, Final, Literal, Protocol
 
 from msgspec import Meta
 
-from meshgate.core.reasons import Reason, StreamEnd
+from meshgate.core.hello import Offer, TlsVersion
+from meshgate.core.outlier_detection import Address
+from meshgate.core.reasons import Alert, Reason, StreamEnd
 from meshgate.core.routes import RouteKind
 
 # Upper bounds in seconds. A connection within a host takes well under a millisecond, across an ocean 0.3 s.
@@ -20,6 +22,10 @@ CONNECT_BUCKETS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 
 
 # How long streams live, in seconds: a request of its own, a kept connection, a database's pool, a day.
 STREAM_BUCKETS: Final = (0.01, 0.05, 0.25, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 14400.0, 86400.0)
+
+# From the hello's departure to the endpoint's first byte, in seconds: its TLS stack answers after a round trip and a
+# signature. Each destination has these, so they are few.
+FIRST_BYTE_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0)
 _CONNECT_SLOTS: Final = len(CONNECT_BUCKETS) + 1
 _STREAM_SLOTS: Final = len(STREAM_BUCKETS) + 1
 
@@ -33,6 +39,11 @@ StreamId = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
 Destination = tuple[RouteKind, Text]
 Carried = dict[Destination, tuple[Number, Number]]
 """Bytes received from clients and sent to them, by kind and destination of the route."""
+FirstBytes = Annotated[
+    list[Number], Meta(min_length=len(FIRST_BYTE_BUCKETS) + 2, max_length=len(FIRST_BYTE_BUCKETS) + 2)
+]
+"""One slot for each of FIRST_BYTE_BUCKETS and one above them; the last one is the sum, in microseconds."""
+Sender = Literal["client", "endpoint"]
 OpenStreams = dict[Destination, tuple[Number, Number, Number]]
 """How many streams are open, and their bytes as in `Carried`."""
 
@@ -119,6 +130,20 @@ class OpenStream:
 
 
 @dataclass(slots=True)
+class EndpointCounts:
+    """What came of the streams of an endpoint.
+
+    `answered` got a byte of it, after `waited` seconds together; `unanswered` ended without one; `failures` are
+    connections that could not be had.
+    """
+
+    answered: Number = 0
+    unanswered: Number = 0
+    failures: Number = 0
+    waited: Seconds = 0.0
+
+
+@dataclass(slots=True)
 class Counters:
     """Totals since the start, and the streams open now.
 
@@ -127,8 +152,10 @@ class Counters:
     `connect_counts` has one slot for each of CONNECT_BUCKETS and one above them. `stream_counts` has those of
     STREAM_BUCKETS, for routed streams that have ended; `ends` has how they ended, and `carried` their bytes.
     `failed` has those that had a route and were refused; `connect_failures` the attempts that failed, also where
-    another endpoint took the stream. `of_servers` are those of the open streams that carry Consul's own servers,
-    `open` those that are relayed, by destination; a worker too busy to answer is not in it.
+    another endpoint took the stream. `hellos` has what the clients of placed streams offered. `first_bytes` has those
+    that got a byte from their endpoint, `unanswered` those that ended without one, `alerts` what either side sent in
+    the clear. `endpoints` is what was not told yet, by endpoint. `of_servers` are those of the open streams that carry
+    Consul's own servers, `open` those that are relayed, by destination; a worker too busy to answer is not in it.
     """
 
     accepted: Number = 0
@@ -153,11 +180,18 @@ class Counters:
     carried: Carried = field(default_factory=dict)
     failed: dict[tuple[RouteKind, Text, Reason], Number] = field(default_factory=dict)
     connect_failures: dict[Destination, Number] = field(default_factory=dict)
+    hellos: dict[tuple[RouteKind, Text, TlsVersion, bool], Number] = field(default_factory=dict)
+    first_bytes: dict[Destination, FirstBytes] = field(default_factory=dict)
+    unanswered: dict[Destination, Number] = field(default_factory=dict)
+    alerts: dict[tuple[RouteKind, Text, Sender, Alert], Number] = field(default_factory=dict)
+    endpoints: dict[tuple[Text, Number], EndpointCounts] = field(default_factory=dict)
     open: dict[Destination, Number] = field(default_factory=dict)
 
     def copy(self) -> "Counters":
         """The numbers of this moment."""
-        return Counters(**{each.name: copy(getattr(self, each.name)) for each in fields(self)})
+        copied = Counters(**{each.name: copy(getattr(self, each.name)) for each in fields(self)})
+        copied.first_bytes = {key: counts[:] for key, counts in self.first_bytes.items()}
+        return copied
 
     def since(self, earlier: "Counters") -> "Counters":
         """What came to pass since an earlier copy; gauges are what they are now."""
@@ -170,8 +204,8 @@ class Counters:
         Raises:
             ValueError: there are numbers of something that is none of `destinations`.
         """
-        for named in (self.connections, self.carried, self.connect_failures, {key[:2]: 0 for key in self.failed}):
-            if not all(each in destinations for each in named):
+        for name in BY_DESTINATION:
+            if not all(each[:2] in destinations for each in getattr(self, name)):
                 raise ValueError("numbers of a destination that no route has")
 
     def add(self, more: "Counters") -> None:
@@ -210,12 +244,50 @@ class Counters:
         before = self.carried.get(destination, (0, 0))
         self.carried[destination] = (before[0] + carried[0], before[1] + carried[1])
 
+    def count_hello(self, destination: Destination, offer: Offer) -> None:
+        """Note what the client of a placed stream offers."""
+        key = (*destination, *offer)
+        self.hellos[key] = self.hellos.get(key, 0) + 1
+
+    def count_first_byte(self, destination: Destination, address: Address, seconds: float) -> None:
+        """Note that an endpoint has answered, so long after the hello was sent."""
+        counts = self.first_bytes.get(destination)
+        if counts is None:
+            counts = self.first_bytes[destination] = [0] * (len(FIRST_BYTE_BUCKETS) + 2)
+        counts[bisect_left(FIRST_BYTE_BUCKETS, seconds)] += 1
+        counts[-1] += int(seconds * 1e6)
+        endpoint = self.endpoint(address)
+        endpoint.answered += 1
+        endpoint.waited += seconds
+
+    def count_unanswered(self, destination: Destination, address: Address) -> None:
+        """Note a stream that ended before its endpoint had sent a byte."""
+        self.unanswered[destination] = self.unanswered.get(destination, 0) + 1
+        self.endpoint(address).unanswered += 1
+
+    def count_alert(self, destination: Destination, sender: Sender, alert: Alert) -> None:
+        """Note an alert in the clear."""
+        key = (*destination, sender, alert)
+        self.alerts[key] = self.alerts.get(key, 0) + 1
+
+    def endpoint(self, address: Address) -> EndpointCounts:
+        """What was not told yet of an endpoint."""
+        found = self.endpoints.get(address)
+        if found is None:
+            host, port = address
+            found = self.endpoints[host[:LONGEST_TEXT], port] = EndpointCounts()
+        return found
+
     def count_routed(self, destination: Destination) -> None:
         """Note a stream whose connection to an endpoint stands."""
         self.connections[destination] = self.connections.get(destination, 0) + 1
 
 
-_GAUGES: Final = ("active", "of_servers", "open")
+# What grows with the mesh. The keys begin with a destination.
+BY_DESTINATION: Final = (
+    "connections", "carried", "failed", "connect_failures", "hellos", "first_bytes", "unanswered", "alerts",
+)  # fmt: skip
+_GAUGES: Final = ("active", "of_servers", "open", "endpoints")
 _TOTALS: Final = tuple(each.name for each in fields(Counters) if each.name not in _GAUGES)
 
 

@@ -23,7 +23,7 @@ from msgspec import Meta
 
 from meshgate.core.routes import TableChange
 
-from .counters import Counters, Number, OpenStream, OpenStreams, Refused, StreamRecord, Text
+from .counters import BY_DESTINATION, Counters, Number, OpenStream, OpenStreams, Refused, StreamRecord, Text
 from .limits import Limits
 
 # The parent's business. Workers begin with them blocked, and ignore them.
@@ -137,7 +137,7 @@ class Lookup(msgspec.Struct, tag=True, frozen=True):
 
 
 # What of the counters grows with the mesh.
-_BY_DESTINATION: Final = ("connections", "carried", "failed", "connect_failures")
+_GROWING: Final = (*BY_DESTINATION, "endpoints")
 
 
 class StatsReport(msgspec.Struct, tag=True, frozen=True):
@@ -169,7 +169,7 @@ class StatsReport(msgspec.Struct, tag=True, frozen=True):
     def pieces(self) -> Iterator["StatsReport"]:
         """The same in reports that are small enough to be sent, `more` in all but the last."""
         counters = self.counters
-        numbers = sum(len(getattr(counters, name)) for name in _BY_DESTINATION)
+        numbers = sum(len(getattr(counters, name)) for name in _GROWING)
         if self.entries + numbers + len(self.open_carried) <= TOLD_AT_ONCE:
             yield self
             return
@@ -178,11 +178,11 @@ class StatsReport(msgspec.Struct, tag=True, frozen=True):
         for name in ("refused", "settled", "ended", "streams", "open_carried"):
             for part in _parts(getattr(self, name)):
                 yield msgspec.structs.replace(nothing, **{name: part})
-        for name in _BY_DESTINATION:
+        for name in _GROWING:
             for part in _parts(getattr(counters, name)):
                 yield msgspec.structs.replace(nothing, counters=replace(blank, **{name: part}))
-        nothing_by_destination: dict[str, Any] = {name: {} for name in _BY_DESTINATION}
-        rest = replace(counters, **nothing_by_destination)
+        without: dict[str, Any] = {name: {} for name in _GROWING}
+        rest = replace(counters, **without)
         yield msgspec.structs.replace(
             self, counters=rest, refused=[], settled=[], ended=[], streams=[], open_carried={}
         )

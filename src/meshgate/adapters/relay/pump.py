@@ -154,7 +154,7 @@ class LegContext(Protocol):
 
 
 class LegOwner(Accountable, Protocol):
-    """The stream that a leg is of. `relaying` says that both legs are there and bytes only move."""
+    """The stream that a leg is of. `relaying` says that both legs are there."""
 
     relaying: bool
 
@@ -191,6 +191,7 @@ class Leg:
     the other leg. `readable` says the kernel may have bytes of this leg, `eof` that all of them were read.
     `until_eagain` says that a short read does not mean an empty socket: an end of stream, a reset or an urgent mark may
     be behind it, so it is read until EAGAIN.
+    `flows` says that its bytes only move: both legs are there, and nobody listens to what it says any more.
     `large_reads` counts those in a row. `reports_writable` says that epoll tells when the leg takes bytes. `touched` is
     when bytes of this leg last came.
     """
@@ -198,6 +199,7 @@ class Leg:
     __slots__ = (
         "descriptor",
         "eof",
+        "flows",
         "held",
         "large_reads",
         "other",
@@ -222,6 +224,7 @@ class Leg:
         self.readable = True
         self.until_eagain = False
         self.eof = False
+        self.flows = False
         self.large_reads = 0
         self.received = 0
         self.reports_writable = False
@@ -250,7 +253,7 @@ class Leg:
         """What epoll says about this leg's socket."""
         stream = self.stream
         context = stream.context
-        if (events == EPOLLIN or (events == _IN_OUT and self.held is None and self.pipe is None)) and stream.relaying:
+        if (events == EPOLLIN or (events == _IN_OUT and self.held is None and self.pipe is None)) and self.flows:
             # Nearly all events: straight to the pump, past all that follows (11 % of a round trip's instructions).
             destination = self.other
             self.touched = context.reactor.now
@@ -351,6 +354,24 @@ class Pump:
                 return DRY
             budget -= count
         return AGAIN
+
+    def listen(self, source: Leg, destination: Leg) -> tuple[Moved, bytes]:
+        """As `move`, and the bytes that were read first; none where nothing came, or they never were in memory."""
+        read = self.read
+        heard: list[bytes] = []
+
+        def reading(descriptor: int, size: int) -> bytes:
+            data = read(descriptor, size)
+            if not heard:
+                heard.append(data)
+            return data
+
+        self.read = reading
+        try:
+            moved = self.move(source, destination)
+        finally:
+            self.read = read
+        return moved, heard[0] if heard else b""
 
     def hold(self, leg: Leg, data: bytes) -> None:
         """Keep bytes for a leg that takes no more now."""

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 
 from meshgate.core.addresses import host_port
 from meshgate.core.proxy_config import KEEPALIVE_UNSET
-from meshgate.core.reasons import Reason, StreamEnd, alert_record, envoy_flags
+from meshgate.core.reasons import Reason, StreamEnd, alert_in, alert_record, envoy_flags
 
 from . import sockets
 from .counters import LONGEST_TEXT, OpenStream, Refused, StreamRecord
@@ -37,6 +37,7 @@ LINGER_SECONDS: Final = 1.0
 SETTLED_SECONDS: Final = 3.0  # Most streams are over by then.
 _LINGER_BYTES: Final = 1 << 18
 _NEVER: Final = float("inf")
+_HANDSHAKE: Final = 22  # The type of a TLS record.
 # A request without its answer looks like silence. Envoy gives one 15 s by default; then nobody waits for it any more.
 UNANSWERED_SECONDS: Final = 15.0
 SHORT_ANSWER_BYTES: Final = 1 << 16  # In a drain. A longer one may go on after any pause.
@@ -90,6 +91,7 @@ class Stream:
 
     __slots__ = (
         "_asked_at",
+        "_departed",
         "_opening",
         "_rhythm",
         "_settled",
@@ -138,6 +140,7 @@ class Stream:
         self.closed = False
         self._settled = False
         self._opening = 0  # Bytes that the client had sent when its endpoint was settled.
+        self._departed = 0.0  # When the hello was sent to the endpoint.
         self._asked_at = 0  # Bytes that the endpoint had sent when the client spoke last; only a drain looks at it.
         self._rhythm: Rhythm | None = None  # Of a stream that moves while the relay drains.
         self.tick = 0
@@ -314,6 +317,7 @@ class Stream:
         elif not upstream.reports_writable:
             upstream.watch()
         self.relaying = True
+        self._departed = connected.time
         self._opening = client.received
         # The hello was the last to move, so it is the client that waits for an answer.
         client.touched = upstream.touched = context.reactor.now
@@ -340,7 +344,26 @@ class Stream:
             or destination.pipe is not None
         ):
             return
-        self.on_moved(source, self.context.pump.move(source, destination))
+        self.on_moved(source, self._move(source, destination))
+
+    def _move(self, source: Leg, destination: Leg) -> Moved:
+        pump = self.context.pump
+        if source.flows:
+            return pump.move(source, destination)
+        before = source.received
+        moved, said = pump.listen(source, destination)
+        hosts, endpoint, counters = self.hosts, self.endpoint, self.context.counters
+        assert hosts is not None
+        assert endpoint is not None
+        if not before and source.received and source is not self.client:
+            waited = max(0.0, self.context.reactor.now - self._departed)
+            counters.count_first_byte(hosts.destination, (endpoint.address, endpoint.port), waited)
+        if said:
+            # An alert in the clear can only follow handshake messages in the clear.
+            source.flows = said[0] != _HANDSHAKE
+            if (alert := alert_in(said)) is not None:
+                counters.count_alert(hosts.destination, "client" if source is self.client else "endpoint", alert)
+        return moved
 
     def on_moved(self, source: Leg, moved: Moved) -> None:
         """A turn has ended: see to it that the next one comes, or to what has ended with it."""
@@ -392,7 +415,7 @@ class Stream:
         """A leg takes no more bytes: its peer reset it. What the peer sent before that is still to be delivered."""
         self.context.pump.release(leg)
         if not leg.eof and leg.other.held is None and leg.other.pipe is None:
-            while self.context.pump.move(leg, leg.other) is AGAIN:
+            while self._move(leg, leg.other) is AGAIN:
                 pass
         self._abort_by(leg)
 
@@ -585,6 +608,8 @@ class Stream:
             lived = context.reactor.clock() - self.started
             counters.count_ended(self.hosts.destination, lived, (received, sent), self.ending)
             counters.of_servers -= self.hosts.of_servers
+            if not sent and self.endpoint is not None:
+                counters.count_unanswered(self.hosts.destination, (self.endpoint.address, self.endpoint.port))
         self.closed = True
         self.relaying = False
         context.reactor.disarm(self)

@@ -16,7 +16,7 @@ Attempt Delay").
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from meshgate.core.addresses import host_port
-from meshgate.core.hello import Hello, HelloParser, Refusal, is_cut, read_whole
+from meshgate.core.hello import Hello, HelloParser, Offer, Refusal, is_cut, read_whole
 from meshgate.core.load_balancer import HostSet
 from meshgate.core.reasons import Reason
 from meshgate.core.routes import Endpoint, Route
@@ -50,10 +50,11 @@ class Refused(NamedTuple):
 
 
 class Connected(NamedTuple):
-    """A connection stands and took `sent` bytes of the hello; the rest is to follow in order."""
+    """A connection stands and took some bytes of the hello, at a time by the clock; the rest is to follow in order."""
 
     leg: Leg
     rest: bytes
+    time: float
 
 
 class Gone(NamedTuple):
@@ -94,6 +95,7 @@ class StreamSetup:
         "_ends",
         "_hello",
         "_looking_up",
+        "_offer",
         "_parser",
         "_race_at",
         "_stream",
@@ -121,6 +123,7 @@ class StreamSetup:
         self._ticket = ticket
         self._hello: bytearray | bytes = b""
         self._parser: HelloParser | None = None
+        self._offer: Offer | None = None
         self._looking_up = ""  # The name for which it waits.
         self._attempts: tuple[_Attempt, ...] = ()
         self._tried: tuple[int, ...] = ()
@@ -220,7 +223,7 @@ class StreamSetup:
 
     def _on_hello(self, hello: Hello) -> Outcome:
         context, name = self._context, hello.server_name
-        self.server_name, self.alpn = name, hello.alpn
+        self.server_name, self.alpn, self._offer = name, hello.alpn, hello.offer
         if name is None:
             return Refused(Reason.NO_SNI, "the hello names no server")
         route = context.table.find(name)
@@ -246,6 +249,8 @@ class StreamSetup:
         if route is None:
             return Refused(Reason.UNKNOWN_SNI, "no route for this name")
         hosts = self.hosts = context.load_balancer.hosts(route)
+        if self._offer is not None:
+            context.counters.count_hello(hosts.destination, self._offer)
         limits = context.limits
         if limits.max_connections_per_destination or limits.max_pending_per_destination:
             full = self._ticket.charge(hosts, limits)
@@ -339,11 +344,12 @@ class StreamSetup:
         """A byte of the hello is taken, so the endpoint is settled."""
         context = self._context
         self.endpoint = hosts.candidates[position]
-        context.counters.count_connect(context.reactor.clock() - begun)
+        now = context.reactor.clock()
+        context.counters.count_connect(now - begun)
         balancer = context.load_balancer
         if (balancer.ejected or hosts.names) and balancer.succeeded(hosts, position):
             context.report(hosts.sni, hosts.address_of[position], False)
-        return Connected(leg, bytes(self._hello[sent:]) if sent < len(self._hello) else b"")
+        return Connected(leg, bytes(self._hello[sent:]) if sent < len(self._hello) else b"", now)
 
     def _drop(self, attempt: _Attempt, *, failed: bool) -> None:
         """Close a connection that is not wanted any more."""
@@ -358,7 +364,9 @@ class StreamSetup:
     def _note_failure(self, position: int) -> None:
         hosts = self._placed
         address = hosts.address_of[position]
-        self._context.counters.count_connect_failure(hosts.destination)
+        counters = self._context.counters
+        counters.count_connect_failure(hosts.destination)
+        counters.endpoint(address).failures += 1
         self._context.load_balancer.failed(address)
         self._context.report(hosts.sni, address, True)
 

@@ -234,7 +234,8 @@ class Worker:
                 await self._send(b"".join(map(encode, news.values())))
 
     async def _tell(self, question: StatsRequest | None = None) -> None:
-        now = self._relay.context.counters.copy()
+        counters = self._relay.context.counters
+        now, counters.endpoints = counters.copy(), {}
         received, sent, carried = self._relay.open_bytes() if question is not None else (0, 0, {})
         report = StatsReport(
             now.since(self._told),
