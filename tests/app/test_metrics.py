@@ -16,9 +16,10 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 from meshgate import __version__
 from meshgate.adapters.admin.http_server import Request, Response
 from meshgate.adapters.consul import WatchKey, WatchState
-from meshgate.adapters.relay import CONNECT_BUCKETS, STREAM_BUCKETS, Counters, Limits
-from meshgate.app.admin.metrics import MAX_DESTINATIONS, Metrics, usage_of
-from meshgate.core.reasons import Reason, StreamEnd
+from meshgate.adapters.relay import CONNECT_BUCKETS, FIRST_BYTE_BUCKETS, STREAM_BUCKETS, Counters, Limits
+from meshgate.app.admin.metrics import MAX_DESTINATIONS, MAX_HISTOGRAMS, Metrics, usage_of
+from meshgate.core.hello import Offer
+from meshgate.core.reasons import Alert, Reason, StreamEnd
 from meshgate.core.routes import Endpoint, Route, RouteKind
 
 from .gateway_double import GatewayDouble, route
@@ -57,6 +58,12 @@ def full_gateway() -> GatewayDouble:
     for end in ("closed", "closed", "client_reset", "endpoint_reset", "idle", "internal_error"):
         numbers.count_ended(WEB, 0.5, (1, 2), StreamEnd(end))
     numbers.count_connect_failure(WEB)
+    for seconds in (0.002, 0.03, 7.5):
+        numbers.count_first_byte(WEB, ("10.0.0.7", 20000), seconds)
+    numbers.count_unanswered(WEB, ("10.0.0.7", 20000))
+    numbers.count_hello(WEB, Offer("TLSv1.3", resumption=True))
+    numbers.count_hello(WEB, Offer("TLSv1.2", resumption=False))
+    numbers.count_alert(WEB, "endpoint", Alert.UNKNOWN_CA)
     gateway.restarts = {"hung": 2, "killed": 0}
     gateway.wrong = ["something is missing"]
     gateway.numbers.open = {(RouteKind.SERVICE, "web"): 2}
@@ -115,6 +122,13 @@ async def test_every_number_has_its_promised_name_and_labels(
         ("meshgate_connect_failures_total", of("web")): 1,
         ("meshgate_ejected_endpoints", of("web")): 1,
         ("meshgate_ejected_endpoints", (("destination", "dc2"), ("kind", "datacenter"))): 0,
+        ("meshgate_first_byte_seconds_count", of("web")): 3,
+        ("meshgate_first_byte_seconds_sum", of("web")): 7.532,
+        ("meshgate_unanswered_streams_total", of("web")): 1,
+        ("meshgate_unanswered_streams_total", (("destination", "dc2"), ("kind", "datacenter"))): 0,
+        ("meshgate_client_hellos_total", of("web", version="TLSv1.3", resumption="offered")): 1,
+        ("meshgate_client_hellos_total", of("web", version="TLSv1.2", resumption="none")): 1,
+        ("meshgate_tls_alerts_total", of("web", sender="endpoint", alert="unknown_ca")): 1,
         ("meshgate_problems", ()): 1,
         ("meshgate_stream_ends_total", (("end", "internal_error"),)): 1,
         ("meshgate_destination_bytes_total", of("web", direction="received")): 6,
@@ -162,6 +176,10 @@ async def test_every_number_has_its_promised_name_and_labels(
             expected[f"meshgate_{name}_seconds_bucket", (("le", str(bound)),)] = below
     expected["meshgate_connect_seconds_bucket", (("le", "+Inf"),)] = 4
     expected["meshgate_stream_duration_seconds_bucket", (("le", "+Inf"),)] = 6
+    for bound in FIRST_BYTE_BUCKETS:
+        below = (bound >= 0.0025) + (bound >= 0.05)
+        expected["meshgate_first_byte_seconds_bucket", of("web", le=str(bound))] = below
+    expected["meshgate_first_byte_seconds_bucket", of("web", le="+Inf")] = 3
     used = {
         "meshgate_worker_resident_memory_bytes",
         "meshgate_worker_cpu_seconds_total",
@@ -277,6 +295,10 @@ async def test_destinations_are_bounded() -> None:
     assert got["meshgate_destination_refused_total", of("other", reason="no_sni")] == surplus
     assert got["meshgate_connections_total", of("other")] == surplus
     assert got["meshgate_endpoints", of("other", state="unhealthy")] == surplus
+    count = "meshgate_first_byte_seconds_count"
+    assert got[count, of("other")] == MAX_DESTINATIONS + surplus - MAX_HISTOGRAMS
+    assert sum(found == count for found, _ in got) == MAX_HISTOGRAMS + 1
+    assert got["meshgate_first_byte_seconds_bucket", of("other", le="0.1")] == got[count, of("other")]
     for name, each in (("destination_bytes_total", 2), ("destination_refused_total", 2), ("connections_total", 1)):
         assert sum(found == f"meshgate_{name}" for found, _ in got) == each * (MAX_DESTINATIONS + 1)
     assert sum(name == "meshgate_endpoints" for name, _ in got) == 2 * MAX_DESTINATIONS + 2
@@ -288,6 +310,8 @@ def crowded(count: int) -> GatewayDouble:
     gateway = GatewayDouble(*(Route(f"{name}.td", kind, name, sick) for kind, name in destinations))
     gateway.numbers.connections = dict.fromkeys(destinations, 1)
     gateway.numbers.carried = dict.fromkeys(destinations, (1, 2))
+    for it in destinations:
+        gateway.numbers.count_first_byte(it, ("10.0.0.1", 1), 0.07)
     gateway.numbers.failed = {(*it, reason): 1 for it in destinations for reason in (Reason.UNKNOWN_SNI, Reason.NO_SNI)}
     return gateway
 

@@ -1,7 +1,8 @@
 """The gateway's numbers as Prometheus families: for the metrics page, and for statsd.
 
 Label values are bounded by construction: kinds, reasons and ends are enumerations, destinations are Consul's names for
-routes and at most `MAX_DESTINATIONS` of a family, the rest is summed up under `other`. A server name that a client
+routes and at most `MAX_DESTINATIONS` of a family (`MAX_HISTOGRAMS` where each has a dozen numbers), the rest is summed
+up under `other`. A server name that a client
 sent is never one. What grows with the catalog is made in a thread, so that nothing waits for it.
 """
 
@@ -21,7 +22,7 @@ from prometheus_client.utils import floatToGoString
 
 from meshgate import __version__
 from meshgate.adapters.admin.http_server import Request, Response
-from meshgate.adapters.relay import CONNECT_BUCKETS, STREAM_BUCKETS, Counters, Destination
+from meshgate.adapters.relay import CONNECT_BUCKETS, FIRST_BYTE_BUCKETS, STREAM_BUCKETS, Counters, Destination
 from meshgate.app.admin.gateway_view import GatewayView
 from meshgate.app.logs import logs
 from meshgate.core.outlier_detection import Address
@@ -30,6 +31,7 @@ from meshgate.core.routes import RouteKind, RouteTable
 from meshgate.core.text import printable
 
 MAX_DESTINATIONS: Final = 5000
+MAX_HISTOGRAMS: Final = 500
 OTHER: Final = "other"
 
 Counts = Mapping[tuple[str, ...], int]
@@ -194,6 +196,39 @@ def _of_destinations(
         "kind",
         "destination",
     )
+    yield _first_bytes(counters)
+    yield _counter(
+        "unanswered_streams",
+        "Routed streams that ended before their endpoint had sent a byte.",
+        _bounded(((*each,), counters.unanswered.get(each, 0)) for each in counters.connections),
+        "kind",
+        "destination",
+    )
+    hellos = (
+        ((kind, name, version, "offered" if resumption else "none"), count)
+        for (kind, name, version, resumption), count in counters.hellos.items()
+    )
+    yield _counter(
+        "client_hellos",
+        "Streams that had a route, by the newest TLS version that the client offers, and whether it offers to resume.",
+        _bounded(hellos),
+        "kind",
+        "destination",
+        "version",
+        "resumption",
+    )
+    alerts = (
+        ((kind, name, sender, alert.value), count) for (kind, name, sender, alert), count in counters.alerts.items()
+    )
+    yield _counter(
+        "tls_alerts",
+        "TLS alerts in the clear, by who sent them.",
+        _bounded(alerts),
+        "kind",
+        "destination",
+        "sender",
+        "alert",
+    )
     out = (
         ((route.kind, route.destination), sum((each.address, each.port) in ejected for each in route.endpoints))
         for route in table
@@ -212,6 +247,22 @@ def _of_destinations(
         for state, count in (("healthy", healthy), ("unhealthy", len(route.endpoints) - healthy))
     )
     yield _gauge("endpoints", "Known endpoints.", _bounded(endpoints), "kind", "destination", "state")
+
+
+def _first_bytes(counters: Counters) -> Metric:
+    """Of the destinations that had streams first, those past the bound summed up."""
+    found: dict[tuple[str, str], list[int]] = {}
+    for number, ((kind, name), counts) in enumerate(counters.first_bytes.items()):
+        key = kind.value, _shown(name) if number < MAX_HISTOGRAMS else OTHER
+        found[key] = [*map(sum, zip(found[key], counts, strict=True))] if key in found else counts
+    family = HistogramMetricFamily(
+        "meshgate_first_byte_seconds",
+        "Time from the hello's departure to the endpoint's first byte.",
+        labels=("kind", "destination"),
+    )
+    for key, (*counts, microseconds) in found.items():
+        family.add_metric(key, _buckets(FIRST_BYTE_BUCKETS, counts), sum_value=microseconds / 1e6)
+    return family
 
 
 def _bounded(counts: Iterable[tuple[tuple[RouteKind, str, *tuple[str, ...]], int]]) -> Counts:
@@ -288,11 +339,14 @@ def _filled(family: GaugeMetricFamily | CounterMetricFamily, samples: Samples) -
 
 
 def _histogram(name: str, help_: str, bounds: Sequence[float], counts: Sequence[int], total: float) -> Metric:
-    """`counts` has one slot for each of `bounds` and one above them."""
-    buckets = zip([*map(floatToGoString, bounds), "+Inf"], map(float, accumulate(counts)), strict=True)
     family = HistogramMetricFamily(f"meshgate_{name}", help_)
-    family.add_metric([], list(buckets), sum_value=total)
+    family.add_metric([], _buckets(bounds, counts), sum_value=total)
     return family
+
+
+def _buckets(bounds: Sequence[float], counts: Sequence[int]) -> list[tuple[str, float]]:
+    """`counts` has one slot for each of `bounds` and one above them."""
+    return list(zip([*map(floatToGoString, bounds), "+Inf"], map(float, accumulate(counts)), strict=True))
 
 
 def _later(before: tuple[int, int], now: tuple[int, int]) -> tuple[int, int]:
