@@ -63,7 +63,14 @@ def report(**changes: Any) -> dict[str, Any]:
     return dict(plain | changes)
 
 
-COUNTS = CountRows(0)
+class OneRow(CountRows):
+    """Of a worker that counts nothing."""
+
+    def take(self) -> int:
+        return 0
+
+
+COUNTS = OneRow()
 RECORD = msgspec.to_builtins(
     StreamRecord(started=0.0, client="", listener="", reason=None, end=StreamEnd.CLOSED, flags="", worker=0)
 )
@@ -412,6 +419,14 @@ class Owner:
         assert streams >= 0
         assert len(records) <= worker_process.MOST_KEPT
         assert all(len(each) <= worker_process.LARGEST_KEPT for each in records)
+
+    def hand_over_news(self, _worker: object, _news: object) -> None:
+        raise ValueError
+
+    def has_settled(self, _worker: object, stream: int) -> None:
+        assert 0 <= stream < 1 << 63
+
+    async def ended(self, _worker: object) -> None: ...
 
     def first_words(self, _worker: object) -> list[Any]:
         return []

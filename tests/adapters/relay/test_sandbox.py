@@ -41,7 +41,6 @@ FORBIDDEN = {
     "access": (21, None),
     "pipe": (22, None),
     "shmget": (29, 194),
-    "sendmsg": (46, 211),
     "bind": (49, 200),
     "listen": (50, 201),
     "fork": (57, None),
@@ -213,10 +212,13 @@ def test_other_architectures_end_the_process_and_x32_is_unknown() -> None:
 
 CALLS = {"socket": (41, 198), "socketpair": (53, 199), "clone": (56, 220), "mmap": (9, 222), "mprotect": (10, 226)}
 CALLS |= {"kill": (62, 129), "tgkill": (234, 131), "fcntl": (72, 25), "ioctl": (16, 29), "prlimit64": (302, 261)}
-CALLS |= {"prctl": (157, 167), "setsockopt": (54, 208)}
+CALLS |= {"prctl": (157, 167), "setsockopt": (54, 208), "sendmsg": (46, 211)}
 ARGUMENTS: list[tuple[str, tuple[int, ...], bool]] = [
     ("socket", (socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, 0), True),
     ("socket", (socket.AF_INET6, socket.SOCK_STREAM, socket.IPPROTO_TCP), True),
+    ("sendmsg", (5, MAX, 0), True),
+    ("sendmsg", (5, MAX, socket.MSG_OOB), False),
+    ("sendmsg", (5, MAX, 0x20000000), False),  # MSG_FASTOPEN, which connects.
     ("socket", (socket.AF_UNIX, socket.SOCK_STREAM, 0), False),
     ("socket", (socket.AF_NETLINK, socket.SOCK_RAW, 0), False),
     ("socket", (40, socket.SOCK_STREAM, 0), False),  # AF_VSOCK
@@ -374,7 +376,7 @@ ATTACKS = {
     "a listener": listens,
     "an address": binds,
     "UDP": lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM),
-    "a descriptor to give away": sends_descriptor,
+    "descriptors to give away at once": lambda: system_call(307, parent, 0, 0, 0),
     "a descriptor of the parent": lambda: system_call(438, parent, 0, 0),
     "a file in memory": lambda: os.memfd_create("x"),
     "memory to run": lambda: __import__("mmap").mmap(-1, 4096, prot=7),

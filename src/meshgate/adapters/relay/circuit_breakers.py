@@ -33,6 +33,7 @@ from .shared_counts import SharedCounts
 from .sockets import client_key, in_networks
 
 _RATE_SECONDS: Final = 1.0
+_TO: Final = "to "  # In front of a route's name.
 _MANY: Final = "if it stands for many, name it in MESHGATE_EXEMPT_CLIENTS"
 
 
@@ -131,7 +132,10 @@ class Ticket:
         streams, waiting = limits.max_connections_per_destination, limits.max_pending_per_destination
         if not (streams or waiting) or not hosts.limited or self._breakers is None:
             return None
-        counts, key, name = self._breakers.counts, f"to {hosts.sni}", hosts.route.destination
+        counts, key, name = self._breakers.counts, f"{_TO}{hosts.sni}", hosts.route.destination
+        if self._destination:  # Of an earlier setup, in another process.
+            counts.add_keyed(self._destination, -1)
+            self._destination = ""
         if streams and counts.keyed(key) >= streams:
             return Reason.MAX_CONNECTIONS, f"{name} has its {streams} connections"
         if waiting and counts.keyed(_waiting_for(hosts)) >= waiting:
@@ -140,6 +144,21 @@ class Ticket:
             counts.add_keyed(key, 1)
             self._destination = key
         return None
+
+    @property
+    def counted(self) -> tuple[bool, str]:
+        """What it counts for beside the total: whether for its client, and the route (`Route.sni`), "" for none."""
+        return bool(self._client), self._destination.removeprefix(_TO)
+
+    def count_in(self, client: str, charged: str) -> None:
+        """Count a stream in that another process has let go of, with what was `counted` there; no limit is asked."""
+        assert self._breakers is not None
+        counts = self._breakers.counts
+        self._client, self._destination = client, charged and f"{_TO}{charged}"
+        counts.add(1)
+        for key in (self._client, self._destination):
+            if key:
+                counts.add_keyed(key, 1)
 
     def wait(self, hosts: HostSet, address: Address, limits: Limits) -> None:
         """Count a connection that does not stand at once.

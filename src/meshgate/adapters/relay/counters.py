@@ -159,6 +159,8 @@ class Counters:
     """
 
     accepted: Number = 0
+    taken_over: Number = 0
+    handed_over: Number = 0
     active: Number = 0
     of_servers: Number = 0
     bytes_received: Number = 0

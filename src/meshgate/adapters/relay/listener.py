@@ -67,8 +67,12 @@ class Listener:
         self._context.on_defect()
 
     def close(self) -> None:
-        """Give the address back. Clients that wait already are accepted first: closing would reset them."""
+        """Give the address back. Clients that wait already are accepted first: closing would reset them.
+
+        Or nobody else would know of them: of those who listen on a socket the kernel has woken this one.
+        """
         reactor = self._context.reactor
+        reactor.unwatch(self)
         reactor.now = reactor.clock()  # It may be old, and the deadlines of these clients count from it.
         until = reactor.now + _CLOSING_SECONDS
         while self._accept() and reactor.clock() < until:

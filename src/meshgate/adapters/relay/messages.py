@@ -13,7 +13,7 @@ import signal
 import socket
 from array import array
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Final, Generic, Literal, TypeVar
 
@@ -36,7 +36,8 @@ LARGEST: Final = 1 << 24
 LONGEST_LINE: Final = 8192
 _LENGTH_BYTES: Final = 4
 _CHUNK_BYTES: Final = 1 << 16
-_ANCILLARY_BYTES: Final = socket.CMSG_SPACE(array("i").itemsize)  # The kernel never joins two descriptors' messages.
+HAND_OVER_FORMAT: Final = 1
+"""Of the streams that one worker hands over to another (`hand_over`)."""
 
 
 class Setup(msgspec.Struct, tag=True, frozen=True):
@@ -109,6 +110,23 @@ class EndpointState(msgspec.Struct, tag=True, frozen=True):
     address: str
     port: int
     failures: int
+
+
+class AddCounts(msgspec.Struct, tag=True, frozen=True):
+    """Another worker counts, too. The descriptor of its counts travels beside this message."""
+
+
+class HandOver(msgspec.Struct, tag=True, frozen=True):
+    """Hand so many open streams over to another worker, over the socket that travels beside this message.
+
+    Accept no more clients, and end when no stream is left.
+    """
+
+    streams: int
+
+
+class TakeOver(msgspec.Struct, tag=True, frozen=True):
+    """Take streams over from another worker, over the socket that travels beside this message."""
 
 
 class Quit(msgspec.Struct, tag=True, frozen=True):
@@ -197,6 +215,27 @@ class EndpointNews(msgspec.Struct, tag=True, frozen=True):
     failed: bool
 
 
+class HandedOver(msgspec.Struct, tag=True, frozen=True):
+    """The hand-over has ended: so many streams are another's, so many are left. `why` not all went, if so."""
+
+    streams: Number
+    left: Number
+    why: Text
+
+
+class TookOver(msgspec.Struct, tag=True, frozen=True):
+    """The hand-over has ended here, too; `why` in an odd way, if so."""
+
+    streams: Number
+    why: Text
+
+
+class Accuse(msgspec.Struct, tag=True, frozen=True):
+    """The other side of the hand-over does not go on with it, or makes no sense: end it."""
+
+    why: Text
+
+
 Level = Literal["debug", "info", "warning", "error", "critical"]
 
 
@@ -218,11 +257,14 @@ ToWorker = (
     | StopListening
     | Drain
     | EndpointState
+    | AddCounts
+    | HandOver
+    | TakeOver
     | Quit
     | StatsRequest
     | LookupDone
 )
-ToParent = StatsReport | LogLine | Lookup | EndpointNews
+ToParent = StatsReport | LogLine | Lookup | EndpointNews | HandedOver | TookOver | Accuse
 
 
 Incoming = TypeVar("Incoming")
@@ -241,14 +283,10 @@ class FdMessage:
         Raises:
             trio.BrokenResourceError: the other end has died.
         """
-        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", [self._descriptor]))]
         try:
-            sent = await stream.socket.sendmsg([self.data], rights)
-        except OSError as error:
-            raise trio.BrokenResourceError from error
+            await send_with_descriptors(stream, self.data, [self._descriptor])
         finally:
             self.drop()
-        await stream.send_all(self.data[sent:])
 
     def drop(self) -> None:
         """Let the copy go without sending it."""
@@ -264,7 +302,21 @@ def _parts(told: Any) -> Iterator[Any]:  # noqa: ANN401 (a list, or a dictionary
         yield type(told)(entries[start : start + TOLD_AT_ONCE])
 
 
-def encode(message: ToWorker | ToParent) -> bytes:
+async def send_with_descriptors(stream: trio.SocketStream, data: bytes, descriptors: Sequence[int]) -> None:
+    """Send a message and copies of descriptors beside it.
+
+    Raises:
+        trio.BrokenResourceError: the other end has died, or the system has no room for so many on their way.
+    """
+    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", descriptors))]
+    try:
+        sent = await stream.socket.sendmsg([data], rights)
+    except OSError as error:
+        raise trio.BrokenResourceError from error
+    await stream.send_all(data[sent:])
+
+
+def encode(message: msgspec.Struct) -> bytes:
     """A message as it goes over the socket."""
     body = _encoder.encode(message)
     return len(body).to_bytes(_LENGTH_BYTES) + body
@@ -279,7 +331,7 @@ class Receiver(Generic[Incoming]):
     Args:
         stream: to the other end.
         decoder: of its messages.
-        takes_descriptors: whether it may send any; else the kernel closes them, so that none can pile up here.
+        descriptors: how many it may send with a message; the kernel closes what is more, so that none can pile up here.
         largest: bytes that a message of it may have; 0: no limit.
         begun: what was read of it before, by somebody else.
     """
@@ -289,7 +341,7 @@ class Receiver(Generic[Incoming]):
         stream: trio.SocketStream,
         decoder: "msgspec.msgpack.Decoder[Incoming]",
         *,
-        takes_descriptors: bool = False,
+        descriptors: int = 0,
         largest: int = 0,
         begun: bytes = b"",
     ) -> None:
@@ -299,7 +351,8 @@ class Receiver(Generic[Incoming]):
         self._buffer = bytearray(begun)
         self._largest = largest
         self.size = 0
-        self._ancillary_bytes = _ANCILLARY_BYTES if takes_descriptors else 0
+        # The kernel never joins what came with two messages.
+        self._ancillary_bytes = socket.CMSG_SPACE(descriptors * array("i").itemsize) if descriptors else 0
 
     @property
     def begun(self) -> bytes:

@@ -11,9 +11,9 @@ Totals never go back: what a worker told before it died stays counted.
 import socket
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 import structlog
@@ -30,11 +30,15 @@ from .counters import LONGEST_TEXT, Counters, Destination, Observer, OpenStream
 from .limits import Limits
 from .messages import (
     VERSION,
+    Accuse,
+    AddCounts,
     AddListener,
     Change,
     Drain,
     EndpointNews,
     EndpointState,
+    HandedOver,
+    HandOver,
     Listen,
     LookupDone,
     RemoveListener,
@@ -42,6 +46,8 @@ from .messages import (
     Setup,
     StatsReport,
     StopListening,
+    TakeOver,
+    TookOver,
     ToWorker,
     WantRecords,
     encode,
@@ -60,6 +66,7 @@ _DEFECTS_AT_ONCE: Final = 10
 _MOST_ASKED: Final = 10_000
 _LOSSES_KEPT: Final = 100
 _LOST_AT_ONCE: Final = 500  # Lines that are told without letting others have a turn.
+_ALL: Final = 1 << 30
 _EMPTY: Final = RouteTable.of("", "", "default", iter(()))
 
 
@@ -102,6 +109,60 @@ class PoolLeft(msgspec.Struct, frozen=True):
         ours = [descriptor for _, descriptor in self.listeners]
         ours += [descriptor for row in self.rows for descriptor in row]
         return ours + [descriptor for worker in self.workers for descriptor in worker.descriptors]
+
+
+class WorkerNotStartedError(Exception):
+    """A new worker ended before its first word, or did not say it in time."""
+
+
+class Moved(NamedTuple):
+    """How many streams went from one worker to another, how many are left, and why, if so."""
+
+    streams: int
+    left: int
+    why: str
+
+
+class _HandOver:
+    """A hand-over that is under way, and what its two sides have said in the end; None: that one has died."""
+
+    def __init__(self, old: WorkerProcess, new: WorkerProcess) -> None:
+        self.old, self.new = old, new
+        self.sides = {old, new}
+        self.said: dict[WorkerProcess, HandedOver | TookOver | None] = {}
+        self.over = trio.Event()
+        self._before = old.handed, new.taken
+        for worker in self.sides:
+            worker.moves(moves=True)
+
+    def other(self, worker: WorkerProcess) -> WorkerProcess:
+        """The other side."""
+        return self.new if worker is self.old else self.old
+
+    def hear(self, worker: WorkerProcess, news: HandedOver | TookOver | None) -> None:
+        """One side has said its last word, or died."""
+        self.said[worker] = news
+        if len(self.said) < len(self.sides):
+            return
+        # Who died may not have told of the last streams that it gave away, or got.
+        dead = next((each for each, last in self.said.items() if last is None), None)
+        if dead is not None:
+            handed, taken = self._before
+            dead.routed = max(0, dead.routed + (self.old.handed - handed) - (self.new.taken - taken))
+        for each in self.sides:
+            each.moves(moves=False)
+        self.over.set()
+
+
+async def _first_of(*events: trio.Event) -> None:
+    async with trio.open_nursery() as nursery:
+
+        async def wait(event: trio.Event) -> None:
+            await event.wait()
+            nursery.cancel_scope.cancel()
+
+        for event in events:
+            nursery.start_soon(wait, event)
 
 
 async def _no_lookup(_: str) -> None:
@@ -165,19 +226,24 @@ class RelayPool:
         """The last workers that were lost, the newest at the end."""
         self.taken_over = trio.Event()
         """Set when no worker of before takes streams any more, where there were any."""
-        self._counts = CountRows() if left is None else CountRows(key=left.row_key, rows=left.rows)
+        self._counts = CountRows(added=self._tell_of_row)
+        if left is not None:
+            self._counts = CountRows(key=left.row_key, rows=left.rows, added=self._tell_of_row)
         self._outliers = Outliers(
             lambda address, failures: self._tell_all(EndpointState(*address, failures)),
             lambda: self._limits.per_try_timeout or self._limits.connect_timeout,
         )
-        # Those of a parent before this one. They take streams as long as the new ones do not.
+        self._workers: list[WorkerProcess] = []
+        # Those of a parent before this one, which take streams as long as the new ones do not; those that others have
+        # taken the place of, as long as they have streams; and those that are to take a place.
         self._old: list[WorkerProcess] = []
+        self._changing = trio.Lock()
+        self._hand_over: _HandOver | None = None
         self._left_asked: list[tuple[str, int, str]] = []
         if left is not None:
             self._adopt(left)
-        self._workers = [
-            WorkerProcess(self, number, self._counts, self._policy, self._counts.take()) for number in range(workers)
-        ]
+        for number in range(workers):
+            self._workers.append(WorkerProcess(self, number, self._counts, self._policy, self._counts.take()))
 
     def bind(self, name: str, host: str, port: int) -> tuple[str, int]:
         """Take a numeric address ("" is every IPv4 address, port 0 a free one). Clients are refused until `listen`.
@@ -199,7 +265,7 @@ class RelayPool:
             raise
         name = name[:LONGEST_TEXT]
         self._sockets.append((name, sock))
-        for worker in (*self._workers, *self._old):
+        for worker in self._everybody:
             worker.hand(encode(AddListener(name, self._listening)), sock.fileno())
         bound = sock.getsockname()
         return str(bound[0]), int(bound[1])
@@ -266,7 +332,7 @@ class RelayPool:
     @property
     def active(self) -> int:
         """Streams open in all workers, as last heard: up to half a second old."""
-        return sum(worker.active for worker in (*self._workers, *self._old))
+        return sum(worker.active for worker in self._everybody)
 
     @property
     def ejected(self) -> dict[Address, int]:
@@ -290,7 +356,7 @@ class RelayPool:
     @property
     def settled(self) -> int:
         """Streams that are known one by one, should their worker be lost; none where nobody wants records."""
-        return sum(worker.settled for worker in (*self._workers, *self._old))
+        return sum(worker.settled for worker in self._everybody)
 
     @property
     def loads(self) -> list[tuple[int, int]]:
@@ -300,7 +366,7 @@ class RelayPool:
     @property
     def works(self) -> bool:
         """Whether there is a worker to take clients; without one they wait in the kernel."""
-        return any(worker.works for worker in (*self._workers, *self._old))
+        return any(worker.works for worker in self._everybody)
 
     @property
     def totals(self) -> Counters:
@@ -312,7 +378,7 @@ class RelayPool:
         reports = await self._ask(streams=False)
         counters = self._totals.copy()
         counters.active = self.active
-        counters.of_servers = sum(worker.of_servers for worker in (*self._workers, *self._old))
+        counters.of_servers = sum(worker.of_servers for worker in self._everybody)
         counters.bytes_received += sum(report.open_received for report in reports)
         counters.bytes_sent += sum(report.open_sent for report in reports)
         for report in reports:
@@ -329,9 +395,9 @@ class RelayPool:
             async with trio.open_nursery() as self._nursery:
                 self._nursery.start_soon(self._outliers.run)
                 for worker in self._workers:
-                    self._nursery.start_soon(worker.run)
+                    self._nursery.start_soon(self._live_with, worker)
                 for worker in self._old:
-                    self._nursery.start_soon(self._see_off, worker)
+                    self._nursery.start_soon(self._live_with, worker)
                 self._nursery.start_soon(self._take_over)
         finally:
             for _, sock in self._sockets:
@@ -343,14 +409,14 @@ class RelayPool:
     @property
     def told_all(self) -> bool:
         """Whether each worker has been sent all that it was to be told."""
-        return all(worker.told_all for worker in (*self._workers, *self._old))
+        return all(worker.told_all for worker in self._everybody)
 
     def left(self) -> PoolLeft:
         """All that another parent needs to go on; to be called where `told_all`.
 
         Nothing is changed by that. But where the other one begins, this one may do nothing any more.
         """
-        known = [(worker, left) for worker in (*self._workers, *self._old) if (left := worker.left()) is not None]
+        known = [(worker, left) for worker in self._everybody if (left := worker.left()) is not None]
         places = {worker: place for place, (worker, _) in enumerate(known)}
         return PoolLeft(
             VERSION,
@@ -391,22 +457,133 @@ class RelayPool:
             self._counts.give_back(row)
 
     async def _take_over(self) -> None:
-        """Let the workers of before take streams until those of now do, then have them end with what they have."""
+        """Let the workers of before take streams until those of now do, then have these take over what they have."""
         old = list(self._old)
         for name, place, client in self._left_asked:
             self.asked(old[place], name, client)
         if self._listening:
             for worker in self._workers:
                 await worker.has_begun.wait()
+        async with self._changing:
+            for worker in old:
+                if not worker.is_foreign and worker in self._old:
+                    await self._retire(worker, [self._workers[worker.number % len(self._workers)]])
         async with trio.open_nursery() as nursery:
             for worker in old:
                 nursery.start_soon(worker.retire)
             self.taken_over.set()
 
-    async def _see_off(self, worker: WorkerProcess) -> None:
-        await worker.see_off()
+    async def _live_with(self, worker: WorkerProcess) -> None:
+        await worker.run()
         self._old.remove(worker)
         self._counts.give_back(worker.row)
+
+    # --- other workers -------------------------------------------------------------------------------------------
+
+    async def replace(self, number: int) -> "Moved":
+        """Have a new process in a worker's place, which takes over the streams of the old one.
+
+        Raises:
+            WorkerNotStartedError: there is none to be had; the old one goes on.
+        """
+        async with self._changing:
+            new, old = await self._start(number), self._workers[number]
+            self._old.remove(new)
+            self._old.append(old)
+            self._workers[number] = new
+            return await self._retire(old, [new])
+
+    async def resize(self, workers: int) -> None:
+        """Have more workers, or fewer: the streams of those that go are taken over by those that stay.
+
+        Raises:
+            WorkerNotStartedError: there is none more to be had.
+        """
+        async with self._changing:
+            while len(self._workers) < workers:
+                worker = await self._start(len(self._workers))
+                self._old.remove(worker)
+                self._workers.append(worker)
+            while len(self._workers) > workers:
+                old = self._workers.pop()
+                self._old.append(old)
+                await self._retire(old, self._workers)
+
+    async def _start(self, number: int) -> WorkerProcess:
+        """Start one more process, which lets clients in if any come in."""
+        assert self._nursery is not None
+        worker = WorkerProcess(self, number, self._counts, self._policy, self._counts.take())
+        self._old.append(worker)
+        self._nursery.start_soon(self._live_with, worker)
+        answered = False
+        try:
+            with trio.move_on_after(self._policy.starting):
+                await _first_of(worker.has_begun, worker.has_ended)
+                # It answers when it has done all that it was told, and so listens.
+                answered = bool(await worker.ask(streams=False))
+        finally:
+            if not answered:
+                worker.dismiss()
+                worker.give_up("it did not start")
+        if not answered:
+            raise WorkerNotStartedError(worker.last_end or "it has not begun in time")
+        return worker
+
+    async def _retire(self, old: WorkerProcess, new: Sequence[WorkerProcess]) -> "Moved":
+        """Have a worker's streams taken over by others, in equal parts; it ends when it has none left."""
+        old.dismiss()
+        if not old.works:
+            old.give_up("it is replaced")
+        streams, left, why = 0, 0, ""
+        for place, worker in enumerate(new):
+            others = len(new) - place
+            moved = await self._move(old, worker, -(-old.active // others) if others > 1 else _ALL)
+            streams, left, why = streams + moved.streams, moved.left, why or moved.why
+        log.info("a relay worker was replaced", worker=old.number, streams=streams, left=left, reason=why or None)
+        return Moved(streams, left, why)
+
+    async def _move(self, old: WorkerProcess, new: WorkerProcess, most: int) -> "Moved":
+        """Have so many streams of a worker taken over by another one."""
+        if not (old.works and new.works):
+            return Moved(0, old.active, "one of the two has ended")
+        it = self._hand_over = _HandOver(old, new)
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            old.hand(encode(HandOver(most)), ours.fileno())
+            new.hand(encode(TakeOver()), theirs.fileno())
+        await it.over.wait()
+        self._hand_over = None
+        handed = it.said[old]
+        if isinstance(handed, HandedOver):
+            return Moved(handed.streams, handed.left, handed.why)
+        return Moved(0, 0, "the old worker ended")
+
+    def hand_over_news(self, worker: WorkerProcess, news: HandedOver | TookOver | Accuse) -> None:
+        """What a worker says of the hand-over that it takes part in.
+
+        Raises:
+            ValueError: it takes part in none.
+        """
+        it = self._hand_over
+        if it is None or worker not in it.sides:
+            raise ValueError("words about a hand-over that there is not")
+        if isinstance(news, Accuse):
+            it.other(worker).give_up(news.why)
+        else:
+            it.hear(worker, news)
+
+    def has_settled(self, worker: WorkerProcess, stream: int) -> None:
+        """A worker has this stream, which may have been another one's before."""
+        it = self._hand_over
+        if it is not None and worker is it.new:
+            it.old.forget(stream)
+
+    async def ended(self, worker: WorkerProcess) -> None:
+        """A worker has ended: wait until it is known which streams it had in the end."""
+        it = self._hand_over
+        if it is not None and worker in it.sides:
+            it.hear(worker, None)
+            await it.over.wait()
 
     # --- for the workers ------------------------------------------------------------------------------------------
 
@@ -529,11 +706,20 @@ class RelayPool:
 
         with trio.move_on_after(self._policy.answer):
             async with trio.open_nursery() as nursery:
-                for worker in (*self._workers, *self._old):
+                for worker in self._everybody:
                     nursery.start_soon(ask, worker)
         return reports
 
+    @property
+    def _everybody(self) -> list[WorkerProcess]:
+        return [*self._workers, *self._old]
+
+    def _tell_of_row(self, row: int) -> None:
+        for worker in self._everybody:
+            if not worker.is_foreign:
+                worker.hand(encode(AddCounts()), row)
+
     def _tell_all(self, message: ToWorker) -> None:
         data = encode(message)
-        for worker in (*self._workers, *self._old):
+        for worker in self._everybody:
             worker.send(data)

@@ -23,6 +23,9 @@ import contextlib
 import fcntl
 import os
 import socket
+import stat
+import struct
+import termios
 from collections.abc import Callable
 from enum import IntEnum
 from os import SPLICE_F_MOVE, SPLICE_F_NONBLOCK
@@ -31,6 +34,7 @@ from socket import MSG_MORE, MSG_PEEK, MSG_TRUNC
 from typing import Final, NamedTuple, Protocol
 
 from . import sockets
+from .hand_over import HandedLeg
 from .reactor import Accountable, Reactor
 
 READ_BYTES: Final = 1 << 14  # Of a stream that has not proved heavy: a TLS record, and little to allocate.
@@ -73,9 +77,21 @@ class Pipe:
 
     __slots__ = ("capacity", "inside", "reader", "writer")
 
-    def __init__(self) -> None:
-        self.reader, self.writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        self.inside = 0
+    def __init__(self, ends: tuple[int, int] | None = None, inside: int = 0) -> None:
+        """A new one; or one that another process has made, with so many bytes inside.
+
+        Raises:
+            OSError: there is none to be had, or it is none.
+        """
+        if ends is None:
+            ends = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        elif _inside(ends[0]) != inside or not inside:
+            raise OSError("a pipe that does not hold what was said")
+        self.reader, self.writer = ends
+        self.inside = inside
+        if inside:
+            self.capacity = fcntl.fcntl(self.writer, fcntl.F_GETPIPE_SZ)
+            return
         # Unprivileged users have a quota of large pipes; past it the kernel refuses and the default size stays.
         with contextlib.suppress(OSError):
             fcntl.fcntl(self.writer, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
@@ -85,6 +101,13 @@ class Pipe:
         """Close both ends; bytes inside are gone."""
         os.close(self.reader)
         os.close(self.writer)
+
+
+def _inside(reader: int) -> int:
+    """The bytes in a pipe."""
+    if not stat.S_ISFIFO(os.fstat(reader).st_mode):
+        return -1
+    return int(struct.unpack("i", fcntl.ioctl(reader, termios.FIONREAD, bytes(4)))[0])
 
 
 class SystemCalls(NamedTuple):
@@ -124,6 +147,10 @@ class PipePool:
             pipe.close()
         else:
             self._idle.append(pipe)
+
+    def adopt(self) -> None:
+        """Count a pipe as lent that came with a stream from another process."""
+        self._lent += 1
 
     def close(self) -> None:
         """Close the idle pipes."""
@@ -289,6 +316,40 @@ class Leg:
     def on_defect(self) -> None:
         """An error while an event or a turn was handled is the stream's."""
         self.stream.on_defect()
+
+    def freeze(self) -> HandedLeg:
+        """Let nothing more happen to it; what it is like."""
+        context = self.stream.context
+        context.reactor.unwatch(self)
+        context.pump.blocked.pop(self, None)  # Nobody may take its pipe.
+        self.reports_writable = False
+        return HandedLeg(
+            received=self.received,
+            touched=self.touched,
+            eof=self.eof,
+            until_eagain=self.until_eagain,
+            flows=self.flows,
+            large_reads=self.large_reads,
+            held=self.held,
+            piped=0 if self.pipe is None else self.pipe.inside,
+        )
+
+    def restore(self, was: HandedLeg, pipe: Pipe | None) -> None:
+        """Be like a leg that was frozen in another process."""
+        self.received, self.touched, self.eof = was.received, was.touched, was.eof
+        self.until_eagain, self.flows, self.large_reads = was.until_eagain, was.flows, was.large_reads
+        self.held, self.pipe = was.held, pipe
+
+    def thaw(self) -> None:
+        """Go on after `freeze` or `restore`: what has come meanwhile is reported as an event."""
+        context = self.stream.context
+        self.readable = True
+        if self.pipe is not None:
+            context.pump.blocked[self] = context.reactor.now
+        if self.held is not None or self.pipe is not None:
+            self.watch_writable()
+        else:
+            self.watch()
 
     def close(self) -> None:
         """Close the socket. Its number may soon be another stream's, so nothing may use it any more."""

@@ -6,28 +6,30 @@ processes of their own, with the same tables and counters as messages.
 
 import random
 import socket
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
 from typing import Final
 
 import trio
 
-from meshgate.core.load_balancer import LoadBalancer
+from meshgate.core.addresses import is_numeric
+from meshgate.core.load_balancer import HostSet, LoadBalancer
 from meshgate.core.outlier_detection import Address
-from meshgate.core.routes import RouteTable
+from meshgate.core.routes import Endpoint, Route, RouteTable
 
-from . import reactor as loop
-from .circuit_breakers import CircuitBreakers
+from . import reactor as loop, sockets
+from .circuit_breakers import CircuitBreakers, Ticket
 from .context import Context
 from .counters import Destination, OpenStream, OpenStreams, RelayObserver
+from .hand_over import HandedRoute, HandedStream
 from .limits import Limits
 from .listener import Listener
 from .on_demand import OnDemand
 from .overload import Overload
-from .pump import DrainingPump, PipePool, Pump
+from .pump import DrainingPump, Pipe, PipePool, Pump
 from .reactor import Reactor, run_guarded
 from .shared_counts import SharedCounts
-from .stream import Stream
+from .stream import Relayed, Stream
 
 _MAX_PIPES: Final = 64  # Of 1 MiB each, that blocked streams may fill; past it streams are copied.
 # In the last quarter of a drain: seconds from the last byte of an answer to the end of its stream. A caller must not be
@@ -163,6 +165,44 @@ class Relay:
         self.context.breakers.forget_old(self.context.reactor.clock())
         self.context.overload.relieve(self.context.breakers.counts.active)
 
+    # --- hand-over -----------------------------------------------------------------------------------------------
+
+    def rebuild(self, was: HandedStream, descriptors: Sequence[int]) -> Stream:
+        """A stream that another process has frozen, to be taken over or dropped. It has the descriptors from now on.
+
+        Raises:
+            OSError: the descriptors are not what was said.
+            ValueError: its client has no address.
+        """
+        context = self.context
+        if not is_numeric(was.client[0].partition("%")[0]):
+            raise ValueError("a client without an address")
+        made: list[socket.SocketType] = []
+        try:
+            made += (sockets.adopt(descriptor) for descriptor in descriptors[:2])
+            relayed = None
+            if was.route is not None and was.from_endpoint is not None:
+                pipes = iter(descriptors[2:])
+                to_client, to_endpoint = (
+                    Pipe((next(pipes), next(pipes)), leg.piped) if leg.piped else None
+                    for leg in (was.from_client, was.from_endpoint)
+                )
+                endpoint = Endpoint(*was.route.endpoint, healthy=True, weight=1, node="", instance="")
+                relayed = Relayed(made[1], self._hosts_of(was.route), endpoint, to_client, to_endpoint)
+            return Stream.rebuilt(context, Ticket(context.breakers, ""), was, made[0], relayed)
+        except BaseException:
+            for sock in made:
+                sock.detach()
+            raise
+
+    def _hosts_of(self, route: HandedRoute) -> HostSet:
+        """What a relayed stream needs of its route, which may be gone."""
+        known = self.context.table.named(route.sni)
+        if known is not None and (known.kind, known.destination) == (route.kind, route.destination):
+            return self.context.load_balancer.hosts(known)
+        name = route.sni.removeprefix("*.")
+        return HostSet(Route(name, route.kind, route.destination, (), suffix=name != route.sni))
+
     # --- numbers -------------------------------------------------------------------------------------------------
 
     def open_bytes(self) -> tuple[int, int, OpenStreams]:
@@ -182,7 +222,7 @@ class Relay:
 
     def connections(self) -> list[OpenStream]:
         """The streams open now."""
-        return [stream.snapshot() for stream in self.context.streams]
+        return [stream.snapshot() for stream in self.context.streams if not stream.closed]
 
     # --- running and ending --------------------------------------------------------------------------------------
 

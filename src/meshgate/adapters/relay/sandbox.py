@@ -98,13 +98,15 @@ _CALLS: Final = {
     "eventfd2": Call(290, 19),
     "ioctl": Call(16, 29, (_IOCTLS,)),
     "fcntl": Call(72, 25, (_FCNTLS,)),
-    # Sockets: streams of TCP. Neither bind nor listen; no sendmsg, so that no descriptor leaves.
+    # Sockets: streams of TCP. Neither bind nor listen. By sendmsg descriptors can leave, to another worker that takes
+    # streams over; the parent takes none of a worker, and there is nobody else to send one to.
     "socket": Call(41, 198, (Only(0, _INTERNET), _STREAM, _TCP)),
     "socketpair": Call(53, 199, (Only(0, _UNIX), _STREAM)),
     "connect": Call(42, 203),
     "accept": Call(43, 202),
     "accept4": Call(288, 242),
     "sendto": Call(44, 206),
+    "sendmsg": Call(46, 211, (Only(2, (0,)),)),
     "recvfrom": Call(45, 207),
     "recvmsg": Call(47, 212),
     "shutdown": Call(48, 210),

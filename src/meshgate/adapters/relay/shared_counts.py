@@ -13,7 +13,7 @@ shared, which nobody outside can bring about on purpose.
 import fcntl
 import mmap
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from hashlib import blake2b
 from typing import Final
 
@@ -26,12 +26,22 @@ _KNOWN: Final = 4096  # Keys whose places are kept: the same clients come again 
 class CountRows:
     """The rows as the parent has them, which reads none of them. Close it.
 
-    `writable` and `readable` have a descriptor of each row, `key` is the secret of the hash. A worker knows those rows
-    that there were when it began.
+    `writable` and `readable` have a descriptor of each row, `key` is the secret of the hash.
+
+    Args:
+        workers: begin with rows for so many.
+        key, rows: begin with those that another parent has made, each to write to and to read.
+        added: gets the descriptor to read of each row that comes later; the workers that there are have to know of it.
     """
 
-    def __init__(self, workers: int = 0, key: bytes = b"", rows: Iterable[tuple[int, int]] = ()) -> None:
-        """Begin with rows for so many workers, or with those that another parent has made: to write to, and to read."""
+    def __init__(
+        self,
+        workers: int = 0,
+        key: bytes = b"",
+        rows: Iterable[tuple[int, int]] = (),
+        added: Callable[[int], None] = lambda _: None,
+    ) -> None:
+        self._added = added
         self.key = key or os.urandom(16)
         self.writable: list[int] = []
         self.readable: list[int] = []
@@ -57,6 +67,7 @@ class CountRows:
             os.close(row)
             raise
         self.writable.append(row)
+        self._added(self.readable[-1])
         return len(self.writable) - 1
 
     def clear(self, row: int) -> None:
@@ -96,15 +107,19 @@ class SharedCounts:
     """
 
     def __init__(self, rows: Sequence[int] = (-1,), own: int = 0, key: bytes = b"") -> None:
-        self._rows = [
-            memoryview(mmap.mmap(row, _ROW_BYTES, access=mmap.ACCESS_WRITE if number == own else mmap.ACCESS_READ))
-            for number, row in enumerate(rows)
-        ]
-        self._active = [each[:_HEADER_BYTES].cast("Q") for each in self._rows]
-        self._sketches = [each[_HEADER_BYTES:].cast("I") for each in self._rows]
+        self._active: list[memoryview] = []
+        self._sketches: list[memoryview] = []
+        for number, row in enumerate(rows):
+            self.add_row(row, mmap.ACCESS_WRITE if number == own else mmap.ACCESS_READ)
         self._own = own
         self._key = key
         self._known: dict[str, tuple[int, int]] = {}
+
+    def add_row(self, row: int, access: int = mmap.ACCESS_READ) -> None:
+        """Read another worker's row, too; the descriptor is not needed any more afterwards."""
+        mapped = memoryview(mmap.mmap(row, _ROW_BYTES, access=access))
+        self._active.append(mapped[:_HEADER_BYTES].cast("Q"))
+        self._sketches.append(mapped[_HEADER_BYTES:].cast("I"))
 
     @property
     def active(self) -> int:

@@ -94,6 +94,20 @@ def accept(listener: socket.socket, family: int) -> tuple[SocketType, str, int]:
     return sock, address[0], address[1]
 
 
+def adopt(descriptor: int) -> SocketType:
+    """A TCP connection that another process has made.
+
+    Raises:
+        OSError: it is none.
+    """
+    sock = SocketType(fileno=descriptor)
+    if sock.family not in (socket.AF_INET, socket.AF_INET6) or sock.type != socket.SOCK_STREAM:
+        sock.detach()
+        raise OSError("a descriptor that is no TCP connection")
+    sock.setblocking(False)
+    return sock
+
+
 def reset(sock: SocketType) -> None:
     """Close with RST in place of FIN, so that a reset on one leg is a reset on the other."""
     # An error means that the peer is gone for good; closing is all that is left to do.

@@ -11,10 +11,14 @@ after all bytes before it, and leaves the other direction alive; a reset is pass
 stale one does no harm, because every step asks the kernel first.
 """
 
+import itertools
+import os
 import socket
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import msgspec
 
 from meshgate.core.addresses import host_port
 from meshgate.core.proxy_config import KEEPALIVE_UNSET
@@ -22,8 +26,10 @@ from meshgate.core.reasons import Reason, StreamEnd, alert_in, alert_record, env
 
 from . import sockets
 from .counters import LONGEST_TEXT, OpenStream, Refused, StreamRecord
+from .hand_over import HandedRoute, HandedStream
 from .overload import SECOND_FLIGHT_SECONDS
-from .pump import AGAIN, BLOCKED, BROKEN, DESTINATION_BROKEN, DRY, EOF, READ_BYTES, SOURCE_BROKEN, Leg, Moved
+from .pump import AGAIN, BLOCKED, BROKEN, DESTINATION_BROKEN, DRY, EOF, READ_BYTES, SOURCE_BROKEN, Leg, Moved, Pipe
+from .sockets import client_key
 from .stream_setup import LATER, Connected, Outcome, Pending, Refused as SetupRefused, StreamSetup
 
 if TYPE_CHECKING:
@@ -47,8 +53,20 @@ YOUNG_SECONDS: Final = 1.5
 HELLO_SECONDS: Final = 1.0  # In a drain, for the next byte of a hello: a lost packet takes that long.
 # How many times as long as a client a placed stream's endpoint may keep the other one waiting in the handshake.
 _ENDPOINTS_TURN: Final = 4
+# No other process has the same, and a browser's numbers can hold them.
+_ids: Final = itertools.count(int.from_bytes(os.urandom(4)) >> 10 << 31)
 _SHED: Final = "no complete hello, and its place was needed"
 _SHED_UNKNOWN: Final = "no route for this name yet, and its place was needed"
+
+
+class Relayed(NamedTuple):
+    """What a relayed stream has beside its client."""
+
+    upstream: socket.SocketType
+    hosts: "HostSet"
+    endpoint: "Endpoint"
+    to_client: Pipe | None
+    to_endpoint: Pipe | None
 
 
 class Rhythm:
@@ -92,6 +110,7 @@ class Stream:
     __slots__ = (
         "_asked_at",
         "_departed",
+        "_frozen",
         "_opening",
         "_rhythm",
         "_settled",
@@ -105,6 +124,7 @@ class Stream:
         "ending",
         "endpoint",
         "hosts",
+        "id",
         "listener",
         "reason",
         "relaying",
@@ -130,6 +150,7 @@ class Stream:
         listener: str,
     ) -> None:
         self.context = context
+        self.id = next(_ids)
         self._ticket = ticket
         self.client = Leg(self, sock)
         self.upstream: Leg | None = None
@@ -138,6 +159,7 @@ class Stream:
         self.setup: StreamSetup | None = StreamSetup(self, context, ticket)
         self.relaying = False
         self.closed = False
+        self._frozen: HandedStream | None = None
         self._settled = False
         self._opening = 0  # Bytes that the client had sent when its endpoint was settled.
         self._departed = 0.0  # When the hello was sent to the endpoint.
@@ -182,7 +204,8 @@ class Stream:
         if self.closed:
             return
         if self.setup is not None and not self.setup.connecting:
-            self.context.reactor.arm(self, self.context.limits.hello_timeout)
+            reactor = self.context.reactor
+            reactor.arm(self, self.started + self.context.limits.hello_timeout - reactor.now)
         self.client.watch()
 
     def on_early_event(self, leg: Leg, events: int) -> None:
@@ -455,6 +478,154 @@ class Stream:
         else:
             reactor.disarm(self)
 
+    # --- hand-over -----------------------------------------------------------------------------------------------
+
+    def freeze(self) -> tuple[HandedStream, list[int]] | None:
+        """See `hand_over.Handed`. A frozen stream is as if closed to everybody here, but still counts."""
+        setup, client, upstream = self.setup, self.client, self.upstream
+        if self.closed or (setup is None and not self.relaying):
+            return None  # It was refused, and is over within a second.
+        hello, looked_up = b"", False
+        if setup is not None:
+            hello, looked_up = setup.so_far, setup.looks_up
+            attempts = setup.attempts - setup.under_way
+            setup.give_up()
+            self.setup = None
+        else:
+            attempts = self.attempts
+        self.relaying, self.closed = False, True
+        self.context.reactor.disarm(self)
+        per_client, charged = self._ticket.counted
+        record = HandedStream(
+            id=self.id,
+            client=self.client_address,
+            listener=self.listener,
+            started=self.started,
+            from_client=client.freeze(),
+            per_client=per_client,
+            charged=charged,
+            attempts=attempts,
+            hello=hello,
+            looked_up=looked_up,
+        )
+        descriptors = [client.descriptor]
+        if upstream is not None:
+            hosts, endpoint = self.hosts, self.endpoint
+            assert hosts is not None
+            assert endpoint is not None
+            record = msgspec.structs.replace(
+                record,
+                route=HandedRoute(
+                    hosts.sni, hosts.route.kind, hosts.route.destination, (endpoint.address, endpoint.port)
+                ),
+                from_endpoint=upstream.freeze(),
+                server_name=self.server_name,
+                alpn=self.alpn,
+                departed=self._departed,
+                opening=self._opening,
+                asked_at=self._asked_at,
+                settled=self._settled,
+            )
+            pipes = (leg.pipe for leg in (client, upstream) if leg.pipe is not None)
+            descriptors += [upstream.descriptor, *(end for pipe in pipes for end in (pipe.reader, pipe.writer))]
+        self._frozen = record
+        return record, descriptors
+
+    def thaw(self) -> None:
+        """See `hand_over.Handed`."""
+        context, was, upstream = self.context, self._frozen, self.upstream
+        assert was is not None
+        self._frozen = None
+        self.closed = False
+        if upstream is not None:
+            self.relaying = True
+            for leg in (self.client, upstream):
+                leg.thaw()
+            self._check_timeouts()
+            return
+        self.setup = StreamSetup(self, context, self._ticket)
+        self.setup.attempts = was.attempts
+        self.client.readable = True
+        counted = context.counters.on_demand
+        if was.hello:
+            self._follow(self.setup.received(was.hello))
+        if was.looked_up:
+            context.counters.on_demand = counted
+        if not self.closed:
+            self.start()
+
+    def let_go(self) -> None:
+        """See `hand_over.Handed`."""
+        self._frozen = None
+        counters = self.context.counters
+        for leg in (self.client, self.upstream):
+            if leg is not None:
+                self.context.pump.release(leg)
+                leg.close()
+        self._ticket.release()
+        self.context.streams.discard(self)
+        counters.active -= 1
+        if self.upstream is not None and self.hosts is not None:
+            counters.of_servers -= self.hosts.of_servers
+            counters.handed_over += 1
+
+    @classmethod
+    def rebuilt(
+        cls,
+        context: "Context",
+        ticket: "Ticket",
+        was: HandedStream,
+        client: socket.SocketType,
+        relayed: "Relayed | None",
+    ) -> "Stream":
+        """A frozen stream of another process, as `hand_over.Taken`. Nothing counts it until it is taken over."""
+        stream = cls(context, ticket, client, was.client, was.listener)
+        context.streams.discard(stream)
+        stream.id = was.id
+        stream.setup = None
+        stream.closed = True
+        stream.started = min(was.started, context.reactor.now)
+        stream._frozen = was
+        if relayed is None or was.route is None or was.from_endpoint is None:
+            stream.client.restore(was.from_client, None)
+            return stream
+        upstream = Leg(stream, relayed.upstream)
+        stream.client.restore(was.from_client, relayed.to_client)
+        upstream.restore(was.from_endpoint, relayed.to_endpoint)
+        stream.client.other, upstream.other, stream.upstream = upstream, stream.client, upstream
+        stream.server_name, stream.alpn, stream.attempts = was.server_name, was.alpn, was.attempts
+        stream.hosts, stream.endpoint = relayed.hosts, relayed.endpoint
+        stream._opening, stream._asked_at, stream._settled = was.opening, was.asked_at, was.settled
+        stream._departed = was.departed
+        return stream
+
+    def take_over(self) -> None:
+        """See `hand_over.Taken`."""
+        context, was = self.context, self._frozen
+        assert was is not None
+        self._ticket.count_in(client_key(self.client_address[0]) if was.per_client else "", was.charged)
+        context.streams.add(self)
+        context.counters.active += 1
+        if self.upstream is not None and self.hosts is not None and self.endpoint is not None:
+            context.counters.taken_over += 1
+            context.counters.of_servers += self.hosts.of_servers
+            self._ticket.carry(self.hosts, (self.endpoint.address, self.endpoint.port))
+            if self._settled and context.observer.wants_records:
+                context.observer.on_settled(self._record())
+            for leg in (self.client, self.upstream):
+                context.pump.held += len(leg.held or b"")
+                if leg.pipe is not None:
+                    context.pump.pipes.adopt()
+        self.thaw()
+
+    def drop(self) -> None:
+        """See `hand_over.Taken`."""
+        for leg in (self.client, self.upstream):
+            if leg is not None:
+                if leg.pipe is not None:
+                    leg.pipe.close()
+                leg.close()
+
     # --- endings -------------------------------------------------------------------------------------------------
 
     def refuse(self, reason: Reason, detail: str) -> None:
@@ -639,7 +810,7 @@ class Stream:
             state = "relaying" if self.relaying else "refused"
         received, sent = self.carried
         return OpenStream(
-            id=id(self),
+            id=self.id,
             client=host_port(*self.client_address),
             sni=about.server_name,
             route=_route(about.hosts),
@@ -672,7 +843,7 @@ class Stream:
             end=StreamEnd.REFUSED if reason is not None and self.ending is StreamEnd.CLOSED else self.ending,
             flags=envoy_flags(reason, self.ending),
             worker=self.context.worker,
-            id=id(self) if self._settled else 0,
+            id=self.id if self._settled else 0,
         )
 
 

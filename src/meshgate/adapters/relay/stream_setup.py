@@ -133,6 +133,21 @@ class StreamSetup:
         """Whether nothing but the client's word stands for it: no complete hello, or a name that nobody knows."""
         return not self.connecting or (bool(self._looking_up) and self._context.table.find(self._looking_up) is None)
 
+    @property
+    def so_far(self) -> bytes:
+        """All that the client has sent."""
+        return bytes(self._hello) + self.late
+
+    @property
+    def looks_up(self) -> bool:
+        """Whether it waits for the lookup of its name."""
+        return bool(self._looking_up)
+
+    @property
+    def under_way(self) -> int:
+        """Connections that are dialled and do not stand yet."""
+        return len(self._attempts)
+
     # --- what comes to pass --------------------------------------------------------------------------------------
 
     def received(self, data: bytes) -> Outcome:

@@ -22,15 +22,20 @@ from meshgate.core.outlier_detection import Address
 from meshgate.core.routes import RouteTable, changed
 
 from .counters import LONGEST_TEXT, Counters, Refused, StreamRecord
+from .hand_over import HandsOver, TakesOver
 from .messages import (
     LONGEST_LINE,
     SIGNALS,
     TO_WORKER,
+    Accuse,
+    AddCounts,
     AddListener,
     Change,
     Drain,
     EndpointNews,
     EndpointState,
+    HandedOver,
+    HandOver,
     Level,
     Listen,
     LogLine,
@@ -44,6 +49,8 @@ from .messages import (
     StatsReport,
     StatsRequest,
     StopListening,
+    TakeOver,
+    TookOver,
     ToWorker,
     WantRecords,
     encode,
@@ -79,6 +86,7 @@ class Worker:
         for row in setup.counts:
             os.close(row)
         table = RouteTable.of("", "", "default", iter(()))
+        self._counts = counts
         self._relay = Relay(
             reactor, table, setup.limits, self, setup.worker, counts, OnDemand(self._ask), self._report_endpoint
         )
@@ -138,6 +146,12 @@ class Worker:
             while order is not None and not isinstance(order, Quit):
                 if isinstance(order, AddListener):
                     self._add_listener(order, receiver.descriptors.popleft())
+                elif isinstance(order, AddCounts):
+                    self._add_counts(receiver.descriptors.popleft())
+                elif isinstance(order, HandOver):
+                    nursery.start_soon(self._hand_over, order.streams, receiver.descriptors.popleft(), nursery)
+                elif isinstance(order, TakeOver):
+                    nursery.start_soon(self._take_over, receiver.descriptors.popleft())
                 elif isinstance(order, Drain):
                     if not self._draining:
                         self._draining = True
@@ -168,6 +182,44 @@ class Worker:
         half = self._drain_seconds / 2
         await trio.sleep(half)
         await self._relay.drain(self._drain_quiet, half)
+
+    async def _hand_over(self, streams: int, descriptor: int, nursery: trio.Nursery) -> None:
+        """Let another worker have the streams, and end when none is left."""
+        self._relay.stop_listening()
+        kept, why = 0, "no descriptor left"
+        if descriptor >= 0:
+            side = HandsOver(_channel(descriptor), self._accuse)
+            await side.run(list(self._relay.context.streams), streams)
+            kept, why = side.handed, side.why
+        await self._tell()
+        await self._say(HandedOver(kept, len(self._relay.context.streams), why))
+        while self._relay.context.streams:  # noqa: ASYNC110 (a stream's end wakes nobody)
+            await trio.sleep(0.05)
+        nursery.cancel_scope.cancel()
+
+    async def _take_over(self, descriptor: int) -> None:
+        """Take another worker's streams over."""
+        taken, why = 0, "no descriptor left"
+        if descriptor >= 0:
+            side = TakesOver(_channel(descriptor), self._relay.rebuild, self._accuse)
+            await side.run()
+            taken, why = side.taken, side.why
+        await self._tell()
+        await self._say(TookOver(taken, why))
+
+    async def _accuse(self, why: str) -> None:
+        await self._say(Accuse(why))
+
+    async def _say(self, message: HandedOver | TookOver | Accuse) -> None:
+        with trio.CancelScope(shield=True):
+            await self._send(encode(message))
+
+    def _add_counts(self, descriptor: int) -> None:
+        if descriptor < 0:
+            log.error("no descriptor left for the counts of another worker, its streams are not in the limits here")
+            return
+        self._counts.add_row(descriptor)
+        os.close(descriptor)
 
     def _add_listener(self, order: AddListener, descriptor: int) -> None:
         # Open streams are worth more than a listener: what takes more descriptors than there are must not end them.
@@ -282,6 +334,10 @@ def _import_all() -> None:
     traceback.format_exception(ExceptionGroup("", [ValueError()]))
 
 
+def _channel(descriptor: int) -> trio.SocketStream:
+    return trio.SocketStream(trio.socket.from_stdlib_socket(socket.socket(fileno=descriptor)))
+
+
 async def _main(reactor: Reactor, descriptor: int, sandbox: Mode) -> None:
     # Now that trio has made what it needs for itself, and has not started its thread yet.
     _import_all()
@@ -289,8 +345,8 @@ async def _main(reactor: Reactor, descriptor: int, sandbox: Mode) -> None:
     failed = [] if sandbox is Mode.OFF else confine()
     if sandbox is Mode.REQUIRE and (missing or failed):
         sys.exit(f"meshgate: no sandbox for a relay worker: {'; '.join([*missing, *failed])}")
-    channel = trio.SocketStream(trio.socket.from_stdlib_socket(socket.socket(fileno=descriptor)))
-    receiver = Receiver(channel, TO_WORKER, takes_descriptors=True)
+    channel = _channel(descriptor)
+    receiver = Receiver(channel, TO_WORKER, descriptors=1)
     setup = await receiver.next()
     if not isinstance(setup, Setup):
         return

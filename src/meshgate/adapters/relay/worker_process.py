@@ -19,7 +19,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 import msgspec
 import structlog
@@ -33,8 +33,10 @@ from .messages import (
     LONGEST_LINE,
     SIGNALS,
     TO_PARENT,
+    Accuse,
     EndpointNews,
     FdMessage,
+    HandedOver,
     LogLine,
     Lookup,
     Quit,
@@ -42,6 +44,7 @@ from .messages import (
     StatsReport,
     StatsRequest,
     StopListening,
+    TookOver,
     ToParent,
     ToWorker,
     encode,
@@ -155,9 +158,36 @@ class Owner(Protocol):
         """A worker has streams that wait for the lookup of a name."""
         ...
 
+    def hand_over_news(self, worker: "WorkerProcess", news: HandedOver | TookOver | Accuse) -> None:
+        """What a worker says of the hand-over that it takes part in.
+
+        Raises:
+            ValueError: it takes part in none.
+        """
+        ...
+
+    def has_settled(self, worker: "WorkerProcess", stream: int) -> None:
+        """A worker has this stream, which may have been another one's before."""
+        ...
+
+    async def ended(self, worker: "WorkerProcess") -> None:
+        """A worker has ended: wait until it is known which streams it had in the end."""
+        ...
+
+
+class Gauges(NamedTuple):
+    """What a worker has now, as last heard: streams, and those of them that carry Consul's own servers."""
+
+    active: int = 0
+    of_servers: int = 0
+
 
 class WorkerProcess:
-    """A worker by its number, and the process that is it at the moment. `row` is its row of the shared counts."""
+    """A worker by its number, and the process that is it at the moment. `row` is its row of the shared counts.
+
+    While it `moves` streams, which is when it hands some over or takes some over, its gauges stay as they were: taken
+    at two moments they would not add up.
+    """
 
     def __init__(
         self, owner: Owner, number: int, counts: CountRows, policy: WorkerPolicy, row: int | None = None
@@ -166,12 +196,20 @@ class WorkerProcess:
         self.row = number if row is None else row
         self.has_begun = trio.Event()
         """Set when a process of it has said its first word."""
+        self.has_ended = trio.Event()
+        """Set when a process of it has ended."""
+        self.last_end = ""
+        """Why, in words."""
+        self._is_dismissed = trio.Event()
+        self._moves = False
         self.is_foreign = False
         """Whether its process is of another version, so that it may not be understood."""
         self._policy = policy
-        self.active = 0
-        self.of_servers = 0
-        self._routed = 0  # Streams that have an endpoint.
+        self._gauges = self._gauges_told = Gauges()
+        self.routed = 0
+        """Streams that have an endpoint, as last heard."""
+        self.handed = self.taken = 0
+        """Relayed streams that went to other workers and came from some, ever."""
         self._settled: dict[int, bytes] = {}  # Those that live long, as `record_of` reads them.
         self.pid = 0
         self._owner = owner
@@ -196,9 +234,32 @@ class WorkerProcess:
         return self.pid != 0 and self._has_spoken
 
     @property
+    def active(self) -> int:
+        """Streams that are open."""
+        return self._gauges.active
+
+    @property
+    def of_servers(self) -> int:
+        """Those of them that carry Consul's own servers."""
+        return self._gauges.of_servers
+
+    def moves(self, *, moves: bool) -> None:
+        """It moves streams, or does so no more."""
+        self._moves = moves
+        self._gauges = self._gauges_told
+
+    def dismiss(self) -> None:
+        """Let no other process take its place when it ends."""
+        self._is_dismissed.set()
+
+    @property
     def settled(self) -> int:
         """Streams that are known one by one."""
         return len(self._settled)
+
+    def forget(self, stream: int) -> None:
+        """Another worker has this stream."""
+        self._settled.pop(stream, None)
 
     def send(self, data: bytes) -> None:
         """Send a message to the worker, if there is one; a new one is told everything anyway."""
@@ -218,9 +279,9 @@ class WorkerProcess:
         except trio.WouldBlock:
             if isinstance(message, FdMessage):
                 message.drop()
-            self._give_up("it does not read what it is told")
+            self.give_up("it does not read what it is told")
 
-    def _give_up(self, why: str) -> None:
+    def give_up(self, why: str) -> None:
         """End the worker for what it does."""
         self._nonsense = self._nonsense or why
         self._life.cancel()
@@ -240,22 +301,41 @@ class WorkerProcess:
         return parts
 
     async def run(self) -> None:
-        """Keep a process running until cancelled."""
+        """Keep a process running until cancelled, or it has ended and none is to take its place."""
+        if self._process is not None:
+            await self._see_off(self._process)
+            return
         pause = 0.0
-        while True:
+        while not self._is_dismissed.is_set():
             started = trio.current_time()
             try:
                 cause, reason = await self._live()
             except OSError as error:
                 cause, reason = WorkerEnd.NOT_STARTED, repr(error)  # No process or descriptor could be had.
             lived = trio.current_time() - started
-            settled, self._settled = self._settled, {}
-            self._owner.lost(self, cause, self._routed, list(settled.values()))
-            lost, self.active, self.of_servers, self._routed = self.active, 0, 0, 0
             self._counts.clear(self.row)
+            self.last_end = reason
+            self.has_ended.set()
+            await self._owner.ended(self)
+            lost = self._gauges_told.active
+            in_order = self._is_dismissed.is_set() and cause is WorkerEnd.EXITED and not lost
+            if not in_order:
+                self._owner.lost(self, cause, self.routed, list(self._settled.values()))
+                what = (
+                    "a relay worker ended"
+                    if self._is_dismissed.is_set()
+                    else "a relay worker ended, another one starts"
+                )
+                log.error(what, worker=self.number, reason=reason, streams_lost=lost)
+            self._forget_all()
             pause = 0.0 if lived > _HEALTHY_SECONDS else min(_LONGEST_PAUSE, pause * 2 or 0.1)
-            log.error("a relay worker ended, another one starts", worker=self.number, reason=reason, streams_lost=lost)
-            await trio.sleep(pause)
+            with trio.move_on_after(pause):
+                await self._is_dismissed.wait()
+
+    def _forget_all(self) -> None:
+        self._gauges = self._gauges_told = Gauges()
+        self.routed = 0
+        self._settled = {}
 
     # --- from one parent to the next --------------------------------------------------------------------------------
 
@@ -280,34 +360,33 @@ class WorkerProcess:
             each.stderr.descriptor,
             self.active,
             self.of_servers,
-            self._routed,
+            self.routed,
             self._asked,
             each.receiver.begun,
             self._settled,
         )
 
     def adopt(self, left: WorkerLeft, *, is_foreign: bool) -> None:
-        """Go on with the process that another parent has left; call it in trio, and `see_off` then."""
+        """Go on with the process that another parent has left; call it in trio, and `run` then."""
         self.is_foreign = is_foreign
         stderr = _WorkerStderr(left.stderr)
         self._process = _Process(_Child(left.pid), socket.socket(fileno=left.channel), stderr, left.begun)
-        self.active, self.of_servers, self._routed, self._asked = left.active, left.of_servers, left.routed, left.asked
+        self._gauges = self._gauges_told = Gauges(left.active, left.of_servers)
+        self.routed, self._asked = left.routed, left.asked
         self._settled = left.settled
         self._begin(self._process)
         self._has_spoken = True
         self.has_begun.set()
 
-    async def see_off(self) -> None:
+    async def _see_off(self, process: "_Process") -> None:
         """Live with the adopted process until its end, which nobody minds once it has no streams."""
-        assert self._process is not None
-        cause, reason = await self._accompany(self._process)
-        if lost := self.active:
-            self._owner.lost(self, cause, self._routed, list(self._settled.values()))
-            log.error(
-                "a relay worker of before the upgrade ended", pid=self._process.child.pid, reason=reason, lost=lost
-            )
-        self.active = self.of_servers = self._routed = 0
-        self._settled = {}
+        cause, reason = await self._accompany(process)
+        self._counts.clear(self.row)
+        await self._owner.ended(self)
+        if lost := self._gauges_told.active:
+            self._owner.lost(self, cause, self.routed, list(self._settled.values()))
+            log.error("a relay worker of before the upgrade ended", pid=process.child.pid, reason=reason, lost=lost)
+        self._forget_all()
 
     async def retire(self) -> None:
         """Have the worker take no more streams, and end when it has none left."""
@@ -366,6 +445,9 @@ class WorkerProcess:
         finally:
             self._outbox = None
             drop_unsent(self._inbox)
+            for parts, complete in self._questions.values():
+                parts.clear()
+                complete.set()
             self.pid = 0
             if not hung and not self._nonsense:
                 await self._part(process)
@@ -415,7 +497,7 @@ class WorkerProcess:
             if not stderr.read():
                 return
             if stderr.size > _MOST_STDERR_BYTES:
-                self._give_up("a flood of words")
+                self.give_up("a flood of words")
 
     async def _receive(self, receiver: Receiver[ToParent]) -> None:
         """Take what the worker says until it is dead, or makes no sense."""
@@ -463,12 +545,19 @@ class WorkerProcess:
             self._owner.asked(self, message.name, message.client)
         elif isinstance(message, EndpointNews):
             self._owner.endpoint_news(message)
+        elif not isinstance(message, StatsReport):
+            self._owner.hand_over_news(self, message)
         else:
             self._owner.heard(message)
             self._keep(message)
             counters = message.counters
-            self.active, self.of_servers = counters.active, counters.of_servers
-            self._routed = max(0, self._routed + sum(counters.connections.values()) - sum(counters.ends.values()))
+            self._gauges_told = Gauges(counters.active, counters.of_servers)
+            if not self._moves:
+                self._gauges = self._gauges_told
+            self.handed += counters.handed_over
+            self.taken += counters.taken_over
+            more = sum(counters.connections.values()) + counters.taken_over
+            self.routed = max(0, self.routed + more - sum(counters.ends.values()) - counters.handed_over)
             if message.question in self._questions:
                 parts, complete = self._questions[message.question]
                 parts.append(message)
@@ -481,6 +570,7 @@ class WorkerProcess:
             packed = _pack(record)
             if len(packed) <= LARGEST_KEPT and len(self._settled) < MOST_KEPT:
                 self._settled[record.id] = packed
+            self._owner.has_settled(self, record.id)
         for record in report.ended:
             if record.id:
                 self._settled.pop(record.id, None)
