@@ -12,11 +12,15 @@ import pytest
 
 from meshgate.adapters.admin.http_server import json_response
 from meshgate.adapters.relay import OpenStream
+from meshgate.adapters.relay.pool import WorkerLoss
+from meshgate.adapters.relay.worker_process import WorkerEnd
 from meshgate.app.cli import output
 from meshgate.app.cli.admin_answers import RatedStream
 from meshgate.app.cli.main import execute
+from meshgate.core.reasons import Reason, StreamEnd
 
-from .gateway_double import TRUST_DOMAIN, GatewayDouble
+from .gateway_double import TRUST_DOMAIN, GatewayDouble, refused
+from .stream_records import RECORD
 from .test_admin_commands import serving
 
 WEB = f"web.default.dc1.internal.{TRUST_DOMAIN}"
@@ -144,7 +148,81 @@ def test_no_stream_is_said_on_the_side(capsys: pytest.CaptureFixture[str]) -> No
     assert json.loads(capsys.readouterr().out) == []
 
 
-@pytest.mark.parametrize("arguments", [["--client=web"], ["--sort=name"], ["--limit=-1"], ["--interval=0"], ["web"]])
+LOST = replace(RECORD, started=time.time() - 70, duration=65.0, end=StreamEnd.WORKER_LOST, flags="", alpn=())
+CUT = replace(
+    LOST, started=1_700_000_000.5, duration=10.0, client="10.0.0.1:4000", end=StreamEnd.DRAIN, route=WEB, sni=WEB
+)
+
+
+def ended_gateway() -> GatewayDouble:
+    double = GatewayDouble(ended=[LOST, CUT], recent=[(time.time() - 1, refused("Web.example"))])
+    double.losses = [WorkerLoss(time.time() - 5, 1, WorkerEnd.KILLED, 3, 1)]
+    double.numbers.ends = {StreamEnd.CLOSED: 12, StreamEnd.WORKER_LOST: 3, StreamEnd.DRAIN: 1}
+    double.numbers.refused = {Reason.UNKNOWN_SNI: 7}
+    return double
+
+
+def test_why_a_stream_was_cut_is_one_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with ended_gateway().serving() as address:
+        assert execute(["connections", "--ended", f"--admin-bind={address}"]) == 0
+    out, err = capsys.readouterr()
+    assert [line.split()[1:] for line in out.splitlines()] == [
+        ["HOW", "CLIENT", "DESTINATION", "LIVED", "IN", "OUT"],
+        ["unknown_sni", "192.0.2.9", "Web.example", "-", "-", "-"],
+        ["worker_lost", "192.0.2.1:4000", "*.dc2", "1m05s", "10B", "20B"],
+        ["drain", "10.0.0.1:4000", "web.default.dc1", "10s", "10B", "20B"],
+    ]
+    assert out.splitlines()[3].startswith("11-14_22:13:30Z ")
+    first, second, *meanings = err.splitlines()
+    assert first.endswith("when this process started: 12 closed, 1 drain, 3 worker_lost, 7 refused")
+    assert second.endswith(
+        "relay process 1 ended (killed) with 3 streams, 2 of them not listed: young, or no access log was on"
+    )
+    assert meanings == [
+        "drain: the gateway was told to stop, or to drain",
+        "worker_lost: its relay process ended; sizes are of its first seconds",
+        "refused streams have the reason: `meshgate explain NAME` says more",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "found"),
+    [
+        (["--destination=web"], ["10.0.0.1:4000", "192.0.2.9"]),
+        (["--destination=dc2"], ["192.0.2.1:4000"]),
+        (["--client=192.0.2.0/24"], ["192.0.2.1:4000", "192.0.2.9"]),
+        (["--limit=1"], ["192.0.2.9"]),
+        (["--sni=nosuch"], []),
+    ],
+)
+def test_ended_streams_are_chosen_as_open_ones_are(
+    arguments: list[str], found: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with ended_gateway().serving() as address:
+        assert execute(["connections", "--ended", "--json", *arguments, f"--admin-bind={address}"]) == 0
+    assert sorted(each["client"] for each in json.loads(capsys.readouterr().out)["streams"]) == found
+
+
+def test_a_gateway_of_which_nothing_ended_badly_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    with GatewayDouble().serving() as address:
+        assert execute(["connections", "--ended", f"--admin-bind={address}"]) == 0
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.splitlines()[0].endswith("when this process started: none")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--ended", "--watch"],
+        ["--ended", "--sort=age"],
+        ["--client=web"],
+        ["--sort=name"],
+        ["--limit=-1"],
+        ["--interval=0"],
+        ["web"],
+    ],
+)
 def test_wrong_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert execute(["connections", *arguments]) == 2
     assert capsys.readouterr().err.startswith("meshgate connections: ")

@@ -1,17 +1,21 @@
 """What the log says of a table when streams are taken from now on, and of streams that are refused."""
 
+from dataclasses import replace
+
 import trio
 from structlog.testing import capture_logs
 from trio.testing import MockClock
 
-from meshgate.app.gateway.stream_observer import BURST, StreamObserver
+from meshgate.app.gateway.stream_observer import BURST, KEPT, StreamObserver
 from meshgate.app.gateway.table_keeper import tell_ready
 from meshgate.core.catalog import RemoteDatacenter, Snapshot
+from meshgate.core.reasons import StreamEnd
 from meshgate.core.routes import RouteTable
 from tests.adapters.consul.model import gateway
 from tests.core.samples import plan
 
 from .gateway_double import refused
+from .stream_records import RECORD, REFUSED
 
 
 def test_start_without_a_route_says_why_and_is_no_warning() -> None:
@@ -40,3 +44,18 @@ async def test_strangers_cannot_fill_the_log_and_what_was_left_out_is_said(autoj
     assert [entry["sni"] for entry in logs] == ["no.such"] * BURST + ["later", "last"]
     assert [entry.get("left_out") for entry in logs[-3:]] == [None, 10, None]
     assert len(observer.recent) == BURST + 12
+
+
+def test_ends_that_a_client_can_cause_push_no_other_ends_out() -> None:
+    observer = StreamObserver(None)
+    observer.on_ended(replace(RECORD, end=StreamEnd.DRAIN, started=5.0))
+    observer.on_ended(replace(RECORD, end=StreamEnd.WORKER_LOST, started=7.0))
+    for number in range(KEPT + 10):
+        observer.on_ended(replace(RECORD, end=StreamEnd.CLIENT_RESET, started=10.0 + number))
+    # In order, or told by `on_refused`.
+    observer.on_ended(replace(RECORD, end=StreamEnd.CLOSED))
+    observer.on_ended(REFUSED)
+    kept = observer.ended
+    assert [record.end for record in kept] == [StreamEnd.CLIENT_RESET] * KEPT + [StreamEnd.WORKER_LOST, StreamEnd.DRAIN]
+    assert [record.started for record in kept[:2]] == [19.0 + KEPT, 18.0 + KEPT]
+    assert all(record.alpn == () for record in kept)  # Thousands of names may be in one.

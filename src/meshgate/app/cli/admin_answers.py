@@ -99,6 +99,45 @@ class RatedStream(Stream, kw_only=True):
         self.received_rate, self.sent_rate = (round(max(0, each) / seconds, 1) for each in (received, sent))
 
 
+class EndedStream(msgspec.Struct):
+    """A stream in `/connections/ended`. What is None is not known of one that was refused."""
+
+    end_time: str
+    end: str
+    reason: str | None
+    detail: str
+    client: str
+    sni: str | None
+    route: str | None
+    endpoint: str | None
+    duration_ms: int | None
+    bytes_received: int | None
+    bytes_sent: int | None
+    worker: int | None
+
+    @property
+    def client_host(self) -> str:
+        return self.client if self.reason else self.client.rpartition(":")[0].strip("[]")
+
+
+class WorkerLost(msgspec.Struct):
+    time: str
+    worker: int
+    reason: str
+    streams: int
+    known: int
+
+
+class Ended(msgspec.Struct):
+    """`/connections/ended`."""
+
+    since: str
+    kept: int
+    ends: dict[str, int]
+    workers_lost: list[WorkerLost]
+    streams: list[EndedStream]
+
+
 class Draining(msgspec.Struct):
     """The answer to `POST /drain`."""
 

@@ -17,6 +17,8 @@ from meshgate.app.cli.admin_answers import (
     DashboardState,
     Draining,
     End,
+    Ended,
+    EndedStream,
     Explanation,
     Gone,
     Limit,
@@ -204,21 +206,21 @@ def _network(_: click.Context, __: click.Parameter, value: str | None) -> IPv4Ne
 
 @dataclass(frozen=True, slots=True)
 class _Wanted:
-    """Which streams are shown, in which order."""
+    """Which streams are shown."""
 
     destination: str
     client: IPv4Network | IPv6Network | None
     sni: str
-    sort: str
 
-    def among(self, streams: list[RatedStream]) -> list[RatedStream]:
-        order = _ORDERS[self.sort]
-        return sorted(filter(self._has, streams), key=lambda each: (-order(each), -_ORDERS["bytes"](each)))
+    def among(self, streams: list[RatedStream], sort: str) -> list[RatedStream]:
+        order = _ORDERS[sort]
+        return sorted(filter(self.has, streams), key=lambda each: (-order(each), -_ORDERS["bytes"](each)))
 
-    def _has(self, stream: RatedStream) -> bool:
-        # Whole labels: who asks for `web` does not mean `web-admin`.
+    def has(self, stream: RatedStream | EndedStream) -> bool:
+        # Whole labels: who asks for `web` does not mean `web-admin`. What was refused may have had no route.
+        where = stream.sni if isinstance(stream, EndedStream) and not stream.route else stream.route
         return (
-            (not self.destination or f".{self.destination}.".lower() in f".{stream.route or ''}.".lower())
+            (not self.destination or f".{self.destination}.".lower() in f".{where or ''}.".lower())
             and (self.client is None or ip_address(stream.client_host) in self.client)
             and self.sni.lower() in (stream.sni or "").lower()
         )
@@ -231,12 +233,13 @@ class _Wanted:
         "meshgate connections",
         "meshgate connections --destination web --sort bytes --watch",
         "meshgate connections --client 10.0.0.0/8 --limit 5 -json",
+        "meshgate connections --ended --destination web",
     ),
 )
+@click.option("--ended", is_flag=True, help="List streams that were refused, cut, reset or lost, the newest first.")
 @click.option(
     "--sort",
     type=click.Choice(tuple(_ORDERS)),
-    default="rate",
     help="Most first: bytes per second, bytes so far, or age.  [default: rate]",
 )
 @click.option(
@@ -268,7 +271,9 @@ def connections(
     settings: Settings,
     limit: int | None,
     interval: float,
+    sort: str | None,
     *,
+    ended: bool,
     watch: bool,
     as_json: bool,
     **wanted: Any,  # noqa: ANN401 - the options that `_Wanted` names
@@ -277,13 +282,27 @@ def connections(
 
     IN came from the client, OUT went to it, RATE is both, by two looks a second apart. A stream without a destination
     has its state in parentheses. JSON has whole names, and the endpoints.
+
+    With --ended: the last streams that did not end in order, with when and how. The gateway keeps 500 of each end from
+    its start on; its access log has them all.
     """
     printer = Printer()
     if limit is None and printer.is_terminal and not as_json:
         limit = _ROWS_ON_TERMINAL
+    if ended:
+        if watch or sort:
+            raise click.UsageError("--ended goes with neither --watch nor --sort")
+        answer = decoded(ask(settings.admin_bind, "/connections/ended"), Ended)
+        among = [each for each in answer.streams if _Wanted(**wanted).has(each)]
+        answer.streams = among[: limit or None]
+        if as_json:
+            print_json(answer)
+        else:
+            _show_ended(answer, len(among), printer)
+        return
     try:
         for streams in _looks(settings.admin_bind, interval):
-            found = _Wanted(**wanted).among(streams)
+            found = _Wanted(**wanted).among(streams, sort or "rate")
             if as_json:
                 print_json(found[: limit or None], indent=None if watch else 2)
             else:
@@ -336,6 +355,58 @@ def _show_streams(shown: list[RatedStream], found: int, count: int, printer: Pri
         room = max(_SHORTEST_NAME, shutil.get_terminal_size().columns - taken - 2)
         rows = [(row[0], row[1] if len(row[1]) <= room else f"{row[1][: room - 1]}…", *row[2:]) for row in rows]
     printer.table(_HEAD, rows)
+
+
+_ENDED_HEAD: Final = ("ENDED", "HOW", "CLIENT", "DESTINATION", "LIVED", "IN", "OUT")
+_WHAT_IT_MEANS: Final = {
+    "client_reset": "the client, or something on the way to it, reset the connection",
+    "endpoint_reset": "the endpoint, or something on the way to it, reset the connection",
+    "idle": "no byte for as long as a timeout allows",
+    "drain": "the gateway was told to stop, or to drain",
+    "worker_lost": "its relay process ended; sizes are of its first seconds",
+    "shed": "slots were short, and it was the one that used its slot least",
+    "internal_error": "a fault of the gateway; its log has more, please report it",
+}
+
+
+def _show_ended(answer: Ended, found: int, printer: Printer) -> None:
+    # Not among the output: whoever counts its lines counts streams.
+    counts = ", ".join(f"{count} {end}" for end, count in answer.ends.items() if count) or "none"
+    click.echo(f"streams that ended since {_when(answer.since)}, when this process started: {counts}", err=True)
+    for lost in answer.workers_lost:
+        what = f"relay process {lost.worker} ended ({lost.reason}) with {counted(lost.streams, 'stream')}"
+        unknown = lost.streams - lost.known
+        without = f", {unknown} of them not listed: young, or no access log was on" if unknown > 0 else ""
+        click.echo(f"{_when(lost.time)} {what}{without}", err=True)
+    if not answer.streams:
+        click.echo("none of those that are kept is listed here", err=True)
+        return
+    if len(answer.streams) < found:
+        click.echo(f"the last {len(answer.streams)} of {found}:", err=True)
+    rows = [
+        (
+            _when(each.end_time),
+            each.reason or each.end,
+            each.client,
+            _short(each.route or each.sni or "-"),
+            "-" if each.duration_ms is None else duration(each.duration_ms / 1000),
+            *("-" if count is None else _size(count) for count in (each.bytes_received, each.bytes_sent)),
+        )
+        for each in answer.streams
+    ]
+    printer.table(_ENDED_HEAD, rows)
+    listed = {each.end for each in answer.streams}
+    for end, meaning in _WHAT_IT_MEANS.items():
+        if end in listed:
+            click.echo(f"{end}: {meaning}", err=True)
+    if "refused" in listed:
+        click.echo("refused streams have the reason: `meshgate explain NAME` says more", err=True)
+
+
+def _when(time_: str) -> str:
+    """A time in UTC; with the day where that is not today."""
+    at = datetime.fromisoformat(time_)
+    return f"{at:%H:%M:%S}Z" if at.date() == datetime.now(UTC).date() else f"{at:%m-%d_%H:%M:%S}Z"
 
 
 def _size(count: float) -> str:
