@@ -603,6 +603,17 @@ def test_a_process_with_threads_is_not_half_confined() -> None:
 
 
 @needs_kernel
+def test_a_thread_that_is_left_when_python_ends_does_not_abort_the_worker() -> None:
+    code = "import ctypes, threading\nfrom meshgate.adapters.relay import sandbox, worker\n"
+    code += "worker._import_all()\nsandbox.confine()\n"
+    code += "left = threading.Thread(target=ctypes.CDLL(None).pthread_exit, args=(None,))\n"
+    # As where the interpreter is at its end: the thread is gone, and Python does not hear of it.
+    code += "left.start()\nleft.join(0.5)\nimport os\nos._exit(7)\n"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    assert (ended.returncode, ended.stderr) == (7, "")
+
+
+@needs_kernel
 async def test_worker_that_cannot_be_confined_as_required_serves_nobody() -> None:
     async with backend(echo) as port, pool_of({WEB: [endpoint(port)]}, workers=1) as pool:
         pool.policy.sandbox = Mode.REQUIRE

@@ -7,6 +7,7 @@ time, no new ones are taken.
 """
 
 import contextlib
+import ctypes
 import importlib
 import logging
 import os
@@ -328,10 +329,13 @@ class _ToParent(logging.Handler):
 
 
 def _import_all() -> None:
-    """Import what Python and its library import only when they need it, as far as that may be here."""
+    """Load what Python, its library and the C library load only when they need it, as far as that may be here."""
     for name in ("encodings.idna", "encodings.unicode_escape"):
         importlib.import_module(name)
     traceback.format_exception(ExceptionGroup("", [ValueError()]))
+    # A thread that is still there when Python ends is ended by the C library, and glibc aborts where it has not this.
+    with contextlib.suppress(OSError):
+        ctypes.CDLL("libgcc_s.so.1")
 
 
 def _channel(descriptor: int) -> trio.SocketStream:
