@@ -239,6 +239,8 @@ class RelayPool:
         self._old: list[WorkerProcess] = []
         self._changing = trio.Lock()
         self._hand_over: _HandOver | None = None
+        self._asking: set[trio.Event] = set()  # Questions that are not answered; the events come with the answers.
+        self._answered = Counters()
         self._left_asked: list[tuple[str, int, str]] = []
         if left is not None:
             self._adopt(left)
@@ -374,8 +376,14 @@ class RelayPool:
         return self._totals
 
     async def counters(self) -> Counters:
-        """The totals of all workers, those that died included; asked for now, so a moment old at most."""
+        """The totals of all workers, those that died included; asked for now, so a moment old at most.
+
+        While streams go from one worker to another, which takes a second, they may be as old as that.
+        """
         reports = await self._ask(streams=False)
+        if self._hand_over is not None:
+            # A stream would count twice, or not at all.
+            return replace(self._answered.copy(), active=self.active)
         counters = self._totals.copy()
         counters.active = self.active
         counters.of_servers = sum(worker.of_servers for worker in self._everybody)
@@ -383,11 +391,13 @@ class RelayPool:
         counters.bytes_sent += sum(report.open_sent for report in reports)
         for report in reports:
             counters.add_open(report.open_carried)
-        return counters
+        self._answered = counters
+        return counters.copy()
 
     async def connections(self) -> list[OpenStream]:
         """The streams open now."""
-        return [stream for report in await self._ask(streams=True) for stream in report.streams]
+        reports = await self._ask(streams=True)
+        return [*{stream.id: stream for report in reports for stream in report.streams}.values()]
 
     async def run(self) -> None:
         """Keep the workers running until cancelled; their streams are then cut."""
@@ -546,6 +556,8 @@ class RelayPool:
         """Have so many streams of a worker taken over by another one."""
         if not (old.works and new.works):
             return Moved(0, old.active, "one of the two has ended")
+        while self._asking:
+            await next(iter(self._asking)).wait()
         it = self._hand_over = _HandOver(old, new)
         ours, theirs = socket.socketpair()
         with ours, theirs:
@@ -705,9 +717,16 @@ class RelayPool:
             reports.extend(await worker.ask(streams=streams))
 
         with trio.move_on_after(self._policy.answer):
-            async with trio.open_nursery() as nursery:
-                for worker in self._everybody:
-                    nursery.start_soon(ask, worker)
+            while self._hand_over is not None:
+                await self._hand_over.over.wait()
+            self._asking.add(answered := trio.Event())
+            try:
+                async with trio.open_nursery() as nursery:
+                    for worker in self._everybody:
+                        nursery.start_soon(ask, worker)
+            finally:
+                self._asking.remove(answered)
+                answered.set()
         return reports
 
     @property
