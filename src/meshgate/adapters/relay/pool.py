@@ -246,6 +246,7 @@ class RelayPool:
             self._adopt(left)
         for number in range(workers):
             self._workers.append(WorkerProcess(self, number, self._counts, self._policy, self._counts.take()))
+        self._counts.give_back(self._counts.take())  # For one that takes another one's place: all know of it already.
 
     def bind(self, name: str, host: str, port: int) -> tuple[str, int]:
         """Take a numeric address ("" is every IPv4 address, port 0 a free one). Clients are refused until `listen`.

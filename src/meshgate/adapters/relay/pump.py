@@ -23,7 +23,6 @@ import contextlib
 import fcntl
 import os
 import socket
-import stat
 import struct
 import termios
 from collections.abc import Callable
@@ -104,9 +103,12 @@ class Pipe:
 
 
 def _inside(reader: int) -> int:
-    """The bytes in a pipe."""
-    if not stat.S_ISFIFO(os.fstat(reader).st_mode):
-        return -1
+    """The bytes in a pipe.
+
+    Raises:
+        OSError: it is none.
+    """
+    fcntl.fcntl(reader, fcntl.F_GETPIPE_SZ)  # Not by fstat: the C library asks by a call that workers may not use.
     return int(struct.unpack("i", fcntl.ioctl(reader, termios.FIONREAD, bytes(4)))[0])
 
 
