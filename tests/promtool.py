@@ -18,6 +18,7 @@ RULES_TEST = ROOT / "deploy" / "prometheus" / "rules_test.yml"
 DASHBOARD = ROOT / "deploy" / "grafana" / "meshgate.json"
 
 _METRIC = re.compile(r"\b(meshgate_[a-z0-9_]+|process_[a-z_]+|up)\b(?:\{([^}]*)\})?")
+_RECORDED = re.compile(r"\bmeshgate:[a-z0-9_:]+")
 _GROUPED = re.compile(r"\b(?:by|without|on|ignoring)\s*\(([^)]*)\)")
 # What Prometheus adds to each series that it scrapes.
 _ADDED = frozenset(("job", "instance"))
@@ -51,9 +52,14 @@ def queries() -> Iterator[tuple[str, str]]:
             yield panel["title"], expression.replace("$instance", ".*")
 
 
+def recorded() -> set[str]:
+    """The names under which Prometheus keeps what the rules compute."""
+    return {rule["record"] for rule in rules() if "record" in rule}
+
+
 def faults(expression: str, series: dict[str, set[str]]) -> list[str]:
     """What an expression uses that no series has. `series` are the labels of each metric."""
-    found: list[str] = []
+    found = [f"no rule records {name}" for name in _RECORDED.findall(expression) if name not in recorded()]
     known = set(_ADDED)
     for name, matchers in _METRIC.findall(_GROUPED.sub("", expression)):
         if name == "up":

@@ -1,9 +1,14 @@
 """The alerts and the dashboard: read by Prometheus's own tool, each alert seen to fire and to be silent."""
 
+import re
 from pathlib import Path
 
 import yaml
 
+from meshgate.adapters.relay import FIRST_BYTE_BUCKETS
+from meshgate.adapters.relay.worker_process import WorkerEnd
+from meshgate.core.reasons import Reason, StreamEnd
+from meshgate.core.routes import RouteKind
 from tests.promtool import RULES, RULES_TEST, faults, panels, promtool, queries, rules
 
 SERIES = {"meshgate_endpoints": {"destination", "state"}, "meshgate_ready": set[str]()}
@@ -65,8 +70,28 @@ def test_each_panel_has_a_title_of_its_own_a_description_and_a_place_of_its_own(
         taken |= cells
 
 
+def test_what_the_queries_look_for_is_what_the_gateway_says() -> None:
+    said = {
+        "reason": {*Reason, *WorkerEnd},
+        "end": {*StreamEnd} - {StreamEnd.REFUSED},
+        "kind": {*RouteKind},
+        "state": {"healthy", "unhealthy", "failing", "working"},
+        "direction": {"received", "sent"},
+        "le": {str(bound) for bound in FIRST_BYTE_BUCKETS},
+    }
+    asked: dict[str, set[str]] = {label: set() for label in said}
+    for _, query in queries():
+        for label, values in re.findall(r'([a-z]+)=~?"([^"$]+)"', query):
+            asked.get(label, set()).update(set(values.split("|")) - {".*"})
+    assert {label: values - said[label] for label, values in asked.items() if values - said[label]} == {}
+    assert asked["le"] == {"1.0"}
+    assert "worker_lost" in asked["end"]
+    assert "connect_failed" in asked["reason"]
+
+
 def test_what_no_series_has_is_found() -> None:
     assert faults('sum by (state, job) (meshgate_endpoints{state="healthy",job="x"})', SERIES) == []
     assert faults("meshgate_readiness == 0", SERIES) == ["no metric meshgate_readiness"]
     assert faults('meshgate_ready{state="x"}', SERIES) == ["meshgate_ready has no label state"]
+    assert faults("meshgate:no_such:rate5m > 0", SERIES) == ["no rule records meshgate:no_such:rate5m"]
     assert faults("sum by (node) (meshgate_endpoints)", SERIES) == ["no metric has the label node"]
