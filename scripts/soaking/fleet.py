@@ -93,6 +93,9 @@ class Gateway(GatewayProcess):
                 MESHGATE_WORKERS=str(WORKERS),
                 MESHGATE_DENY_ENDPOINTS="none",  # All datacenters are on this machine.
                 MESHGATE_DRAIN_TIMEOUT=f"{DRAIN_SECONDS:g}s",
+                # The answer to a hello may be on its way for twice as long as the longest cut (retransmission timeouts
+                # double), and a client that has not got it must not be ended for its silence.
+                MESHGATE_HANDSHAKE_TIMEOUT="2m",
                 MESHGATE_STATE_DIR=str(self.state),
                 MESHGATE_CATALOG_WATCHES=str(self._watches),
             ),

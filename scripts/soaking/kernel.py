@@ -77,13 +77,13 @@ def legs_of(pids: Collection[int]) -> frozenset[Leg]:
     targets = (target for pid in pids for target in _targets(pid))
     inodes = {target[8:-1] for target in targets if target.startswith("socket:[")}
     legs: set[Leg] = set()
-    for pid in pids:
+    # The table has tens of thousands of rows, is read in pages and changes meanwhile: a row may be passed over.
+    for pid in (*pids, *pids):
         with suppress(OSError):
             for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]:
                 words = line.split()
                 if words[9] in inodes and words[3] != _LISTEN:
                     legs.add(frozenset(map(_spot, words[1:3])))
-            break
     return frozenset(legs)
 
 
