@@ -15,13 +15,23 @@ from meshgate.core.text import printable
 
 _ERRNO = re.compile(r"^\[Errno -?\d+\] ")
 _CONNECT_SECONDS = 3.0
-_TIMEOUT = httpx.Timeout(10.0, connect=_CONNECT_SECONDS)
+_PATIENCE = 10.0
+# The next version is tried before there is an answer.
+_LONG_PATIENCE = {"/upgrade": 90.0}
 
 Answer = TypeVar("Answer")
 
 
 class NoGatewayError(CommandError):
     """There is nobody at the admin address."""
+
+
+class NotDoneError(CommandError):
+    """The gateway says that it cannot do what it was asked to do; `reason` is its word."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
 
 
 def ask(bind: HostPort | Path | None, path: str, *, method: str = "GET", **query: str) -> bytes:
@@ -31,6 +41,7 @@ def ask(bind: HostPort | Path | None, path: str, *, method: str = "GET", **query
 
     Raises:
         NoGatewayError: there is no gateway.
+        NotDoneError: it is not in a state to do that.
         CommandError: it does not answer in time, or not with success.
     """
     if bind is None:
@@ -46,15 +57,19 @@ def ask(bind: HostPort | Path | None, path: str, *, method: str = "GET", **query
             with socket.socket(socket.AF_UNIX) as sock:
                 sock.settimeout(_CONNECT_SECONDS)
                 sock.connect(str(bind))
-        with httpx.Client(transport=transport, base_url=base, timeout=_TIMEOUT, trust_env=False) as client:
+        timeout = httpx.Timeout(_LONG_PATIENCE.get(path, _PATIENCE), connect=_CONNECT_SECONDS)
+        with httpx.Client(transport=transport, base_url=base, timeout=timeout, trust_env=False) as client:
             response = client.request(method, path, params=query)
     except (OSError, httpx.HTTPError, httpx.InvalidURL) as error:
         advice = "is meshgate running, with this MESHGATE_ADMIN_BIND?"
         # Who is only slow is there.
         kind = CommandError if isinstance(error, httpx.TimeoutException) else NoGatewayError
         raise kind(f"no gateway answers at {where} ({_reason(error)}); {advice}") from None
+    said = _message(response.content)
+    if response.status_code == httpx.codes.CONFLICT and said:
+        raise NotDoneError(said)
     if response.status_code != httpx.codes.OK:
-        raise CommandError(f"the admin address {where} answered {response.status_code}{_message(response.content)}")
+        raise CommandError(f"the admin address {where} answered {response.status_code}{said and f': {said}'}")
     return response.content
 
 
@@ -83,6 +98,6 @@ def _reason(error: Exception) -> str:
 def _message(body: bytes) -> str:
     try:
         answer: Any = msgspec.json.decode(body)
-        return f": {printable(answer['error'])}"
+        return printable(answer["error"])
     except (msgspec.DecodeError, UnicodeDecodeError, LookupError, TypeError, AttributeError):
         return ""

@@ -3,15 +3,23 @@
 Everything that only looks (pages, numbers) is made here and handed to the gateway, which knows none of it.
 """
 
+import importlib
 import os
+import socket
+import sys
+from pathlib import Path
+from typing import Final
 
+import msgspec
 import structlog
 import trio
 
+from meshgate import __version__
 from meshgate.adapters.admin.confined_clients import is_confined
 from meshgate.adapters.admin.http_server import AdminServer, Bind
 from meshgate.adapters.consul.api import ConsulClient, OwnRegistration
 from meshgate.adapters.machine import RESERVED, raise_descriptor_limit
+from meshgate.adapters.relay.messages import VERSION
 from meshgate.adapters.relay.sandbox import Mode, support
 from meshgate.adapters.sd_notify import Notifier
 from meshgate.app.admin.admin_pages import PROBES, admin_routes
@@ -21,37 +29,69 @@ from meshgate.app.admin.statsd_export import StatsdExport
 from meshgate.app.errors import CommandError, ConfigError
 from meshgate.app.gateway.from_settings import client_of, definition_of
 from meshgate.app.gateway.gateway import Gateway
+from meshgate.app.gateway.hand_over import NO_ONLOOKERS, OnlookersLeft, Taken
 from meshgate.app.gateway.hardening import forbid_core_dumps, hide_secrets
+from meshgate.app.gateway.upgrade import Trial, identity_of
 from meshgate.app.logs import logs
-from meshgate.app.logs.access_log import CentralAccessLog
+from meshgate.app.logs.access_log import AccessLog, CentralAccessLog
 from meshgate.app.settings.settings import Settings
 from meshgate.core.prerequisites import Status, descriptors
 
 log = structlog.get_logger(module="meshgate")
 
+_ADMIN: Final = "MESHGATE_ADMIN_BIND"
 
-def run_gateway(settings: Settings) -> int | None:
-    """Run until drained.
+
+def run_gateway(settings: Settings, taken: Taken | None = None) -> int | None:
+    """Run until drained; where there is something `taken` from the version before, go on with that.
 
     Raises:
         ConfigError: the settings do not fit this machine, or Consul's address, token file or TLS files are wrong.
         CommandError: an address cannot be bound.
     """
+    if taken is not None and taken.is_trial:
+        return _try(settings, taken)
     logs.configure(settings.log_level, json=settings.log_json)
     _check_sandbox(settings)
     _check_descriptors(settings)
     hide_secrets(settings.secrets())
     forbid_core_dumps()
+    client = _checked_client(settings)
+    for notice in client.address.warnings:
+        log.warning(notice)
+    trio.run(_main, settings, client, taken)
+    return None
+
+
+def _checked_client(settings: Settings) -> ConsulClient:
     client = client_of(settings)
     try:
         if settings.register:
             definition_of(settings).payload()
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    for notice in client.address.warnings:
-        log.warning(notice)
-    trio.run(_main, settings, client)
-    return None
+    return client
+
+
+def _try(settings: Settings, taken: Taken) -> int:
+    """Find out whether this version could go on, and say so; nothing is changed.
+
+    Raises:
+        CommandError: it could not.
+    """
+    # What only workers need has to be there too.
+    importlib.import_module("meshgate.adapters.relay.worker")
+    if settings.sandbox == Mode.REQUIRE and (missing := support().missing):
+        raise ConfigError(f"MESHGATE_SANDBOX is require: {'; '.join(missing)}")
+    _checked_client(settings)
+    if settings.access_log != "off":
+        AccessLog(settings.access_log).close()
+    before, now = taken.record.identity, identity_of(settings)
+    if changed := [name for name in now if before.get(name, now[name]) != now[name]]:
+        raise ConfigError(f"{', '.join(changed)} changed: that takes a restart")
+    answer = Trial(__version__, workers=taken.record.relay.version == VERSION)
+    sys.stdout.write(msgspec.json.encode(answer).decode() + "\n")
+    return 0
 
 
 def _check_sandbox(settings: Settings) -> None:
@@ -86,30 +126,55 @@ class Telemetry:
         self.statsd.follow(registration.config)
 
 
-async def _main(settings: Settings, client: ConsulClient) -> None:
+async def _main(settings: Settings, client: ConsulClient, taken: Taken | None) -> None:
     async with client:
-        gateway = Gateway(settings, client, Notifier.from_environment(os.environ))
+        gateway = Gateway(settings, client, Notifier.from_environment(os.environ), taken)
         view = GatewayView(gateway)
         telemetry = Telemetry(view, gateway)
+        before = NO_ONLOOKERS if taken is None else taken.record.onlookers
+        telemetry.metrics.go_on(before.bytes, before.carried)
+        telemetry.statsd.dropped = before.statsd_dropped
+        refuses = None if settings.sandbox == Mode.OFF else is_confined
+        # A probe from a container beside this one may look like a worker; restarting over that helps nobody.
+        server = AdminServer(admin_routes(view, telemetry.metrics), refuses=refuses, for_anybody=PROBES)
+
+        def left() -> OnlookersLeft:
+            all_bytes, carried = telemetry.metrics.left()
+            admin = None if server.descriptor < 0 else (settings.shown(_ADMIN), server.descriptor)
+            return OnlookersLeft(bytes=all_bytes, carried=carried, statsd_dropped=telemetry.statsd.dropped, admin=admin)
+
+        gateway.onlookers_left = left
 
         async def start_onlookers(nursery: trio.Nursery) -> None:
             nursery.start_soon(telemetry.statsd.run)
+            inherited = _inherited(settings, before)
             if settings.admin_bind is not None:
-                refuses = None if settings.sandbox == Mode.OFF else is_confined
-                # A probe from a container beside this one may look like a worker; restarting over that helps nobody.
-                server = AdminServer(admin_routes(view, telemetry.metrics), refuses=refuses, for_anybody=PROBES)
-                bound = await _serve_admin(nursery, server, settings)
+                bound = await _serve_admin(nursery, server, settings, inherited)
                 if isinstance(bound, tuple):
                     gateway.tables.guard(bound)
 
         await gateway.run(start_onlookers)
 
 
-async def _serve_admin(nursery: trio.Nursery, server: AdminServer, settings: Settings) -> Bind:
+def _inherited(settings: Settings, before: OnlookersLeft) -> int:
+    """The descriptor of the admin address, where the version before had the same; -1 for none."""
+    if before.admin is None:
+        return -1
+    shown, descriptor = before.admin
+    if shown == settings.shown(_ADMIN):
+        return descriptor
+    with socket.socket(fileno=descriptor) as given_up:
+        if given_up.family == socket.AF_UNIX:
+            Path(given_up.getsockname()).unlink(missing_ok=True)
+    return -1
+
+
+async def _serve_admin(nursery: trio.Nursery, server: AdminServer, settings: Settings, inherited: int) -> Bind:
     try:
-        bound: Bind = await nursery.start(server.serve, settings.admin_bind)
+        bound: Bind = await nursery.start(server.serve, settings.admin_bind, inherited)
     except OSError as error:
-        shown = settings.shown("MESHGATE_ADMIN_BIND")
+        shown = settings.shown(_ADMIN)
         raise CommandError(f"cannot bind the admin address {shown}: {error.strerror}") from None
-    log.info("admin address is open", address=bound if isinstance(bound, os.PathLike) else f"{bound[0]}:{bound[1]}")
+    if inherited < 0:
+        log.info("admin address is open", address=bound if isinstance(bound, os.PathLike) else f"{bound[0]}:{bound[1]}")
     return bound

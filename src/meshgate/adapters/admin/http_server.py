@@ -73,12 +73,16 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """An answer. `headers` are added to the server's own ones, or replace those of the same name."""
+    """An answer. `headers` are added to the server's own ones, or replace those of the same name.
+
+    `then` is called when it is sent, or cannot be.
+    """
 
     status: int = 200
     body: bytes = b""
     content_type: str = TEXT
     headers: tuple[tuple[str, str], ...] = ()
+    then: Callable[[], None] | None = None
 
 
 def json_response(data: object, status: int = 200) -> Response:
@@ -232,19 +236,26 @@ class AdminServer:
         for handlers in self._routes.values():
             if "GET" in handlers:
                 handlers.setdefault("HEAD", handlers["GET"])
+        self.descriptor = -1
+        """That of the listening socket, once there is one."""
         self._begins = trio.Lock()
         self._open = 0
         # Who has not sent a whole request yet, and who has not read its answer yet; the longest first.
         self._asking: dict[_Connection, trio.CancelScope] = {}
         self._reading: dict[_Connection, trio.CancelScope] = {}
 
-    async def serve(self, bind: Bind, *, task_status: trio.TaskStatus[Bind] = trio.TASK_STATUS_IGNORED) -> None:
+    async def serve(
+        self, bind: Bind, inherited: int = -1, *, task_status: trio.TaskStatus[Bind] = trio.TASK_STATUS_IGNORED
+    ) -> None:
         """Serve at `bind` until cancelled; `nursery.start` gives the address with the real port.
+
+        With an `inherited` descriptor that listens there already, who waits at it is served.
 
         Raises:
             OSError: it cannot listen there.
         """
-        with listening(bind) as (listener, bound):
+        with listening(bind, inherited) as (listener, bound):
+            self.descriptor = listener.socket.fileno()
             names = self._names if isinstance(bound, tuple) else None
             async with trio.open_nursery() as nursery:
                 task_status.started(bound)
@@ -295,9 +306,13 @@ class AdminServer:
         return None
 
     async def _answer(self, connection: "_Connection", response: Response, *, head: bool) -> bool:
-        with trio.CancelScope() as scope, _listed(connection, scope, self._reading):
-            return await connection.send(response, head=head)
-        return False
+        try:
+            with trio.CancelScope() as scope, _listed(connection, scope, self._reading):
+                return await connection.send(response, head=head)
+            return False
+        finally:
+            if response.then is not None:
+                response.then()
 
     def _make_room(self) -> bool:
         """Close the connection that the client has left waiting longest; says whether there was one."""
@@ -525,8 +540,10 @@ _EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.E
 
 
 @contextmanager
-def listening(bind: Bind) -> Iterator[tuple[trio.SocketListener, Bind]]:
+def listening(bind: Bind, inherited: int = -1) -> Iterator[tuple[trio.SocketListener, Bind]]:
     """Listen for the length of the block; gives the listener and the address with the real port.
+
+    With an `inherited` descriptor that is bound there already, go on with that.
 
     A unix socket has mode 0600 and is removed at the end. A socket file that is there already is replaced if nobody
     answers it any more.
@@ -534,7 +551,7 @@ def listening(bind: Bind) -> Iterator[tuple[trio.SocketListener, Bind]]:
     Raises:
         OSError: the address cannot be bound, somebody else answers at the path, or it is not a socket.
     """
-    with _unix_socket(bind) if isinstance(bind, Path) else _tcp_socket(*bind) as sock:
+    with _unix_socket(bind, inherited) if isinstance(bind, Path) else _tcp_socket(*bind, inherited) as sock:
         bound: Bind = bind if isinstance(bind, Path) else sock.getsockname()[:2]
         sock.listen(_BACKLOG)
         yield trio.SocketListener(trio.socket.from_stdlib_socket(sock)), bound
@@ -553,7 +570,11 @@ async def accept(listener: trio.SocketListener, pause: float) -> trio.SocketStre
 
 
 @contextmanager
-def _tcp_socket(host: str, port: int) -> Iterator[socket.socket]:
+def _tcp_socket(host: str, port: int, inherited: int) -> Iterator[socket.socket]:
+    if inherited >= 0:
+        with socket.socket(fileno=inherited) as sock:
+            yield sock
+        return
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -564,12 +585,14 @@ def _tcp_socket(host: str, port: int) -> Iterator[socket.socket]:
 
 
 @contextmanager
-def _unix_socket(path: Path) -> Iterator[socket.socket]:
-    _remove_stale(path)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-        sock.bind(os.fspath(path))
-        # Nobody can connect before listen(), so there is no moment in which the mode is wrong.
-        path.chmod(0o600)
+def _unix_socket(path: Path, inherited: int) -> Iterator[socket.socket]:
+    if inherited < 0:
+        _remove_stale(path)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, fileno=inherited if inherited >= 0 else None) as sock:
+        if inherited < 0:
+            sock.bind(os.fspath(path))
+            # Nobody can connect before listen(), so there is no moment in which the mode is wrong.
+            path.chmod(0o600)
         ours = path.stat()
         try:
             yield sock

@@ -7,11 +7,11 @@
 from .catalog_watcher import CatalogWatcher
 from .lookups import Checks
 from .policy import acl_policy
-from .registrar import Maintenance, OwnHealth, Registrar, lived_by
+from .registrar import Maintenance, OwnHealth, Registrar, RegistrarLeft, lived_by
 from .scope import Home
 from .service_definition import GatewayDefinition, RegistrationError
 from .watch import wait_for_agent
-from .watch_registry import WatchKey, WatchRegistry, WatchState
+from .watch_registry import WatchKey, WatchLeft, WatchRegistry, WatchState
 
 __all__ = [
     "CatalogWatcher",
@@ -21,8 +21,10 @@ __all__ = [
     "Maintenance",
     "OwnHealth",
     "Registrar",
+    "RegistrarLeft",
     "RegistrationError",
     "WatchKey",
+    "WatchLeft",
     "WatchRegistry",
     "WatchState",
     "acl_policy",

@@ -15,8 +15,9 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Final, Self
+from typing import Any, Final, Self
 
+import msgspec
 import structlog
 import trio
 
@@ -89,6 +90,21 @@ class OwnHealth:
     elsewhere: tuple[str, ...] = ()
 
 
+class RegistrarLeft(msgspec.Struct, frozen=True):
+    """What a registrar knows and has done, for that of another program which goes on with it.
+
+    `payload` is what the agent was last sent, `sent` the address in it; `node` is that of the agent.
+    """
+
+    registration: OwnRegistration | None
+    missing: bool
+    health: OwnHealth
+    limits: DestinationLimits
+    node: str
+    sent: tuple[str, int] | None
+    payload: dict[str, Any] | None
+
+
 class Registrar:
     """Registers the gateway, or waits for a registration that somebody else makes, and follows it.
 
@@ -145,6 +161,30 @@ class Registrar:
         self._sent: tuple[str, int] | None = None
         self._instances: tuple[OwnInstance, ...] = ()
         self._token_version = 0
+
+    def left(self) -> RegistrarLeft:
+        return RegistrarLeft(
+            self.registration,
+            self.missing,
+            self.health,
+            self.limits,
+            self._node,
+            self._sent,
+            None if self._due else self._payload,
+        )
+
+    def adopt(self, left: RegistrarLeft, *, same_token: bool) -> None:
+        """Go on with what another program has registered; what is other by now is sent, and nothing taken back."""
+        self.registration, self.missing = left.registration, left.missing
+        self.health, self.limits = left.health, left.limits
+        self._node, self._sent = left.node or self._node, left.sent
+        if self._payload is not None and left.payload is not None:
+            # The agent knows the check by the ID that it was last sent with.
+            if check := left.payload["Check"].get("CheckID"):
+                self._payload = {**self._payload, "Check": {**self._payload["Check"], "CheckID": check}}
+            if same_token and self._payload == left.payload:
+                self._due, self._token_version = False, self._registry.token_version()
+        self._on_change()
 
     async def run(self) -> None:
         """Register and follow until `stop()` or cancellation, then take the registration back.

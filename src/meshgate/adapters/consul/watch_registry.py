@@ -6,12 +6,13 @@ token that was refused has been replaced.
 """
 
 import random
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Final, TypeVar
 
+import msgspec
 import structlog
 import trio
 
@@ -97,6 +98,17 @@ class WatchState:
         return now - (self.started if self.last_success is None else self.last_success)
 
 
+class WatchLeft(msgspec.Struct, frozen=True):
+    """How a watch was doing when another program took over: seconds since its last answer, and of its failing."""
+
+    key: WatchKey
+    age: float
+    error: str
+    status: str
+    failures: int
+    failing: float | None
+
+
 # Seconds for which a process holds its first queries, and how much longer with each second that it runs.
 FIRST_WAIT: Final = 2.0
 WAIT_GROWTH: Final = 0.25
@@ -130,6 +142,26 @@ class WatchRegistry:
         self._began: float | None = None
         # When each failure that goes on was told last.
         self._told: dict[str, float] = {}
+        self._before: dict[WatchKey, WatchLeft] = {}
+
+    def left(self) -> list[WatchLeft]:
+        """How the watches are doing, for the registry of another program that goes on with them."""
+        now = trio.current_time()
+        return [
+            WatchLeft(
+                it.key,
+                it.age(now),
+                it.error,
+                it.status,
+                it.failures,
+                None if it.failing_since is None else now - it.failing_since,
+            )
+            for it in self._states.values()
+        ]
+
+    def remember(self, left: Iterable[WatchLeft]) -> None:
+        """Let watches begin as they were left, an outage with its age; only that Consul has answered is forgotten."""
+        self._before = {it.key: it for it in left}
 
     def longest_wait(self) -> float:
         """Seconds for which a query may be held at present.
@@ -168,7 +200,14 @@ class WatchRegistry:
 
     def register(self, key: WatchKey) -> WatchState:
         """A new state, listed until `unregister`. Needs a running trio."""
-        state = self._states[key] = WatchState(key, trio.current_time())
+        now = trio.current_time()
+        state = self._states[key] = WatchState(key, now)
+        if (before := self._before.pop(key, None)) is not None:
+            state.started = now - before.age
+            state.error, state.status, state.failures = before.error, before.status, before.failures
+            state.failing_since = None if before.failing is None else now - before.failing
+            if before.error:
+                self._told.setdefault(before.error, now)
         return state
 
     def unregister(self, state: WatchState) -> None:

@@ -450,6 +450,22 @@ class RelayPool:
             [*self.losses],
         )
 
+    def begin_to_leave(self, *, understood: bool) -> None:
+        """Prepare for another parent; where its words will not be `understood`, workers take no more streams from now.
+
+        Who comes meanwhile waits in the kernel.
+        """
+        if not understood:
+            self._tell_all(StopListening())
+
+    def stay(self) -> None:
+        """Go on, after all, as before `begin_to_leave`."""
+        for name, sock in self._sockets:
+            host, port = sock.getsockname()[:2]
+            for worker in (*self._workers, *self._old):
+                worker.send(encode(RemoveListener(host, port)))
+                worker.hand(encode(AddListener(name, self._listening)), sock.fileno())
+
     def _adopt(self, left: PoolLeft) -> None:
         self._sockets = [(name, socket.socket(fileno=descriptor)) for name, descriptor in left.listeners]
         self._listening = left.listening

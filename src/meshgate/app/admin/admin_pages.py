@@ -8,9 +8,11 @@ nothing waits for them.
 import dataclasses
 from collections import Counter
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
 from typing import Any, Final
 
+import msgspec
 import structlog
 import trio
 
@@ -36,7 +38,9 @@ from meshgate.app.admin.gateway_view import GatewayView
 from meshgate.app.admin.metrics import Metrics
 from meshgate.app.admin.whatif_page import WhatIfPage
 from meshgate.app.gateway.from_settings import definition_of
+from meshgate.app.gateway.hand_over import Upgrade
 from meshgate.app.gateway.stream_observer import KEPT
+from meshgate.app.gateway.upgrade import UpgradeRefusedError
 from meshgate.app.logs import logs
 from meshgate.app.logs.access_log import rfc3339
 from meshgate.app.settings.setting_table import TABLE
@@ -76,6 +80,7 @@ def admin_routes(gateway: GatewayView, metrics: Metrics) -> Mapping[tuple[str, s
         ("GET", "/logging"): pages.logging,
         ("POST", "/logging"): pages.set_logging,
         ("POST", "/drain"): pages.drain,
+        ("POST", "/upgrade"): pages.upgrade,
         ("GET", "/dashboard/state"): shared(DashboardState(gateway).answer, query=("sort", "filter")),
         **static_routes(),
     }
@@ -153,14 +158,24 @@ class _Pages:
                 "state": _state(gateway),
                 "uptime_seconds": round(seconds, 3),
                 # Envoy's own names and shape for the same.
-                "uptime_current_epoch": f"{seconds:.0f}s",
+                "uptime_current_epoch": f"{gateway.version_uptime:.0f}s",
                 "uptime_all_epochs": f"{seconds:.0f}s",
                 "node": {"id": safe_text(settings.proxy_id), "cluster": safe_text(settings.service)},
                 "command_line_options": _flags(settings),
                 "sandbox": _sandbox(settings),
                 "problems": [safe_text(line) for line in gateway.problems()],
+                "last_upgrade": _upgrade(gateway.upgrader.last),
             }
         )
+
+    async def upgrade(self, request: Request) -> Response:
+        """Try the next version, and answer; then it goes on, which cuts this connection."""
+        upgrader = self._gateway.upgrader
+        try:
+            upgrade = await upgrader.prepare(request.query.get("python", ""), request.peer)
+        except UpgradeRefusedError as error:
+            return error_response(409, safe_text(str(error)))
+        return replace(json_response(_upgrade(upgrade)), then=upgrader.go)
 
     def drain(self, request: Request) -> Response:
         log.info("asked to drain by the admin address", peer=request.peer)
@@ -182,6 +197,13 @@ class _Pages:
             log.info("log level changed by the admin address", level=level, before=before, peer=request.peer)
             logs.set_level(level)
         return self.logging(request)
+
+
+def _upgrade(upgrade: Upgrade | None) -> dict[str, object] | None:
+    if upgrade is None:
+        return None
+    shown = {name: _plain(value) for name, value in msgspec.structs.asdict(upgrade).items()}
+    return shown | {"started": datetime.fromtimestamp(upgrade.started, UTC).isoformat(timespec="milliseconds")}
 
 
 def _state(gateway: GatewayView) -> str:

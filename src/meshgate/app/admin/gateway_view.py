@@ -12,6 +12,7 @@ from meshgate.adapters.relay import Counters, Limits, OpenStream, Refused, Strea
 from meshgate.adapters.relay.pool import WorkerLoss
 from meshgate.app.gateway.gateway import Gateway
 from meshgate.app.gateway.table_keeper import Since
+from meshgate.app.gateway.upgrade import Upgrader
 from meshgate.app.settings.settings import Settings
 from meshgate.core.catalog import Instance
 from meshgate.core.outlier_detection import Address
@@ -20,16 +21,23 @@ from meshgate.core.routes import Endpoint, Route, RouteTable
 
 
 class GatewayView:
-    """The gateway as pages see it. Times are in seconds; `started` is Unix time and tells one process from the next."""
+    """The gateway as pages see it. Times are in seconds; `started` is Unix time and tells one process from the next.
+
+    `uptime` is that of the process, which an upgrade does not end, and `version_uptime` that of the version.
+    """
 
     def __init__(self, gateway: Gateway) -> None:
-        self.started = time.time()
-        self._since = time.monotonic()
+        self.started = gateway.started
+        self._began = time.monotonic()
         self._gateway = gateway
 
     @property
     def uptime(self) -> float:
-        return time.monotonic() - self._since
+        return time.monotonic() - self._gateway.since
+
+    @property
+    def version_uptime(self) -> float:
+        return time.monotonic() - self._began
 
     @property
     def settings(self) -> Settings:
@@ -214,3 +222,8 @@ class GatewayView:
     def drain(self) -> None:
         """Begin to stop; idempotent."""
         self._gateway.drain()
+
+    @property
+    def upgrader(self) -> Upgrader:
+        """Who has the next version go on."""
+        return self._gateway.upgrader

@@ -57,6 +57,14 @@ class Metrics:
         prometheus_client.PlatformCollector(registry=self._process)
         prometheus_client.GCCollector(registry=self._process)
 
+    def left(self) -> tuple[tuple[int, int], list[tuple[Destination, tuple[int, int]]]]:
+        """What was said of bytes: of all, and of each destination."""
+        return self._bytes, list(self._carried.items())
+
+    def go_on(self, all_bytes: tuple[int, int], carried: Iterable[tuple[Destination, tuple[int, int]]]) -> None:
+        """Never say less of bytes than the version before has said."""
+        self._bytes, self._carried = all_bytes, dict(carried)
+
     async def families(self) -> list[Metric]:
         """The gateway's own numbers, without those of its process; waits up to half a second for the workers."""
         gateway, counters = self._gateway, await self._gateway.counters()
@@ -97,6 +105,8 @@ class Metrics:
         yield _gauge("watch_age_seconds", "Time since a watch of Consul last got an answer.", ages, "watch")
         watches = {"working": 0, "failing": 0} | Counter("failing" if it.error else "working" for it in states)
         yield _gauge("watches", "Watches of Consul.", watches, "state")
+        upgrades = gateway.upgrader.results
+        yield _counter("upgrades", "Upgrades of the running gateway, by what came of them.", upgrades, "result")
         yield _counter("consul_errors", "Requests to Consul that failed.", gateway.consul_errors(), "status")
         token_problem = bool(gateway.token_problem) or any(state.status == "403" for state in states)
         yield _gauge("token_problem", "1 while Consul refuses the token, or its file cannot be used.", token_problem)

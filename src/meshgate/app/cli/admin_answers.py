@@ -144,6 +144,29 @@ class Draining(msgspec.Struct):
     timeout_seconds: float
 
 
+class Upgrade(msgspec.Struct):
+    """The answer to `POST /upgrade`, and `last_upgrade` of `/server_info`."""
+
+    number: int
+    python: str
+    version_before: str
+    version_after: str
+    result: str
+    reason: str
+    seconds: float | None
+    streams: int
+    handed_over: int
+    kept: int
+    lost: int
+
+
+class ServerInfo(msgspec.Struct):
+    """`/server_info`."""
+
+    version: str
+    last_upgrade: Upgrade | None = None
+
+
 class Names(msgspec.Struct):
     """`/names`."""
 

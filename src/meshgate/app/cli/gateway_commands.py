@@ -1,5 +1,6 @@
 """The commands that ask the running gateway at its admin address, or tell it something."""
 
+import os
 import re
 import shutil
 import time
@@ -12,7 +13,7 @@ from typing import Any, Final
 
 import click
 
-from meshgate.app.admin_client import NoGatewayError, ask, decoded
+from meshgate.app.admin_client import NoGatewayError, NotDoneError, ask, decoded
 from meshgate.app.cli.admin_answers import (
     DashboardState,
     Draining,
@@ -27,7 +28,9 @@ from meshgate.app.cli.admin_answers import (
     RatedStream,
     Route,
     Routes,
+    ServerInfo,
     Stream,
+    Upgrade,
     WhatIf,
 )
 from meshgate.app.cli.output import Printer, duration, print_json, size
@@ -44,6 +47,8 @@ _SHOWN: Final = 3
 _MOST_LISTED: Final = 1000
 # A gateway without streams is gone a second after it deregistered: look more often, so as not to wait for nothing.
 _LOOK: Final = 0.2
+# Seconds for which an upgrade is waited for; the gateway itself gives up sooner.
+_TRIAL: Final = 90.0
 # No route has this in its name, so the answer has no rows that nobody reads.
 _NOTHING: Final = "no route, please"
 
@@ -595,6 +600,82 @@ def drain(settings: Settings, *, as_json: bool) -> None:
     if cut:
         said += f"; at its drain timeout it cut {counted(len(cut), 'stream')}{_shown(cut, len(cut))}"
     _say(said, {"state": "gone", "seconds": round(seconds, 3), "cut": cut}, as_json=as_json)
+
+
+@click.command(
+    cls=Command,
+    short_help="Have the running gateway go on as the installed version.",
+    examples=(
+        "meshgate upgrade",
+        "meshgate upgrade --python /opt/meshgate-2/bin/python",
+    ),
+)
+@click.option(
+    "--python",
+    "python",
+    default="",
+    metavar="PATH",
+    type=click.Path(),
+    help="Python of the installation to go on with.  [default: the one that the gateway runs by]",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON lines.")
+@with_settings({"MESHGATE_ADMIN_BIND"})
+def upgrade(settings: Settings, *, python: str, as_json: bool) -> None:
+    """Have the running gateway go on as the version that is installed now, with every open stream.
+
+    The new version is tried first. Where it could not go on, nothing changes, and the reason is told. Else it takes the
+    place of the old one, in the same process, with its listeners, its registration and its streams. Waits until it has.
+    """
+    bind = settings.admin_bind
+    before = decoded(ask(bind, "/server_info"), ServerInfo)
+    _say(f"version {before.version} runs", {"step": "before", "version": before.version}, as_json=as_json)
+    query = {"python": os.path.abspath(python)} if python else {}  # noqa: PTH100 - links are left as they are
+    try:
+        found = decoded(ask(bind, "/upgrade", method="POST", **query), Upgrade)
+    except NotDoneError as error:
+        raise CommandError(f"no upgrade, and nothing has changed: {error.reason}") from None
+    words = f"trial: version {found.version_after} can go on, by {found.python}"
+    _say(words, {"step": "trial", "version": found.version_after, "python": found.python}, as_json=as_json)
+    after = _until_upgraded(bind, found.number)
+    last = after.last_upgrade
+    assert last is not None
+    if last.result != "done":
+        raise CommandError(f"no upgrade, and nothing has changed: {last.reason}")
+    words = f"exec: version {after.version} is in charge, {last.seconds:.1f} s after it was asked for"
+    _say(words, {"step": "exec", "version": after.version, "seconds": last.seconds}, as_json=as_json)
+    words = (
+        f"streams: {last.handed_over} of {last.streams} handed over, "
+        f"{last.kept} kept by the workers of before, {last.lost} lost"
+    )
+    numbers = {"streams": last.streams, "handed_over": last.handed_over, "kept": last.kept, "lost": last.lost}
+    _say(words, {"step": "streams", **numbers}, as_json=as_json)
+    words = f"upgraded from version {last.version_before} to version {after.version}"
+    versions = {"before": last.version_before, "after": after.version}
+    _say(words, {"step": "done", **versions}, as_json=as_json)
+
+
+def _until_upgraded(bind: HostPort | Path | None, number: int) -> ServerInfo:
+    """What the gateway says once its upgrade of this number has an end.
+
+    Raises:
+        CommandError: there is no gateway any more, or no end in time.
+    """
+    ends = time.monotonic() + _TRIAL
+    while True:
+        try:
+            now = decoded(ask(bind, "/server_info"), ServerInfo)
+        except NoGatewayError:
+            if time.monotonic() > ends:
+                raise
+        else:
+            last = now.last_upgrade
+            if last is not None and last.number >= number and last.result != "under_way":
+                return now
+            if time.monotonic() > ends:
+                raise CommandError(
+                    "the upgrade has no end yet; see the gateway's log, and last_upgrade of /server_info"
+                )
+        time.sleep(_LOOK)
 
 
 def _look(bind: HostPort | Path | None) -> DashboardState:

@@ -13,7 +13,7 @@ from click.shell_completion import get_completion_class
 
 import meshgate
 from meshgate.app.cli.main import COMPLETE, SHELLS
-from meshgate.app.cli.setting_options import Command, json_option, with_settings
+from meshgate.app.cli.setting_options import Command, Session, json_option, with_settings
 from meshgate.app.errors import CommandError, ConfigError
 from meshgate.app.settings.setting_table import TABLE
 from meshgate.app.settings.settings import Settings
@@ -89,7 +89,7 @@ def run(settings: Settings) -> int | None:
     """
     from meshgate.app.composition_root import run_gateway  # noqa: PLC0415 - heavy, and only needed here
 
-    return run_gateway(settings)
+    return run_gateway(settings, click.get_current_context().ensure_object(Session).taken)
 
 
 @click.command(

@@ -30,10 +30,12 @@ _INTERRUPTED = 130
 # click looks for this variable before it runs a command.
 COMPLETE = "_MESHGATE_COMPLETE"
 SHELLS = ("bash", "zsh", "fish")
+# An upgrade names by this what there is to go on with (`app.gateway.hand_over`, which knows more).
+_HAND_OVER = "_MESHGATE_HAND_OVER"
 _LOCAL, _GATEWAY, _CONSUL = "local_commands", "gateway_commands", "consul_commands"
 # As the help lists them; each is the attribute of its name in a module of this package.
 _COMMANDS = {
-    "Run the gateway": {"run": _LOCAL, "drain": _GATEWAY, "demo": _LOCAL},
+    "Run the gateway": {"run": _LOCAL, "drain": _GATEWAY, "upgrade": _GATEWAY, "demo": _LOCAL},
     "Ask the running gateway": {
         "top": "top_command",
         "connections": _GATEWAY,
@@ -110,6 +112,8 @@ def execute(arguments: Sequence[str]) -> int:
     if COMPLETE in os.environ:
         _complete_go_flags()
     try:
+        if _HAND_OVER in os.environ:
+            arguments = _take(session)
         result = cli.main(
             normalised(arguments, options_of(chosen(cli, arguments))),
             prog_name="meshgate",
@@ -124,8 +128,18 @@ def execute(arguments: Sequence[str]) -> int:
     except click.Abort:
         return _INTERRUPTED
     except BaseException as error:  # noqa: BLE001 - the last line of defence against tracebacks
+        if session.taken is not None:
+            session.taken.give_back(_words(_first(error)), session.settings.secrets() if session.settings else ())
         return _failure(error, session)
     return result if isinstance(result, int) else 0
+
+
+def _take(session: Session) -> list[str]:
+    """Go on as what the version before was started with; gives its command line."""
+    from meshgate.app.gateway.hand_over import Taken  # noqa: PLC0415 - heavy, and only needed at an upgrade
+
+    session.taken = Taken()
+    return sys.argv[1:]
 
 
 def _usage_error(error: click.ClickException) -> int:
@@ -146,8 +160,7 @@ def _failure(error: BaseException, session: Session) -> int:
     for each in errors:
         if not isinstance(each, Exception):
             raise each
-    # A wrong setting first: it may have caused the others.
-    first = min(errors, key=lambda each: (not isinstance(each, ConfigError), not isinstance(each, CommandError)))
+    first = _first(error)
     if isinstance(first, CommandError):
         for line in first.lines if isinstance(first, ConfigError) else (str(first),):
             _complain(f"meshgate: {printable(line)}", session)
@@ -158,6 +171,11 @@ def _failure(error: BaseException, session: Session) -> int:
     return 1
 
 
+def _first(error: BaseException) -> BaseException:
+    """The error to tell of: a wrong setting before others, which it may have caused."""
+    return min(_leaves(error), key=lambda it: (not isinstance(it, ConfigError), not isinstance(it, CommandError)))
+
+
 def _leaves(error: BaseException) -> list[BaseException]:
     """The errors in an exception group, as nurseries raise them; the error itself where it is none."""
     if isinstance(error, BaseExceptionGroup):
@@ -166,6 +184,8 @@ def _leaves(error: BaseException) -> list[BaseException]:
 
 
 def _words(error: BaseException) -> str:
+    if isinstance(error, CommandError):
+        return str(error)
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}{f': {error.filename}' if error.filename else ''}"
     return f"unexpected {type(error).__name__}: {error}; MESHGATE_LOG_LEVEL=debug shows where"

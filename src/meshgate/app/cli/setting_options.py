@@ -3,13 +3,16 @@
 import functools
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 from click.shell_completion import CompletionItem
 
 from meshgate.app.settings.setting_table import CONSUL, TABLE, Setting
 from meshgate.app.settings.settings import Settings
+
+if TYPE_CHECKING:
+    from meshgate.app.gateway.hand_over import Taken
 
 Function = Callable[..., Any]
 
@@ -21,9 +24,10 @@ CONSUL_SETTINGS: Final = frozenset(setting.name for setting in TABLE if setting.
 
 @dataclass(slots=True)
 class Session:
-    """What `main` wants to know about the command when it failed."""
+    """What `main` wants to know about the command when it failed, and what it was started to go on with."""
 
     settings: Settings | None = None
+    taken: "Taken | None" = None
 
 
 class Command(click.Command):

@@ -5,10 +5,15 @@ learned; then the relay listens, and only then the gateway is registered, so tha
 knows nothing. Stop (drain): not ready, deregistered, a moment in which clients that have not heard of it are still
 served, no new clients, and the open streams run out or are cut at the drain timeout.
 
+An upgrade is neither: the next version begins with all that this one has (`hand_over`), and serves at once.
+
 What always holds: nothing that happens to Consul touches a stream, and a table is only ever replaced by a newer one.
 """
 
+import os
 import signal
+import sys
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Final
@@ -24,12 +29,24 @@ from meshgate.adapters.relay.worker_process import WorkerPolicy
 from meshgate.adapters.sd_notify import Notifier
 from meshgate.app.errors import CommandError, ConfigError
 from meshgate.app.gateway.draining import drain_relay
-from meshgate.app.gateway.from_settings import is_enterprise, limits_of, partition_of
+from meshgate.app.gateway.from_settings import is_enterprise, limits_of, listen_addresses, partition_of
+from meshgate.app.gateway.hand_over import (
+    FORMAT,
+    NO_ONLOOKERS,
+    CatalogLeft,
+    ConsulLeft,
+    HandOver,
+    LogsLeft,
+    OnlookersLeft,
+    ProcessLeft,
+    Taken,
+)
 from meshgate.app.gateway.last_known import AGENT_PATIENCE, CATALOG_PATIENCE, LastKnown
 from meshgate.app.gateway.on_demand_discovery import OnDemandDiscovery
 from meshgate.app.gateway.registration import GatewayRegistration
 from meshgate.app.gateway.stream_observer import StreamObserver
 from meshgate.app.gateway.table_keeper import TableKeeper, export_problems, tell_ready
+from meshgate.app.gateway.upgrade import SIGNALS, Upgrader, identity_of
 from meshgate.app.logs import logs
 from meshgate.app.logs.access_log import AccessLog
 from meshgate.app.settings.settings import Reload, Settings
@@ -39,15 +56,24 @@ log = structlog.get_logger(module="meshgate")
 
 # Signals within so many seconds are one wish: supervisors signal a process, and then its group.
 ONE_STOP_SECONDS: Final = 1.0
+# Seconds that the log may take before an upgrade; lines that it does not take then are lost with the old program.
+_LOG_FLUSH: Final = 2.0
 _NOT_LAST_KNOWN: Final = "no route for this name in the last known catalog; what is newer in Consul is not known"
 
 
 class Gateway:
     """One gateway process. Make it inside trio with an open client to the local agent, then `await run()`."""
 
-    def __init__(self, settings: Settings, client: ConsulClient, notifier: Notifier) -> None:
+    def __init__(
+        self, settings: Settings, client: ConsulClient, notifier: Notifier, taken: Taken | None = None
+    ) -> None:
         self.settings = settings
         self.client = client
+        self.before = before = None if taken is None else taken.record
+        """What the version before has handed over; None for a start from nothing."""
+        self._failed = "" if taken is None else taken.failed
+        self.started = time.time() if before is None else before.process.started
+        self.since = time.monotonic() if before is None else before.process.since
         self.observer = StreamObserver(
             None if settings.access_log == "off" else AccessLog(settings.access_log),
             self._why_unroutable,
@@ -63,6 +89,7 @@ class Gateway:
             lookup=self.discovery.lookup,
             may_look_up=self.discovery.may_ask,
             policy=WorkerPolicy(sandbox=Mode(settings.sandbox)),
+            left=None if taken is None else taken.take_charge().relay,
         )
         self.watcher: CatalogWatcher | None = None
         self.listening = False
@@ -70,6 +97,11 @@ class Gateway:
         self._waiting = ""
         self._notifier = notifier
         self._registry = WatchRegistry(token_version=lambda: client.token.version)
+        if before is not None:
+            client.errors.update(before.consul.errors)
+            if before.consul.login_age is not None:
+                client.adopt_login(before.consul.token, before.consul.login_age)
+            self._registry.remember(before.consul.watches)
         self.last_known = LastKnown(
             settings.state_dir,
             settings.service,
@@ -78,7 +110,29 @@ class Gateway:
         )
         self.tables = TableKeeper(settings, self.relay, notifier, self.last_known)
         self.registration = GatewayRegistration(settings, client, self._registry, self.relay, self.tables.look_from)
+        self.onlookers_left: Callable[[], OnlookersLeft] = lambda: NO_ONLOOKERS
+        """What of those who look at the gateway goes on at an upgrade."""
+        self.upgrader = Upgrader(
+            settings,
+            ProcessLeft(
+                python=sys.executable,
+                arguments=sys.argv[1:],
+                environment=dict(os.environ),
+                started=self.started,
+                since=self.since,
+            ),
+            refuse=self._why_no_upgrade,
+            leave=self._left,
+            begin=lambda understood: self.relay.begin_to_leave(understood=understood),
+            settled=lambda: self.relay.told_all,
+            flush=self._flush,
+            stay=self.relay.stay,
+            streams=lambda: self.relay.active,
+            notifier=notifier,
+            before=before,
+        )
         self._agent_known = trio.Event()
+        self._answered = trio.Event()
         self._drain = trio.Event()
         self._stop_signal_at: float | None = None
 
@@ -117,8 +171,11 @@ class Gateway:
         Raises:
             CommandError: an address cannot be bound.
         """
-        self.registration.bind()
-        await self.last_known.load()
+        if self.before is not None:
+            self._go_on(self.before)
+        else:
+            self.registration.bind()
+            await self.last_known.load()
         async with trio.open_nursery() as services, trio.open_nursery() as nursery:
             # First, so that an admin address that is taken is told before there are workers to end again.
             await start_onlookers(services)
@@ -126,10 +183,14 @@ class Gateway:
             services.start_soon(self.tables.names.run)
             services.start_soon(self.registration.listeners.run)
             services.start_soon(self._notifier.ping_watchdog)
-            services.start_soon(self._obey_signals)
+            services.start_soon(self._obey_signals, services)
+            services.start_soon(self.upgrader.run)
             services.start_soon(self.last_known.run)
             nursery.start_soon(self._stand_in_for_consul)
             services.start_soon(self._follow_consul, nursery)
+            if self.before is not None:
+                services.start_soon(self._tell_upgraded)
+                nursery.start_soon(self.registration.run)
             await self._drain.wait()
             self.draining = True
             self._notifier.stopping()
@@ -154,7 +215,8 @@ class Gateway:
         if self.settings.register and not self.listening:
             await self.registration.refuse_rival()
         if not self.settings.register:
-            nursery.start_soon(self.registration.run)
+            if self.before is None:
+                nursery.start_soon(self.registration.run)
             exposed = await self.registration.existing()
         self.watcher = CatalogWatcher(
             self.client,
@@ -177,7 +239,7 @@ class Gateway:
         nursery.start_soon(self._complete_catalog, self.watcher)
         await self.tables.known.wait()
         self._listen()
-        if self.settings.register:
+        if self.settings.register and self.before is None:
             nursery.start_soon(self.registration.run)
 
     def _listen(self) -> None:
@@ -199,8 +261,10 @@ class Gateway:
             await self._agent_known.wait()
         if self._agent_known.is_set():
             with trio.move_on_after(CATALOG_PATIENCE):
-                await self.tables.known.wait()
+                await self._answered.wait()
         if self.tables.known.is_set():
+            if self.watcher is None or self.watcher.snapshot is None:
+                self.last_known.stand_in()  # What the version before knew is in use already.
             return
         kept = self.last_known.stand_in()
         if kept is not None:
@@ -226,15 +290,95 @@ class Gateway:
         if kept is not None:
             self.tables.names.remember(kept.addresses)
         assert self.watcher is not None
+        self._answered.set()
         self.tables.use(self.last_known.completed(snapshot, self.last_known.pending(self.watcher)))
+
+    # --- upgrades ------------------------------------------------------------------------------------------------
+
+    def _why_no_upgrade(self) -> str:
+        if self.draining or self._drain.is_set():
+            return "the gateway is draining"
+        return "" if self.ready and self.tables.snapshot is not None else "the gateway is not ready"
+
+    def _flush(self, seconds: float) -> bool:
+        written = self.observer.flush(seconds)
+        logs.flush(min(seconds, _LOG_FLUSH))
+        return written
+
+    def _left(self) -> HandOver:
+        """All that the next version needs to go on."""
+        snapshot, now = self.tables.snapshot, trio.current_time()
+        assert snapshot is not None
+        assert self.upgrader.last is not None
+        failing = [state.failing_since for state in self._registry.states() if state.failing_since is not None]
+        age = self.last_known.age if self.last_known.from_disk else now - min(failing, default=now)
+        login = self.client.login()
+        return HandOver(
+            format=FORMAT,
+            identity=identity_of(self.settings),
+            process=self.upgrader.process,
+            relay=self.relay.left(),
+            listeners=self.registration.listeners.left(),
+            addresses=list(listen_addresses(self.settings)),
+            catalog=CatalogLeft(
+                snapshot=snapshot,
+                addresses=self.tables.names.addresses,
+                stale=self.catalog_stale,
+                age=age,
+                unhealthy=self.tables.health.left(),
+            ),
+            consul=ConsulLeft(
+                token=self.client.token.secret(),
+                login_age=None if login is None else login[1],
+                errors=dict(self.client.errors),
+                watches=self._registry.left(),
+                registration=self.registration.left(),
+            ),
+            logs=LogsLeft(
+                level=None if logs.level() == self.settings.log_level else logs.level(),
+                dropped=logs.dropped(),
+                access_dropped=self.observer.dropped,
+                refusals=list(self.observer.recent),
+            ),
+            onlookers=self.onlookers_left(),
+            upgrade=self.upgrader.last,
+            upgrades=self.upgrader.results,
+        )
+
+    def _go_on(self, before: HandOver) -> None:
+        """Go on where the version before has left off; streams are served at once, whether or not Consul answers."""
+        same_token = before.consul.login_age is not None or before.consul.token == self.client.token.secret()
+        self.registration.go_on(before.consul.registration, before.listeners, before.addresses, same_token=same_token)
+        catalog = before.catalog
+        self.tables.names.remember(catalog.addresses)
+        self.last_known.go_on(catalog.snapshot, catalog.addresses, catalog.age, stale=catalog.stale)
+        self.tables.go_on(catalog.snapshot, catalog.unhealthy)
+        self.observer.go_on(before.logs.refusals, before.logs.access_dropped)
+        self.listening = before.relay.listening
+        if before.logs.level is not None:
+            logs.set_level(before.logs.level)
+        logs.go_on(before.logs.dropped)
+
+    async def _tell_upgraded(self) -> None:
+        """Say what came of the upgrade as soon as no worker of before takes streams any more."""
+        assert self.before is not None
+        await self.relay.taken_over.wait()
+        if self._failed:
+            self.upgrader.given_back(self._failed)
+            return
+        self.upgrader.finished(handed_over=0, kept=self.relay.kept, lost=0)
 
     # --- stopping ------------------------------------------------------------------------------------------------
 
-    async def _obey_signals(self) -> None:
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+    async def _obey_signals(self, nursery: trio.Nursery) -> None:
+        with trio.open_signal_receiver(*SIGNALS) as signals:
+            # The version before has blocked them, so that none was lost, and none has ended this process meanwhile.
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
             async for number in signals:
                 if number == signal.SIGHUP:
                     self._reload()
+                elif number == signal.SIGUSR2:
+                    nursery.start_soon(self.upgrader.by_signal)
                 else:
                     self._stop_at(signal.Signals(number))
 

@@ -28,6 +28,17 @@ CATALOG_PATIENCE: Final = 8.0
 # Seconds after Consul's first answer in which a datacenter without gateways proves nothing: servers that were just
 # started learn of other datacenters by gossip.
 REMOTES_PATIENCE: Final = 60.0
+# Where a catalog is from, and what is said of it.
+_DISK: Final = "disk"
+_BEFORE: Final = "the version before"
+_STANDS_IN: Final = {
+    _DISK: "Consul does not answer: serving the last known catalog from disk",
+    _BEFORE: "Consul does not answer: serving the catalog of the version before",
+}
+_REPLACED: Final = {
+    _DISK: "Consul answers: its catalog replaces the one from disk",
+    _BEFORE: "Consul answers: its catalog replaces the one of the version before",
+}
 # Seconds that a disk may take at the start.
 _READ_TIMEOUT: Final = 10.0
 
@@ -51,6 +62,17 @@ class LastKnown:
         self._age_when_loaded = 0.0
         self._first_answer: float | None = None
         self._carried = 0
+        self._where = _DISK
+
+    def go_on(self, snapshot: Snapshot, addresses: Mapping[str, tuple[str, ...]], age: float, *, stale: bool) -> None:
+        """Take the catalog that the version before has used as the last known one: `age` seconds old, perhaps `stale`.
+
+        It is used at once, and stands in for Consul where that does not answer, as one from disk does.
+        """
+        self._where = _BEFORE
+        services = tuple(replace(service, cold=False) for service in snapshot.services)
+        self.kept = Kept(replace(snapshot, services=services), self._service, time.time() - age, addresses)
+        self._loaded_at, self._age_when_loaded, self.from_disk = trio.current_time(), age, stale
 
     async def load(self) -> None:
         """Read the file. One that is not to be used is reported, and is as good as none."""
@@ -104,7 +126,7 @@ class LastKnown:
         if self.kept is not None:
             self.from_disk = True
             log.warning(
-                "Consul does not answer: serving the last known catalog from disk",
+                _STANDS_IN[self._where],
                 age_seconds=round(self.age),
                 services=len(self.kept.snapshot.services),
                 datacenters=len(self.kept.snapshot.remotes),
@@ -124,7 +146,7 @@ class LastKnown:
             self._first_answer = trio.current_time()
         if self.from_disk:
             self.from_disk = False
-            log.info("Consul answers: its catalog replaces the one from disk", age_seconds=round(self.age))
+            log.info(_REPLACED[self._where], age_seconds=round(self.age))
         if self.kept is None:
             return snapshot
         result = merge_last_known(snapshot, self.kept.snapshot, pending)
@@ -142,15 +164,19 @@ class LastKnown:
     def problems(self) -> list[str]:
         """What is worth knowing, a line each."""
         found = []
-        if self.kept is not None and self._carried:
-            found.append(f"{self._carried} services and datacenters are served from disk: Consul has not answered yet")
+        # Each version that goes on has a moment in which Consul has not said all.
+        late = trio.current_time() - self._loaded_at > CATALOG_PATIENCE or self._where == _DISK
+        if self.kept is not None and self._carried and late:
+            them = f"{self._carried} services and datacenters"
+            found.append(f"{them} are served from {self._where}: Consul has not answered yet")
         if self._keeper is not None and self._keeper.problem:
             found.append(f"the catalog cannot be kept on disk: {self._keeper.problem}")
         return found
 
     def _compare(self, what: str, found: str, expected: str) -> None:
         if found != expected and self.kept is not None:
-            self._refuse(f"the state file in {self._folder} is not used: it is of {what} {found}, this is {expected}")
+            named = f"the state file in {self._folder}" if self._where == _DISK else f"the catalog of {self._where}"
+            self._refuse(f"{named} is not used: it is of {what} {found}, this is {expected}")
 
     def _refuse(self, line: str) -> None:
         log.error(line)

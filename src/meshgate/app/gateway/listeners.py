@@ -66,6 +66,17 @@ class Listeners:
             except OSError as error:
                 raise CommandError(f"cannot bind {bind}: {_words(error)}") from None
 
+    def left(self) -> list[tuple[BindAddress, tuple[str, int]]]:
+        """What is bound, each with the address as the kernel spells it."""
+        return list(self._bound.values())
+
+    def go_on(self, left: Iterable[tuple[BindAddress, tuple[str, int]]]) -> None:
+        """Go on with the listeners of the version before, which the relay has already."""
+        self._bound = {(bind.address, bind.port): (bind, spelled) for bind, spelled in left}
+        self._wanted = self.addresses
+        if self._bound:
+            self._some.set()
+
     def want(self, plan: ListenPlan) -> None:
         """Have other addresses from now on; `run` opens and closes them. A plan without any changes nothing."""
         impossible = plan.problems

@@ -9,11 +9,11 @@ a row of the catalog that no agent holds (`MESHGATE_NODE_NAME`). Nothing is boun
 and its meta decide.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import structlog
 
-from meshgate.adapters.consul import Maintenance, OwnHealth, Registrar, WatchRegistry
+from meshgate.adapters.consul import Maintenance, OwnHealth, Registrar, RegistrarLeft, WatchRegistry
 from meshgate.adapters.consul.api import GATEWAY_KIND, ConsulClient, ConsulError, OwnRegistration
 from meshgate.adapters.consul.watch_registry import ignore
 from meshgate.adapters.relay.pool import RelayPool
@@ -23,7 +23,15 @@ from meshgate.app.gateway.listeners import Listeners, OwnAddressKeeper
 from meshgate.app.settings.settings import Settings
 from meshgate.core.catalog import NOWHERE, Locality
 from meshgate.core.federation_routes import WAN_FEDERATION
-from meshgate.core.proxy_config import NO_LIMITS, NO_OPTIONS, GatewayOptions, ListenPlan, gateway_options, listen_plan
+from meshgate.core.proxy_config import (
+    NO_LIMITS,
+    NO_OPTIONS,
+    BindAddress,
+    GatewayOptions,
+    ListenPlan,
+    gateway_options,
+    listen_plan,
+)
 from meshgate.core.text import printable
 
 log = structlog.get_logger(module="meshgate")
@@ -80,6 +88,24 @@ class GatewayRegistration:
         """
         if self._settings.register:
             self.listeners.bind(listen_addresses(self._settings))
+
+    def left(self) -> RegistrarLeft:
+        """What another program needs, to go on with the registration."""
+        return self._registrar.left()
+
+    def go_on(
+        self,
+        left: RegistrarLeft,
+        listeners: Iterable[tuple[BindAddress, tuple[str, int]]],
+        addresses: Iterable[BindAddress],
+        *,
+        same_token: bool,
+    ) -> None:
+        """Go on with the registration and the listeners of the version before; by its settings it had `addresses`."""
+        self.listeners.go_on(listeners)
+        self._registrar.adopt(left, same_token=same_token)
+        if self._settings.register and (wanted := listen_addresses(self._settings)) != tuple(addresses):
+            self.listeners.want(ListenPlan((*self.listeners.addresses, *wanted)))
 
     def stand_in(self) -> None:
         """Listen by the settings for want of anything better: Consul is not there to say where."""

@@ -9,7 +9,7 @@ end at most, so that ends that a client can cause at will do not push the others
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Final
 
@@ -43,6 +43,15 @@ class StreamObserver:
         self._left_out = 0
         self.recent: deque[tuple[float, Refused]] = deque(maxlen=KEPT)
         self._ended: dict[StreamEnd, deque[StreamRecord]] = {end: deque(maxlen=KEPT) for end in StreamEnd}
+
+    def go_on(self, recent: Iterable[tuple[float, Refused]], dropped: int) -> None:
+        """Go on with the last refusals, and the lost lines, of the version before."""
+        self.recent.extend(recent)
+        self._dropped_before += dropped
+
+    def flush(self, timeout: float) -> bool:
+        """Wait until the access log has written what it was given; blocks. Whether it has."""
+        return self._access is None or self._access.flush(timeout)
 
     @property
     def wants_records(self) -> bool:

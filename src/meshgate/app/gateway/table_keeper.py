@@ -5,6 +5,7 @@ that lead back to this gateway.
 """
 
 import gc
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -74,6 +75,12 @@ class TableKeeper:
         self.snapshot = snapshot
         self.renew()
 
+    def go_on(self, snapshot: Snapshot, unhealthy: Iterable[tuple[str, Endpoint, float, bool]]) -> None:
+        """Place new streams by the catalog of the version before, of which all has been told; `HealthHistory.left`."""
+        self.snapshot = snapshot
+        self.renew(tell=False)
+        self.health.remember(unhealthy)
+
     def look_from(self, one_host_name: bool, locality: Locality) -> None:
         """Make tables for a gateway in this place from now on, as for `plan`."""
         self._locality, self._one_host_name = locality, one_host_name
@@ -94,7 +101,7 @@ class TableKeeper:
         self.snapshot, self.table, self.known = None, _NO_TABLE, trio.Event()
         self.health.note(self._relay.install(self.table))
 
-    def renew(self) -> None:
+    def renew(self, *, tell: bool = True) -> None:
         """Make the table of what is known now, and place new streams by it."""
         if self.snapshot is None:
             return
@@ -114,12 +121,13 @@ class TableKeeper:
         self.known.set()
         self._last_known.keep(self.snapshot, self.names.addresses)
         self.health.note(change)
-        tell_table(before, table, change)
-        self._tell_left_alone(self.snapshot)
+        if tell:
+            tell_table(before, table, change)
+        self._tell_left_alone(self.snapshot, tell=tell)
         self._notifier.status(f"{counted(len(table), 'route')} in {table.datacenter}")
         self._settle(len(table))
 
-    def _tell_left_alone(self, snapshot: Snapshot) -> None:
+    def _tell_left_alone(self, snapshot: Snapshot, *, tell: bool) -> None:
         """A line for each export to peers that gets no route because of its protocol, when it appears."""
         rules = export_rules(self._settings)
         left_alone = {
@@ -127,7 +135,7 @@ class TableKeeper:
             for it in snapshot.exports
             if export_routes.left_alone(it, rules)
         }
-        for service, protocol in sorted(left_alone.items() - self._left_alone.items()):
+        for service, protocol in sorted(left_alone.items() - self._left_alone.items()) if tell else ():
             log.warning("an export is left alone", why=export_routes.why_left_alone(service, protocol))
         self._left_alone = left_alone
 
@@ -163,6 +171,23 @@ class HealthHistory:
         now = trio.current_time()
         for route in change.routes:
             self._routes[route.sni] = route, self._unhealthy(route, now)
+
+    def left(self) -> list[tuple[str, Endpoint, float, bool]]:
+        """For another program: route, endpoint, the seconds for which it is unhealthy, and `Since.seen`."""
+        now = trio.current_time()
+        return [
+            (name, endpoint, now - since.time, since.seen)
+            for name, (_, unhealthy) in self._routes.items()
+            for endpoint, since in unhealthy.items()
+        ]
+
+    def remember(self, left: Iterable[tuple[str, Endpoint, float, bool]]) -> None:
+        """Go on with what another program has seen of the endpoints that are unhealthy now."""
+        now = trio.current_time()
+        for name, endpoint, seconds, seen in left:
+            _, unhealthy = self._routes.get(name, (None, {}))
+            if endpoint in unhealthy:
+                unhealthy[endpoint] = Since(now - seconds, seen)
 
     def since(self, route: Route, endpoint: Endpoint) -> Since | None:
         """Since when an endpoint of a route is unhealthy; None where it is not, or nothing is known."""

@@ -103,6 +103,10 @@ class AccessLog:
         if self._path is not None:
             self._writer.call(self._reopen)
 
+    def flush(self, timeout: float) -> bool:
+        """Wait until what was taken so far is written; blocks for at most `timeout` seconds. Whether it is written."""
+        return self._writer.flush(timeout)
+
     def close(self, timeout: float = 2.0) -> None:
         """Write what waits, at most for `timeout` seconds. Later records are dropped. Runs at exit by itself."""
         atexit.unregister(self.close)

@@ -70,6 +70,12 @@ class LogWriter:
         if not self._closed:
             self._queue.put(action)
 
+    def flush(self, timeout: float) -> bool:
+        """Wait until the lines taken so far are written; blocks for at most `timeout` seconds. Whether they are."""
+        written = threading.Event()
+        self._queue.put(written.set)
+        return written.wait(timeout) and not self._rest
+
     def redirect(self, fd: int) -> None:
         """Write to another descriptor from now on. Only for actions given to `call` and for callbacks."""
         self._fd, self._lock = fd, _lock_of(fd)

@@ -35,6 +35,7 @@ class _Formatter(Protocol):
 class _State:
     """What all loggers of the process share."""
 
+    dropped_before: int = 0
     threshold: int = _LEVELS["info"]
     writer: LogWriter | None = None
 
@@ -89,8 +90,18 @@ def level() -> str:
 
 
 def dropped() -> int:
-    """Lines that could not be written since `configure`."""
-    return _state.writer.dropped if _state.writer else 0
+    """Lines that could not be written since `configure`, and by the version before."""
+    return _state.dropped_before + (_state.writer.dropped if _state.writer else 0)
+
+
+def go_on(dropped: int) -> None:
+    """Count the lines too that the version before could not write."""
+    _state.dropped_before = dropped
+
+
+def flush(timeout: float) -> bool:
+    """Wait until what was said is written; blocks for at most `timeout` seconds. Whether it is written."""
+    return _state.writer is None or _state.writer.flush(timeout)
 
 
 def shutdown(timeout: float = 2.0) -> None:

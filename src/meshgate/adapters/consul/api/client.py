@@ -123,6 +123,15 @@ class ConsulClient:
         """Whether the token ends with this client."""
         return self._login is not None
 
+    def login(self) -> tuple[str, float] | None:
+        """The token of a login, and how many seconds old it is, for the program that goes on with this process."""
+        return (self._login.secret(), self._login.age) if self._login is not None and self._login.given else None
+
+    def adopt_login(self, token: str, age: float) -> None:
+        """Go on with the login of another program, where this client is one that logs in."""
+        if self._login is not None:
+            self._login.adopt(token, age)
+
     def refresh(self) -> None:
         """Look at the files of token and TLS at once; a change takes effect with the next request anyway."""
         self.token.refresh()

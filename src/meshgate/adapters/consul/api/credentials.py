@@ -2,7 +2,8 @@
 
 Both may come from files, which are read again when they have changed: Consul's own tools read them once, here a rotated
 token or certificate takes effect with the next request. A file that vanishes, turns empty or cannot be used leaves in
-use what was read before, and is reported. The token leaves this module by `header()` only.
+use what was read before, and is reported. The token leaves this module by `header()`, and by `secret()` at
+an upgrade.
 """
 
 import base64
@@ -99,6 +100,10 @@ class TokenSource(_Files):
             return headers | {"X-Consul-Token": self._token} if self._token else headers
         return {"Authorization": f"Bearer {self._token}"} if self._token else {}
 
+    def secret(self) -> str:
+        """The token itself, for the program that goes on with this process, and for nobody else."""
+        return self._token
+
     def replace(self, token: str) -> None:
         """Use another token from now on, where it does not come from a file.
 
@@ -171,6 +176,16 @@ class LoginToken(TokenSource):
         self._lock = trio.Lock()
         self._had_at = float("-inf")
         self._bearer = self._read_bearer()
+
+    @property
+    def age(self) -> float:
+        """Seconds since the last login."""
+        return time.monotonic() - self._had_at
+
+    def adopt(self, token: str, age: float) -> None:
+        """Go on with a token that another program has obtained, so many seconds ago."""
+        super().replace(token)
+        self._had_at = time.monotonic() - age
 
     async def version_in_use(self, log_in: Callable[[str, str], Awaitable[str]]) -> int:
         """The version of the token that a request is to be made with; logs in where there is none."""
