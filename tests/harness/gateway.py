@@ -2,13 +2,16 @@
 
 import json
 import ssl
+import subprocess
 import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from types import MappingProxyType
 from typing import Final, Self
 
 import httpx
+import trio
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.harness.agent import AgentStoppedError, Consul, Json
@@ -28,7 +31,7 @@ _NO_AUTHORITIES: Final = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 class GatewayProcess:
     """`meshgate run` on free ports of 127.0.0.1, registered with `consul` under `service`.
 
-    `address` is where it takes streams, LAN and WAN alike; `admin` is its admin address.
+    `address` is where it takes streams, LAN and WAN alike, `admin` its admin address, and `python` what runs it.
     """
 
     def __init__(self, consul: Consul, token: str, service: str = "mesh-gateway", instance: str = "") -> None:
@@ -39,6 +42,7 @@ class GatewayProcess:
         port, admin = free_ports(2)
         self.address = (HOST, port)
         self.admin = f"{HOST}:{admin}"
+        self.python = sys.executable
         self._child: Child | None = None
 
     @property
@@ -69,7 +73,7 @@ class GatewayProcess:
     def spawn(self, extra: Mapping[str, str] | None = None) -> None:
         """Starts it, and does not wait."""
         self._child = Child(
-            [sys.executable, "-m", "meshgate", "run"],
+            [self.python, "-m", "meshgate", "run"],
             name=f"gateway {self.instance} of {self.consul.datacenter}",
             log=self.consul.folder / f"{self.instance}.log",
             env=child_environment(**self.environment(extra or {})),
@@ -123,6 +127,21 @@ class GatewayProcess:
             if route["sni"] == sni:
                 return {endpoint["port"]: endpoint["healthy"] for endpoint in route["endpoints"]}
         return {}
+
+    async def upgrade(self, *flags: str) -> "subprocess.CompletedProcess[str]":
+        """What comes of `meshgate upgrade`."""
+        command = [sys.executable, "-m", "meshgate", "upgrade", *flags]
+        environ = child_environment(MESHGATE_ADMIN_BIND=self.admin)
+        run = partial(subprocess.run, command, env=environ, capture_output=True, text=True, check=False, timeout=120)
+        return await trio.to_thread.run_sync(run)
+
+    async def series(self) -> dict[str, float]:
+        """All series of its metrics page, as they are written there."""
+        return {
+            f"{sample.name}{dict(sorted(sample.labels.items()))}": sample.value
+            for family in text_string_to_metric_families((await self._fetch("/metrics")).decode())
+            for sample in family.samples
+        }
 
     async def counter(self, name: str, **labels: str) -> float:
         """The sum of a metric over all series that have these labels; 0 where there is none."""

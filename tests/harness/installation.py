@@ -1,0 +1,46 @@
+"""An installation of this package of its own: a virtual environment with a copy, whose version a test can choose."""
+
+import shutil
+import site
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import meshgate
+
+_INIT = "__init__.py"
+
+
+class Installation:
+    """A copy of the package below `folder`; `python` is the path of its Python.
+
+    Dependencies are those of the Python that runs the tests.
+    """
+
+    def __init__(self, folder: Path, version: str) -> None:
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True, timeout=120)
+        self.python = str(folder / "bin" / "python")
+        library = Path(sysconfig.get_path("purelib", "venv", {"base": str(folder)}))
+        self.package = library / "meshgate"
+        source = Path(meshgate.__file__).parent
+        shutil.copytree(source, self.package, ignore=shutil.ignore_patterns("__pycache__"))
+        # A plain path: .pth files in there, which lead to the source, are not read.
+        (library / "dependencies.pth").write_text("\n".join(site.getsitepackages()) + "\n")
+        self.version = version
+
+    @property
+    def version(self) -> str:
+        return self._version
+
+    @version.setter
+    def version(self, version: str) -> None:
+        """As another version that is installed in its place."""
+        self._version = version
+        self.replace(_INIT, f'__version__ = "{meshgate.__version__}"', f'__version__ = "{version}"')
+
+    def replace(self, module: str, old: str, new: str) -> None:
+        """Have the text of a module of the original changed, and nothing else of it."""
+        source = (Path(meshgate.__file__).parent / module).read_text()
+        assert old in source, f"{module} has no {old!r}"
+        (self.package / module).write_text(source.replace(old, new))
