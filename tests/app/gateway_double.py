@@ -18,7 +18,9 @@ from meshgate.adapters.relay.pool import WorkerLoss
 from meshgate.app.admin.admin_pages import admin_routes
 from meshgate.app.admin.gateway_view import GatewayView
 from meshgate.app.admin.metrics import Metrics
+from meshgate.app.gateway.hand_over import Upgrade
 from meshgate.app.gateway.table_keeper import HealthHistory, Since
+from meshgate.app.gateway.upgrade import UpgradeRefusedError
 from meshgate.app.settings.settings import Settings
 from meshgate.core.addresses import host_port
 from meshgate.core.catalog import Instance
@@ -52,6 +54,11 @@ class GatewayDouble(GatewayView):
 
     def __init__(self, *routes: Route, **known: object) -> None:
         self.started, self._since = 1e9, time.monotonic()
+        self._began = self._since
+        self.upgrades_of: Mapping[str, int] = {"done": 0}
+        self.last_one: Upgrade | None = None
+        self.refuses_upgrades = ""
+        self.upgraded: list[str] = []
         self._stop: Callable[[], None] = lambda: None
         self.on_look: Callable[[], None] = lambda: None
         self.health = HealthHistory()
@@ -164,6 +171,28 @@ class GatewayDouble(GatewayView):
         if isinstance(answer, Exception):
             raise answer
         return answer
+
+    @property
+    def last_upgrade(self) -> Upgrade | None:
+        return self.last_one
+
+    def upgrades(self) -> Mapping[str, int]:
+        return self.upgrades_of
+
+    async def try_upgrade(self, python: str, asked: str) -> Upgrade:
+        """Does what the gateway's own does, and is done at once."""
+        await trio.lowlevel.checkpoint()
+        if self.refuses_upgrades:
+            raise UpgradeRefusedError(self.refuses_upgrades)
+        number = len(self.upgraded) + 1
+        self.last_one = Upgrade(number=number, started=1e9, python=python or "/python", version_before="1")
+        self.last_one.version_after = "2"
+        return self.last_one
+
+    def upgrade(self) -> None:
+        assert self.last_one is not None
+        self.upgraded.append(self.last_one.python)
+        self.last_one.result, self.last_one.seconds = "done", 1.0
 
     def drain(self) -> None:
         self.drains += 1

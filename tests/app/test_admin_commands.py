@@ -221,7 +221,7 @@ def test_a_gateway_that_is_not_there_is_one_line(capsys: pytest.CaptureFixture[s
 def test_a_gateway_that_does_not_answer_is_given_up(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("meshgate.app.admin_client._TIMEOUT", 0.2)
+    monkeypatch.setattr("meshgate.app.admin_client._PATIENCE", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as sock:
         address = f"127.0.0.1:{sock.getsockname()[1]}"
         assert execute(["routes", f"--admin-bind={address}"]) == 1

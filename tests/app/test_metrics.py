@@ -130,6 +130,7 @@ async def test_every_number_has_its_promised_name_and_labels(
         ("meshgate_client_hellos_total", of("web", version="TLSv1.2", resumption="none")): 1,
         ("meshgate_tls_alerts_total", of("web", sender="endpoint", alert="unknown_ca")): 1,
         ("meshgate_problems", ()): 1,
+        ("meshgate_upgrades_total", (("result", "done"),)): 0,
         ("meshgate_stream_ends_total", (("end", "internal_error"),)): 1,
         ("meshgate_destination_bytes_total", of("web", direction="received")): 6,
         ("meshgate_destination_bytes_total", of("web", direction="sent")): 12,

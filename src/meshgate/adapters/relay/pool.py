@@ -226,6 +226,8 @@ class RelayPool:
         """The last workers that were lost, the newest at the end."""
         self.taken_over = trio.Event()
         """Set when no worker of before takes streams any more, where there were any."""
+        self.moved = 0
+        """Streams of theirs that workers of now have taken over."""
         self._counts = CountRows(added=self._tell_of_row)
         if left is not None:
             self._counts = CountRows(key=left.row_key, rows=left.rows, added=self._tell_of_row)
@@ -357,6 +359,11 @@ class RelayPool:
         return sum(worker.active for worker in self._old)
 
     @property
+    def lost_streams(self) -> int:
+        """Streams that ended with their worker, ever."""
+        return self._totals.ends.get(StreamEnd.WORKER_LOST, 0)
+
+    @property
     def settled(self) -> int:
         """Streams that are known one by one, should their worker be lost; none where nobody wants records."""
         return sum(worker.settled for worker in self._everybody)
@@ -419,8 +426,8 @@ class RelayPool:
 
     @property
     def told_all(self) -> bool:
-        """Whether each worker has been sent all that it was to be told."""
-        return all(worker.told_all for worker in self._everybody)
+        """Whether each worker has been sent all that it was to be told, and none hands streams over."""
+        return not self._changing.locked() and all(worker.told_all for worker in self._everybody)
 
     def left(self) -> PoolLeft:
         """All that another parent needs to go on; to be called where `told_all`.
@@ -494,7 +501,8 @@ class RelayPool:
         async with self._changing:
             for worker in old:
                 if not worker.is_foreign and worker in self._old:
-                    await self._retire(worker, [self._workers[worker.number % len(self._workers)]])
+                    moved = await self._retire(worker, [self._workers[worker.number % len(self._workers)]])
+                    self.moved += moved.streams
         async with trio.open_nursery() as nursery:
             for worker in old:
                 nursery.start_soon(worker.retire)

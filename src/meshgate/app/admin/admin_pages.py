@@ -164,18 +164,18 @@ class _Pages:
                 "command_line_options": _flags(settings),
                 "sandbox": _sandbox(settings),
                 "problems": [safe_text(line) for line in gateway.problems()],
-                "last_upgrade": _upgrade(gateway.upgrader.last),
+                "last_upgrade": _upgrade(gateway.last_upgrade),
             }
         )
 
     async def upgrade(self, request: Request) -> Response:
         """Try the next version, and answer; then it goes on, which cuts this connection."""
-        upgrader = self._gateway.upgrader
+        gateway = self._gateway
         try:
-            upgrade = await upgrader.prepare(request.query.get("python", ""), request.peer)
+            upgrade = await gateway.try_upgrade(request.query.get("python", ""), request.peer)
         except UpgradeRefusedError as error:
             return error_response(409, safe_text(str(error)))
-        return replace(json_response(_upgrade(upgrade)), then=upgrader.go)
+        return replace(json_response(_upgrade(upgrade)), then=gateway.upgrade)
 
     def drain(self, request: Request) -> Response:
         log.info("asked to drain by the admin address", peer=request.peer)

@@ -11,8 +11,8 @@ from meshgate.adapters.consul.api import GATEWAY_KIND, HealthCheck
 from meshgate.adapters.relay import Counters, Limits, OpenStream, Refused, StreamRecord
 from meshgate.adapters.relay.pool import WorkerLoss
 from meshgate.app.gateway.gateway import Gateway
+from meshgate.app.gateway.hand_over import Upgrade
 from meshgate.app.gateway.table_keeper import Since
-from meshgate.app.gateway.upgrade import Upgrader
 from meshgate.app.settings.settings import Settings
 from meshgate.core.catalog import Instance
 from meshgate.core.outlier_detection import Address
@@ -28,12 +28,13 @@ class GatewayView:
 
     def __init__(self, gateway: Gateway) -> None:
         self.started = gateway.started
+        self._since = gateway.since
         self._began = time.monotonic()
         self._gateway = gateway
 
     @property
     def uptime(self) -> float:
-        return time.monotonic() - self._gateway.since
+        return time.monotonic() - self._since
 
     @property
     def version_uptime(self) -> float:
@@ -224,6 +225,22 @@ class GatewayView:
         self._gateway.drain()
 
     @property
-    def upgrader(self) -> Upgrader:
-        """Who has the next version go on."""
-        return self._gateway.upgrader
+    def last_upgrade(self) -> Upgrade | None:
+        """The last one that was asked for, whatever came of it."""
+        return self._gateway.upgrader.last
+
+    def upgrades(self) -> Mapping[str, int]:
+        """How many upgrades had which result."""
+        return self._gateway.upgrader.results
+
+    async def try_upgrade(self, python: str, asked: str) -> Upgrade:
+        """Find out whether the next version could go on; see `Upgrader.prepare`.
+
+        Raises:
+            UpgradeRefusedError: it could not.
+        """
+        return await self._gateway.upgrader.prepare(python, asked)
+
+    def upgrade(self) -> None:
+        """Have the version that was tried go on."""
+        self._gateway.upgrader.go()

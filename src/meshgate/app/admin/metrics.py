@@ -105,8 +105,8 @@ class Metrics:
         yield _gauge("watch_age_seconds", "Time since a watch of Consul last got an answer.", ages, "watch")
         watches = {"working": 0, "failing": 0} | Counter("failing" if it.error else "working" for it in states)
         yield _gauge("watches", "Watches of Consul.", watches, "state")
-        upgrades = gateway.upgrader.results
-        yield _counter("upgrades", "Upgrades of the running gateway, by what came of them.", upgrades, "result")
+        help_ = "Upgrades of the running gateway that were asked for, by what came of them."
+        yield _counter("upgrades", help_, gateway.upgrades(), "result")
         yield _counter("consul_errors", "Requests to Consul that failed.", gateway.consul_errors(), "status")
         token_problem = bool(gateway.token_problem) or any(state.status == "403" for state in states)
         yield _gauge("token_problem", "1 while Consul refuses the token, or its file cannot be used.", token_problem)

@@ -89,7 +89,8 @@ def run(settings: Settings) -> int | None:
     """
     from meshgate.app.composition_root import run_gateway  # noqa: PLC0415 - heavy, and only needed here
 
-    return run_gateway(settings, click.get_current_context().ensure_object(Session).taken)
+    taken = click.get_current_context().ensure_object(Session).taken
+    return run_gateway(settings) if taken is None else run_gateway(settings, taken)
 
 
 @click.command(

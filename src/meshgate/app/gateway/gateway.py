@@ -131,6 +131,7 @@ class Gateway:
             notifier=notifier,
             before=before,
         )
+        self._lost_before = self.relay.lost_streams
         self._agent_known = trio.Event()
         self._answered = trio.Event()
         self._drain = trio.Event()
@@ -339,6 +340,7 @@ class Gateway:
                 dropped=logs.dropped(),
                 access_dropped=self.observer.dropped,
                 refusals=list(self.observer.recent),
+                ended=self.observer.ended,
             ),
             onlookers=self.onlookers_left(),
             upgrade=self.upgrader.last,
@@ -353,7 +355,7 @@ class Gateway:
         self.tables.names.remember(catalog.addresses)
         self.last_known.go_on(catalog.snapshot, catalog.addresses, catalog.age, stale=catalog.stale)
         self.tables.go_on(catalog.snapshot, catalog.unhealthy)
-        self.observer.go_on(before.logs.refusals, before.logs.access_dropped)
+        self.observer.go_on(before.logs.refusals, before.logs.ended, before.logs.access_dropped)
         self.listening = before.relay.listening
         if before.logs.level is not None:
             logs.set_level(before.logs.level)
@@ -366,7 +368,8 @@ class Gateway:
         if self._failed:
             self.upgrader.given_back(self._failed)
             return
-        self.upgrader.finished(handed_over=0, kept=self.relay.kept, lost=0)
+        relay = self.relay
+        self.upgrader.finished(handed_over=relay.moved, kept=relay.kept, lost=relay.lost_streams - self._lost_before)
 
     # --- stopping ------------------------------------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ from typing import Final
 import msgspec
 
 from meshgate.adapters.consul import RegistrarLeft, WatchLeft
-from meshgate.adapters.relay import Destination, Refused
+from meshgate.adapters.relay import Destination, Refused, StreamRecord
 from meshgate.adapters.relay.pool import PoolLeft
 from meshgate.app.errors import CommandError
 from meshgate.app.gateway.hardening import forbid_core_dumps
@@ -93,12 +93,16 @@ class ConsulLeft(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LogsLeft(msgspec.Struct, frozen=True, kw_only=True):
-    """The log level where it is not that of the settings, lines that were lost so far, and the last refusals."""
+    """The log level where it is not that of the settings, lines that were lost so far, and how streams ended lately.
+
+    `ended` has the newest first.
+    """
 
     level: str | None
     dropped: int
     access_dropped: int
     refusals: list[tuple[float, Refused]]
+    ended: list[StreamRecord] = []
 
 
 class OnlookersLeft(msgspec.Struct, frozen=True, kw_only=True):

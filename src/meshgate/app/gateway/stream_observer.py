@@ -44,9 +44,11 @@ class StreamObserver:
         self.recent: deque[tuple[float, Refused]] = deque(maxlen=KEPT)
         self._ended: dict[StreamEnd, deque[StreamRecord]] = {end: deque(maxlen=KEPT) for end in StreamEnd}
 
-    def go_on(self, recent: Iterable[tuple[float, Refused]], dropped: int) -> None:
-        """Go on with the last refusals, and the lost lines, of the version before."""
+    def go_on(self, recent: Iterable[tuple[float, Refused]], ended: Iterable[StreamRecord], dropped: int) -> None:
+        """Go on with what the version before has kept, and with its lost lines."""
         self.recent.extend(recent)
+        for record in ended:
+            self._ended[record.end].appendleft(record)
         self._dropped_before += dropped
 
     def flush(self, timeout: float) -> bool:
