@@ -78,7 +78,7 @@ def legs_of(pids: Collection[int]) -> frozenset[Leg]:
     inodes = {target[8:-1] for target in targets if target.startswith("socket:[")}
     legs: set[Leg] = set()
     # The table has tens of thousands of rows, is read in pages and changes meanwhile: a row may be passed over.
-    for pid in (*pids, *pids):
+    for pid in [pid for pid in pids if alive(pid)][:1] * 2:
         with suppress(OSError):
             for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]:
                 words = line.split()
