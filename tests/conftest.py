@@ -3,6 +3,7 @@
 import operator
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -19,10 +20,10 @@ from tests.harness.standing import Standing
 settings.register_profile("without-a-clock", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("without-a-clock")
 
-# The tests of the core call it in this process, and its coverage is judged. To measure each gateway that a test starts
-# as well takes a quarter of the processor time of all tests, so that is done where somebody asks for it.
-if "PYTEST_XDIST_WORKER" in os.environ and os.environ.get("MEASURE_PROCESSES") != "1":
-    os.environ.pop("COVERAGE_PROCESS_CONFIG", None)
+# Containers often forbid Python to keep what it compiles. Hundreds of processes are started here, and each would
+# compile the gateway again; pytest would rewrite every assertion again in each of its own.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # A shell that starts the tests in the background has SIGINT ignored, and every process of theirs would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -7,16 +7,11 @@ import pytest
 from meshgate.app.settings import setting_types
 from meshgate.core.addresses import DeniedAddresses, HostPort, plain_network
 from meshgate.core.proxy_config import BindAddress
-from meshgate.core.weak_decode import parse_bool
 
 
 @pytest.mark.parametrize(
     ("parse", "text", "value"),
     [
-        (parse_bool, "1", True),
-        (parse_bool, "T", True),
-        (parse_bool, "FALSE", False),
-        (parse_bool, "f", False),
         (setting_types.name, "mesh-gateway", "mesh-gateway"),
         (setting_types.duration(), "0", 0.0),
         (setting_types.duration(), "1h30m", 5400.0),
@@ -63,8 +58,6 @@ def test_reads(parse: Any, text: str, value: Any) -> None:
 @pytest.mark.parametrize(
     ("parse", "text", "allowed"),
     [
-        (parse_bool, "yes", "true or false"),
-        (parse_bool, "tRUE", "true or false"),
         (setting_types.name, " x", "without spaces"),
         (setting_types.name, "a b", "without spaces"),
         (setting_types.name, 'a"b', "without spaces, quotes"),

@@ -1,6 +1,7 @@
 """The benchmark works and prints. What it measures here means nothing, and no test ever judges a time."""
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -9,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.consul
+# It starts some twenty processes one after the other.
+pytestmark = [pytest.mark.consul, pytest.mark.timeout(300)]
 
 ROOT = Path(__file__).parents[2]
 
@@ -21,7 +23,7 @@ def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         check=False,
-        timeout=200,
+        timeout=280,
     )
 
 
@@ -42,7 +44,10 @@ def test_every_work_item_gives_numbers_for_meshgate(results: Path) -> None:
     for item in items.values():
         ours = item["values"]["meshgate"]
         assert [metric["key"] for metric in item["metrics"] if metric["key"] not in ours] == []
-        assert all(value >= 0 for values in ours.values() for value in values)
+        for key, values in ours.items():
+            assert all(map(math.isfinite, values)), key
+            # These are what memory grew by. Beside the few streams of a smoke run, a process may well shrink.
+            assert key in {"kb_per_stream", "kb_per_service"} or min(values) >= 0, key
 
 
 def test_the_floor_is_measured_beside_it(results: Path) -> None:

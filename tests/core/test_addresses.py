@@ -11,6 +11,7 @@ from meshgate.core.addresses import (
     LOCAL_CLASSES,
     NOTHING_DENIED,
     DeniedAddresses,
+    HostPort,
     OwnAddresses,
     plain_network,
 )
@@ -31,6 +32,18 @@ from meshgate.core.routes import Route
 from .samples import TD1, TD3, instance, plan
 
 MACHINE = frozenset({"10.0.0.5", "fd00::5"})
+
+
+@pytest.mark.parametrize(
+    ("address", "text"),
+    [
+        (HostPort("10.0.0.5", 8443), "10.0.0.5:8443"),
+        (HostPort("fd00::5", 443), "[fd00::5]:443"),
+        (HostPort("", 1), ":1"),
+    ],
+)
+def test_an_address_is_written_as_users_write_it(address: HostPort, text: str) -> None:
+    assert str(address) == text
 
 
 @pytest.mark.parametrize(

@@ -109,7 +109,7 @@ def changed_hellos(draw: st.DrawFn) -> bytes:
     return bytes(stream)
 
 
-@examples(1000)
+@examples(400)
 @given(changed_hellos())
 def test_no_mutation_opens_a_gap(stream: bytes) -> None:
     assert_rule_here(stream)
@@ -147,7 +147,7 @@ def made_up_hellos(draw: st.DrawFn) -> bytes:
     return hello(*draw(st.permutations(parts)), body=body)
 
 
-@examples(1000)
+@examples(400)
 @given(made_up_hellos())
 def test_no_made_up_hello_opens_a_gap(stream: bytes) -> None:
     assert_rule_here(stream)
