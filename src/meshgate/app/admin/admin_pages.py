@@ -16,7 +16,7 @@ import msgspec
 import structlog
 import trio
 
-from meshgate import __version__
+from meshgate import __version__, build
 from meshgate.adapters.admin.http_server import (
     Handler,
     Request,
@@ -155,6 +155,7 @@ class _Pages:
         return json_response(
             {
                 "version": __version__,
+                "build": build(),
                 "state": _state(gateway),
                 "uptime_seconds": round(seconds, 3),
                 # Envoy's own names and shape for the same.

@@ -19,7 +19,7 @@ from typing import NoReturn
 import click
 from click.shell_completion import add_completion_class, get_completion_class
 
-from meshgate import __version__
+from meshgate import __version__, build
 from meshgate.app.cli.setting_options import Session
 from meshgate.app.errors import CommandError, ConfigError
 from meshgate.app.settings.settings import MASK
@@ -90,7 +90,7 @@ class Commands(click.Group):
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Exit codes: 0 fine; 1 failed at run time, or refused; 2 wrong usage or settings; 130 after Ctrl-C.",
 )
-@click.version_option(__version__, prog_name="meshgate", message="%(prog)s %(version)s")
+@click.version_option(__version__, prog_name="meshgate", message=f"%(prog)s %(version)s ({build()})")
 def cli() -> None:
     """A Consul mesh gateway: forwards mTLS streams by SNI and never terminates them.
 
