@@ -11,6 +11,7 @@ import structlog
 import trio
 
 from meshgate.adapters.admin.http_server import AdminServer
+from meshgate.adapters.admin.views import EndpointFacts
 from meshgate.adapters.consul import WatchState
 from meshgate.adapters.consul.api import HealthCheck
 from meshgate.adapters.relay import Counters, Limits, OpenStream, Refused, StreamRecord
@@ -74,6 +75,7 @@ class GatewayDouble(GatewayView):
         self.loads = [(4711, 2), (0, 0)]
         self.restarts: Mapping[str, int] = {"killed": 0}
         self.out: Mapping[Address, int] = {}
+        self.facts: Mapping[Address, EndpointFacts] = {}
         self.expiries: tuple[float | None, float | None] = (4e9, None)
         self.dropped: int | None = None
         self.checks: tuple[HealthCheck, ...] | Exception = ()
@@ -122,6 +124,9 @@ class GatewayDouble(GatewayView):
 
     def ejected(self) -> Mapping[Address, int]:
         return self.out
+
+    def endpoint_facts(self, address: Address) -> EndpointFacts:
+        return self.facts.get(address, EndpointFacts(ejected=self.out.get(address, 0)))
 
     async def counters(self) -> Counters:
         await trio.lowlevel.checkpoint()

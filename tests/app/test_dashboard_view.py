@@ -9,6 +9,7 @@ import pytest
 import meshgate.adapters.admin
 from meshgate.adapters.admin.http_server import Request, Response
 from meshgate.adapters.admin.static_files import FOLDER, static_routes
+from meshgate.adapters.admin.views import EndpointFacts
 from meshgate.adapters.relay import Counters
 from meshgate.app.admin.dashboard import (
     MAX_ENDPOINTS,
@@ -21,6 +22,7 @@ from meshgate.app.admin.dashboard import (
     refused_view,
     totals_view,
 )
+from meshgate.core.outlier_detection import Address
 from meshgate.core.reasons import Reason
 from meshgate.core.routes import Endpoint, Route, RouteKind, RouteTable
 
@@ -48,6 +50,10 @@ def sample(at: float, opened: dict[str, int] | None = None, **numbers: Any) -> S
 
 
 NOW = Span(None, Sample(10.0))
+
+
+def nothing_met(_address: Address) -> EndpointFacts:
+    return EndpointFacts()
 
 
 def test_page_and_its_files_are_served_with_a_policy_that_lets_nothing_else_run() -> None:
@@ -112,7 +118,7 @@ def test_rates_are_unknown_at_first_and_then_those_between_the_samples() -> None
         "connects": [0, 5],
     }
     assert refused_view(Span(before, after)) == [{"reason": "no_sni", "total": 2, "rate": 0.5}]
-    (row,) = destinations_view(table(route("web", True)), Span(before, after))["rows"]
+    (row,) = destinations_view(table(route("web", True)), Span(before, after), nothing_met)["rows"]
     assert (row["open"], row["streams"], row["rate"], row["received_rate"], row["sent_rate"]) == (
         3,
         10,
@@ -131,13 +137,13 @@ def test_destinations_are_filtered_by_name_sni_and_kind() -> None:
     routes = table(route("Web", True), route("dc2", True, kind=RouteKind.DATACENTER), route("mail", True))
 
     def found(wanted: str) -> list[str]:
-        return [row["name"] for row in destinations_view(routes, NOW, wanted=wanted, sort="name")["rows"]]
+        return [row["name"] for row in destinations_view(routes, NOW, nothing_met, wanted=wanted, sort="name")["rows"]]
 
     assert found(" WEB ") == ["Web"]
     assert found("datacenter") == ["dc2"]
     assert found("mail.td") == ["mail"]
     assert found("x") == []
-    assert destinations_view(routes, NOW, wanted="x")["total"] == 3
+    assert destinations_view(routes, NOW, nothing_met, wanted="x")["total"] == 3
 
 
 @pytest.mark.parametrize(
@@ -146,12 +152,12 @@ def test_destinations_are_filtered_by_name_sni_and_kind() -> None:
 def test_destinations_are_ordered_as_asked(sort: str, names: list[str]) -> None:
     routes = table(route("a", True, False), route("b", True), route("c", False))
     span = Span(None, sample(1.0, connections={(SERVICE, "b"): 2, (SERVICE, "a"): 1}))
-    assert [row["name"] for row in destinations_view(routes, span, sort=sort)["rows"]] == names  # type: ignore[arg-type]
+    assert [row["name"] for row in destinations_view(routes, span, nothing_met, sort=sort)["rows"]] == names  # type: ignore[arg-type]
 
 
 def test_answer_is_bounded_and_says_what_it_leaves_out() -> None:
     many = [route(f"s{number}", *[True] * 30) for number in range(MAX_ROWS + 5)]
-    view = destinations_view(table(*many), NOW)
+    view = destinations_view(table(*many), NOW, nothing_met)
     assert (view["total"], view["matching"], len(view["rows"])) == (MAX_ROWS + 5, MAX_ROWS + 5, MAX_ROWS)
     assert (view["rows"][0]["endpoints"], len(view["rows"][0]["listed"])) == (30, MAX_ENDPOINTS)
     datacenters = [route(f"dc{number}", True, kind=RouteKind.DATACENTER) for number in range(MAX_PLACES + 3)]
@@ -160,8 +166,27 @@ def test_answer_is_bounded_and_says_what_it_leaves_out() -> None:
 
 
 def test_unhealthy_endpoints_are_listed_first() -> None:
-    (row,) = destinations_view(table(route("web", True, True, False)), NOW)["rows"]
+    (row,) = destinations_view(table(route("web", True, True, False)), NOW, nothing_met)["rows"]
     assert [endpoint["healthy"] for endpoint in row["listed"]] == [False, True, True]
+
+
+def test_endpoints_that_fail_come_before_the_others_with_what_was_met_of_them() -> None:
+    met = {
+        ("10.0.0.1", 2): EndpointFacts(streams=5, failures=1, last_failure=1e9, last_error="connection refused"),
+        ("10.0.0.1", 3): EndpointFacts(
+            streams=9, unanswered=2, failures=7, first_byte=0.0123456789, last_success=1e9 + 5, ejected=7,
+            ejected_since=1e9, ejected_why="timed\nout",
+        ),
+    }  # fmt: skip
+    facts = lambda address: met.get(address, EndpointFacts())  # noqa: E731
+    (row,) = destinations_view(table(route("web", True, True, True)), NOW, facts)["rows"]
+    assert [endpoint["port"] for endpoint in row["listed"]] == [3, 2, 1]
+    first, second, third = row["listed"]
+    assert first["ejected"] == {"failures": 7, "since": 1e9, "why": "timed\\nout"}
+    assert (first["streams"], first["unanswered"], first["failures"]) == (9, 2, 7)
+    assert (first["first_byte_seconds"], first["last_success"]) == (0.012346, 1e9 + 5)
+    assert (second["ejected"], second["last_failure"], second["last_error"]) == (None, 1e9, "connection refused")
+    assert (third["streams"], third["first_byte_seconds"], third["last_success"]) == (0, None, None)
 
 
 def test_places_sum_up_what_belongs_together() -> None:

@@ -1,6 +1,7 @@
 """What `/explain` says beside the decision: which check failed, since when, what it said, how old all of that is."""
 
 import json
+import re
 import time
 from typing import Any
 
@@ -9,6 +10,7 @@ import trio
 from trio.testing import MockClock
 
 from meshgate.adapters.admin.http_server import Request
+from meshgate.adapters.admin.views import EndpointFacts
 from meshgate.adapters.consul import WatchKey, WatchState
 from meshgate.adapters.consul.api import ConsulUnreachableError, HealthCheck
 from meshgate.app.admin.explain_page import ExplainPage
@@ -211,8 +213,33 @@ async def test_names_that_were_refused_lately_are_offered_each_once_and_none_tha
 
 async def test_an_endpoint_that_connections_cannot_reach_is_told(autojump_clock: MockClock) -> None:
     gateway = gateway_with(WELL)
-    gateway.out = {(WELL.address, WELL.port): 3}
+    now = time.time()
+    met = EndpointFacts(ejected=3, ejected_since=now - 95, ejected_why="connection\x1brefused")
+    gateway.facts = {(WELL.address, WELL.port): met}
     steps = dict(await told(gateway, WEB))
-    assert steps["ejected"].startswith(
-        f"{WELL.instance} on {WELL.node}: 3 failed connections in a row; others are tried"
+    assert re.match(
+        rf"{WELL.instance} on {WELL.node} for 1m3\ds: 3 failed connections in a row, "
+        r"the first: connection\\x1brefused; others are tried",
+        steps["ejected"],
     )
+    assert "endpoint" not in steps
+
+
+async def test_what_was_met_of_the_endpoints_is_told_those_that_fail_first(autojump_clock: MockClock) -> None:
+    now = time.time()
+    many = [Endpoint("10.0.0.9", port, True, 1, "n9", f"web-{port}") for port in range(1, 8)]
+    gateway = gateway_with(*many)
+    gateway.facts = {("10.0.0.9", port): EndpointFacts(streams=1) for port in range(1, 7)}
+    gateway.facts[("10.0.0.9", 5)] = EndpointFacts(
+        40, 2, 1, first_byte=0.00312, last_success=now - 2, last_failure=now - 7200, last_error="timed out"
+    )
+    steps = [outcome for rule, outcome in await told(gateway, WEB) if rule == "endpoint"]
+    assert re.fullmatch(
+        r"web-5 on n9: 42 streams, 2 without a byte of it, first byte lately after 3.12 ms, last answered [23]s ago, "
+        r"1 failed connection, the last 2h\d?s? ?ago: timed out",
+        steps[0],
+    )
+    assert steps[1:] == [
+        *(f"web-{port} on n9: 1 stream" for port in (1, 2, 3, 4)),
+        "1 more endpoint: /clusters has all",
+    ]

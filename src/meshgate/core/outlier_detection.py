@@ -19,37 +19,45 @@ Address = tuple[str, int]
 
 
 @dataclass(slots=True)
-class _Ejected:
-    """`failures` in a row, those of probes included."""
+class Ejection:
+    """`failures` in a row, those of probes included; `since` is Unix time, `why` the first failure, "" if not known."""
 
     failures: int
     probe_at: float
+    since: float
+    why: str
 
 
 class OutlierDetector:
     """What all workers have met. Times are in seconds on the caller's clock, which never goes back."""
 
     def __init__(self) -> None:
-        self._ejected: dict[Address, _Ejected] = {}
+        self._ejected: dict[Address, Ejection] = {}
 
     @property
     def ejected(self) -> dict[Address, int]:
         """The endpoints that are ejected, and their failures in a row."""
         return {address: each.failures for address, each in self._ejected.items()}
 
-    def failed(self, address: Address, now: float) -> bool:
-        """Note that a stream's connection could not be had; whether the endpoint is ejected with this."""
+    def ejection(self, address: Address) -> Ejection | None:
+        return self._ejected.get(address)
+
+    def failed(self, address: Address, now: float, *, since: float = 0.0, why: str = "") -> bool:
+        """Note that a stream's connection could not be had; whether the endpoint is ejected with this.
+
+        `since` is this moment in Unix time, `why` what failed, in words.
+        """
         known = self._ejected.get(address)
         if known is None:
-            self._ejected[address] = _Ejected(1, now + FIRST_PROBE_SECONDS)
+            self._ejected[address] = Ejection(1, now + FIRST_PROBE_SECONDS, since, why)
             return True
         # A stream that had no other endpoint left: it must not put off the probe that would end the ejection.
         known.failures += 1
         return False
 
-    def remember(self, address: Address, failures: int, now: float) -> None:
+    def remember(self, address: Address, failures: int, now: float, *, since: float = 0.0) -> None:
         """Take over an ejection that somebody else has made; it is soon probed."""
-        self._ejected[address] = _Ejected(failures, now + FIRST_PROBE_SECONDS)
+        self._ejected[address] = Ejection(failures, now + FIRST_PROBE_SECONDS, since, "")
 
     def succeeded(self, address: Address) -> bool:
         """Note that a connection stands; whether this ends an ejection."""

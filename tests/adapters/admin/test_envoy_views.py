@@ -1,4 +1,5 @@
-from meshgate.adapters.admin.views import clusters_text, clusters_view
+from meshgate.adapters.admin.views import EndpointFacts, clusters_text, clusters_view
+from meshgate.core.outlier_detection import Address
 from meshgate.core.routes import Endpoint, Route, RouteKind, RouteTable
 
 WEB = "web.default.dc1.internal.td.consul"
@@ -24,18 +25,35 @@ TABLE = RouteTable.of(
 ACTIVE = {(WEB, "10.0.0.7:21000"): 4, ("*.dc2.internal.td.consul", "10.0.0.7:21000"): 9}
 
 
+def met(address: Address) -> EndpointFacts:
+    """The second one fails."""
+    if address[0] == "10.0.0.7":
+        return EndpointFacts()
+    return EndpointFacts(5, 2, 3, 0.0123456, 1e9 + 5, 1e9 + 10, "timed\nout", 3, 1e9, "connection refused")
+
+
 def test_the_text_has_envoys_lines() -> None:
-    assert clusters_text(TABLE, ACTIVE).splitlines() == [
+    assert clusters_text(TABLE, ACTIVE, met).splitlines() == [
         f"{WEB}::observability_name::{WEB}",
         f"{WEB}::added_via_api::true",
         f"{WEB}::10.0.0.7:21000::cx_active::4",
+        f"{WEB}::10.0.0.7:21000::cx_connect_fail::0",
+        f"{WEB}::10.0.0.7:21000::cx_total::0",
         f"{WEB}::10.0.0.7:21000::hostname::n1",
         f"{WEB}::10.0.0.7:21000::health_flags::healthy",
         f"{WEB}::10.0.0.7:21000::weight::3",
+        f"{WEB}::10.0.0.7:21000::unanswered::0",
         f"{WEB}::[2001:db8::8]:21000::cx_active::0",
+        f"{WEB}::[2001:db8::8]:21000::cx_connect_fail::3",
+        f"{WEB}::[2001:db8::8]:21000::cx_total::10",
         f"{WEB}::[2001:db8::8]:21000::hostname::n2\\n",
-        f"{WEB}::[2001:db8::8]:21000::health_flags::/failed_eds_health",
+        f"{WEB}::[2001:db8::8]:21000::health_flags::/failed_eds_health/failed_outlier_check",
         f"{WEB}::[2001:db8::8]:21000::weight::1",
+        f"{WEB}::[2001:db8::8]:21000::unanswered::2",
+        f"{WEB}::[2001:db8::8]:21000::first_byte_ms::12.346",
+        f"{WEB}::[2001:db8::8]:21000::last_success::2001-09-09T01:46:45Z",
+        f"{WEB}::[2001:db8::8]:21000::last_failure::2001-09-09T01:46:50Z timed\\nout",
+        f"{WEB}::[2001:db8::8]:21000::ejected_since::2001-09-09T01:46:40Z connection refused",
         "dc2.internal.td.consul::observability_name::dc2.internal.td.consul",
         "dc2.internal.td.consul::added_via_api::true",
     ]
@@ -43,7 +61,7 @@ def test_the_text_has_envoys_lines() -> None:
 
 def test_the_json_answers_what_scripts_ask_of_envoy() -> None:
     """The query of Consul's own integration tests: the EDS health of the hosts of a cluster."""
-    clusters = {each["name"]: each["host_statuses"] for each in clusters_view(TABLE, ACTIVE)["cluster_statuses"]}
+    clusters = {each["name"]: each["host_statuses"] for each in clusters_view(TABLE, ACTIVE, met)["cluster_statuses"]}
     assert list(clusters) == [WEB, "dc2.internal.td.consul"]
     assert [host["health_status"]["eds_health_status"] for host in clusters[WEB]] == ["HEALTHY", "UNHEALTHY"]
     assert [host["health_status"].get("failed_eds_health", False) for host in clusters[WEB]] == [False, True]
@@ -51,22 +69,25 @@ def test_the_json_answers_what_scripts_ask_of_envoy() -> None:
         {"address": "10.0.0.7", "port_value": 21000},
         {"address": "2001:db8::8", "port_value": 21000},
     ]
-    assert clusters[WEB][0]["stats"] == [{"name": "cx_active", "value": "4", "type": "GAUGE"}]
+    assert clusters[WEB][0]["stats"] == [
+        {"name": "cx_active", "value": "4", "type": "GAUGE"},
+        {"name": "cx_connect_fail", "value": "0", "type": "COUNTER"},
+        {"name": "cx_total", "value": "0", "type": "COUNTER"},
+    ]
+    assert [host["health_status"].get("failed_outlier_check", False) for host in clusters[WEB]] == [False, True]
+    assert clusters[WEB][1]["meshgate"] == {
+        "streams": 5,
+        "unanswered": 2,
+        "failures": 3,
+        "first_byte_seconds": 0.012346,
+        "last_success": 1e9 + 5,
+        "last_failure": 1e9 + 10,
+        "last_error": "timed\\nout",
+        "ejected": {"failures": 3, "since": 1e9, "why": "connection refused"},
+    }
 
 
 def test_an_empty_table_is_an_empty_answer() -> None:
     empty = RouteTable.of("", "", "default", iter(()))
-    assert clusters_text(empty, {}) == ""
-    assert clusters_view(empty, {}) == {"cluster_statuses": []}
-
-
-def test_an_ejected_endpoint_has_envoys_flag_for_it() -> None:
-    out = {("2001:db8::8", 21000)}
-    assert [
-        line.rpartition("::")[2] for line in clusters_text(TABLE, {}, out).splitlines() if "health_flags" in line
-    ] == [
-        "healthy",
-        "/failed_eds_health/failed_outlier_check",
-    ]
-    hosts = clusters_view(TABLE, {}, out)["cluster_statuses"][0]["host_statuses"]
-    assert [host["health_status"].get("failed_outlier_check", False) for host in hosts] == [False, True]
+    assert clusters_text(empty, {}, met) == ""
+    assert clusters_view(empty, {}, met) == {"cluster_statuses": []}

@@ -93,7 +93,7 @@ class Case:
         self.now = NOW
         self.network = Network()
         self.asked: list[str] = []
-        self.reported: list[tuple[str, bool]] = []
+        self.reported: list[tuple[str, str]] = []
         breakers = CircuitBreakers(SharedCounts(), lambda: self.context.table)
         self.balancer = LoadBalancer(breakers.loads, lambda: 0.0)
         self.context = cast(
@@ -107,7 +107,7 @@ class Case:
                 on_demand=OnDemand[object](lambda name, _: self.asked.append(name), patience=1.5),
                 overload=SimpleNamespace(free_descriptors=lambda: False),
                 counters=Counters(),
-                report=lambda _, address, failed: self.reported.append((address[0], failed)),
+                report=lambda _, address, why: self.reported.append((address[0], why)),
             ),
         )
         ticket = breakers.admit("192.0.2.7", self.context.limits, lambda _: True)
@@ -209,7 +209,7 @@ def test_attempt_gets_a_part_of_the_time_while_another_endpoint_is_left_and_the_
     assert case.now == pytest.approx(NOW + 5.0)
     assert case.setup.attempts == 2
     assert case.network.open == []
-    assert {failed for _, failed in case.reported} == {True}
+    assert {why for _, why in case.reported} == {"timed out"}
     assert case.context.breakers.pending == 0
 
 
@@ -253,7 +253,7 @@ def test_endpoint_that_refuses_is_passed_over_at_once_and_told_of() -> None:
     assert isinstance(outcome, Connected)
     assert case.setup.endpoint == C
     assert case.balancer.ejected.keys() == {
-        address for address in case.network.states if (address[0], True) in case.reported
+        address for address in case.network.states if (address[0], "connection refused") in case.reported
     }
 
 
@@ -261,7 +261,7 @@ def test_ejected_endpoint_that_takes_a_stream_is_told_to_be_well() -> None:
     case = Case(A)
     case.balancer.failed((A.address, 443))
     assert isinstance(case.setup.received(HELLO), Connected)
-    assert case.reported == [(A.address, False)]
+    assert case.reported == [(A.address, "")]
     assert case.balancer.ejected == {}
 
 
@@ -352,7 +352,7 @@ def test_rival_that_is_refused_leaves_the_other_its_time() -> None:
     outcome = case.wait(case.setup.received(HELLO))
     assert seconds(outcome) == pytest.approx(5.0 - RACE_SECONDS)
     assert case.network.open == [V6.address]
-    assert case.reported == [(V4.address, True)]
+    assert case.reported == [(V4.address, "connection refused")]
 
 
 def test_one_of_two_that_breaks_leaves_the_other_one_under_way() -> None:

@@ -2,17 +2,63 @@
 
 `/clusters` is the route table as Envoy's admin page shows clusters, for scripts that read that of a gateway. A route is
 a cluster under the name that Consul gives it: the SNI, without `*.` for a whole datacenter. What Envoy counts for each
-host and this product does not is left out, not made up.
+host and this product does not is left out, not made up; what only this product knows has names that Envoy does not use.
 """
 
-from collections.abc import Container, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
 
 from meshgate.core.addresses import host_port
 from meshgate.core.explain import Explanation
 from meshgate.core.outlier_detection import Address
 from meshgate.core.routes import Endpoint, Route, RouteTable
 from meshgate.core.text import printable
+
+
+class EndpointFacts(NamedTuple):
+    """What the gateway has met of an endpoint, whatever routes it has; times are Unix time.
+
+    `streams` have got a byte of it, `unanswered` ended without one, `failures` are connections that could not be had,
+    the last of them at `last_failure`, because of `last_error`. `first_byte` is how long it lately took to the first
+    byte, in seconds. `ejected` counts the failures in a row of one that is ejected since `ejected_since`, because of
+    `ejected_why`; 0 where it is not.
+    """
+
+    streams: int = 0
+    unanswered: int = 0
+    failures: int = 0
+    first_byte: float | None = None
+    last_success: float | None = None
+    last_failure: float | None = None
+    last_error: str = ""
+    ejected: int = 0
+    ejected_since: float = 0.0
+    ejected_why: str = ""
+
+
+Facts = Callable[[Address], EndpointFacts]
+"""What the gateway has met of the endpoint at an address."""
+
+
+def facts_view(facts: EndpointFacts) -> dict[str, Any]:
+    """The facts of an endpoint as `/clusters?format=json` and the dashboard have them."""
+    return {
+        "streams": facts.streams,
+        "unanswered": facts.unanswered,
+        "failures": facts.failures,
+        "first_byte_seconds": None if facts.first_byte is None else round(facts.first_byte, 6),
+        "last_success": facts.last_success,
+        "last_failure": facts.last_failure,
+        "last_error": printable(facts.last_error) or None,
+        "ejected": {
+            "failures": facts.ejected,
+            "since": facts.ejected_since,
+            "why": printable(facts.ejected_why) or None,
+        }
+        if facts.ejected
+        else None,
+    }
 
 
 def routes_view(table: RouteTable) -> dict[str, Any]:
@@ -74,13 +120,13 @@ Active = Mapping[tuple[str, str], int]
 """Open streams by the `sni` of their route and their endpoint (`host_port`)."""
 
 
-def clusters_text(table: RouteTable, active: Active, ejected: Container[Address] = ()) -> str:
+def clusters_text(table: RouteTable, active: Active, facts: Facts) -> str:
     """`/clusters`: lines of `name::address::metric::value`."""
-    return "".join(f"{line}\n" for route in table for line in _lines(route, active, ejected))
+    return "".join(f"{line}\n" for route in table for line in _lines(route, active, facts))
 
 
-def clusters_view(table: RouteTable, active: Active, ejected: Container[Address] = ()) -> dict[str, Any]:
-    """`/clusters?format=json`, in the shape of Envoy's `envoy.admin.v3.Clusters`."""
+def clusters_view(table: RouteTable, active: Active, facts: Facts) -> dict[str, Any]:
+    """`/clusters?format=json`, in the shape of Envoy's `envoy.admin.v3.Clusters`, with `meshgate` for each host."""
     return {
         "cluster_statuses": [
             {
@@ -88,7 +134,7 @@ def clusters_view(table: RouteTable, active: Active, ejected: Container[Address]
                 "observability_name": safe_text(route.name),
                 "added_via_api": True,
                 "host_statuses": [
-                    _host(endpoint, _active(route, endpoint, active), _is_out(endpoint, ejected))
+                    _host(endpoint, _active(route, endpoint, active), facts((endpoint.address, endpoint.port)))
                     for endpoint in route.endpoints
                 ],
             }
@@ -97,37 +143,59 @@ def clusters_view(table: RouteTable, active: Active, ejected: Container[Address]
     }
 
 
-def _lines(route: Route, active: Active, ejected: Container[Address]) -> Iterator[str]:
+def _lines(route: Route, active: Active, facts: Facts) -> Iterator[str]:
     name = printable(route.name)
     yield f"{name}::observability_name::{name}"
     yield f"{name}::added_via_api::true"
     for endpoint in route.endpoints:
         host = f"{name}::{printable(host_port(endpoint.address, endpoint.port))}"
-        yield f"{host}::cx_active::{_active(route, endpoint, active)}"
+        met = facts((endpoint.address, endpoint.port))
+        for stat, value in _stats(_active(route, endpoint, active), met):
+            yield f"{host}::{stat}::{value}"
         yield f"{host}::hostname::{printable(endpoint.node)}"
         flags = "" if endpoint.healthy else "/failed_eds_health"
-        flags += "/failed_outlier_check" if _is_out(endpoint, ejected) else ""
+        flags += "/failed_outlier_check" if met.ejected else ""
         yield f"{host}::health_flags::{flags or 'healthy'}"
         yield f"{host}::weight::{endpoint.weight}"
+        yield f"{host}::unanswered::{met.unanswered}"
+        if met.first_byte is not None:
+            yield f"{host}::first_byte_ms::{met.first_byte * 1000:.3f}"
+        if met.last_success is not None:
+            yield f"{host}::last_success::{_utc(met.last_success)}"
+        if met.last_failure is not None:
+            yield f"{host}::last_failure::{_utc(met.last_failure)} {printable(met.last_error)}"
+        if met.ejected:
+            yield f"{host}::ejected_since::{_utc(met.ejected_since)} {printable(met.ejected_why)}"
 
 
-def _host(endpoint: Endpoint, active: int, ejected: bool) -> dict[str, Any]:
+def _stats(active: int, facts: EndpointFacts) -> tuple[tuple[str, int], ...]:
+    """Under Envoy's names. As there, an attempt that failed is a connection, too."""
+    total = facts.streams + facts.unanswered + facts.failures
+    return ("cx_active", active), ("cx_connect_fail", facts.failures), ("cx_total", total)
+
+
+def _utc(unix: float) -> str:
+    return datetime.fromtimestamp(unix, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+def _host(endpoint: Endpoint, active: int, facts: EndpointFacts) -> dict[str, Any]:
     health: dict[str, Any] = {"eds_health_status": "HEALTHY" if endpoint.healthy else "UNHEALTHY"}
     if not endpoint.healthy:
         health["failed_eds_health"] = True
-    if ejected:
+    if facts.ejected:
         health["failed_outlier_check"] = True
+    stats = _stats(active, facts)
     return {
         "address": {"socket_address": {"address": safe_text(endpoint.address), "port_value": endpoint.port}},
-        "stats": [{"name": "cx_active", "value": str(active), "type": "GAUGE"}],
+        "stats": [
+            {"name": name, "value": str(value), "type": "GAUGE" if name == "cx_active" else "COUNTER"}
+            for name, value in stats
+        ],
         "health_status": health,
         "weight": endpoint.weight,
         "hostname": safe_text(endpoint.node),
+        "meshgate": facts_view(facts),
     }
-
-
-def _is_out(endpoint: Endpoint, ejected: Container[Address]) -> bool:
-    return (endpoint.address, endpoint.port) in ejected
 
 
 def _active(route: Route, endpoint: Endpoint, active: Active) -> int:

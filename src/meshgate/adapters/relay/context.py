@@ -29,7 +29,7 @@ _DEFECTS_TOLD: Final = 20
 class Context:
     """The parts of one relay.
 
-    `report` tells the other workers that an endpoint of a route (as in `Route.sni`) failed (True), or is well again.
+    `report` tells the other workers why an endpoint of a route (as in `Route.sni`) failed, or with "" that it is well.
     """
 
     reactor: Reactor
@@ -42,7 +42,7 @@ class Context:
     load_balancer: LoadBalancer
     on_demand: "OnDemand[Stream]"
     overload: Overload
-    report: Callable[[str, Address, bool], None]
+    report: Callable[[str, Address, str], None]
     streams: "set[Stream]" = field(default_factory=set)
     counters: Counters = field(default_factory=Counters)
 

@@ -289,6 +289,65 @@ class Counters:
 BY_DESTINATION: Final = (
     "connections", "carried", "failed", "connect_failures", "hellos", "first_bytes", "unanswered", "alerts",
 )  # fmt: skip
+
+
+@dataclass(slots=True)
+class EndpointRecord:
+    """What became of the streams of an endpoint, as long as it is remembered.
+
+    `streams` had their first byte from it, `unanswered` ended without one, `failures` are connections that could not be
+    had. `first_byte` is the time to the first byte in seconds, of about its last ten streams; None before there was
+    one. `last_success` is when it last answered a stream, `last_failure` when it last could not be reached, in Unix
+    time, and `last_error` why.
+    """
+
+    streams: int = 0
+    unanswered: int = 0
+    failures: int = 0
+    first_byte: float | None = None
+    last_success: float | None = None
+    last_failure: float | None = None
+    last_error: str = ""
+
+
+class EndpointHistory:
+    """Keeps the records of the MOST endpoints that were last heard of. Any thread may ask."""
+
+    MOST: Final = 20_000
+    _LATELY: Final = 10
+
+    def __init__(self) -> None:
+        self._records: dict[Address, EndpointRecord] = {}
+
+    def of(self, address: Address) -> EndpointRecord | None:
+        return self._records.get(address)
+
+    def add(self, told: Mapping[Address, EndpointCounts], now: float) -> None:
+        """Add what a worker tells, at a Unix time."""
+        for address, counts in told.items():
+            record = self._record(address)
+            record.streams += counts.answered
+            record.unanswered += counts.unanswered
+            record.failures += counts.failures
+            if counts.answered:
+                record.last_success = now
+                mean = counts.waited / counts.answered
+                before = mean if record.first_byte is None else record.first_byte
+                record.first_byte = before + (mean - before) * min(1.0, counts.answered / self._LATELY)
+
+    def note_failure(self, address: Address, why: str, now: float) -> None:
+        """Note why it could not be reached, at a Unix time; it is counted by `add`."""
+        record = self._record(address)
+        record.last_failure, record.last_error = now, why
+
+    def _record(self, address: Address) -> EndpointRecord:
+        record = self._records.pop(address, None) or EndpointRecord()
+        if len(self._records) >= self.MOST:
+            del self._records[next(iter(self._records))]
+        self._records[address] = record
+        return record
+
+
 _GAUGES: Final = ("active", "of_servers", "open", "endpoints")
 _TOTALS: Final = tuple(each.name for each in fields(Counters) if each.name not in _GAUGES)
 

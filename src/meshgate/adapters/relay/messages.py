@@ -207,12 +207,13 @@ class StatsReport(msgspec.Struct, tag=True, frozen=True):
 
 
 class EndpointNews(msgspec.Struct, tag=True, frozen=True):
-    """A connection to an endpoint of a route could not be had, or one to an ejected endpoint stands."""
+    """A connection to an endpoint of a route could not be had, and why, or one to an ejected endpoint stands."""
 
     sni: Text
     address: Text
     port: Number
     failed: bool
+    why: Text = ""
 
 
 class HandedOver(msgspec.Struct, tag=True, frozen=True):

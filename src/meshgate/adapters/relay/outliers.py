@@ -5,6 +5,7 @@ closed, not a byte is sent.
 """
 
 import socket
+import time
 from collections.abc import Callable, Iterable
 from typing import Final
 
@@ -12,7 +13,8 @@ import structlog
 import trio
 
 from meshgate.core.addresses import host_port
-from meshgate.core.outlier_detection import Address, OutlierDetector
+from meshgate.core.outlier_detection import Address, Ejection, OutlierDetector
+from meshgate.core.text import printable
 
 from . import sockets
 
@@ -40,15 +42,20 @@ class Outliers:
         """The endpoints that are ejected, and how often each has failed in a row."""
         return self._detector.ejected
 
+    def ejection(self, address: Address) -> Ejection | None:
+        """Since when and why an endpoint is ejected; None where it is not."""
+        return self._detector.ejection(address)
+
     def remember(self, ejected: Iterable[tuple[str, int, int]]) -> None:
         """Take over what somebody else has ejected: each address with its failures."""
         for host, port, failures in ejected:
-            self._detector.remember((host, port), failures, trio.current_time())
+            self._detector.remember((host, port), failures, trio.current_time(), since=time.time())
 
-    def failed(self, address: Address) -> None:
+    def failed(self, address: Address, why: str) -> None:
         """A stream could not be connected to it."""
-        if self._detector.failed(address, trio.current_time()):
-            log.info("endpoint ejected, it gets no streams while others are left", endpoint=host_port(*address))
+        if self._detector.failed(address, trio.current_time(), since=time.time(), why=why):
+            told = "endpoint ejected, it gets no streams while others are left"
+            log.info(told, endpoint=host_port(*address), why=printable(why))
             self._tell(address, 1)
             self._alarm.deadline = min(self._alarm.deadline, self._detector.next_probe())
 

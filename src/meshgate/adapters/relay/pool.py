@@ -20,13 +20,13 @@ import structlog
 import trio
 
 from meshgate.core.load_balancer import addresses_of
-from meshgate.core.outlier_detection import Address
+from meshgate.core.outlier_detection import Address, Ejection
 from meshgate.core.reasons import StreamEnd
 from meshgate.core.routes import RouteTable, TableChange, difference
 from meshgate.core.token_bucket import TokenBucket
 
 from . import sockets
-from .counters import LONGEST_TEXT, Counters, Destination, Observer, OpenStream
+from .counters import LONGEST_TEXT, Counters, Destination, EndpointHistory, Observer, OpenStream
 from .limits import Limits
 from .messages import (
     VERSION,
@@ -231,6 +231,8 @@ class RelayPool:
         self._counts = CountRows(added=self._tell_of_row)
         if left is not None:
             self._counts = CountRows(key=left.row_key, rows=left.rows, added=self._tell_of_row)
+        self.endpoints = EndpointHistory()
+        """What became of the streams of each endpoint."""
         self._outliers = Outliers(
             lambda address, failures: self._tell_all(EndpointState(*address, failures)),
             lambda: self._limits.per_try_timeout or self._limits.connect_timeout,
@@ -343,6 +345,10 @@ class RelayPool:
     def ejected(self) -> dict[Address, int]:
         """The endpoints that get no streams while others are left, and how often each has failed in a row."""
         return self._outliers.ejected
+
+    def ejection(self, address: Address) -> Ejection | None:
+        """Since when and why an endpoint is ejected; None where it is not."""
+        return self._outliers.ejection(address)
 
     def drain(self, seconds: float) -> None:
         """End streams at quiet moments from now on, those of Consul's servers left alone; all within `seconds`."""
@@ -656,6 +662,8 @@ class RelayPool:
         if not all(each in self._destinations for each in report.open_carried):
             raise ValueError("bytes of a destination that no route has")
         self._totals.add(report.counters)
+        if report.counters.endpoints:
+            self.endpoints.add(report.counters.endpoints, time.time())
         for refused in report.refused:
             self._observer.on_refused(refused)
         for record in report.ended:
@@ -670,7 +678,8 @@ class RelayPool:
         if route is None or all((each.address, each.port) != address for each in route.endpoints):
             return  # Gone meanwhile, or invented.
         if news.failed:
-            self._outliers.failed(address)
+            self.endpoints.note_failure(address, news.why, time.time())
+            self._outliers.failed(address, news.why)
         else:
             self._outliers.succeeded(address)
 

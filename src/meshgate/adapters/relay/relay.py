@@ -39,7 +39,7 @@ _LOOKS: Final = 4  # At streams within the quiet that they must keep.
 _SHORTEST_LOOK: Final = 0.001
 
 
-def _nobody(_sni: str, _address: Address, _failed: bool) -> None:
+def _nobody(_sni: str, _address: Address, _why: str) -> None:
     """Whom a relay without others tells of endpoints."""
 
 
@@ -56,7 +56,7 @@ class Relay:
         worker: its number among those that carry one gateway's streams.
         counts: what all of them count together.
         on_demand: has names looked up; without it no stream waits for that.
-        report: gets a route and the address of an endpoint of it that failed (True), or that was ejected and is well.
+        report: gets a route, the address of an endpoint of it, and why that failed, or "" where it is well again.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Relay:
         worker: int = 0,
         counts: SharedCounts | None = None,
         on_demand: OnDemand[Stream] | None = None,
-        report: Callable[[str, Address, bool], None] = _nobody,
+        report: Callable[[str, Address, str], None] = _nobody,
     ) -> None:
         breakers = CircuitBreakers(counts or SharedCounts(), lambda: self.context.table)
         self._pipes = PipePool(_MAX_PIPES)

@@ -204,8 +204,9 @@ class StreamSetup:
         except BlockingIOError:
             return WAIT
         except OSError as failure:
-            self._drop(attempt, failed=True)
-            detail = self._told(attempt.position, sockets.describe(failure.errno or 0))
+            why = sockets.describe(failure.errno or 0)
+            self._drop(attempt, why)
+            detail = self._told(attempt.position, why)
             # Where a rival is under way it may still make it.
             return self._await() if self._attempts else self._attempt(self._placed, Reason.CONNECT_FAILED, detail)
         self._attempts = tuple(each for each in self._attempts if each is not attempt)
@@ -224,7 +225,7 @@ class StreamSetup:
         detail = "timed out"
         for attempt in self._attempts:
             detail = self._told(attempt.position, "timed out")
-            self._drop(attempt, failed=True)
+            self._drop(attempt, "timed out")
         return self._attempt(self._placed, Reason.CONNECT_TIMEOUT, detail)
 
     def give_up(self) -> None:
@@ -232,7 +233,7 @@ class StreamSetup:
         if self._looking_up:
             self._leave()
         for attempt in self._attempts:
-            self._drop(attempt, failed=False)
+            self._drop(attempt)
 
     # --- placing and dialling ------------------------------------------------------------------------------------
 
@@ -337,7 +338,7 @@ class StreamSetup:
                 if number in sockets.OWN_FAULTS:
                     # No socket could be had: the fault is ours, and no other endpoint would fare better.
                     return Refused(Reason.CONNECT_FAILED, str(failure))
-                self._note_failure(position)
+                self._note_failure(position, str(failure))
                 return self._told(position, str(failure))
         try:
             if error in sockets.UNDER_WAY:
@@ -352,7 +353,7 @@ class StreamSetup:
         else:
             number = error
         leg.close()
-        self._note_failure(position)
+        self._note_failure(position, sockets.describe(number))
         return self._told(position, sockets.describe(number))
 
     def _stands(self, hosts: HostSet, leg: Leg, position: int, begun: float, sent: int) -> Connected:
@@ -363,27 +364,27 @@ class StreamSetup:
         context.counters.count_connect(now - begun)
         balancer = context.load_balancer
         if (balancer.ejected or hosts.names) and balancer.succeeded(hosts, position):
-            context.report(hosts.sni, hosts.address_of[position], False)
+            context.report(hosts.sni, hosts.address_of[position], "")
         return Connected(leg, bytes(self._hello[sent:]) if sent < len(self._hello) else b"", now)
 
-    def _drop(self, attempt: _Attempt, *, failed: bool) -> None:
-        """Close a connection that is not wanted any more."""
+    def _drop(self, attempt: _Attempt, why: str = "") -> None:
+        """Close a connection that is not wanted any more, or that failed: then why."""
         context, hosts = self._context, self._placed
         self._attempts = tuple(each for each in self._attempts if each is not attempt)
         self._ticket.settle(hosts.address_of[attempt.position])
         context.reactor.forget(attempt.leg)
         attempt.leg.close()
-        if failed:
-            self._note_failure(attempt.position)
+        if why:
+            self._note_failure(attempt.position, why)
 
-    def _note_failure(self, position: int) -> None:
+    def _note_failure(self, position: int, why: str) -> None:
         hosts = self._placed
         address = hosts.address_of[position]
         counters = self._context.counters
         counters.count_connect_failure(hosts.destination)
         counters.endpoint(address).failures += 1
         self._context.load_balancer.failed(address)
-        self._context.report(hosts.sni, address, True)
+        self._context.report(hosts.sni, address, why or "failed")
 
     def _told(self, position: int, detail: str) -> str:
         return f"{host_port(*self._placed.address_of[position])} {detail}, attempt {self.attempts}"

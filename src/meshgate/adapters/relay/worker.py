@@ -269,9 +269,9 @@ class Worker:
     def _ask(self, name: str, client: str) -> None:
         self._tell_soon((name, client), Lookup(name, client))
 
-    def _report_endpoint(self, sni: str, address: Address, failed: bool) -> None:
+    def _report_endpoint(self, sni: str, address: Address, why: str) -> None:
         if len(address[0]) <= LONGEST_TEXT:
-            self._tell_soon(address, EndpointNews(sni, address[0], address[1], failed))
+            self._tell_soon(address, EndpointNews(sni, *address, failed=bool(why), why=why[:LONGEST_TEXT]))
 
     def _tell_soon(self, about: tuple[object, ...], news: Lookup | EndpointNews) -> None:
         """Tell the parent at once, but not from the midst of what a stream does; of several news the last one."""

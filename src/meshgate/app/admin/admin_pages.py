@@ -7,7 +7,7 @@ nothing waits for them.
 
 import dataclasses
 from collections import Counter
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -27,7 +27,7 @@ from meshgate.adapters.admin.http_server import (
     text_response,
 )
 from meshgate.adapters.admin.static_files import static_routes
-from meshgate.adapters.admin.views import Active, clusters_text, clusters_view, routes_view, safe_text
+from meshgate.adapters.admin.views import Active, Facts, clusters_text, clusters_view, routes_view, safe_text
 from meshgate.adapters.consul import WatchState
 from meshgate.adapters.relay import OpenStream, Refused, StreamRecord
 from meshgate.adapters.relay.pool import WorkerLoss
@@ -46,7 +46,6 @@ from meshgate.app.logs.access_log import rfc3339
 from meshgate.app.settings.setting_table import TABLE
 from meshgate.app.settings.setting_types import LOG_LEVELS
 from meshgate.app.settings.settings import Origin, Settings
-from meshgate.core.outlier_detection import Address
 from meshgate.core.reasons import StreamEnd
 from meshgate.core.routes import RouteTable
 
@@ -117,7 +116,7 @@ class _Pages:
             return error_response(400, "format is text or json")
         gateway = self._gateway
         return await trio.to_thread.run_sync(
-            _clusters, gateway.table(), await gateway.connections(), set(gateway.ejected()), form == "json"
+            _clusters, gateway.table(), await gateway.connections(), gateway.endpoint_facts, form == "json"
         )
 
     async def connections(self, _request: Request) -> Response:
@@ -214,11 +213,11 @@ def _state(gateway: GatewayView) -> str:
     return "LIVE" if gateway.ready else "PRE_INITIALIZING"
 
 
-def _clusters(table: RouteTable, streams: Sequence[OpenStream], ejected: Container[Address], as_json: bool) -> Response:
+def _clusters(table: RouteTable, streams: Sequence[OpenStream], facts: Facts, as_json: bool) -> Response:
     active: Active = Counter((stream.route, stream.endpoint) for stream in streams if stream.route and stream.endpoint)
     if as_json:
-        return json_response(clusters_view(table, active, ejected))
-    return Response(200, clusters_text(table, active, ejected).encode("utf-8", "backslashreplace"))
+        return json_response(clusters_view(table, active, facts))
+    return Response(200, clusters_text(table, active, facts).encode("utf-8", "backslashreplace"))
 
 
 def _connections(streams: Sequence[OpenStream]) -> Response:

@@ -20,7 +20,7 @@ import trio
 
 from meshgate import __version__
 from meshgate.adapters.admin.http_server import Request, Response, error_response, json_response
-from meshgate.adapters.admin.views import endpoint_view, safe_text
+from meshgate.adapters.admin.views import EndpointFacts, Facts, endpoint_view, facts_view, safe_text
 from meshgate.adapters.consul import WatchState
 from meshgate.adapters.relay import CONNECT_BUCKETS, Counters, Destination, OpenStream
 from meshgate.app.admin.gateway_view import GatewayView
@@ -146,7 +146,7 @@ class DashboardState:
                 state
                 | {
                     "places": places_view(table, span),
-                    "destinations": destinations_view(table, span, wanted=wanted, sort=sort),
+                    "destinations": destinations_view(table, span, gateway.endpoint_facts, wanted=wanted, sort=sort),
                 }
             )
         )
@@ -243,7 +243,9 @@ def refused_view(span: Span) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: (-row["total"], row["reason"]))
 
 
-def destinations_view(table: RouteTable, span: Span, *, wanted: str = "", sort: Sort = "busy") -> dict[str, Any]:
+def destinations_view(
+    table: RouteTable, span: Span, facts: Facts, *, wanted: str = "", sort: Sort = "busy"
+) -> dict[str, Any]:
     """The routes whose SNI, destination or kind holds `wanted` in any case, `MAX_ROWS` of them at most."""
     needle = wanted.strip().lower()
     found = [
@@ -256,7 +258,7 @@ def destinations_view(table: RouteTable, span: Span, *, wanted: str = "", sort: 
     return {
         "total": len(table),
         "matching": len(found),
-        "rows": [_row(route, span) for route in found[:MAX_ROWS]],
+        "rows": [_row(route, span, facts) for route in found[:MAX_ROWS]],
     }
 
 
@@ -304,11 +306,12 @@ def _place(kind: str, name: str, routes: Sequence[Route], span: Span) -> dict[st
     }
 
 
-def _row(route: Route, span: Span) -> dict[str, Any]:
+def _row(route: Route, span: Span, facts: Facts) -> dict[str, Any]:
     key = (route.kind, route.destination)
     received, sent = span.bytes((key,))
-    # Who is unhealthy is what one looks for.
-    endpoints = sorted(route.endpoints, key=lambda endpoint: endpoint.healthy)
+    # Who is unhealthy is what one looks for, and who fails.
+    met = [(endpoint, facts((endpoint.address, endpoint.port))) for endpoint in route.endpoints]
+    met.sort(key=lambda each: (each[0].healthy, -each[1].ejected, -each[1].failures))
     return {
         "sni": safe_text(route.sni),
         "kind": route.kind.value,
@@ -321,12 +324,12 @@ def _row(route: Route, span: Span) -> dict[str, Any]:
         "rate": span.streams((key,)),
         "received_rate": received,
         "sent_rate": sent,
-        "listed": [_endpoint(endpoint) for endpoint in endpoints[:MAX_ENDPOINTS]],
+        "listed": [_endpoint(*each) for each in met[:MAX_ENDPOINTS]],
     }
 
 
-def _endpoint(endpoint: Endpoint) -> dict[str, Any]:
-    return endpoint_view(endpoint) | {"cause": safe_text(endpoint.cause[:MAX_TEXT])}
+def _endpoint(endpoint: Endpoint, facts: EndpointFacts) -> dict[str, Any]:
+    return endpoint_view(endpoint) | {"cause": safe_text(endpoint.cause[:MAX_TEXT])} | facts_view(facts)
 
 
 def _healthy(route: Route) -> int:

@@ -14,7 +14,7 @@ from typing import Final
 import trio
 
 from meshgate.adapters.admin.http_server import Lane, Request, Response, error_response, json_response
-from meshgate.adapters.admin.views import explain_view
+from meshgate.adapters.admin.views import EndpointFacts, explain_view
 from meshgate.adapters.consul import Checks, WatchState
 from meshgate.adapters.relay.pool import LOOKUP_SECONDS
 from meshgate.app.admin.gateway_view import GatewayView
@@ -112,7 +112,7 @@ class ExplainPage:
             route = explanation.route
             if route is not None:
                 steps += await self._why_unhealthy(route)
-                steps += self._ejected(route)
+                steps += self._met(route)
                 steps += _age_of(route, gateway.watches())
             elif explanation.reason is Reason.UNKNOWN_SNI:
                 steps += await self._why_missing(explanation.sni)
@@ -137,20 +137,19 @@ class ExplainPage:
         more = len(unhealthy) - len(told)
         return [*steps, Step("why unhealthy", f"{more} more endpoints are not asked about")] if more else steps
 
-    def _ejected(self, route: Route) -> list[Step]:
-        failures = self._gateway.ejected()
-        out = [(each, failures.get((each.address, each.port), 0)) for each in route.endpoints]
-        return [
-            Step(
-                "ejected",
-                f"{_shown(each.instance)} on {_shown(each.node)}: "
-                f"{counted(count, 'failed connection')} in a row; {_OUT}",
-            )
-            for each, count in [pair for pair in out if pair[1]][:_MOST_ENDPOINTS]
-        ]
+    def _met(self, route: Route) -> list[Step]:
+        """What this gateway has met of the endpoints, those that fail first."""
+        met = [(each, self._gateway.endpoint_facts((each.address, each.port))) for each in route.endpoints]
+        met.sort(key=lambda pair: (-pair[1].ejected, -pair[1].failures, -pair[1].unanswered))
+        ejected = [pair for pair in met if pair[1].ejected][:_MOST_ENDPOINTS]
+        used = [pair for pair in met if pair[1].streams or pair[1].unanswered or pair[1].failures]
+        steps = [Step("ejected", f"{_who(each)} {_ejection(facts)}; {_OUT}") for each, facts in ejected]
+        steps += [Step("endpoint", f"{_who(each)}: {_record(facts)}") for each, facts in used[:_MOST_ENDPOINTS]]
+        more = len(used) - _MOST_ENDPOINTS
+        return [*steps, Step("endpoint", f"{counted(more, 'more endpoint')}: /clusters has all")] if more > 0 else steps
 
     async def _why(self, route: Route, endpoint: Endpoint, datacenter: str) -> str:
-        who = f"{_shown(endpoint.instance)} on {_shown(endpoint.node)}{self._since(route, endpoint)}"
+        who = f"{_who(endpoint)}{self._since(route, endpoint)}"
         if not KINDS[route.kind].nodes_known or not endpoint.weight:
             return f"{who}: {_shown(endpoint.cause)}"
         checks = await self._checks.of(endpoint.node, endpoint.instance, datacenter=datacenter)
@@ -175,6 +174,35 @@ class ExplainPage:
             return ""
         seconds = format_duration(round(trio.current_time() - since.time))
         return f" for {seconds}" if since.seen else f" for {seconds} or longer (it was when this gateway first saw it)"
+
+
+def _who(endpoint: Endpoint) -> str:
+    return f"{_shown(endpoint.instance)} on {_shown(endpoint.node)}"
+
+
+def _ago(unix: float) -> str:
+    return format_duration(round(max(0.0, time.time() - unix)))
+
+
+def _ejection(facts: EndpointFacts) -> str:
+    why = f", the first: {_shown(facts.ejected_why)}" if facts.ejected_why else ""
+    return f"for {_ago(facts.ejected_since)}: {counted(facts.ejected, 'failed connection')} in a row{why}"
+
+
+def _record(facts: EndpointFacts) -> str:
+    """What became of the streams of an endpoint, on one line."""
+    said = [counted(facts.streams + facts.unanswered, "stream")]
+    if facts.unanswered:
+        said.append(f"{facts.unanswered} without a byte of it")
+    if facts.first_byte is not None:
+        said.append(f"first byte lately after {facts.first_byte * 1000:.3g} ms")
+    if facts.last_success is not None:
+        said.append(f"last answered {_ago(facts.last_success)} ago")
+    if facts.failures:
+        said.append(counted(facts.failures, "failed connection"))
+    if facts.last_failure is not None:
+        said.append(f"the last {_ago(facts.last_failure)} ago: {_shown(facts.last_error)}")
+    return ", ".join(said)
 
 
 def _first(names: Iterable[str], text: str) -> list[str]:

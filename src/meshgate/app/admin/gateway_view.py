@@ -6,6 +6,7 @@ All of it is read only, but for `drain`. What is awaited and not of the relay as
 import time
 from collections.abc import Iterable, Mapping
 
+from meshgate.adapters.admin.views import EndpointFacts
 from meshgate.adapters.consul import WatchState
 from meshgate.adapters.consul.api import GATEWAY_KIND, HealthCheck
 from meshgate.adapters.relay import Counters, Limits, OpenStream, Refused, StreamRecord
@@ -142,6 +143,25 @@ class GatewayView:
     def ejected(self) -> Mapping[Address, int]:
         """The endpoints that get no streams while others are left, and how often each has failed in a row."""
         return self._gateway.relay.ejected
+
+    def endpoint_facts(self, address: Address) -> EndpointFacts:
+        """What the relay has met of an endpoint; any thread may ask."""
+        relay = self._gateway.relay
+        record, out = relay.endpoints.of(address), relay.ejection(address)
+        facts = EndpointFacts()
+        if record is not None:
+            facts = EndpointFacts(
+                record.streams,
+                record.unanswered,
+                record.failures,
+                record.first_byte,
+                record.last_success,
+                record.last_failure,
+                record.last_error,
+            )
+        if out is not None:
+            facts = facts._replace(ejected=out.failures, ejected_since=out.since, ejected_why=out.why)
+        return facts
 
     async def counters(self) -> Counters:
         """The relay's totals; waits up to half a second for the workers."""
