@@ -69,8 +69,8 @@ NUMBERS = Counters(
 )
 
 
-def down(address: str, port: int, node: str) -> admin_answers.Endpoint:
-    return admin_answers.Endpoint(address, port, healthy=False, weight=1, node=node, instance="")
+def down(address: str, port: int, node: str) -> admin_answers.Met:
+    return admin_answers.Met(address, port, healthy=False, weight=1, node=node, instance="")
 
 
 STATE = DashboardState(
@@ -221,7 +221,7 @@ def test_keys_scroll_as_far_as_there_are_rows_and_sort() -> None:
 @pytest.mark.parametrize(
     ("key", "head", "first", "order"),
     [
-        ("2", "ENDPOINT DESTINATION NODE STATE OPEN", "10.0.0.1:0 s0 n1 unhealthy 0", "health"),
+        ("2", "ENDPOINT DESTINATION NODE STATE OPEN FAILED 1ST BYTE", "10.0.0.1:0 s0 n1 unhealthy 0 0 -", "health"),
         ("3", "CLIENT OPEN DESTINATIONS IN OUT OLDEST", "192.0.2.1 2 1 2.0 kB 2.0 kB 1m30s", "open"),
         ("4", "WORKER PID OPEN", "0 4711 3", ""),
         ("5", "SINCE WHAT DETAIL", "now problem the token lacks a rule", ""),
@@ -243,6 +243,28 @@ def test_problems_are_all_on_their_page() -> None:
     assert "1m01s watch services connection refused" in lines
     assert "now Web unhealthy [2001:db8::8]:21000 on n2:" in lines
     assert any(line.endswith("unknown_sni no.such from 192.0.2.9:1: no route") for line in lines)
+
+
+def test_endpoints_that_are_ejected_are_told_apart_with_what_was_met_of_them() -> None:
+    out = admin_answers.Ejected(3, 1_800_000_000.0 - 90, "timed out")
+    met = admin_answers.Met(
+        "10.0.0.8", 1, healthy=True, weight=1, node="n8", instance="", streams=9, unanswered=1, failures=3,
+        first_byte_seconds=0.01234, ejected=out,
+    )  # fmt: skip
+    slow = replace(met, address="10.0.0.9", failures=0, first_byte_seconds=2.5, ejected=None, unanswered=0)
+    row = Destination("web", "service", 2, 2, 0, None, None, None, [slow, met])
+    state, view = replace(STATE, destinations=Destinations(1, [row])), View("endpoints")
+    lines = [" ".join(line.split()) for line in drawn(state, view=view, width=120, streams=[])]
+    at = lines.index("ENDPOINT DESTINATION NODE STATE OPEN STREAMS FAILED 1ST BYTE")
+    assert lines[at + 1 : at + 3] == [
+        "10.0.0.8:1 web n8 ejected 1m30s: timed out 0 10 3 12.3 ms",
+        "10.0.0.9:1 web n8 healthy 0 9 0 2.5 s",
+    ]
+    for _ in range(3):
+        view.press("s")
+    lines = drawn(state, view=view, streams=[])
+    assert view.order == "slow"
+    assert [line.split()[0] for line in lines if line.startswith("10.")] == ["10.0.0.9:1", "10.0.0.8:1"]
 
 
 def test_callers_can_be_sorted_by_what_they_send() -> None:

@@ -10,6 +10,7 @@ import pytest
 import trio
 from playwright.sync_api import Page, expect
 
+from meshgate.adapters.admin.views import EndpointFacts
 from meshgate.core.reasons import Reason
 from meshgate.core.routes import RouteKind
 from tests.app.gateway_double import GatewayDouble, refused, route
@@ -166,6 +167,39 @@ async def test_page_is_readable_at_any_width_in_both_schemes(
             assert dark == (scheme == "dark")
 
         await browser.do(is_readable, watched.page)
+
+
+async def test_what_was_met_of_an_endpoint_is_in_its_line(nursery: trio.Nursery, browser: Chromium) -> None:
+    now, double = time.time(), full_double()
+    double.facts = {
+        ("10.0.0.7", 20000): EndpointFacts(12344, 1, 0, first_byte=0.003127, last_success=now - 5),
+        ("10.0.0.7", 20001): EndpointFacts(
+            failures=7, last_failure=now - 65, last_error="<b>refused</b>", ejected=7, ejected_since=now - 125,
+            ejected_why="connection refused",
+        ),
+    }  # fmt: skip
+    async with opened(browser, await double.serve(nursery)) as watched:
+
+        def tells(page: Page) -> None:
+            page.get_by_role("button", name="orders").click()
+            lines = page.locator(".open-row .endpoints li")
+            expect(lines).to_have_count(3)
+            expect(lines.nth(0)).to_contain_text("unhealthy")
+            expect(lines.nth(1)).to_contain_text("ejected")
+            expect(lines.nth(1)).to_contain_text(
+                re.compile(r"no stream for 2 min \d+ s: 7 failed connections in a row, the first: connection refused")
+            )
+            expect(lines.nth(1)).to_contain_text(
+                re.compile(r"0 streams, 7 failed connections, the last 1 min \d+ s ago: <b>refused</b>")
+            )
+            expect(lines.nth(2)).to_contain_text("healthy")
+            expect(lines.nth(2)).to_contain_text(
+                re.compile(r"12,345 streams, 1 without a byte of it, first byte lately after 3.13 ms, last answered \d")
+            )
+            page.set_viewport_size({"width": 320, "height": 800})
+            assert page.evaluate("document.documentElement.scrollWidth") <= 320
+
+        await browser.do(tells, watched.page)
 
 
 async def test_page_stands_still_for_who_wants_that(nursery: trio.Nursery, browser: Chromium) -> None:

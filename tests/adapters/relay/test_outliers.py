@@ -11,6 +11,7 @@ import structlog.testing
 import trio
 
 from meshgate.adapters.relay import Limits, StreamRecord
+from meshgate.adapters.relay.counters import EndpointCounts, EndpointHistory, EndpointRecord
 from meshgate.core.routes import Endpoint, Route, RouteKind, RouteTable
 
 from .streams import TRUST_DOMAIN, WEB, backend, endpoint, hello_for, named, receive_exactly, table_of
@@ -131,6 +132,58 @@ async def test_ejected_endpoint_is_tried_by_the_gateways_own_connection_and_then
         ("endpoint", f"127.0.0.1:{port}"),
         ("ejected", f"127.0.0.1:{port}"),
     ]
+
+
+async def test_parent_knows_what_became_of_the_streams_of_each_endpoint_and_why_one_is_ejected() -> None:
+    began = time.time()
+    with refusing_port() as port:
+        async with backend(named(b"a")) as good, pool_of({WEB: [endpoint(port), endpoint(good)]}, 2) as pool:
+            calls = 0
+            while not pool.relay.ejected:
+                assert await call(pool) == b"a"
+                calls += 1
+            well, bad = ("127.0.0.1", good), ("127.0.0.1", port)
+            with trio.fail_after(20):
+                while (record := pool.relay.endpoints.of(well)) is None or record.streams < calls:
+                    await trio.sleep(0.02)
+                while (failed := pool.relay.endpoints.of(bad)) is None or not failed.failures:
+                    await trio.sleep(0.02)
+            assert (record.unanswered, record.failures, record.last_error) == (0, 0, "")
+            assert record.last_success is not None
+            assert began <= record.last_success <= time.time()
+            assert record.first_byte is not None
+            assert 0 < record.first_byte < 5
+            assert (failed.streams, failed.last_success, failed.last_error) == (0, None, "connection refused")
+            out = pool.relay.ejection(bad)
+            assert out is not None
+            assert out.why == "connection refused"
+            assert began <= out.since <= time.time()
+            assert pool.relay.ejection(well) is None
+
+
+def test_history_of_endpoints_is_bounded_and_forgets_whom_it_heard_of_longest_ago(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(EndpointHistory, "MOST", 2)
+    history = EndpointHistory()
+    a, b, c = (("10.0.0.7", number) for number in range(3))
+    history.add({a: EndpointCounts(answered=1, waited=0.2), b: EndpointCounts(unanswered=1)}, 1.0)
+    history.note_failure(a, "timed out", 2.0)
+    history.add({c: EndpointCounts(failures=1)}, 3.0)
+    assert history.of(b) is None
+    assert history.of(a) == EndpointRecord(1, 0, 0, 0.2, 1.0, 2.0, "timed out")
+    assert history.of(c) == EndpointRecord(failures=1)
+
+
+def test_first_byte_of_an_endpoint_is_that_of_its_last_streams() -> None:
+    history, address = EndpointHistory(), ("10.0.0.7", 1)
+    history.add({address: EndpointCounts(answered=100, waited=1.0)}, 1.0)
+    history.add({address: EndpointCounts(answered=1, waited=1.01)}, 1.0)
+    record = history.of(address)
+    assert record is not None
+    assert record.first_byte == pytest.approx(0.11)
+    history.add({address: EndpointCounts(answered=10, waited=5.0)}, 1.0)
+    assert record.first_byte == pytest.approx(0.5)
 
 
 async def test_stream_that_reaches_an_ejected_endpoint_ends_its_ejection_for_all() -> None:

@@ -5,6 +5,12 @@ import msgspec
 from meshgate.core.addresses import host_port
 
 
+class Ejected(msgspec.Struct):
+    failures: int
+    since: float
+    why: str | None
+
+
 class Endpoint(msgspec.Struct):
     address: str
     port: int
@@ -176,6 +182,16 @@ class Names(msgspec.Struct):
     snis: list[str]
 
 
+class Met(Endpoint):
+    """An endpoint with what the gateway has met of it."""
+
+    streams: int = 0
+    unanswered: int = 0
+    failures: int = 0
+    first_byte_seconds: float | None = None
+    ejected: Ejected | None = None
+
+
 class Destination(msgspec.Struct):
     """A route as the dashboard lists it; rates are per second, None where there is nothing to compare with."""
 
@@ -187,7 +203,7 @@ class Destination(msgspec.Struct):
     rate: float | None
     received_rate: float | None
     sent_rate: float | None
-    listed: list[Endpoint] = []
+    listed: list[Met] = []
     sni: str = ""
 
 

@@ -14,7 +14,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from meshgate.app.cli.admin_answers import DashboardState, Destination, Stream
+from meshgate.app.cli.admin_answers import DashboardState, Destination, Met, Stream
 from meshgate.app.cli.output import Printer, duration, rate, size
 from meshgate.core.addresses import host_port
 from meshgate.core.text import printable
@@ -24,9 +24,20 @@ PAGES: Final = ("destinations", "endpoints", "callers", "workers", "problems")
 MOST_STREAMS: Final = 5000
 
 _HEAD: Final = ("DESTINATION", "KIND", "OPEN", "NEW/S", "IN/S", "OUT/S", "HEALTHY")
-_WIDTHS: Final = {"KIND": 10, "NEW/S": 5, "IN/S": 6, "OUT/S": 6, "IN": 6, "OUT": 6, "OLDEST": 6}
+_WIDTHS: Final = {"1ST BYTE": 8, "KIND": 10, "NEW/S": 5, "IN/S": 6, "OUT/S": 6, "IN": 6, "OUT": 6, "OLDEST": 6}
 # Columns that a narrower terminal does without.
-_NEEDED: Final = {"IN/S": 66, "OUT/S": 66, "KIND": 48, "NODE": 70, "STATE": 56, "OLDEST": 56, "DESTINATIONS": 66}
+_NEEDED: Final = {
+    "IN/S": 66,
+    "OUT/S": 66,
+    "KIND": 48,
+    "NODE": 70,
+    "STATE": 56,
+    "OLDEST": 56,
+    "DESTINATIONS": 66,
+    "FAILED": 72,
+    "1ST BYTE": 80,
+    "STREAMS": 92,
+}
 # Columns of words, which are cut where there is no room; numbers never are.
 _WORDS: Final = frozenset(("DESTINATION", "KIND", "ENDPOINT", "NODE", "STATE", "CLIENT", "WHAT", "DETAIL"))
 _CUT: Final = _WORDS - {"KIND"}
@@ -262,12 +273,38 @@ def _endpoints(seen: Seen) -> list[Row]:
                 address,
                 row.name,
                 each.node,
-                "healthy" if each.healthy else each.cause or "unhealthy",
+                _state(each, seen.state.gateway.now),
                 "-" if seen.streams is None else str(streams),
+                str(each.streams + each.unanswered),
+                str(each.failures),
+                _brief(each.first_byte_seconds),
             )
-            keys = {"health": (each.healthy, -streams), "open": -streams, "name": row.name, "node": each.node}
-            found.append(Row(cells, "" if each.healthy else "red", keys))
+            keys = {
+                "health": (each.healthy, each.ejected is None, -streams),
+                "open": -streams,
+                "failed": (-each.failures, -each.unanswered),
+                "slow": -(each.first_byte_seconds or 0),
+                "name": row.name,
+                "node": each.node,
+            }
+            style = "" if each.healthy and each.ejected is None else "yellow" if each.healthy else "red"
+            found.append(Row(cells, style, keys))
     return found
+
+
+def _state(endpoint: Met, now: float) -> str:
+    if not endpoint.healthy:
+        return endpoint.cause or "unhealthy"
+    out = endpoint.ejected
+    if out is None:
+        return "healthy"
+    return f"ejected {duration(max(0.0, now - out.since))}{f': {out.why}' if out.why else ''}"
+
+
+def _brief(seconds: float | None) -> str:
+    if seconds is None:
+        return "-"
+    return f"{seconds:.1f} s" if seconds >= 1 else f"{seconds * 1000:.3g} ms"
 
 
 def _callers(seen: Seen) -> list[Row]:
@@ -314,7 +351,9 @@ def _problems(seen: Seen) -> list[Row]:
 _PAGES: Final = {
     "destinations": _Page(_HEAD, _destinations, ("busy", "open", "in", "out", "health", "name"), "no routes"),
     "endpoints": _Page(
-        ("ENDPOINT", "DESTINATION", "NODE", "STATE", "OPEN"), _endpoints, ("health", "open", "name", "node")
+        ("ENDPOINT", "DESTINATION", "NODE", "STATE", "OPEN", "STREAMS", "FAILED", "1ST BYTE"),
+        _endpoints,
+        ("health", "open", "failed", "slow", "name", "node"),
     ),
     "callers": _Page(
         ("CLIENT", "OPEN", "DESTINATIONS", "IN", "OUT", "OLDEST"),

@@ -1,7 +1,7 @@
 // The table of destinations: filtered and ordered by the gateway, so that thousands of them cost the page nothing.
 
 import { byId, el, mark, say, show, sync } from "./dom.js";
-import { byteRate, count, health, rateText, SIGN, things } from "./format.js";
+import { brief, byteRate, count, health, rateText, SIGN, span, things } from "./format.js";
 import { explain } from "./explain.js";
 
 const SETTLE = 200;
@@ -49,10 +49,29 @@ function updateRow(body, row) {
   mark(body, "class", isOpen ? "open-row" : null);
   show(detail, isOpen);
   show(why, !row.sni.startsWith("*."));
-  if (isOpen) renderEndpoints(list, row);
+  if (isOpen) renderEndpoints(list, row, latest.gateway.now);
 }
 
-function renderEndpoints(list, row) {
+/** Why and for how long an endpoint gets no streams while others are left. */
+function ejection(out, now) {
+  if (!out) return "";
+  return `no stream for ${span(now - out.since)}: ${things(out.failures, "failed connection")} in a row${out.why ? `, the first: ${out.why}` : ""}`;
+}
+
+/** What became of the streams of an endpoint. */
+function experience(line, now) {
+  const streams = line.streams + line.unanswered;
+  if (!streams && !line.failures) return "";
+  const said = [things(streams, "stream")];
+  if (line.unanswered) said.push(`${count(line.unanswered)} without a byte of it`);
+  if (line.first_byte_seconds !== null) said.push(`first byte lately after ${brief(Number(line.first_byte_seconds.toPrecision(3)))}`);
+  if (line.last_success !== null) said.push(`last answered ${span(now - line.last_success)} ago`);
+  if (line.failures) said.push(things(line.failures, "failed connection"));
+  if (line.last_failure !== null) said.push(`the last ${span(now - line.last_failure)} ago: ${line.last_error}`);
+  return said.join(", ");
+}
+
+function renderEndpoints(list, row, now) {
   const lines = row.listed.map((each, index) => ({ ...each, key: `${index} ${each.address} ${each.port} ${each.instance}` }));
   const more = row.endpoints - row.listed.length;
   if (more > 0) lines.push({ key: "more", text: `and ${things(more, "more endpoint")}` });
@@ -60,15 +79,17 @@ function renderEndpoints(list, row) {
   sync(list, lines, (line) => line.key, () => el("li"), (node, line) => {
     if (line.text) return say(node, line.text);
     if (!node.parts) {
-      node.parts = [el("span", { class: "badge" }), el("span", { class: "mono" }), el("span", { class: "muted" }), el("span")];
+      node.parts = [el("span", { class: "badge" }), el("span", { class: "mono" }), el("span", { class: "muted" }), el("span"), el("span", { class: "muted" })];
       node.append(...node.parts);
     }
-    const [badge, address, where, cause] = node.parts;
-    mark(badge, "class", `badge ${line.healthy ? "ok" : "bad"}`);
-    say(badge, line.healthy ? `${SIGN.ok} healthy` : `${SIGN.bad} unhealthy`);
+    const [badge, address, where, cause, met] = node.parts;
+    const look = !line.healthy ? "bad" : line.ejected ? "warn" : "ok";
+    mark(badge, "class", `badge ${look}`);
+    say(badge, `${SIGN[look]} ${!line.healthy ? "unhealthy" : line.ejected ? "ejected" : "healthy"}`);
     say(address, line.address.includes(":") ? `[${line.address}]:${line.port}` : `${line.address}:${line.port}`);
     say(where, `${line.instance} on ${line.node}${line.weight === 1 ? "" : `, weight ${line.weight}`}`);
-    return say(cause, line.cause);
+    say(cause, [line.cause, ejection(line.ejected, now)].filter(Boolean).join("; "));
+    return say(met, experience(line, now));
   });
 }
 
