@@ -9,6 +9,8 @@ as Linux has them, and an edge-triggered epoll. What comes next is for a `Choice
              waits for time has a deadline
     counts   once both ends are gone nothing is open, held, lent, armed or counted
 
+All of that whether or not the stream is frozen at any moment, and then goes on in another process or where it was.
+
 The kernel is that of tcp(7), epoll(7) and splice(2), where they are silent that of Linux 6: a read ends short before an
 urgent mark, and `splice` gives nothing there; the bytes before a reset can still be read, its error is told once, to
 whoever asks first, and then it looks like an end; a socket that is closed with unread bytes is reset; a blocked one
@@ -25,15 +27,19 @@ from socket import MSG_MORE, MSG_PEEK, SHUT_WR, SO_ERROR, SO_LINGER, SOL_SOCKET,
 from types import SimpleNamespace
 from typing import Any, Final, cast
 
+import msgspec
+
 from meshgate.adapters.relay import Limits, pump as pumps
 from meshgate.adapters.relay.circuit_breakers import CircuitBreakers, Ticket
 from meshgate.adapters.relay.context import Context
 from meshgate.adapters.relay.counters import Counters
+from meshgate.adapters.relay.hand_over import HandedStream
 from meshgate.adapters.relay.on_demand import OnDemand
 from meshgate.adapters.relay.pump import HELD_BYTES, READ_BYTES, DrainingPump, Leg, Pipe, PipePool, Pump, SystemCalls
 from meshgate.adapters.relay.shared_counts import SharedCounts
-from meshgate.adapters.relay.stream import ALIKE_ANSWERS, Stream
+from meshgate.adapters.relay.stream import ALIKE_ANSWERS, Relayed, Stream
 from meshgate.core.load_balancer import LoadBalancer
+from meshgate.core.routes import RouteTable
 from tests.core.hellos import records
 
 from .streams import WEB, endpoint, hello_for, table_of
@@ -322,6 +328,18 @@ class Socket:
         )  # fmt: skip
 
 
+class Copy:
+    """A copy of one of the relay's sockets in a process that lets go of it: the connection lives on."""
+
+    def __init__(self, sock: Any) -> None:
+        self._descriptor = sock.fileno()
+
+    def fileno(self) -> int:
+        return int(self._descriptor)
+
+    def close(self) -> None: ...
+
+
 class ModelPipe(Pipe):
     """A pipe without a kernel: its ends are numbers."""
 
@@ -359,6 +377,10 @@ class Loop:
     def forget(self, leg: Leg) -> None:
         self.watched.pop(leg.sock.fileno(), None)
 
+    def unwatch(self, leg: Leg) -> None:
+        self.watched.pop(leg.sock.fileno(), None)
+        self.ready.pop(leg.sock.fileno(), None)
+
     def arm(self, timed: Any, seconds: float) -> None:
         self.deadlines[timed] = self.now + seconds
 
@@ -380,7 +402,7 @@ class Scene:
     how many there are, `much_held` whether no more may be held, `drains` whether the relay drains, `time` whether time
     passes, `dials` what may become of a connection at once, `interruptions` how often a peer may act between two system
     calls of one step, `plenty` how many times as much peers do as is enough to see all, `patience` how many small
-    messages one sends before it ends.
+    messages one sends before it ends, `hand_overs` how often the stream may be frozen.
     """
 
     name: str
@@ -395,6 +417,7 @@ class Scene:
     interruptions: int = 1
     plenty: int = 1
     patience: int = 0
+    hand_overs: int = 0
     limits: Limits = field(default_factory=Limits)
 
 
@@ -409,43 +432,47 @@ class World:
         self._moving = False
         self.descriptors: dict[int, Any] = {}
         self.dialled: list[Socket] = []
-        self.loop = Loop()
-        self.pipes = PipePool(scene.pipes, lambda: ModelPipe(self))
         self.ended = 0
-        calls = SystemCalls(self.read, self.write, self.splice, self.dial)
-        pump: Pump = Pump(self.pipes, calls)
+        self.hand_overs = scene.hand_overs
+        self.processes = 0
         self.extra = HELD_BYTES if scene.much_held else 0
-        pump.held = self.extra
         _COUNTS.add(-_COUNTS.active)  # What a broken promise has left.
-        breakers = CircuitBreakers(_COUNTS, lambda: _TABLE)
-        ticket = breakers.admit("192.0.2.7", scene.limits, lambda _: True)
+        self._begin_process(_STALE_TABLE if scene.stale else _TABLE)
+        ticket = self.context.breakers.admit("192.0.2.7", scene.limits, lambda _: True)
         assert isinstance(ticket, Ticket)
-        self.context = Context(
-            reactor=cast("Any", self.loop),
-            pump=pump,
-            table=_STALE_TABLE if scene.stale else _TABLE,
-            limits=scene.limits,
-            observer=cast(
-                "Any",
-                SimpleNamespace(
-                    wants_records=True,
-                    on_refused=lambda _: None,
-                    on_settled=lambda _: None,
-                    on_ended=self._on_ended,
-                ),
-            ),
-            worker=0,
-            breakers=breakers,
-            load_balancer=LoadBalancer(breakers.loads, lambda: 0.0),
-            on_demand=OnDemand((lambda *_: None) if scene.stale else None),
-            overload=cast("Any", SimpleNamespace(free_descriptors=lambda: False)),
-            report=lambda *_: None,
-        )
         self.context.counters = Counters(active=1)
         self.to_endpoint = _sent(scene.hello)
         self.client = Socket(self, "client", self.to_endpoint, TO_CLIENT, "stands")
         self.stream = Stream(self.context, ticket, cast("Any", self.client), ("192.0.2.7", 7), "default")
         self.told: list[str] = []
+
+    def _begin_process(self, table: RouteTable) -> None:
+        """All that streams of one process share."""
+        self.processes += 1
+        self.loop = Loop()
+        self.pipes = PipePool(self.scene.pipes, lambda: ModelPipe(self))
+        pump = Pump(self.pipes, SystemCalls(self.read, self.write, self.splice, self.dial))
+        pump.held = self.extra
+        breakers = CircuitBreakers(_COUNTS, lambda: _TABLE)
+        told = SimpleNamespace(
+            wants_records=True,
+            on_refused=lambda _: None,
+            on_ended=self._on_ended,
+            on_settled=lambda _: None,
+        )
+        self.context = Context(
+            reactor=cast("Any", self.loop),
+            pump=pump,
+            table=table,
+            limits=self.scene.limits,
+            observer=cast("Any", told),
+            worker=0,
+            breakers=breakers,
+            load_balancer=LoadBalancer(breakers.loads, lambda: 0.0),
+            on_demand=OnDemand((lambda *_: None) if self.scene.stale else None),
+            overload=cast("Any", SimpleNamespace(free_descriptors=lambda: False)),
+            report=lambda *_: None,
+        )
 
     def begin(self) -> None:
         """Let come to pass what has come to pass already."""
@@ -592,7 +619,64 @@ class World:
             moves.append(("looked up", self._looked_up))
         if self.scene.drains and not self.stream.closed:
             moves.append(("quiet", self._quiet))
+        if self.hand_overs and not self.stream.closed:
+            moves.append(("handed over", partial(self._hand_over, kept=False)))
+            moves.append(("frozen and kept", partial(self._hand_over, kept=True)))
         return moves
+
+    def _hand_over(self, *, kept: bool) -> None:
+        """Freeze the stream, and have it go on in another process; or where it was, which the other one dropped."""
+        self.hand_overs -= 1
+        old, context, loop, pipes = self.stream, self.context, self.loop, self.pipes
+        frozen = old.freeze()
+        if frozen is None:
+            promise(not old.relaying and old.setup is None, "a stream is not handed over")
+            return
+        promise(not loop.watched and not loop.deadlines, "a frozen stream is watched or has a deadline")
+        for step in (*loop.turns, *loop.late):
+            step.on_turn()
+        loop.turns.clear()
+        loop.late.clear()
+        self._moving = True
+        self.may_be_interrupted()
+        self._moving = False
+        self._begin_process(context.table)
+        self.loop.now = loop.now
+        if isinstance(context.pump, DrainingPump):
+            pump = self.context.pump = DrainingPump(self.context.pump)
+            pump.hurry = context.pump.hurry
+        was = msgspec.msgpack.decode(msgspec.msgpack.encode(frozen[0]), type=HandedStream)
+        relayed = None
+        if old.upstream is not None:
+            to_client, to_endpoint = (self._copy_of_pipe(leg.pipe) for leg in (old.client, old.upstream))
+            assert old.hosts is not None
+            assert old.endpoint is not None
+            sock = cast("Any", Copy(old.upstream.sock) if kept else old.upstream.sock)
+            relayed = Relayed(sock, old.hosts, old.endpoint, to_client, to_endpoint)
+        client = cast("Any", Copy(old.client.sock) if kept else old.client.sock)
+        new = Stream.rebuilt(self.context, Ticket(self.context.breakers, ""), was, client, relayed)
+        if kept:
+            new.drop()
+            promise(not self.loop.watched and not self.context.streams, "something is left of a dropped stream")
+            self.context, self.loop, self.pipes = context, loop, pipes
+            self.processes -= 1
+            old.thaw()
+            return
+        for leg in (old.client, old.upstream):
+            if leg is not None:
+                leg.sock = cast("Any", Copy(leg.sock))
+        old.let_go()
+        self._check_nothing_left(context, pipes)
+        self.stream = new
+        new.take_over()
+        self.context.counters.add(context.counters)
+
+    def _copy_of_pipe(self, pipe: Pipe | None) -> Pipe | None:
+        if pipe is None:
+            return None
+        copy = ModelPipe(self)
+        copy.inside, copy.content = pipe.inside, cast("ModelPipe", pipe).content
+        return copy
 
     def turn(self) -> None:
         """One batch of events, then the turns."""
@@ -708,24 +792,31 @@ class World:
         promise(self.client.closed and all(sock.closed for sock in self.dialled), "a socket stays open")
         promise(not self.loop.watched, "a socket is watched that is gone")
         promise(not self.loop.deadlines, "a deadline is left")
-        promise(context.pump.held == self.extra, "bytes are held for nobody")
-        promise(not context.pump.blocked, "a leg is blocked that is gone")
-        taken = [self.pipes.take() for _ in range(self.scene.pipes)]
-        promise(all(taken), "a pipe is not given back")
-        for pipe in taken:
-            if pipe is not None:
-                promise(not cast("ModelPipe", pipe).content, "bytes of another stream in a pipe")
-                self.pipes.give(pipe)
-        promise((counters.active, counters.of_servers) == (0, 0), "it counts although it is gone")
-        promise(_COUNTS.active == 0, "its slot is not given back, or twice")
-        promise(context.breakers.pending == 0, "it counts as pending")
-        promise(not context.breakers.loads, "its endpoint is loaded")
-        promise(not context.streams, "it is among the streams")
+        self._check_nothing_left(context, self.pipes)
+        promise(counters.taken_over == counters.handed_over, "it is handed over and not taken over, or not by one")
         routed = sum(counters.connections.values())
         promise(sum(counters.ends.values()) == routed <= 1, "its end is not counted, or twice")
         promise(self.ended <= 1, "its record is told twice")
         promise(self.ended == 1 or not self.client.taken, "its record is not told")
         promise(sum(sock.delivered > 0 for sock in self.dialled) <= 1, "two endpoints got bytes")
+
+    def _check_nothing_left(self, context: Context, pipes: PipePool) -> None:
+        """In a process that has the stream no more."""
+        counters = context.counters
+        promise(context.pump.held == self.extra, "bytes are held for nobody")
+        promise(not context.pump.blocked, "a leg is blocked that is gone")
+        taken = [pipes.take() for _ in range(self.scene.pipes)]
+        promise(all(taken), "a pipe is not given back")
+        promise(pipes.take() is None, "a pipe is given back that was not lent")
+        for pipe in taken:
+            if pipe is not None:
+                promise(not cast("ModelPipe", pipe).content, "bytes of another stream in a pipe")
+                pipes.give(pipe)
+        promise((counters.active, counters.of_servers) == (0, 0), "it counts although it is gone")
+        promise(_COUNTS.active == 0, "its slot is not given back, or twice")
+        promise(context.breakers.pending == 0, "it counts as pending")
+        promise(not context.breakers.loads, "its endpoint is loaded")
+        promise(not context.streams, "it is among the streams")
 
     def state_key(self) -> tuple[object, ...]:
         """What the future depends on."""
@@ -735,7 +826,8 @@ class World:
         rhythm = stream._rhythm
         setup = stream.setup
         return (
-            stream.closed, stream.relaying, setup is None, setup is not None and setup.connecting,
+            self.hand_overs, self.processes, stream.closed, stream.relaying, setup is None,
+            setup is not None and setup.connecting,
             setup is not None and len(setup.late), self._interruptions, min(self.client.arrived, len(self.scene.hello)),
             tuple(loop.ready), tuple(each.sock.fileno() for each in loop.turns), len(loop.late), pump.held,
             tuple((number, mask) for number, (_, mask) in loop.watched.items()),

@@ -11,7 +11,9 @@ from dataclasses import replace
 import pytest
 
 from meshgate.adapters.relay import pump
+from meshgate.adapters.relay.circuit_breakers import Ticket
 from meshgate.adapters.relay.stream import Stream
+from meshgate.adapters.relay.stream_setup import StreamSetup
 
 from .stream_model import SCENES, BrokenPromiseError, Choices, Scene, World, explore, play
 from .test_pump import tcp_pair
@@ -29,6 +31,14 @@ def test_in_every_order_of_steps_no_byte_end_or_count_is_lost_and_nothing_waits_
     explored = explore(replace(scene, interruptions=0), DEPTH)
     assert explored.states > 200
     explored = explore(scene, DEPTH_WITH_INTERRUPTIONS)
+    assert explored.states > 50
+
+
+@pytest.mark.parametrize("scene", SCENES, ids=lambda scene: scene.name)
+def test_stream_that_is_handed_over_at_any_moment_keeps_all_promises(scene: Scene) -> None:
+    explored = explore(replace(scene, interruptions=0, hand_overs=2), DEPTH)
+    assert explored.states > 200
+    explored = explore(replace(scene, hand_overs=1), DEPTH_WITH_INTERRUPTIONS)
     assert explored.states > 50
 
 
@@ -55,6 +65,11 @@ def _forgets(*_: object) -> None: ...
         ("dialled", pump.Leg, "watch_writable", _forgets, "bytes are held for nobody"),
         ("light", Stream, "on_broken", _forgets, "the reset of .* was not passed on"),
         ("drain", Stream, "_is_empty", lambda _: True, "told of an end before all bytes that were read"),
+        ("light", pump.Leg, "thaw", _forgets, "does not end with its ends|wait for ever"),
+        ("light and blocked", pump.Leg, "restore", _forgets, "got other bytes|wait for ever"),
+        ("heavy and blocked", pump.PipePool, "adopt", _forgets, "a pipe is given back that was not lent"),
+        ("dialled", StreamSetup, "give_up", _forgets, "a frozen stream is watched|stays open|still watched"),
+        ("light", Ticket, "count_in", _forgets, "given back, or twice|invalid value"),
     ],
 )
 def test_a_stream_that_breaks_a_promise_is_found_out(
@@ -62,7 +77,7 @@ def test_a_stream_that_breaks_a_promise_is_found_out(
 ) -> None:
     monkeypatch.setattr(where, name, wrong)
     with pytest.raises(BrokenPromiseError, match=told):
-        explore(named(scene), 3)
+        explore(replace(named(scene), hand_overs=1), 3)
 
 
 @pytest.fixture

@@ -495,6 +495,8 @@ class Stream:
             attempts = self.attempts
         self.relaying, self.closed = False, True
         self.context.reactor.disarm(self)
+        if self._rhythm is not None:
+            sockets.cork(client.sock, on=False)  # What was to leave together with the end.
         per_client, charged = self._ticket.counted
         record = HandedStream(
             id=self.id,
