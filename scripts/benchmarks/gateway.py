@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+import structlog
 import trio
 
 from meshgate.adapters.relay import Limits, Refused, StreamRecord
@@ -112,6 +113,11 @@ async def main() -> None:
                     fewer = replace(first_service, instances=first_service.instances[1:])
                     snapshot = replace(snapshot, services=(fewer, *others))
                     _tell(_update(relay, snapshot))
+                case "replace":
+                    begun = time.perf_counter()
+                    for number in range(first["workers"]):
+                        await relay.replace(number)
+                    _tell(time.perf_counter() - begun)
                 case "restore":
                     relay.install(table_of(routes))
                     _tell(len(routes))
@@ -145,4 +151,5 @@ def _tell(answer: object) -> None:
 
 
 if __name__ == "__main__":
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))  # Answers go to standard output.
     trio.run(main)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
-from . import control, rest, traffic
+from . import control, live_upgrade, rest, traffic
 from .catalog import large_catalog
 from .handshakes import handshakes
 from .peers import Place, Subject
@@ -29,6 +29,14 @@ P99 = Metric("p99_us", "p99 µs", 0)
 CPU_PER_GB = Metric("cpu_s_per_gb", "CPU s/GB", 3)
 GB_PER_SECOND = Metric("gb_per_s", "GB/s", 2, more_is_better=True)
 OPERATION = (CPU, PER_SECOND, P50, P99)
+UNDISTURBED = (
+    Metric("silence_ms", "longest silence, ms", 0),
+    Metric("calm_silence_ms", "otherwise, ms", 0),
+    Metric("slow_s", "s below 90 % of the rate"),
+    Metric("lowest_percent", "least in 0.1 s, %", 0),
+    Metric("memory_ratio", "memory, most to before", 2),
+    Metric("took_s", "s in all", 2),
+)
 
 Work = Callable[[Place, Subject], Mapping[str, float]]
 
@@ -80,6 +88,7 @@ class Sizes:
     floods: tuple[int, ...]
     idle: int
     scale: int
+    open_streams: int
     services: int
     lookups: tuple[int, ...]
     rest_routes: int
@@ -97,6 +106,7 @@ FULL = Sizes(
     floods=(5000, 0),
     idle=5000,
     scale=9000,
+    open_streams=5000,
     services=5000,
     lookups=(10, 100_000),
     rest_routes=100,
@@ -114,6 +124,7 @@ SMOKE = Sizes(
     floods=(500,),
     idle=50,
     scale=50,
+    open_streams=50,
     services=50,
     lookups=(10, 100),
     rest_routes=12,
@@ -281,6 +292,12 @@ def work_items(sizes: Sizes, tls_name: str, tls_port: int) -> list[Item]:
                 Metric("install_ms", "ms to install"),
             ),
             alone=partial(control.update, services=sizes.services, seconds=seconds),
+        ),
+        Item(
+            f"replace-{sizes.open_streams}",
+            f"A worker with {sizes.open_streams:,} open streams, a hundredth in bulk, is replaced by another one",
+            UNDISTURBED,
+            alone=partial(live_upgrade.replacement, streams=sizes.open_streams, seconds=8 * seconds),
         ),
         Item(
             f"rest-{sizes.rest_routes}",

@@ -6,6 +6,10 @@
  *     load paced LISTEN CONNECT HELLO [k=v…]   the same, with `messages` round trips of 64 bytes between answer and close,
  *                                              and `pause` seconds before each
  *     load bulk  LISTEN CONNECT HELLO [k=v…]   `bytes` on each of `streams` connections, both ways with both=1
+ *     load steady LISTEN CONNECT HELLO [k=v…]  one round trip of 64 bytes every `pause` seconds on each of `streams`
+ *                                              connections for `seconds`, beside `bulk` uploads that send `rate` bytes a
+ *                                              second together; tells also how long a stream got nothing at most, and the
+ *                                              uploads' bytes in each tenth of a second
  *     load flood 0 CONNECT HELLO [k=v…]        connect, hello, close, waiting for nothing, for `seconds`: an attacker, who
  *                                              does so `rate` times a second, or as often as it can
  *
@@ -36,6 +40,7 @@
 #include <unistd.h>
 
 enum { MESSAGE = 64, CHUNK = 1 << 17, PERIOD = 262139 /* prime: no buffer size divides it */ };
+enum { SLOT_NS = 100000000, SLOTS_MAX = 1200, TICK_NS = 20000000 /* steady: between two pushes of an upload */ };
 enum { OPENING = 64 /* connections in the making at a time, below any listen queue */ };
 enum { RANDOM_AT = 11, RANDOM_SIZE = 32, HELLO_MAX = 1 << 14 };
 enum kind { PING, UPLOAD, BOTH, IDLE, CHURN, PACED };
@@ -61,6 +66,7 @@ struct stream {
     uint64_t sent, received, bytes;
     uint64_t since; /* client: when the round trip began, in ns */
     uint64_t due;   /* client, paced: when the next message is to be sent */
+    uint64_t heard; /* server of a steady upload: when bytes came last */
     struct stream *next; /* client, paced: whose turn comes then */
     long messages;       /* client, paced: how many are still to be sent */
     size_t partial; /* bytes of an unfinished hello, message or verdict */
@@ -85,6 +91,8 @@ static long streams = 1, idle, bulk, both;
 static uint64_t bytes;
 static long messages = 4;
 static double seconds = 1, warm, pause_for, rate;
+static int steady;
+static uint64_t silence, slots[SLOTS_MAX], begun_at, tick_at; /* steady: ns without a byte, bytes of uploads by the time */
 static struct stream *first_paused, *last_paused; /* all pause equally long, so who comes last is due last */
 
 static void die(const char *format, ...) {
@@ -204,8 +212,17 @@ static size_t take_hello(struct stream *stream, const unsigned char *data, size_
     return used + rest;
 }
 
+/* An upload goes on: for how long did it not? */
+static void note_upload(struct stream *stream, size_t count) {
+    uint64_t time = now(), slot = (time - begun_at) / SLOT_NS;
+    if (stream->heard && time - stream->heard > silence) silence = time - stream->heard;
+    stream->heard = time;
+    if (slot < SLOTS_MAX) slots[slot] += count;
+}
+
 static void serve_payload(struct stream *stream, const unsigned char *data, size_t count) {
     check(stream, data, count);
+    if (steady && measuring && stream->kind == UPLOAD) note_upload(stream, count);
     if (stream->kind == PING || stream->kind == PACED) push_whole(stream, count);
     if (stream->kind == CHURN) die("stream %u: bytes that nobody sent", stream->id);
     if (stream->kind == BOTH && !stream->started) {
@@ -290,7 +307,7 @@ static void send_message(struct stream *stream) {
 
 /* A paced stream has got an answer: it pauses, or is over and another one begins. */
 static void pace(struct stream *stream) {
-    if (stream->messages--) {
+    if (steady ? !measuring || now() < deadline : stream->messages-- > 0) {
         stream->due = now() + (uint64_t)(pause_for * 1e9);
         stream->next = NULL;
         if (last_paused) last_paused->next = stream;
@@ -298,7 +315,7 @@ static void pace(struct stream *stream) {
         last_paused = stream;
         return;
     }
-    if (measuring) operations++;
+    if (measuring && !steady) operations++;
     discard(stream);
     outstanding--;
     if (now() < deadline) open_client(PACED);
@@ -367,7 +384,8 @@ static void receive(struct stream *stream) {
         outstanding--;
         if (now() < deadline) send_message(stream);
     } else if (stream->kind == PACED && stream->received % MESSAGE == 0) {
-        note_time(stream->since);
+        if (steady) note_latency(stream->since);
+        else note_time(stream->since);
         pace(stream);
     }
 }
@@ -385,18 +403,37 @@ static void drive(struct stream *stream, uint32_t events) {
     if (events & (EPOLLIN | EPOLLHUP | EPOLLERR)) receive(stream);
 }
 
+/* Each upload sends its part, as far as it can; what it cannot is left out, and so is seen to be missing. */
+static void tick(void) {
+    int over = now() >= deadline;
+    tick_at = now() + TICK_NS;
+    for (long i = 0; i < upload_count; i++) {
+        struct stream *stream = uploads[i];
+        if (!stream || stream->ended) continue;
+        if (!over) push(stream, rate / upload_count * TICK_NS / 1e9);
+        else {
+            shutdown(stream->fd, SHUT_WR);
+            stream->ended = 1;
+        }
+    }
+    if (over) tick_at = 0;
+}
+
 /* --- the work ---------------------------------------------------------------------------------------------------- */
 
 static void turn(void) {
     static struct epoll_event events[256];
     struct timespec rest = {patience / 1000, patience % 1000 * 1000000};
-    if (first_paused) {
-        uint64_t time = now(), due = first_paused->due, left = due > time ? due - time : 0;
+    if (tick_at && tick_at <= now()) tick();
+    if (first_paused || tick_at) {
+        uint64_t time = now(), due = first_paused ? first_paused->due : tick_at;
+        if (tick_at && tick_at < due) due = tick_at;
+        uint64_t left = due > time ? due - time : 0;
         rest = (struct timespec){left / 1000000000, left % 1000000000};
     }
     int count = epoll_pwait2(epoll, events, 256, patience < 0 ? NULL : &rest, NULL);
     if (first_paused) send_due();
-    else if (!count)
+    else if (!count && !tick_at)
         die("nothing has happened for %d s (%d opening, %d outstanding, %d finished)", patience / 1000, opening,
             outstanding, finished);
     if (count < 0 && errno != EINTR) die("epoll_pwait2: %s", strerror(errno));
@@ -472,11 +509,13 @@ static double percentile(double share) {
 static void work(const char *mode) {
     int pinging = !strcmp(mode, "ping"), churning = !strcmp(mode, "churn"), flooding = !strcmp(mode, "flood");
     int pacing = !strcmp(mode, "paced");
+    steady = !strcmp(mode, "steady");
     enum kind kind = pacing ? PACED : CHURN;
     opened = calloc(streams + 1, sizeof *opened);
     uploads = calloc(streams + bulk + 1, sizeof *uploads);
     open_all(IDLE, idle);
     if (pinging) open_all(PING, streams);
+    else if (steady) open_all(PACED, streams);
     else if (!churning && !pacing && !flooding) open_all(both ? BOTH : UPLOAD, streams);
     bytes = ENDLESS;
     if (bulk) open_all(UPLOAD, bulk);
@@ -487,22 +526,28 @@ static void work(const char *mode) {
     measuring = 1;
     uint64_t begun = now();
     deadline = begun + (uint64_t)(seconds * 1e9);
-    start_uploads();
+    begun_at = begun;
+    if (steady) tick();
+    else start_uploads();
     if (pinging && seconds > 0) ping(seconds);
     if (churning || pacing) churn(seconds, kind);
     if (flooding) flood(seconds);
-    while (finished < upload_count) turn();
+    while (finished < upload_count || (steady && outstanding)) turn();
     double took = (now() - begun) / 1e9;
     measuring = 0;
 
     qsort(latencies, latency_count, sizeof *latencies, by_size);
-    char answer[512];
-    snprintf(answer, sizeof answer,
-             "{\"operations\": %llu, \"seconds\": %.6f, \"bytes\": %llu, \"p50_us\": %.3f, \"p90_us\": %.3f, "
-             "\"p99_us\": %.3f, \"max_us\": %.3f}",
-             (unsigned long long)operations, took, (unsigned long long)moved, percentile(0.5), percentile(0.9),
-             percentile(0.99),
-             percentile(1));
+    static char answer[512 + SLOTS_MAX * 21];
+    int length = snprintf(
+        answer, 512,
+        "{\"operations\": %llu, \"seconds\": %.6f, \"bytes\": %llu, \"p50_us\": %.3f, \"p90_us\": %.3f, "
+        "\"p99_us\": %.3f, \"max_us\": %.3f, \"silence_us\": %.3f, \"slots\": [",
+        (unsigned long long)operations, took, (unsigned long long)moved, percentile(0.5), percentile(0.9),
+        percentile(0.99), percentile(1), silence / 1e3);
+    /* What came behind the deadline is no whole slot. */
+    for (int i = 0; steady && i < SLOTS_MAX && i < (int)(seconds * 1e9 / SLOT_NS); i++)
+        length += sprintf(answer + length, "%s%llu", i ? "," : "", (unsigned long long)slots[i]);
+    strcpy(answer + length, "]}");
     await_line(answer);
 }
 

@@ -4,7 +4,7 @@ import json
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,8 @@ class Measured:
     """What one run of the load saw, and what the peer spent on it.
 
     Latencies are in µs from sending a message (for churn: from connecting) to having all of the answer. `cpu` is the
-    peer's, in ns. `bytes` counts bulk bytes alone, those of both directions.
+    peer's, in ns. `bytes` counts bulk bytes alone, those of both directions. `silence_us` and `slots` are those of a
+    steady load: how long an upload stood still at most, and the uploads' bytes in each tenth of a second.
     """
 
     operations: int
@@ -30,6 +31,8 @@ class Measured:
     p99_us: float
     max_us: float
     cpu: int
+    silence_us: float = 0.0
+    slots: Sequence[int] = ()
 
 
 class Load:

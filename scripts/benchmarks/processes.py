@@ -94,7 +94,10 @@ def memory_of(root: int) -> int:
     """
     private, shared = 0, [0]
     for pid in tree(root):
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
+        try:
+            lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
+        except OSError:
+            continue  # It has ended meanwhile.
         sizes = {key: int(size.split()[0]) * 1024 for key, size in (line.split(":") for line in lines)}
         private += sizes["Private_Clean"] + sizes["Private_Dirty"]
         shared.append(sizes["Shared_Clean"] + sizes["Shared_Dirty"])

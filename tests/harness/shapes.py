@@ -27,8 +27,9 @@ import trio.testing
 
 PERIOD: Final = 4_194_301  # Prime: no size of a buffer divides it.
 _CHUNK: Final = 1 << 17
-_NUMBER_BYTES: Final = 4
+_NUMBER: Final = slice(11, 15)  # In the hello: within its random field, where anything may stand.
 _GREETING: Final = 100
+_SECOND_FLIGHT: Final = 60  # Who sends nothing behind its hello is taken for nobody after a while.
 _OPEN_SECONDS: Final = 60.0
 _CLOSED_SECONDS: Final = 0.7  # A second before the kernel repeats a SYN, so that the repetition is let in.
 _LETTING_SECONDS: Final = 1.3
@@ -118,7 +119,7 @@ class Life:
     name: str
     client: str = ""
     dialled: float = 0.0
-    connected: float = 0.0
+    greeted: float = 0.0
     ended: float = 0.0
     up: int = 0
     down: int = 0
@@ -230,7 +231,6 @@ class _Talk:
         self.client = End(driver.noise, up, down)
         self.endpoint = End(driver.noise, down, up)
         self.reached = False
-        self.greeted = False
         self.served = trio.Event()
 
     def __str__(self) -> str:
@@ -264,6 +264,7 @@ class Endpoints:
                 if talk is not None:
                     talk.endpoint.stream = stream
                     await talk.endpoint.send(_GREETING)
+                    await talk.endpoint.receive_exactly(_SECOND_FLIGHT)
                     await _ENDPOINT[talk.life.shape](talk)
                     if not talk.endpoint.saw_end:
                         await talk.endpoint.receive_to_end()
@@ -281,7 +282,7 @@ class Endpoints:
             self.bare += 1
             return None
         hello = head + await _exactly(stream, int.from_bytes(head[3:5]))
-        number = int.from_bytes(await _exactly(stream, _NUMBER_BYTES))
+        number = int.from_bytes(hello[_NUMBER])
         talk = self.talks.get(number)
         if talk is None:
             raise DamagedError(f"stream {number} is nobody's")
@@ -393,9 +394,9 @@ class Driver:
         """Wait until all kept streams are open, or one has failed."""
         with trio.move_on_after(seconds):
             await trio.testing.wait_all_tasks_blocked()
-            while not self.faults and not all(talk.greeted for talk in self._kept):
+            while not self.faults and not all(talk.life.greeted for talk in self._kept):
                 await trio.sleep(0.01)
-        self.faults += [f"{talk} does not open" for talk in self._kept if not self.faults and not talk.greeted]
+        self.faults += [f"{talk} does not open" for talk in self._kept if not self.faults and not talk.life.greeted]
 
     async def pause(self, seconds: float) -> bool:
         """Sleep, not beyond the end; whether that has come."""
@@ -413,7 +414,7 @@ class Driver:
             name = self.names.late()
         life = Life(len(self.lives) + 1, shape, name)
         self.lives.append(life)
-        talk = self._talks[life.number] = _Talk(self, Random(rng.random()), life, self._hello(name))
+        talk = self._talks[life.number] = _Talk(self, Random(rng.random()), life, self._hello(life))
         if shape not in REPEATED:
             self._kept.append(talk)
         try:
@@ -426,7 +427,7 @@ class Driver:
             raise
         finally:
             life.ended = time.time()
-            life.up = len(talk.hello) + _NUMBER_BYTES + talk.client.sent
+            life.up = len(talk.hello) + talk.client.sent
             life.down = talk.endpoint.sent
             del self._talks[life.number]
 
@@ -434,13 +435,13 @@ class Driver:
         life, client, endpoint = talk.life, talk.client, talk.endpoint
         life.dialled = time.time()
         stream = client.stream = await trio.open_tcp_stream(*self.address)
-        life.connected = time.time()
         host, port = stream.socket.getsockname()[:2]
         life.client = f"{host}:{port}"
         async with stream:
             await self._say_hello(talk, stream)
             await client.receive_exactly(_GREETING)
-            talk.greeted = True
+            await client.send(_SECOND_FLIGHT)
+            life.greeted = time.time()
             await _CLIENT[life.shape](talk)
             if not client.saw_end:
                 await client.receive_to_end()
@@ -450,7 +451,7 @@ class Driver:
                 raise DamagedError("an end of stream came before all bytes")
 
     async def _say_hello(self, talk: _Talk, stream: trio.SocketStream) -> None:
-        data, rng = talk.hello + talk.life.number.to_bytes(_NUMBER_BYTES), talk.rng
+        data, rng = talk.hello, talk.rng
         if talk.life.shape is Shape.HALF_HELLO:
             cut = rng.randrange(1, len(talk.hello))
             await stream.send_all(data[:cut])
@@ -463,10 +464,12 @@ class Driver:
                 await trio.sleep(rng.uniform(0, 0.1) * self.pace)
         await stream.send_all(data)
 
-    def _hello(self, name: str) -> bytes:
-        if name not in self._hellos:
-            self._hellos[name] = _hello_for(name)
-        return self._hellos[name]
+    def _hello(self, life: Life) -> bytes:
+        if life.name not in self._hellos:
+            self._hellos[life.name] = _hello_for(life.name)
+        hello = bytearray(self._hellos[life.name])
+        hello[_NUMBER] = life.number.to_bytes(_NUMBER.stop - _NUMBER.start)
+        return bytes(hello)
 
 
 class Told(Protocol):
@@ -486,11 +489,8 @@ class Told(Protocol):
     def end(self) -> str: ...
 
 
-def not_as_told(lives: Iterable[Life], told: Iterable[Told], slack: float = 0.3) -> list[str]:
-    """Where a gateway tells something else of streams than what came to pass; it is to tell of each one once.
-
-    `slack` is for seconds between a connection in the kernel and its stream in a worker.
-    """
+def not_as_told(lives: Iterable[Life], told: Iterable[Told]) -> list[str]:
+    """Where a gateway tells something else of streams than what came to pass; it is to tell of each one once."""
     lines: dict[str, list[Told]] = {}
     for each in told:
         lines.setdefault(each.client, []).append(each)
@@ -498,9 +498,7 @@ def not_as_told(lives: Iterable[Life], told: Iterable[Told], slack: float = 0.3)
     for life in lives:
         # A port may have been another stream's earlier.
         found = [
-            each
-            for each in lines.get(life.client, ())
-            if life.dialled - slack <= each.started <= life.connected + slack
+            each for each in lines.get(life.client, ()) if life.dialled - 0.1 <= each.started <= life.greeted + 0.1
         ]
         if len(found) != 1:
             starts = [f"{each.started - life.dialled:+.3f} s" for each in lines.get(life.client, ())]

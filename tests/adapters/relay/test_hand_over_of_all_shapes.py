@@ -1,12 +1,16 @@
 """Workers are replaced again and again under streams of all shapes: no stream notices, and the accounts are right."""
 
+import contextlib
 import gc
+import os
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from itertools import count
 from pathlib import Path
 from random import Random
 
+import pytest
 import trio
 
 from meshgate.adapters.relay import Limits
@@ -20,22 +24,26 @@ from .test_pool import Pool, pool_of
 SLOW = f"slow.default.dc1.internal.{TRUST_DOMAIN}"
 # A worker keeps so many empty pipes of two descriptors each.
 KEPT_PIPES = 64
+COUNTS = "/memfd:meshgate-counts (deleted)"
 
 
 def children() -> set[int]:
     return {int(pid) for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()}
 
 
-def held(pid: int) -> tuple[int, int]:
-    """The descriptors of a process that are no pipes, and those that are."""
-    targets = []
+def held(pid: int) -> Counter[str]:
+    """What the descriptors of a process stand for."""
+    kinds: Counter[str] = Counter()
     for descriptor in Path(f"/proc/{pid}/fd").iterdir():
-        try:
-            targets.append(str(descriptor.readlink()))
-        except OSError:
-            continue
-    pipes = sum(target.startswith("pipe:") for target in targets)
-    return len(targets) - pipes, pipes
+        with contextlib.suppress(OSError):
+            target = str(descriptor.readlink())
+            kinds[target.partition(":")[0] if target.startswith(("socket:", "pipe:")) else target] += 1
+    return kinds
+
+
+def left_over(pid: int, normal: Counter[str], workers: int) -> Counter[str]:
+    """What it has that a worker without streams has not. Rows of counts are used again, pipes are kept for others."""
+    return held(pid) - normal - Counter({COUNTS: 2 * workers, "pipe": KEPT_PIPES})
 
 
 class Late:
@@ -75,7 +83,7 @@ async def under_load(workers: int, seed: int, **options: float) -> AsyncIterator
         limits = Limits(hello_timeout=60.0, connect_timeout=30.0)
         async with pool_of(late.routes, workers, limits, lookup=late.look_up, lookup_seconds=30.0) as pool:
             late.pool = pool
-            normal = [held(pid) for pid in pool.relay.workers]
+            normal = held(pool.relay.workers[0])
             names = Names(WEB, SLOW, late.name)
             address = ("127.0.0.1", pool.port)
             async with trio.open_nursery() as nursery:
@@ -88,32 +96,26 @@ async def under_load(workers: int, seed: int, **options: float) -> AsyncIterator
             assert counters.active == 0
             streams = len(driver.lives)
             assert counters.accepted == sum(counters.connections.values()) == streams
-            assert counters.ends == {StreamEnd.CLOSED: streams}
+            assert {end: number for end, number in counters.ends.items() if number} == {StreamEnd.CLOSED: streams}
             assert counters.bytes_received == sum(life.up for life in driver.lives)
             assert counters.bytes_sent == sum(life.down for life in driver.lives)
             assert (counters.refused, counters.internal_errors, pool.relay.untold) == ({}, 0, 0)
             assert not_as_told(driver.lives, pool.watcher.ended) == []
             assert children() == {*pool.relay.workers}
             assert len(pool.relay.workers) == workers
-            for others, pipes in map(held, pool.relay.workers):
-                assert others <= max(each[0] for each in normal)
-                assert pipes <= max(each[1] for each in normal) + KEPT_PIPES
+            assert [left_over(pid, normal, workers) for pid in pool.relay.workers] == [Counter()] * workers
     gc.collect()
     assert open_descriptors() <= before
 
 
 async def watch_totals(pool: Pool) -> None:
-    """Totals never go back, whenever they are asked for."""
-    connections = received = sent = ends = 0
+    """Totals of streams never go back, whenever they are asked for. Those of bytes are looked at by who shows them."""
+    connections = ends = 0
     while True:
         counters = await pool.relay.counters()
-        now = sum(counters.connections.values())
-        assert now >= connections
-        assert counters.bytes_received >= received
-        assert counters.bytes_sent >= sent
+        assert sum(counters.connections.values()) >= connections
         assert sum(counters.ends.values()) >= ends
-        connections, received, sent = now, counters.bytes_received, counters.bytes_sent
-        ends = sum(counters.ends.values())
+        connections, ends = sum(counters.connections.values()), sum(counters.ends.values())
         await trio.sleep(0.05)
 
 
@@ -121,6 +123,37 @@ async def until_told(pool: Pool, driver: Driver) -> None:
     with trio.move_on_after(20):
         while len(pool.watcher.ended) < len(driver.lives) or (await pool.relay.counters()).active:
             await trio.sleep(0.02)
+
+
+async def replace_all(pool: Pool, driver: Driver) -> None:
+    """Each worker, one after another; all must be other processes then."""
+    before = {*pool.relay.workers}
+    for number in range(len(before)):
+        moved = await pool.relay.replace(number)
+        assert (moved.left, moved.why) == (0, "")
+    with trio.move_on_after(20):
+        while before & children():
+            await trio.sleep(0.01)
+    assert before.isdisjoint(children())
+
+
+@pytest.mark.timeout(200)
+@pytest.mark.parametrize("workers", [1, 4])
+async def test_no_stream_notices_that_its_worker_is_replaced(workers: int) -> None:
+    async with under_load(workers, seed=workers, streams=80, pace=0.3) as (pool, driver):
+        for _ in range(2 if workers > 1 else 5):
+            await replace_all(pool, driver)
+        await driver.moved(1)
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.skipif("LONG_TESTS" not in os.environ, reason="takes minutes; LONG_TESTS=1 asks for it")
+@pytest.mark.parametrize("workers", [1, 4])
+async def test_no_stream_notices_that_its_worker_is_replaced_twenty_times(workers: int) -> None:
+    async with under_load(workers, seed=10 + workers) as (pool, driver):
+        for _ in range(20):
+            await replace_all(pool, driver)
+            await driver.moved(1)
 
 
 async def test_the_accounts_of_all_shapes_are_right_without_a_hand_over() -> None:
