@@ -38,6 +38,7 @@ def test_defaults_are_those_of_the_contract() -> None:
     assert settings.admin_bind == HostPort("127.0.0.1", 19000)
     assert (settings.hello_timeout, settings.connect_timeout, settings.idle_timeout) == (15, 5, 3600)
     assert (settings.keepalive, settings.drain_timeout) == (60, 30)
+    # Not 0, as the contract had it first: off, one client that completes hellos and stops took every slot.
     assert (settings.max_connections_per_client, settings.max_hello_bytes) == (None, 16384)
     assert (settings.catalog_watches, settings.panic_threshold) == (100, 0)
     assert (settings.access_log, settings.log_level) == ("off", "info")
