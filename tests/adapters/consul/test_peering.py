@@ -6,7 +6,7 @@ import pytest
 import trio
 from structlog.testing import capture_logs
 
-from meshgate.adapters.consul.peerings import PeeringLooks
+from meshgate.adapters.consul.peerings import PEERING_LOOKS, PeeringLooks
 from meshgate.adapters.consul.watch_scheduler import WatchScheduler
 from meshgate.core.export_routes import ExportRules
 from meshgate.core.routes import RouteKind
@@ -125,6 +125,19 @@ async def test_a_new_peering_is_told_by_a_held_query_where_the_version_holds_it(
             assert "index" in double.requests("/v1/peerings")[-1].query
             double.set_at("/v1/peerings", [peering("east", "web")])
             await followed.until(lambda seen: seen.imports)
+
+
+async def test_another_peering_is_noticed_soon_after_the_first() -> None:
+    """Beside one that is known the list cannot be held, as what a peering imports moves no index."""
+    async with mesh_double(enterprise=False) as double:
+        for peer in ("east", "west"):
+            double.import_from(peer, f"from-{peer}", ("198.18.2.1", 443))
+        double.peering(peering("east", "from-east"))
+        async with following(double, looks=PEERING_LOOKS) as followed:
+            await followed.until(lambda seen: seen.imports)
+            double.peering(peering("east", "from-east"), peering("west", "from-west"))
+            with trio.fail_after(8):  # It was ten seconds.
+                await followed.until(lambda seen: len(seen.imports) == 2)
 
 
 # --- importing --------------------------------------------------------------------------------------------------------
