@@ -16,7 +16,7 @@ import trio
 
 from meshgate import __version__
 from meshgate.adapters.admin.confined_clients import is_confined
-from meshgate.adapters.admin.http_server import AdminServer, Bind
+from meshgate.adapters.admin.http_server import AdminServer, Bind, listening
 from meshgate.adapters.consul.api import ConsulClient, OwnRegistration
 from meshgate.adapters.machine import RESERVED, raise_descriptor_limit
 from meshgate.adapters.relay.messages import VERSION
@@ -86,6 +86,14 @@ def _try(settings: Settings, taken: Taken) -> int:
     _checked_client(settings)
     if settings.access_log != "off":
         AccessLog(settings.access_log).close()
+    admin = taken.record.onlookers.admin
+    if settings.admin_bind is not None and (admin is None or admin[0] != settings.shown(_ADMIN)):
+        bind = settings.admin_bind
+        try:
+            with listening(bind if isinstance(bind, Path) else (bind.host, bind.port)):
+                pass
+        except OSError as error:
+            raise _not_bound(settings, error) from None
     before, now = taken.record.identity, identity_of(settings)
     if changed := [name for name in now if before.get(name, now[name]) != now[name]]:
         raise ConfigError(f"{', '.join(changed)} changed: that takes a restart")
@@ -133,7 +141,7 @@ async def _main(settings: Settings, client: ConsulClient, taken: Taken | None) -
         telemetry = Telemetry(view, gateway)
         before = NO_ONLOOKERS if taken is None else taken.record.onlookers
         telemetry.metrics.go_on(before.bytes, before.carried)
-        telemetry.statsd.dropped = before.statsd_dropped
+        telemetry.statsd.go_on(before.statsd_said, before.statsd_dropped)
         refuses = None if settings.sandbox == Mode.OFF else is_confined
         # A probe from a container beside this one may look like a worker; restarting over that helps nobody.
         server = AdminServer(admin_routes(view, telemetry.metrics), refuses=refuses, for_anybody=PROBES)
@@ -141,7 +149,13 @@ async def _main(settings: Settings, client: ConsulClient, taken: Taken | None) -
         def left() -> OnlookersLeft:
             all_bytes, carried = telemetry.metrics.left()
             admin = None if server.descriptor < 0 else (settings.shown(_ADMIN), server.descriptor)
-            return OnlookersLeft(bytes=all_bytes, carried=carried, statsd_dropped=telemetry.statsd.dropped, admin=admin)
+            return OnlookersLeft(
+                bytes=all_bytes,
+                carried=carried,
+                statsd_dropped=telemetry.statsd.dropped,
+                statsd_said=telemetry.statsd.left(),
+                admin=admin,
+            )
 
         gateway.onlookers_left = left
 
@@ -169,12 +183,15 @@ def _inherited(settings: Settings, before: OnlookersLeft) -> int:
     return -1
 
 
+def _not_bound(settings: Settings, error: OSError) -> CommandError:
+    return CommandError(f"cannot bind the admin address {settings.shown(_ADMIN)}: {error.strerror}")
+
+
 async def _serve_admin(nursery: trio.Nursery, server: AdminServer, settings: Settings, inherited: int) -> Bind:
     try:
         bound: Bind = await nursery.start(server.serve, settings.admin_bind, inherited)
     except OSError as error:
-        shown = settings.shown(_ADMIN)
-        raise CommandError(f"cannot bind the admin address {shown}: {error.strerror}") from None
+        raise _not_bound(settings, error) from None
     if inherited < 0:
         log.info("admin address is open", address=bound if isinstance(bound, os.PathLike) else f"{bound[0]}:{bound[1]}")
     return bound

@@ -75,12 +75,12 @@ def target_of(url: str, environ: Mapping[str, str], *, dog: bool, tags: Iterable
 
 
 class Exporter:
-    """Makes lines of the families of a metrics page; remembers what it has said."""
+    """Makes lines of the families of a metrics page; remembers what it has said, by what is in front of the numbers."""
 
     def __init__(self, target: Target) -> None:
         self._dog = target.dog
         self._tags = target.tags
-        self._said: dict[str, float] = {}
+        self.said: dict[str, float] = {}
         self._times = 0
 
     def begin(self, families: Iterable[Metric]) -> None:
@@ -102,13 +102,13 @@ class Exporter:
             line = self._named(name, sample.labels)
             if family.type == "counter":
                 # A counter that went back began anew, with its process.
-                before = self._said.get(line("", ""), 0.0)
+                before = self.said.get(line("", ""), 0.0)
                 grown = sample.value - before if sample.value >= before else sample.value
                 if grown:
                     yield line(_number(grown), "c")
-            elif refresh or self._said.get(line("", "")) != sample.value:
+            elif refresh or self.said.get(line("", "")) != sample.value:
                 yield line(_number(sample.value), "g")
-            self._said[line("", "")] = sample.value
+            self.said[line("", "")] = sample.value
 
     def _timings(self, name: str, family: Metric) -> Iterator[str]:
         """For each bucket that grew one line of its middle, with the rate that makes it count so often."""
@@ -120,9 +120,9 @@ class Exporter:
             line = self._named(name, {key: value for key, value in sample.labels.items() if key != "le"})
             count, below = sample.value - below, sample.value
             key = f"{line('', '')}<{upper}"
-            before = self._said.get(key, 0.0)
+            before = self.said.get(key, 0.0)
             grown = count - before if count >= before else count
-            self._said[key] = count
+            self.said[key] = count
             if grown > 0:
                 middle = lower if upper == float("inf") else (lower + upper) / 2
                 yield line(_number(middle * 1000), "ms" if grown == 1 else f"ms|@{1 / grown:.9g}")

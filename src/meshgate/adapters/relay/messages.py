@@ -360,6 +360,14 @@ class Receiver(Generic[Incoming]):
         """What was read and is no message yet, or was not taken."""
         return bytes(self._buffer)
 
+    async def skip(self) -> bool:
+        """Read a piece of what comes and forget it; False when the other end has closed or died."""
+        self._buffer.clear()
+        try:
+            return bool(await self._stream.socket.recv(_CHUNK_BYTES))
+        except OSError:
+            return False
+
     async def next(self) -> Incoming | None:
         """The next message; None when the other end has closed or died.
 

@@ -352,7 +352,8 @@ class RelayPool:
 
     def drain(self, seconds: float) -> None:
         """End streams at quiet moments from now on, those of Consul's servers left alone; all within `seconds`."""
-        self._tell_all(Drain(self._drain_quiet, seconds))
+        for worker in self._everybody:
+            worker.send_last(Drain(self._drain_quiet, seconds))
 
     @property
     def workers(self) -> list[int]:
@@ -769,8 +770,7 @@ class RelayPool:
 
     def _tell_of_row(self, row: int) -> None:
         for worker in self._everybody:
-            if not worker.is_foreign:
-                worker.hand(encode(AddCounts()), row)
+            worker.hand(encode(AddCounts()), row)
 
     def _tell_all(self, message: ToWorker) -> None:
         data = encode(message)

@@ -13,6 +13,7 @@ shared, which nobody outside can bring about on purpose.
 import fcntl
 import mmap
 import os
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from hashlib import blake2b
 from typing import Final
@@ -69,6 +70,10 @@ class CountRows:
         self.writable.append(row)
         self._added(self.readable[-1])
         return len(self.writable) - 1
+
+    def active(self, row: int) -> int:
+        """The streams that the worker of a row has open."""
+        return int.from_bytes(os.pread(self.readable[row], 8, 0), sys.byteorder)
 
     def clear(self, row: int) -> None:
         """Forget what a row counts: the worker it belongs to is dead."""

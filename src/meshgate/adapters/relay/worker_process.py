@@ -34,6 +34,7 @@ from .messages import (
     SIGNALS,
     TO_PARENT,
     Accuse,
+    Drain,
     EndpointNews,
     FdMessage,
     HandedOver,
@@ -262,12 +263,17 @@ class WorkerProcess:
         self._settled.pop(stream, None)
 
     def send(self, data: bytes) -> None:
-        """Send a message to the worker, if there is one; a new one is told everything anyway."""
-        self._put(data)
+        """Send a message to the worker, if there is one that understands it; a new one is told everything anyway."""
+        if not self.is_foreign:
+            self._put(data)
+
+    def send_last(self, message: StopListening | Drain | Quit) -> None:
+        """Send a message that workers of all versions understand."""
+        self._put(encode(message))
 
     def hand(self, data: bytes, descriptor: int) -> None:
         """Send a message with a descriptor beside it, which stays the caller's to close."""
-        if self._outbox is not None:
+        if self._outbox is not None and not self.is_foreign:
             self._put(FdMessage(data, descriptor))
 
     def _put(self, message: bytes | FdMessage) -> None:
@@ -288,7 +294,7 @@ class WorkerProcess:
 
     async def ask(self, *, streams: bool) -> list[StatsReport]:
         """The worker's answer, in parts; none when it dies before. Wait with a deadline: it may hang."""
-        if self._outbox is None:
+        if self._outbox is None or self.is_foreign:
             return []
         self._asked += 1
         question = self._asked
@@ -390,14 +396,20 @@ class WorkerProcess:
 
     async def retire(self) -> None:
         """Have the worker take no more streams, and end when it has none left."""
-        self.send(encode(StopListening()))
+        self.send_last(StopListening())
         while self._outbox is not None:
-            with trio.move_on_after(self._policy.silent):
-                # Answered behind what it was told before.
-                if await self.ask(streams=False) and not self.active:
-                    self._life.cancel()
-                    return
             await trio.sleep(_LOOK_SECONDS)
+            answered = self.is_foreign
+            if self.is_foreign:
+                # It cannot be asked, but it counts where all can see it.
+                self._gauges = self._gauges_told = Gauges(self._counts.active(self.row))
+            else:
+                with trio.move_on_after(self._policy.silent):
+                    # Behind what it was told before.
+                    answered = bool(await self.ask(streams=False))
+            if answered and not self.active:
+                self._life.cancel()
+                return
 
     # --- the life of a process ----------------------------------------------------------------------------------------
 
@@ -512,12 +524,22 @@ class WorkerProcess:
                     await trio.lowlevel.checkpoint()
                     rested = trio.current_time()
         except (ValueError, RecursionError) as error:
-            self._nonsense = str(error)[:_TOLD_OF_NONSENSE]
+            if self.is_foreign:
+                # Whatever it says, it keeps its streams.
+                await self._read_on(receiver)
+            else:
+                self._nonsense = str(error)[:_TOLD_OF_NONSENSE]
         except Exception as error:
             # Ours to mend; but a way to get here must not be a way to end the gateway.
             log.exception("internal error in what a worker said, it is replaced; please report this")
             self._nonsense = repr(error)[:_TOLD_OF_NONSENSE]
         self._life.cancel()
+
+    async def _read_on(self, receiver: Receiver[ToParent]) -> None:
+        """Read what a worker says until it is dead, and take none of it."""
+        while await receiver.skip():
+            self._heard_at = trio.current_time()
+            await trio.sleep(_CHECKPOINT_SECONDS)
 
     async def _next(self, receiver: Receiver[ToParent]) -> ToParent | None:
         """The worker's next message. One of another version may say what is not understood here, and does no wrong."""

@@ -44,6 +44,16 @@ class StatsdExport:
         self._targets: tuple[Target, ...] = ()
         self._interval = INTERVAL
         self._changed = trio.Event()
+        self._exporters: dict[Target, Exporter] = {}
+        self._said: dict[str, dict[str, float]] = {}
+
+    def left(self) -> dict[str, dict[str, float]]:
+        """What each target was told, for the version that goes on."""
+        return {str(target): dict(exporter.said) for target, exporter in self._exporters.items()}
+
+    def go_on(self, said: Mapping[str, dict[str, float]], dropped: int) -> None:
+        """Go on from what the version before has told, so that nothing is left out between the two."""
+        self._said, self.dropped = dict(said), dropped
 
     def follow(self, config: Mapping[str, Any]) -> None:
         """Take what `Proxy.Config` says now."""
@@ -64,6 +74,7 @@ class StatsdExport:
             except ValueError as error:
                 log.warning("numbers cannot be sent", setting=key, error=str(error))
         self._targets = tuple(targets)
+        self._exporters = {it: exporter for it, exporter in self._exporters.items() if it in targets}
         self._interval = _interval(asked.get("envoy_stats_flush_interval"))
         self._changed.set()
 
@@ -78,8 +89,11 @@ class StatsdExport:
                     scope.cancel()
 
     async def _export(self, target: Target) -> None:
-        exporter = Exporter(target)
-        exporter.begin(await self._families())
+        exporter = self._exporters[target] = Exporter(target)
+        if said := self._said.pop(str(target), None):
+            exporter.said = said
+        else:
+            exporter.begin(await self._families())
         while True:
             await trio.sleep(self._interval)
             try:

@@ -129,7 +129,7 @@ def execute(arguments: Sequence[str]) -> int:
         return _INTERRUPTED
     except BaseException as error:  # noqa: BLE001 - the last line of defence against tracebacks
         if session.taken is not None:
-            session.taken.give_back(_words(_first(error)), session.settings.secrets() if session.settings else ())
+            session.taken.give_back(_words(_first(error)))
         return _failure(error, session)
     return result if isinstance(result, int) else 0
 

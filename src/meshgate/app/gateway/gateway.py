@@ -113,13 +113,13 @@ class Gateway:
         self.onlookers_left: Callable[[], OnlookersLeft] = lambda: NO_ONLOOKERS
         """What of those who look at the gateway goes on at an upgrade."""
         self.upgrader = Upgrader(
-            settings,
             ProcessLeft(
                 python=sys.executable,
                 arguments=sys.argv[1:],
                 environment=dict(os.environ),
                 started=self.started,
                 since=self.since,
+                secrets=list(settings.secrets()),
             ),
             refuse=self._why_no_upgrade,
             leave=self._left,

@@ -11,6 +11,7 @@ format says so on trial, and the upgrade is refused.
 
 import fcntl
 import os
+import signal
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -33,6 +34,8 @@ VARIABLE: Final = "_MESHGATE_HAND_OVER"
 FAILED: Final = "_MESHGATE_HAND_OVER_FAILED"
 TRIAL: Final = "trial"
 """What a program is called with that is to try whether it could go on, and no more."""
+PATIENCE: Final = 30
+"""Seconds after which a version that is not in charge gives everything back."""
 _NAME: Final = "meshgate-hand-over"
 _SEALS: Final = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
@@ -58,11 +61,15 @@ class Upgrade(msgspec.Struct, kw_only=True):
 
 
 class ProcessLeft(msgspec.Struct, frozen=True, kw_only=True):
-    """How the process was started, secrets included, and since when it runs: Unix time, and CLOCK_MONOTONIC."""
+    """How the process was started, and since when it runs: Unix time, and CLOCK_MONOTONIC.
+
+    `secrets` are those of its arguments and environment that others may not see.
+    """
 
     python: str
     arguments: list[str]
     environment: dict[str, str]
+    secrets: list[str]
     started: float
     since: float
 
@@ -111,10 +118,11 @@ class OnlookersLeft(msgspec.Struct, frozen=True, kw_only=True):
     bytes: tuple[int, int]
     carried: list[tuple[Destination, tuple[int, int]]]
     statsd_dropped: int
+    statsd_said: dict[str, dict[str, float]]
     admin: tuple[str, int] | None
 
 
-NO_ONLOOKERS: Final = OnlookersLeft(bytes=(0, 0), carried=[], statsd_dropped=0, admin=None)
+NO_ONLOOKERS: Final = OnlookersLeft(bytes=(0, 0), carried=[], statsd_dropped=0, statsd_said={}, admin=None)
 
 
 class HandOver(msgspec.Struct, frozen=True, kw_only=True):
@@ -180,21 +188,19 @@ def memory_of(record: HandOver) -> int:
     return memory
 
 
-def masked(values: Iterable[str], secrets: Iterable[str]) -> Iterator[str]:
-    """Arguments, or values, as others may see them: as `hardening.hide_secrets` leaves them."""
-    hidden = set(filter(None, secrets))
-    for value in values:
-        name, equals, rest = value.partition("=")
-        if value in hidden:
-            yield "*" * len(value)
+def arguments_of(process: ProcessLeft) -> Iterator[str]:
+    """Its arguments as others may see them: as `hardening.hide_secrets` leaves them."""
+    for argument in process.arguments:
+        name, equals, value = argument.partition("=")
+        if argument in process.secrets:
+            yield "*" * len(argument)
         else:
-            yield f"{name}={'*' * len(rest)}" if equals and rest in hidden else value
+            yield f"{name}={'*' * len(value)}" if equals and value in process.secrets else argument
 
 
-def environment_of(process: ProcessLeft, secrets: Iterable[str], memory: int) -> dict[str, str]:
-    """The environment of a program that is to find the record."""
-    hidden = set(filter(None, secrets))
-    seen = {name: "*" * len(value) if value in hidden else value for name, value in process.environment.items()}
+def environment_of(process: ProcessLeft, memory: int) -> dict[str, str]:
+    """The environment of a program that is to find the record, as others may see it."""
+    seen = {name: "*" * len(it) if it in process.secrets else it for name, it in process.environment.items()}
     return seen | {VARIABLE: str(memory)}
 
 
@@ -239,19 +245,24 @@ class Taken:
         os.environ.update(process.environment)
         self.in_charge = False
         """Whether the descriptors have found their places: from then on nothing can be given back."""
+        if not self.is_trial:
+            signal.signal(signal.SIGALRM, lambda *_: self.give_back(f"it was not in charge after {PATIENCE} s"))
+            signal.alarm(PATIENCE)
 
     def take_charge(self) -> HandOver:
+        """What there is, for who has places for all of it."""
         self.in_charge = True
+        signal.alarm(0)
         os.close(self._memory)
         return self.record
 
-    def give_back(self, why: str, secrets: Iterable[str]) -> None:
+    def give_back(self, why: str) -> None:
         """Have the version before go on, which replaces this program; returns where that cannot be."""
         process = self.record.process
         if self.is_trial or self.in_charge or self.failed:
             return
-        environment = environment_of(process, secrets, self._memory) | {FAILED: why}
-        command = command_of(process.python, masked(process.arguments, secrets))
+        environment = environment_of(process, self._memory) | {FAILED: why}
+        command = command_of(process.python, arguments_of(process))
         with suppress(OSError), inheritable((self._memory, *self.record.descriptors)):
             os.execve(process.python, command, environment)  # noqa: S606 - the very program that was here before
 

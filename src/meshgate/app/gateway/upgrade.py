@@ -13,6 +13,7 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -31,10 +32,10 @@ from meshgate.app.gateway.hand_over import (
     HandOver,
     ProcessLeft,
     Upgrade,
+    arguments_of,
     command_of,
     environment_of,
     inheritable,
-    masked,
     memory_of,
 )
 from meshgate.app.settings.settings import Settings
@@ -48,10 +49,12 @@ TRIAL_SECONDS: Final = 60.0
 SETTLE_SECONDS: Final = 10.0
 _SETTLE_LOOK: Final = 0.01
 _LAST_FLUSH: Final = 1.0
+_NOT_SETTLED: Final = "the relay workers do not read what they are told, or still hand streams over"
 _NOT_WRITTEN: Final = "the access log does not take its lines"
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2)
 _LONGEST_ANSWER: Final = 1 << 16
 _MOST_QUOTED: Final = 300
+_OURS: Final = "meshgate: "
 _MOST_LINKS: Final = 40
 _RESULTS: Final = ("done", "failed", "refused")
 
@@ -89,7 +92,6 @@ class Upgrader:
     """Has the next version go on.
 
     Args:
-        settings: those of this process at the start.
         process: how it was started.
         refuse: says why there can be no upgrade now; "" where there can.
         leave: makes the record of what is handed over.
@@ -97,13 +99,13 @@ class Upgrader:
         settled: whether nothing is under way that would be lost with this program.
         flush: writes, within so many seconds, what waits to be written; blocks. Whether it has.
         stay: is called where this program goes on after `begin`.
+        streams: how many are open.
         notifier: for systemd, which is told of an upgrade as of a reload.
         before: upgrades so far, by their results, and the last one.
     """
 
     def __init__(  # noqa: PLR0913 - most by keyword
         self,
-        settings: Settings,
         process: ProcessLeft,
         *,
         refuse: Callable[[], str],
@@ -120,7 +122,6 @@ class Upgrader:
         self.process = process
         self.last: Upgrade | None = None if before is None else before.upgrade
         self.results = dict.fromkeys(_RESULTS, 0) | ({} if before is None else before.upgrades)
-        self._secrets = settings.secrets()
         self._refuse = refuse
         self._leave = leave
         self._begin = begin
@@ -235,8 +236,7 @@ class Upgrader:
 
     async def _try(self, python: str) -> Trial:
         try:
-            record = self._leave()
-            memory = await trio.to_thread.run_sync(memory_of, record)
+            memory = memory_of(self._leave())
         except OSError as error:
             raise UpgradeRefusedError(f"the hand-over cannot be written: {error.strerror}") from None
         try:
@@ -245,7 +245,7 @@ class Upgrader:
             os.close(memory)
 
     async def _ask(self, python: str, memory: int) -> Trial:
-        environment = environment_of(self.process, self._secrets, memory)
+        environment = environment_of(self.process, memory)
         try:
             with trio.fail_after(self._trial_seconds):
                 code, said, complained = await _run(command_of(python, [TRIAL]), environment, memory)
@@ -264,7 +264,9 @@ class Upgrader:
 
     async def _replace(self, python: str, trial: Trial) -> None:
         self._begin(trial.workers)
+        # Kept for the next version; other threads of this program would take them otherwise.
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        handlers = {number: signal.signal(number, _keep) for number in SIGNALS}
         try:
             self._demand(await trio.to_thread.run_sync(self._flush, SETTLE_SECONDS), _NOT_WRITTEN)
             with trio.move_on_after(SETTLE_SECONDS) as settling:
@@ -273,9 +275,11 @@ class Upgrader:
                 while not self._settled():  # noqa: ASYNC110 - a message that was sent wakes nobody
                     await trio.sleep(_SETTLE_LOOK)
             self._demand(not (why := self._refuse()), why)
-            self._demand(not settling.cancelled_caught, "a relay worker does not read what it is told")
+            self._demand(not settling.cancelled_caught, _NOT_SETTLED)
             self._exec(python)
         except BaseException:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
             if not trial.workers:
                 self._stay()
@@ -298,13 +302,18 @@ class Upgrader:
         self._notifier.watchdog()
         try:
             self._demand(self._flush(_LAST_FLUSH), _NOT_WRITTEN)
-            command = command_of(python, masked(self.process.arguments, self._secrets))
+            command = command_of(python, arguments_of(self.process))
             with inheritable((memory, *record.descriptors)):
-                os.execve(python, command, environment_of(self.process, self._secrets, memory))  # noqa: S606
+                os.execve(python, command, environment_of(self.process, memory))  # noqa: S606
         except OSError as error:
             raise UpgradeRefusedError(f"{python} cannot be started: {error.strerror}") from None
         finally:
             os.close(memory)
+
+
+def _keep(number: int, _frame: object) -> None:
+    """Have the main thread, where it is blocked, keep a signal that another thread got."""
+    signal.pthread_kill(threading.main_thread().ident or 0, number)
 
 
 async def _run(command: list[str], environment: dict[str, str], memory: int) -> tuple[int, bytes, bytes]:
@@ -346,7 +355,8 @@ def _last_words(code: int, complained: bytes) -> str:
         with suppress(ValueError):
             return f"the trial was killed by {signal.Signals(-code).name}"
     lines = [line for line in complained.decode(errors="replace").splitlines() if line.strip()]
-    said = printable(lines[-1].removeprefix("meshgate: ")[:_MOST_QUOTED]) if lines else "it said nothing"
+    ours = [line for line in lines if line.startswith(_OURS)]
+    said = printable((ours or lines)[-1].removeprefix(_OURS)[:_MOST_QUOTED]) if lines else "it said nothing"
     return f"the trial failed with exit code {code}: {said}"
 
 
