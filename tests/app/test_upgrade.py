@@ -34,6 +34,7 @@ from meshgate.app.gateway.hand_over import (
 from meshgate.app.gateway.upgrade import Upgrader, UpgradeRefusedError, check_path
 from meshgate.core.catalog import Snapshot
 from meshgate.core.proxy_config import NO_LIMITS
+from meshgate.core.reasons import Reason
 
 from .gateway_double import GatewayDouble
 
@@ -271,7 +272,7 @@ def test_what_earlier_versions_have_handed_over_is_understood_for_ever(path: Pat
     assert record.process.arguments == ["run"]
     assert {service.name for service in record.catalog.snapshot.services} == {"web"}
     assert [worker.number for worker in record.relay.workers] == [0, 1]
-    assert record.relay.totals.accepted == 3
+    assert record.relay.totals.refused == {Reason.NOT_TLS: 3}
     assert record.consul.registration.sent == ("127.0.0.1", 20443)
 
 

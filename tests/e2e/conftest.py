@@ -1,12 +1,14 @@
 """Two real datacenters for a test module, and what tests ask of the gateways beside them."""
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
 import trio
 
 from tests.harness.standing import Standing, set_up
 
+from .supervisor import Systemd
 from .world import World
 
 
@@ -25,3 +27,11 @@ def world(request: pytest.FixtureRequest, consul_binary: str, standing: Standing
         yield World(stage.federation, stage.token)
     finally:
         trio.run(stage.federation.stop)
+
+
+@pytest.fixture
+async def systemd(tmp_path: Path) -> AsyncIterator[tuple[Systemd, str]]:
+    path = str(tmp_path / "notify")
+    with trio.socket.socket(trio.socket.AF_UNIX, trio.socket.SOCK_DGRAM) as sock:
+        await sock.bind(path)
+        yield Systemd(sock), path

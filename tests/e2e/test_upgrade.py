@@ -5,7 +5,7 @@ import shutil
 import signal
 import uuid
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,7 @@ from tests.harness.gateway import GatewayProcess
 from tests.harness.installation import Installation
 from tests.harness.native import native_service
 
+from .supervisor import Systemd
 from .world import World, until_equal
 
 pytestmark = pytest.mark.consul
@@ -72,6 +73,17 @@ def grows_only(before: dict[str, float], after: dict[str, float]) -> list[str]:
         and not name.startswith(others)
         and after.get(name, float("-inf")) < value
     ]
+
+
+def children_of(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+
+
+def environment_of(pid: str) -> str:
+    """As others see it; "" for one that is gone."""
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/environ").read_text(errors="replace")
+    return ""
 
 
 async def test_another_version_goes_on_with_streams_numbers_and_registration(
@@ -136,3 +148,114 @@ async def test_another_version_goes_on_with_streams_numbers_and_registration(
         with trio.fail_after(30):
             assert await gateway.child.wait() == 0
     log.unlink()
+
+
+async def test_the_version_that_is_installed_in_place_goes_on_and_workers_it_cannot_understand_keep_their_streams(
+    world: World, installation: Installation
+) -> None:
+    installation.replace("adapters/relay/messages.py", "VERSION: Final = 1", "VERSION: Final = 99")
+    async with gateway_of(world, MESHGATE_WORKERS="2") as gateway:
+        caller, sni = await world.caller(consul=world.federation.dc2), world.sni()
+        async with caller.connect(gateway.address, sni, expect=world.spiffe()) as stream:
+            await stream.send_all(b"before")
+            assert await stream.receive_some() == b"before"
+            done = await gateway.upgrade("--python", installation.python)
+            assert done.returncode == 0, done.stderr
+            assert "streams: 0 of 1 handed over, 1 kept by the workers of before, 0 lost" in done.stdout
+            await stream.send_all(b"after")
+            assert await stream.receive_some() == b"after"
+            assert (await caller.call(gateway.address, sni, b"new")).data == b"new"
+            assert await gateway.counter("meshgate_connections_active") == 1
+            # As if it had been installed in the place of the one that runs; the worker of before is still there.
+            installation.replace("adapters/relay/messages.py", "VERSION: Final = 1", "VERSION: Final = 98")
+            installation.version = "7.1.0"
+            done = await gateway.upgrade()
+            assert done.returncode == 0, done.stderr
+            assert "upgraded from version 7.0.0 to version 7.1.0" in done.stdout
+            await stream.send_all(b"again")
+            assert await stream.receive_some() == b"again"
+            assert (await caller.call(gateway.address, sni, b"new")).data == b"new"
+
+        async def workers() -> int:
+            return len(children_of(gateway.child.pid))
+
+        installation.replace("adapters/relay/messages.py", "VERSION: Final = 1", "VERSION: Final = 1")
+        await until_equal("the workers of before to be gone", workers, 2, seconds=10)
+        assert await gateway.counter("meshgate_stream_ends_total", end="worker_lost") == 0
+        assert await gateway.counter("meshgate_worker_restarts_total") == 0
+
+
+async def test_a_version_that_cannot_go_on_changes_nothing_and_none_does_while_draining(
+    world: World, installation: Installation
+) -> None:
+    async with gateway_of(world, MESHGATE_DRAIN_TIMEOUT="10s") as gateway:
+        caller, sni = await world.caller(consul=world.federation.dc2), world.sni()
+        async with caller.connect(gateway.address, sni, expect=world.spiffe()) as stream:
+            before = await gateway.ask("/server_info")
+            installation.replace("adapters/relay/worker.py", "import trio", "import nothing_of_that_name")
+            refused = await gateway.upgrade("--python", installation.python)
+            installation.replace("adapters/relay/worker.py", "import trio", "import trio")
+            assert refused.returncode == 1
+            assert refused.stderr.startswith(
+                "meshgate: no upgrade, and nothing has changed: the trial failed with exit "
+            )
+            assert "nothing_of_that_name" in refused.stderr
+            assert refused.stderr.count("\n") == 1
+            # A version whose state is another one.
+            installation.replace("app/gateway/hand_over.py", "FORMAT: Final = 1", "FORMAT: Final = 2")
+            refused = await gateway.upgrade("--python", installation.python)
+            installation.replace("app/gateway/hand_over.py", "FORMAT: Final = 1", "FORMAT: Final = 1")
+            assert "the hand-over has format 1, and this meshgate takes format 2" in refused.stderr
+            # One that dies after the exec, before it has taken anything, gives all of it back.
+            installation.replace(
+                "app/composition_root.py", "    hide_secrets(settings.secrets())", "    raise CommandError('a defect')"
+            )
+            failed = await gateway.upgrade("--python", installation.python)
+            installation.replace("app/composition_root.py", "    hide_secrets(", "    hide_secrets(")
+            assert failed.stderr == "meshgate: no upgrade, and nothing has changed: a defect\n"
+            after = await gateway.ask("/server_info")
+            assert (after["version"], after["state"]) == (before["version"], "LIVE")
+            assert await gateway.counter("meshgate_upgrades_total", result="refused") == 2
+            assert await gateway.counter("meshgate_upgrades_total", result="failed") == 1
+            await stream.send_all(b"still")
+            assert await stream.receive_some() == b"still"
+            gateway.child.signal(signal.SIGTERM)
+
+            async def state() -> str:
+                return str((await gateway.ask("/server_info"))["state"])
+
+            await until_equal("the drain", state, "DRAINING")
+            refused = await gateway.upgrade()
+            assert "no upgrade, and nothing has changed: the gateway is draining" in refused.stderr
+        with trio.fail_after(30):
+            assert await gateway.child.wait() == 0
+
+
+async def test_a_supervisor_is_told_of_it_as_of_a_reload_and_nobody_sees_a_secret(
+    world: World, systemd: tuple[Systemd, str]
+) -> None:
+    supervisor, path = systemd
+    async with gateway_of(world, NOTIFY_SOCKET=path, WATCHDOG_USEC="4000000") as gateway:
+        await supervisor.until("READY=1")
+        pid, seen = gateway.child.pid, list[str]()
+
+        async def look() -> None:
+            # The process itself, and the trial, which is a child of it.
+            while True:
+                seen.extend(filter(None, map(environment_of, (str(pid), *children_of(pid)))))
+                await trio.sleep(0.002)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(look)
+            gateway.child.signal(signal.SIGUSR2)
+            assert "MONOTONIC_USEC=" in await supervisor.until("RELOADING=1")
+            await supervisor.until("READY=1")
+            nursery.cancel_scope.cancel()
+        assert any("_MESHGATE_HAND_OVER=" in each for each in seen)
+        assert not any(world.token in each for each in seen)
+        assert (await gateway.ask("/server_info"))["last_upgrade"]["result"] == "done"
+        await supervisor.until("WATCHDOG=1")
+        gateway.child.signal(signal.SIGTERM)
+        await supervisor.until("STOPPING=1")
+        with trio.fail_after(30):
+            assert await gateway.child.wait() == 0
