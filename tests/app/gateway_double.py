@@ -18,6 +18,7 @@ from meshgate.adapters.relay import Counters, Limits, OpenStream, Refused, Strea
 from meshgate.adapters.relay.pool import WorkerLoss
 from meshgate.app.admin.admin_pages import admin_routes
 from meshgate.app.admin.gateway_view import GatewayView
+from meshgate.app.admin.history import History
 from meshgate.app.admin.metrics import Metrics
 from meshgate.app.gateway.hand_over import Upgrade
 from meshgate.app.gateway.table_keeper import HealthHistory, Since
@@ -68,6 +69,7 @@ class GatewayDouble(GatewayView):
         self.streams: list[OpenStream] = []
         self.wrong: list[str] = []
         self.recent: list[tuple[float, Refused]] = []
+        self.history = History()
         self.ended: list[StreamRecord] = []
         self.losses: list[WorkerLoss] = []
         self.states: list[WatchState] = []

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,14 +11,19 @@ import trio
 
 from meshgate.adapters.admin.http_server import Request, Response
 from meshgate.adapters.consul.watch_registry import WatchKey, WatchState
-from meshgate.adapters.relay import OpenStream
+from meshgate.adapters.relay import Counters, OpenStream
+from meshgate.adapters.relay.pool import WorkerLoss
+from meshgate.adapters.relay.worker_process import WorkerEnd
 from meshgate.app.admin.dashboard import FRESH, MOST_STREAMS, STALE, DashboardState, Sampler
-from meshgate.core.reasons import Reason
+from meshgate.app.admin.history import BUSIEST, MINUTES, History, history_view
+from meshgate.core.reasons import Reason, StreamEnd
 from meshgate.core.routes import RouteKind
 
 from .gateway_double import GatewayDouble, refused, route
+from .stream_records import RECORD
 
 WEB = (RouteKind.SERVICE, "web")
+MAIL = (RouteKind.SERVICE, "mail")
 
 
 def asking(double: GatewayDouble) -> Callable[..., Awaitable[tuple[int, Any]]]:
@@ -69,6 +75,75 @@ async def test_state_tells_the_gateway_its_destinations_and_its_news(autojump_cl
     assert (roots["kind"], roots["count"], roots["failing"], roots["age_seconds"]) == ("roots", 1, 0, 6.0)
     assert (health["count"], health["failing"], health["error"], health["age_seconds"]) == (2, 1, "500 broken", 11.0)
     assert state["consul"]["ca_root_expiry"] == 4e9
+
+
+async def test_state_tells_how_streams_ended_and_how_old_the_catalog_is(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    lost = replace(RECORD, end=StreamEnd.WORKER_LOST)
+    double = GatewayDouble(ended=[lost] * 100, losses=[WorkerLoss(5.0, 1, WorkerEnd.HUNG, 3, 1)])
+    double.numbers.ends = {StreamEnd.CLOSED: 7, StreamEnd.WORKER_LOST: 3}
+    ask = asking(double)
+    _, state = await ask()
+    assert state["ended"]["ends"] == {"closed": 7, "worker_lost": 3}
+    assert [each["end"] for each in state["ended"]["recent"]] == ["worker_lost"] * 30
+    assert [(each["reason"], each["streams"]) for each in state["ended"]["workers_lost"]] == [("hung", 3)]
+    assert state["gateway"]["catalog_seconds"] == 0.0
+    now = trio.current_time()
+    double.states += [
+        WatchState(WatchKey("roots", "CA roots"), now - 9, last_success=now - 2),
+        WatchState(WatchKey("health", "mail"), now - 700, last_success=now - 600, error="500 broken", failures=2),
+    ]
+    await trio.sleep(1)
+    assert (await ask())[1]["gateway"]["catalog_seconds"] == 601.0
+    double.from_disk = 7200.0
+    assert (await ask())[1]["gateway"]["catalog_seconds"] == 7200.0
+    double.from_disk, double.consul_found = None, False
+    assert (await ask())[1]["gateway"]["catalog_seconds"] is None
+
+
+async def test_history_is_of_the_last_hour_by_the_minute(autojump_clock: trio.testing.MockClock) -> None:
+    totals = Counters(connections={WEB: 1_000_000}, refused={Reason.UNKNOWN_SNI: 500})
+    history = History()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(history.run, lambda: totals)
+        for minute in range(65):
+            await trio.sleep(60 if minute else 60.5)
+            # What came before this process looked is no minute's.
+            assert [each.streams for each in history.minutes][-3:] == [minute - 2, minute - 1, minute][-minute - 1 :]
+            totals.connections[WEB] += minute + 1
+        nursery.cancel_scope.cancel()
+    assert len(history.minutes) == MINUTES
+    assert [each.streams for each in history.minutes] == [*range(5, 65)]
+
+
+async def test_history_tells_failures_of_a_destination_from_what_strangers_send() -> None:
+    double, totals = GatewayDouble(route("web")), Counters()
+    totals.connections, totals.first_bytes = {WEB: 8}, {WEB: [0, 8, *[0] * 9, 15000]}
+    totals.failed = {(*WEB, Reason.CONNECT_FAILED): 2, (*WEB, Reason.DRAINING): 4, (*MAIL, Reason.CONNECT_TIMEOUT): 1}
+    totals.refused = {Reason.CONNECT_FAILED: 2, Reason.DRAINING: 4, Reason.CONNECT_TIMEOUT: 1, Reason.NOT_TLS: 9}
+    double.history.note(totals, 60.0)
+    totals.connections[WEB] += 1
+    double.history.note(totals, 120.0)
+    response = await DashboardState(double).history(Request("GET", "/dashboard/history", {}, {}))
+    told = json.loads(response.body)
+    assert (told["ends"], told["streams"], told["failed"], told["refused"]) == ([60.0, 120.0], [8, 1], [3, 0], [9, 0])
+    web, mail = told["destinations"]
+    assert (web["name"], web["streams"], web["failed"], web["success"]) == ("web", [8, 1], [2, 0], 0.818182)
+    assert web["first_bytes"] == [0, 8, *[0] * 9]
+    assert (mail["name"], mail["streams"], mail["failed"], mail["success"]) == ("mail", [0, 0], [1, 0], 0.0)
+
+
+async def test_history_keeps_the_busiest_destinations_and_all_in_sum() -> None:
+    history, totals = History(), Counters()
+    for number in range(BUSIEST + 50):
+        totals.connections[RouteKind.SERVICE, f"s{number}"] = number + 1
+    history.note(totals, 60.0)
+    view = history_view(history.minutes)
+    assert view["streams"] == [sum(range(BUSIEST + 51))]
+    assert len(view["destinations"]) == BUSIEST
+    assert (view["destinations"][0]["name"], view["destinations"][-1]["name"]) == (f"s{BUSIEST + 49}", "s50")
+    assert history_view(History().minutes)["streams"] == []
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import re
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,14 @@ import trio
 from playwright.sync_api import Page, expect
 
 from meshgate.adapters.admin.views import EndpointFacts
-from meshgate.core.reasons import Reason
+from meshgate.adapters.consul.watch_registry import WatchKey, WatchState
+from meshgate.adapters.relay import Counters
+from meshgate.adapters.relay.pool import WorkerLoss
+from meshgate.adapters.relay.worker_process import WorkerEnd
+from meshgate.core.reasons import Reason, StreamEnd
 from meshgate.core.routes import RouteKind
 from tests.app.gateway_double import GatewayDouble, refused, route
+from tests.app.stream_records import RECORD
 
 from .browser import Chromium, chromium, opened, place
 
@@ -33,6 +39,19 @@ def browser() -> Iterator[Chromium]:
         yield running
 
 
+def note_hour(double: GatewayDouble) -> None:
+    """An hour of streams to orders and dc2, some of which failed a quarter of an hour ago."""
+    orders, dc2, totals = (RouteKind.SERVICE, "orders"), (RouteKind.DATACENTER, "dc2"), Counters()
+    for minute in range(60):
+        totals.connections[orders] = totals.connections.get(orders, 0) + 100
+        totals.connections[dc2] = totals.connections.get(dc2, 0) + 10
+        for _ in range(20 if 45 <= minute < 48 else 0):
+            totals.count_refused(Reason.CONNECT_FAILED)
+            totals.count_failed(orders, Reason.CONNECT_FAILED)
+        totals.first_bytes[orders] = [0, 0, 98 * (minute + 1), 0, 0, 0, 0, 2 * (minute + 1), 0, 0, 0, 0]
+        double.history.note(totals, time.time() - 60 * (59 - minute))
+
+
 def full_double() -> GatewayDouble:
     """Something of everything, with long names."""
     double = GatewayDouble(
@@ -49,6 +68,10 @@ def full_double() -> GatewayDouble:
         catalog_stale=True,
     )
     double.numbers.refused = {Reason.UNKNOWN_SNI: 12, Reason.MAX_CONNECTIONS_PER_CLIENT: 4}
+    double.numbers.ends = {StreamEnd.CLOSED: 1_234_000, StreamEnd.WORKER_LOST: 12}
+    double.ended = [replace(RECORD, end=StreamEnd.WORKER_LOST, sni="long." * 40 + "such")]
+    double.losses = [WorkerLoss(time.time(), 1, WorkerEnd.KILLED, 12, 1)]
+    note_hour(double)
     double.numbers.connections = {(RouteKind.SERVICE, "orders"): 1_234_567, (RouteKind.DATACENTER, "dc2"): 88}
     return double
 
@@ -70,7 +93,7 @@ async def test_hostile_names_are_text_and_the_policy_lets_nothing_else_run(
                 page.get_by_label("Server name (SNI)").fill(name)
                 page.get_by_label("Server name (SNI)").press("Enter")
                 expect(page.locator("#explanation .verdict .mono")).to_have_text(name.strip())
-            assert page.locator("#main :is(img, script, b, iframe), #main svg:not(.spark, #links)").count() == 0
+            assert page.locator("#main :is(img, script, b, iframe), #main svg:not(.spark, .hour, #links)").count() == 0
             assert page.title() == "mesh-gateway dc1 ready"
 
         await browser.do(all_is_text, watched.page)
@@ -141,7 +164,7 @@ CONTRAST = (Path(__file__).parent / "contrast.js").read_text()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [360, 1280])
+@pytest.mark.parametrize("width", [320, 390, 1280])
 async def test_page_is_readable_at_any_width_in_both_schemes(
     nursery: trio.Nursery, browser: Chromium, width: int, scheme: Any
 ) -> None:
@@ -155,6 +178,10 @@ async def test_page_is_readable_at_any_width_in_both_schemes(
             expect(page.locator("#explanation .pill")).to_be_visible()
             for button in page.locator("#destinations .name").all():
                 button.click()
+            page.get_by_text("What if something goes away").click()
+            expect(page.locator("#whatif-list")).to_contain_text("Without Consul")
+            heights = "all => all.filter(e => e.offsetHeight > 60).map(e => e.textContent)"
+            assert page.get_by_role("button").evaluate_all(heights) == []
             expect(page.locator("#destinations .detail").first).to_be_visible()
             # A page that scrolls sideways has something wider than the window.
             assert page.evaluate("document.documentElement.scrollWidth") == width
@@ -200,6 +227,102 @@ async def test_what_was_met_of_an_endpoint_is_in_its_line(nursery: trio.Nursery,
             assert page.evaluate("document.documentElement.scrollWidth") <= 320
 
         await browser.do(tells, watched.page)
+
+
+async def test_the_last_hour_is_there_for_a_page_that_is_new(nursery: trio.Nursery, browser: Chromium) -> None:
+    async with opened(browser, await full_double().serve(nursery)) as watched:
+
+        def has_history(page: Page) -> None:
+            words = page.locator("#hour-words")
+            expect(words).to_contain_text("6,660 streams since")
+            expect(words).to_contain_text("60 failed · success 99.1 %")
+            expect(page.locator("#hour-top")).to_have_text("130 a minute")
+            expect(page.locator("#hour-axis span").first).to_have_text(re.compile("60 min"))
+            bars = {look: page.locator(f"#hour .{look}").get_attribute("d") or "" for look in ("good", "bad")}
+            assert {look: path.count("M") for look, path in bars.items()} == {"good": 60, "bad": 3}
+            row = page.locator("#destinations tbody").filter(has_text="orders")
+            expect(row.locator("td").nth(8)).to_have_text("99.0 %")
+            row.get_by_role("button").first.click()
+            expect(row.locator(".detail p")).to_have_text(
+                "last hour: success 99.0 % · 6,000 streams · 60 failed"
+                " · first byte: median at most 5 ms, 99 % at most 250 ms"
+            )
+            expect(page.locator("#destinations tbody").filter(has_text="dc2").locator("td").nth(8)).to_have_text(
+                "100 %"
+            )
+
+        await browser.do(has_history, watched.page)
+
+
+async def test_how_streams_ended_is_seen_and_what_would_break(nursery: trio.Nursery, browser: Chromium) -> None:
+    async with opened(browser, await full_double().serve(nursery)) as watched:
+
+        def tells(page: Page) -> None:
+            expect(page.locator("#ends li").filter(has_text="worker_lost")).to_contain_text("its relay process ended")
+            lines = page.locator("#ended li")
+            expect(lines.nth(0)).to_contain_text("relay process 1 ended: killed")
+            expect(lines.nth(0)).to_contain_text("12 streams ended with it")
+            expect(lines.nth(1)).to_contain_text("from 192.0.2.1:4000 to [2001:db8::7]:8443, after 1 s")
+            page.get_by_text("What if something goes away").click()
+            expect(page.locator("#whatif-list dt").filter(has_text="Without Consul")).to_be_visible()
+            said = [page.locator(f"#whatif-list {tag}").all_inner_texts() for tag in ("dt", "dd")]
+            rows = dict(zip(*said, strict=True))
+            assert rows["No way now"] == "2 destinations: mail, europe-west-with-a-long-name"
+            assert rows["Without the gateways of dc2"] == "1 destination: dc2"
+            assert rows["Without this gateway"] == "0 open streams end, and there is no other gateway"
+            assert rows["Limit: agent connections"] == "120 of 200"
+
+        await browser.do(tells, watched.page)
+
+
+async def test_an_outage_is_one_line_with_the_age_of_the_catalog(nursery: trio.Nursery, browser: Chromium) -> None:
+    now = trio.current_time()
+    kinds = ("roots", "services", "instances", "resolvers", "federation", "registration", "peerings", "nodes", "leaf")
+    double = GatewayDouble(
+        route("web"),
+        catalog_stale=True,
+        wrong=["cannot reach Consul: connection refused"],
+        states=[
+            WatchState(
+                WatchKey(kind, kind), now - 900, last_success=now - 750, error="cannot reach Consul: connection refused"
+            )
+            for kind in kinds
+        ],
+    )
+    async with opened(browser, await double.serve(nursery)) as watched:
+
+        def one_line(page: Page) -> None:
+            expect(page.locator("#stale")).to_have_text(re.compile(r"catalog 12 min \d+ s old"))
+            expect(page.locator("#watch-errors li")).to_have_text(
+                ["✕ 9 queries fail: cannot reach Consul: connection refused"]
+            )
+            assert page.locator("body").inner_text().count("connection refused") == 2
+            expect(page.locator("#watches tr")).to_have_count(len(kinds))
+
+        await browser.do(one_line, watched.page)
+
+
+async def test_nothing_is_claimed_of_a_catalog_that_is_not_known(nursery: trio.Nursery, browser: Chromium) -> None:
+    double = GatewayDouble(catalog_known=False, consul_found=False, ready=False, listening=False)
+    async with opened(browser, await double.serve(nursery)) as watched:
+
+        def says_so(page: Page) -> None:
+            expect(page.locator("#more")).to_have_text(
+                "No routes: nothing is known of the catalog yet, Consul has not answered."
+            )
+            expect(page.locator("#listeners")).to_contain_text("not open yet")
+            expect(page.locator("#state")).to_have_text("not ready")
+
+        await browser.do(says_so, watched.page)
+        double.catalog_known = double.consul_found = double.ready = double.listening = True
+
+        def knows(page: Page) -> None:
+            expect(page.locator("#more")).to_have_text(
+                "No routes: Consul has no mesh services, and no gateway of another datacenter."
+            )
+            expect(page.locator("#listeners")).not_to_contain_text("not open yet")
+
+        await browser.do(knows, watched.page)
 
 
 async def test_page_stands_still_for_who_wants_that(nursery: trio.Nursery, browser: Chromium) -> None:
@@ -262,14 +385,16 @@ async def test_page_is_worked_by_keyboard_and_read_by_a_screen_reader(nursery: t
                 "Where streams go",
                 "Explain a name",
                 "Destinations",
+                "The last hour",
                 "Refused",
-                "News from Consul",
+                "Ended",
+                "Consul",
                 "This gateway",
             ):
                 expect(page.get_by_role("region", name=name, exact=True)).to_be_visible()
             for role in ("banner", "main", "search", "contentinfo"):
                 expect(page.get_by_role(role)).to_have_count(1)
-            expect(page.get_by_role("table", name="Destinations").get_by_role("columnheader")).to_have_count(8)
+            expect(page.get_by_role("table", name="Destinations").get_by_role("columnheader")).to_have_count(9)
             expect(page.get_by_role("status")).to_have_text(
                 re.compile("mesh-gateway in dc1 / default is ready, its catalog is stale")
             )

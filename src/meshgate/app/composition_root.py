@@ -161,6 +161,7 @@ async def _main(settings: Settings, client: ConsulClient, taken: Taken | None) -
 
         async def start_onlookers(nursery: trio.Nursery) -> None:
             nursery.start_soon(telemetry.statsd.run)
+            nursery.start_soon(view.run)
             inherited = _inherited(settings, before)
             if settings.admin_bind is not None:
                 bound = await _serve_admin(nursery, server, settings, inherited)

@@ -29,12 +29,12 @@ from meshgate.adapters.admin.http_server import (
 from meshgate.adapters.admin.static_files import static_routes
 from meshgate.adapters.admin.views import Active, Facts, clusters_text, clusters_view, routes_view, safe_text
 from meshgate.adapters.consul import WatchState
-from meshgate.adapters.relay import OpenStream, Refused, StreamRecord
-from meshgate.adapters.relay.pool import WorkerLoss
+from meshgate.adapters.relay import OpenStream
 from meshgate.adapters.relay.sandbox import support
 from meshgate.app.admin.dashboard import DashboardState
 from meshgate.app.admin.explain_page import ExplainPage
 from meshgate.app.admin.gateway_view import GatewayView
+from meshgate.app.admin.history import ended_view
 from meshgate.app.admin.metrics import Metrics
 from meshgate.app.admin.whatif_page import WhatIfPage
 from meshgate.app.gateway.from_settings import definition_of
@@ -60,6 +60,7 @@ PROBES: Final = ("/livez", "/readyz", "/ready")
 def admin_routes(gateway: GatewayView, metrics: Metrics) -> Mapping[tuple[str, str], Handler]:
     pages, explaining, numbers = _Pages(gateway), ExplainPage(gateway), shared(metrics.response, query=())
     readiness = shared(pages.readyz, query=())
+    dashboard = DashboardState(gateway)
     return {
         ("GET", "/livez"): pages.livez,
         ("GET", "/readyz"): readiness,
@@ -80,7 +81,8 @@ def admin_routes(gateway: GatewayView, metrics: Metrics) -> Mapping[tuple[str, s
         ("POST", "/logging"): pages.set_logging,
         ("POST", "/drain"): pages.drain,
         ("POST", "/upgrade"): pages.upgrade,
-        ("GET", "/dashboard/state"): shared(DashboardState(gateway).answer, query=("sort", "filter")),
+        ("GET", "/dashboard/state"): shared(dashboard.answer, query=("sort", "filter")),
+        ("GET", "/dashboard/history"): shared(dashboard.history, query=()),
         **static_routes(),
     }
 
@@ -238,51 +240,6 @@ def _connections(streams: Sequence[OpenStream]) -> Response:
             for stream in streams
         ]
     )
-
-
-def ended_view(
-    ended: Sequence[StreamRecord], refusals: Sequence[tuple[float, Refused]], losses: Sequence[WorkerLoss]
-) -> dict[str, Any]:
-    """Streams that were refused or did not end in order, the newest first, and relay processes that were lost."""
-    rows = [(it.started + it.duration, _ended(it)) for it in ended]
-    rows += [(at, _refused(at, refused)) for at, refused in refusals]
-    rows.sort(key=lambda row: -row[0])
-    lost = [
-        {"time": rfc3339(it.at), "worker": it.worker, "reason": it.cause, "streams": it.streams, "known": it.known}
-        for it in losses
-    ]
-    return {"workers_lost": lost, "streams": [row for _, row in rows]}
-
-
-def _ended(record: StreamRecord) -> dict[str, Any]:
-    return {
-        "end_time": rfc3339(record.started + record.duration),
-        "end": record.end,
-        "reason": None,
-        "detail": "",
-        "client": safe_text(record.client),
-        "sni": None if record.sni is None else safe_text(record.sni),
-        "route": None if record.route is None else safe_text(record.route),
-        "endpoint": None if record.endpoint is None else safe_text(record.endpoint),
-        "duration_ms": round(record.duration * 1000),
-        "bytes_received": record.bytes_received,
-        "bytes_sent": record.bytes_sent,
-        "worker": record.worker,
-    }
-
-
-def _refused(at: float, refused: Refused) -> dict[str, Any]:
-    """What was refused has only a part of it: it went nowhere, and its client is known without a port."""
-    unknown = dict.fromkeys(("route", "endpoint", "duration_ms", "bytes_received", "bytes_sent", "worker"))
-    return {
-        "end_time": rfc3339(at),
-        "end": StreamEnd.REFUSED,
-        "reason": refused.reason,
-        "detail": safe_text(refused.detail),
-        "client": safe_text(refused.client),
-        "sni": None if refused.server_name is None else safe_text(refused.server_name),
-        **unknown,
-    }
 
 
 def _settings(settings: Settings) -> dict[str, Any]:

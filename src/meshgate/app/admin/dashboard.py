@@ -24,8 +24,9 @@ from meshgate.adapters.admin.views import EndpointFacts, Facts, endpoint_view, f
 from meshgate.adapters.consul import WatchState
 from meshgate.adapters.relay import CONNECT_BUCKETS, Counters, Destination, OpenStream
 from meshgate.app.admin.gateway_view import GatewayView
+from meshgate.app.admin.history import ended_view, history_view
 from meshgate.core.addresses import HostPort
-from meshgate.core.reasons import Reason
+from meshgate.core.reasons import Reason, StreamEnd
 from meshgate.core.routes import KINDS, Endpoint, Route, RouteKind, RouteTable
 
 WINDOW: Final = 3.0
@@ -44,6 +45,7 @@ Sort = Literal["busy", "name", "health"]
 _ORDER: Final = ("services", "servers", "partition", "datacenter", "peer-import", "peer-export")
 _MAX_PROBLEMS: Final = 10
 _MAX_RECENT: Final = 50
+_MAX_ENDED: Final = 30
 _SORTS: Final[dict[str, Sort]] = {sort: sort for sort in get_args(Sort)}
 
 
@@ -137,6 +139,7 @@ class DashboardState:
             "totals": totals_view(span),
             "connect_bounds": CONNECT_BUCKETS,
             "refused": {"reasons": refused_view(span), "recent": self._recent()},
+            "ended": self._ended(span),
             "consul": self._consul(),
         }
         table, wanted = gateway.table(), request.query.get("filter", "")
@@ -150,6 +153,18 @@ class DashboardState:
                 }
             )
         )
+
+    async def history(self, _request: Request) -> Response:
+        """The last hour by the minute."""
+        minutes = list(self._gateway.history.minutes)
+        return await trio.to_thread.run_sync(lambda: json_response(history_view(minutes)))
+
+    def _ended(self, span: Span) -> dict[str, Any]:
+        """How routed streams ended, and the last ones that did not end in order."""
+        ends, losses = span.after.counters.ends, self._gateway.worker_losses()
+        view = ended_view(self._gateway.ended_streams()[:_MAX_ENDED], (), losses[:_MAX_ENDED])
+        counts = {end.value: count for end in StreamEnd if (count := ends.get(end, 0))}
+        return {"ends": counts, "recent": view["streams"], "workers_lost": view["workers_lost"]}
 
     def _identity(self) -> dict[str, Any]:
         gateway, settings = self._gateway, self._gateway.settings
@@ -165,7 +180,10 @@ class DashboardState:
             "started": gateway.started,
             "uptime_seconds": gateway.uptime,
             "state": "draining" if gateway.draining else "ready" if gateway.ready else "starting",
+            "listening": gateway.listening,
+            "catalog_known": gateway.catalog_known,
             "stale": gateway.catalog_stale,
+            "catalog_seconds": None if gateway.catalog_age is None else round(gateway.catalog_age, 1),
             "from_disk_seconds": None if from_disk is None else round(from_disk, 1),
             "limit": gateway.limits.max_connections,
             "listeners": [

@@ -6,11 +6,14 @@ All of it is read only, but for `drain`. What is awaited and not of the relay as
 import time
 from collections.abc import Iterable, Mapping
 
+import trio
+
 from meshgate.adapters.admin.views import EndpointFacts
 from meshgate.adapters.consul import WatchState
 from meshgate.adapters.consul.api import GATEWAY_KIND, HealthCheck
 from meshgate.adapters.relay import Counters, Limits, OpenStream, Refused, StreamRecord
 from meshgate.adapters.relay.pool import WorkerLoss
+from meshgate.app.admin.history import History
 from meshgate.app.gateway.gateway import Gateway
 from meshgate.app.gateway.hand_over import Upgrade
 from meshgate.app.gateway.table_keeper import Since
@@ -32,6 +35,11 @@ class GatewayView:
         self._since = gateway.since
         self._began = time.monotonic()
         self._gateway = gateway
+        self.history = History()
+
+    async def run(self) -> None:
+        """Keep the history until cancelled."""
+        await self.history.run(lambda: self._gateway.relay.totals)
 
     @property
     def uptime(self) -> float:
@@ -84,6 +92,19 @@ class GatewayView:
         """The age of a catalog that came from the state file alone; None while it is Consul's."""
         last_known = self._gateway.last_known
         return last_known.age if last_known.from_disk else None
+
+    @property
+    def catalog_age(self) -> float | None:
+        """How old the oldest part of the catalog is that Consul is not heard of; 0 while all of it is Consul's.
+
+        None before anything is known.
+        """
+        if self.from_disk is not None:
+            return self.from_disk
+        if not self.consul_found:
+            return None
+        now = trio.current_time()
+        return max((state.age(now) for state in self.watches() if state.error), default=0.0)
 
     @property
     def consul_found(self) -> bool:

@@ -85,10 +85,7 @@ class WhatIfPage:
         return healthy, (answers["token"],) if "token" in answers else None, answers.get("connections")
 
     def _without_consul(self, table: RouteTable) -> dict[str, Any]:
-        gateway, now = self._gateway, trio.current_time()
-        age = gateway.from_disk
-        if age is None and gateway.consul_found:
-            age = max((state.age(now) for state in gateway.watches() if state.error), default=0.0)
+        gateway, age = self._gateway, self._gateway.catalog_age
         return {
             "stale": gateway.catalog_stale,
             "age_seconds": None if age is None else round(age, 1),

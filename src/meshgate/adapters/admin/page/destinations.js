@@ -1,12 +1,14 @@
 // The table of destinations: filtered and ordered by the gateway, so that thousands of them cost the page nothing.
 
 import { byId, el, mark, say, show, sync } from "./dom.js";
-import { brief, byteRate, count, health, rateText, SIGN, span, things } from "./format.js";
+import { brief, byteRate, count, health, percent, rateText, SIGN, span, things } from "./format.js";
 import { explain } from "./explain.js";
+import { drawHour, firstByte, hourChart, hourOf } from "./history.js";
 
 const SETTLE = 200;
 // Where the style hides the columns of the class "wide": a cell must not span columns that are not there.
 const narrow = matchMedia("(max-width: 52rem)");
+const tiny = matchMedia("(max-width: 22rem)");
 const opened = new Set();
 let latest = null;
 
@@ -17,19 +19,21 @@ function makeRow(row) {
   const button = el("button", { type: "button", class: "name", "aria-controls": id, onclick: () => toggle(row.sni) },
     el("span", { class: "arrow", "aria-hidden": "true" }, "▸"), el("span", { class: "both" }, title, sni));
   const badge = el("span", { class: "badge" });
-  const cells = ["kind wide", "", "number", "number", "number wide", "number wide", "number wide"].map((look) => el("td", { class: look }));
+  const cells = ["kind wide", "", "number", "number", "number wide", "number wide", "number wide", "number wide"].map((look) => el("td", { class: look }));
   cells[1].append(badge);
   const main = el("tr", { class: "main" }, el("td", {}, button), ...cells);
   const list = el("ul", { class: "endpoints" });
   const why = el("button", { type: "button", class: "small", onclick: () => explain(row.sni) }, "Explain this name");
-  const detail = el("tr", { class: "detail", id }, el("td", {}, list, why));
+  const chart = hourChart();
+  const hour = el("p", { class: "muted" });
+  const detail = el("tr", { class: "detail", id }, el("td", {}, chart, hour, list, why));
   const body = el("tbody", {}, main, detail);
-  body.parts = { title, sni, button, badge, cells, detail, list, why };
+  body.parts = { title, sni, button, badge, cells, detail, list, why, chart, hour };
   return body;
 }
 
 function updateRow(body, row) {
-  const { title, sni, button, badge, cells, detail, list, why } = body.parts;
+  const { title, sni, button, badge, cells, detail, list, why, chart, hour } = body.parts;
   say(title, row.name);
   say(sni, row.sni);
   mark(sni, "title", row.sni);
@@ -37,19 +41,31 @@ function updateRow(body, row) {
   say(badge, `${SIGN[look]} ${count(row.healthy)} of ${count(row.endpoints)}`);
   mark(badge, "class", `badge ${look}`);
   say(cells[0], row.kind);
-  const numbers = [[row.open, count], [row.rate, rateText], [row.received_rate, byteRate], [row.sent_rate, byteRate], [row.streams, count]];
+  const lived = hourOf(row);
+  const numbers = [[row.open, count], [row.rate, rateText], [row.received_rate, byteRate], [row.sent_rate, byteRate], [row.streams, count], [lived?.success ?? null, percent]];
   numbers.forEach(([value, words], index) => {
     const cell = cells[index + 2];
     say(cell, words(value));
     cell.classList.toggle("muted", !value);
   });
+  cells.at(-1).classList.toggle("bad", lived !== null && lived.success !== null && lived.success < 0.999);
   const isOpen = opened.has(row.sni);
   mark(button, "aria-expanded", isOpen);
-  mark(detail.firstChild, "colspan", narrow.matches ? 4 : 8);
+  mark(detail.firstChild, "colspan", tiny.matches ? 3 : narrow.matches ? 4 : 9);
   mark(body, "class", isOpen ? "open-row" : null);
   show(detail, isOpen);
   show(why, !row.sni.startsWith("*."));
-  if (isOpen) renderEndpoints(list, row, latest.gateway.now);
+  if (isOpen) {
+    renderEndpoints(list, row, latest.gateway.now);
+    show(chart, lived !== null);
+    say(hour, lived === null ? "No stream in the last hour." : [
+      `last hour: success ${percent(lived.success)}`,
+      things(lived.streams.reduce((sum, each) => sum + each, 0), "stream"),
+      `${count(lived.failed.reduce((sum, each) => sum + each, 0))} failed`,
+      firstByte(lived),
+    ].filter(Boolean).join(" · "));
+    if (lived !== null) drawHour(chart, lived.streams, lived.failed);
+  }
 }
 
 /** Why and for how long an endpoint gets no streams while others are left. */
@@ -98,6 +114,13 @@ function toggle(sni) {
   renderDestinations(latest);
 }
 
+/** Why there is no route; what Consul has not said is not claimed. */
+function none(state) {
+  const { catalog_known: known, catalog_seconds: age } = state.gateway;
+  if (!known) return "No routes: nothing is known of the catalog yet, Consul has not answered.";
+  return `No routes: ${age ? "the last known catalog has" : "Consul has"} no mesh services, and no gateway of another datacenter.`;
+}
+
 export function renderDestinations(state) {
   latest = state;
   const { total, matching, rows } = state.destinations;
@@ -108,10 +131,10 @@ export function renderDestinations(state) {
   const more = byId("more");
   show(more, left > 0 || !rows.length);
   if (left > 0) say(more, `and ${count(left)} more: narrow them down with the filter`);
-  else if (!rows.length) say(more, total ? "No destination matches the filter." : "No routes yet: Consul has no mesh services, and no other datacenter has a gateway.");
+  else if (!rows.length) say(more, total ? "No destination matches the filter." : none(state));
 }
 
-narrow.addEventListener("change", () => latest && renderDestinations(latest));
+for (const width of [narrow, tiny]) width.addEventListener("change", () => latest && renderDestinations(latest));
 
 /** Lets the filter and the order change what is asked for. */
 export function watchDestinations(choice, poll) {

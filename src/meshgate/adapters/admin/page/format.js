@@ -59,6 +59,23 @@ export const day = (unix) => new Date(unix * 1000).toISOString().slice(0, 10);
 /** A short time in seconds: 0.5 ms, 25 ms, 1 s. */
 export const brief = (seconds) => (seconds < 1 ? `${Number((seconds * 1000).toPrecision(3))} ms` : `${seconds} s`);
 
+/** Upper bound of the part of all counts that is lowest, each count up to its bound; null where there are none. */
+export function quantile(counts, bounds, part) {
+  const wanted = counts.reduce((sum, each) => sum + each, 0) * part;
+  if (!wanted) return null;
+  let sum = 0;
+  const slot = counts.findIndex((each) => (sum += each) >= wanted);
+  return bounds[slot] ?? Infinity;
+}
+
+/** A share as percents that never say all where one is missing. */
+export function percent(share) {
+  if (share === null || share === undefined) return DASH;
+  const digits = share < 0.9 ? 0 : share < 0.999 ? 1 : 3;
+  const step = 10 ** (digits + 2);
+  return `${((share < 1 ? Math.min(Math.round(share * step), step - 1) : step) / 10 ** digits).toFixed(share < 1 ? digits : 0)} %`;
+}
+
 /** How many of how many are healthy, as a word for the style. */
 export const health = (healthy, all) => (healthy === 0 ? "bad" : healthy < all ? "warn" : "ok");
 

@@ -5,8 +5,10 @@ import { span, timeOfDay } from "./format.js";
 import { renderDestinations, watchDestinations } from "./destinations.js";
 import { watchExplain } from "./explain.js";
 import { renderPicture } from "./picture.js";
-import { renderConsul, renderProcess, renderRefused } from "./sections.js";
+import { watchHistory } from "./history.js";
+import { renderConsul, renderEnded, renderProcess, renderRefused } from "./sections.js";
 import { forgetTiles, renderTiles } from "./tiles.js";
+import { watchWhatIf } from "./whatif.js";
 
 const EVERY = 1000;
 const LONGEST = 5000;
@@ -41,6 +43,9 @@ function renderHead(state) {
   const pill = byId("state");
   say(pill, word);
   mark(pill, "class", `pill ${look}`);
+  const age = gateway.catalog_seconds;
+  const old = age === null ? "no catalog" : age ? `catalog ${span(age)} old` : "stale catalog";
+  say(byId("stale"), old);
   show(byId("stale"), gateway.stale);
   const title = `${gateway.id} ${gateway.datacenter} ${word}`;
   if (document.title !== title) document.title = title;
@@ -77,6 +82,7 @@ function render(state) {
   renderPicture(state);
   renderDestinations(state);
   renderRefused(state);
+  renderEnded(state);
   renderConsul(state);
   renderProcess(state);
 }
@@ -115,4 +121,7 @@ document.addEventListener("visibilitychange", () => {
 
 watchDestinations(choice, poll);
 watchExplain();
+watchWhatIf();
+watchHistory(() => last && renderDestinations(last));
+say(byId("zone"), `Times of day are of ${Intl.DateTimeFormat().resolvedOptions().timeZone}, days of UTC.`);
 poll();

@@ -19,6 +19,16 @@ const WORDS = {
   draining: "the gateway drains",
 };
 
+const ENDS = {
+  client_reset: "the client, or something on its side, reset it",
+  endpoint_reset: "the endpoint, or something on its side, reset it",
+  idle: "a timeout",
+  drain: "the gateway stops",
+  worker_lost: "its relay process ended",
+  shed: "its slot was needed",
+  internal_error: "a fault of the gateway: see its log",
+};
+
 function bars(list, rows) {
   const top = Math.max(1, ...rows.map((row) => row.value));
   sync(list, rows, (row) => row.key, () => {
@@ -59,8 +69,41 @@ function makeRefusal(line) {
   return el("li", {}, what, name, from);
 }
 
+/** How streams ended, and those that did not end in order. */
+export function renderEnded(state) {
+  const { ends, recent, workers_lost: lost } = state.ended;
+  bars(byId("ends"), Object.entries(ends).map(([end, value]) => ({ key: end, name: end, words: ENDS[end] ?? "", text: count(value), value })));
+  const rows = [...lost.map((each) => ({ lost: true, ...each })), ...recent];
+  const lines = rows.length ? rows : [{ none: true }];
+  sync(byId("ended"), lines, (line) => (line.none ? "none" : `${line.time ?? line.end_time} ${line.client} ${line.worker} ${line.end}`), makeEnd, () => {});
+}
+
+function makeEnd(line) {
+  if (line.none) return el("li", { class: "muted" }, "All streams ended in order, or were refused.");
+  const when = timeOfDay(Date.parse(line.time ?? line.end_time) / 1000);
+  if (line.lost) {
+    return el("li", {}, el("span", { class: "what" }, el("span", { class: "bad" }, `relay process ${line.worker} ended: ${line.reason}`), el("span", { class: "muted number" }, when)),
+      el("span", { class: "muted" }, `${things(line.streams, "stream")} ended with it`));
+  }
+  const what = el("span", { class: "what" }, el("span", {}, line.end), el("span", { class: "muted number" }, when));
+  const name = el("span", { class: "mono" }, line.sni ?? "(no server name)");
+  const lived = `from ${line.client} to ${line.endpoint ?? "no endpoint"}, after ${span(line.duration_ms / 1000)}`;
+  return el("li", {}, what, name, el("span", { class: "muted" }, lived));
+}
+
+/** What fails, each said once for all the queries that fail of it. */
+function failures(watches) {
+  const found = new Map();
+  for (const watch of watches) {
+    if (watch.error) found.set(watch.error, (found.get(watch.error) ?? 0) + watch.failing);
+  }
+  return [...found].map(([error, failing]) => ({ error, failing }));
+}
+
 export function renderConsul(state) {
   const { consul, gateway } = state;
+  sync(byId("watch-errors"), failures(consul.watches), (each) => each.error, () => el("li"), (node, each) =>
+    say(node, `✕ ${things(each.failing, "query fails", "queries fail")}: ${each.error}`));
   const watches = consul.watches.length ? consul.watches : [{ kind: consul.known ? "none yet" : "the agent has not answered yet", count: null, age_seconds: null, failing: 0, error: null }];
   sync(byId("watches"), watches, (watch) => watch.kind, () => {
     const node = el("tr", {}, el("td"), el("td", { class: "number" }), el("td", { class: "number" }));
@@ -69,7 +112,7 @@ export function renderConsul(state) {
     return node;
   }, (node, watch) => {
     say(node.parts[0], watch.kind);
-    say(node.parts[1], watch.error ? `✕ ${things(watch.failing, "query", "queries")} failing: ${watch.error}` : "");
+    say(node.parts[1], watch.error ? `✕ ${count(watch.failing)} of them failing` : "");
     show(node.parts[1], Boolean(watch.error));
     say(node.children[1], count(watch.count));
     say(node.children[2], watch.age_seconds === null ? "–" : span(watch.age_seconds));
@@ -99,7 +142,7 @@ export function renderProcess(state) {
     ["Version", gateway.version],
     ["Started", `${day(gateway.started)} ${timeOfDay(gateway.started)}`],
   ]);
-  sync(byId("listeners"), gateway.listeners, (each) => `${each.name} ${each.address}`, (each) => el("li", {}, el("span", {}, each.name), el("span", { class: "mono" }, each.address.replace(/^:/, "*:"))), () => {});
+  sync(byId("listeners"), gateway.listeners, (each) => `${each.name} ${each.address}`, (each) => el("li", {}, el("span", {}, each.name), el("span", { class: "mono" }, each.address.replace(/^:/, "*:")), el("span", { class: "muted" })), (node) => say(node.lastChild, gateway.listening ? "" : "not open yet"));
   bars(byId("workers"), gateway.workers.map((worker, index) => ({
     key: `${index}`,
     name: worker.pid === null ? `worker ${index}: being replaced` : `worker ${index}, process ${worker.pid}`,

@@ -1,7 +1,7 @@
 // The numbers of now, each with the last minute as a line.
 
 import { byId, el, mark, say, svg } from "./dom.js";
-import { brief, bytes, count, rate } from "./format.js";
+import { brief, bytes, count, quantile, rate } from "./format.js";
 
 const KEPT = 60;
 const HEIGHT = 26;
@@ -11,7 +11,7 @@ const tiles = [
   { key: "new", title: "New streams", value: (t) => t.streams_rate, show: rate, note: (s) => `${count(s.totals.streams)} since the start` },
   { key: "in", title: "From callers", value: (t) => t.received_rate, show: perSecond, note: (s) => total(s.totals.received) },
   { key: "out", title: "To callers", value: (t) => t.sent_rate, show: perSecond, note: (s) => total(s.totals.sent) },
-  { key: "connect", title: "Connect time", value: (_, s) => quantile(s, 0.5), show: time, note: (s) => slow(s) },
+  { key: "connect", title: "Connect time", value: (_, s) => connect(s, 0.5), show: time, note: (s) => slow(s) },
   { key: "refused", title: "Refused", value: (t) => t.refused_rate, show: rate, note: (s) => `${count(s.totals.refused)} since the start` },
 ];
 
@@ -30,15 +30,7 @@ function total(value) {
   return `${bytes(value).join(" ")} since the start`;
 }
 
-/** Upper bound in seconds of the part of the latest connections that were quickest; null where there were none. */
-function quantile(state, part) {
-  const counts = state.totals.connects;
-  const wanted = counts.reduce((sum, each) => sum + each, 0) * part;
-  if (!wanted) return null;
-  let sum = 0;
-  const slot = counts.findIndex((each) => (sum += each) >= wanted);
-  return state.connect_bounds[slot] ?? Infinity;
-}
+const connect = (state, part) => quantile(state.totals.connects, state.connect_bounds, part);
 
 function time(value) {
   if (value === null) return ["–", ""];
@@ -47,7 +39,7 @@ function time(value) {
 }
 
 function slow(state) {
-  const worst = quantile(state, 0.95);
+  const worst = connect(state, 0.95);
   return worst === null ? "no new connections" : `median; 95 % ${time(worst).join(" ")}`;
 }
 

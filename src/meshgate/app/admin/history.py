@@ -1,0 +1,154 @@
+"""The last hour by the minute, kept by the gateway itself: who comes after an outage still sees it.
+
+It is bounded: MINUTES minutes, and of each the BUSIEST destinations. It is made of totals that the relay processes tell
+anyway, so nobody is asked for it, and it costs a look at them once a minute. Streams that ended are the observer's.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import trio
+
+from meshgate.adapters.admin.views import safe_text
+from meshgate.adapters.relay import FIRST_BYTE_BUCKETS, Counters, Destination, Refused, StreamRecord
+from meshgate.adapters.relay.pool import WorkerLoss
+from meshgate.app.logs.access_log import rfc3339
+from meshgate.core.reasons import Reason, StreamEnd
+
+MINUTES: Final = 60
+BUSIEST: Final = 200
+_EVERY: Final = 60.0
+_SLOTS: Final = len(FIRST_BYTE_BUCKETS) + 1
+
+Lived = tuple[int, int, Sequence[int]]
+"""Streams that were routed, those that had a route and failed, and first bytes by the slots of FIRST_BYTE_BUCKETS."""
+
+
+@dataclass(frozen=True, slots=True)
+class Minute:
+    """What came to pass until `ends` (Unix time). Streams that were `refused` never had a route, or no slot."""
+
+    ends: float
+    streams: int
+    failed: int
+    refused: int
+    destinations: Mapping[Destination, Lived]
+
+
+class History:
+    """`minutes` are the last ones, the newest at the end."""
+
+    def __init__(self) -> None:
+        self.minutes: deque[Minute] = deque(maxlen=MINUTES)
+        self._before = Counters()
+
+    async def run(self, totals: Callable[[], Counters]) -> None:
+        """Note each minute from now on."""
+        self._before = totals().copy()
+        while True:
+            await trio.sleep(_EVERY)
+            self.note(totals(), time.time())
+
+    def note(self, totals: Counters, now: float) -> None:
+        """Take what came to pass since the last time as a minute."""
+        new, self._before = totals.since(self._before), totals.copy()
+        failed: dict[Destination, int] = {}
+        for (kind, name, reason), count in new.failed.items():
+            if reason is not Reason.DRAINING:
+                failed[kind, name] = failed.get((kind, name), 0) + count
+        lived: dict[Destination, Lived] = {
+            key: (new.connections.get(key, 0), failed.get(key, 0), new.first_bytes.get(key, [0] * _SLOTS)[:_SLOTS])
+            for key in {*new.connections, *failed, *new.first_bytes}
+        }
+        all_failed = sum(failed.values())
+        drained = sum(count for (_, _, reason), count in new.failed.items() if reason is Reason.DRAINING)
+        refused = sum(new.refused.values()) - all_failed - drained
+        streams = sum(new.connections.values())
+        self.minutes.append(Minute(now, streams, all_failed, max(0, refused), _busiest(lived)))
+
+
+def _busiest(lived: Mapping[Destination, Lived]) -> Mapping[Destination, Lived]:
+    if len(lived) <= BUSIEST:
+        return lived
+    keys = sorted(lived, key=lambda key: -lived[key][0] - lived[key][1])
+    return {key: lived[key] for key in keys[:BUSIEST]}
+
+
+def history_view(minutes: Iterable[Minute]) -> dict[str, Any]:
+    """Numbers by the minute, the oldest first; and those of the destinations that were busiest in all of it."""
+    listed = list(minutes)
+    totals: dict[Destination, int] = {}
+    for minute in listed:
+        for key, (streams, failed, _) in minute.destinations.items():
+            totals[key] = totals.get(key, 0) + streams + failed
+    busiest = sorted(totals, key=lambda key: -totals[key])[:BUSIEST]
+    return {
+        "ends": [round(minute.ends, 1) for minute in listed],
+        "streams": [minute.streams for minute in listed],
+        "failed": [minute.failed for minute in listed],
+        "refused": [minute.refused for minute in listed],
+        "first_byte_bounds": FIRST_BYTE_BUCKETS,
+        "destinations": [_destination(key, listed) for key in busiest],
+    }
+
+
+def _destination(key: Destination, minutes: Iterable[Minute]) -> dict[str, Any]:
+    nothing: Lived = (0, 0, [0] * _SLOTS)
+    streams, failed, first_bytes = zip(*(minute.destinations.get(key, nothing) for minute in minutes), strict=True)
+    routed, lost = sum(streams), sum(failed)
+    return {
+        "kind": key[0].value,
+        "name": safe_text(key[1]),
+        "streams": streams,
+        "failed": failed,
+        "success": round(routed / (routed + lost), 6) if routed + lost else None,
+        "first_bytes": [sum(slot) for slot in zip(*first_bytes, strict=True)],
+    }
+
+
+def ended_view(
+    ended: Sequence[StreamRecord], refusals: Sequence[tuple[float, Refused]], losses: Sequence[WorkerLoss]
+) -> dict[str, Any]:
+    """Streams that were refused or did not end in order, the newest first, and relay processes that were lost."""
+    rows = [(it.started + it.duration, _ended(it)) for it in ended]
+    rows += [(at, _refused(at, refused)) for at, refused in refusals]
+    rows.sort(key=lambda row: -row[0])
+    lost = [
+        {"time": rfc3339(it.at), "worker": it.worker, "reason": it.cause, "streams": it.streams, "known": it.known}
+        for it in losses
+    ]
+    return {"workers_lost": lost, "streams": [row for _, row in rows]}
+
+
+def _ended(record: StreamRecord) -> dict[str, Any]:
+    return {
+        "end_time": rfc3339(record.started + record.duration),
+        "end": record.end,
+        "reason": None,
+        "detail": "",
+        "client": safe_text(record.client),
+        "sni": None if record.sni is None else safe_text(record.sni),
+        "route": None if record.route is None else safe_text(record.route),
+        "endpoint": None if record.endpoint is None else safe_text(record.endpoint),
+        "duration_ms": round(record.duration * 1000),
+        "bytes_received": record.bytes_received,
+        "bytes_sent": record.bytes_sent,
+        "worker": record.worker,
+    }
+
+
+def _refused(at: float, refused: Refused) -> dict[str, Any]:
+    """What was refused has only a part of it: it went nowhere, and its client is known without a port."""
+    unknown = dict.fromkeys(("route", "endpoint", "duration_ms", "bytes_received", "bytes_sent", "worker"))
+    return {
+        "end_time": rfc3339(at),
+        "end": StreamEnd.REFUSED,
+        "reason": refused.reason,
+        "detail": safe_text(refused.detail),
+        "client": safe_text(refused.client),
+        "sni": None if refused.server_name is None else safe_text(refused.server_name),
+        **unknown,
+    }
