@@ -19,6 +19,7 @@ TCP connections and pipes with as many bytes inside as was said. `docs/hand-over
 """
 
 import contextlib
+import errno
 import logging
 import os
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
@@ -41,6 +42,8 @@ BATCH_DESCRIPTORS: Final = 240  # No more streams are added then.
 BATCH_BYTES: Final = 1 << 20
 _MOST_DESCRIPTORS: Final = BATCH_DESCRIPTORS + 6  # The kernel takes 253 beside one message.
 _DECLINED_IN_A_ROW: Final = 3  # Then the others would most likely be declined as well.
+# The system has no room for so many descriptors on their way, or none at all.
+_NO_ROOM: Final = (errno.ETOOMANYREFS, errno.ENOBUFS, errno.ENOMEM)
 _LARGEST: Final = 1 << 24
 _LARGEST_ANSWER: Final = 1 << 13
 _LARGEST_HELLO: Final = 1 << 21
@@ -245,7 +248,10 @@ class HandsOver:
             answer = await _patiently(self._receiver.next, self._accuse)
             if answer is not None and answer.number != self._number:
                 raise ValueError("an answer about another batch")  # noqa: TRY301
-        except trio.BrokenResourceError:
+        except trio.BrokenResourceError as error:
+            cause = error.__cause__
+            if isinstance(cause, OSError) and cause.errno in _NO_ROOM:
+                return Declined(self._number, str(cause))  # Nothing of it was sent.
             return None
         except (ValueError, RecursionError) as error:
             self.why = f"it made no sense: {error}"[:200]

@@ -67,6 +67,7 @@ _MOST_ASKED: Final = 10_000
 _LOSSES_KEPT: Final = 100
 _LOST_AT_ONCE: Final = 500  # Lines that are told without letting others have a turn.
 _ALL: Final = 1 << 30
+_LOOK_SECONDS: Final = 0.05
 _EMPTY: Final = RouteTable.of("", "", "default", iter(()))
 
 
@@ -580,9 +581,22 @@ class RelayPool:
         for place, worker in enumerate(new):
             others = len(new) - place
             moved = await self._move(old, worker, -(-old.active // others) if others > 1 else _ALL)
+            if moved.left and not worker.works:
+                # It has died, and another process is on its way into its place.
+                with trio.move_on_after(self._policy.starting):
+                    while old.works and not self._has_begun(worker):  # noqa: ASYNC110 (it has no event for the next life)
+                        await trio.sleep(_LOOK_SECONDS)
+                again = await self._move(old, worker, _ALL)
+                moved = Moved(moved.streams + again.streams, again.left, again.why)
             streams, left, why = streams + moved.streams, moved.left, why or moved.why
+            if not left:
+                break
         log.info("a relay worker was replaced", worker=old.number, streams=streams, left=left, reason=why or None)
         return Moved(streams, left, why)
+
+    @staticmethod
+    def _has_begun(worker: WorkerProcess) -> bool:
+        return worker.works
 
     async def _move(self, old: WorkerProcess, new: WorkerProcess, most: int) -> "Moved":
         """Have so many streams of a worker taken over by another one."""
