@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any
 
+import msgspec
 import pytest
 import trio
 
@@ -16,6 +17,7 @@ from meshgate.adapters.relay.pool import WorkerLoss
 from meshgate.adapters.relay.worker_process import WorkerEnd
 from meshgate.app.admin.dashboard import FRESH, MOST_STREAMS, STALE, DashboardState, Sampler
 from meshgate.app.admin.history import BUSIEST, MINUTES, History, history_view
+from meshgate.app.gateway.hand_over import MinuteLeft
 from meshgate.core.reasons import Reason, StreamEnd
 from meshgate.core.routes import RouteKind
 
@@ -132,6 +134,19 @@ async def test_history_tells_failures_of_a_destination_from_what_strangers_send(
     assert (web["name"], web["streams"], web["failed"], web["success"]) == ("web", [8, 1], [2, 0], 0.818182)
     assert web["first_bytes"] == [0, 8, *[0] * 9]
     assert (mail["name"], mail["streams"], mail["failed"], mail["success"]) == ("mail", [0, 0], [1, 0], 0.0)
+
+
+async def test_history_is_handed_over_to_the_next_version_whose_slots_may_be_others() -> None:
+    history, totals = History(), Counters(connections={WEB: 8}, first_bytes={WEB: [0, 8, *[0] * 10]})
+    history.note(totals, 60.0)
+    record = msgspec.msgpack.encode(history.left())
+    after = History()
+    after.remember(msgspec.msgpack.decode(record, type=list[MinuteLeft]))
+    assert history_view(after.minutes) == history_view(history.minutes)
+    other = History()
+    other.remember([(60.0, 8, 0, 0, [(WEB, (8, 0, [8]))])])
+    view = history_view(other.minutes)
+    assert (view["streams"], view["destinations"]) == ([8], [])
 
 
 async def test_history_keeps_the_busiest_destinations_and_all_in_sum() -> None:

@@ -141,6 +141,7 @@ async def _main(settings: Settings, client: ConsulClient, taken: Taken | None) -
         telemetry = Telemetry(view, gateway)
         before = NO_ONLOOKERS if taken is None else taken.record.onlookers
         telemetry.metrics.go_on(before.bytes, before.carried)
+        view.history.remember(before.history)
         telemetry.statsd.go_on(before.statsd_said, before.statsd_dropped)
         refuses = None if settings.sandbox == Mode.OFF else is_confined
         # A probe from a container beside this one may look like a worker; restarting over that helps nobody.
@@ -155,6 +156,7 @@ async def _main(settings: Settings, client: ConsulClient, taken: Taken | None) -
                 statsd_dropped=telemetry.statsd.dropped,
                 statsd_said=telemetry.statsd.left(),
                 admin=admin,
+                history=view.history.left(),
             )
 
         gateway.onlookers_left = left

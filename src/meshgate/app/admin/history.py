@@ -15,6 +15,7 @@ import trio
 from meshgate.adapters.admin.views import safe_text
 from meshgate.adapters.relay import FIRST_BYTE_BUCKETS, Counters, Destination, Refused, StreamRecord
 from meshgate.adapters.relay.pool import WorkerLoss
+from meshgate.app.gateway.hand_over import MinuteLeft
 from meshgate.app.logs.access_log import rfc3339
 from meshgate.core.reasons import Reason, StreamEnd
 
@@ -51,6 +52,20 @@ class History:
         while True:
             await trio.sleep(_EVERY)
             self.note(totals(), time.time())
+
+    def left(self) -> list[MinuteLeft]:
+        """What the next version goes on with, but for the minute that is not over."""
+        found: list[MinuteLeft] = []
+        for it in self.minutes:
+            of = [(key, (good, bad, list(slots))) for key, (good, bad, slots) in it.destinations.items()]
+            found.append((it.ends, it.streams, it.failed, it.refused, of))
+        return found
+
+    def remember(self, left: Iterable[MinuteLeft]) -> None:
+        """Go on with what the version before has kept."""
+        for ends, streams, failed, refused, of in left:
+            lived: dict[Destination, Lived] = {key: each for key, each in of if len(each[2]) == _SLOTS}
+            self.minutes.append(Minute(ends, streams, failed, refused, lived))
 
     def note(self, totals: Counters, now: float) -> None:
         """Take what came to pass since the last time as a minute."""

@@ -112,6 +112,10 @@ class LogsLeft(msgspec.Struct, frozen=True, kw_only=True):
     ended: list[StreamRecord] = []
 
 
+MinuteLeft = tuple[float, int, int, int, list[tuple[Destination, tuple[int, int, list[int]]]]]
+"""A minute of the hour that pages show: its end, streams, failures, refusals; the first two and first bytes of each."""
+
+
 class OnlookersLeft(msgspec.Struct, frozen=True, kw_only=True):
     """What pages and numbers have shown that must not go back, and the admin address: as set, and its descriptor."""
 
@@ -120,6 +124,7 @@ class OnlookersLeft(msgspec.Struct, frozen=True, kw_only=True):
     statsd_dropped: int
     statsd_said: dict[str, dict[str, float]]
     admin: tuple[str, int] | None
+    history: list[MinuteLeft] = []
 
 
 NO_ONLOOKERS: Final = OnlookersLeft(bytes=(0, 0), carried=[], statsd_dropped=0, statsd_said={}, admin=None)
