@@ -75,6 +75,7 @@ def standing(consul_binary: str) -> Iterator[Standing]:
 
 # The files that take longest, the longest first. One of them that began last would be waited for by all.
 LONGEST = (
+    "e2e/test_asking_with_gateways.py",
     "e2e/test_asking_commands.py",
     "e2e/test_envoy_sidecars.py",
     "e2e/test_envoy_peering.py",

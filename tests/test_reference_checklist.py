@@ -154,7 +154,7 @@ CHECKLIST = {
     "acl_bootstrap_replication_test": of_caller("replication of ACLs is the servers'; no gateway is involved"),
     "troubleshoot": of_caller(
         "`consul troubleshoot` asks the Envoy of a caller",
-        "e2e/test_asking_commands.py::test_probe_meets_the_service_through_the_gateway_of_its_choice",
+        "e2e/test_asking_with_gateways.py::test_probe_meets_the_service_through_the_gateway_of_its_choice",
     ),
     # agent/xds/testdata, mesh-gateway*
     "mesh-gateway": passes(f"{GOLDEN}[mesh-gateway]"),

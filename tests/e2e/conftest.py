@@ -9,7 +9,7 @@ import trio
 from tests.harness.standing import Standing, set_up
 
 from .supervisor import Systemd
-from .world import World
+from .world import Pair, World
 
 
 @pytest.fixture(scope="module")
@@ -35,3 +35,17 @@ async def systemd(tmp_path: Path) -> AsyncIterator[tuple[Systemd, str]]:
     with trio.socket.socket(trio.socket.AF_UNIX, trio.socket.SOCK_DGRAM) as sock:
         await sock.bind(path)
         yield Systemd(sock), path
+
+
+@pytest.fixture(scope="module")
+def gateways(world: World) -> Iterator[Pair]:
+    """What `World.gateways` gives a test, for all tests of a module that leave gateways as they found them.
+
+    Their counters go on from test to test.
+    """
+    local, remote = world.two_gateways()
+    try:
+        trio.run(world.start, local, remote)
+        yield local, remote
+    finally:
+        trio.run(world.stop, local, remote)

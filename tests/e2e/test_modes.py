@@ -11,37 +11,63 @@ from meshgate.adapters.mesh_tls import RefusedError
 from tests.harness.native import native_service
 from tests.harness.sidecar import sidecar_for
 
-from .world import World, until_equal
+from .world import Pair, World, until_equal
 
 pytestmark = pytest.mark.consul
 
 MEGABYTES_10 = 10 << 20
 
 
+async def test_gateway_with_no_services_at_all_is_ready(world: World, gateways: Pair) -> None:
+    """case-gateway-without-services. What runs before this test leaves no service."""
+    local, _ = gateways
+
+    async def kinds() -> set[str]:
+        return {route["kind"] for route in (await local.ask("/routes"))["routes"]}
+
+    await until_equal("a table without services", kinds, {"datacenter"})
+    assert (await local.ask("/readyz"))["ready"]
+    assert (await local.ask("/routes"))["trust_domain"] == world.federation.trust_domain
+
+
 @pytest.mark.parametrize("mode", ["local", "remote"])
-async def test_caller_meets_the_service_and_only_the_gateways_of_its_mode_carry_it(world: World, mode: str) -> None:
-    async with sidecar_for(world.federation.dc2, "web", named=True), world.gateways() as (local, remote):
+async def test_caller_meets_the_service_and_only_the_gateways_of_its_mode_carry_it(
+    world: World, gateways: Pair, mode: str
+) -> None:
+    local, remote = gateways
+    async with sidecar_for(world.federation.dc2, "web", named=True) as web:
+        await world.until_known(remote, web.port)
         caller = await world.caller()
         entry = local if mode == "local" else remote
+
+        async def carried() -> list[float]:
+            return [
+                await local.counter("meshgate_connections_total"),
+                await local.counter("meshgate_connections_total", kind="datacenter", destination="dc2"),
+                await remote.counter("meshgate_connections_total", kind="service", destination="web"),
+            ]
+
+        before = await carried()
         answer = await caller.call(entry.address, world.sni(), b"ping\n", expect=world.spiffe())
         assert answer.data == b"web\nping\n"
         assert answer.met.tls_version == "TLSv1.3"
-        assert await local.counter("meshgate_connections_total") == (mode == "local")
-        assert await local.counter("meshgate_connections_total", kind="datacenter", destination="dc2") == (
-            mode == "local"
-        )
-        assert await remote.counter("meshgate_connections_total", kind="service", destination="web") == 1
+        by_local = mode == "local"
+        more = [now - then for now, then in zip(await carried(), before, strict=True)]
+        assert more == [by_local, by_local, 1]
 
 
 @pytest.mark.parametrize("mode", ["local", "remote"])
-async def test_ten_mebibytes_each_way_arrive_with_equal_hashes(world: World, mode: str) -> None:
+async def test_ten_mebibytes_each_way_arrive_with_equal_hashes(world: World, gateways: Pair, mode: str) -> None:
     data = random.Random(7).randbytes(MEGABYTES_10)
-    async with (
-        native_service(world.federation.dc2, "web", world.federation.folder),
-        world.gateways() as (local, remote),
-    ):
+    entry = gateways[0] if mode == "local" else gateways[1]
+
+    async def carried(direction: str) -> float:
+        return await entry.counter("meshgate_bytes_total", direction=direction)
+
+    before = {direction: await carried(direction) for direction in ("received", "sent")}
+    async with native_service(world.federation.dc2, "web", world.federation.folder) as web:
+        await world.until_known(gateways[1], web.port)
         caller = await world.caller()
-        entry = local if mode == "local" else remote
         async with caller.connect(entry.address, world.sni(), expect=world.spiffe()) as stream:
             received = hashlib.sha256()
 
@@ -54,15 +80,16 @@ async def test_ten_mebibytes_each_way_arrive_with_equal_hashes(world: World, mod
                 while chunk := await stream.receive_some():
                     received.update(chunk)
         assert received.digest() == hashlib.sha256(data).digest()
-        assert await entry.counter("meshgate_bytes_total", direction="received") > MEGABYTES_10
-        assert await entry.counter("meshgate_bytes_total", direction="sent") > MEGABYTES_10
+        for direction, earlier in before.items():
+            assert await carried(direction) > earlier + MEGABYTES_10
 
 
-async def test_half_close_crosses_both_gateways_and_the_answer_comes_after_it(world: World) -> None:
+async def test_half_close_crosses_both_gateways_and_the_answer_comes_after_it(world: World, gateways: Pair) -> None:
     """The service ends its side when the caller has: the last byte comes after the caller's end of stream."""
-    async with native_service(world.federation.dc2, "web", world.federation.folder), world.gateways() as (local, _):
+    async with native_service(world.federation.dc2, "web", world.federation.folder) as web:
+        await world.until_known(gateways[1], web.port)
         caller = await world.caller()
-        async with caller.connect(local.address, world.sni(), expect=world.spiffe()) as stream:
+        async with caller.connect(gateways[0].address, world.sni(), expect=world.spiffe()) as stream:
             await stream.send_all(b"half")
             await stream.send_eof()
             received = b""
@@ -71,8 +98,9 @@ async def test_half_close_crosses_both_gateways_and_the_answer_comes_after_it(wo
             assert received == b"half"
 
 
-async def test_wrong_names_get_an_alert_and_never_a_byte(world: World) -> None:
-    async with sidecar_for(world.federation.dc2, "web"), world.gateways() as (local, remote):
+async def test_wrong_names_get_an_alert_and_never_a_byte(world: World, gateways: Pair) -> None:
+    local, remote = gateways
+    async with sidecar_for(world.federation.dc2, "web"):
         caller = await world.caller()
         names = {
             world.sni("nosuch"): (remote, "unknown_sni"),
@@ -89,23 +117,25 @@ async def test_wrong_names_get_an_alert_and_never_a_byte(world: World) -> None:
             assert await gateway.counter("meshgate_refused_total", reason=reason) == before + 1
 
 
-async def test_gateway_with_no_services_at_all_is_ready(world: World) -> None:
-    """case-gateway-without-services."""
-    async with world.gateways() as (local, _):
-        assert (await local.ask("/readyz"))["ready"]
-        table = await local.ask("/routes")
-        assert {route["kind"] for route in table["routes"]} == {"datacenter"}
-        assert table["trust_domain"] == world.federation.trust_domain
+async def test_denied_by_intentions_the_sidecar_refuses_and_the_gateways_relay_faithfully(
+    world: World, gateways: Pair
+) -> None:
+    local, remote = gateways
 
+    async def counts() -> list[tuple[float, float]]:
+        return [
+            (await it.counter("meshgate_connections_total"), await it.counter("meshgate_refused_total"))
+            for it in gateways
+        ]
 
-async def test_denied_by_intentions_the_sidecar_refuses_and_the_gateways_relay_faithfully(world: World) -> None:
-    async with sidecar_for(world.federation.dc2, "web"), world.gateways() as (local, remote):
+    async with sidecar_for(world.federation.dc2, "web") as web:
+        await world.until_known(remote, web.port)
         stranger = await world.caller("stranger")
+        before = await counts()
         with pytest.raises(RefusedError):
             await stranger.call(local.address, world.sni())
-        for gateway in (local, remote):
-            assert await gateway.counter("meshgate_connections_total") == 1
-            assert await gateway.counter("meshgate_refused_total") == 0
+        assert await counts() == [(carried + 1, refused) for carried, refused in before]
+        for gateway in gateways:
             await until_equal("the stream's end", partial(gateway.counter, "meshgate_connections_active"), 0)
         caller = await world.caller()
         assert (await caller.call(local.address, world.sni())).met.spiffe_id == world.spiffe()

@@ -16,8 +16,8 @@ from tests.harness.tls import TlsStream, mesh_context
 from tests.harness.waiting import until
 from tests.versions import PEERING
 
+from .asking import checks, flags_of, meshgate
 from .peered import PATIENCE, Cluster, cluster, peer_with_each_other, until_routed
-from .test_asking_commands import checks, flags_of, meshgate
 
 pytestmark = [pytest.mark.consul, pytest.mark.since_consul(*PEERING)]
 

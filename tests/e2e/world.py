@@ -3,6 +3,8 @@
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeAlias
 
 import trio
 
@@ -11,6 +13,9 @@ from tests.harness.caller import Caller
 from tests.harness.cluster import Federation
 from tests.harness.gateway import GatewayProcess
 from tests.harness.waiting import until
+
+# The gateways of dc1 and dc2.
+Pair: TypeAlias = tuple[GatewayProcess, GatewayProcess]
 
 
 @dataclass(frozen=True)
@@ -30,21 +35,32 @@ class World:
         return await Caller.of(consul or self.federation.dc1, service, self.federation.folder)
 
     @asynccontextmanager
-    async def gateways(self, **extra: str) -> AsyncIterator[tuple[GatewayProcess, GatewayProcess]]:
+    async def gateways(self, **extra: str) -> AsyncIterator[Pair]:
         """A ready gateway in each datacenter, of which dc1's knows dc2's as healthy; they start and end together."""
-        local, remote = (GatewayProcess(consul, self.token) for consul in self.federation.datacenters)
+        local, remote = self.two_gateways()
         try:
-            async with trio.open_nursery() as nursery:
-                for gateway in (local, remote):
-                    nursery.start_soon(gateway.start, extra)
-            await self.until_remote(local, remote.address[1])
+            await self.start(local, remote, **extra)
             yield local, remote
         finally:
-            # Each is deregistered at once and serves for a second longer.
             with trio.CancelScope(shield=True):
-                async with trio.open_nursery() as nursery:
-                    for gateway in (local, remote):
-                        nursery.start_soon(gateway.stop)
+                await self.stop(local, remote)
+
+    def two_gateways(self) -> Pair:
+        local, remote = (GatewayProcess(consul, self.token) for consul in self.federation.datacenters)
+        return local, remote
+
+    async def start(self, local: GatewayProcess, remote: GatewayProcess, **extra: str) -> None:
+        """Starts a gateway of each datacenter, and waits until dc1's sends dc2's streams to the other."""
+        async with trio.open_nursery() as nursery:
+            for gateway in (local, remote):
+                nursery.start_soon(gateway.start, extra)
+        await self.until_remote(local, remote.address[1])
+
+    async def stop(self, *gateways: GatewayProcess) -> None:
+        # Each is deregistered at once and serves for a moment longer.
+        async with trio.open_nursery() as nursery:
+            for gateway in gateways:
+                nursery.start_soon(gateway.stop)
 
     async def until_remote(self, gateway: GatewayProcess, port: int, seconds: float = 20) -> None:
         """Wait until a gateway of dc1 sends dc2's streams to `port` alone."""
@@ -53,6 +69,10 @@ class World:
             return await gateway.endpoints(f"*.dc2.internal.{self.federation.trust_domain}")
 
         await until_equal(f"dc2's gateway at {port}", endpoints, {port: True}, seconds)
+
+    async def until_known(self, remote: GatewayProcess, port: int) -> None:
+        """Wait until dc2's gateway knows that `web` is at `port`, and no more where a test before had it."""
+        await until_equal(f"web at {port}", partial(remote.endpoints, self.sni()), {port: True}, seconds=20)
 
 
 async def until_equal(what: str, read: Callable[[], Awaitable[object]], wanted: object, seconds: float = 2.0) -> None:
