@@ -5,10 +5,14 @@ TCP repeats what was lost ever more rarely; what a partition of a few seconds he
 
 from typing import Final
 
+import trio
+
 from .stage import Stage, until_all_known
 
 # Consul looks for servers that it has given up every two or three minutes (its router's rebalancing).
 _RECONNECT_SECONDS: Final = 600.0
+# For so long a check that Consul began during a partition may still fail.
+_CHECK_SECONDS: Final = 10.0
 
 
 async def gateway_from_agent(stage: Stage, datacenter: str) -> None:
@@ -16,6 +20,8 @@ async def gateway_from_agent(stage: Stage, datacenter: str) -> None:
     gateway, consul = stage.gateway(datacenter), stage.consul(datacenter)
     what = f"{gateway.instance} from Consul of {datacenter}"
     await stage.cut(what, [gateway.place], [consul.place], stage.rng.uniform(1, 25))
+    # Until then the other gateway of the datacenter may be the only one in service, and must not be the next victim.
+    await trio.sleep(_CHECK_SECONDS)
     await until_all_known(stage, datacenter)
 
 
