@@ -16,25 +16,25 @@ def settings(file: Path, **environ: str) -> Settings:
 
 def test_what_can_take_effect_does_and_the_rest_waits(tmp_path: Path) -> None:
     file = tmp_path / "env"
-    file.write_text("MESHGATE_WAN_ADDRESS=192.0.2.1:443\nMESHGATE_WORKERS=2\nCONSUL_HTTP_TOKEN=one\n")
+    file.write_text("MESHGATE_WAN_ADDRESS=192.0.2.1:443\nMESHGATE_SERVICE=two\nCONSUL_HTTP_TOKEN=one\n")
     before = settings(file, MESHGATE_IDLE_TIMEOUT="3m")
     file.write_text(
-        "MESHGATE_WAN_ADDRESS=192.0.2.2:443\nMESHGATE_WORKERS=3\nMESHGATE_LOG_LEVEL=debug\nCONSUL_HTTP_TOKEN=two\n"
+        "MESHGATE_WAN_ADDRESS=192.0.2.2:443\nMESHGATE_SERVICE=three\nMESHGATE_LOG_LEVEL=debug\nCONSUL_HTTP_TOKEN=two\n"
         # The command line and the environment come first, as at the start.
         "MESHGATE_HELLO_TIMEOUT=1s\nMESHGATE_IDLE_TIMEOUT=1s\n"
     )
     found = Reload.of(before)
     assert found.taken == ("CONSUL_HTTP_TOKEN", "MESHGATE_LOG_LEVEL", "MESHGATE_WAN_ADDRESS")
-    assert found.waiting == ("MESHGATE_WORKERS",)
+    assert found.waiting == ("MESHGATE_SERVICE",)
     now = found.in_force
-    assert (now.wan_address, now.log_level, now.workers) == (HostPort("192.0.2.2", 443), "debug", 2)
+    assert (now.wan_address, now.log_level, now.service) == (HostPort("192.0.2.2", 443), "debug", "two")
     assert now.consul["CONSUL_HTTP_TOKEN"] == "two"
     assert (now.hello_timeout, now.idle_timeout) == (7, 180)
     assert now.origin("MESHGATE_LOG_LEVEL") is Origin.ENV_FILE
-    assert now.shown("MESHGATE_WORKERS") == "2"
+    assert now.shown("MESHGATE_SERVICE") == "two"
     # What waits does so until it is as it was.
-    assert Reload.of(now).waiting == ("MESHGATE_WORKERS",)
-    file.write_text(file.read_text().replace("WORKERS=3", "WORKERS=2"))
+    assert Reload.of(now).waiting == ("MESHGATE_SERVICE",)
+    file.write_text(file.read_text().replace("SERVICE=three", "SERVICE=two"))
     assert (Reload.of(now).taken, Reload.of(now).waiting) == ((), ())
 
 

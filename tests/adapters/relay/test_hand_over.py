@@ -31,6 +31,7 @@ from meshgate.adapters.relay.hand_over import (
     Yours,
 )
 from meshgate.adapters.relay.messages import HAND_OVER_FORMAT, Receiver, encode, send_with_descriptors
+from meshgate.adapters.relay.sandbox import Mode
 from meshgate.adapters.relay.worker_process import WorkerPolicy
 from meshgate.core.reasons import StreamEnd
 from meshgate.core.routes import RouteKind
@@ -533,6 +534,33 @@ async def test_pool_grows_and_shrinks_and_no_stream_notices() -> None:
         assert await broken(clients) == 0
         counters = await pool.relay.counters()
         assert (counters.active, counters.accepted, counters.ends) == (60, 60, {})
+        for client in clients:
+            await client.aclose()
+
+
+async def test_pool_takes_another_shape_when_it_is_told_to() -> None:
+    policy = WorkerPolicy(sandbox=Mode.OFF)
+    async with backend(echo) as port, pool_of({WEB: [endpoint(port)]}, workers=1, policy=policy) as pool:
+        clients = [await pool.call() for _ in range(10)]
+        before = set(pool.relay.workers)
+        pool.relay.reshape(2, Mode.AUTO)
+        with trio.fail_after(30):
+            while len(pool.relay.workers) != 2 or before & set(pool.relay.workers):
+                await trio.sleep(0.02)
+        assert policy.sandbox is Mode.AUTO
+        policy.command = ("/bin/false",)
+        pool.relay.reshape(3, Mode.OFF)
+        with trio.fail_after(30):
+            while not pool.relay.misshapen:
+                await trio.sleep(0.02)
+        assert "exit code 1" in pool.relay.misshapen
+        assert (len(pool.relay.loads), policy.sandbox) == (2, Mode.AUTO)
+        policy.command = WorkerPolicy().command
+        pool.relay.reshape(1, Mode.AUTO)
+        with trio.fail_after(30):
+            while pool.relay.misshapen or len(pool.relay.workers) != 1:
+                await trio.sleep(0.02)
+        assert await broken(clients) == 0
         for client in clients:
             await client.aclose()
 

@@ -53,6 +53,7 @@ from .messages import (
     encode,
 )
 from .outliers import Outliers
+from .sandbox import Mode
 from .shared_counts import CountRows
 from .worker_process import WorkerEnd, WorkerLeft, WorkerPolicy, WorkerProcess, record_of
 
@@ -244,6 +245,10 @@ class RelayPool:
         self._old: list[WorkerProcess] = []
         self._changing = trio.Lock()
         self._hand_over: _HandOver | None = None
+        self._shape = workers, self._policy.sandbox
+        self._shape_is_new = trio.Event()
+        self.misshapen = ""
+        """Why there are not those workers that there should be; "" while there are."""
         self._asking: set[trio.Event] = set()  # Questions that are not answered; the events come with the answers.
         self._answered = Counters()
         self._left_asked: list[tuple[str, int, str]] = []
@@ -425,6 +430,7 @@ class RelayPool:
                 for worker in self._old:
                     self._nursery.start_soon(self._live_with, worker)
                 self._nursery.start_soon(self._take_over)
+                self._nursery.start_soon(self._keep_shape)
         finally:
             for _, sock in self._sockets:
                 sock.close()
@@ -535,6 +541,33 @@ class RelayPool:
             self._old.append(old)
             self._workers[number] = new
             return await self._retire(old, [new])
+
+    def reshape(self, workers: int, sandbox: Mode) -> None:
+        """Have so many workers, so confined, some time from now on; streams are handed over where that takes it.
+
+        Where no other worker can be started, those that there are go on, and `misshapen` says so.
+        """
+        self._shape = workers, sandbox
+        self._shape_is_new.set()
+
+    async def _keep_shape(self) -> None:
+        while True:
+            await self._shape_is_new.wait()
+            self._shape_is_new = trio.Event()
+            workers, sandbox = self._shape
+            before = self._policy.sandbox
+            self._policy.sandbox = sandbox
+            try:
+                await self.resize(min(workers, len(self._workers)))
+                if sandbox is not before:
+                    for number in range(len(self._workers)):
+                        await self.replace(number)
+                await self.resize(workers)
+                self.misshapen = ""
+            except (WorkerNotStartedError, OSError) as error:
+                self._policy.sandbox = before
+                self.misshapen = f"relay workers could not be changed, those of before go on: {error}"
+                log.error("relay workers could not be changed, those of before go on", error=str(error))  # noqa: TRY400
 
     async def resize(self, workers: int) -> None:
         """Have more workers, or fewer: the streams of those that go are taken over by those that stay.

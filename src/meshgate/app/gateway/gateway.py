@@ -24,7 +24,7 @@ import trio
 from meshgate.adapters.consul import CatalogWatcher, Home, RegistrationError, WatchRegistry, wait_for_agent
 from meshgate.adapters.consul.api import ConsulAddress, ConsulClient, ConsulConfigError
 from meshgate.adapters.relay.pool import RelayPool
-from meshgate.adapters.relay.sandbox import Mode
+from meshgate.adapters.relay.sandbox import Mode, support
 from meshgate.adapters.relay.worker_process import WorkerPolicy
 from meshgate.adapters.sd_notify import Notifier
 from meshgate.app.errors import CommandError, ConfigError
@@ -154,7 +154,7 @@ class Gateway:
         failing = [state.error for state in self._registry.states() if state.error]
         idle = "" if self.relay.works else "no relay process is up"
         return [
-            *filter(None, [idle, self._waiting]),
+            *filter(None, [idle, self._waiting, self.relay.misshapen]),
             *self.client.problems(),
             *(failing if self.watcher is None else self.watcher.problems()),
             *self.last_known.problems(),
@@ -414,12 +414,16 @@ class Gateway:
         """Go by settings that were read again, as far as that works without a restart."""
         settings = reload.in_force
         self.registration.check(settings)
+        if settings.sandbox == Mode.REQUIRE and "MESHGATE_SANDBOX" in reload.taken and (missing := support().missing):
+            raise ConfigError(f"MESHGATE_SANDBOX is require: {'; '.join(missing)}")
         self.client.token.replace(ConsulAddress.from_settings(settings.consul).token)
         self.registration.use(settings)
         if {"MESHGATE_LOG_LEVEL", "MESHGATE_LOG_JSON"}.intersection(reload.taken):
             logs.configure(settings.log_level, json=settings.log_json)
         self.settings = settings
         self.tables.use_settings(settings)
+        if {"MESHGATE_WORKERS", "MESHGATE_SANDBOX"}.intersection(reload.taken):
+            self.relay.reshape(settings.workers, Mode(settings.sandbox))
         waiting = ", ".join(reload.waiting)
         self._waiting = f"changed, and in force only after a restart: {waiting}" if waiting else ""
         if reload.taken:
