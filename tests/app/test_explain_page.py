@@ -15,7 +15,7 @@ from meshgate.adapters.consul import WatchKey, WatchState
 from meshgate.adapters.consul.api import ConsulUnreachableError, HealthCheck
 from meshgate.app.admin.explain_page import ExplainPage
 from meshgate.core.explain import Explanation, explain
-from meshgate.core.routes import Endpoint, Route, RouteKind
+from meshgate.core.routes import Endpoint, Route, RouteKind, RouteTable
 
 from .gateway_double import TRUST_DOMAIN, GatewayDouble, refused, table_of
 
@@ -187,6 +187,19 @@ async def test_a_services_name_is_enough() -> None:
     missing = await asked(gateway, name="nosuch")
     assert (missing["decision"], missing["reason"]) == ("refused", "unknown_sni")
     assert {"rule": "consul", "outcome": "no such service registered: nosuch"} in missing["steps"]
+
+
+async def test_a_services_name_makes_no_server_name_before_the_catalog_is_known() -> None:
+    gateway = GatewayDouble(catalog_known=False, consul_found=False)
+    gateway.use(RouteTable.of("", "", "default", iter(())))
+    for asked_for in ({"name": "web"}, {"name": "web", "dc": "dc2"}):
+        answer = await asked(gateway, **asked_for)
+        assert (answer["sni"], answer["reason"]) == ("web", "unknown_sni")
+        assert answer["steps"][0] == {
+            "rule": "service",
+            "outcome": "server names are not known before the catalog is",
+        }
+        assert {"rule": "catalog", "outcome": "not known yet: Consul has not answered"} in answer["steps"]
 
 
 @pytest.mark.parametrize("name", [WEB, "nobody.example", "", "two words", "*.example"])

@@ -171,9 +171,13 @@ def test_an_unknown_name_is_an_error_that_names_its_nearest_neighbour() -> None:
     for name, nearest in (
         ("MESHGATE_ADRESS", "MESHGATE_ADDRESS"),
         ("MESHGATE_HELLO_TIME_OUT", "MESHGATE_HELLO_TIMEOUT"),
-        ("MESHGATE_", "MESHGATE_"),
+        ("MESHGATE_WORKER", "MESHGATE_WORKERS"),
     ):
         with pytest.raises(ConfigError, match=rf"{name} \(from the environment\).*did you mean {nearest}"):
+            load(environ={name: "x"})
+    # What is like nothing else has no neighbour that would help.
+    for name in ("MESHGATE_FOO", "MESHGATE_"):
+        with pytest.raises(ConfigError, match=rf"^{name} .* is not a setting; the nearest is MESHGATE_\w+, `meshgate"):
             load(environ={name: "x"})
 
 

@@ -54,6 +54,8 @@ class ExplainPage:
         name = request.query.get("name")
         if name is None:
             return error_response(400, "say which name: /explain/name?name=SERVICE&dc=DATACENTER")
+        if not self._gateway.table().trust_domain and _SERVICE.fullmatch(name):
+            return await self._answer(name, (Step("service", "server names are not known before the catalog is"),))
         sni = self._meant(name, request.query.get("dc", ""))
         said = f"{_shown(name)} stands for {_shown(sni)}; a client that sends {_shown(name)} is refused"
         return await self._answer(sni, () if sni == name else (Step("service", said),))

@@ -37,6 +37,8 @@ _SERVICE_LINK: Final = re.compile(
     r"MESHGATE_(\w+_)?(SERVICE_(HOST|PORT(_\w+)?)|PORT_\d+_(TCP|UDP|SCTP)_(ADDR|PORT|PROTO))"
 )
 _SERVICE_LINK_URL: Final = re.compile(r"MESHGATE_(\w+_)?PORT(_\d+_(TCP|UDP|SCTP))?=(tcp|udp|sctp)://.*")
+# How alike a name is to one that may have been meant, as difflib has it.
+_NEAR: Final = 0.6
 _USER_INFO: Final = re.compile(r"(^|//)[^/@]+@")
 
 
@@ -321,5 +323,9 @@ def _unknown(names: Iterable[str], source: str) -> Iterator[str]:
     ours = [known.removeprefix(PREFIX) for known in BY_NAME if known.startswith(PREFIX)]
     for name in names:
         if name.startswith(PREFIX) and name not in BY_NAME:
-            nearest = difflib.get_close_matches(name.removeprefix(PREFIX), ours, n=1, cutoff=0.0)[0]
-            yield f"{printable(name)} (from {source}) is not a setting; did you mean {PREFIX}{nearest}?"
+            asked = name.removeprefix(PREFIX)
+            nearest = difflib.get_close_matches(asked, ours, n=1, cutoff=0.0)[0]
+            near = difflib.SequenceMatcher(None, nearest, asked).ratio() >= _NEAR
+            known = f"{PREFIX}{nearest}"
+            hint = f"did you mean {known}?" if near else f"the nearest is {known}, `meshgate config` lists all"
+            yield f"{printable(name)} (from {source}) is not a setting; {hint}"
