@@ -55,9 +55,9 @@ class OutlierDetector:
         known.failures += 1
         return False
 
-    def remember(self, address: Address, failures: int, now: float, *, since: float = 0.0) -> None:
+    def remember(self, address: Address, failures: int, now: float, *, since: float, why: str) -> None:
         """Take over an ejection that somebody else has made; it is soon probed."""
-        self._ejected[address] = Ejection(failures, now + FIRST_PROBE_SECONDS, since, "")
+        self._ejected[address] = Ejection(failures, now + FIRST_PROBE_SECONDS, since, why)
 
     def succeeded(self, address: Address) -> bool:
         """Note that a connection stands; whether this ends an ejection."""

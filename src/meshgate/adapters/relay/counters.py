@@ -5,7 +5,7 @@ judges (`messages.TO_PARENT`).
 """
 
 from bisect import bisect_left
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterable, Mapping
 from copy import copy
 from dataclasses import dataclass, field, fields, replace
 from typing import Annotated, Any, Final, Literal, Protocol
@@ -316,8 +316,12 @@ class EndpointHistory:
     MOST: Final = 20_000
     _LATELY: Final = 10
 
-    def __init__(self) -> None:
-        self._records: dict[Address, EndpointRecord] = {}
+    def __init__(self, records: Iterable[tuple[Address, EndpointRecord]] = ()) -> None:
+        self._records = dict(records)
+
+    def left(self) -> list[tuple[Address, EndpointRecord]]:
+        """All records, from which another one can begin."""
+        return list(self._records.items())
 
     def of(self, address: Address) -> EndpointRecord | None:
         return self._records.get(address)

@@ -23,6 +23,10 @@ log = structlog.get_logger(module="meshgate.relay")
 _AT_ONCE: Final = 64
 
 
+Ejected = tuple[str, int, int, float, str]
+"""An address and its port, the failures in a row, since when (Unix time), and why."""
+
+
 class Outliers:
     """Keeps what is ejected, and probes it.
 
@@ -46,10 +50,15 @@ class Outliers:
         """Since when and why an endpoint is ejected; None where it is not."""
         return self._detector.ejection(address)
 
-    def remember(self, ejected: Iterable[tuple[str, int, int]]) -> None:
-        """Take over what somebody else has ejected: each address with its failures."""
-        for host, port, failures in ejected:
-            self._detector.remember((host, port), failures, trio.current_time(), since=time.time())
+    def left(self) -> list[Ejected]:
+        """What is ejected, for the parent after this one."""
+        found = ((address, self._detector.ejection(address)) for address in self._detector.ejected)
+        return [(*address, it.failures, it.since, it.why) for address, it in found if it is not None]
+
+    def remember(self, ejected: Iterable[Ejected]) -> None:
+        """Take over what the parent before this one has ejected."""
+        for host, port, failures, since, why in ejected:
+            self._detector.remember((host, port), failures, trio.current_time(), since=since, why=why)
 
     def failed(self, address: Address, why: str) -> None:
         """A stream could not be connected to it."""

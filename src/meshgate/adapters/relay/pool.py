@@ -26,7 +26,7 @@ from meshgate.core.routes import RouteTable, TableChange, difference
 from meshgate.core.token_bucket import TokenBucket
 
 from . import sockets
-from .counters import LONGEST_TEXT, Counters, Destination, EndpointHistory, Observer, OpenStream
+from .counters import LONGEST_TEXT, Counters, Destination, EndpointHistory, EndpointRecord, Observer, OpenStream
 from .limits import Limits
 from .messages import (
     VERSION,
@@ -52,7 +52,7 @@ from .messages import (
     WantRecords,
     encode,
 )
-from .outliers import Outliers
+from .outliers import Ejected, Outliers
 from .sandbox import Mode
 from .shared_counts import CountRows
 from .worker_process import WorkerEnd, WorkerLeft, WorkerPolicy, WorkerProcess, record_of
@@ -87,7 +87,7 @@ class PoolLeft(msgspec.Struct, frozen=True):
     """A pool as one parent leaves it and the next one finds it, with the descriptors that it has.
 
     `version` is that of the workers' messages. `rows` are those of the shared counts, to write to and to read.
-    `ejected` has each endpoint with its failures in a row, `asked` the names that workers wait for: who asked, by his
+    `asked` has the names that workers wait for: who asked, by his
     place in `workers`, and for whom.
     """
 
@@ -100,10 +100,11 @@ class PoolLeft(msgspec.Struct, frozen=True):
     restarts: dict[str, int]
     rows: list[tuple[int, int]]
     row_key: bytes
-    ejected: list[tuple[str, int, int]]
+    ejected: list[Ejected]
     asked: list[tuple[str, int, str]]
     workers: list[WorkerLeft]
     losses: list[WorkerLoss] = []
+    endpoints: list[tuple[Address, EndpointRecord]] = []
 
     @property
     def descriptors(self) -> list[int]:
@@ -460,7 +461,7 @@ class RelayPool:
             {cause.value: count for cause, count in self.restarts.items()},
             list(zip(self._counts.writable, self._counts.readable, strict=True)),
             self._counts.key,
-            [(*address, failures) for address, failures in self._outliers.ejected.items()],
+            self._outliers.left(),
             [
                 (name, places[worker], client)
                 for name, asked in self._asked.items()
@@ -469,6 +470,7 @@ class RelayPool:
             ],
             [left for _, left in known],
             [*self.losses],
+            self.endpoints.left(),
         )
 
     def begin_to_leave(self, *, understood: bool) -> None:
@@ -496,6 +498,7 @@ class RelayPool:
         self.losses.extend(left.losses)
         self.restarts |= {cause: left.restarts.get(cause, 0) for cause in WorkerEnd}
         self._outliers.remember(left.ejected)
+        self.endpoints = EndpointHistory(left.endpoints)
         self._left_asked = left.asked
         for each in left.workers:
             worker = WorkerProcess(self, each.number, self._counts, self._policy, each.row)
