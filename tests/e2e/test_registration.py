@@ -318,11 +318,11 @@ async def test_settings_that_changed_are_in_force_after_a_sighup_or_named(world:
         assert await addresses() == (moved, "192.0.2.2")
         write(ADDRESS=f"{HOST}:{moved}", WAN_ADDRESS=f"192.0.2.2:{wan}", STATE_DIR=str(tmp_path))
         gateway.child.signal(signal.SIGHUP)
-        waiting = ["changed, and in force only after a restart: MESHGATE_STATE_DIR"]
+        waiting = ["changed, and in force only after meshgate upgrade or a restart: MESHGATE_STATE_DIR"]
         await until_equal("what waits", partial(problems, gateway), waiting, seconds=20)
         assert await in_force() == (15.0, "info")
     finally:
         await gateway.stop()
     said = gateway.child.log.read_text()
     assert "SIGHUP: changed settings are in force" in said
-    assert "SIGHUP: changed settings need a restart: settings=MESHGATE_STATE_DIR" in said
+    assert "SIGHUP: changed settings wait for meshgate upgrade or a restart: settings=MESHGATE_STATE_DIR" in said

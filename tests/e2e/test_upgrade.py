@@ -259,3 +259,28 @@ async def test_a_supervisor_is_told_of_it_as_of_a_reload_and_nobody_sees_a_secre
         await supervisor.until("STOPPING=1")
         with trio.fail_after(30):
             assert await gateway.child.wait() == 0
+
+
+async def test_settings_that_a_reload_does_not_take_are_taken_and_another_registration_is_refused(
+    world: World, tmp_path: Path
+) -> None:
+    file = tmp_path / "meshgate.env"
+    file.write_text("MESHGATE_STATE_DIR=\n")
+    async with gateway_of(world, MESHGATE_ENV_FILE=str(file)) as gateway:
+        caller, sni = await world.caller(consul=world.federation.dc2), world.sni()
+        async with caller.connect(gateway.address, sni, expect=world.spiffe()) as stream:
+            file.write_text(f"MESHGATE_STATE_DIR={tmp_path / 'state'}\nMESHGATE_EXPOSE_SERVERS=true\n")
+            refused = await gateway.upgrade()
+            assert "exit code 2: MESHGATE_EXPOSE_SERVERS changed: that takes a restart" in refused.stderr
+            file.write_text(f"MESHGATE_STATE_DIR={tmp_path / 'state'}\n")
+            done = await gateway.upgrade()
+            assert done.returncode == 0, done.stderr
+            settings = (await gateway.ask("/config_dump"))["settings"]
+            assert settings["MESHGATE_STATE_DIR"]["value"] == str(tmp_path / "state")
+
+            async def kept() -> bool:
+                return (tmp_path / "state" / "catalog.state").exists()
+
+            await until_equal("the catalog on disk", kept, True, seconds=10)
+            await stream.send_all(b"still")
+            assert await stream.receive_some() == b"still"

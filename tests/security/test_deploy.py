@@ -16,6 +16,7 @@ from meshgate.core.durations import parse_duration
 DEPLOY = Path(__file__).parents[2] / "deploy"
 UNIT = DEPLOY / "systemd" / "meshgate.service"
 OLDER = DEPLOY / "systemd" / "before-253.conf"
+UPGRADING = DEPLOY / "systemd" / "upgrade-at-reload.conf"
 IMAGE = DEPLOY / "docker" / "Dockerfile"
 
 Sections = dict[str, dict[str, list[str]]]
@@ -55,7 +56,8 @@ def instructions() -> list[tuple[str, str]]:
     return [(line.split(" ", 1)[0], line.split(" ", 1)[1]) for line in lines]
 
 
-def test_systemd_finds_nothing_wrong_with_the_unit(tmp_path: Path) -> None:
+@pytest.mark.parametrize("beside", [(), (UPGRADING,)], ids=["alone", "upgrading"])
+def test_systemd_finds_nothing_wrong_with_the_unit(tmp_path: Path, beside: tuple[Path, ...]) -> None:
     analyze = shutil.which("systemd-analyze")
     if analyze is None:
         # Without the tool: at least what any parser of such files would refuse.
@@ -67,9 +69,12 @@ def test_systemd_finds_nothing_wrong_with_the_unit(tmp_path: Path) -> None:
     program.chmod(0o755)
     installed = tmp_path / UNIT.name
     installed.write_text(UNIT.read_text().replace("/opt/meshgate/bin/meshgate", str(program)))
+    drop_ins = tmp_path / f"{UNIT.name}.d"
+    drop_ins.mkdir()
+    for each in beside:
+        (drop_ins / each.name).write_text(each.read_text().replace("/opt/meshgate/bin/meshgate", str(program)))
     if systemd_version(analyze) < 253:
-        (tmp_path / f"{UNIT.name}.d").mkdir()
-        shutil.copy(OLDER, tmp_path / f"{UNIT.name}.d")
+        shutil.copy(OLDER, drop_ins)
         # Verified in its old form: this systemd warns of a type that a drop-in then replaces.
         installed.write_text(installed.read_text().replace("Type=notify-reload\n", ""))
     ended = subprocess.run([analyze, "--man=no", "verify", str(installed)], capture_output=True, text=True, check=False)

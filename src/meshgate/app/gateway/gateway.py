@@ -425,8 +425,8 @@ class Gateway:
         if {"MESHGATE_WORKERS", "MESHGATE_SANDBOX"}.intersection(reload.taken):
             self.relay.reshape(settings.workers, Mode(settings.sandbox))
         waiting = ", ".join(reload.waiting)
-        self._waiting = f"changed, and in force only after a restart: {waiting}" if waiting else ""
+        self._waiting = f"changed, and in force only after meshgate upgrade or a restart: {waiting}" if waiting else ""
         if reload.taken:
             log.info("SIGHUP: changed settings are in force", settings=", ".join(reload.taken))
         if waiting:
-            log.warning("SIGHUP: changed settings need a restart", settings=waiting)
+            log.warning("SIGHUP: changed settings wait for meshgate upgrade or a restart", settings=waiting)

@@ -24,8 +24,8 @@ its nearest neighbor. `meshgate config` shows the effective value of each settin
 masked.
 
 Those marked * take effect in a gateway that runs, when the `.env` file has changed and the process gets a SIGHUP
-(`systemctl reload`). Other changes in it are named in the log and in `/readyz`, and wait for a restart. The environment
-and the command line of a process never change.
+(`systemctl reload`). Other changes in it are named in the log and in `/readyz`, and wait for `meshgate upgrade` or a
+restart. The environment and the command line of a process never change.
 """
 
 
