@@ -518,7 +518,8 @@ class RelayPool:
         async with self._changing:
             for worker in old:
                 if not worker.is_foreign and worker in self._old:
-                    moved = await self._retire(worker, [self._workers[worker.number % len(self._workers)]])
+                    same = len(old) == len(self._workers) > worker.number
+                    moved = await self._retire(worker, [self._workers[worker.number]] if same else self._workers)
                     self.moved += moved.streams
         async with trio.open_nursery() as nursery:
             for worker in old:
