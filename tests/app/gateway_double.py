@@ -77,6 +77,7 @@ class GatewayDouble(GatewayView):
         self.loads = [(4711, 2), (0, 0)]
         self.restarts: Mapping[str, int] = {"killed": 0}
         self.out: Mapping[Address, int] = {}
+        self.names: Mapping[str, str] = {}
         self.facts: Mapping[Address, EndpointFacts] = {}
         self.expiries: tuple[float | None, float | None] = (4e9, None)
         self.dropped: int | None = None
@@ -129,6 +130,9 @@ class GatewayDouble(GatewayView):
 
     def endpoint_facts(self, address: Address) -> EndpointFacts:
         return self.facts.get(address, EndpointFacts(ejected=self.out.get(address, 0)))
+
+    async def caller_names(self) -> Callable[[str], str]:
+        return lambda host: self.names.get(host, "")
 
     async def counters(self) -> Counters:
         await trio.lowlevel.checkpoint()

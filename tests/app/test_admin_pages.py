@@ -89,6 +89,7 @@ async def test_connections_have_the_contracts_shape(admin: httpx.AsyncClient) ->
     assert relaying == {
         "id": 7,
         "client": "192.0.2.1:4000",
+        "caller": None,
         "sni": WEB,
         "route": WEB,
         "endpoint": "10.0.0.7:21000",

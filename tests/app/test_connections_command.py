@@ -116,6 +116,7 @@ def test_json_has_the_rows_of_the_admin_address_with_rates(capsys: pytest.Captur
         {
             "id": 2,
             "client": "10.0.0.12:4000",
+            "caller": None,
             "sni": ADMIN,
             "route": ADMIN,
             "endpoint": "10.0.9.2:21000",
@@ -128,6 +129,35 @@ def test_json_has_the_rows_of_the_admin_address_with_rates(capsys: pytest.Captur
             "sent_rate": 1_000_000.0,
         }
     ]
+
+
+NAMES = {"10.0.0.12": "api or web on vm1", "2001:db8::1": "mesh gateway of dc2 on gw2", "192.0.2.9": "web on n9"}
+
+
+def test_callers_have_the_names_that_consul_knows(capsys: pytest.CaptureFixture[str]) -> None:
+    with Moving(names=NAMES).serving() as address:
+        assert execute(["connections", f"--admin-bind={address}"]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert [line.split()[6:] for line in lines] == [
+            ["CALLER"],
+            ["api", "or", "web", "on", "vm1"],
+            ["mesh", "gateway", "of", "dc2", "on", "gw2"],
+            ["-"],
+            ["-"],
+        ]
+        assert execute(["connections", "--caller=WEB", f"--admin-bind={address}"]) == 0
+        (_, found) = capsys.readouterr().out.splitlines()
+        assert found.startswith("10.0.0.12:4000 ")
+    double = ended_gateway()
+    double.names = NAMES
+    with double.serving() as address:
+        assert execute(["connections", "--ended", f"--admin-bind={address}"]) == 0
+        assert [line.split()[7:] for line in capsys.readouterr().out.splitlines()] == [
+            ["CALLER"],
+            ["web", "on", "n9"],
+            ["-"],
+            ["-"],
+        ]
 
 
 def test_a_limit_says_what_it_leaves_out(capsys: pytest.CaptureFixture[str]) -> None:

@@ -192,7 +192,7 @@ BIG = replace(
     ),
 )
 STREAMS_SEEN = [
-    Stream("192.0.2.1:1", WEB.sni, "10.0.0.7:21000", "relaying", 9.0, 1000, 2000),
+    Stream("192.0.2.1:1", WEB.sni, "10.0.0.7:21000", "relaying", 9.0, 1000, 2000, "web on n1"),
     Stream("192.0.2.1:2", WEB.sni, "10.0.0.7:21000", "relaying", 90.0, 1000, 0),
     Stream("[2001:db8::9]:1", None, None, "hello", 1.0, 5000, 0),
 ]
@@ -222,7 +222,7 @@ def test_keys_scroll_as_far_as_there_are_rows_and_sort() -> None:
     ("key", "head", "first", "order"),
     [
         ("2", "ENDPOINT DESTINATION NODE STATE OPEN FAILED 1ST BYTE", "10.0.0.1:0 s0 n1 unhealthy 0 0 -", "health"),
-        ("3", "CLIENT OPEN DESTINATIONS IN OUT OLDEST", "192.0.2.1 2 1 2.0 kB 2.0 kB 1m30s", "open"),
+        ("3", "CLIENT CALLER OPEN IN OUT OLDEST", "192.0.2.1 web on n1 2 2.0 kB 2.0 kB 1m30s", "open"),
         ("4", "WORKER PID OPEN", "0 4711 3", ""),
         ("5", "SINCE WHAT DETAIL", "now problem the token lacks a rule", ""),
     ],

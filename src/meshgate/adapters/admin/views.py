@@ -111,6 +111,12 @@ def endpoint_view(endpoint: Endpoint) -> dict[str, Any]:
     }
 
 
+def caller_view(client: str, names: Callable[[str], str]) -> str | None:
+    """Who a client is, an address with a port or without, by what Consul has at an address; None if unknown."""
+    host = client if client.count(":") > 1 and not client.startswith("[") else client.rpartition(":")[0] or client
+    return safe_text(names(host.strip("[]"))) or None
+
+
 def safe_text(text: str) -> str:
     """`text`, with what UTF-8 cannot carry (half a surrogate pair) escaped; JSON takes care of all else."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")

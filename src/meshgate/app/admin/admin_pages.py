@@ -7,7 +7,7 @@ nothing waits for them.
 
 import dataclasses
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -27,7 +27,15 @@ from meshgate.adapters.admin.http_server import (
     text_response,
 )
 from meshgate.adapters.admin.static_files import static_routes
-from meshgate.adapters.admin.views import Active, Facts, clusters_text, clusters_view, routes_view, safe_text
+from meshgate.adapters.admin.views import (
+    Active,
+    Facts,
+    caller_view,
+    clusters_text,
+    clusters_view,
+    routes_view,
+    safe_text,
+)
 from meshgate.adapters.consul import WatchState
 from meshgate.adapters.relay import OpenStream
 from meshgate.adapters.relay.sandbox import support
@@ -122,16 +130,19 @@ class _Pages:
         )
 
     async def connections(self, _request: Request) -> Response:
-        return await trio.to_thread.run_sync(_connections, await self._gateway.connections())
+        gateway = self._gateway
+        names = await gateway.caller_names()
+        return await trio.to_thread.run_sync(_connections, await gateway.connections(), names)
 
     async def ended(self, _request: Request) -> Response:
         gateway = self._gateway
         counters = await gateway.counters()
+        names = await gateway.caller_names()
         refusals, ended, losses = gateway.recent_refusals(), gateway.ended_streams(), gateway.worker_losses()
         ends = {end.value: counters.ends.get(end, 0) for end in StreamEnd}
         ends[StreamEnd.REFUSED] = sum(counters.refused.values())
         state = {"since": rfc3339(gateway.started), "kept": KEPT, "ends": ends}
-        return await trio.to_thread.run_sync(lambda: json_response(state | ended_view(ended, refusals, losses)))
+        return await trio.to_thread.run_sync(lambda: json_response(state | ended_view(ended, refusals, losses, names)))
 
     async def config_dump(self, _request: Request) -> Response:
         gateway = self._gateway
@@ -222,12 +233,13 @@ def _clusters(table: RouteTable, streams: Sequence[OpenStream], facts: Facts, as
     return Response(200, clusters_text(table, active, facts).encode("utf-8", "backslashreplace"))
 
 
-def _connections(streams: Sequence[OpenStream]) -> Response:
+def _connections(streams: Sequence[OpenStream], names: Callable[[str], str]) -> Response:
     return json_response(
         [
             {
                 "id": stream.id,
                 "client": stream.client,
+                "caller": caller_view(stream.client, names),
                 "sni": None if stream.sni is None else safe_text(stream.sni),
                 "route": None if stream.route is None else safe_text(stream.route),
                 "endpoint": stream.endpoint,

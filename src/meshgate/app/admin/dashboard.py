@@ -20,7 +20,7 @@ import trio
 
 from meshgate import __version__
 from meshgate.adapters.admin.http_server import Request, Response, error_response, json_response
-from meshgate.adapters.admin.views import EndpointFacts, Facts, endpoint_view, facts_view, safe_text
+from meshgate.adapters.admin.views import EndpointFacts, Facts, caller_view, endpoint_view, facts_view, safe_text
 from meshgate.adapters.consul import WatchState
 from meshgate.adapters.relay import CONNECT_BUCKETS, Counters, Destination, OpenStream
 from meshgate.app.admin.gateway_view import GatewayView
@@ -132,14 +132,14 @@ class DashboardState:
         if sort is None:
             return error_response(400, f"sort is one of {', '.join(_SORTS)}")
         gateway = self._gateway
-        span = await self._sampler.span()
+        span, names = await self._sampler.span(), await gateway.caller_names()
         state = {
             "gateway": self._identity(),
             "problems": [safe_text(line) for line in gateway.problems()[:_MAX_PROBLEMS]],
             "totals": totals_view(span),
             "connect_bounds": CONNECT_BUCKETS,
-            "refused": {"reasons": refused_view(span), "recent": self._recent()},
-            "ended": self._ended(span),
+            "refused": {"reasons": refused_view(span), "recent": self._recent(names)},
+            "ended": self._ended(span, names),
             "consul": self._consul(),
         }
         table, wanted = gateway.table(), request.query.get("filter", "")
@@ -159,10 +159,10 @@ class DashboardState:
         minutes = list(self._gateway.history.minutes)
         return await trio.to_thread.run_sync(lambda: json_response(history_view(minutes)))
 
-    def _ended(self, span: Span) -> dict[str, Any]:
+    def _ended(self, span: Span, names: Callable[[str], str]) -> dict[str, Any]:
         """How routed streams ended, and the last ones that did not end in order."""
         ends, losses = span.after.counters.ends, self._gateway.worker_losses()
-        view = ended_view(self._gateway.ended_streams()[:_MAX_ENDED], (), losses[:_MAX_ENDED])
+        view = ended_view(self._gateway.ended_streams()[:_MAX_ENDED], (), losses[:_MAX_ENDED], names)
         counts = {end.value: count for end in StreamEnd if (count := ends.get(end, 0))}
         return {"ends": counts, "recent": view["streams"], "workers_lost": view["workers_lost"]}
 
@@ -193,13 +193,14 @@ class DashboardState:
             "workers": [{"pid": pid or None, "open": active} for pid, active in gateway.workers()],
         }
 
-    def _recent(self) -> list[dict[str, Any]]:
+    def _recent(self, names: Callable[[str], str]) -> list[dict[str, Any]]:
         return [
             {
                 "time": at,
                 "reason": refused.reason.value,
                 "sni": None if refused.server_name is None else safe_text(refused.server_name[:MAX_TEXT]),
                 "client": safe_text(refused.client),
+                "caller": caller_view(refused.client, names),
                 "detail": safe_text(refused.detail[:MAX_TEXT]),
             }
             for at, refused in self._gateway.recent_refusals()[:_MAX_RECENT]

@@ -4,7 +4,8 @@ All of it is read only, but for `drain`. What is awaited and not of the relay as
 """
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import Final
 
 import trio
 
@@ -18,10 +19,13 @@ from meshgate.app.gateway.gateway import Gateway
 from meshgate.app.gateway.hand_over import Upgrade
 from meshgate.app.gateway.table_keeper import Since
 from meshgate.app.settings.settings import Settings
-from meshgate.core.catalog import Instance
+from meshgate.core.callers import Callers
+from meshgate.core.catalog import Instance, Snapshot
 from meshgate.core.outlier_detection import Address
 from meshgate.core.proxy_config import BindAddress
 from meshgate.core.routes import Endpoint, Route, RouteTable
+
+_NAMES_SECONDS: Final = 2.0  # A large catalog takes tens of milliseconds, and something of it changes all the time.
 
 
 class GatewayView:
@@ -35,6 +39,7 @@ class GatewayView:
         self._since = gateway.since
         self._began = time.monotonic()
         self._gateway = gateway
+        self._names: tuple[float, Snapshot | None, Callers] = (float("-inf"), None, Callers(Snapshot("", "")))
         self.history = History()
 
     async def run(self) -> None:
@@ -120,6 +125,14 @@ class GatewayView:
     def table(self) -> RouteTable:
         """The table in force; an empty one before the catalog is known."""
         return self._gateway.tables.table
+
+    async def caller_names(self) -> Callable[[str], str]:
+        """Who calls from an IP address, by the catalog, "" if unknown; up to `_NAMES_SECONDS` behind."""
+        snapshot, now = self._gateway.tables.snapshot, time.monotonic()
+        known = self._names
+        if snapshot is not None and snapshot is not known[1] and now - known[0] > _NAMES_SECONDS:
+            known = self._names = now, snapshot, await trio.to_thread.run_sync(Callers, snapshot)
+        return known[2].name
 
     def watches(self) -> list[WatchState]:
         """How each watch of Consul is doing; none before the agent has answered."""

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import trio
 
-from meshgate.adapters.admin.views import safe_text
+from meshgate.adapters.admin.views import caller_view, safe_text
 from meshgate.adapters.relay import FIRST_BYTE_BUCKETS, Counters, Destination, Refused, StreamRecord
 from meshgate.adapters.relay.pool import WorkerLoss
 from meshgate.app.gateway.hand_over import MinuteLeft
@@ -125,11 +125,14 @@ def _destination(key: Destination, minutes: Iterable[Minute]) -> dict[str, Any]:
 
 
 def ended_view(
-    ended: Sequence[StreamRecord], refusals: Sequence[tuple[float, Refused]], losses: Sequence[WorkerLoss]
+    ended: Sequence[StreamRecord],
+    refusals: Sequence[tuple[float, Refused]],
+    losses: Sequence[WorkerLoss],
+    names: Callable[[str], str],
 ) -> dict[str, Any]:
     """Streams that were refused or did not end in order, the newest first, and relay processes that were lost."""
-    rows = [(it.started + it.duration, _ended(it)) for it in ended]
-    rows += [(at, _refused(at, refused)) for at, refused in refusals]
+    rows = [(it.started + it.duration, _ended(it, names)) for it in ended]
+    rows += [(at, _refused(at, refused, names)) for at, refused in refusals]
     rows.sort(key=lambda row: -row[0])
     lost = [
         {"time": rfc3339(it.at), "worker": it.worker, "reason": it.cause, "streams": it.streams, "known": it.known}
@@ -138,13 +141,14 @@ def ended_view(
     return {"workers_lost": lost, "streams": [row for _, row in rows]}
 
 
-def _ended(record: StreamRecord) -> dict[str, Any]:
+def _ended(record: StreamRecord, names: Callable[[str], str]) -> dict[str, Any]:
     return {
         "end_time": rfc3339(record.started + record.duration),
         "end": record.end,
         "reason": None,
         "detail": "",
         "client": safe_text(record.client),
+        "caller": caller_view(record.client, names),
         "sni": None if record.sni is None else safe_text(record.sni),
         "route": None if record.route is None else safe_text(record.route),
         "endpoint": None if record.endpoint is None else safe_text(record.endpoint),
@@ -155,7 +159,7 @@ def _ended(record: StreamRecord) -> dict[str, Any]:
     }
 
 
-def _refused(at: float, refused: Refused) -> dict[str, Any]:
+def _refused(at: float, refused: Refused, names: Callable[[str], str]) -> dict[str, Any]:
     """What was refused has only a part of it: it went nowhere, and its client is known without a port."""
     unknown = dict.fromkeys(("route", "endpoint", "duration_ms", "bytes_received", "bytes_sent", "worker"))
     return {
@@ -164,6 +168,7 @@ def _refused(at: float, refused: Refused) -> dict[str, Any]:
         "reason": refused.reason,
         "detail": safe_text(refused.detail),
         "client": safe_text(refused.client),
+        "caller": caller_view(refused.client, names),
         "sni": None if refused.server_name is None else safe_text(refused.server_name),
         **unknown,
     }

@@ -78,6 +78,7 @@ class Stream(msgspec.Struct):
     age_seconds: float
     bytes_received: int = 0
     bytes_sent: int = 0
+    caller: str | None = None
 
     @property
     def client_host(self) -> str:
@@ -120,6 +121,7 @@ class EndedStream(msgspec.Struct):
     bytes_received: int | None
     bytes_sent: int | None
     worker: int | None
+    caller: str | None = None
 
     @property
     def client_host(self) -> str:
@@ -249,6 +251,7 @@ class Refusal(msgspec.Struct):
     sni: str | None
     client: str
     detail: str
+    caller: str | None = None
 
 
 class Refusals(msgspec.Struct):

@@ -4,7 +4,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
@@ -215,6 +215,7 @@ class _Wanted:
 
     destination: str
     client: IPv4Network | IPv6Network | None
+    caller: str
     sni: str
 
     def among(self, streams: list[RatedStream], sort: str) -> list[RatedStream]:
@@ -227,6 +228,7 @@ class _Wanted:
         return (
             (not self.destination or f".{self.destination}.".lower() in f".{where or ''}.".lower())
             and (self.client is None or ip_address(stream.client_host) in self.client)
+            and self.caller.lower() in (stream.caller or "").lower()
             and self.sni.lower() in (stream.sni or "").lower()
         )
 
@@ -255,6 +257,9 @@ class _Wanted:
     shell_complete=known_names,
 )
 @click.option("--client", callback=_network, metavar="IP", help="Only streams from an address or a network (CIDR).")
+@click.option(
+    "--caller", default="", metavar="TEXT", help="Only streams from whom Consul knows by a name with TEXT in it."
+)
 @click.option("--sni", default="", metavar="TEXT", help="Only streams that asked for a name in which TEXT occurs.")
 @click.option(
     "--limit",
@@ -285,7 +290,8 @@ def connections(
 ) -> None:
     """List the open streams of the running gateway: who talks to whom, how much, since when.
 
-    IN came from the client, OUT went to it, RATE is both, by two looks a second apart. A stream without a destination
+    IN came from the client, OUT went to it, RATE is both, by two looks a second apart. CALLER is who has the client's
+    address in Consul's catalog. A stream without a destination
     has its state in parentheses. JSON has whole names, and the endpoints.
 
     With --ended: the last streams that did not end in order, with when and how. The gateway keeps 500 of each end from
@@ -353,13 +359,29 @@ def _show_streams(shown: list[RatedStream], found: int, count: int, printer: Pri
         )
         for each in shown
     ]
+    callers = [each.caller for each in shown]
     if screen:
         printer.line()
         # A row is a line, or the first ones would not be seen.
         taken = sum(max(map(len, column)) + 2 for column in zip(_HEAD, *rows, strict=True) if column[0] != _HEAD[1])
+        callers = [_cut(each or "-", _SHORTEST_NAME) for each in callers] if any(callers) else callers
+        taken += max((len(each) + 2 for each in callers if each), default=0)
         room = max(_SHORTEST_NAME, shutil.get_terminal_size().columns - taken - 2)
-        rows = [(row[0], row[1] if len(row[1]) <= room else f"{row[1][: room - 1]}…", *row[2:]) for row in rows]
-    printer.table(_HEAD, rows)
+        rows = [(row[0], _cut(row[1], room), *row[2:]) for row in rows]
+    _table(printer, _HEAD, rows, callers)
+
+
+def _cut(text: str, room: int) -> str:
+    return text if len(text) <= room else f"{text[: room - 1]}…"
+
+
+def _table(
+    printer: Printer, head: tuple[str, ...], rows: Sequence[tuple[str, ...]], callers: Sequence[str | None]
+) -> None:
+    """With the callers behind the rows, where Consul knows any of them."""
+    if any(callers):
+        head, rows = (*head, "CALLER"), [(*row, name or "-") for row, name in zip(rows, callers, strict=True)]
+    printer.table(head, rows)
 
 
 _ENDED_HEAD: Final = ("ENDED", "HOW", "CLIENT", "DESTINATION", "LIVED", "IN", "OUT")
@@ -399,7 +421,7 @@ def _show_ended(answer: Ended, found: int, printer: Printer) -> None:
         )
         for each in answer.streams
     ]
-    printer.table(_ENDED_HEAD, rows)
+    _table(printer, _ENDED_HEAD, rows, [each.caller for each in answer.streams])
     listed = {each.end for each in answer.streams}
     for end, meaning in _WHAT_IT_MEANS.items():
         if end in listed:
@@ -704,7 +726,10 @@ def _open_streams(bind: HostPort | Path | None, now: DashboardState, before: lis
 def _shown(streams: list[Stream], count: int) -> str:
     if not streams:
         return ""
-    names = [f"{each.client} to {_short(each.route or each.state)}" for each in streams[:_SHOWN]]
+    names = [
+        f"{each.client}{f' ({each.caller})' if each.caller else ''} to {_short(each.route or each.state)}"
+        for each in streams[:_SHOWN]
+    ]
     more = f" and {count - len(names)} more" if count > len(names) else ""
     return f": {', '.join(names)}{more}"
 

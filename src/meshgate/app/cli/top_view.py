@@ -14,7 +14,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from meshgate.app.cli.admin_answers import DashboardState, Destination, Met, Stream
+from meshgate.app.cli.admin_answers import DashboardState, Destination, Met, Refusal, Stream
 from meshgate.app.cli.output import Printer, duration, rate, size
 from meshgate.core.addresses import host_port
 from meshgate.core.text import printable
@@ -33,13 +33,14 @@ _NEEDED: Final = {
     "NODE": 70,
     "STATE": 56,
     "OLDEST": 56,
-    "DESTINATIONS": 66,
+    "CALLER": 66,
+    "DESTINATIONS": 92,
     "FAILED": 72,
     "1ST BYTE": 80,
     "STREAMS": 92,
 }
 # Columns of words, which are cut where there is no room; numbers never are.
-_WORDS: Final = frozenset(("DESTINATION", "KIND", "ENDPOINT", "NODE", "STATE", "CLIENT", "WHAT", "DETAIL"))
+_WORDS: Final = frozenset(("DESTINATION", "KIND", "ENDPOINT", "NODE", "STATE", "CLIENT", "CALLER", "WHAT", "DETAIL"))
 _CUT: Final = _WORDS - {"KIND"}
 _SHOWN_UNHEALTHY: Final = 3
 _SHOWN_PROBLEMS: Final = 3
@@ -315,10 +316,22 @@ def _callers(seen: Seen) -> list[Row]:
     for client, streams in clients.items():
         received, sent = sum(each.bytes_received for each in streams), sum(each.bytes_sent for each in streams)
         oldest, places = max(each.age_seconds for each in streams), len({each.route for each in streams} - {None})
-        cells = (client, str(len(streams)), str(places), size(received), size(sent), duration(oldest))
-        keys = {"open": -len(streams), "in": -received, "out": -sent, "oldest": -oldest, "name": client}
+        caller = next((each.caller for each in streams if each.caller), "-")
+        cells = (client, caller, str(len(streams)), str(places), size(received), size(sent), duration(oldest))
+        keys = {
+            "open": -len(streams),
+            "in": -received,
+            "out": -sent,
+            "oldest": -oldest,
+            "name": client,
+            "caller": caller,
+        }
         found.append(Row(cells, "", keys))
     return found
+
+
+def _who(refusal: Refusal) -> str:
+    return f"{refusal.client} ({refusal.caller})" if refusal.caller else refusal.client
 
 
 def _workers(seen: Seen) -> list[Row]:
@@ -344,7 +357,7 @@ def _problems(seen: Seen) -> list[Row]:
     ]
     for it in state.refused.recent:
         at = time.strftime("%H:%M:%S", time.localtime(it.time))
-        found.append(Row((at, it.reason, f"{it.sni or '(no name)'} from {it.client}: {it.detail}")))
+        found.append(Row((at, it.reason, f"{it.sni or '(no name)'} from {_who(it)}: {it.detail}")))
     return found
 
 
@@ -356,9 +369,9 @@ _PAGES: Final = {
         ("health", "open", "failed", "slow", "name", "node"),
     ),
     "callers": _Page(
-        ("CLIENT", "OPEN", "DESTINATIONS", "IN", "OUT", "OLDEST"),
+        ("CLIENT", "CALLER", "OPEN", "DESTINATIONS", "IN", "OUT", "OLDEST"),
         _callers,
-        ("open", "in", "out", "oldest", "name"),
+        ("open", "in", "out", "oldest", "caller", "name"),
         "no open streams",
     ),
     "workers": _Page(("WORKER", "PID", "OPEN"), _workers),

@@ -61,11 +61,14 @@ export function renderRefused(state) {
   sync(byId("recent"), lines, (line) => (line.none ? "none" : `${line.time} ${line.client} ${line.reason}`), makeRefusal, () => {});
 }
 
+/** A client, and who that is where Consul knows. */
+const who = (line) => (line.caller ? `${line.client} (${line.caller})` : line.client);
+
 function makeRefusal(line) {
   if (line.none) return el("li", { class: "muted" }, "Nothing was refused since the start.");
   const what = el("span", { class: "what" }, el("span", {}, line.reason), el("span", { class: "muted number" }, timeOfDay(line.time)));
   const name = el("span", { class: "mono" }, line.sni === null ? "(no server name)" : line.sni);
-  const from = el("span", { class: "muted" }, line.detail ? `from ${line.client}: ${line.detail}` : `from ${line.client}`);
+  const from = el("span", { class: "muted" }, line.detail ? `from ${who(line)}: ${line.detail}` : `from ${who(line)}`);
   return el("li", {}, what, name, from);
 }
 
@@ -87,7 +90,7 @@ function makeEnd(line) {
   }
   const what = el("span", { class: "what" }, el("span", {}, line.end), el("span", { class: "muted number" }, when));
   const name = el("span", { class: "mono" }, line.sni ?? "(no server name)");
-  const lived = `from ${line.client} to ${line.endpoint ?? "no endpoint"}, after ${span(line.duration_ms / 1000)}`;
+  const lived = `from ${who(line)} to ${line.endpoint ?? "no endpoint"}, after ${span(line.duration_ms / 1000)}`;
   return el("li", {}, what, name, el("span", { class: "muted" }, lived));
 }
 
