@@ -1,6 +1,7 @@
 """Operating a real gateway: what it tells of its streams, its Consul and itself, and how it is drained by command."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -117,9 +118,20 @@ async def test_pages_show_an_open_stream_and_no_secret(world: World) -> None:
             assert await stream.receive_some() == b"x"
             (row,) = [each for each in await gateway.ask("/connections") if each["state"] == "relaying"]
             assert (row["sni"], row["route"]) == (world.sni(), world.sni())
+            # The only service of the agent on this machine, where the caller's address is.
+            assert re.fullmatch(r"web on \S+", row["caller"])
             assert f"{world.sni()}::{row['endpoint']}::cx_active::1\n" in await text_of(gateway, "/clusters")
             clusters = {each["name"]: each for each in (await gateway.ask("/clusters?format=json"))["cluster_statuses"]}
             (host,) = clusters[world.sni()]["host_statuses"]
+            assert (host["meshgate"]["streams"], host["meshgate"]["failures"], host["meshgate"]["ejected"]) == (
+                1,
+                0,
+                None,
+            )
+            assert 0 < host["meshgate"]["first_byte_seconds"] < 20
+            explained = await gateway.ask(f"/explain?sni={world.sni()}")
+            (met,) = [step["outcome"] for step in explained["steps"] if step["rule"] == "endpoint"]
+            assert re.fullmatch(r"\S+ on \S+: 1 stream, first byte lately after \S+ ms, last answered \S+ ago", met)
             assert host["health_status"]["eds_health_status"] == "HEALTHY"
             picture = json.loads(await command(gateway, "top", "--json", "--interval=0.5"))
             (web,) = [each for each in picture["destinations"]["rows"] if each["name"] == "web"]
@@ -137,6 +149,9 @@ async def test_pages_show_an_open_stream_and_no_secret(world: World) -> None:
             'meshgate_watches{state="failing"} 0.0',
             "meshgate_token_problem 0.0",
             'meshgate_log_lines_dropped_total{log="process"} 0.0',
+            'meshgate_first_byte_seconds_count{destination="web",kind="service"} 1.0',
+            'meshgate_unanswered_streams_total{destination="web",kind="service"} 0.0',
+            'meshgate_client_hellos_total{destination="web",kind="service",resumption="none",version="TLSv1.3"} 1.0',
         ):
             assert f"\n{line}\n" in page
         for page in ("/config_dump", "/server_info", "/connections", "/clusters", "/routes", "/readyz", "/metrics"):

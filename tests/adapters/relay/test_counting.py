@@ -1,5 +1,7 @@
 """What the relay counts of streams that had a route: length, bytes and failures by destination, and how they ended."""
 
+import contextlib
+import ssl
 from collections.abc import Callable
 
 import pytest
@@ -7,11 +9,12 @@ import trio
 
 from meshgate.adapters.relay import FIRST_BYTE_BUCKETS, STREAM_BUCKETS, Counters, Limits
 from meshgate.adapters.relay.counters import EndpointCounts
-from meshgate.core.hello import Offer
+from meshgate.core.hello import Offer, TlsVersion
 from meshgate.core.reasons import Alert, Reason, StreamEnd
 from meshgate.core.routes import RouteKind
 
 from .streams import WEB, backend, echo, endpoint, hello_for, receive_exactly, reset, running
+from .test_odd_hellos import of_any_version, tls_server
 from .test_pool import pool_of
 
 HELLO = hello_for(WEB)
@@ -243,3 +246,51 @@ def test_what_came_since_and_what_was_before_make_the_whole() -> None:
     counters.endpoints, before.endpoints = {}, {}
     assert before == counters
     assert counters.since(counters.copy()) == Counters()
+
+
+@pytest.mark.parametrize(
+    ("newest", "offered"), [(ssl.TLSVersion.TLSv1_2, "TLSv1.2"), (ssl.TLSVersion.TLSv1_3, "TLSv1.3")]
+)
+async def test_certificate_that_openssl_rejects_is_an_alert_of_the_client(
+    newest: ssl.TLSVersion, offered: TlsVersion
+) -> None:
+    """With TLS 1.3, too: OpenSSL's client says so before it encrypts anything."""
+    distrusting = ssl.create_default_context()
+    distrusting.check_hostname = False
+    distrusting.minimum_version = distrusting.maximum_version = newest
+    async with backend(tls_server) as port, running({WEB: [endpoint(port)]}) as gateway:
+        counters = gateway.relay.context.counters
+        async with await gateway.dial() as client:
+            tls = trio.SSLStream(client, distrusting, server_hostname=WEB)
+            with pytest.raises(trio.BrokenResourceError):
+                await tls.do_handshake()
+            # What trio leaves unsent when a handshake fails is the alert.
+            with contextlib.suppress(trio.BrokenResourceError):
+                await client.send_all(tls._outgoing.read())
+        await gateway.until(lambda: gateway.active == 0)
+        assert counters.hellos == {(*TO_WEB, offered, False): 1}
+        assert counters.alerts == {(*TO_WEB, "client", Alert.UNKNOWN_CA): 1}
+        assert counters.unanswered == {}
+
+
+async def test_version_that_openssl_does_not_speak_is_an_alert_of_the_endpoint() -> None:
+    old = ssl.create_default_context()
+    of_any_version(old, newest=ssl.TLSVersion.TLSv1_1)
+    modern = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+
+    async def refusing(stream: trio.SocketStream) -> None:
+        with contextlib.suppress(trio.BrokenResourceError):
+            server = trio.SSLStream(stream, modern, server_side=True)
+            try:
+                await server.do_handshake()
+            finally:
+                await stream.send_all(server._outgoing.read())
+
+    async with backend(refusing) as port, running({WEB: [endpoint(port)]}) as gateway:
+        counters = gateway.relay.context.counters
+        async with await gateway.dial() as client:
+            with pytest.raises(trio.BrokenResourceError):
+                await trio.SSLStream(client, old, server_hostname=WEB).do_handshake()
+        await gateway.until(lambda: gateway.active == 0)
+        assert counters.hellos == {(*TO_WEB, "TLSv1.1", False): 1}
+        assert counters.alerts == {(*TO_WEB, "endpoint", Alert.PROTOCOL_VERSION): 1}
