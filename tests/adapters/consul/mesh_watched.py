@@ -53,6 +53,17 @@ class Following:
         assert condition(self.last), self.last
         return self.last
 
+    async def until_told(self, part: str) -> None:
+        """Wait until a problem has `part` in it."""
+
+        def told() -> bool:
+            return any(part in problem for problem in self.watcher.problems())
+
+        with trio.move_on_after(PATIENCE):
+            while not told():
+                await trio.sleep(0.01)
+        assert told(), self.watcher.problems()
+
 
 @asynccontextmanager
 async def following(

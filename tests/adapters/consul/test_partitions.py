@@ -168,7 +168,7 @@ async def test_a_token_that_may_not_list_partitions_still_gets_the_default_one_a
         async with following(double, partition="p1") as followed:
             await followed.until(lambda seen: seen.partitions and seen.partitions[0].gateways)
             assert set(followed.routes()) == {f"*.dc1.internal.{TRUST_DOMAIN}"}
-            assert any('operator = "read"' in line for line in followed.watcher.problems())
+            await followed.until_told('operator = "read"')
 
 
 async def test_partitions_are_read_in_either_shape_that_consul_documents() -> None:
@@ -208,7 +208,7 @@ async def test_enforced_exports_that_the_token_may_not_read_open_nothing_and_say
         async with following(double, enforce_exports=True) as followed:
             await followed.until(lambda seen: seen.services)
             assert followed.routes(ENFORCED) == {}
-            assert any('mesh = "read"' in line for line in followed.watcher.problems())
+            await followed.until_told('mesh = "read"')
 
 
 async def test_an_empty_partition_is_known_before_the_gateway_itself_is_registered_there() -> None:
@@ -231,7 +231,7 @@ async def test_a_partition_whose_nodes_are_hidden_is_not_taken_for_an_empty_one(
                 lambda _: [it for it in followed.registry.states() if it.key.kind == "services" and it.error]
             )
             assert set(followed.routes()) == {here("web", "p1")}
-            assert any('node_prefix ""' in line for line in followed.watcher.problems())
+            await followed.until_told('node_prefix ""')
 
 
 async def test_enterprise_without_partitions_yet_is_no_failure() -> None:

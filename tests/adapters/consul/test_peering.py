@@ -72,7 +72,7 @@ async def test_a_token_without_the_right_to_peerings_is_a_notice_and_no_failure(
     async with mesh_double(enterprise=False) as double:
         absent(double, b"Permission denied: token with AccessorID 'x' lacks permission 'peering:read'", 403)
         async with following(double) as followed:
-            assert [line for line in followed.watcher.problems() if 'peering = "read"' in line]
+            await followed.until_told('peering = "read"')
             assert [state for state in followed.registry.states() if state.error] == []
             double.import_from("east", "web", ("198.18.2.1", 443))
             double.peering(peering("east", "web"))
@@ -89,7 +89,7 @@ async def test_a_consul_that_takes_long_to_refuse_peerings_costs_the_start_no_se
         begun = trio.current_time()
         async with following(double) as followed:
             assert trio.current_time() - begun < 3
-            assert [line for line in followed.watcher.problems() if 'peering = "read"' in line]
+            await followed.until_told('peering = "read"')
             await trio.sleep(1)
             # While it is refused, only the right is asked for.
             assert [seen for seen in double.requests("/v1/peerings") if seen.method == "GET"] == []
@@ -109,7 +109,7 @@ async def test_the_right_is_asked_for_in_the_own_partition(partition: str, told:
         double.hold_back(key("/v1/peerings", partition=partition))
         double.set_at("/v1/internal/acl/authorize", [{"Allow": False}], index=None, partition=partition)
         async with following(double, partition=partition) as followed:
-            assert [line for line in followed.watcher.problems() if 'peering = "read"' in line]
+            await followed.until_told('peering = "read"')
             asked = [json.loads(seen.body) for seen in double.requests("/v1/internal/acl/authorize")]
             assert [{"Resource": "peering", "Access": "read", "Segment": "", **told}] in asked
             assert [seen for seen in double.requests("/v1/peerings") if seen.method == "GET"] == []
@@ -214,7 +214,7 @@ async def test_imports_outlive_a_token_that_loses_its_rights_and_consul_that_fai
                 lambda _: [it for it in followed.registry.states() if it.key.kind == "peerings" and it.error]
             )
             assert followed.last.imports
-            assert any('peering = "read"' in line for line in followed.watcher.problems())
+            await followed.until_told('peering = "read"')
 
 
 async def test_in_enterprise_an_import_has_the_namespace_that_its_name_says() -> None:
