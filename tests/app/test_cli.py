@@ -1,6 +1,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import types
@@ -383,6 +384,24 @@ def test_a_closed_pipe_is_no_traceback() -> None:
     ) as process:
         os.close(writing)
         assert "Traceback" not in process.communicate(timeout=30)[1]
+
+
+def test_an_admin_address_that_is_taken_is_one_line_before_any_worker_starts() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken, socket.create_server(("127.0.0.1", 0)) as lent:
+        admin, address = (f"127.0.0.1:{each.getsockname()[1]}" for each in (taken, lent))
+        lent.close()
+        ended = subprocess.run(
+            [sys.executable, "-m", "meshgate", "run", f"--admin-bind={admin}", f"--address={address}"],
+            env={name: value for name, value in os.environ.items() if not name.startswith(("CONSUL_", "MESHGATE_"))},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert (ended.returncode, ended.stdout) == (1, "")
+    told = ended.stderr.splitlines()
+    assert told[-1] == f"meshgate: cannot bind the admin address {admin}: Address already in use"
+    assert not [line for line in told if "killed" in line or "relay worker ended" in line]
 
 
 def test_ctrl_c_of_the_real_process_exits_with_130(tmp_path: Path) -> None:

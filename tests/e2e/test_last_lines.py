@@ -71,7 +71,9 @@ async def test_streams_that_are_cut_at_the_end_are_in_the_access_log(
     lines = access_log.read_text()
     assert lines.endswith("\n")
     records = [json.loads(line) for line in lines.splitlines()]
-    assert [(record["sni"], record["bytes_sent"]) for record in records] == [(WEB, len(HELLO))] * STREAMS
+    assert [(record["sni"], record["bytes_sent"], record["end"], record["reason"]) for record in records] == [
+        (WEB, len(HELLO), "drain", None)
+    ] * STREAMS
 
 
 async def test_a_worker_that_is_killed_leaves_a_line_for_each_of_its_streams(tmp_path: Path) -> None:
