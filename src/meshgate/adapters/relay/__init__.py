@@ -15,6 +15,7 @@ instance, which one trio task owns. Neither side imports what it does not need, 
       circuit_breakers     the limits, and the ticket that all counts of a stream are on
       on_demand            streams that wait until Consul was asked about their name
       overload             cuts silent clients when slots or descriptors run short
+      hand_over            how streams go from one worker process to another
       context              what all of them share
 
 Each imports only what stands below it, or `context`, and nothing imports back.
