@@ -145,3 +145,21 @@ async def test_a_name_that_leads_nowhere_drops_and_is_tried_again(monkeypatch: p
                     await trio.sleep(0.01)
             numbers.count += 3
             await until_said(sock, "meshgate.connections.service.web:3|c")
+
+
+async def test_another_program_goes_on_from_what_was_told_so_that_nothing_is_left_out() -> None:
+    numbers = Numbers()
+    with reader() as sock:
+        config = FAST | {"envoy_statsd_url": f"udp://127.0.0.1:{sock.getsockname()[1]}"}
+        async with exporting(numbers) as export:
+            export.follow(config)
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            numbers.count += 7
+            await until_said(sock, "meshgate.connections.service.web:7|c")
+            left = export.left()
+        numbers.count += 5  # Between the two.
+        async with exporting(numbers) as after:
+            after.go_on(left, 3)
+            after.follow(config)
+            await until_said(sock, "meshgate.connections.service.web:5|c")
+            assert after.dropped == 3

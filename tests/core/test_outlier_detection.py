@@ -48,3 +48,14 @@ def test_endpoints_that_get_no_traffic_any_more_are_forgotten() -> None:
     detector.failed(B, 0.0)
     detector.keep_only({B})
     assert detector.ejected == {B: 1}
+
+
+def test_an_ejection_of_somebody_else_is_taken_over_and_soon_probed() -> None:
+    detector = OutlierDetector()
+    detector.remember(A, 5, 100.0, since=7.0, why="refused")
+    assert detector.ejected == {A: 5}
+    assert detector.due(100.0 + FIRST_PROBE_SECONDS) == [A]
+    ejection = detector.ejection(A)
+    assert ejection is not None
+    assert (ejection.failures, ejection.since, ejection.why) == (6, 7.0, "refused")
+    assert detector.succeeded(A)

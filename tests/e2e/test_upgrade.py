@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
+import httpx
 import pytest
 import trio
 
@@ -75,6 +76,14 @@ def grows_only(before: dict[str, float], after: dict[str, float]) -> list[str]:
     ]
 
 
+async def knock(admin: str) -> None:
+    """Nobody is turned away at the admin address, and who is let in after the exec gets an answer."""
+    host, port = admin.split(":")
+    while True:
+        async with await trio.open_tcp_stream(host, int(port)):
+            await trio.sleep(0.001)
+
+
 def children_of(pid: int) -> list[str]:
     return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
 
@@ -105,7 +114,10 @@ async def test_another_version_goes_on_with_streams_numbers_and_registration(
                 await registration_of(gateway),
                 await gateway.ask("/dashboard/state"),
             )
-            done = await gateway.upgrade("--python", installation.python, "--json")
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(knock, gateway.admin)
+                done = await gateway.upgrade("--python", installation.python, "--json")
+                nursery.cancel_scope.cancel()
             assert done.returncode == 0, done.stderr
             steps = [json.loads(line) for line in done.stdout.splitlines()]
             assert [step["step"] for step in steps] == ["before", "trial", "exec", "streams", "done"]
@@ -213,10 +225,21 @@ async def test_a_version_that_cannot_go_on_changes_nothing_and_none_does_while_d
             failed = await gateway.upgrade("--python", installation.python)
             installation.replace("app/composition_root.py", "    hide_secrets(", "    hide_secrets(")
             assert failed.stderr == "meshgate: no upgrade, and nothing has changed: a defect\n"
+            # One that hangs then.
+            installation.replace("app/gateway/hand_over.py", "PATIENCE: Final = 30", "PATIENCE: Final = 2")
+            installation.replace(
+                "app/composition_root.py",
+                "    hide_secrets(settings.secrets())",
+                "    threading = __import__('threading'); threading.Event().wait()",
+            )
+            failed = await gateway.upgrade("--python", installation.python)
+            installation.replace("app/composition_root.py", "    hide_secrets(", "    hide_secrets(")
+            installation.replace("app/gateway/hand_over.py", "PATIENCE: Final = 30", "PATIENCE: Final = 30")
+            assert failed.stderr == "meshgate: no upgrade, and nothing has changed: it was not in charge after 2 s\n"
             after = await gateway.ask("/server_info")
             assert (after["version"], after["state"]) == (before["version"], "LIVE")
             assert await gateway.counter("meshgate_upgrades_total", result="refused") == 2
-            assert await gateway.counter("meshgate_upgrades_total", result="failed") == 1
+            assert await gateway.counter("meshgate_upgrades_total", result="failed") == 2
             await stream.send_all(b"still")
             assert await stream.receive_some() == b"still"
             gateway.child.signal(signal.SIGTERM)
@@ -225,8 +248,9 @@ async def test_a_version_that_cannot_go_on_changes_nothing_and_none_does_while_d
                 return str((await gateway.ask("/server_info"))["state"])
 
             await until_equal("the drain", state, "DRAINING")
-            refused = await gateway.upgrade()
-            assert "no upgrade, and nothing has changed: the gateway is draining" in refused.stderr
+            async with httpx.AsyncClient(verify=False, trust_env=False) as client:
+                answer = await client.post(f"http://{gateway.admin}/upgrade")
+            assert (answer.status_code, answer.json()) == (409, {"error": "the gateway is draining"})
         with trio.fail_after(30):
             assert await gateway.child.wait() == 0
 

@@ -139,7 +139,7 @@ async def _main(settings: Settings, client: ConsulClient, taken: Taken | None) -
         gateway = Gateway(settings, client, Notifier.from_environment(os.environ), taken)
         view = GatewayView(gateway)
         telemetry = Telemetry(view, gateway)
-        before = NO_ONLOOKERS if taken is None else taken.record.onlookers
+        before = NO_ONLOOKERS if gateway.before is None else gateway.before.onlookers
         telemetry.metrics.go_on(before.bytes, before.carried)
         view.history.remember(before.history)
         telemetry.statsd.go_on(before.statsd_said, before.statsd_dropped)

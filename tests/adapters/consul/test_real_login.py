@@ -154,6 +154,26 @@ async def test_a_gateway_logs_in_registers_and_leaves_nothing_behind(consul_bina
         assert not await consul.get("/v1/health/service/mesh-gateway")
 
 
+async def test_a_login_goes_on_through_an_upgrade_and_ends_with_the_gateway(consul_binary: str, tmp_path: Path) -> None:
+    issuer = Issuer(tmp_path / "jwt")
+    async with agent(consul_binary, tmp_path) as consul:
+        await issuer.introduce(consul)
+        login = {
+            "MESHGATE_LOGIN_AUTH_METHOD": "workloads",
+            "MESHGATE_LOGIN_BEARER_TOKEN_FILE": str(issuer.file),
+        }
+        async with gateway_beside(consul, "", **login) as gateway:
+            token = await had_by_login(consul)
+            assert len(token) == 1
+            done = await gateway.upgrade()
+            assert done.returncode == 0, done.stderr
+            assert await had_by_login(consul) == token
+            assert "logged out" not in gateway.child.log.read_text()
+            assert (await gateway.ask("/readyz"))["problems"] == []
+        assert await had_by_login(consul) == []
+        assert not await consul.get("/v1/health/service/mesh-gateway")
+
+
 async def test_without_a_login_no_token_is_had(consul_binary: str, tmp_path: Path) -> None:
     async with agent(consul_binary, tmp_path) as consul:
         async with ConsulClient(ConsulAddress.from_settings({"CONSUL_HTTP_ADDR": consul.http_addr})) as client:

@@ -561,3 +561,31 @@ def test_a_definition_that_cannot_work_here_is_an_error_only_where_it_is_registe
     with pytest.raises(RegistrationError):
         Registrar(Model(), WatchRegistry(), definition)
     Registrar(Model(), WatchRegistry(), definition, register=False)
+
+
+@pytest.mark.parametrize(
+    ("same_token", "port", "sent"), [(True, 8443, 1), (False, 8443, 2), (True, 9443, 2)], ids=["same", "token", "other"]
+)
+async def test_another_program_goes_on_with_the_registration_and_sends_only_what_is_other(
+    autojump_clock: MockClock, same_token: bool, port: int, sent: int
+) -> None:
+    model = Model()
+    async with registering(model) as (registrar, _, _):
+        held = await registrar.registered()
+        left = registrar.left()
+        registrar._sent = None  # Its program is gone, and takes nothing back.
+    assert model.deregistered == []
+    seen: list[OwnRegistration | None] = []
+    definition = GatewayDefinition(port=port)
+    after = Registrar(model, WatchRegistry(), definition, on_change=lambda: _note(seen, after.registration))
+    after.adopt(left, same_token=same_token)
+    assert seen == [held]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(after.run)
+        await trio.sleep(300)
+        assert len(model.registered) == sent
+        assert after.registration is not None
+        assert after.registration.port == port
+        assert model.deregistered == []
+        after.stop()
+    assert model.deregistered == ["mesh-gateway"]

@@ -260,3 +260,30 @@ async def test_queries_are_held_longer_the_longer_the_process_runs_and_many_for_
     with trio.move_on_after(30):
         await Watch(registry, WatchKey("kind", "it"), ask, lambda _: None, wait=lambda: 7).run()
     assert set(waits) == {7}
+
+
+async def test_watches_of_another_program_go_on_failing_and_are_asked_anew(autojump_clock: MockClock) -> None:
+    key, other = WatchKey("roots", "roots"), WatchKey("services", "names")
+    before = WatchRegistry()
+    with before.registered(key) as failing, before.registered(other) as works:
+        before.succeeded(failing)
+        await trio.sleep(10)
+        before.failed(failing, UNREACHABLE)
+        before.succeeded(works)
+        await trio.sleep(20)
+        left = before.left()
+    await trio.sleep(1)
+    registry = WatchRegistry()
+    registry.remember(left)
+    now = trio.current_time()
+    state = registry.register(key)
+    assert state.age(now) == pytest.approx(30)
+    assert state.failing_since == pytest.approx(now - 20)
+    assert (state.error, state.status, state.failures) == (str(UNREACHABLE), UNREACHABLE.status, 1)
+    assert not registry.answered(key)
+    assert registry.register(other).age(now) == pytest.approx(20)
+    assert registry.register(WatchKey("new")).age(now) == 0
+    # Its first answer ends the failure, of which nothing is left for another one.
+    registry.succeeded(state)
+    assert (state.error, state.failing_since) == ("", None)
+    assert registry.register(key).error == ""

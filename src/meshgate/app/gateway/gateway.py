@@ -70,7 +70,8 @@ class Gateway:
         self.settings = settings
         self.client = client
         self.before = before = None if taken is None else taken.record
-        """What the version before has handed over; None for a start from nothing."""
+        """What the version before has handed over, until `run` goes on with it; None for a start from nothing."""
+        self._continues = before is not None
         self._failed = "" if taken is None else taken.failed
         self.started = time.time() if before is None else before.process.started
         self.since = time.monotonic() if before is None else before.process.since
@@ -172,8 +173,10 @@ class Gateway:
         Raises:
             CommandError: an address cannot be bound.
         """
-        if self.before is not None:
-            self._go_on(self.before)
+        before, self.before = self.before, None
+        if before is not None:
+            self._go_on(before)
+            del before  # It has the whole catalog.
         else:
             self.registration.bind()
             await self.last_known.load()
@@ -189,7 +192,7 @@ class Gateway:
             services.start_soon(self.last_known.run)
             nursery.start_soon(self._stand_in_for_consul)
             services.start_soon(self._follow_consul, nursery)
-            if self.before is not None:
+            if self._continues:
                 services.start_soon(self._tell_upgraded)
                 nursery.start_soon(self.registration.run)
             await self._drain.wait()
@@ -216,7 +219,7 @@ class Gateway:
         if self.settings.register and not self.listening:
             await self.registration.refuse_rival()
         if not self.settings.register:
-            if self.before is None:
+            if not self._continues:
                 nursery.start_soon(self.registration.run)
             exposed = await self.registration.existing()
         self.watcher = CatalogWatcher(
@@ -240,7 +243,7 @@ class Gateway:
         nursery.start_soon(self._complete_catalog, self.watcher)
         await self.tables.known.wait()
         self._listen()
-        if self.settings.register and self.before is None:
+        if self.settings.register and not self._continues:
             nursery.start_soon(self.registration.run)
 
     def _listen(self) -> None:
@@ -363,7 +366,6 @@ class Gateway:
 
     async def _tell_upgraded(self) -> None:
         """Say what came of the upgrade as soon as no worker of before takes streams any more."""
-        assert self.before is not None
         await self.relay.taken_over.wait()
         if self._failed:
             self.upgrader.given_back(self._failed)

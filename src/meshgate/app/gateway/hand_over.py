@@ -255,11 +255,13 @@ class Taken:
             signal.alarm(PATIENCE)
 
     def take_charge(self) -> HandOver:
-        """What there is, for who has places for all of it."""
+        """What there is, for who has places for all of it; nothing of it stays here."""
         self.in_charge = True
         signal.alarm(0)
         os.close(self._memory)
-        return self.record
+        record = self.record
+        del self.record
+        return record
 
     def give_back(self, why: str) -> None:
         """Have the version before go on, which replaces this program; returns where that cannot be."""
