@@ -245,6 +245,17 @@ def test_problems_are_all_on_their_page() -> None:
     assert any(line.endswith("unknown_sni no.such from 192.0.2.9:1: no route") for line in lines)
 
 
+def test_streams_that_were_cut_are_problems_the_newest_first() -> None:
+    ended = admin_answers.EndedStream(
+        "2026-01-02T03:04:05.000Z", "drain", None, "", "10.0.0.1:4000", "web.td", "web.td", "10.0.9.1:21000", 9, 1, 2, 0
+    )
+    lost = admin_answers.WorkerLost("2026-01-02T03:04:06.000Z", 1, "killed", 3, 1)
+    told = replace(STATE, ended=admin_answers.EndedLately([ended], [lost]))
+    lines = [" ".join(line.split()[1:]) for line in drawn(told, view=View("problems"), width=120)]
+    first = lines.index("worker_lost relay process 1 ended (killed), and 3 streams with it")
+    assert lines[first + 1] == "drain web.td from 10.0.0.1:4000 to 10.0.9.1:21000"
+
+
 def test_endpoints_that_are_ejected_are_told_apart_with_what_was_met_of_them() -> None:
     out = admin_answers.Ejected(3, 1_800_000_000.0 - 90, "timed out")
     met = admin_answers.Met(

@@ -7,7 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from meshgate.adapters.relay.stream import SETTLED_SECONDS
+from meshgate.adapters.relay.worker import REPORT_SECONDS
+from meshgate.adapters.relay.worker_process import MOST_KEPT
+from meshgate.app.admin.history import BUSIEST, MINUTES
+from meshgate.app.gateway.stream_observer import KEPT
 from tests import versions
+from tests.promtool import rules
 
 ROOT = Path(__file__).parents[2]
 # A file, or a test in it, as a page names it: below `tests`, which may be left out.
@@ -55,6 +61,22 @@ def exists(path: Path, test: str) -> bool:
 def functions(path: Path) -> set[str]:
     nodes = ast.walk(ast.parse(path.read_text()))
     return {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
+
+
+def test_the_bounds_on_the_observability_page_are_those_of_the_code() -> None:
+    text = " ".join(page("docs/observability.md").split())
+    found = (rule for rule in rules() if rule.get("record", "").endswith(":objective"))
+    objectives = {rule["record"]: float(rule["expr"].removeprefix("vector(").removesuffix(")")) for rule in found}
+    assert objectives == {"meshgate:slo_success:objective": 0.999, "meshgate:slo_first_byte:objective": 0.99}
+    assert [MINUTES, SETTLED_SECONDS, REPORT_SECONDS] == [60, 3.0, 0.5]
+    for said in (
+        f"keeps the last {KEPT} of each end",
+        f"the {BUSIEST} destinations with the most streams of each minute",
+        f'older than about 4 seconds gets a line with `"end":"worker_lost"`, up to {MOST_KEPT:,} of them',
+        f"are those of its first {SETTLED_SECONDS:g} seconds",
+        "99.9 % of the streams are carried, and 99 % of them get a byte from their endpoint within a second",
+    ):
+        assert said in text, said
 
 
 @pytest.mark.parametrize(("needs", "words"), [(versions.SINCE, "before"), (versions.BEFORE, "from")])

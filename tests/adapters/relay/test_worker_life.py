@@ -139,6 +139,9 @@ async def test_each_long_stream_of_a_lost_worker_has_a_record_and_none_that_had_
                 await trio.sleep(0.02)
             assert [record.end for record in pool.watcher.ended] == [StreamEnd.CLOSED]
             assert pool.relay.settled == 3
+            for client in clients:
+                await client.send_all(b"later")
+                assert await receive_exactly(client, 6) == b"xlater"
             os.kill(pool.relay.workers[0], signal.SIGKILL)
             while len(pool.watcher.ended) < 4:
                 await trio.sleep(0.02)
@@ -146,6 +149,8 @@ async def test_each_long_stream_of_a_lost_worker_has_a_record_and_none_that_had_
         assert {(it.sni, it.endpoint, it.end, it.reason) for it in lost} == {
             (WEB, f"127.0.0.1:{port}", StreamEnd.WORKER_LOST, None)
         }
+        # What went through it later is not known any more.
+        assert {(record.bytes_received, record.bytes_sent) for record in lost} == {(len(HELLO) + 1, len(HELLO) + 1)}
         ours = {f"127.0.0.1:{client.socket.getsockname()[1]}" for client in clients}
         assert {record.client for record in lost} == ours
         assert all(1.0 <= record.duration < 30 for record in lost)

@@ -271,6 +271,11 @@ class Consul(msgspec.Struct):
     ca_intermediate_expiry: float | None
 
 
+class EndedLately(msgspec.Struct):
+    recent: list[EndedStream] = []
+    workers_lost: list[WorkerLost] = []
+
+
 class DashboardState(msgspec.Struct):
     """`/dashboard/state`."""
 
@@ -280,6 +285,7 @@ class DashboardState(msgspec.Struct):
     refused: Refusals
     consul: Consul
     destinations: Destinations
+    ended: EndedLately = msgspec.field(default_factory=EndedLately)
 
 
 class Concerned(msgspec.Struct):

@@ -8,16 +8,17 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, Final
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from meshgate.app.cli.admin_answers import DashboardState, Destination, Met, Refusal, Stream
+from meshgate.app.cli.admin_answers import DashboardState, Destination, EndedStream, Met, Refusal, Stream
 from meshgate.app.cli.output import Printer, duration, rate, size
 from meshgate.core.addresses import host_port
-from meshgate.core.text import printable
+from meshgate.core.text import counted, printable
 
 PAGES: Final = ("destinations", "endpoints", "callers", "workers", "problems")
 # With more open streams the gateway is not asked for a list of them.
@@ -330,8 +331,8 @@ def _callers(seen: Seen) -> list[Row]:
     return found
 
 
-def _who(refusal: Refusal) -> str:
-    return f"{refusal.client} ({refusal.caller})" if refusal.caller else refusal.client
+def _who(stream: Refusal | EndedStream) -> str:
+    return f"{stream.client} ({stream.caller})" if stream.caller else stream.client
 
 
 def _workers(seen: Seen) -> list[Row]:
@@ -355,10 +356,23 @@ def _problems(seen: Seen) -> list[Row]:
         for it in row.listed
         if not it.healthy
     ]
-    for it in state.refused.recent:
-        at = time.strftime("%H:%M:%S", time.localtime(it.time))
-        found.append(Row((at, it.reason, f"{it.sni or '(no name)'} from {_who(it)}: {it.detail}")))
-    return found
+    lately = [
+        (it.time, Row((_clock(it.time), it.reason, f"{it.sni or '(no name)'} from {_who(it)}: {it.detail}")))
+        for it in state.refused.recent
+    ]
+    for lost in state.ended.workers_lost:
+        what = f"relay process {lost.worker} ended ({lost.reason}), and {counted(lost.streams, 'stream')} with it"
+        at = datetime.fromisoformat(lost.time).timestamp()
+        lately.append((at, Row((_clock(at), "worker_lost", what), "red")))
+    for ended in state.ended.recent:
+        at = datetime.fromisoformat(ended.end_time).timestamp()
+        what = f"{ended.sni or '(no name)'} from {_who(ended)} to {ended.endpoint or '-'}"
+        lately.append((at, Row((_clock(at), ended.end, what))))
+    return [*found, *(row for _, row in sorted(lately, key=lambda pair: -pair[0]))]
+
+
+def _clock(unix: float) -> str:
+    return time.strftime("%H:%M:%S", time.localtime(unix))
 
 
 _PAGES: Final = {
@@ -375,7 +389,7 @@ _PAGES: Final = {
         "no open streams",
     ),
     "workers": _Page(("WORKER", "PID", "OPEN"), _workers),
-    "problems": _Page(("SINCE", "WHAT", "DETAIL"), _problems, (), "no problems, and no stream was refused lately"),
+    "problems": _Page(("SINCE", "WHAT", "DETAIL"), _problems, (), "no problems, and all streams ended in order lately"),
 }
 
 
