@@ -60,5 +60,5 @@ async def test_gateway_starts_and_stops_without_rights_on_a_read_only_file_syste
         assert {status[name].strip("0") for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")} == {""}
         assert len(processes.children(gateway.pid)) == 2
     finally:
-        await gateway.stop()
+        await gateway.stop(30)
     assert gateway.returncode == 0
