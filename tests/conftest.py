@@ -84,7 +84,6 @@ LONGEST = (
     "e2e/test_modes.py",
     "e2e/test_maintenance.py",
     "adapters/consul/test_outages.py",
-    "e2e/test_following.py",
     "security/test_running_gateway.py",
     "e2e/test_wan_federation.py",
     "fuzz/test_fuzz_smoke.py",

@@ -1,57 +1,58 @@
 """The route table follows Consul within two seconds, and streams go where it says."""
 
 import pytest
-import trio
 
 from meshgate.adapters.mesh_tls import RefusedError
-from tests.harness.gateway import LONG_DRAIN, gateway_beside
 from tests.harness.native import native_service
 from tests.harness.sidecar import sidecar_for
 
-from .world import World, until_equal
+from .world import Pair, World, until_equal
 
 pytestmark = pytest.mark.consul
 
 
-async def test_service_that_appears_moves_turns_critical_recovers_and_disappears(world: World) -> None:
-    async with world.gateways() as (local, remote):
-        caller = await world.caller()
+async def test_service_that_appears_moves_turns_critical_recovers_and_disappears(world: World, gateways: Pair) -> None:
+    local, remote = gateways
+    caller = await world.caller()
 
-        async def endpoints() -> dict[int, bool]:
-            return await remote.endpoints(world.sni())
+    async def endpoints() -> dict[int, bool]:
+        return await remote.endpoints(world.sni())
 
-        assert await endpoints() == {}
-        async with sidecar_for(world.federation.dc2, "web") as web:
-            await until_equal("the new service", endpoints, {web.port: True})
-            await caller.call(local.address, world.sni(), expect=world.spiffe())
+    async def refused_for_want_of_health() -> float:
+        return await remote.counter("meshgate_refused_total", reason="no_healthy_endpoint")
 
-            await web.move()
-            await until_equal("the moved service", endpoints, {web.port: True})
-            await caller.call(local.address, world.sni(), expect=world.spiffe())
+    assert await endpoints() == {}
+    before = await refused_for_want_of_health()
+    async with sidecar_for(world.federation.dc2, "web") as web:
+        await until_equal("the new service", endpoints, {web.port: True})
+        await caller.call(local.address, world.sni(), expect=world.spiffe())
 
-            await web.set_health("critical")
-            await until_equal("the critical service", endpoints, {web.port: False})
-            with pytest.raises(RefusedError) as refused:
-                await caller.call(local.address, world.sni())
-            assert refused.value.alert == "internal_error"
-            assert await remote.counter("meshgate_refused_total", reason="no_healthy_endpoint") == 1
+        await web.move()
+        await until_equal("the moved service", endpoints, {web.port: True})
+        await caller.call(local.address, world.sni(), expect=world.spiffe())
 
-            await web.set_health("warning")
-            await until_equal("the recovered service", endpoints, {web.port: True})
-            await caller.call(local.address, world.sni(), expect=world.spiffe())
+        await web.set_health("critical")
+        await until_equal("the critical service", endpoints, {web.port: False})
+        with pytest.raises(RefusedError) as refused:
+            await caller.call(local.address, world.sni())
+        assert refused.value.alert == "internal_error"
+        assert await refused_for_want_of_health() == before + 1
 
-            await web.deregister()
-            await until_equal("the service's end", endpoints, {})
-            with pytest.raises(RefusedError) as refused:
-                await caller.call(local.address, world.sni())
-            assert refused.value.alert == "unrecognized_name"
+        await web.set_health("warning")
+        await until_equal("the recovered service", endpoints, {web.port: True})
+        await caller.call(local.address, world.sni(), expect=world.spiffe())
+
+        await web.deregister()
+        await until_equal("the service's end", endpoints, {})
+        with pytest.raises(RefusedError) as refused:
+            await caller.call(local.address, world.sni())
+        assert refused.value.alert == "unrecognized_name"
 
 
-async def test_open_stream_outlives_its_service_in_the_catalog(world: World) -> None:
-    async with (
-        native_service(world.federation.dc2, "web", world.federation.folder) as web,
-        world.gateways() as (local, remote),
-    ):
+async def test_open_stream_outlives_its_service_in_the_catalog(world: World, gateways: Pair) -> None:
+    local, remote = gateways
+    async with native_service(world.federation.dc2, "web", world.federation.folder) as web:
+        await world.until_known(remote, web.port)
         caller = await world.caller()
         async with caller.connect(local.address, world.sni(), expect=world.spiffe()) as stream:
             await stream.send_all(b"one")
@@ -62,12 +63,12 @@ async def test_open_stream_outlives_its_service_in_the_catalog(world: World) -> 
             assert await stream.receive_some() == b"two"
 
 
-async def test_subsets_and_the_default_subset_of_a_resolver(world: World) -> None:
+async def test_subsets_and_the_default_subset_of_a_resolver(world: World, gateways: Pair) -> None:
+    local, remote = gateways
     dc2, folder = world.federation.dc2, world.federation.folder
     async with (
         native_service(dc2, "api", folder, instance="api-1", named=True, Meta={"version": "1"}) as one,
         native_service(dc2, "api", folder, instance="api-2", named=True, Meta={"version": "2"}) as two,
-        world.gateways() as (local, remote),
     ):
         caller = await world.caller()
         await until_equal("both", lambda: remote.endpoints(world.sni("api")), {one.port: True, two.port: True})
@@ -92,12 +93,12 @@ async def test_subsets_and_the_default_subset_of_a_resolver(world: World) -> Non
         await until_equal("both again", lambda: remote.endpoints(world.sni("api")), {one.port: True, two.port: True})
 
 
-async def test_instances_are_balanced_by_their_weights(world: World) -> None:
+async def test_instances_are_balanced_by_their_weights(world: World, gateways: Pair) -> None:
+    _, remote = gateways
     dc2, folder = world.federation.dc2, world.federation.folder
     async with (
         native_service(dc2, "cart", folder, instance="cart-1", named=True, Weights={"Passing": 1, "Warning": 1}),
         native_service(dc2, "cart", folder, instance="cart-2", named=True, Weights={"Passing": 3, "Warning": 1}),
-        world.gateways() as (_, remote),
     ):
         caller = await world.caller()
 
@@ -110,53 +111,17 @@ async def test_instances_are_balanced_by_their_weights(world: World) -> None:
         assert met.count(b"cart-2\n.") == 6
 
 
-async def test_second_gateway_of_dc2_takes_over_when_the_first_one_stops(world: World) -> None:
-    async with sidecar_for(world.federation.dc2, "web"), world.gateways() as (local, remote):
-        caller = await world.caller()
-        await caller.call(local.address, world.sni(), expect=world.spiffe())
-        await remote.stop()
-
-        async def healthy() -> list[int]:
-            known = await local.endpoints(f"*.dc2.internal.{world.federation.trust_domain}")
-            return [port for port, good in known.items() if good]
-
-        await until_equal("the first gateway's end", healthy, [])
-        async with gateway_beside(world.federation.dc2, world.token, instance="mesh-gateway-2") as second:
-            await until_equal("the second gateway", healthy, [second.address[1]], seconds=15)
-            await caller.call(local.address, world.sni(), expect=world.spiffe())
-
-
-async def test_gateway_that_stops_lets_open_streams_end_first(world: World) -> None:
-    async with native_service(world.federation.dc2, "web", world.federation.folder):
-        async with gateway_beside(world.federation.dc2, world.token, **LONG_DRAIN) as gateway:
-            caller = await world.caller()
-            async with (
-                caller.connect(gateway.address, world.sni(), expect=world.spiffe()) as stream,
-                trio.open_nursery() as nursery,
-            ):
-                nursery.start_soon(gateway.stop, 20)
-                await until_equal("the deregistration", lambda: is_registered(world), False, seconds=5)
-                await stream.send_all(b"still here")
-                assert await stream.receive_some() == b"still here"
-                await stream.aclose()
-            assert gateway.child.returncode == 0
-
-
-async def is_registered(world: World) -> bool:
-    return bool(await world.federation.dc2.get("/v1/health/service/mesh-gateway"))
-
-
-async def test_connect_timeout_of_proxy_defaults_takes_effect_while_running(world: World) -> None:
+async def test_connect_timeout_of_proxy_defaults_takes_effect_while_running(world: World, gateways: Pair) -> None:
     """Central configuration is merged by the agent, read back and followed."""
-    async with world.gateways() as (local, _):
+    local, _ = gateways
 
-        async def timeout() -> object:
-            return (await local.ask("/config_dump"))["limits"]["connect_timeout"]
+    async def timeout() -> object:
+        return (await local.ask("/config_dump"))["limits"]["connect_timeout"]
 
-        assert await timeout() == 5.0
-        await world.federation.write_config_entry(
-            {"Kind": "proxy-defaults", "Name": "global", "Config": {"connect_timeout_ms": 321}}
-        )
-        await until_equal("the gateway to follow", timeout, 0.321, seconds=10)
-        await world.federation.delete_config_entry("proxy-defaults", "global")
-        await until_equal("the gateway to go back", timeout, 5.0, seconds=10)
+    assert await timeout() == 5.0
+    await world.federation.write_config_entry(
+        {"Kind": "proxy-defaults", "Name": "global", "Config": {"connect_timeout_ms": 321}}
+    )
+    await until_equal("the gateway to follow", timeout, 0.321, seconds=10)
+    await world.federation.delete_config_entry("proxy-defaults", "global")
+    await until_equal("the gateway to go back", timeout, 5.0, seconds=10)

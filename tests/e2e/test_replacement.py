@@ -1,4 +1,4 @@
-"""Gateways are replaced one after another under load, and no connection fails."""
+"""Gateways that stop, are followed by others or replaced one after another under load: no connection fails."""
 
 import random
 from collections.abc import AsyncIterator
@@ -10,8 +10,9 @@ import trio
 
 from meshgate.adapters.mesh_tls import RefusedError
 from tests.harness.agent import Consul
-from tests.harness.gateway import LONG_DRAIN, GatewayProcess
+from tests.harness.gateway import LONG_DRAIN, GatewayProcess, gateway_beside
 from tests.harness.native import native_service
+from tests.harness.sidecar import sidecar_for
 
 from .world import World, until_equal
 
@@ -92,3 +93,39 @@ async def test_replacing_every_gateway_one_by_one_fails_no_connection(world: Wor
             nursery.cancel_scope.cancel()
         assert load.failures == []
         assert load.done > 50
+
+
+async def test_second_gateway_of_dc2_takes_over_when_the_first_one_stops(world: World) -> None:
+    async with sidecar_for(world.federation.dc2, "web"), world.gateways() as (local, remote):
+        caller = await world.caller()
+        await caller.call(local.address, world.sni(), expect=world.spiffe())
+        await remote.stop()
+
+        async def healthy() -> list[int]:
+            known = await local.endpoints(f"*.dc2.internal.{world.federation.trust_domain}")
+            return [port for port, good in known.items() if good]
+
+        await until_equal("the first gateway's end", healthy, [])
+        async with gateway_beside(world.federation.dc2, world.token, instance="mesh-gateway-2") as second:
+            await until_equal("the second gateway", healthy, [second.address[1]], seconds=15)
+            await caller.call(local.address, world.sni(), expect=world.spiffe())
+
+
+async def test_gateway_that_stops_lets_open_streams_end_first(world: World) -> None:
+    async with native_service(world.federation.dc2, "web", world.federation.folder):
+        async with gateway_beside(world.federation.dc2, world.token, **LONG_DRAIN) as gateway:
+            caller = await world.caller()
+            async with (
+                caller.connect(gateway.address, world.sni(), expect=world.spiffe()) as stream,
+                trio.open_nursery() as nursery,
+            ):
+                nursery.start_soon(gateway.stop, 20)
+                await until_equal("the deregistration", lambda: is_registered(world), False, seconds=5)
+                await stream.send_all(b"still here")
+                assert await stream.receive_some() == b"still here"
+                await stream.aclose()
+            assert gateway.child.returncode == 0
+
+
+async def is_registered(world: World) -> bool:
+    return bool(await world.federation.dc2.get("/v1/health/service/mesh-gateway"))

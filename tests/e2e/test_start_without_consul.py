@@ -69,7 +69,7 @@ async def test_gateway_serves_from_disk_until_consul_returns_and_then_what_consu
         gateway = GatewayProcess(dc2, world.token)
         gateway.spawn(state)
         try:
-            await until_ready(gateway, from_disk=True, seconds=10)
+            await until_ready(gateway, from_disk=True, seconds=30)
             said = await gateway.ask("/readyz")
             assert (said["catalog_stale"], said["listening"]) == (True, True)
             assert 0 <= said["age_seconds"] < 60
