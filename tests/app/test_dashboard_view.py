@@ -12,18 +12,21 @@ from meshgate.adapters.admin.static_files import FOLDER, static_routes
 from meshgate.adapters.admin.views import EndpointFacts
 from meshgate.adapters.relay import Counters
 from meshgate.app.admin.dashboard import (
+    MAX_CALLERS,
     MAX_ENDPOINTS,
     MAX_PLACES,
     MAX_ROWS,
     Sample,
     Span,
+    callers_view,
     destinations_view,
     places_view,
     refused_view,
     totals_view,
 )
+from meshgate.core.hello import Offer
 from meshgate.core.outlier_detection import Address
-from meshgate.core.reasons import Reason
+from meshgate.core.reasons import Alert, Reason
 from meshgate.core.routes import Endpoint, Route, RouteKind, RouteTable
 
 PAGE = Path(meshgate.adapters.admin.__file__).parent / "page"
@@ -168,6 +171,53 @@ def test_answer_is_bounded_and_says_what_it_leaves_out() -> None:
 def test_unhealthy_endpoints_are_listed_first() -> None:
     (row,) = destinations_view(table(route("web", True, True, False)), NOW, nothing_met)["rows"]
     assert [endpoint["healthy"] for endpoint in row["listed"]] == [False, True, True]
+
+
+def test_what_is_known_of_streams_without_their_keys_is_in_the_row() -> None:
+    numbers, key = Counters(), (SERVICE, "web")
+    (row,) = destinations_view(table(route("web", True)), Span(None, Sample(1.0, numbers)), nothing_met)["rows"]
+    assert row["tls"] == {
+        "answered": 0, "unanswered": 0, "first_byte_p50": None, "first_byte_p99": None, "versions": {},
+        "resumption": None, "alerts": [],
+    }  # fmt: skip
+    for seconds in (*[0.004] * 5, *[0.04] * 4, 60.0):
+        numbers.count_first_byte(key, ("10.0.0.1", 1), seconds)
+    numbers.count_unanswered(key, ("10.0.0.1", 1))
+    for offer, count in ((Offer("TLSv1.3", resumption=True), 3), (Offer("TLSv1.2", resumption=False), 1)):
+        for _ in range(count):
+            numbers.count_hello(key, offer)
+    numbers.count_alert(key, "client", Alert.UNKNOWN_CA)
+    for _ in range(2):
+        numbers.count_alert(key, "endpoint", Alert.PROTOCOL_VERSION)
+    (row,) = destinations_view(table(route("web", True)), Span(None, Sample(1.0, numbers)), nothing_met)["rows"]
+    assert row["tls"] == {
+        "answered": 10,
+        "unanswered": 1,
+        "first_byte_p50": 0.005,
+        "first_byte_p99": None,
+        "versions": {"TLSv1.2": 1, "TLSv1.3": 3},
+        "resumption": 0.75,
+        "alerts": [
+            {"sender": "endpoint", "alert": "protocol_version", "count": 2},
+            {"sender": "client", "alert": "unknown_ca", "count": 1},
+        ],
+    }
+
+
+def test_callers_are_listed_by_what_their_open_streams_carry_now_a_few_of_them() -> None:
+    before = Sample(1.0, callers={"10.0.0.1": (1, 100), "10.0.0.2": (5, 1000)})
+    many = {f"10.0.1.{number}": (1, 0) for number in range(MAX_CALLERS)}
+    after = Sample(2.0, callers={"10.0.0.1": (1, 900), "10.0.0.2": (5, 1000), "10.0.0.3": (2, 50), **many})
+    names = {"10.0.0.2": "web on n2"}
+    view = callers_view(Span(before, after), lambda host: names.get(host, ""))
+    assert (view["total"], len(view["rows"])) == (MAX_CALLERS + 3, MAX_CALLERS)
+    assert view["rows"][:3] == [
+        {"client": "10.0.0.1", "caller": None, "open": 1, "rate": 800.0},
+        {"client": "10.0.0.3", "caller": None, "open": 2, "rate": 50.0},
+        {"client": "10.0.0.2", "caller": "web on n2", "open": 5, "rate": 0.0},
+    ]
+    (first, *_) = callers_view(Span(None, after), lambda _: "")["rows"]
+    assert (first["client"], first["rate"]) == ("10.0.0.2", None)
 
 
 def test_endpoints_that_fail_come_before_the_others_with_what_was_met_of_them() -> None:

@@ -15,6 +15,8 @@ from meshgate.adapters.consul import WatchKey, WatchState
 from meshgate.adapters.consul.api import ConsulUnreachableError, HealthCheck
 from meshgate.app.admin.explain_page import ExplainPage
 from meshgate.core.explain import Explanation, explain
+from meshgate.core.hello import Offer
+from meshgate.core.reasons import Alert
 from meshgate.core.routes import Endpoint, Route, RouteKind, RouteTable
 
 from .gateway_double import TRUST_DOMAIN, GatewayDouble, refused, table_of
@@ -236,6 +238,31 @@ async def test_an_endpoint_that_connections_cannot_reach_is_told(autojump_clock:
         steps["ejected"],
     )
     assert "endpoint" not in steps
+
+
+async def test_what_is_known_of_its_streams_without_their_keys_is_told(autojump_clock: MockClock) -> None:
+    gateway, key = gateway_with(WELL), (RouteKind.SERVICE, "web")
+    assert {rule for rule, _ in await told(gateway, WEB)}.isdisjoint(("streams", "tls"))
+    numbers = gateway.numbers
+    for seconds in (*[0.004] * 98, 0.09, 60.0):
+        numbers.count_first_byte(key, (WELL.address, WELL.port), seconds)
+    for _ in range(25):
+        numbers.count_unanswered(key, (WELL.address, WELL.port))
+    numbers.count_hello(key, Offer("TLSv1.2", resumption=False))
+    steps = dict(await told(gateway, WEB))
+    assert steps["tls"] == "clients offer TLSv1.2 100%; 0% offer to resume a session"
+    for _ in range(2):
+        numbers.count_hello(key, Offer("TLSv1.3", resumption=True))
+    numbers.count_alert(key, "endpoint", Alert.UNKNOWN_CA)
+    steps = dict(await told(gateway, WEB))
+    assert steps["streams"] == (
+        "125 streams since the start, 20% ended without a byte from an endpoint, half had their first byte within 5ms, "
+        "99 of 100 within 100ms"
+    )
+    assert steps["tls"] == (
+        "clients offer TLSv1.2 33.3%, TLSv1.3 66.7%; 66.7% offer to resume a session; "
+        "alerts in the clear: 1 unknown_ca from endpoints"
+    )
 
 
 async def test_what_was_met_of_the_endpoints_is_told_those_that_fail_first(autojump_clock: MockClock) -> None:

@@ -82,7 +82,18 @@ STATE = DashboardState(
     Destinations(
         4,
         [
-            Destination("Web", "service", 1, 2, 2, 10.0, 2100.0, 4000.0, [down("2001:db8::8", 21000, "n2")]),
+            Destination(
+                "Web",
+                "service",
+                1,
+                2,
+                2,
+                10.0,
+                2100.0,
+                4000.0,
+                [down("2001:db8::8", 21000, "n2")],
+                tls=admin_answers.Tls(10, 1, 0.005),
+            ),
             Destination("dc2", "datacenter", 1, 1, 1, 0.0, 0.0, 0.0),
             Destination("api", "service", 0, 1, 0, 0.0, 0.0, 0.0, [down("2001:db8::8", 21000, "n2")]),
             Destination("canary.Web", "subset", 1, 1, None, None, None, None),
@@ -162,11 +173,11 @@ def test_the_screen_is_readable_at_80_columns() -> None:
         "meshgate 0.1.0  dc1/default  ready  up 1h01m",
         "3 open  10.0 new/s  5.5 refused/s  in 200 kB/s  out 0 B/s",
         "",
-        "DESTINATION KIND       OPEN NEW/S   IN/S  OUT/S HEALTHY",
-        "Web         service       2  10.0 2.1 kB 4.0 kB     1/2",
-        "dc2         datacenter    1   0.0    0 B    0 B     1/1",
-        "api         service       0   0.0    0 B    0 B     0/1",
-        "canary.Web  subset        -     -      -      -     1/1",
+        "DESTINATION KIND       OPEN NEW/S   IN/S  OUT/S HEALTHY 1ST BYTE",
+        "Web         service       2  10.0 2.1 kB 4.0 kB     1/2    <5 ms",
+        "dc2         datacenter    1   0.0    0 B    0 B     1/1        -",
+        "api         service       0   0.0    0 B    0 B     0/1        -",
+        "canary.Web  subset        -     -      -      -     1/1        -",
         "",
         "refused: unknown_sni 50 (5.0/s), no_sni 1 (0.5/s)",
         "unhealthy: Web [2001:db8::8]:21000 on n2, api [2001:db8::8]:21000 on n2",
@@ -254,6 +265,12 @@ def test_streams_that_were_cut_are_problems_the_newest_first() -> None:
     lines = [" ".join(line.split()[1:]) for line in drawn(told, view=View("problems"), width=120)]
     first = lines.index("worker_lost relay process 1 ended (killed), and 3 streams with it")
     assert lines[first + 1] == "drain web.td from 10.0.0.1:4000 to 10.0.9.1:21000"
+
+
+def test_wide_screen_has_the_share_of_streams_without_a_first_byte() -> None:
+    lines = [line.split() for line in drawn(STATE, width=100)]
+    assert lines[3][-4:] == ["HEALTHY", "1ST", "BYTE", "UNANSWERED"]
+    assert lines[4][-4:] == ["1/2", "<5", "ms", "9.09%"]
 
 
 def test_endpoints_that_are_ejected_are_told_apart_with_what_was_met_of_them() -> None:

@@ -13,10 +13,11 @@ from playwright.sync_api import Page, expect
 
 from meshgate.adapters.admin.views import EndpointFacts
 from meshgate.adapters.consul.watch_registry import WatchKey, WatchState
-from meshgate.adapters.relay import Counters
+from meshgate.adapters.relay import Counters, OpenStream
 from meshgate.adapters.relay.pool import WorkerLoss
 from meshgate.adapters.relay.worker_process import WorkerEnd
-from meshgate.core.reasons import Reason, StreamEnd
+from meshgate.core.hello import Offer
+from meshgate.core.reasons import Alert, Reason, StreamEnd
 from meshgate.core.routes import RouteKind
 from tests.app.gateway_double import GatewayDouble, refused, route
 from tests.app.stream_records import RECORD
@@ -205,10 +206,30 @@ async def test_what_was_met_of_an_endpoint_is_in_its_line(nursery: trio.Nursery,
             ejected_why="connection refused",
         ),
     }  # fmt: skip
+    double.streams = [
+        OpenStream(number, f"192.0.2.{number % 5}:{number}", None, None, None, "relaying", 1.0, 10, 10, 0)
+        for number in range(9)
+    ]
+    double.names = {"192.0.2.0": "web on n1", "192.0.2.1": "<b>api</b> on n2"}
+    numbers, orders = double.numbers, (RouteKind.SERVICE, "orders")
+    numbers.active = 9
+    numbers.count_first_byte(orders, ("10.0.0.7", 20000), 0.004)
+    numbers.count_unanswered(orders, ("10.0.0.7", 20000))
+    numbers.count_hello(orders, Offer("TLSv1.3", resumption=True))
+    numbers.count_alert(orders, "client", Alert.UNKNOWN_CA)
     async with opened(browser, await double.serve(nursery)) as watched:
 
         def tells(page: Page) -> None:
+            expect(page.get_by_role("list", name="Clients that send most").locator("li")).to_have_text(
+                ["web on n1 · 2 open", "<b>api</b> on n2 · 2 open", "192.0.2.2 · 2 open", "and 2 more clients"]
+            )
             page.get_by_role("button", name="orders").click()
+            expect(page.locator(".open-row .detail")).to_contain_text(
+                re.compile(
+                    r"since the start: 50\s%.without a byte from an endpoint · clients offer TLSv1.3 100\s% · "
+                    r"100\s% to resume · alerts: 1 unknown_ca from clients"
+                )
+            )
             lines = page.locator(".open-row .endpoints li")
             expect(lines).to_have_count(3)
             expect(lines.nth(0)).to_contain_text("unhealthy")
@@ -243,7 +264,7 @@ async def test_the_last_hour_is_there_for_a_page_that_is_new(nursery: trio.Nurse
             row = page.locator("#destinations tbody").filter(has_text="orders")
             expect(row.locator("td").nth(8)).to_have_text("99.0 %")
             row.get_by_role("button").first.click()
-            expect(row.locator(".detail p")).to_have_text(
+            expect(row.locator(".detail p").first).to_have_text(
                 "last hour: success 99.0 % · 6,000 streams · 60 failed"
                 " · first byte: median at most 5 ms, 99 % at most 250 ms"
             )

@@ -29,6 +29,7 @@ from .counters import (
     Destination,
     OpenStream,
     Refused,
+    Sender,
     StreamRecord,
 )
 from .limits import Limits
@@ -42,5 +43,6 @@ __all__ = [
     "Limits",
     "OpenStream",
     "Refused",
+    "Sender",
     "StreamRecord",
 ]

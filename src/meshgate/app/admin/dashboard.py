@@ -22,11 +22,12 @@ from meshgate import __version__
 from meshgate.adapters.admin.http_server import Request, Response, error_response, json_response
 from meshgate.adapters.admin.views import EndpointFacts, Facts, caller_view, endpoint_view, facts_view, safe_text
 from meshgate.adapters.consul import WatchState
-from meshgate.adapters.relay import CONNECT_BUCKETS, Counters, Destination, OpenStream
+from meshgate.adapters.relay import CONNECT_BUCKETS, FIRST_BYTE_BUCKETS, Counters, Destination, OpenStream, Sender
 from meshgate.app.admin.gateway_view import GatewayView
 from meshgate.app.admin.history import ended_view, history_view
 from meshgate.core.addresses import HostPort
-from meshgate.core.reasons import Reason, StreamEnd
+from meshgate.core.hello import TlsVersion
+from meshgate.core.reasons import Alert, Reason, StreamEnd
 from meshgate.core.routes import KINDS, Endpoint, Route, RouteKind, RouteTable
 
 WINDOW: Final = 3.0
@@ -38,6 +39,7 @@ MOST_STREAMS: Final = 5000
 MAX_ROWS: Final = 200
 MAX_ENDPOINTS: Final = 20
 MAX_PLACES: Final = 12
+MAX_CALLERS: Final = 10
 MAX_TEXT: Final = 255
 
 Sort = Literal["busy", "name", "health"]
@@ -53,12 +55,14 @@ _SORTS: Final[dict[str, Sort]] = {sort: sort for sort in get_args(Sort)}
 class Sample:
     """The relay's totals at `at` (a monotonic time in seconds), and the open streams by the SNI of their route.
 
-    `open` is None for a gateway that is too busy to be asked.
+    `open` is None for a gateway that is too busy to be asked. `callers` has the open streams of each client and their
+    bytes both ways.
     """
 
     at: float
     counters: Counters = field(default_factory=Counters)
     open: Mapping[str, int] | None = None
+    callers: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,10 +119,15 @@ class Sampler:
 
     async def _take(self) -> Sample:
         counters = await self._counters()
-        opened = None
+        opened, callers = None, dict[str, tuple[int, int]]()
         if counters.active <= MOST_STREAMS:
-            opened = Counter(stream.route for stream in await self._connections() if stream.route is not None)
-        return Sample(trio.current_time(), counters, opened)
+            streams = await self._connections()
+            opened = Counter(stream.route for stream in streams if stream.route is not None)
+            for stream in streams:
+                client = stream.client.rpartition(":")[0].strip("[]")
+                open_, carried = callers.get(client, (0, 0))
+                callers[client] = open_ + 1, carried + stream.bytes_received + stream.bytes_sent
+        return Sample(trio.current_time(), counters, opened, callers)
 
 
 class DashboardState:
@@ -138,6 +147,7 @@ class DashboardState:
             "problems": [safe_text(line) for line in gateway.problems()[:_MAX_PROBLEMS]],
             "totals": totals_view(span),
             "connect_bounds": CONNECT_BUCKETS,
+            "callers": callers_view(span, names),
             "refused": {"reasons": refused_view(span), "recent": self._recent(names)},
             "ended": self._ended(span, names),
             "consul": self._consul(),
@@ -251,6 +261,21 @@ def totals_view(span: Span) -> dict[str, Any]:
     }
 
 
+def callers_view(span: Span, names: Callable[[str], str]) -> dict[str, Any]:
+    """The clients whose open streams carry most, as far as the workers were asked."""
+    before, after = span.before.callers if span.before else {}, span.after.callers
+    # Of streams that ended meanwhile nothing is known, so a rate is the least that it can be.
+    found = [
+        (span.rate(carried, before.get(client, (0, 0))[1]), open_, client) for client, (open_, carried) in after.items()
+    ]
+    found.sort(key=lambda each: (-(each[0] or 0), -each[1], each[2]))
+    rows = [
+        {"client": client, "caller": caller_view(client, names), "open": open_, "rate": rate}
+        for rate, open_, client in found[:MAX_CALLERS]
+    ]
+    return {"total": len(found), "rows": rows}
+
+
 def refused_view(span: Span) -> list[dict[str, Any]]:
     """Reasons for which streams were refused, the most frequent first."""
     before = span.before.counters.refused if span.before else {}
@@ -343,8 +368,51 @@ def _row(route: Route, span: Span, facts: Facts) -> dict[str, Any]:
         "rate": span.streams((key,)),
         "received_rate": received,
         "sent_rate": sent,
+        "tls": tls_view(span.after.counters, key),
         "listed": [_endpoint(*each) for each in met[:MAX_ENDPOINTS]],
     }
+
+
+def tls_view(counters: Counters, key: Destination) -> dict[str, Any]:
+    """What is known of a destination's streams without their keys.
+
+    `first_byte_p50` and `first_byte_p99` are the upper bounds of the slots that they fall in, in seconds; None where
+    there was no stream, or above the last bound.
+    """
+    slots = counters.first_bytes.get(key, [])[:-1]
+    hellos = {
+        (version, resumption): counters.hellos.get((*key, version, resumption), 0)
+        for version in get_args(TlsVersion)
+        for resumption in (True, False)
+    }
+    offered = sum(hellos.values())
+    alerts = [
+        (number, sender, alert.value)
+        for sender in get_args(Sender)
+        for alert in Alert
+        if (number := counters.alerts.get((*key, sender, alert), 0))
+    ]
+    return {
+        "answered": sum(slots),
+        "unanswered": counters.unanswered.get(key, 0),
+        "first_byte_p50": _bound(slots, 0.5),
+        "first_byte_p99": _bound(slots, 0.99),
+        "versions": {name: many for name in get_args(TlsVersion) if (many := hellos[name, True] + hellos[name, False])},
+        "resumption": round(sum(hellos[name, True] for name in get_args(TlsVersion)) / offered, 3) if offered else None,
+        "alerts": [
+            {"sender": sender, "alert": alert, "count": number}
+            for number, sender, alert in sorted(alerts, key=lambda each: -each[0])
+        ],
+    }
+
+
+def _bound(slots: Sequence[int], share: float) -> float | None:
+    wanted, below = sum(slots) * share, 0
+    for bound, count in zip(FIRST_BYTE_BUCKETS, slots, strict=False):
+        below += count
+        if wanted and below >= wanted:
+            return bound
+    return None
 
 
 def _endpoint(endpoint: Endpoint, facts: EndpointFacts) -> dict[str, Any]:

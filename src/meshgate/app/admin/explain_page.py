@@ -16,7 +16,9 @@ import trio
 from meshgate.adapters.admin.http_server import Lane, Request, Response, error_response, json_response
 from meshgate.adapters.admin.views import EndpointFacts, explain_view
 from meshgate.adapters.consul import Checks, WatchState
+from meshgate.adapters.relay import Counters, Destination
 from meshgate.adapters.relay.pool import LOOKUP_SECONDS
+from meshgate.app.admin.dashboard import tls_view
 from meshgate.app.admin.gateway_view import GatewayView
 from meshgate.core.catalog import in_namespace
 from meshgate.core.durations import format_duration
@@ -114,6 +116,7 @@ class ExplainPage:
             route = explanation.route
             if route is not None:
                 steps += await self._why_unhealthy(route)
+                steps += _streams(self._gateway.totals(), (route.kind, route.destination))
                 steps += self._met(route)
                 steps += _age_of(route, gateway.watches())
             elif explanation.reason is Reason.UNKNOWN_SNI:
@@ -176,6 +179,29 @@ class ExplainPage:
             return ""
         seconds = format_duration(round(trio.current_time() - since.time))
         return f" for {seconds}" if since.seen else f" for {seconds} or longer (it was when this gateway first saw it)"
+
+
+def _streams(totals: Counters, key: Destination) -> list[Step]:
+    """What became of the streams of a destination, and what TLS says of them in the clear."""
+    met, steps = tls_view(totals, key), []
+    ended = met["answered"] + met["unanswered"]
+    if ended:
+        share = f"{100 * met['unanswered'] / ended:.3g}% ended without a byte from an endpoint"
+        said = [counted(ended, "stream") + " since the start", share]
+        if met["first_byte_p50"] is not None:
+            said.append(f"half had their first byte within {format_duration(met['first_byte_p50'])}")
+        if met["first_byte_p99"] is not None:
+            said.append(f"99 of 100 within {format_duration(met['first_byte_p99'])}")
+        steps.append(Step("streams", ", ".join(said)))
+    if met["versions"]:
+        all_ = sum(met["versions"].values())
+        offered = ", ".join(f"{name} {100 * number / all_:.3g}%" for name, number in met["versions"].items())
+        said = [f"clients offer {offered}", f"{100 * met['resumption']:.3g}% offer to resume a session"]
+        if met["alerts"]:
+            alerts = (f"{it['count']} {it['alert']} from {it['sender']}s" for it in met["alerts"])
+            said.append(f"alerts in the clear: {', '.join(alerts)}")
+        steps.append(Step("tls", "; ".join(said)))
+    return steps
 
 
 def _who(endpoint: Endpoint) -> str:

@@ -197,6 +197,10 @@ class GatewayView:
             facts = facts._replace(ejected=out.failures, ejected_since=out.since, ejected_why=out.why)
         return facts
 
+    def totals(self) -> Counters:
+        """The relay's totals as last heard, without what open streams carry. Not to be changed."""
+        return self._gateway.relay.totals
+
     async def counters(self) -> Counters:
         """The relay's totals; waits up to half a second for the workers."""
         return await self._gateway.relay.counters()

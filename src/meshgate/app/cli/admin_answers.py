@@ -194,6 +194,14 @@ class Met(Endpoint):
     ejected: Ejected | None = None
 
 
+class Tls(msgspec.Struct):
+    """What is known of a destination's streams without their keys."""
+
+    answered: int
+    unanswered: int
+    first_byte_p50: float | None
+
+
 class Destination(msgspec.Struct):
     """A route as the dashboard lists it; rates are per second, None where there is nothing to compare with."""
 
@@ -207,6 +215,7 @@ class Destination(msgspec.Struct):
     sent_rate: float | None
     listed: list[Met] = []
     sni: str = ""
+    tls: Tls | None = None
 
 
 class Destinations(msgspec.Struct):

@@ -15,7 +15,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from meshgate.app.cli.admin_answers import DashboardState, Destination, EndedStream, Met, Refusal, Stream
+from meshgate.app.cli.admin_answers import DashboardState, Destination, EndedStream, Met, Refusal, Stream, Tls
 from meshgate.app.cli.output import Printer, duration, rate, size
 from meshgate.core.addresses import host_port
 from meshgate.core.text import counted, printable
@@ -24,7 +24,7 @@ PAGES: Final = ("destinations", "endpoints", "callers", "workers", "problems")
 # With more open streams the gateway is not asked for a list of them.
 MOST_STREAMS: Final = 5000
 
-_HEAD: Final = ("DESTINATION", "KIND", "OPEN", "NEW/S", "IN/S", "OUT/S", "HEALTHY")
+_HEAD: Final = ("DESTINATION", "KIND", "OPEN", "NEW/S", "IN/S", "OUT/S", "HEALTHY", "1ST BYTE", "UNANSWERED")
 _WIDTHS: Final = {"1ST BYTE": 8, "KIND": 10, "NEW/S": 5, "IN/S": 6, "OUT/S": 6, "IN": 6, "OUT": 6, "OLDEST": 6}
 # Columns that a narrower terminal does without.
 _NEEDED: Final = {
@@ -39,6 +39,7 @@ _NEEDED: Final = {
     "FAILED": 72,
     "1ST BYTE": 80,
     "STREAMS": 92,
+    "UNANSWERED": 92,
 }
 # Columns of words, which are cut where there is no room; numbers never are.
 _WORDS: Final = frozenset(("DESTINATION", "KIND", "ENDPOINT", "NODE", "STATE", "CLIENT", "CALLER", "WHAT", "DETAIL"))
@@ -51,6 +52,7 @@ _NOT_READY: Final = {"draining": "the gateway drains: no new streams", "starting
 _FIXED_LINES: Final = 5
 _FEWEST_ROWS: Final = 2
 _PRINTED_WIDTH: Final = 80
+_PRINTED: Final = 7  # Columns of a snapshot, which has no width to fit them to.
 _NO_BREAK: Final = "\u00a0"
 
 
@@ -115,7 +117,7 @@ def print_once(state: DashboardState, printer: Printer) -> None:
         printer.line(text, style)
     printer.line()
     if rows:
-        printer.table(_HEAD, [_cells(row) for row in rows], [_style(row) for row in rows])
+        printer.table(_HEAD[:_PRINTED], [_cells(row)[:_PRINTED] for row in rows], [_style(row) for row in rows])
         printer.line()
     for title, items in _bottom_lines(state):
         for line in _wrapped(title, items, _PRINTED_WIDTH):
@@ -229,7 +231,17 @@ def _cells(row: Destination) -> tuple[str, ...]:
         size(row.received_rate),
         size(row.sent_rate),
         f"{row.healthy}/{row.endpoints}",
+        *_answers(row.tls),
     )
+
+
+def _answers(tls: Tls | None) -> tuple[str, str]:
+    """Within what time half of the streams had their first byte, and the share of those that never had one."""
+    ended = tls.answered + tls.unanswered if tls is not None else 0
+    if tls is None or not ended:
+        return "-", "-"
+    half = _brief(tls.first_byte_p50)
+    return "-" if half == "-" else f"<{half}", f"{100 * tls.unanswered / ended:.3g}%"
 
 
 def _style(row: Destination) -> str:

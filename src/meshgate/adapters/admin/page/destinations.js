@@ -26,14 +26,15 @@ function makeRow(row) {
   const why = el("button", { type: "button", class: "small", onclick: () => explain(row.sni) }, "Explain this name");
   const chart = hourChart();
   const hour = el("p", { class: "muted" });
-  const detail = el("tr", { class: "detail", id }, el("td", {}, chart, hour, list, why));
+  const tls = el("p", { class: "muted" });
+  const detail = el("tr", { class: "detail", id }, el("td", {}, chart, hour, tls, list, why));
   const body = el("tbody", {}, main, detail);
-  body.parts = { title, sni, button, badge, cells, detail, list, why, chart, hour };
+  body.parts = { title, sni, button, badge, cells, detail, list, why, chart, hour, tls };
   return body;
 }
 
 function updateRow(body, row) {
-  const { title, sni, button, badge, cells, detail, list, why, chart, hour } = body.parts;
+  const { title, sni, button, badge, cells, detail, list, why, chart, hour, tls } = body.parts;
   say(title, row.name);
   say(sni, row.sni);
   mark(sni, "title", row.sni);
@@ -64,8 +65,20 @@ function updateRow(body, row) {
       `${count(lived.failed.reduce((sum, each) => sum + each, 0))} failed`,
       firstByte(lived),
     ].filter(Boolean).join(" · "));
+    say(tls, tlsLine(row.tls));
+    show(tls, tls.textContent !== "");
     if (lived !== null) drawHour(chart, lived.streams, lived.failed);
   }
+}
+
+/** What is known of a destination's streams since the start, without their keys. */
+function tlsLine({ answered, unanswered, versions, resumption, alerts }) {
+  const ended = answered + unanswered;
+  const said = ended ? [`since the start: ${percent(unanswered / ended)} without a byte from an endpoint`] : [];
+  const all = Object.values(versions).reduce((sum, each) => sum + each, 0);
+  if (all) said.push(`clients offer ${Object.entries(versions).map(([name, each]) => `${name} ${percent(each / all)}`).join(", ")}`, `${percent(resumption)} to resume`);
+  if (alerts.length) said.push(`alerts: ${alerts.map((each) => `${count(each.count)} ${each.alert} from ${each.sender}s`).join(", ")}`);
+  return said.join(" · ");
 }
 
 /** Why and for how long an endpoint gets no streams while others are left. */

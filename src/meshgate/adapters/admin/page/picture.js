@@ -14,6 +14,7 @@ const KINDS = {
 };
 
 const SHOWN_REASONS = 2;
+const SHOWN_CALLERS = 3;
 let links = []; // what is drawn: [box, rate, whether it is of refused streams]
 
 function box(node) {
@@ -73,6 +74,7 @@ export function renderPicture(state) {
   const here = byId("here");
   for (const node of [callers, here]) if (!node.parts) box(node);
   fill(callers, "Callers", `${rateText(totals.streams_rate)} new`, `${things(totals.open, "stream")} open`);
+  renderCallers(callers, state.callers);
   fill(here, `${gateway.datacenter || "?"} / ${gateway.partition}`, gateway.id, `${byteRate(totals.received_rate)} in, ${byteRate(totals.sent_rate)} out`);
 
   const places = state.places.shown.map((place) => ({ ...place, gateway }));
@@ -89,6 +91,23 @@ export function renderPicture(state) {
   show(more, state.places.left_out > 0);
   say(more, `and ${things(state.places.left_out, "more place")}, listed below`);
   draw();
+}
+
+/** Who carries most, by the name that Consul has for the address. */
+function renderCallers(node, { total, rows }) {
+  if (!node.parts.who) node.append(node.parts.who = el("ul", { class: "who", "aria-label": "Clients that send most" }));
+  const lines = rows.slice(0, SHOWN_CALLERS).map((row) => ({
+    key: row.client,
+    text: [row.caller ?? row.client, `${count(row.open)} open`, row.rate ? byteRate(row.rate) : ""].filter(Boolean).join(" · "),
+    title: row.client,
+  }));
+  const more = total - lines.length;
+  if (more > 0) lines.push({ key: "more", text: `and ${things(more, "more client")}` });
+  show(node.parts.who, lines.length > 0);
+  sync(node.parts.who, lines, (line) => line.key, () => el("li"), (item, line) => {
+    say(item, line.text);
+    mark(item, "title", line.title ?? null);
+  });
 }
 
 /** How lively a link is: streams per second, or kilobytes where that is more. */
