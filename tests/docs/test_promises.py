@@ -1,6 +1,7 @@
-"""The pages of promises name only tests that exist."""
+"""The pages of promises name only tests that exist, and the page about observability what the gateway says."""
 
 import ast
+import json
 import re
 from functools import cache
 from pathlib import Path
@@ -10,9 +11,16 @@ import pytest
 from meshgate.adapters.relay.stream import SETTLED_SECONDS
 from meshgate.adapters.relay.worker import REPORT_SECONDS
 from meshgate.adapters.relay.worker_process import MOST_KEPT
+from meshgate.app.admin.admin_pages import admin_routes
 from meshgate.app.admin.history import BUSIEST, MINUTES
+from meshgate.app.admin.metrics import Metrics
 from meshgate.app.gateway.stream_observer import KEPT
+from meshgate.app.logs.access_log import line_of
+from meshgate.core.reasons import StreamEnd
 from tests import versions
+from tests.app.gateway_double import GatewayDouble
+from tests.app.stream_records import RECORD
+from tests.app.test_metrics import full_gateway
 from tests.promtool import rules
 
 ROOT = Path(__file__).parents[2]
@@ -77,6 +85,51 @@ def test_the_bounds_on_the_observability_page_are_those_of_the_code() -> None:
         "99.9 % of the streams are carried, and 99 % of them get a byte from their endpoint within a second",
     ):
         assert said in text, said
+
+
+def rows_below(heading: str) -> list[list[str]]:
+    """The cells of the first table below a heading of the observability page, its head left out."""
+    table = page("docs/observability.md").split(f"\n## {heading}\n")[1].partition("| --- |")[2].partition("\n\n")[0]
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in table.splitlines() if line.strip("| -")]
+
+
+async def test_the_metrics_on_the_observability_page_are_those_of_the_gateway() -> None:
+    said: dict[str, set[str]] = {}
+    for names, *_ in rows_below("Metrics"):
+        for name, labels in re.findall(r"`meshgate_(\w+)(?:\{([\w,]+)\})?`", names):
+            said[name.removesuffix("_total")] = set(filter(None, labels.split(",")))
+    (workers,) = [row[1] for row in rows_below("Metrics") if "worker_…" in row[0]]
+    said |= {f"worker_{name.removesuffix('_total')}": {"worker"} for name in re.findall(r"`(\w+)`", workers)}
+    found: dict[str, set[str]] = {}
+    for family in await Metrics(full_gateway()).families():
+        labels = {label for sample in family.samples for label in sample.labels} - {"le"}
+        found[family.name.removeprefix("meshgate_")] = labels
+    assert said == found
+
+
+def test_the_fields_and_ends_on_the_observability_page_are_those_of_the_access_log() -> None:
+    rows = {name: meaning for names, meaning in rows_below("The access log") for name in re.findall(r"`(\w+)`", names)}
+    assert list(rows) == list(json.loads(line_of(RECORD)))
+    assert {*re.findall(r"`(\w+)`", rows["end"])} == {*StreamEnd}
+    (told,) = [row[1] for row in rows_below("Metrics") if row[0].startswith("`meshgate_stream_ends_total")]
+    # Those that were refused are in another metric.
+    assert {*re.findall(r"`(\w+)`", told)} == {*StreamEnd} - {StreamEnd.REFUSED}
+
+
+def test_the_paths_on_the_observability_page_are_those_of_the_admin_address() -> None:
+    gateway = GatewayDouble()
+    served = {path for _, path in admin_routes(gateway, Metrics(gateway))}
+    shown = {path for names, *_ in rows_below("The admin address") for path in re.findall(r"(/[\w./]*)", names)}
+    assert {path for path in served if not path.startswith("/dashboard")} <= shown
+    assert shown <= served
+
+
+def test_the_alerts_on_the_pages_exist() -> None:
+    alerts = {rule.get("alert") for rule in rules()}
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    named = {name for path in pages for name in re.findall(r"`(Meshgate\w+)`", path.read_text())}
+    assert named
+    assert named <= alerts
 
 
 @pytest.mark.parametrize(("needs", "words"), [(versions.SINCE, "before"), (versions.BEFORE, "from")])
