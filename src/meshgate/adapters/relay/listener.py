@@ -26,7 +26,7 @@ _NO_MEMORY: Final = (errno.ENOMEM, errno.ENOBUFS)
 _PAUSE_SECONDS: Final = 0.2
 _TELL_SECONDS: Final = 30.0
 _USED_UP: Final = "descriptors are used up, clients are cut: silent ones first, then new ones"
-_CLOSING_SECONDS: Final = 0.5  # For the clients that wait when a listener closes; others are reset by the kernel.
+CLOSING_SECONDS: Final = 0.5  # For the clients that wait when a listener closes; others are reset by the kernel.
 
 
 class Listener:
@@ -66,15 +66,15 @@ class Listener:
         """An error in accepting a client: the next ones are accepted all the same."""
         self._context.on_defect()
 
-    def close(self) -> None:
-        """Give the address back. Clients that wait already are accepted first: closing would reset them.
+    def close(self, seconds: float = CLOSING_SECONDS) -> None:
+        """Give the address back. Clients that wait already are accepted first, for so long: closing would reset them.
 
         Or nobody else would know of them: of those who listen on a socket the kernel has woken this one.
         """
         reactor = self._context.reactor
         reactor.unwatch(self)
         reactor.now = reactor.clock()  # It may be old, and the deadlines of these clients count from it.
-        until = reactor.now + _CLOSING_SECONDS
+        until = reactor.now + seconds
         while self._accept() and reactor.clock() < until:
             pass
         self.drop()

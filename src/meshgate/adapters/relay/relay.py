@@ -23,7 +23,7 @@ from .context import Context
 from .counters import Destination, OpenStream, OpenStreams, RelayObserver
 from .hand_over import HandedRoute, HandedStream
 from .limits import Limits
-from .listener import Listener
+from .listener import CLOSING_SECONDS, Listener
 from .on_demand import OnDemand
 from .overload import Overload
 from .pump import DrainingPump, Pipe, PipePool, Pump
@@ -113,10 +113,10 @@ class Relay:
             self._listeners.remove(listener)
             listener.close()
 
-    def stop_listening(self) -> None:
-        """Accept the clients that wait already, then close the listeners. Streams that are open live on."""
+    def stop_listening(self, seconds: float = CLOSING_SECONDS) -> None:
+        """Accept the clients that wait, for so long, then close the listeners. Streams that are open live on."""
         while self._listeners:
-            self._listeners.pop().close()
+            self._listeners.pop().close(seconds)
 
     # --- tables and names ----------------------------------------------------------------------------------------
 

@@ -65,6 +65,8 @@ from .shared_counts import SharedCounts
 log = logging.getLogger("meshgate.relay")
 
 REPORT_SECONDS: Final = 0.5
+# For clients that wait where others listen as well. Were there more, they would hear of those that come after.
+_LEAVING_SECONDS: Final = 0.02
 _MOST_TOLD: Final = 10_000  # Refusals and records kept between two reports; what is over is counted.
 _MOST_ENDS: Final = 100  # Records where nobody wants all of them.
 _MOST_LINES: Final = 50
@@ -186,14 +188,14 @@ class Worker:
 
     async def _hand_over(self, streams: int, descriptor: int, nursery: trio.Nursery) -> None:
         """Let another worker have the streams, and end when none is left."""
-        self._relay.stop_listening()
-        kept, why = 0, "no descriptor left"
+        self._relay.stop_listening(_LEAVING_SECONDS)
+        handed, why = 0, "no descriptor left"
         if descriptor >= 0:
             side = HandsOver(_channel(descriptor), self._accuse)
             await side.run(list(self._relay.context.streams), streams)
-            kept, why = side.handed, side.why
+            handed, why = side.handed, side.why
         await self._tell()
-        await self._say(HandedOver(kept, len(self._relay.context.streams), why))
+        await self._say(HandedOver(handed, len(self._relay.context.streams), why))
         while self._relay.context.streams:  # noqa: ASYNC110 (a stream's end wakes nobody)
             await trio.sleep(0.05)
         nursery.cancel_scope.cancel()
