@@ -14,7 +14,7 @@ import pytest
 import trio
 from hypothesis import given, settings, strategies as st
 
-from meshgate.adapters.relay import hand_over
+from meshgate.adapters.relay import Limits, hand_over
 from meshgate.adapters.relay.hand_over import (
     BATCH_STREAMS,
     TO_NEW,
@@ -36,7 +36,7 @@ from meshgate.adapters.relay.worker_process import WorkerPolicy
 from meshgate.core.reasons import StreamEnd
 from meshgate.core.routes import RouteKind
 
-from .streams import WEB, backend, echo, endpoint, open_descriptors, receive_exactly
+from .streams import WEB, backend, echo, endpoint, open_descriptors, receive_all, receive_exactly, table_of
 from .test_pool import HELLO, Pool, pool_of
 
 RECORDED = Path(__file__).parents[2] / "data" / "hand-overs"
@@ -502,6 +502,101 @@ async def test_whoever_dies_or_hangs_in_a_hand_over_takes_no_stream_of_the_other
         assert sum(ends.values()) == sum(pool.relay.totals.connections.values()) == STREAMS
         async with await pool.call():
             pass
+
+
+async def test_bytes_that_wait_an_urgent_mark_among_them_and_the_end_behind_them_go_along() -> None:
+    """The endpoint reads nothing until another worker has the stream: what is held, in a pipe or in a socket waits."""
+    reads, seen = trio.Event(), []
+
+    async def late(stream: trio.SocketStream) -> None:
+        await stream.send_all(b"answer")
+        await stream.send_eof()
+        await reads.wait()
+        seen.append(await receive_all(stream))
+
+    said, sent = random.Random(14).randbytes(1 << 20), bytearray(HELLO)
+    async with backend(late) as port, pool_of({WEB: [endpoint(port)]}, workers=1) as pool:
+        async with await pool.dial() as client:
+            await client.send_all(HELLO)
+            assert await receive_all(client) == b"answer"
+            while True:  # Until nobody takes any more.
+                with trio.move_on_after(0.5) as waited:
+                    sent += said[: await client.socket.send(said)]
+                if waited.cancelled_caught:
+                    break
+            await client.socket.send(b"!", socket.MSG_OOB)
+            for _ in range(2):
+                moved = await pool.relay.replace(0)
+                assert (moved.streams, moved.left) == (1, 0)
+            reads.set()
+            await client.send_all(b"behind it")
+            await client.send_eof()
+            with trio.fail_after(20):
+                while not seen:
+                    await trio.sleep(0.01)
+        assert seen == [bytes(sent + b"behind it")]
+        await until_none(pool)
+        (record,) = pool.watcher.ended
+        assert (record.end, record.bytes_received, record.bytes_sent) == (StreamEnd.CLOSED, len(seen[0]), 6)
+
+
+async def test_limits_hold_for_streams_that_were_handed_over() -> None:
+    limits = Limits(max_connections_per_client=3, max_connections_per_destination=5)
+    async with backend(echo) as port, pool_of({WEB: [endpoint(port)]}, workers=2, limits=limits) as pool:
+        clients = [await pool.call() for _ in range(3)]
+        for number in (0, 1, 0):
+            await pool.relay.replace(number)
+            await until_gone_all(pool, 2)
+            async with await pool.dial() as refused:
+                assert await receive_all(refused) == b""
+        for client in clients:
+            await client.aclose()
+        await until_none(pool)
+        # All is given back, in whichever worker's row it was.
+        clients = [await pool.call() for _ in range(3)]
+        for client in clients:
+            await client.aclose()
+        await until_none(pool)
+
+
+async def until_gone_all(pool: Pool, workers: int) -> None:
+    with trio.fail_after(20):
+        while len(pool.relay.workers) > workers:
+            await trio.sleep(0.01)
+
+
+async def test_stream_keeps_a_route_that_is_gone() -> None:
+    async with backend(echo) as port, pool_of({WEB: [endpoint(port)]}, workers=1) as pool:
+        async with await pool.call() as client:
+            pool.relay.install(table_of({}))
+            await pool.relay.replace(0)
+            assert await broken([client]) == 0
+            (stream,) = await pool.relay.connections()
+            assert (stream.route, stream.endpoint) == (WEB, f"127.0.0.1:{port}")
+            assert (await pool.relay.counters()).open == {(RouteKind.SERVICE, "web"): 1}
+        await until_none(pool)
+        assert pool.watcher.ended[0].route == WEB
+
+
+async def test_long_streams_that_were_handed_over_are_known_once_should_their_worker_be_lost() -> None:
+    async with backend(echo) as port, pool_of({WEB: [endpoint(port)]}, workers=1) as pool:
+        clients = [await pool.call() for _ in range(5)]
+        with trio.fail_after(30):
+            while pool.relay.settled < 5:
+                await trio.sleep(0.05)
+            (old,) = pool.relay.workers
+            await pool.relay.replace(0)
+            await until_gone(pool, old)
+            assert pool.relay.settled == 5
+            assert pool.watcher.ended == []
+            os.kill(pool.relay.workers[0], signal.SIGKILL)
+            while len(pool.watcher.ended) < 5:
+                await trio.sleep(0.05)
+        assert [record.end for record in pool.watcher.ended] == [StreamEnd.WORKER_LOST] * 5
+        assert min(record.duration for record in pool.watcher.ended) > 2
+        assert pool.relay.totals.ends == {StreamEnd.WORKER_LOST: 5}
+        for client in clients:
+            client.socket.close()
 
 
 async def test_worker_that_cannot_be_started_takes_nobodys_place() -> None:
