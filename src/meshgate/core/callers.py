@@ -11,6 +11,7 @@ from behind an address translation, has no name. A name is no proof of anything.
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
 from typing import Final
 
@@ -75,6 +76,7 @@ def _addresses(instance: Instance) -> set[str]:
     return {_plain(address) for address in (own, wan, instance.node_wan) if address} - {""}
 
 
+@lru_cache(maxsize=1 << 16)
 def _plain(address: str) -> str:
     """An IP address in the one form that it is compared in; "" for what is none."""
     try:

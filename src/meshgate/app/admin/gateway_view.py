@@ -25,7 +25,7 @@ from meshgate.core.outlier_detection import Address
 from meshgate.core.proxy_config import BindAddress
 from meshgate.core.routes import Endpoint, Route, RouteTable
 
-_NAMES_SECONDS: Final = 2.0  # A large catalog takes tens of milliseconds, and something of it changes all the time.
+_NAMES_SECONDS: Final = 5.0  # Thousands of instances take a tenth of a second, and something changes all the time.
 
 
 class GatewayView:
