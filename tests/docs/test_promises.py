@@ -107,13 +107,18 @@ async def test_the_metrics_on_the_observability_page_are_those_of_the_gateway() 
     assert said == found
 
 
-def test_the_fields_and_ends_on_the_observability_page_are_those_of_the_access_log() -> None:
+def test_the_fields_and_ends_on_the_pages_are_those_of_the_access_log() -> None:
     rows = {name: meaning for names, meaning in rows_below("The access log") for name in re.findall(r"`(\w+)`", names)}
     assert list(rows) == list(json.loads(line_of(RECORD)))
     assert {*re.findall(r"`(\w+)`", rows["end"])} == {*StreamEnd}
     (told,) = [row[1] for row in rows_below("Metrics") if row[0].startswith("`meshgate_stream_ends_total")]
     # Those that were refused are in another metric.
     assert {*re.findall(r"`(\w+)`", told)} == {*StreamEnd} - {StreamEnd.REFUSED}
+    section = page("docs/troubleshooting.md").split("## A stream was cut\n")[1].partition("\n## ")[0]
+    helped = [
+        end for line in section.splitlines() if line.startswith("| `") for end in line.split(" | ")[0].split(", ")
+    ]
+    assert {end.strip("| `") for end in helped} == {"end", *StreamEnd} - {"closed", "refused"}
 
 
 def test_the_paths_on_the_observability_page_are_those_of_the_admin_address() -> None:
