@@ -58,6 +58,8 @@ log = structlog.get_logger(module="meshgate")
 ONE_STOP_SECONDS: Final = 1.0
 # Seconds that the log may take before an upgrade; lines that it does not take then are lost with the old program.
 _LOG_FLUSH: Final = 2.0
+# Seconds that new workers have to take over; an upgrade counts as done then, whatever the old ones keep.
+_TAKE_OVER: Final = 60.0
 _NOT_LAST_KNOWN: Final = "no route for this name in the last known catalog; what is newer in Consul is not known"
 
 
@@ -365,8 +367,9 @@ class Gateway:
         logs.go_on(before.logs.dropped)
 
     async def _tell_upgraded(self) -> None:
-        """Say what came of the upgrade as soon as no worker of before takes streams any more."""
-        await self.relay.taken_over.wait()
+        """Say what came of the upgrade once no worker of before takes streams any more, or new ones do not start."""
+        with trio.move_on_after(_TAKE_OVER):
+            await self.relay.taken_over.wait()
         if self._failed:
             self.upgrader.given_back(self._failed)
             return

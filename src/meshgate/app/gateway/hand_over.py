@@ -27,6 +27,7 @@ from meshgate.app.gateway.hardening import forbid_core_dumps
 from meshgate.core.catalog import Snapshot
 from meshgate.core.proxy_config import BindAddress
 from meshgate.core.routes import Endpoint
+from meshgate.core.text import printable
 
 FORMAT: Final = 1
 VARIABLE: Final = "_MESHGATE_HAND_OVER"
@@ -268,7 +269,7 @@ class Taken:
         process = self.record.process
         if self.is_trial or self.in_charge or self.failed:
             return
-        environment = environment_of(process, self._memory) | {FAILED: why}
+        environment = environment_of(process, self._memory) | {FAILED: printable(why)}
         command = command_of(process.python, arguments_of(process))
         with suppress(OSError), inheritable((self._memory, *self.record.descriptors)):
             os.execve(process.python, command, environment)  # noqa: S606 - the very program that was here before

@@ -151,6 +151,7 @@ class Upgrader:
             UpgradeRefusedError: it could not.
         """
         if self.under_way:
+            log.warning("no upgrade: another one is under way", asked=asked)
             raise UpgradeRefusedError("another upgrade is under way")
         self._number += 1
         self.last = upgrade = Upgrade(
