@@ -12,7 +12,7 @@ import pytest
 
 from tests.harness.native import native_service
 
-from .world import World, until_equal
+from .world import Pair, World, until_equal
 
 pytestmark = pytest.mark.consul
 
@@ -43,25 +43,27 @@ async def targets(world: World) -> dict[str, dict[str, Any]]:
     return {target["Datacenter"]: target for target in chain["Targets"].values()}
 
 
-async def carried(world: World, which: str, local: Any, remote: Any, target: dict[str, Any]) -> tuple[float, float]:
-    """Call a chain's target as a sidecar of dc1 does in a mode; the connections of both gateways after it."""
+async def carried(world: World, which: str, gateways: Pair, target: dict[str, Any]) -> tuple[float, ...]:
+    """Call a chain's target as a sidecar of dc1 does in a mode; the connections of both gateways that it takes."""
     caller = await world.caller()
+    local, remote = gateways
     entry = {"local": local, "remote": remote}[which]
+    before = [await gateway.counter("meshgate_connections_total") for gateway in gateways]
     expect = world.spiffe()
     assert (await caller.call(entry.address, target["SNI"], b"ping\n", expect=expect)).data == b"ping\n"
-    return await local.counter("meshgate_connections_total"), await remote.counter("meshgate_connections_total")
+    after = [await gateway.counter("meshgate_connections_total") for gateway in gateways]
+    return tuple(now - then for now, then in zip(after, before, strict=True))
 
 
 @pytest.mark.parametrize(("which", "counted"), [("remote", (0, 1)), ("local", (1, 1))])
 async def test_failover_to_another_datacenter_goes_through_the_gateways_of_its_mode(
-    world: World, which: str, counted: tuple[int, int]
+    world: World, gateways: Pair, which: str, counted: tuple[int, int]
 ) -> None:
     dc1, dc2 = world.federation.datacenters
     failover = resolver(Failover={"*": {"Datacenters": ["dc2"]}})
     async with (
         native_service(dc1, "web", world.federation.folder) as near,
         native_service(dc2, "web", world.federation.folder) as far,
-        world.gateways() as (local, remote),
         entries(world, mode(which), failover),
     ):
         chain = await targets(world)
@@ -69,8 +71,8 @@ async def test_failover_to_another_datacenter_goes_through_the_gateways_of_its_m
         # Newer Consuls name the mode for the near target too, where it has no meaning.
         assert modes in ({"dc1": None, "dc2": which}, {"dc1": which, "dc2": which})
         await near.set_health("critical")
-        await until_equal("the far one", lambda: remote.endpoints(chain["dc2"]["SNI"]), {far.port: True}, 20)
-        assert await carried(world, which, local, remote, chain["dc2"]) == counted
+        await until_equal("the far one", lambda: gateways[1].endpoints(chain["dc2"]["SNI"]), {far.port: True}, 20)
+        assert await carried(world, which, gateways, chain["dc2"]) == counted
 
 
 async def test_failover_without_gateways_is_told_so_by_consul_and_touches_none(world: World) -> None:
@@ -81,16 +83,15 @@ async def test_failover_without_gateways_is_told_so_by_consul_and_touches_none(w
 
 @pytest.mark.parametrize(("which", "counted"), [("remote", (0, 1)), ("local", (1, 1))])
 async def test_redirect_to_another_datacenter_goes_through_the_gateways_of_its_mode(
-    world: World, which: str, counted: tuple[int, int]
+    world: World, gateways: Pair, which: str, counted: tuple[int, int]
 ) -> None:
     async with (
         native_service(world.federation.dc2, "web", world.federation.folder) as web,
-        world.gateways() as (local, remote),
         entries(world, mode(which), resolver(Redirect={"Datacenter": "dc2"})),
     ):
         chain = await targets(world)
         assert list(chain) == ["dc2"]
         assert chain["dc2"]["SNI"] == world.sni()
         # The resolver is dc2's too: there it redirects to itself, which changes nothing for who has arrived.
-        await until_equal("the service", lambda: remote.endpoints(world.sni()), {web.port: True}, 20)
-        assert await carried(world, which, local, remote, chain["dc2"]) == counted
+        await until_equal("the service", lambda: gateways[1].endpoints(world.sni()), {web.port: True}, 20)
+        assert await carried(world, which, gateways, chain["dc2"]) == counted

@@ -16,7 +16,7 @@ from tests.harness.process import Child, child_process
 from tests.harness.sidecar import sidecar_for
 from tests.harness.waiting import until
 
-from .world import World
+from .world import Pair, World
 
 pytestmark = [pytest.mark.consul, pytest.mark.envoy]
 
@@ -104,9 +104,11 @@ async def until_ready(envoy: Child, admin: int) -> None:
 
 
 @pytest.mark.parametrize("mode", ["local", "remote"])
-async def test_envoy_as_the_caller_reaches_the_service(world: World, mode: str) -> None:
-    async with sidecar_for(world.federation.dc2, "web", named=True), world.gateways() as (local, remote):
-        entry = local if mode == "local" else remote
+async def test_envoy_as_the_caller_reaches_the_service(world: World, gateways: Pair, mode: str) -> None:
+    entry = gateways[0] if mode == "local" else gateways[1]
+    before = await entry.counter("meshgate_connections_total")
+    async with sidecar_for(world.federation.dc2, "web", named=True) as web:
+        await world.until_known(gateways[1], web.port)
         async with envoy_beside(world, world.sni(), world.spiffe(), entry.address) as (host, port):
             for _ in range(3):
                 async with await trio.open_tcp_stream(host, port) as stream:
@@ -117,18 +119,23 @@ async def test_envoy_as_the_caller_reaches_the_service(world: World, mode: str) 
                         assert chunk, received
                         received += chunk
                     assert received == b"web\nfrom Envoy\n"
-        assert await entry.counter("meshgate_connections_total") == 3
+        assert await entry.counter("meshgate_connections_total") == before + 3
 
 
-async def test_envoy_with_a_name_that_is_not_routed_gets_nothing(world: World) -> None:
-    async with world.gateways() as (_, remote):
-        async with envoy_beside(world, world.sni("nosuch"), world.spiffe(), remote.address) as (host, port):
-            async with await trio.open_tcp_stream(host, port) as stream:
-                await stream.send_all(b"anyone?")
-                try:
-                    received = await stream.receive_some()
-                except trio.BrokenResourceError:
-                    received = b""
-                assert received == b""
-        assert await remote.counter("meshgate_refused_total", reason="unknown_sni") == 1
-        assert await remote.counter("meshgate_connections_total") == 0
+async def test_envoy_with_a_name_that_is_not_routed_gets_nothing(world: World, gateways: Pair) -> None:
+    _, remote = gateways
+
+    async def counts() -> tuple[float, float]:
+        refused = await remote.counter("meshgate_refused_total", reason="unknown_sni")
+        return refused, await remote.counter("meshgate_connections_total")
+
+    refused, connections = await counts()
+    async with envoy_beside(world, world.sni("nosuch"), world.spiffe(), remote.address) as (host, port):
+        async with await trio.open_tcp_stream(host, port) as stream:
+            await stream.send_all(b"anyone?")
+            try:
+                received = await stream.receive_some()
+            except trio.BrokenResourceError:
+                received = b""
+            assert received == b""
+    assert await counts() == (refused + 1, connections)
