@@ -5,13 +5,15 @@ from typing import Final
 
 import trio
 
-from .fleet import Fleet, Gateway
+from .fleet import WORKERS, Fleet, Gateway
 from .kernel import Usage
 from .stage import Stage, difference, passing
 
 _SETTLE_SECONDS: Final = 90.0
 # A worker keeps up to 32 empty pipes of two descriptors each.
 _KEPT_PIPES: Final = 64
+# A worker that takes another one's place brings a row of counts along, which all keep for the next one that does.
+_ROWS: Final = WORKERS
 
 
 def usage(fleet: Fleet) -> dict[str, Usage]:
@@ -38,7 +40,8 @@ async def _held_by(gateway: Gateway, before: Mapping[str, Usage]) -> list[str]:
     active = await gateway.counter("meshgate_connections_active")
     texts = [f"{gateway.instance} counts {active:g} streams, there are none"] if active else []
     # The parent's connections to Consul come and go.
-    for what, slack in (("parent_descriptors", 6), ("worker_descriptors", 1), ("worker_pipes", _KEPT_PIPES)):
+    slacks = {"parent_descriptors": 6 + _ROWS, "worker_descriptors": 1 + _ROWS, "worker_pipes": _KEPT_PIPES}
+    for what, slack in slacks.items():
         now, normal = getattr(usage, what), max(getattr(each, what) for each in most)
         if now > normal + slack:
             texts.append(f"{gateway.instance} holds {now} {what.replace('_', ' ')}, {normal} at the start")

@@ -31,6 +31,8 @@ FAULTS: Final[dict[str, Fault]] = {
     "worker SIGKILL": Fault(gateway_faults.worker_killed, ("gateways *",)),
     "worker SIGSTOP": Fault(gateway_faults.worker_stopped, ("gateways *",)),
     "gateway drained and replaced": Fault(gateway_faults.gateway_replaced, ("gateways *", *_BOTH)),
+    "gateway upgraded": Fault(gateway_faults.gateway_upgraded, ("gateways *",)),
+    "worker SIGKILL in an upgrade": Fault(gateway_faults.worker_killed_in_upgrade, ("gateways *",)),
     "gateway SIGKILL": Fault(gateway_faults.gateway_killed, ("gateways *", *_BOTH)),
     "gateway SIGSTOP": Fault(gateway_faults.gateway_stopped, ("gateways *",)),
     "gateway parent SIGKILL": Fault(gateway_faults.parent_killed, ("gateways *", *_BOTH)),

@@ -39,7 +39,8 @@ class Gateway(GatewayProcess):
         self._watches = watches
         self.place = place
         self.address = (place.address, self.address[1])
-        self.admin_socket = consul.folder / f"{instance}.sock"
+        self.admin_socket = consul.folder / f"{instance}.sock"  # Out of the reach of partitions.
+        self.admin = f"unix://{self.admin_socket}"
         self.takes = False
         self.state = consul.folder / f"state-{instance}"
         self._token_file = token_file
@@ -88,8 +89,7 @@ class Gateway(GatewayProcess):
                 MESHGATE_PROXY_ID=self.instance,
                 MESHGATE_ADDRESS=address,
                 MESHGATE_WAN_ADDRESS=address,
-                # Out of the reach of partitions.
-                MESHGATE_ADMIN_BIND=f"unix://{self.admin_socket}",
+                MESHGATE_ADMIN_BIND=self.admin,
                 MESHGATE_WORKERS=str(WORKERS),
                 MESHGATE_DENY_ENDPOINTS="none",  # All datacenters are on this machine.
                 MESHGATE_DRAIN_TIMEOUT=f"{DRAIN_SECONDS:g}s",

@@ -3,6 +3,7 @@
 import os
 import resource
 import signal
+from collections.abc import Collection
 from contextlib import suppress
 from typing import Final
 
@@ -71,6 +72,48 @@ async def gateway_replaced(stage: Stage, datacenter: str) -> None:
     stage.ledger.note(f"{old.instance} drains")
     await stage.fleet.drain(old)
     await until_all_known(stage, datacenter)
+
+
+async def gateway_upgraded(stage: Stage, datacenter: str) -> None:
+    """The same version goes on as the next one: in the same process, with other workers. No stream may end."""
+    gateway = stage.gateway(datacenter)
+    pid, workers = gateway.child.pid, gateway.workers
+    stage.ledger.note(f"{gateway.instance} is upgraded")
+    done = await gateway.upgrade()
+    if done.returncode:
+        stage.ledger.violation(f"{gateway.instance} was not upgraded: {done.stderr}")
+    await _until_gone(stage, gateway, workers)
+    await gateway.until_workers(_REPLACED_SECONDS)
+    if gateway.child.pid != pid or not gateway.child.running:
+        stage.ledger.violation(f"{gateway.instance} ended at an upgrade")
+
+
+async def worker_killed_in_upgrade(stage: Stage, datacenter: str) -> None:
+    """SIGKILL for a worker, an old or a new one, at any moment of an upgrade; its streams end and no others."""
+    gateway = stage.gateway(datacenter)
+    workers = gateway.workers
+    stage.ledger.note(f"{gateway.instance} is upgraded, and a worker killed")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(gateway.upgrade)
+        await trio.sleep(stage.rng.uniform(0, 4))
+        pid = stage.rng.choice(gateway.workers or workers)
+        if await kernel.stop(pid):
+            # What is on its way from one to the other is held by both.
+            stage.ledger.death("worker killed in an upgrade", kernel.legs_of([pid]))
+            stage.ledger.note(f"worker {pid} of {gateway.instance} killed")
+            kernel.send(pid, signal.SIGKILL)
+            stage.ledger.shock("worker killed in an upgrade", f"behind {datacenter}")
+    await _until_gone(stage, gateway, workers)
+    await gateway.until_workers(_REPLACED_SECONDS)
+
+
+async def _until_gone(stage: Stage, gateway: Gateway, workers: Collection[int]) -> None:
+    """Waits until the workers of before have handed over all that they had, and ended."""
+    with trio.move_on_after(_REPLACED_SECONDS) as scope:
+        while any(map(kernel.alive, workers)):  # noqa: ASYNC110
+            await trio.sleep(0.05)
+    if scope.cancelled_caught:
+        stage.ledger.violation(f"{gateway.instance} was upgraded and has workers of before")
 
 
 async def gateway_killed(stage: Stage, datacenter: str) -> None:

@@ -229,6 +229,10 @@ async def test_long_lived_streams_outlive_signals_writes_and_the_death_of_every_
             for gateway in (local, remote):
                 gateway.child.signal(signal.SIGHUP)
             await lives()
+            for gateway in (local, remote):
+                done = await gateway.upgrade()
+                assert done.returncode == 0, done.stderr
+                await lives()
             resolver = {"Kind": "service-resolver", "Name": "web", "ConnectTimeout": "7s"}
             await mesh.federation.write_config_entry(resolver)
             await dc2.register({"ID": "another", "Name": "another", "Port": 1, "Connect": {"Native": True}})

@@ -1,0 +1,186 @@
+"""A hand-over between workers goes wrong at each of its steps: each stream is one worker's afterwards, or told as lost.
+
+The workers are the real ones, started by a wrapper that has one of them do something at a step: die, stop, send
+garbage, or have no descriptors or memory left.
+"""
+
+import sys
+from collections.abc import Sequence
+
+import pytest
+import trio
+
+from meshgate.adapters.relay.worker_process import WorkerPolicy
+from meshgate.core.reasons import StreamEnd
+from tests.harness.shapes import REPEATED
+
+from .test_hand_over_of_all_shapes import children, under_load
+
+WRAPPER = """
+import os, resource, signal, sys
+from meshgate.adapters.relay import hand_over, messages, stream, worker
+from meshgate.adapters.relay.sandbox import Mode
+
+side, step, act, when = sys.argv[1:5]
+del sys.argv[1:5]
+hand_over.PATIENCE = 1.0
+hand_over.BATCH_STREAMS = 16
+left = int(when)
+
+async def garbage(channel):
+    await channel.send_all(b"\\0\\0\\0\\x10" + bytes(16))
+
+def due(at):
+    global left
+    left -= at == step
+    return at == step and left == 0
+
+def do(channel):
+    if act == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif act == "stop":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    elif act == "raise":
+        raise MemoryError
+
+class New(hand_over.TakesOver):
+    async def run(self):
+        usual = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if act == "descriptors":
+            resource.setrlimit(resource.RLIMIT_NOFILE, (30, usual[1]))
+        await super().run()
+        resource.setrlimit(resource.RLIMIT_NOFILE, usual)
+
+    async def _step(self):
+        if self._prepared and due("prepared"):
+            do(self._channel)
+        return await super()._step()
+
+    def _prepare(self, batch):
+        if due("batch"):
+            do(self._channel)
+        answer = super()._prepare(batch)
+        if due("rebuilt"):
+            do(self._channel)
+            if act == "garbage":
+                return hand_over.Prepared(batch.number + 1)
+        return answer
+
+class Old(hand_over.HandsOver):
+    async def _offer(self, records, descriptors):
+        if due("frozen"):
+            do(self._channel)
+            if act == "garbage":
+                await garbage(self._channel)
+        answer = await super()._offer(records, descriptors)
+        if isinstance(answer, hand_over.Prepared) and due("prepared"):
+            do(self._channel)
+        return answer
+
+    async def _say(self, message):
+        given = isinstance(message, hand_over.Yours)
+        if given and due("let go"):
+            do(self._channel)
+        said = await super()._say(message)
+        if given and due("said"):
+            do(self._channel)
+        return said
+
+async def send(stream, data, descriptors):
+    await messages.send_with_descriptors(stream, data, descriptors)
+    if due("offered"):
+        do(stream)
+
+def take_over(self, original=stream.Stream.take_over):
+    if due("given"):
+        do(None)
+    original(self)
+
+if side == "new":
+    worker.TakesOver = New
+    stream.Stream.take_over = take_over
+else:
+    worker.HandsOver = Old
+    hand_over.send_with_descriptors = send
+
+for number in messages.SIGNALS:
+    signal.signal(number, signal.SIG_IGN)
+signal.pthread_sigmask(signal.SIG_UNBLOCK, messages.SIGNALS)
+worker.main(int(sys.argv[1]), Mode(sys.argv[2]))
+"""
+
+
+def worker(side: str, step: str, act: str, when: int = 1) -> Sequence[str]:
+    return (sys.executable, "-P", "-c", WRAPPER, side, step, act, str(when))
+
+
+# Before the new worker has said that it is prepared, nothing that comes over it takes a stream along.
+HARMLESS = [
+    ("new", "batch", "kill", 1),
+    ("new", "rebuilt", "kill", 1),
+    ("new", "batch", "stop", 1),
+    ("new", "rebuilt", "stop", 1),
+    ("new", "rebuilt", "garbage", 1),
+    ("new", "batch", "raise", 1),
+    ("new", "", "descriptors", 1),
+]
+# Otherwise the streams of one worker may be lost: of the one that died or was killed for what it did.
+HARMFUL = [
+    ("new", "prepared", "kill", 2),
+    ("new", "prepared", "stop", 2),
+    ("new", "given", "kill", 20),
+    ("new", "given", "stop", 20),
+    ("old", "frozen", "kill", 2),
+    ("old", "frozen", "stop", 2),
+    ("old", "frozen", "garbage", 2),
+    ("old", "offered", "kill", 2),
+    ("old", "offered", "stop", 2),
+    ("old", "prepared", "kill", 2),
+    ("old", "let go", "kill", 2),
+    ("old", "let go", "stop", 2),
+    ("old", "said", "kill", 2),
+]
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(("side", "step", "act", "when"), HARMLESS)
+async def test_no_stream_notices_a_new_worker_that_fails(side: str, step: str, act: str, when: int) -> None:
+    policy = WorkerPolicy(command=worker("old", "", ""), silent=10.0)
+    async with under_load(1, 5, policy, streams=40, pace=0.1) as (pool, driver):
+        before = {*pool.relay.workers}
+        policy.command = worker(side, step, act, when)
+        # What comes by then may be the new one's, who may die.
+        with driver.forgiving(open_ones=False):
+            moved = await pool.relay.replace(0)
+        assert moved.left > 0
+        assert moved.why
+        # The old one has its streams still, and new ones come to another.
+        policy.command = worker("old", "", "")
+        await driver.moved(1)
+        assert before <= children()
+        assert before.isdisjoint(pool.relay.workers)
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(("side", "step", "act", "when"), HARMFUL)
+async def test_a_worker_that_fails_takes_no_stream_of_the_other_along(
+    side: str, step: str, act: str, when: int
+) -> None:
+    sane = worker("old", "", "")
+    policy = WorkerPolicy(command=worker(side, step, act, when) if side == "old" else sane, silent=10.0)
+    async with under_load(1, 6, policy, streams=60, pace=0.1) as (pool, driver):
+        policy.command = worker(side, step, act, when) if side == "new" else sane
+        with driver.forgiving():
+            await pool.relay.replace(0)
+            policy.command = sane
+            with trio.fail_after(30):
+                while not pool.relay.works:
+                    await trio.sleep(0.01)
+        await driver.moved(1)
+    cut = sum(life.cut for life in driver.lives)
+    maybe = cut + sum(life.untold for life in driver.lives)
+    kept = sum(count for shape, count in driver.in_order.items() if shape not in REPEATED)
+    assert kept > 0
+    lost = pool.relay.totals.ends.get(StreamEnd.WORKER_LOST, 0)
+    assert lost <= maybe
+    assert (lost > 0) == (cut > 0)
