@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -78,11 +79,10 @@ async def under_load(world: World, workers: int, **options: float) -> AsyncItera
             await registered(world, name, port)
         try:
             await gateway.start({"MESHGATE_WORKERS": str(workers), "MESHGATE_ACCESS_LOG": str(log)})
-            for name in (names.plain, names.slow):
-                assert name is not None
-                await until_equal(name, lambda name=name: routed(gateway, name), True, PATIENCE)  # type: ignore[misc]
+            for sni in (world.sni("plain"), world.sni("slow")):
+                await until_equal(sni, partial(routed, gateway, sni), True, PATIENCE)
             registration, pid = await registration_of(gateway), gateway.child.pid
-            await until_equal("the workers", lambda: serving(pid), workers, PATIENCE)
+            await until_equal("the workers", partial(serving, pid), workers, PATIENCE)
             normal = held(workers_of(pid)[0])
             async with driving(servers, gateway.address, names, seed=workers, **options) as driver:  # type: ignore[arg-type]
                 yield gateway, driver

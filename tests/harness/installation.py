@@ -1,7 +1,6 @@
 """An installation of this package of its own: a virtual environment with a copy, whose version a test can choose."""
 
 import shutil
-import site
 import subprocess
 import sys
 import sysconfig
@@ -26,7 +25,7 @@ class Installation:
         source = Path(meshgate.__file__).parent
         shutil.copytree(source, self.package, ignore=shutil.ignore_patterns("__pycache__"))
         # A plain path: .pth files in there, which lead to the source, are not read.
-        (library / "dependencies.pth").write_text("\n".join(site.getsitepackages()) + "\n")
+        (library / "dependencies.pth").write_text("\n".join(filter(_has_packages, sys.path)) + "\n")
         self.version = version
 
     @property
@@ -44,3 +43,8 @@ class Installation:
         source = (Path(meshgate.__file__).parent / module).read_text()
         assert old in source, f"{module} has no {old!r}"
         (self.package / module).write_text(source.replace(old, new))
+
+
+def _has_packages(path: str) -> bool:
+    """Whether it is a folder of installed packages: more than one, where a virtual environment builds on another."""
+    return Path(path).name == "site-packages"

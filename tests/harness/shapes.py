@@ -30,7 +30,8 @@ _CHUNK: Final = 1 << 17
 _NUMBER: Final = slice(11, 15)  # In the hello: within its random field, where anything may stand.
 _GREETING: Final = 100
 _SECOND_FLIGHT: Final = 60  # Who sends nothing behind its hello is taken for nobody after a while.
-_TOLD_SECONDS: Final = 2.0  # A worker tells of what has ended every half second.
+_ALERT: Final = b"\x15\x03\x03"
+_TOLD_SECONDS: Final = 5.0  # A worker tells of what has ended every half second, where it is not busy.
 _OPEN_SECONDS: Final = 60.0
 _CLOSED_SECONDS: Final = 0.7  # A second before the kernel repeats a SYN, so that the repetition is let in.
 _LETTING_SECONDS: Final = 1.3
@@ -88,7 +89,7 @@ class DamagedError(Exception):
 
 
 class CutError(Exception):
-    """An end of stream came in place of bytes."""
+    """An end of stream came in place of bytes, or an alert in place of the first ones."""
 
 
 # Whatever a broken connection may raise, and what was found.
@@ -204,6 +205,8 @@ class End:
         data = await self.stream.receive_some(min(most, _CHUNK))
         place = self._into + self.received
         if data != self._noise.at(place, len(data)):
+            if not self.received and data[:3] == _ALERT:
+                raise CutError("it was refused, by an alert")
             raise DamagedError(f"after {self.received} bytes {self._noise.explain(place, bytes(data))}")
         self.received += len(data)
         self.saw_end = not data
@@ -365,7 +368,7 @@ class Driver:
         self.servers.fault = self.fault
         self._kept: list[_Talk] = []
         self._repeated: set[Shape] = set()
-        self._forgiving = False
+        self._forgiving, self._forgiven = False, 0.0
 
     @property
     def open(self) -> int:
@@ -376,8 +379,7 @@ class Driver:
     def forgiving(self, *, open_ones: bool = True) -> Iterator[None]:
         """Take no offence if a stream is cut that begins within the block, or is open at the beginning of it.
 
-        Nor if nobody tells of one that ends within it, or ended a moment before: it did so in a process that may have
-        died a moment later.
+        Nor if nobody tells of one that ends within it, or a moment before or after: who carried it may have died then.
         """
         self._forgiving = True
         for life in self.lives:
@@ -385,7 +387,7 @@ class Driver:
         for talk in self._talks.values():
             talk.forgiven |= open_ones
         yield
-        self._forgiving = False
+        self._forgiving, self._forgiven = False, time.time()
 
     @property
     def forgives(self) -> bool:
@@ -460,7 +462,8 @@ class Driver:
             raise
         finally:
             life.ended = time.time()
-            life.untold = self._forgiving
+            # Whoever dies when all bytes have gone through ends a stream in order, as far as its ends can see.
+            life.untold |= self._forgiving or (talk.forgiven and life.ended < self._forgiven + _TOLD_SECONDS)
             if talk.forgiven:
                 self.servers.forgotten.add(life.number)
             life.up = len(talk.hello) + talk.client.sent
@@ -525,17 +528,18 @@ class Told(Protocol):
     def end(self) -> str: ...
 
 
-def not_as_told(lives: Iterable[Life], told: Iterable[Told]) -> list[str]:
+def not_as_told(lives: Collection[Life], told: Iterable[Told]) -> list[str]:
     """Where a gateway tells something else of streams than what came to pass; it is to tell of each one once."""
     lines: dict[str, list[Told]] = {}
     for each in told:
         lines.setdefault(each.client, []).append(each)
+    # A port may be another stream's a moment later.
+    later: dict[str, float] = {}
     wrong = []
-    for life in lives:
-        # A port may have been another stream's earlier.
-        found = [
-            each for each in lines.get(life.client, ()) if life.dialled - 0.1 <= each.started <= life.greeted + 0.1
-        ]
+    for life in sorted(lives, key=lambda life: life.dialled, reverse=True):
+        until = min((life.greeted or life.ended) + 0.1, later.get(life.client, math.inf))
+        later[life.client] = life.dialled
+        found = [each for each in lines.get(life.client, ()) if life.dialled - 0.05 <= each.started < until]
         if life.cut:
             for line in found:
                 lines[life.client].remove(line)
@@ -551,8 +555,10 @@ def not_as_told(lives: Iterable[Life], told: Iterable[Told]) -> list[str]:
         said = (line.sni, line.bytes_received, line.bytes_sent, line.end)
         if said != (life.name, life.up, life.down, "closed"):
             wrong.append(f"{life} is told of as {said}")
-    wrong += [f"nobody's stream is told of: {each}" for left in lines.values() for each in left]
-    return wrong
+    # What is told of one that was lost with its process is from memory.
+    lost = {life.client for life in lives if life.cut or life.untold}
+    left = [each for left in lines.values() for each in left if each.end != "worker_lost" or each.client not in lost]
+    return [*wrong, *(f"nobody's stream is told of: {each}" for each in left)]
 
 
 # --- the client's part ------------------------------------------------------------------------------------------------
