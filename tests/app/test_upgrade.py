@@ -266,7 +266,7 @@ def test_what_is_no_record_of_a_known_format_is_told(content: bytes, said: str) 
         hand_over.decode(content)
 
 
-@pytest.mark.parametrize("path", sorted(RECORDED.glob("*.msgpack")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(RECORDED.glob("format-*.msgpack")), ids=lambda path: path.stem)
 def test_what_earlier_versions_have_handed_over_is_understood_for_ever(path: Path) -> None:
     record = hand_over.decode(path.read_bytes())
     assert record.process.arguments == ["run"]
