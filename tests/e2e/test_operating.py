@@ -192,7 +192,7 @@ async def test_the_command_connections_names_who_talks_to_whom(world: World) -> 
             head, row = (await command(gateway, "connections", "--destination=web", "--client=127.0.0.1")).splitlines()
             (found,) = json.loads(await command(gateway, "connections", "--sni=web.default.dc2", "--json"))
             assert json.loads(await command(gateway, "connections", "--client=192.0.2.0/24", "--json")) == []
-    assert head.split() == ["CLIENT", "DESTINATION", "IN", "OUT", "RATE", "AGE"]
+    assert head.split() == ["CLIENT", "DESTINATION", "IN", "OUT", "RATE", "AGE", "CALLER"]
     assert row.split()[:2] == [found["client"], "web.default.dc2"]
     assert found["client"].startswith("127.0.0.1:")
     assert (found["sni"], found["route"], found["state"]) == (world.sni(), world.sni(), "relaying")
