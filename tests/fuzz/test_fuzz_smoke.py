@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def fuzz(*arguments: str) -> subprocess.CompletedProcess[str]:
-    path = f"{ROOT / 'scripts'}{os.pathsep}{ROOT}"
+    path = os.pathsep.join([str(ROOT / "scripts"), str(ROOT), os.environ.get("PYTHONPATH", "")])
     return subprocess.run(
         [sys.executable, "-m", "fuzzing", *arguments],
         env={**os.environ, "PYTHONPATH": path},

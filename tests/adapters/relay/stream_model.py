@@ -18,7 +18,7 @@ says once that it takes bytes again, if somebody tried or looked; `shutdown` rai
 """
 
 import errno
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
@@ -35,7 +35,8 @@ from meshgate.adapters.relay.context import Context
 from meshgate.adapters.relay.counters import Counters
 from meshgate.adapters.relay.hand_over import HandedStream
 from meshgate.adapters.relay.on_demand import OnDemand
-from meshgate.adapters.relay.pump import HELD_BYTES, READ_BYTES, DrainingPump, Leg, Pipe, PipePool, Pump, SystemCalls
+from meshgate.adapters.relay.pump import HELD_BYTES, READ_BYTES, DrainingPump, Pipe, PipePool, Pump, SystemCalls
+from meshgate.adapters.relay.reactor import TICK, Deadlines, Reactor, Timed
 from meshgate.adapters.relay.shared_counts import SharedCounts
 from meshgate.adapters.relay.stream import ALIKE_ANSWERS, Relayed, Stream
 from meshgate.core.load_balancer import LoadBalancer
@@ -340,58 +341,58 @@ class Copy:
     def close(self) -> None: ...
 
 
-class ModelPipe(Pipe):
-    """A pipe without a kernel: its ends are numbers."""
+class InPipe:
+    """What is in a pipe without a kernel, whose ends are numbers."""
 
-    def __init__(self, world: "World") -> None:
-        self.reader, self.writer = world.new_descriptor(self), world.new_descriptor(self)
-        self.inside = 0
-        self.capacity = pumps.PIPE_BYTES
-        self.holds = 0
+    def __init__(self) -> None:
         self.content = b""
 
-    def close(self) -> None:
-        self.holds = 0
+    def pipe(self, world: "World") -> Pipe:
+        pipe = Pipe.__new__(Pipe)
+        pipe.reader, pipe.writer = world.new_descriptor(self), world.new_descriptor(self)
+        pipe.inside = 0
+        pipe.capacity = pumps.PIPE_BYTES
+        return pipe
 
 
 class Loop:
-    """The reactor of one stream: an edge-triggered epoll, turns, deadlines. As `reactor.Reactor` to the stream."""
+    """The reactor of one stream with its turns and deadlines; tells what an edge-triggered epoll and a clock would."""
 
     def __init__(self) -> None:
-        self.now = _NOW
-        self.watched: dict[int, tuple[Leg, int]] = {}
+        self.reactor = reactor = Reactor.__new__(Reactor)
+        reactor.now = _NOW
+        reactor.clock = lambda: reactor.now
+        reactor._epoll = cast("Any", self)
+        self.watched = reactor._watched = {}
+        self.turns = reactor._turns = OrderedDict()
+        self.late = reactor._late = deque()
+        reactor._deadlines = Deadlines()
+        reactor._alarm = float("-inf")  # There is none: the model chooses when a deadline comes.
+        self.closed = False
+        self.events: dict[int, int] = {}
         self.ready: dict[int, None] = {}
-        self.turns: deque[Leg] = deque()
-        self.late: deque[Any] = deque()
-        self.deadlines: dict[Any, float] = {}
 
-    def clock(self) -> float:
-        return self.now
+    @property
+    def now(self) -> float:
+        return self.reactor.now
 
-    def watch(self, leg: Leg, events: int) -> None:
-        sock = cast("Socket", leg.sock)
-        self.watched[sock.fileno()] = leg, events | EPOLLERR | EPOLLHUP
-        if sock.poll() & self.watched[sock.fileno()][1]:
-            self.ready[sock.fileno()] = None
+    @now.setter
+    def now(self, time: float) -> None:
+        self.reactor.now = time
 
-    def forget(self, leg: Leg) -> None:
-        self.watched.pop(leg.sock.fileno(), None)
+    @property
+    def deadlines(self) -> dict[Timed, float]:
+        return {timed: tick * TICK for tick, bucket in self.reactor._deadlines._buckets.items() for timed in bucket}
 
-    def unwatch(self, leg: Leg) -> None:
-        self.watched.pop(leg.sock.fileno(), None)
-        self.ready.pop(leg.sock.fileno(), None)
+    def register(self, descriptor: int, events: int) -> None:
+        self.events[descriptor] = events | EPOLLERR | EPOLLHUP
+        if cast("Any", self.watched[descriptor]).sock.poll() & self.events[descriptor]:
+            self.ready[descriptor] = None
 
-    def arm(self, timed: Any, seconds: float) -> None:
-        self.deadlines[timed] = self.now + seconds
+    def unregister(self, descriptor: int) -> None:
+        self.ready.pop(descriptor, None)
 
-    def disarm(self, timed: Any) -> None:
-        self.deadlines.pop(timed, None)
-
-    def promise_turn(self, leg: Leg) -> None:
-        self.turns.append(leg)
-
-    def postpone(self, turning: Any) -> None:
-        self.late.append(turning)
+    modify = register
 
 
 @dataclass(frozen=True)
@@ -450,7 +451,7 @@ class World:
         """All that streams of one process share."""
         self.processes += 1
         self.loop = Loop()
-        self.pipes = PipePool(self.scene.pipes, lambda: ModelPipe(self))
+        self.pipes = PipePool(self.scene.pipes, lambda: InPipe().pipe(self), lambda _: None)
         pump = Pump(self.pipes, SystemCalls(self.read, self.write, self.splice, self.dial))
         pump.held = self.extra
         breakers = CircuitBreakers(_COUNTS, lambda: _TABLE)
@@ -461,7 +462,7 @@ class World:
             on_settled=lambda _: None,
         )
         self.context = Context(
-            reactor=cast("Any", self.loop),
+            reactor=self.loop.reactor,
             pump=pump,
             table=table,
             limits=self.scene.limits,
@@ -532,7 +533,7 @@ class World:
     def read(self, descriptor: int, count: int) -> bytes:
         self.may_be_interrupted()
         source = self._find(descriptor)
-        if isinstance(source, ModelPipe):
+        if isinstance(source, InPipe):
             data, source.content = source.content[:count], source.content[count:]
             return data
         promise(not source.closed, "a closed socket is read")
@@ -548,7 +549,7 @@ class World:
         assert flags
         self.may_be_interrupted()
         one, other = self._find(source), self._find(destination)
-        if isinstance(one, ModelPipe):
+        if isinstance(one, InPipe):
             sent = cast("int", other.put(min(count, len(one.content)), one.content))
             one.content = one.content[sent:]
             return sent
@@ -577,8 +578,8 @@ class World:
 
     def wake(self, sock: Socket, events: int) -> None:
         """Something has come to pass on a socket: it is looked at if that is wanted; 0 always is."""
-        watched = self.loop.watched.get(sock.descriptor)
-        if watched is not None and (not events or events & watched[1]):
+        wanted = self.loop.events[sock.descriptor] if sock.descriptor in self.loop.watched else 0
+        if wanted and (not events or events & wanted):
             self.loop.ready[sock.descriptor] = None
 
     def may_be_interrupted(self) -> None:
@@ -674,8 +675,10 @@ class World:
     def _copy_of_pipe(self, pipe: Pipe | None) -> Pipe | None:
         if pipe is None:
             return None
-        copy = ModelPipe(self)
-        copy.inside, copy.content = pipe.inside, cast("ModelPipe", pipe).content
+        inside = InPipe()
+        inside.content = self.descriptors[pipe.reader].content
+        copy = inside.pipe(self)
+        copy.inside = pipe.inside
         return copy
 
     def turn(self) -> None:
@@ -683,8 +686,7 @@ class World:
         loop = self.loop
         batch = []
         for descriptor in loop.ready:
-            _, wanted = loop.watched[descriptor]
-            mask = self.descriptors[descriptor].poll() & wanted
+            mask = self.descriptors[descriptor].poll() & loop.events[descriptor]
             if mask:
                 batch.append((descriptor, mask))
         loop.ready.clear()
@@ -692,19 +694,18 @@ class World:
         for descriptor, mask in batch:
             self.may_be_interrupted()
             if descriptor in loop.watched:
-                loop.watched[descriptor][0].on_event(mask)
+                loop.watched[descriptor].on_event(mask)
         for _ in range(len(loop.turns)):
-            loop.turns.popleft().on_turn()
+            loop.turns.popitem(last=False)[0].on_turn()
         for _ in range(len(loop.late)):
             loop.late.popleft().on_turn()
         self._moving = False
 
     def _deadline(self) -> None:
         loop = self.loop
-        timed, when = min(loop.deadlines.items(), key=lambda each: each[1])
-        del loop.deadlines[timed]
-        loop.now = max(loop.now, when)
-        timed.on_deadline()
+        loop.now = max(loop.now, loop.reactor._deadlines.next())
+        for timed in loop.reactor._deadlines.expire(loop.now):
+            timed.on_deadline()
 
     def _looked_up(self) -> None:
         self.context.table = _TABLE
@@ -810,7 +811,7 @@ class World:
         promise(pipes.take() is None, "a pipe is given back that was not lent")
         for pipe in taken:
             if pipe is not None:
-                promise(not cast("ModelPipe", pipe).content, "bytes of another stream in a pipe")
+                promise(not self.descriptors[pipe.reader].content, "bytes of another stream in a pipe")
                 pipes.give(pipe)
         promise((counters.active, counters.of_servers) == (0, 0), "it counts although it is gone")
         promise(_COUNTS.active == 0, "its slot is not given back, or twice")
@@ -829,8 +830,8 @@ class World:
             self.hand_overs, self.processes, stream.closed, stream.relaying, setup is None,
             setup is not None and setup.connecting,
             setup is not None and len(setup.late), self._interruptions, min(self.client.arrived, len(self.scene.hello)),
-            tuple(loop.ready), tuple(each.sock.fileno() for each in loop.turns), len(loop.late), pump.held,
-            tuple((number, mask) for number, (_, mask) in loop.watched.items()),
+            tuple(loop.ready), tuple(each.descriptor for each in loop.turns), len(loop.late), pump.held,
+            tuple((number, loop.events[number]) for number in loop.watched),
             tuple(sock.state_key() for sock in (self.client, *self.dialled)),
             tuple(
                 (leg.held is None, 0 if leg.pipe is None else leg.pipe.inside, leg.held and len(leg.held), leg.readable,

@@ -12,7 +12,7 @@ import trio
 
 from meshgate.adapters.relay import Counters, Limits, Refused, StreamRecord, sockets
 from meshgate.adapters.relay.on_demand import OnDemand
-from meshgate.adapters.relay.reactor import Reactor, Timed
+from meshgate.adapters.relay.reactor import TICK, Reactor
 from meshgate.adapters.relay.relay import Relay
 from meshgate.adapters.relay.stream import Stream
 from meshgate.core.routes import Endpoint, Route, RouteKind, RouteTable
@@ -109,26 +109,19 @@ class Running:
                 await trio.sleep(0.005)
 
 
-class ReactorBesideTrio(Reactor):
-    """A reactor that serves step by step in a task beside a test. In a worker it is the loop around trio."""
-
-    def arm(self, timed: Timed, seconds: float) -> None:
-        alarm = self._alarm
-        super().arm(timed, seconds)
-        if self._alarm < alarm:
-            self.call_soon(bool)  # Wakes the task, which counts on the old one.
-
-    async def run(self) -> None:
-        try:
-            while True:
-                busy = self._turns or self._late or self._calls
-                with trio.move_on_after(0 if busy else max(0.0, self._alarm - self.clock())):
-                    await trio.lowlevel.wait_readable(self._epoll.fileno())
-                await trio.lowlevel.checkpoint()  # A relay that is cancelled at this moment goes first.
-                self.call_soon(self.stop)
-                self.serve()
-        finally:
-            self.close()
+async def serve_beside_trio(reactor: Reactor) -> None:
+    """Serve step by step in a task beside a test. In a worker the reactor is the loop around trio."""
+    try:
+        while True:
+            busy = reactor._turns or reactor._late or reactor._calls
+            # A deadline that is set meanwhile may be earlier than those that this wait knows of.
+            with trio.move_on_after(0 if busy else max(0.0, min(TICK, reactor._alarm - reactor.clock()))):
+                await trio.lowlevel.wait_readable(reactor._epoll.fileno())
+            await trio.lowlevel.checkpoint()  # A relay that is cancelled at this moment goes first.
+            reactor.call_soon(reactor.stop)
+            reactor.serve()
+    finally:
+        reactor.close()
 
 
 @asynccontextmanager
@@ -144,14 +137,14 @@ async def running(
     on_demand = OnDemand[Stream](
         None if ask is None else lambda name, _client: ask(name), patience=patience, again=60.0
     )
-    reactor = ReactorBesideTrio()
+    reactor = Reactor()
     limits = limits or Limits()
     relay = Relay(reactor, table_of(routes), limits, watcher, on_demand=on_demand)
     sock = sockets.bind("127.0.0.1", 0, limits.keepalive, limits.user_timeout)
     sock.listen(sockets.BACKLOG)
     relay.listen_also("default", sock)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(reactor.run)
+        nursery.start_soon(serve_beside_trio, reactor)
         # As in a worker, the relay ends before its loop does.
         async with trio.open_nursery() as inner:
             inner.start_soon(relay.run)

@@ -25,7 +25,7 @@ log = logging.getLogger("meshgate.relay")
 _DEFECTS_TOLD: Final = 20
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(eq=False)  # No slots: a compiled class has none to be made anew with.
 class Context:
     """The parts of one relay.
 

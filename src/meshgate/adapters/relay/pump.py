@@ -125,11 +125,12 @@ KERNEL: Final = SystemCalls()
 
 
 class PipePool:
-    """Lends pipes, at most `limit` at a time; `make` makes one, or raises OSError."""
+    """Lends pipes, at most `limit` at a time; `make` makes one, or raises OSError, and `close` closes one."""
 
-    def __init__(self, limit: int, make: Callable[[], Pipe] = Pipe) -> None:
+    def __init__(self, limit: int, make: Callable[[], Pipe] = Pipe, close: Callable[[Pipe], None] = Pipe.close) -> None:
         self._limit = limit
         self._new = make
+        self._close = close
         self._lent = 0
         self._idle: list[Pipe] = []
 
@@ -146,7 +147,7 @@ class PipePool:
         """Take a pipe back. One that still holds bytes is closed: they must never reach another stream."""
         self._lent -= 1
         if pipe.inside or len(self._idle) >= _PIPES_KEPT:
-            pipe.close()
+            self._close(pipe)
         else:
             self._idle.append(pipe)
 
@@ -157,7 +158,7 @@ class PipePool:
     def close(self) -> None:
         """Close the idle pipes."""
         while self._idle:
-            self._idle.pop().close()
+            self._close(self._idle.pop())
 
     def _make(self) -> Pipe | None:
         try:
@@ -165,7 +166,7 @@ class PipePool:
         except OSError:
             return None
         if pipe.capacity < USEFUL_PIPE_BYTES:
-            pipe.close()
+            self._close(pipe)
             return None
         return pipe
 
