@@ -12,12 +12,12 @@ from meshgate.core.routes import RouteTable
 from .circuit_breakers import CircuitBreakers
 from .counters import Counters, Refused, RelayObserver
 from .limits import Limits
+from .on_demand import OnDemand
 from .overload import Overload
 from .pump import Pump
 from .reactor import Reactor
 
 if TYPE_CHECKING:
-    from .on_demand import OnDemand
     from .stream import Stream
 
 log = logging.getLogger("meshgate.relay")
@@ -40,7 +40,7 @@ class Context:
     worker: int
     breakers: CircuitBreakers
     load_balancer: LoadBalancer
-    on_demand: "OnDemand[Stream]"
+    on_demand: OnDemand["Stream"]
     overload: Overload
     report: Callable[[str, Address, str], None]
     streams: "set[Stream]" = field(default_factory=set)
