@@ -348,7 +348,8 @@ class InPipe:
         self.content = b""
 
     def pipe(self, world: "World") -> Pipe:
-        pipe = Pipe.__new__(Pipe)
+        pipe = Pipe()
+        pipe.close()
         pipe.reader, pipe.writer = world.new_descriptor(self), world.new_descriptor(self)
         pipe.inside = 0
         pipe.capacity = pumps.PIPE_BYTES
@@ -359,7 +360,8 @@ class Loop:
     """The reactor of one stream with its turns and deadlines; tells what an edge-triggered epoll and a clock would."""
 
     def __init__(self) -> None:
-        self.reactor = reactor = Reactor.__new__(Reactor)
+        self.reactor = reactor = Reactor()
+        reactor.close()  # It needs no epoll instance.
         reactor.now = _NOW
         reactor.clock = lambda: reactor.now
         reactor._epoll = cast("Any", self)

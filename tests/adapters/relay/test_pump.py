@@ -24,7 +24,8 @@ from meshgate.adapters.relay.pump import (
 )
 from meshgate.adapters.relay.reactor import Reactor
 
-CLOCK = Reactor.__new__(Reactor)  # Nothing but the time is asked of it.
+CLOCK = Reactor()
+CLOCK.close()  # Nothing but the time is asked of it.
 CLOCK.now = 0.0
 NOBODY: Any = SimpleNamespace(context=SimpleNamespace(reactor=CLOCK))
 

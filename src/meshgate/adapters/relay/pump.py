@@ -125,12 +125,14 @@ KERNEL: Final = SystemCalls()
 
 
 class PipePool:
-    """Lends pipes, at most `limit` at a time; `make` makes one, or raises OSError, and `close` closes one."""
+    """Lends pipes, at most `limit` at a time; `make` makes one, or raises OSError; `discard` closes one."""
 
-    def __init__(self, limit: int, make: Callable[[], Pipe] = Pipe, close: Callable[[Pipe], None] = Pipe.close) -> None:
+    def __init__(
+        self, limit: int, make: Callable[[], Pipe] = Pipe, discard: Callable[[Pipe], None] = Pipe.close
+    ) -> None:
         self._limit = limit
         self._new = make
-        self._close = close
+        self.discard = discard
         self._lent = 0
         self._idle: list[Pipe] = []
 
@@ -147,7 +149,7 @@ class PipePool:
         """Take a pipe back. One that still holds bytes is closed: they must never reach another stream."""
         self._lent -= 1
         if pipe.inside or len(self._idle) >= _PIPES_KEPT:
-            self._close(pipe)
+            self.discard(pipe)
         else:
             self._idle.append(pipe)
 
@@ -158,7 +160,7 @@ class PipePool:
     def close(self) -> None:
         """Close the idle pipes."""
         while self._idle:
-            self._close(self._idle.pop())
+            self.discard(self._idle.pop())
 
     def _make(self) -> Pipe | None:
         try:
@@ -166,7 +168,7 @@ class PipePool:
         except OSError:
             return None
         if pipe.capacity < USEFUL_PIPE_BYTES:
-            self._close(pipe)
+            self.discard(pipe)
             return None
         return pipe
 

@@ -625,7 +625,7 @@ class Stream:
         for leg in (self.client, self.upstream):
             if leg is not None:
                 if leg.pipe is not None:
-                    leg.pipe.close()
+                    self.context.pump.pipes.discard(leg.pipe)
                 leg.close()
 
     # --- endings -------------------------------------------------------------------------------------------------
