@@ -272,6 +272,10 @@ async def answers(*ports: int) -> list[bool]:
 # --- settings that change -------------------------------------------------------------------------------------------
 
 
+def children_of(pid: int) -> int:
+    return len(Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+
+
 async def test_settings_that_changed_are_in_force_after_a_sighup_or_named(world: World, tmp_path: Path) -> None:
     dc1 = world.federation.dc1
     file = tmp_path / "gateway.env"
@@ -281,8 +285,8 @@ async def test_settings_that_changed_are_in_force_after_a_sighup_or_named(world:
         file.write_text("".join(f"MESHGATE_{name}={value}\n" for name, value in values.items()))
 
     gateway = GatewayProcess(dc1, world.token)
-    unset = {"MESHGATE_WAN_ADDRESS": "", "MESHGATE_ADDRESS": "", "MESHGATE_ENV_FILE": str(file)}
-    write(ADDRESS=f"{HOST}:{gateway.address[1]}", WAN_ADDRESS=f"192.0.2.1:{wan}")
+    unset = {"MESHGATE_WAN_ADDRESS": "", "MESHGATE_ADDRESS": "", "MESHGATE_WORKERS": "", "MESHGATE_ENV_FILE": str(file)}
+    write(ADDRESS=f"{HOST}:{gateway.address[1]}", WAN_ADDRESS=f"192.0.2.1:{wan}", WORKERS="1", SANDBOX="off")
 
     async def addresses() -> object:
         registration = await held(dc1)
@@ -292,9 +296,12 @@ async def test_settings_that_changed_are_in_force_after_a_sighup_or_named(world:
         limits = (await gateway.ask("/config_dump"))["limits"]
         return limits["hello_timeout"], (await gateway.ask("/logging"))["level"]
 
+    async def workers() -> int:
+        return children_of(gateway.child.pid)
+
     try:
         await gateway.start(unset)
-        assert await addresses() == (gateway.address[1], "192.0.2.1")
+        assert (await addresses(), await workers()) == ((gateway.address[1], "192.0.2.1"), 1)
         write(
             ADDRESS=f"{HOST}:{moved}",
             WAN_ADDRESS=f"192.0.2.2:{wan}",
@@ -305,6 +312,7 @@ async def test_settings_that_changed_are_in_force_after_a_sighup_or_named(world:
         gateway.child.signal(signal.SIGHUP)
         await until_equal("the registration", addresses, (moved, "192.0.2.2"), seconds=20)
         await until_equal("its listeners", partial(answers, gateway.address[1], moved), [False, True], seconds=20)
+        await until_equal("its workers", workers, 2, seconds=20)
         assert await in_force() == (3.0, "debug")
         await until_equal("no problem", partial(problems, gateway), [], seconds=20)
         write(ADDRESS=f"{HOST}:{moved}", HELLO_TIMEOUT="nonsense")
@@ -316,7 +324,7 @@ async def test_settings_that_changed_are_in_force_after_a_sighup_or_named(world:
 
         await until_equal("the error", told, [True], seconds=20)
         assert await addresses() == (moved, "192.0.2.2")
-        write(ADDRESS=f"{HOST}:{moved}", WAN_ADDRESS=f"192.0.2.2:{wan}", STATE_DIR=str(tmp_path))
+        write(ADDRESS=f"{HOST}:{moved}", WAN_ADDRESS=f"192.0.2.2:{wan}", WORKERS="2", STATE_DIR=str(tmp_path))
         gateway.child.signal(signal.SIGHUP)
         waiting = ["changed, and in force only after meshgate upgrade or a restart: MESHGATE_STATE_DIR"]
         await until_equal("what waits", partial(problems, gateway), waiting, seconds=20)

@@ -39,7 +39,7 @@ from meshgate.core.routes import RouteKind
 from .streams import WEB, backend, echo, endpoint, open_descriptors, receive_all, receive_exactly, table_of
 from .test_pool import HELLO, Pool, pool_of
 
-RECORDED = Path(__file__).parents[2] / "data" / "hand-overs"
+RECORDED = Path(__file__).parents[2] / "data" / "handed-streams"
 
 # --- both sides, without a stream -------------------------------------------------------------------------------------
 

@@ -44,6 +44,7 @@ _MOST_DESCRIPTORS: Final = BATCH_DESCRIPTORS + 6  # The kernel takes 253 beside 
 _DECLINED_IN_A_ROW: Final = 3  # Then the others would most likely be declined as well.
 # The system has no room for so many descriptors on their way, or none at all.
 _NO_ROOM: Final = (errno.ETOOMANYREFS, errno.ENOBUFS, errno.ENOMEM)
+_DEFECT: Final = "internal error in the hand-over of a stream, it is lost; please report this"
 _LARGEST: Final = 1 << 24
 _LARGEST_ANSWER: Final = 1 << 13
 _LARGEST_HELLO: Final = 1 << 21
@@ -239,7 +240,10 @@ class HandsOver:
     async def _offer(self, records: list[HandedStream], descriptors: list[int]) -> Prepared | Declined | None:
         """Send a batch and wait for the answer; None: the new worker has ended, or let go of all."""
         self._number += 1
-        data = encode(Batch(HAND_OVER_FORMAT, self._number, records))
+        try:
+            data = encode(Batch(HAND_OVER_FORMAT, self._number, records))
+        except (ValueError, TypeError) as error:
+            return Declined(self._number, f"cannot be written: {error!r}"[:200])
         try:
             with trio.move_on_after(2 * PATIENCE) as sending:
                 await send_with_descriptors(self._channel, data, descriptors)
@@ -376,7 +380,11 @@ def _frozen(todo: Iterator[Handed], most: int) -> tuple[list[Handed], list[Hande
         stream = next(todo, None)
         if stream is None:
             break
-        frozen = stream.freeze()
+        try:
+            frozen = stream.freeze()
+        except Exception:
+            log.exception(_DEFECT)
+            continue
         if frozen is not None:
             streams.append(stream)
             records.append(frozen[0])
@@ -390,7 +398,7 @@ def _guarded(step: Callable[[], None]) -> None:
     try:
         step()
     except Exception:
-        log.exception("internal error in the hand-over of a stream, it is lost; please report this")
+        log.exception(_DEFECT)
 
 
 def _close(descriptors: Iterable[int]) -> None:

@@ -246,6 +246,7 @@ class RelayPool:
         self._old: list[WorkerProcess] = []
         self._changing = trio.Lock()
         self._hand_over: _HandOver | None = None
+        self._is_draining = False
         self._shape = workers, self._policy.sandbox
         self._shape_is_new = trio.Event()
         self.misshapen = ""
@@ -359,6 +360,7 @@ class RelayPool:
 
     def drain(self, seconds: float) -> None:
         """End streams at quiet moments from now on, those of Consul's servers left alone; all within `seconds`."""
+        self._is_draining = True
         for worker in self._everybody:
             worker.send_last(Drain(self._drain_quiet, seconds))
 
@@ -512,9 +514,8 @@ class RelayPool:
         old = list(self._old)
         for name, place, client in self._left_asked:
             self.asked(old[place], name, client)
-        if self._listening:
-            for worker in self._workers:
-                await worker.has_begun.wait()
+        for worker in self._workers:
+            await worker.has_begun.wait()
         async with self._changing:
             for worker in old:
                 if not worker.is_foreign and worker in self._old:
@@ -559,6 +560,8 @@ class RelayPool:
             await self._shape_is_new.wait()
             self._shape_is_new = trio.Event()
             workers, sandbox = self._shape
+            if self._is_draining:
+                continue  # It ends all streams, and new workers would not.
             before = self._policy.sandbox
             self._policy.sandbox = sandbox
             try:
@@ -628,6 +631,8 @@ class RelayPool:
             streams, left, why = streams + moved.streams, moved.left, why or moved.why
             if not left:
                 break
+        if left and self._nursery is not None:
+            self._nursery.start_soon(old.retire)  # It may not have heard of any of this.
         log.info("a relay worker was replaced", worker=old.number, streams=streams, left=left, reason=why or None)
         return Moved(streams, left, why)
 
@@ -637,17 +642,24 @@ class RelayPool:
 
     async def _move(self, old: WorkerProcess, new: WorkerProcess, most: int) -> "Moved":
         """Have so many streams of a worker taken over by another one."""
-        if not (old.works and new.works):
-            return Moved(0, old.active, "one of the two has ended")
+        while self._hand_over is not None:  # Whoever asked for it has been cancelled.
+            await self._hand_over.over.wait()
         while self._asking:
             await next(iter(self._asking)).wait()
-        it = self._hand_over = _HandOver(old, new)
-        ours, theirs = socket.socketpair()
-        with ours, theirs:
-            old.hand(encode(HandOver(most)), ours.fileno())
-            new.hand(encode(TakeOver()), theirs.fileno())
+        if not (old.works and new.works):
+            return Moved(0, old.active, "one of the two has ended")
+        try:
+            ours, theirs = socket.socketpair()
+            with ours, theirs:
+                new.hand(encode(TakeOver()), theirs.fileno())
+                it = self._hand_over = _HandOver(old, new)
+                try:
+                    old.hand(encode(HandOver(most)), ours.fileno())
+                except OSError as error:
+                    it.hear(old, HandedOver(0, old.active, str(error)))
+        except OSError as error:
+            return Moved(0, old.active, str(error))
         await it.over.wait()
-        self._hand_over = None
         handed = it.said[old]
         if isinstance(handed, HandedOver):
             return Moved(handed.streams, handed.left, handed.why)
@@ -665,7 +677,12 @@ class RelayPool:
         if isinstance(news, Accuse):
             it.other(worker).give_up(news.why)
         else:
-            it.hear(worker, news)
+            self._hear(it, worker, news)
+
+    def _hear(self, it: _HandOver, worker: WorkerProcess, news: HandedOver | TookOver | None) -> None:
+        it.hear(worker, news)
+        if it.over.is_set():
+            self._hand_over = None
 
     def has_settled(self, worker: WorkerProcess, stream: int) -> None:
         """A worker has this stream, which may have been another one's before."""
@@ -677,7 +694,7 @@ class RelayPool:
         """A worker has ended: wait until it is known which streams it had in the end."""
         it = self._hand_over
         if it is not None and worker in it.sides:
-            it.hear(worker, None)
+            self._hear(it, worker, None)
             await it.over.wait()
 
     # --- for the workers ------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ import signal
 import socket
 import sys
 import traceback
+from collections.abc import Iterator
 from typing import Final
 
 import trio
@@ -108,6 +109,7 @@ class Worker:
         self._news: dict[tuple[object, ...], Lookup | EndpointNews] = {}
         self._has_news = trio.Event()
         self._dropped = 0
+        self._hand_overs = 0
 
     def on_refused(self, refused: Refused) -> None:
         """Keep a refusal for the next report."""
@@ -191,12 +193,15 @@ class Worker:
         self._relay.stop_listening(_LEAVING_SECONDS)
         handed, why = 0, "no descriptor left"
         if descriptor >= 0:
+            self._hand_overs += 1
             side = HandsOver(_channel(descriptor), self._accuse)
-            await side.run(list(self._relay.context.streams), streams)
+            with _guarded():
+                await side.run(list(self._relay.context.streams), streams)
             handed, why = side.handed, side.why
+            self._hand_overs -= 1
         await self._tell()
         await self._say(HandedOver(handed, len(self._relay.context.streams), why))
-        while self._relay.context.streams:  # noqa: ASYNC110 (a stream's end wakes nobody)
+        while self._relay.context.streams or self._hand_overs:  # noqa: ASYNC110 (a stream's end wakes nobody)
             await trio.sleep(0.05)
         nursery.cancel_scope.cancel()
 
@@ -205,7 +210,8 @@ class Worker:
         taken, why = 0, "no descriptor left"
         if descriptor >= 0:
             side = TakesOver(_channel(descriptor), self._relay.rebuild, self._accuse)
-            await side.run()
+            with _guarded():
+                await side.run()
             taken, why = side.taken, side.why
         await self._tell()
         await self._say(TookOver(taken, why))
@@ -338,6 +344,15 @@ def _import_all() -> None:
     # A thread that is still there when Python ends is ended by the C library, and glibc aborts where it has not this.
     with contextlib.suppress(OSError):
         ctypes.CDLL("libgcc_s.so.1")
+
+
+@contextlib.contextmanager
+def _guarded() -> Iterator[None]:
+    """An error of ours in a hand-over must not cost all the streams that are not in it."""
+    try:
+        yield
+    except Exception:
+        log.exception("internal error in a hand-over; please report this")
 
 
 def _channel(descriptor: int) -> trio.SocketStream:
