@@ -31,7 +31,7 @@ def promtool(*arguments: str, **options: Any) -> "subprocess.CompletedProcess[st
     if program is None and not shutil.which("apt-get"):
         pytest.skip("no promtool on the PATH")
     assert program is not None, "no promtool: scripts/get-promtool fetches one"
-    return subprocess.run([program, *arguments], check=False, capture_output=True, text=True, timeout=60, **options)
+    return subprocess.run([program, *arguments], check=False, capture_output=True, text=True, timeout=110, **options)
 
 
 def rules() -> list[dict[str, Any]]:

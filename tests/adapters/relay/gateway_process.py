@@ -22,7 +22,7 @@ async def main():
     port, descriptors, held = map(int, sys.argv[1:])
     raise_descriptor_limit()
     pump.HELD_BYTES = held or pump.HELD_BYTES
-    async with running({WEB: [endpoint(port)]}, Limits(max_connections=9000)) as gateway:
+    async with running({WEB: [endpoint(port)]}, Limits(max_connections=9000, hello_timeout=600.0)) as gateway:
         if descriptors:
             resource.setrlimit(resource.RLIMIT_NOFILE, (open_descriptors() + descriptors, 4096))
         print(gateway.port, flush=True)
