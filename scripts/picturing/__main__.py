@@ -52,6 +52,7 @@ def _pictures(there: Stage, folder: Path, seconds: float) -> None:
             page.evaluate("scrollTo(0, 0)")
         pages["dashboard-light"].get_by_role("button", name=re.compile("^orders")).click()
         pages["dashboard-light"].evaluate("document.activeElement.blur()")
+        pages["dashboard-light"].evaluate("scrollTo(0, 0)")
         next(iter(pages.values())).wait_for_timeout(seconds * 1000)
         for name, page in pages.items():
             page.screenshot(path=folder / f"{name}.png")
