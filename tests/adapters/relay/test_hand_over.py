@@ -4,6 +4,7 @@ import os
 import random
 import signal
 import socket
+import sys
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -434,6 +435,33 @@ async def test_replaced_worker_hands_its_streams_over_and_ends() -> None:
         assert len(pool.watcher.ended) == 100
         assert pool.relay.totals.ends == {StreamEnd.CLOSED: 100}
         assert sum(pool.relay.restarts.values()) == 0
+
+
+# What a worker does, as another user; all is imported before, as that user may read nothing here.
+AS_NOBODY = """
+import os, signal, sys
+from meshgate.adapters.relay import worker
+from meshgate.adapters.relay.sandbox import Mode
+worker._import_all()
+os.setgroups([]), os.setgid(65534), os.setuid(65534)
+for number in worker.SIGNALS:
+    signal.signal(number, signal.SIG_IGN)
+signal.pthread_sigmask(signal.SIG_UNBLOCK, worker.SIGNALS)
+worker.main(int(sys.argv[1]), Mode(sys.argv[2]))
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="takes root, to become somebody else")
+async def test_workers_without_privileges_hand_over_as_well() -> None:
+    policy = WorkerPolicy(command=(sys.executable, "-P", "-c", AS_NOBODY))
+    async with backend(echo) as port, pool_of({WEB: [endpoint(port)]}, workers=1, policy=policy) as pool:
+        clients = [await pool.call() for _ in range(200)]
+        moved = await pool.relay.replace(0)
+        assert (moved.streams, moved.left, moved.why) == (200, 0, "")
+        assert await broken(clients) == 0
+        for client in clients:
+            await client.aclose()
+        await until_none(pool)
 
 
 async def broken(clients: list[trio.SocketStream]) -> int:
