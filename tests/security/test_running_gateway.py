@@ -144,7 +144,8 @@ async def test_a_worker_holds_the_relay_and_its_parents_private_socket_alone(wor
             allowed = {"socket:", "pipe:", "anon_inode:", "/dev/null", "/memfd:meshgate-counts", log}
 
             async def holdings(pid: int = worker, allowed: set[str] = allowed) -> object:
-                links = processes.descriptors(pid).values()
+                # A newer libffi keeps its own file open, to read only, for the callbacks of ctypes.
+                links = [it for it in processes.descriptors(pid).values() if "/libffi.so" not in it]
                 held = {link.partition("[")[0].partition(" ")[0] for link in links}
                 ports = [each.port for each in processes.tcp_sockets(pid)]
                 return ports, set(processes.unix_sockets(pid)), held - allowed
