@@ -299,6 +299,7 @@ def work_items(sizes: Sizes, tls_name: str, tls_port: int) -> list[Item]:
             UNDISTURBED,
             alone=partial(live_upgrade.replacement, streams=sizes.open_streams, seconds=8 * seconds),
         ),
+        *([_upgrade(sizes.open_streams, 16 * seconds)] if sizes.control else []),
         Item(
             f"rest-{sizes.rest_routes}",
             f"Memory at rest with {sizes.rest_routes} routes (meshgate: one worker)",
@@ -320,6 +321,15 @@ def _product(services: int) -> Item:
         (Metric("mb", "MB"),),
         alone=partial(rest.product_at_rest, services=services, workers=2),
         once=True,
+    )
+
+
+def _upgrade(streams: int, seconds: float) -> Item:
+    return Item(
+        f"upgrade-{streams}",
+        f"`meshgate run` with 2 workers and {streams:,} open streams, a hundredth in bulk, is upgraded",
+        UNDISTURBED,
+        alone=partial(live_upgrade.upgrade, streams=streams, seconds=seconds, workers=2),
     )
 
 

@@ -13,7 +13,7 @@ import socket
 import ssl
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -31,6 +31,7 @@ _NUMBER: Final = slice(11, 15)  # In the hello: within its random field, where a
 _GREETING: Final = 100
 _SECOND_FLIGHT: Final = 60  # Who sends nothing behind its hello is taken for nobody after a while.
 _ALERT: Final = b"\x15\x03\x03"
+_CLOCK_SECONDS: Final = 1.0
 _TOLD_SECONDS: Final = 5.0  # A worker tells of what has ended every half second, where it is not busy.
 _OPEN_SECONDS: Final = 60.0
 _CLOSED_SECONDS: Final = 0.7  # A second before the kernel repeats a SYN, so that the repetition is let in.
@@ -528,37 +529,34 @@ class Told(Protocol):
     def end(self) -> str: ...
 
 
-def not_as_told(lives: Collection[Life], told: Iterable[Told]) -> list[str]:
+def not_as_told(lives: Sequence[Life], told: Iterable[Told]) -> list[str]:
     """Where a gateway tells something else of streams than what came to pass; it is to tell of each one once."""
     lines: dict[str, list[Told]] = {}
-    for each in told:
+    for each in sorted(told, key=lambda line: line.started, reverse=True):
         lines.setdefault(each.client, []).append(each)
-    # A port may be another stream's a moment later.
+    # A port may be another stream's a moment later, and a worker's clock is that of its last look at it.
     later: dict[str, float] = {}
-    wrong = []
-    for life in sorted(lives, key=lambda life: life.dialled, reverse=True):
-        until = min((life.greeted or life.ended) + 0.1, later.get(life.client, math.inf))
+    following = {}
+    for life in reversed(lives):
+        following[life.number] = later.get(life.client, math.inf)
         later[life.client] = life.dialled
-        found = [each for each in lines.get(life.client, ()) if life.dialled - 0.05 <= each.started < until]
-        if life.cut:
-            for line in found:
-                lines[life.client].remove(line)
+    wrong = []
+    for life in lives:
+        left = lines.get(life.client, [])
+        begun = left[-1].started if left else math.inf
+        until = min((life.greeted or life.ended) + _CLOCK_SECONDS, (life.dialled + following[life.number]) / 2)
+        if not life.dialled - _CLOCK_SECONDS <= begun <= until:
+            if not (life.cut or life.untold):
+                wrong.append(f"{life} has no line; the next of its address begins {begun - life.dialled:+.3f} s later")
             continue
-        if life.untold and not found:
-            continue
-        if len(found) != 1:
-            starts = [f"{each.started - life.dialled:+.3f} s" for each in lines.get(life.client, ())]
-            wrong.append(f"{life} has {len(found)} lines; those of its address begin at {starts}")
-            continue
-        (line,) = found
-        lines[life.client].remove(line)
+        line = left.pop()
         said = (line.sni, line.bytes_received, line.bytes_sent, line.end)
-        if said != (life.name, life.up, life.down, "closed"):
+        if said != (life.name, life.up, life.down, "closed") and not life.cut:
             wrong.append(f"{life} is told of as {said}")
     # What is told of one that was lost with its process is from memory.
     lost = {life.client for life in lives if life.cut or life.untold}
-    left = [each for left in lines.values() for each in left if each.end != "worker_lost" or each.client not in lost]
-    return [*wrong, *(f"nobody's stream is told of: {each}" for each in left)]
+    others = [each for left in lines.values() for each in left if each.end != "worker_lost" or each.client not in lost]
+    return [*wrong, *(f"nobody's stream is told of: {each}" for each in others)]
 
 
 # --- the client's part ------------------------------------------------------------------------------------------------
