@@ -51,7 +51,8 @@ def _tag() -> str:
     """What the wheel runs on: this version of Python, and a C library as new as this one (PEP 600, PEP 656)."""
     from packaging.tags import sys_tags  # noqa: PLC0415  (hatchling brings it)
 
-    return str(next(iter(sys_tags())))
+    # A plain `linux` says nothing of the C library.
+    return str(next(each for each in sys_tags() if each.platform.startswith(("manylinux", "musllinux"))))
 
 
 def _compile(root: Path, folder: Path, modules: list[str]) -> None:
