@@ -425,6 +425,10 @@ class Driver:
         while not self.over.is_set():
             await self._stream(shape, rng)
             await trio.sleep(rng.uniform(0, 0.1) * self.pace)
+            if shape is Shape.WAITING:
+                # All have one address, for which five names without a route are asked for in a second, and no more.
+                with trio.move_on_after(rng.uniform(1, 3)):
+                    await self.over.wait()
 
     async def until_open(self, seconds: float) -> None:
         """Wait until all kept streams are open, or one has failed."""
