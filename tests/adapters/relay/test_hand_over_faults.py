@@ -7,10 +7,13 @@ garbage, or have no descriptors or memory left.
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import trio
 
+from meshgate.adapters.relay.messages import HandedOver, TookOver
+from meshgate.adapters.relay.pool import _HandOver
 from meshgate.adapters.relay.worker_process import WorkerPolicy
 from meshgate.core.reasons import StreamEnd
 from tests.harness.shapes import REPEATED
@@ -198,3 +201,13 @@ async def test_a_worker_that_fails_takes_no_stream_of_the_other_along(
     lost = pool.relay.totals.ends.get(StreamEnd.WORKER_LOST, 0)
     assert lost <= maybe
     assert (lost > 0) == (cut > 0)
+
+
+def test_the_last_word_of_an_old_worker_holds_when_it_ends_before_the_new_one_has_said_its_own() -> None:
+    old, new = (Mock(handed=0, taken=0, routed=0) for _ in range(2))
+    it = _HandOver(old, new)
+    it.hear(old, HandedOver(3, 0, ""))
+    it.hear(old, None)
+    it.hear(new, TookOver(3, ""))
+    assert it.over.is_set()
+    assert it.said[old] == HandedOver(3, 0, "")

@@ -144,7 +144,8 @@ class _HandOver:
 
     def hear(self, worker: WorkerProcess, news: HandedOver | TookOver | None) -> None:
         """One side has said its last word, or died."""
-        self.said[worker] = news
+        if news is not None or worker not in self.said:  # Who has handed everything over ends before the other is done.
+            self.said[worker] = news
         if len(self.said) < len(self.sides):
             return
         # Who died may not have told of the last streams that it gave away, or got.
