@@ -78,6 +78,7 @@ def standing(consul_binary: str) -> Iterator[Standing]:
 
 # The files that take longest, the longest first. One of them that began last would be waited for by all.
 LONGEST = (
+    "adapters/relay/test_hand_over_faults.py",
     "e2e/test_asking_with_gateways.py",
     "bench/test_bench_smoke.py",
     "e2e/test_envoy_sidecars.py",
