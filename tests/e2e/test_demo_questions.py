@@ -27,8 +27,9 @@ async def test_lines_that_the_demo_prints_can_be_typed_while_it_runs(consul_bina
     try:
         await until("the demo", missing, seconds=90)
         shown = log.read_text().partition("Ask for yourself")[2].splitlines()[1:]
-        lines = [line.strip() for line in shown if line.startswith("    ")][:4]
-        assert lines[0].startswith("export CONSUL_HTTP_ADDR=127.0.0.1:")
+        lines = [line.strip() for line in shown if line.startswith("    ")][:5]
+        assert lines[0].startswith("cd /")  # They are to be typed in another terminal, which may be anywhere.
+        assert lines[1].startswith("export CONSUL_HTTP_ADDR=127.0.0.1:")
         done = await trio.run_process(
             ["/bin/sh", "-ec", "\n".join(lines)], capture_stdout=True, env=child_environment(), cwd=tmp_path
         )

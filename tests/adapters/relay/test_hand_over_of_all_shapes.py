@@ -29,7 +29,15 @@ COUNTS = "/memfd:meshgate-counts (deleted)"
 
 
 def children() -> set[int]:
-    return {int(pid) for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()}
+    """The relay workers of this process, which may have other children: Consuls that tests share."""
+    pids = [int(pid) for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()]
+    return {pid for pid in pids if is_worker(pid)}
+
+
+def is_worker(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        return b"meshgate.adapters.relay" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    return False
 
 
 def held(pid: int) -> Counter[str]:
