@@ -2,7 +2,7 @@
 
 import pytest
 
-from meshgate.core.reasons import Reason, StreamEnd, alert_record, envoy_flags
+from meshgate.core.reasons import Alert, Reason, StreamEnd, alert_in, alert_record, envoy_flags
 
 UNRECOGNIZED_NAME, DECODE_ERROR, INTERNAL_ERROR = 112, 50, 80
 
@@ -31,6 +31,21 @@ def test_what_the_client_is_told(name: str, alert: int | None) -> None:
     # A record of type alert, version 3.3, two bytes long: fatal, and the description.
     expected = b"" if alert is None else b"\x15\x03\x03\x00\x02\x02" + bytes([alert])
     assert alert_record(Reason(name)) == expected
+
+
+@pytest.mark.parametrize(
+    ("data", "alert"),
+    [
+        ("15 0303 0002 02 70", Alert.UNRECOGNIZED_NAME),
+        ("15 0301 0002 01 00 and more", Alert.CLOSE_NOTIFY),
+        ("15 0303 0002 02 0a", Alert.OTHER),
+        ("15 0303 0002 02", None),
+        ("15 0303 0013 02 70", None),  # Encrypted.
+        ("17 0303 0002 02 70", None),
+    ],
+)
+def test_an_alert_is_told_by_its_name_where_it_can_be_read(data: str, alert: Alert | None) -> None:
+    assert alert_in(bytes.fromhex(data.removesuffix(" and more")) + b"and more" * ("more" in data)) is alert
 
 
 def test_the_flags_are_those_that_envoy_writes_for_the_like() -> None:

@@ -547,12 +547,15 @@ async def test_bytes_that_wait_an_urgent_mark_among_them_and_the_end_behind_them
         async with await pool.dial() as client:
             await client.send_all(HELLO)
             assert await receive_all(client) == b"answer"
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 16)
             while True:  # Until nobody takes any more.
                 with trio.move_on_after(0.5) as waited:
                     sent += said[: await client.socket.send(said)]
                 if waited.cancelled_caught:
                     break
-            await client.socket.send(b"!", socket.MSG_OOB)
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 17)
+            with trio.move_on_after(2):  # Mostly there is room for one more by now.
+                await client.socket.send(b"!", socket.MSG_OOB)
             for _ in range(2):
                 moved = await pool.relay.replace(0)
                 assert (moved.streams, moved.left) == (1, 0)
