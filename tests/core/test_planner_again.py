@@ -87,6 +87,16 @@ def test_a_service_is_planned_again_when_its_host_name_stands_for_something_else
     assert route(planner, snapshot, "api", {"other.example": ("10.9.0.3",)}) is api
 
 
+def test_a_service_with_a_host_name_keeps_its_route_when_another_service_changes() -> None:
+    planner = Planner()
+    web, api = Service("web", (NAMED,)), Service("api", (NUMERIC,))
+    before = Snapshot("dc1", TD3, services=(api, web))
+    after = replace(before, services=(replace(api, instances=(instance("172.16.1.9"),)), web))
+    addresses = {"web.example": ("10.9.0.1",)}
+    kept = route(planner, before, "web", addresses)
+    assert route(planner, after, "web", addresses) is kept
+
+
 @pytest.mark.parametrize("change", [{"datacenter": "dc7"}, {"trust_domain": TD1}, {"partition": "team"}])
 def test_another_world_has_no_route_of_the_last_one(change: dict[str, Any]) -> None:
     planner = Planner()

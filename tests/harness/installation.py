@@ -42,7 +42,11 @@ class Installation:
         """Have the text of a module of the original changed, and nothing else of it."""
         source = (Path(meshgate.__file__).parent / module).read_text()
         assert old in source, f"{module} has no {old!r}"
-        (self.package / module).write_text(source.replace(old, new))
+        changed = self.package / module
+        changed.write_text(source.replace(old, new))
+        # Python tells what it has compiled from what it has not by second and size, which may be the same.
+        for compiled in (changed.parent / "__pycache__").glob(f"{changed.stem}.*"):
+            compiled.unlink()
 
 
 def _has_packages(path: str) -> bool:
