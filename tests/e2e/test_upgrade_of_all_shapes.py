@@ -104,7 +104,11 @@ async def under_load(world: World, workers: int, **options: float) -> AsyncItera
             assert sorted(children(pid)) == sorted(workers_of(pid))
             assert len(workers_of(pid)) == workers
             spare = Counter({COUNTS: 2 * workers, "pipe": KEPT_PIPES})
-            assert [held(worker) - normal - spare for worker in workers_of(pid)] == [Counter()] * workers
+
+            async def left_over() -> list[Counter[str]]:
+                return [held(worker) - normal - spare for worker in workers_of(pid)]
+
+            await until_equal("descriptors", left_over, [Counter()] * workers, PATIENCE)
         finally:
             await gateway.stop()
             for name, port in (("plain", servers.port), ("slow", servers.slow_port)):
