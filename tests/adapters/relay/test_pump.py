@@ -50,6 +50,7 @@ class Stream:
         for sock in (incoming, outgoing):
             sock.setblocking(False)
         self.source, self.destination = Leg(NOBODY, incoming), Leg(NOBODY, outgoing)
+        self.source.flows = True  # What it says is nobody's business here.
 
     def send(self, count: int) -> bool:
         """Send so many bytes and see that they arrive; whether they were spliced."""

@@ -203,6 +203,9 @@ class LegOwner(Accountable, Protocol):
     def on_moved(self, source: "Leg", moved: Moved) -> None:
         """A turn of the pump has ended so."""
 
+    def on_heard(self, source: "Leg", data: bytes) -> None:
+        """These bytes of a leg that does not flow were read, and are not counted yet."""
+
     def ends_with_more_of(self, source: "Leg") -> bool:
         """Whether it will be ended behind the next bytes that come from a leg."""
 
@@ -377,7 +380,7 @@ class Pump:
         self.held = 0  # Bytes of all legs together, without those in pipes.
         self.blocked: dict[Leg, float] = {}  # Those with a pipe, and since when it is not empty; the longest first.
 
-    def move(self, source: Leg, destination: Leg) -> Moved:
+    def move(self, source: Leg, destination: Leg) -> Moved:  # noqa: C901, PLR0912 - all bytes go through here
         """One turn: move what is there, up to TURN_BYTES. The destination must hold nothing back."""
         read, write = self.read, self.write
         budget = TURN_BYTES
@@ -398,6 +401,8 @@ class Pump:
             count = len(data)
             if not count:
                 return EOF
+            if not source.flows:
+                source.stream.on_heard(source, data)
             source.received += count
             try:
                 if count < size and source.until_eagain:
@@ -420,24 +425,6 @@ class Pump:
                 return DRY
             budget -= count
         return AGAIN
-
-    def listen(self, source: Leg, destination: Leg) -> tuple[Moved, bytes]:
-        """As `move`, and the bytes that were read first; none where nothing came, or they never were in memory."""
-        read = self.read
-        heard: list[bytes] = []
-
-        def reading(descriptor: int, size: int) -> bytes:
-            data = read(descriptor, size)
-            if not heard:
-                heard.append(data)
-            return data
-
-        self.read = reading
-        try:
-            moved = self.move(source, destination)
-        finally:
-            self.read = read
-        return moved, heard[0] if heard else b""
 
     def hold(self, leg: Leg, data: bytes) -> None:
         """Keep bytes for a leg that takes no more now."""
@@ -493,6 +480,8 @@ class Pump:
                 return DESTINATION_BROKEN
             if sent and _dropped(source, sent) != sent:
                 return SOURCE_BROKEN
+            if sent and not source.flows:
+                source.stream.on_heard(source, data[:sent])
             source.received += sent
             source.large_reads = source.large_reads + 1 if count >= READ_BYTES else 0
             if sent < count:

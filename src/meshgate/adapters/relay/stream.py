@@ -367,26 +367,19 @@ class Stream:
             or destination.pipe is not None
         ):
             return
-        self.on_moved(source, self._move(source, destination))
+        self.on_moved(source, self.context.pump.move(source, destination))
 
-    def _move(self, source: Leg, destination: Leg) -> Moved:
-        pump = self.context.pump
-        if source.flows:
-            return pump.move(source, destination)
-        before = source.received
-        moved, said = pump.listen(source, destination)
+    def on_heard(self, source: Leg, data: bytes) -> None:
+        """Count a first byte, and an alert in the clear, which can only follow handshake messages in the clear."""
         hosts, endpoint, counters = self.hosts, self.endpoint, self.context.counters
         assert hosts is not None
         assert endpoint is not None
-        if not before and source.received and source is not self.client:
+        if not source.received and source is not self.client:
             waited = max(0.0, self.context.reactor.now - self._departed)
             counters.count_first_byte(hosts.destination, (endpoint.address, endpoint.port), waited)
-        if said:
-            # An alert in the clear can only follow handshake messages in the clear.
-            source.flows = said[0] != _HANDSHAKE
-            if (alert := alert_in(said)) is not None:
-                counters.count_alert(hosts.destination, "client" if source is self.client else "endpoint", alert)
-        return moved
+        source.flows = data[0] != _HANDSHAKE
+        if (alert := alert_in(data)) is not None:
+            counters.count_alert(hosts.destination, "client" if source is self.client else "endpoint", alert)
 
     def on_moved(self, source: Leg, moved: Moved) -> None:
         """A turn has ended: see to it that the next one comes, or to what has ended with it."""
@@ -438,7 +431,7 @@ class Stream:
         """A leg takes no more bytes: its peer reset it. What the peer sent before that is still to be delivered."""
         self.context.pump.release(leg)
         if not leg.eof and leg.other.held is None and leg.other.pipe is None:
-            while self._move(leg, leg.other) is AGAIN:
+            while self.context.pump.move(leg, leg.other) is AGAIN:
                 pass
         self._abort_by(leg)
 
