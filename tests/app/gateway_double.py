@@ -20,9 +20,9 @@ from meshgate.app.admin.admin_pages import admin_routes
 from meshgate.app.admin.gateway_view import GatewayView
 from meshgate.app.admin.history import History
 from meshgate.app.admin.metrics import Metrics
-from meshgate.app.gateway.hand_over import Upgrade
 from meshgate.app.gateway.table_keeper import HealthHistory, Since
 from meshgate.app.gateway.upgrade import UpgradeRefusedError
+from meshgate.app.gateway.upgrade_record import Upgrade
 from meshgate.app.settings.settings import Settings
 from meshgate.core.addresses import host_port
 from meshgate.core.catalog import Instance

@@ -17,7 +17,7 @@ from meshgate.adapters.relay.pool import WorkerLoss
 from meshgate.adapters.relay.worker_process import WorkerEnd
 from meshgate.app.admin.dashboard import FRESH, MOST_STREAMS, STALE, DashboardState, Sampler
 from meshgate.app.admin.history import BUSIEST, MINUTES, History, history_view
-from meshgate.app.gateway.hand_over import MinuteLeft
+from meshgate.app.gateway.upgrade_record import MinuteLeft
 from meshgate.core.reasons import Reason, StreamEnd
 from meshgate.core.routes import RouteKind
 

@@ -20,8 +20,9 @@ from meshgate.adapters.relay.pool import PoolLeft
 from meshgate.adapters.sd_notify import Notifier
 from meshgate.app.cli.main import execute
 from meshgate.app.errors import CommandError
-from meshgate.app.gateway import hand_over, upgrade
-from meshgate.app.gateway.hand_over import (
+from meshgate.app.gateway import upgrade, upgrade_record
+from meshgate.app.gateway.upgrade import Upgrader, UpgradeRefusedError, check_path
+from meshgate.app.gateway.upgrade_record import (
     FORMAT,
     NO_ONLOOKERS,
     CatalogLeft,
@@ -31,7 +32,6 @@ from meshgate.app.gateway.hand_over import (
     ProcessLeft,
     Upgrade,
 )
-from meshgate.app.gateway.upgrade import Upgrader, UpgradeRefusedError, check_path
 from meshgate.core.catalog import Snapshot
 from meshgate.core.proxy_config import NO_LIMITS
 from meshgate.core.reasons import Reason
@@ -222,27 +222,27 @@ async def test_where_the_exec_cannot_be_all_is_as_it_was(
 
 def test_others_see_no_secret_of_the_next_program() -> None:
     process = process_of()
-    assert list(hand_over.arguments_of(process)) == ["run", "-token=******", "-service", "edge", "******"]
-    environment = hand_over.environment_of(process, 7)
+    assert list(upgrade_record.arguments_of(process)) == ["run", "-token=******", "-service", "edge", "******"]
+    environment = upgrade_record.environment_of(process, 7)
     assert environment == {
         "CONSUL_HTTP_TOKEN": "******",
         "PATH": os.environ["PATH"],
         "OTHER": "hidden?",
-        hand_over.VARIABLE: "7",
+        upgrade_record.VARIABLE: "7",
     }
 
 
 def test_a_record_lies_sealed_in_memory_and_is_read_as_it_was() -> None:
     record = record_of()
-    memory = hand_over.memory_of(record)
+    memory = upgrade_record.memory_of(record)
     try:
         assert not os.get_inheritable(memory)
-        assert hand_over.decode(os.pread(memory, 1 << 20, 0)) == record
+        assert upgrade_record.decode(os.pread(memory, 1 << 20, 0)) == record
         seals = fcntl.fcntl(memory, fcntl.F_GET_SEALS)
         assert seals == fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
         with pytest.raises(OSError, match="Operation not permitted"):
             os.pwrite(memory, b"x", 0)
-        with pytest.raises(RuntimeError, match="in the block"), hand_over.inheritable([memory]):
+        with pytest.raises(RuntimeError, match="in the block"), upgrade_record.inheritable([memory]):
             assert os.get_inheritable(memory)
             raise RuntimeError("in the block")
         assert not os.get_inheritable(memory)
@@ -263,12 +263,12 @@ def test_a_record_lies_sealed_in_memory_and_is_read_as_it_was() -> None:
 )
 def test_what_is_no_record_of_a_known_format_is_told(content: bytes, said: str) -> None:
     with pytest.raises(CommandError, match=said):
-        hand_over.decode(content)
+        upgrade_record.decode(content)
 
 
 @pytest.mark.parametrize("path", sorted(RECORDED.glob("format-*.msgpack")), ids=lambda path: path.stem)
 def test_what_earlier_versions_have_handed_over_is_understood_for_ever(path: Path) -> None:
-    record = hand_over.decode(path.read_bytes())
+    record = upgrade_record.decode(path.read_bytes())
     assert record.process.arguments == ["run"]
     assert {service.name for service in record.catalog.snapshot.services} == {"web"}
     assert [worker.number for worker in record.relay.workers] == [0, 1]

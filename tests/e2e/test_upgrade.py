@@ -215,9 +215,9 @@ async def test_a_version_that_cannot_go_on_changes_nothing_and_none_does_while_d
             assert "nothing_of_that_name" in refused.stderr
             assert refused.stderr.count("\n") == 1
             # A version whose state is another one.
-            installation.replace("app/gateway/hand_over.py", "FORMAT: Final = 1", "FORMAT: Final = 2")
+            installation.replace("app/gateway/upgrade_record.py", "FORMAT: Final = 1", "FORMAT: Final = 2")
             refused = await gateway.upgrade("--python", installation.python)
-            installation.replace("app/gateway/hand_over.py", "FORMAT: Final = 1", "FORMAT: Final = 1")
+            installation.replace("app/gateway/upgrade_record.py", "FORMAT: Final = 1", "FORMAT: Final = 1")
             assert "the hand-over has format 1, and this meshgate takes format 2" in refused.stderr
             # One that dies after the exec, before it has taken anything, gives all of it back.
             installation.replace(
@@ -227,7 +227,7 @@ async def test_a_version_that_cannot_go_on_changes_nothing_and_none_does_while_d
             installation.replace("app/composition_root.py", "    hide_secrets(", "    hide_secrets(")
             assert failed.stderr == "meshgate: no upgrade, and nothing has changed: a defect\n"
             # One that hangs then.
-            installation.replace("app/gateway/hand_over.py", "PATIENCE: Final = 30", "PATIENCE: Final = 2")
+            installation.replace("app/gateway/upgrade_record.py", "PATIENCE: Final = 30", "PATIENCE: Final = 2")
             installation.replace(
                 "app/composition_root.py",
                 "    hide_secrets(settings.secrets())",
@@ -235,7 +235,7 @@ async def test_a_version_that_cannot_go_on_changes_nothing_and_none_does_while_d
             )
             failed = await gateway.upgrade("--python", installation.python)
             installation.replace("app/composition_root.py", "    hide_secrets(", "    hide_secrets(")
-            installation.replace("app/gateway/hand_over.py", "PATIENCE: Final = 30", "PATIENCE: Final = 30")
+            installation.replace("app/gateway/upgrade_record.py", "PATIENCE: Final = 30", "PATIENCE: Final = 30")
             assert failed.stderr == "meshgate: no upgrade, and nothing has changed: it was not in charge after 2 s\n"
             after = await gateway.ask("/server_info")
             assert (after["version"], after["state"]) == (before["version"], "LIVE")

@@ -29,9 +29,9 @@ from meshgate.app.admin.statsd_export import StatsdExport
 from meshgate.app.errors import CommandError, ConfigError
 from meshgate.app.gateway.from_settings import client_of, definition_of
 from meshgate.app.gateway.gateway import Gateway
-from meshgate.app.gateway.hand_over import NO_ONLOOKERS, OnlookersLeft, Taken
 from meshgate.app.gateway.hardening import forbid_core_dumps, hide_secrets
 from meshgate.app.gateway.upgrade import Trial, identity_of
+from meshgate.app.gateway.upgrade_record import NO_ONLOOKERS, OnlookersLeft, Taken
 from meshgate.app.logs import logs
 from meshgate.app.logs.access_log import AccessLog, CentralAccessLog
 from meshgate.app.settings.settings import Settings

@@ -46,9 +46,9 @@ from meshgate.app.admin.history import ended_view
 from meshgate.app.admin.metrics import Metrics
 from meshgate.app.admin.whatif_page import WhatIfPage
 from meshgate.app.gateway.from_settings import definition_of
-from meshgate.app.gateway.hand_over import Upgrade
 from meshgate.app.gateway.stream_observer import KEPT
 from meshgate.app.gateway.upgrade import UpgradeRefusedError
+from meshgate.app.gateway.upgrade_record import Upgrade
 from meshgate.app.logs import logs
 from meshgate.app.logs.access_log import rfc3339
 from meshgate.app.settings.setting_table import TABLE

@@ -16,8 +16,8 @@ from meshgate.adapters.relay import Counters, Limits, OpenStream, Refused, Strea
 from meshgate.adapters.relay.pool import WorkerLoss
 from meshgate.app.admin.history import History
 from meshgate.app.gateway.gateway import Gateway
-from meshgate.app.gateway.hand_over import Upgrade
 from meshgate.app.gateway.table_keeper import Since
+from meshgate.app.gateway.upgrade_record import Upgrade
 from meshgate.app.settings.settings import Settings
 from meshgate.core.callers import Callers
 from meshgate.core.catalog import Instance, Snapshot

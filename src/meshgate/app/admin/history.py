@@ -15,7 +15,7 @@ import trio
 from meshgate.adapters.admin.views import caller_view, safe_text
 from meshgate.adapters.relay import FIRST_BYTE_BUCKETS, Counters, Destination, Refused, StreamRecord
 from meshgate.adapters.relay.pool import WorkerLoss
-from meshgate.app.gateway.hand_over import MinuteLeft
+from meshgate.app.gateway.upgrade_record import MinuteLeft
 from meshgate.app.logs.access_log import rfc3339
 from meshgate.core.reasons import Reason, StreamEnd
 

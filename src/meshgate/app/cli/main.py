@@ -30,7 +30,7 @@ _INTERRUPTED = 130
 # click looks for this variable before it runs a command.
 COMPLETE = "_MESHGATE_COMPLETE"
 SHELLS = ("bash", "zsh", "fish")
-# An upgrade names by this what there is to go on with (`app.gateway.hand_over`, which knows more).
+# An upgrade names by this what there is to go on with (`app.gateway.upgrade_record`, which knows more).
 _HAND_OVER = "_MESHGATE_HAND_OVER"
 _LOCAL, _GATEWAY, _CONSUL = "local_commands", "gateway_commands", "consul_commands"
 # As the help lists them; each is the attribute of its name in a module of this package.
@@ -136,7 +136,7 @@ def execute(arguments: Sequence[str]) -> int:
 
 def _take(session: Session) -> list[str]:
     """Go on as what the version before was started with; gives its command line."""
-    from meshgate.app.gateway.hand_over import Taken  # noqa: PLC0415 - heavy, and only needed at an upgrade
+    from meshgate.app.gateway.upgrade_record import Taken  # noqa: PLC0415 - heavy, and only needed at an upgrade
 
     session.taken = Taken()
     return sys.argv[1:]

@@ -12,7 +12,7 @@ from meshgate.app.settings.setting_table import CONSUL, TABLE, Setting
 from meshgate.app.settings.settings import Settings
 
 if TYPE_CHECKING:
-    from meshgate.app.gateway.hand_over import Taken
+    from meshgate.app.gateway.upgrade_record import Taken
 
 Function = Callable[..., Any]
 

@@ -5,7 +5,7 @@ learned; then the relay listens, and only then the gateway is registered, so tha
 knows nothing. Stop (drain): not ready, deregistered, a moment in which clients that have not heard of it are still
 served, no new clients, and the open streams run out or are cut at the drain timeout.
 
-An upgrade is neither: the next version begins with all that this one has (`hand_over`), and serves at once.
+An upgrade is neither: the next version begins with all that this one has (`upgrade_record`), and serves at once.
 
 What always holds: nothing that happens to Consul touches a stream, and a table is only ever replaced by a newer one.
 """
@@ -30,7 +30,13 @@ from meshgate.adapters.sd_notify import Notifier
 from meshgate.app.errors import CommandError, ConfigError
 from meshgate.app.gateway.draining import drain_relay
 from meshgate.app.gateway.from_settings import is_enterprise, limits_of, listen_addresses, partition_of
-from meshgate.app.gateway.hand_over import (
+from meshgate.app.gateway.last_known import AGENT_PATIENCE, CATALOG_PATIENCE, LastKnown
+from meshgate.app.gateway.on_demand_discovery import OnDemandDiscovery
+from meshgate.app.gateway.registration import GatewayRegistration
+from meshgate.app.gateway.stream_observer import StreamObserver
+from meshgate.app.gateway.table_keeper import TableKeeper, export_problems, tell_ready
+from meshgate.app.gateway.upgrade import SIGNALS, Upgrader, identity_of
+from meshgate.app.gateway.upgrade_record import (
     FORMAT,
     NO_ONLOOKERS,
     CatalogLeft,
@@ -41,12 +47,6 @@ from meshgate.app.gateway.hand_over import (
     ProcessLeft,
     Taken,
 )
-from meshgate.app.gateway.last_known import AGENT_PATIENCE, CATALOG_PATIENCE, LastKnown
-from meshgate.app.gateway.on_demand_discovery import OnDemandDiscovery
-from meshgate.app.gateway.registration import GatewayRegistration
-from meshgate.app.gateway.stream_observer import StreamObserver
-from meshgate.app.gateway.table_keeper import TableKeeper, export_problems, tell_ready
-from meshgate.app.gateway.upgrade import SIGNALS, Upgrader, identity_of
 from meshgate.app.logs import logs
 from meshgate.app.logs.access_log import AccessLog
 from meshgate.app.settings.settings import Reload, Settings

@@ -27,7 +27,7 @@ import trio
 from meshgate import __version__
 from meshgate.adapters.sd_notify import Notifier
 from meshgate.app.errors import CommandError
-from meshgate.app.gateway.hand_over import (
+from meshgate.app.gateway.upgrade_record import (
     TRIAL,
     HandOver,
     ProcessLeft,
