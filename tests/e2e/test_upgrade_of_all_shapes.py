@@ -1,6 +1,5 @@
 """Upgrades in a row, to another installation and back, under streams of all shapes: no stream notices one."""
 
-import contextlib
 import json
 import os
 import shutil
@@ -21,7 +20,7 @@ from tests.harness.installation import Installation
 from tests.harness.instance import HOST
 from tests.harness.shapes import Driver, Names, driving, endpoints, not_as_told
 from tests.harness.sidecar import sidecar_for
-from tests.security.processes import children, workers as workers_of
+from tests.security.processes import COUNTS, children, held, left_over, workers as workers_of
 
 from .test_upgrade import grows_only, installation, registration_of
 from .world import World, until_equal
@@ -30,8 +29,6 @@ __all__ = ["installation"]
 
 pytestmark = pytest.mark.consul
 
-KEPT_PIPES = 64
-COUNTS = "/memfd:meshgate-counts (deleted)"  # Kept for workers to come.
 PATIENCE = 60.0
 
 
@@ -51,15 +48,6 @@ class Line:
         told = json.loads(text)
         started = datetime.fromisoformat(told["start_time"]).timestamp()
         return cls(told["client"], started, told["sni"], told["bytes_received"], told["bytes_sent"], told["end"])
-
-
-def held(pid: int) -> Counter[str]:
-    kinds: Counter[str] = Counter()
-    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
-        with contextlib.suppress(OSError):
-            target = str(descriptor.readlink())
-            kinds[target.partition(":")[0] if target.startswith(("socket:", "pipe:")) else target] += 1
-    return kinds
 
 
 async def registered(world: World, name: str, port: int) -> None:
@@ -103,12 +91,7 @@ async def under_load(world: World, workers: int, **options: float) -> AsyncItera
             assert gateway.child.pid == pid
             assert sorted(children(pid)) == sorted(workers_of(pid))
             assert len(workers_of(pid)) == workers
-            spare = Counter({COUNTS: 2 * workers, "pipe": KEPT_PIPES})
-
-            async def left_over() -> list[Counter[str]]:
-                return [held(worker) - normal - spare for worker in workers_of(pid)]
-
-            await until_equal("descriptors", left_over, [Counter()] * workers, PATIENCE)
+            assert [left_over(worker, normal, workers) for worker in workers_of(pid)] == [Counter()] * workers
         finally:
             await gateway.stop()
             for name, port in (("plain", servers.port), ("slow", servers.slow_port)):
@@ -116,8 +99,8 @@ async def under_load(world: World, workers: int, **options: float) -> AsyncItera
 
 
 async def serving(pid: int) -> int:
-    """How many workers have come so far that they have a poll for their streams."""
-    return sum(held(worker)["anon_inode:[eventpoll]"] > 1 for worker in workers_of(pid))
+    """How many workers have come so far that they have their listener, which keeps a spare descriptor."""
+    return sum(held(worker)["anon_inode:[eventfd]"] > 1 for worker in workers_of(pid))
 
 
 async def routed(gateway: GatewayProcess, name: str) -> bool:

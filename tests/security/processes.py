@@ -4,12 +4,16 @@ import contextlib
 import ipaddress
 import os
 import sys
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 _LISTEN: Final = "0A"
 _ACCEPTING: Final = 0x10000  # SO_ACCEPTCON, in the flags of /proc/net/unix
+# What workers keep for later: empty pipes of two descriptors each, and rows of counts for workers to come.
+_KEPT_PIPES: Final = 64
+COUNTS: Final = "/memfd:meshgate-counts (deleted)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +40,19 @@ def descriptors(pid: int) -> dict[int, str]:
         except FileNotFoundError:
             continue  # closed meanwhile
     return found
+
+
+def held(pid: int) -> Counter[str]:
+    """What its descriptors stand for, and how many of each there are."""
+    return Counter(
+        target.partition(":")[0] if target.startswith(("socket:", "pipe:")) else target
+        for target in descriptors(pid).values()
+    )
+
+
+def left_over(pid: int, normal: Counter[str], workers: int) -> Counter[str]:
+    """What one of so many workers holds beyond what one without streams does, and beyond what is kept for later."""
+    return held(pid) - normal - Counter({COUNTS: 2 * workers, "pipe": _KEPT_PIPES})
 
 
 def may_look(pid: int) -> bool:

@@ -18,14 +18,12 @@ from meshgate.adapters.relay.worker_process import WorkerPolicy
 from meshgate.core.reasons import StreamEnd
 from meshgate.core.routes import Endpoint
 from tests.harness.shapes import Driver, Endpoints, Names, driving, endpoints, not_as_told
+from tests.security.processes import held, left_over
 
 from .streams import TRUST_DOMAIN, WEB, endpoint, open_descriptors, table_of
 from .test_pool import Pool, pool_of
 
 SLOW = f"slow.default.dc1.internal.{TRUST_DOMAIN}"
-# A worker keeps so many empty pipes of two descriptors each.
-KEPT_PIPES = 64
-COUNTS = "/memfd:meshgate-counts (deleted)"
 
 
 def children() -> set[int]:
@@ -38,21 +36,6 @@ def is_worker(pid: int) -> bool:
     with contextlib.suppress(OSError):
         return b"meshgate.adapters.relay" in Path(f"/proc/{pid}/cmdline").read_bytes()
     return False
-
-
-def held(pid: int) -> Counter[str]:
-    """What the descriptors of a process stand for."""
-    kinds: Counter[str] = Counter()
-    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
-        with contextlib.suppress(OSError):
-            target = str(descriptor.readlink())
-            kinds[target.partition(":")[0] if target.startswith(("socket:", "pipe:")) else target] += 1
-    return kinds
-
-
-def left_over(pid: int, normal: Counter[str], workers: int) -> Counter[str]:
-    """What it has that a worker without streams has not. Rows of counts are used again, pipes are kept for others."""
-    return held(pid) - normal - Counter({COUNTS: 2 * workers, "pipe": KEPT_PIPES})
 
 
 class Late:
