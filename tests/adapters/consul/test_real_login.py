@@ -38,6 +38,14 @@ class Issuer:
         self._key = ec.generate_private_key(ec.SECP256R1())
         self.write()
 
+    @property
+    def settings(self) -> dict[str, str]:
+        """With which a gateway logs in by one of them."""
+        return {
+            "MESHGATE_LOGIN_AUTH_METHOD": "workloads",
+            "MESHGATE_LOGIN_BEARER_TOKEN_FILE": str(self.file),
+        }
+
     def write(self, name: str = "gateway") -> None:
         now = int(time.time())
         claims = {"iss": "test", "aud": "consul", "sub": name, "iat": now, "nbf": now - 60, "exp": now + 3600}
@@ -132,11 +140,7 @@ async def test_a_gateway_logs_in_registers_and_leaves_nothing_behind(consul_bina
     issuer = Issuer(tmp_path / "jwt")
     async with agent(consul_binary, tmp_path) as consul:
         await issuer.introduce(consul)
-        login = {
-            "MESHGATE_LOGIN_AUTH_METHOD": "workloads",
-            "MESHGATE_LOGIN_BEARER_TOKEN_FILE": str(issuer.file),
-        }
-        async with gateway_beside(consul, "", **login) as gateway:
+        async with gateway_beside(consul, "", **issuer.settings) as gateway:
             (token,) = await had_by_login(consul)
             await trio.sleep(5)
             await consul.delete(f"/v1/acl/token/{token}")
@@ -158,11 +162,7 @@ async def test_a_login_goes_on_through_an_upgrade_and_ends_with_the_gateway(cons
     issuer = Issuer(tmp_path / "jwt")
     async with agent(consul_binary, tmp_path) as consul:
         await issuer.introduce(consul)
-        login = {
-            "MESHGATE_LOGIN_AUTH_METHOD": "workloads",
-            "MESHGATE_LOGIN_BEARER_TOKEN_FILE": str(issuer.file),
-        }
-        async with gateway_beside(consul, "", **login) as gateway:
+        async with gateway_beside(consul, "", **issuer.settings) as gateway:
             token = await had_by_login(consul)
             assert len(token) == 1
             done = await gateway.upgrade()
