@@ -86,9 +86,8 @@ class WorkerLoss:
 class PoolLeft(msgspec.Struct, frozen=True):
     """A pool as one parent leaves it and the next one finds it, with the descriptors that it has.
 
-    `version` is that of the workers' messages. `rows` are those of the shared counts, to write to and to read.
-    `asked` has the names that workers wait for: who asked, by his
-    place in `workers`, and for whom.
+    `version` is that of the workers' messages. `rows` are those of the shared counts, to write to and to read. `asked`
+    has the names that workers wait for: which worker, by its place in `workers`, and for which client.
     """
 
     version: int
@@ -156,6 +155,11 @@ class _HandOver:
         for each in self.sides:
             each.moves(moves=False)
         self.over.set()
+
+
+def _works(worker: WorkerProcess) -> bool:
+    # To mypy a property that was false in an `if` is false in all of its block.
+    return worker.works
 
 
 async def _first_of(*events: trio.Event) -> None:
@@ -625,7 +629,7 @@ class RelayPool:
             if moved.left and not worker.works:
                 # It has died, and another process is on its way into its place.
                 with trio.move_on_after(self._policy.starting):
-                    while old.works and not self._has_begun(worker):  # noqa: ASYNC110 (it has no event for the next life)
+                    while old.works and not _works(worker):  # noqa: ASYNC110 (it has no event for the next life)
                         await trio.sleep(_LOOK_SECONDS)
                 again = await self._move(old, worker, _ALL)
                 moved = Moved(moved.streams + again.streams, again.left, again.why)
@@ -636,10 +640,6 @@ class RelayPool:
             self._nursery.start_soon(old.retire)  # It may not have heard of any of this.
         log.info("a relay worker was replaced", worker=old.number, streams=streams, left=left, reason=why or None)
         return Moved(streams, left, why)
-
-    @staticmethod
-    def _has_begun(worker: WorkerProcess) -> bool:
-        return worker.works
 
     async def _move(self, old: WorkerProcess, new: WorkerProcess, most: int) -> "Moved":
         """Have so many streams of a worker taken over by another one."""
