@@ -490,48 +490,6 @@ async def until_none(pool: Pool) -> None:
             await trio.sleep(0.02)
 
 
-STREAMS = 500
-
-
-@pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGSTOP], ids=["dies", "hangs"])
-@pytest.mark.parametrize("victim", ["old", "new"])
-async def test_whoever_dies_or_hangs_in_a_hand_over_takes_no_stream_of_the_other_one_along(
-    victim: str, sign: signal.Signals, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rng = random.Random(f"{victim} {sign}")
-    policy = WorkerPolicy(silent=1.5)
-    async with backend(echo) as port, pool_of({WEB: [endpoint(port)]}, workers=1, policy=policy) as pool:
-        clients = [await pool.call() for _ in range(STREAMS)]
-        (old,) = pool.relay.workers
-        begun = trio.Event()
-        move = pool.relay._move
-
-        async def moving(*args: object) -> object:
-            begun.set()
-            return await move(*args)  # type: ignore[arg-type]
-
-        monkeypatch.setattr(pool.relay, "_move", moving)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(pool.relay.replace, 0)
-            await begun.wait()
-            await trio.sleep(rng.uniform(0.0, 0.1))
-            pid = old if victim == "old" else pool.relay._workers[0].pid
-            if pid:
-                os.kill(pid, sign)
-        with trio.fail_after(60):
-            while old in pool.relay.workers or not pool.relay.works:
-                await trio.sleep(0.05)
-        gone = await broken(clients)
-        for client in clients:
-            await client.aclose()
-        await until_none(pool)
-        ends = pool.relay.totals.ends
-        assert ends.get(StreamEnd.WORKER_LOST, 0) == gone
-        assert sum(ends.values()) == sum(pool.relay.totals.connections.values()) == STREAMS
-        async with await pool.call():
-            pass
-
-
 async def test_bytes_that_wait_an_urgent_mark_among_them_and_the_end_behind_them_go_along() -> None:
     """The endpoint reads nothing until another worker has the stream: what is held, in a pipe or in a socket waits."""
     reads, seen = trio.Event(), []
