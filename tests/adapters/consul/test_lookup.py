@@ -254,6 +254,37 @@ async def test_a_service_that_no_list_had_yet_is_found(autojump_clock: MockClock
         assert await seconds_until(lambda: "fresh" not in watched.services) < 3
 
 
+async def test_a_service_that_the_list_has_meanwhile_is_waited_for(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer to the lookup comes behind the list's, and before that to the query that the list has begun."""
+    async with watching(small(), catalog_watches=20) as watched:
+        model, answered, begun = watched.model, trio.Event(), 0
+        await trio.sleep(5)
+        usual = model.connect_instances
+
+        async def late(service: str, *args: object, **options: object) -> object:
+            nonlocal begun
+            if service == "fresh":
+                begun += 1
+                if begun == 1:
+                    await answered.wait()
+                else:
+                    await trio.sleep(3)
+            return await usual(service, *args, **options)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(model, "connect_instances", late)
+        model.connect["fresh"] = (sidecar("fresh"),)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(watched.watcher.lookup, ["fresh"], "default")
+            await trio.sleep(0.1)
+            await watched.change()
+            while begun < 2:
+                await trio.sleep(0.1)
+            answered.set()
+        assert watched.services["fresh"] == (sidecar("fresh"),)
+
+
 async def test_a_busy_list_is_read_more_often_while_streams_wait_for_it(autojump_clock: MockClock) -> None:
     async def be_busy(model: Model) -> None:
         while True:

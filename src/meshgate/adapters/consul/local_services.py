@@ -220,7 +220,10 @@ class _NamespaceServices:
 
     async def _discover(self, name: str) -> None:
         page = await self._scope.client.connect_instances(name, Cursor())
-        if not page.value or name in self._services:
+        if name in self._services:  # The list has it meanwhile, but there may be no answer to its own query yet.
+            await self._scheduler.lookup(name)
+            return
+        if not page.value:
             return
         query = self._new_service(name, name)
         await query.held.accept(page)
