@@ -1,5 +1,6 @@
 """The benchmark works and prints. What it measures here means nothing, and no test ever judges a time."""
 
+import importlib
 import json
 import math
 import os
@@ -47,7 +48,41 @@ def test_every_work_item_gives_numbers_for_meshgate(results: Path) -> None:
         for key, values in ours.items():
             assert all(map(math.isfinite, values)), key
             # These are what memory grew by. Beside the few streams of a smoke run, a process may well shrink.
+            # The others cannot: rates, times, sizes, and CPU time, which stays counted whatever ends.
             assert key in {"kb_per_stream", "kb_per_service"} or min(values) >= 0, key
+
+
+def test_cpu_time_stays_counted_when_its_thread_or_process_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A gateway's idle threads end. What one had taken was missing afterwards, and a cost could fall below zero."""
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    processes = importlib.import_module("benchmarks.processes")
+    program = """if True:
+        import threading
+        ending = threading.Event()
+        def work():
+            sum(range(2_000_000))
+            print("worked", flush=True)
+            ending.wait()
+        thread = threading.Thread(target=work)
+        thread.start()
+        input()
+        ending.set()
+        thread.join()
+        print("ended", flush=True)
+        input()
+    """
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", program], stdin=pipe, stdout=pipe, text=True, bufsize=1) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        running = processes.Running(child, Path())
+        assert child.stdout.readline() == "worked\n"
+        before = running.cpu()
+        child.stdin.write("\n")
+        assert child.stdout.readline() == "ended\n"
+        assert running.cpu() >= before > 0
+        child.kill()
+    assert running.cpu() >= before
 
 
 def test_the_floor_is_measured_beside_it(results: Path) -> None:
