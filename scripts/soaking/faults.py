@@ -56,6 +56,7 @@ FAULTS: Final[dict[str, Fault]] = {
         partitions.instance_from_gateways, ("gateways *", "instances *"), cuts=True
     ),
     "hostile clients": Fault(hostile.strangers, ()),
+    "worker taken over": Fault(hostile.worker_taken_over, ("gateways *",)),
     "urgent data": Fault(hostile.urgent_data, ("urgent data",)),
     "flood of hellos": Fault(hostile.hello_flood, ("flood",)),
     "flood of unknown names": Fault(hostile.unknown_names, ("flood",)),

@@ -7,12 +7,14 @@ or be refused for what they do.
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from random import Random
-from signal import SIGHUP
+from signal import SIGCONT, SIGHUP
 from typing import Final
 
 import httpx
+import msgspec
 import trio
 
+from . import kernel
 from .ledger import Ledger
 from .messages import PLAIN, PlainStream, Sender, hello_for
 from .stage import Stage
@@ -27,6 +29,8 @@ _PATIENCE: Final = 60.0
 # Of the floods: tasks at once, and the seconds of one.
 _AT_ONCE: Final = 16
 _FLOOD_SECONDS: Final = 4.0
+# Times a hundred messages, of a worker: far more than a parent takes from an honest one.
+_FLOOD: Final = 1000
 _HELD: Final = 150
 _PAGES: Final = (
     "/routes",
@@ -46,6 +50,56 @@ async def strangers(stage: Stage, datacenter: str) -> None:
     async with trio.open_nursery() as nursery:
         for _ in range(_CLIENTS):
             nursery.start_soon(_client, address, Random(rng.random()), stage.ledger)
+
+
+async def worker_taken_over(stage: Stage, datacenter: str) -> None:
+    """A worker says what no honest one says: it is replaced, its streams end, and nothing else comes of it."""
+    gateway = stage.gateway(datacenter)
+    pid = stage.rng.choice(gateway.workers)
+    if not await kernel.stop(pid):
+        return
+    # It stays stopped, so that what it carries at its end is what it carries now.
+    channel = kernel.channel_of(pid, gateway.child.pid)
+    if channel is None:
+        kernel.send(pid, SIGCONT)
+        return
+    kind = stage.rng.choice(list(_SAID_BY_A_ROGUE))
+    stage.ledger.death("worker taken over", kernel.legs_of([pid]))
+    stage.ledger.note(f"worker {pid} of {gateway.instance} is taken over, and says: {kind}")
+    stage.ledger.shock("worker taken over", f"behind {datacenter}")
+    stage.ledger.hostile[f"rogue worker: {kind}"] += 1
+    said = trio.SocketStream(trio.socket.from_stdlib_socket(channel))
+    with trio.move_on_after(_FLOOD_SECONDS), suppress(trio.BrokenResourceError):
+        for _ in range(_FLOOD if kind == "flood" else 1):
+            await said.send_all(_SAID_BY_A_ROGUE[kind])
+    await said.aclose()
+    await gateway.until_workers(_PATIENCE, without=pid)
+    if not gateway.child.running:
+        stage.ledger.violation(f"the parent of {gateway.instance} ended with a rogue worker ({kind})")
+
+
+def _framed(message: bytes) -> bytes:
+    return len(message).to_bytes(4) + message
+
+
+def _said(message: object) -> bytes:
+    return _framed(msgspec.msgpack.encode(message))
+
+
+# Built as the messages of `adapters/relay/messages.py` are, with what its decoder has to refuse.
+_SAID_BY_A_ROGUE: Final = {
+    "noise": _framed(bytes(range(256)) * 4),
+    "4 GiB": b"\xff" * 4 + bytes(1 << 16),
+    "nested": _framed(b"\x82\xa4type\xa7LogLine\xa1x" + b"\x91" * 200_000),
+    "unknown message": _said({"type": "Reboot"}),
+    "not a number": _said(
+        {"type": "StatsReport", "counters": {"active": float("nan")}, "refused": [], "ended": [], "dropped": 0}
+    ),
+    "below nothing": _said(
+        {"type": "StatsReport", "counters": {"active": -(1 << 62)}, "refused": [], "ended": [], "dropped": 0}
+    ),
+    "flood": _said({"type": "Lookup", "name": "x" * 250, "client": "::1"}) * 100,
+}
 
 
 async def urgent_data(stage: Stage, _datacenter: str) -> None:

@@ -1,5 +1,6 @@
 """What Linux says about processes: who belongs to whom, what they hold, which connections are theirs."""
 
+import ctypes
 import os
 import signal
 import socket
@@ -17,6 +18,9 @@ from .messages import spot
 
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 _LISTEN: Final = "0A"
+# The same on each architecture. Python has no function for it.
+_PIDFD_GETFD: Final = 438
+_libc: Final = ctypes.CDLL(None, use_errno=True)
 
 
 def _stat(pid: int) -> list[str]:
@@ -113,6 +117,34 @@ async def stop(pid: int) -> bool:
                 return True
             await trio.sleep(0.005)
     return False
+
+
+def channel_of(pid: int, parent: int) -> socket.socket | None:
+    """A copy of the socket by which a worker speaks to its parent, as whoever took it over has it; None: it is gone.
+
+    A worker has a pair of its own, too, in which the credentials are its own.
+    """
+    with suppress(OSError):
+        handle = os.pidfd_open(pid)
+        try:
+            for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+                if not str(descriptor.readlink()).startswith("socket:"):
+                    continue
+                copy = _libc.syscall(_PIDFD_GETFD, handle, int(descriptor.name), 0)
+                if copy < 0:
+                    continue
+                held = socket.socket(fileno=copy)
+                if held.family == socket.AF_UNIX and _creator(held) == parent:
+                    return held
+                held.close()
+        finally:
+            os.close(handle)
+    return None
+
+
+def _creator(held: socket.socket) -> int:
+    credentials = held.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    return int(struct.unpack("3i", credentials)[0])
 
 
 def send(pid: int, number: signal.Signals) -> None:
