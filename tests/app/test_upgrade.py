@@ -358,7 +358,7 @@ def test_the_command_says_each_step(capsys: pytest.CaptureFixture[str]) -> None:
         f"version {__version__} runs",
         "trial: version 2 can go on, by /opt/x/bin/python",
         f"exec: version {__version__} is in charge, 1.0 s after it was asked for",
-        "streams: 0 of 0 handed over, 0 kept by the workers of before, 0 lost",
+        "streams: 0 of 0 handed over, 0 kept by the old workers, 0 lost",
         f"upgraded from version 1 to version {__version__}",
     ]
 

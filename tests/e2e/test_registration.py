@@ -317,7 +317,7 @@ async def test_settings_that_changed_are_in_force_after_a_sighup_or_named(world:
         await until_equal("no problem", partial(problems, gateway), [], seconds=20)
         write(ADDRESS=f"{HOST}:{moved}", HELLO_TIMEOUT="nonsense")
         gateway.child.signal(signal.SIGHUP)
-        failed = "settings cannot be read again, those of before stay: MESHGATE_HELLO_TIMEOUT='nonsense'"
+        failed = "settings cannot be read again, the old ones stay in use: MESHGATE_HELLO_TIMEOUT='nonsense'"
 
         async def told() -> list[bool]:
             return [line.startswith(failed) for line in await problems(gateway)]

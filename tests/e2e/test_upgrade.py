@@ -174,7 +174,7 @@ async def test_the_version_that_is_installed_in_place_goes_on_and_workers_it_can
             assert await stream.receive_some() == b"before"
             done = await gateway.upgrade("--python", installation.python)
             assert done.returncode == 0, done.stderr
-            assert "streams: 0 of 1 handed over, 1 kept by the workers of before, 0 lost" in done.stdout
+            assert "streams: 0 of 1 handed over, 1 kept by the old workers, 0 lost" in done.stdout
             await stream.send_all(b"after")
             assert await stream.receive_some() == b"after"
             assert (await caller.call(gateway.address, sni, b"new")).data == b"new"

@@ -667,7 +667,7 @@ def upgrade(settings: Settings, *, python: str, as_json: bool) -> None:
     _say(words, {"step": "exec", "version": after.version, "seconds": last.seconds}, as_json=as_json)
     words = (
         f"streams: {last.handed_over} of {last.streams} handed over, "
-        f"{last.kept} kept by the workers of before, {last.lost} lost"
+        f"{last.kept} kept by the old workers, {last.lost} lost"
     )
     numbers = {"streams": last.streams, "handed_over": last.handed_over, "kept": last.kept, "lost": last.lost}
     _say(words, {"step": "streams", **numbers}, as_json=as_json)

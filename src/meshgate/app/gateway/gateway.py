@@ -410,8 +410,8 @@ class Gateway:
         try:
             self._take(Reload.of(self.settings))
         except (ConfigError, ConsulConfigError, RegistrationError) as error:
-            self._waiting = f"settings cannot be read again, those of before stay: {error}"
-            log.warning("SIGHUP: settings cannot be read again, those of before stay", error=str(error))
+            self._waiting = f"settings cannot be read again, the old ones stay in use: {error}"
+            log.warning("SIGHUP: settings cannot be read again, the old ones stay in use", error=str(error))
         if self.listening:
             self._notifier.ready()
 
