@@ -1,8 +1,11 @@
 """The environments that scripts make of the checkout: a small one for the demo, and one for all the rest."""
 
+import os
+import platform
 import re
 import shutil
 import subprocess
+import sys
 import tomllib
 from importlib.metadata import requires
 from pathlib import Path
@@ -34,10 +37,11 @@ def checkout(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def installed(checkout: Path, lock: str) -> list[str]:
+def installed(checkout: Path, lock: str, python: str = "") -> list[str]:
     """The locks of which pip is told to install when an environment is wanted by this one."""
     script = f'set -euo pipefail\n. "{checkout}/scripts/_env"\n{STAND_IN}\nprepare {lock}\n'
-    subprocess.run(["bash", "-c", script], check=True, capture_output=True, timeout=60)
+    environment = os.environ | {"PYTHON": python}
+    subprocess.run(["bash", "-c", script], check=True, capture_output=True, timeout=60, env=environment)
     said = checkout / "said"
     lines = said.read_text().splitlines() if said.exists() else []
     said.unlink(missing_ok=True)
@@ -63,6 +67,17 @@ def test_tests_make_an_environment_of_their_own_of_the_demos_and_the_demo_leaves
     assert installed(checkout, ALL) == [ALL]
     assert installed(checkout, DEMO) == []
     assert installed(checkout, ALL) == []
+
+
+def test_another_python_has_an_environment_of_its_own(checkout: Path) -> None:
+    assert installed(checkout, ALL) == [ALL]
+    assert installed(checkout, ALL, sys.executable) == [ALL]
+    assert installed(checkout, ALL, sys.executable) == []
+    assert installed(checkout, ALL) == []
+    assert (checkout / ".cache" / f"venv-{platform.python_version()}" / ".locked").exists()
+    with pytest.raises(subprocess.CalledProcessError) as failed:
+        installed(checkout, ALL, "/no/such/python")
+    assert b"PYTHON=/no/such/python does not run" in failed.value.stderr
 
 
 def test_changed_lock_makes_the_environment_anew_as_what_it_was(checkout: Path) -> None:
