@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 
 from meshgate.adapters import state
+from meshgate.adapters.consul.api import records
 from meshgate.adapters.consul.watch_scheduler import AT_A_TICK, TICK
 from meshgate.adapters.relay import hand_over, messages, stream
 from meshgate.adapters.relay.pump import HELD_BYTES
@@ -79,6 +80,15 @@ def test_tests() -> None:
                 yield f"{path}::{test}"
 
     assert missing(unknown) == []
+
+
+def test_folders_of_the_examples() -> None:
+    rows = re.findall(r"^\| (`[^|]+`) \|", page("docs/deploy.md"), re.MULTILINE)
+    folders = re.findall(r"`([\w/-]+)/`", " ".join(rows))
+    assert {folder for folder in folders if not (ROOT / "deploy" / folder).is_dir()} == set()
+    assert {path.name for path in (ROOT / "deploy").iterdir()} == {*folders, "man", "consul"} - {
+        "kubernetes/consul-k8s"
+    }
 
 
 def test_modules() -> None:
@@ -156,6 +166,11 @@ def test_flags_by_themselves() -> None:
 def test_settings() -> None:
     def unknown(text: str) -> Iterator[str]:
         yield from (name for name in re.findall(r"\bMESHGATE_[A-Z_]*[A-Z]\b", text) if name not in BY_NAME)
+        for name, value in re.findall(r"\b(MESHGATE_[A-Z_]+)=([^\s`|…]+)", text):
+            try:
+                BY_NAME[name].parse(value)
+            except ValueError as error:
+                yield f"{name}={value}: {error}"
 
     assert missing(unknown) == []
 
@@ -259,6 +274,7 @@ def test_numbers_that_the_code_has() -> None:
         ("SECURITY.md", f"A log line has at most {messages.LONGEST_LINE >> 10} kB"),
         ("SECURITY.md", f"is larger than {state.LARGEST >> 20} MB"),
         ("docs/comparison.md", f"up to {MAX_ATTEMPTS} endpoints are tried"),
+        ("docs/comparison.md", f"(choices up to {records._MOST_CHOICES})"),
         ("docs/comparison.md", f"(after {FIRST_PROBE_SECONDS:g} s, then up to {LONGEST_WAIT_SECONDS:g} s apart)"),
         ("docs/hand-over.md", f"up to {hand_over.BATCH_STREAMS} streams, {hand_over._MOST_DESCRIPTORS} descriptors"),
         ("docs/observability.md", f"The first {MAX_HISTOGRAMS} destinations that had streams have their own"),
