@@ -1,5 +1,6 @@
 """The whole product: `meshgate run` with all its processes, as it runs in production, beside a real Consul."""
 
+import compileall
 import json
 import os
 import sys
@@ -117,6 +118,8 @@ class Product(Peer):
 
     def start(self, place: Place, targets: Sequence[Target]) -> Subject:
         """Start it, and wait until it has a route for each target."""
+        # As an installation has it: a process that compiles its modules needs more time, and keeps more memory.
+        compileall.compile_dir(self._source, quiet=1)
         consul = self._datacenter.consul
         self._datacenter.register(targets)
         port, admin = free_port(), free_port()

@@ -22,5 +22,29 @@ def test_a_gateway_imports_no_cryptography_before_it_needs_any() -> None:
     assert "cryptography" not in found
 
 
+def test_a_gateway_imports_no_library_that_only_others_would_use() -> None:
+    code = """
+from meshgate.app.cli.local_commands import colorless
+with colorless():
+    import meshgate.app.composition_root, httpcore
+"""
+    found = imported(code)
+    assert {"httpx", "structlog", "consul"} <= found
+    assert not found & {"rich", "pygments", "requests", "urllib3"}
+
+
+def test_the_colors_of_a_gateway_are_taken_from_it_alone() -> None:
+    code = """
+from meshgate.app.cli.local_commands import colorless
+with colorless():
+    import structlog.dev
+    assert structlog.dev.rich is None
+import rich.console
+with colorless():
+    import rich.table
+"""
+    assert "rich" in imported(code)
+
+
 def test_the_command_line_imports_no_client_before_it_needs_one() -> None:
     assert not imported("import meshgate.app.cli.main") & {"httpx", "consul", "requests", "trio"}

@@ -4,9 +4,11 @@
 """
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import click
 from click.shell_completion import get_completion_class
@@ -87,10 +89,27 @@ def run(settings: Settings) -> int | None:
     Runs in the foreground until SIGTERM or Ctrl-C, which let open streams end first. A second one stops at once.
     Takes the flags of consul connect envoy -gateway=mesh; those that are about Envoy or xDS are ignored.
     """
-    from meshgate.app.composition_root import run_gateway  # noqa: PLC0415 - heavy, and only needed here
-
     taken = click.get_current_context().ensure_object(Session).taken
-    return run_gateway(settings) if taken is None else run_gateway(settings, taken)
+    with colorless():
+        from meshgate.app.composition_root import run_gateway  # noqa: PLC0415 - heavy, and only needed here
+
+        return run_gateway(settings) if taken is None else run_gateway(settings, taken)
+
+
+@contextmanager
+def colorless() -> Iterator[None]:
+    """Let no library find the ones for colors, as if they were not installed.
+
+    httpx and structlog import them for commands and consoles of their own, 4 MB that a gateway has no use for.
+    """
+    hidden = {"rich", "pygments"} - sys.modules.keys()
+    # As the import system documents it: a name that stands for None is one that is not found.
+    cast("dict[str, Any]", sys.modules).update(dict.fromkeys(hidden))
+    try:
+        yield
+    finally:
+        for name in hidden:
+            sys.modules.pop(name, None)
 
 
 @click.command(

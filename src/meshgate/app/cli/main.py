@@ -70,9 +70,9 @@ class OnDemand(UserDict[str, click.Command]):
 
 
 def chosen(group: click.Group, arguments: Sequence[str]) -> click.Group:
-    """A group of the one command that the arguments name; the group itself where they name none."""
+    """A group of the one command that the arguments name, or of none: no other is imported for its options."""
     command = group.commands.get(arguments[0]) if arguments else None
-    return group if command is None else click.Group(commands=[command], params=group.params)
+    return click.Group(commands=[command] if command else [], params=group.params)
 
 
 class Commands(click.Group):
