@@ -11,12 +11,12 @@ import structlog
 import trio
 
 from meshgate.adapters.admin.http_server import AdminServer
-from meshgate.adapters.admin.views import EndpointFacts
 from meshgate.adapters.consul import WatchState
 from meshgate.adapters.consul.api import HealthCheck
 from meshgate.adapters.relay import Counters, Limits, OpenStream, Refused, StreamRecord
 from meshgate.adapters.relay.pool import WorkerLoss
 from meshgate.app.admin.admin_pages import admin_routes
+from meshgate.app.admin.answers import Ejection, EndpointFacts
 from meshgate.app.admin.gateway_view import GatewayView
 from meshgate.app.admin.history import History
 from meshgate.app.admin.metrics import Metrics
@@ -129,7 +129,9 @@ class GatewayDouble(GatewayView):
         return self.out
 
     def endpoint_facts(self, address: Address) -> EndpointFacts:
-        return self.facts.get(address, EndpointFacts(ejected=self.out.get(address, 0)))
+        return self.facts.get(address) or EndpointFacts(
+            ejected=Ejection(self.out[address], 0.0, None) if address in self.out else None
+        )
 
     async def caller_names(self) -> Callable[[str], str]:
         return lambda host: self.names.get(host, "")

@@ -11,9 +11,9 @@ import trio
 from rich.console import Console
 
 from meshgate.adapters.admin.http_server import AdminServer, Response, error_response, json_response, text_response
-from meshgate.adapters.admin.views import explain_view, routes_view
+from meshgate.app.admin.answers import Explanation, Routes
+from meshgate.app.admin.views import explain_view, routes_view
 from meshgate.app.cli import gateway_commands
-from meshgate.app.cli.admin_answers import Explanation, Routes
 from meshgate.app.cli.main import execute
 from meshgate.app.cli.output import Printer
 from meshgate.core.explain import explain

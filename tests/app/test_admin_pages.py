@@ -12,12 +12,12 @@ import trio
 
 from meshgate import __version__, build
 from meshgate.adapters.admin.http_server import AdminServer, Request, Response
-from meshgate.adapters.admin.views import routes_view
 from meshgate.adapters.consul import WatchKey, WatchState
 from meshgate.adapters.relay.counters import OpenStream
 from meshgate.app.admin import explain_page
 from meshgate.app.admin.admin_pages import admin_routes
 from meshgate.app.admin.metrics import Metrics
+from meshgate.app.admin.views import routes_view
 from meshgate.app.logs import logs
 from meshgate.app.settings.settings import Settings
 from meshgate.core.explain import Explanation, explain

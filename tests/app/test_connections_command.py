@@ -15,7 +15,7 @@ from meshgate.adapters.relay import OpenStream
 from meshgate.adapters.relay.pool import WorkerLoss
 from meshgate.adapters.relay.worker_process import WorkerEnd
 from meshgate.app.cli import output
-from meshgate.app.cli.admin_answers import RatedStream
+from meshgate.app.cli.gateway_commands import RatedStream
 from meshgate.app.cli.main import execute
 from meshgate.core.reasons import Reason, StreamEnd
 
@@ -265,11 +265,12 @@ def test_a_gateway_of_another_version_is_an_error(capsys: pytest.CaptureFixture[
 
 
 def test_a_stream_with_the_id_of_one_that_ended_has_a_rate_of_its_own() -> None:
-    before = RatedStream(id=1, worker=0, sni=None, client="a:1", route=None, endpoint=None, state="", age_seconds=9.0)
-    before.bytes_received = 9_000
+    def stream(client: str, age: float, received: int) -> RatedStream:
+        return RatedStream(1, client, None, None, None, None, "", age, received, 0, 0)
+
+    before = stream("a:1", 9.0, 9_000)
     for client, age, received, rate in (("a:1", 10.0, 9_500, 500.0), ("b:2", 10.0, 50, 5.0), ("a:1", 0.1, 50, 50.0)):
-        now = RatedStream(id=1, worker=0, sni=None, client=client, route=None, endpoint=None, state="", age_seconds=age)
-        now.bytes_received = received
+        now = stream(client, age, received)
         now.measure(before)
         assert now.received_rate == rate
 

@@ -15,7 +15,7 @@ from meshgate.adapters.consul.watch_registry import WatchKey, WatchState
 from meshgate.adapters.relay import Counters, OpenStream
 from meshgate.adapters.relay.pool import WorkerLoss
 from meshgate.adapters.relay.worker_process import WorkerEnd
-from meshgate.app.admin.dashboard import FRESH, MOST_STREAMS, STALE, DashboardState, Sampler
+from meshgate.app.admin.dashboard import FRESH, MOST_STREAMS, STALE, DashboardPage, Sampler
 from meshgate.app.admin.history import BUSIEST, MINUTES, History, history_view
 from meshgate.app.gateway.upgrade_record import MinuteLeft
 from meshgate.core.reasons import Reason, StreamEnd
@@ -29,7 +29,7 @@ MAIL = (RouteKind.SERVICE, "mail")
 
 
 def asking(double: GatewayDouble) -> Callable[..., Awaitable[tuple[int, Any]]]:
-    handler = DashboardState(double).answer
+    handler = DashboardPage(double).answer
 
     async def ask(**query: str) -> tuple[int, Any]:
         response: Response = await handler(Request("GET", "/dashboard/state", query, {}))
@@ -127,7 +127,7 @@ async def test_history_tells_failures_of_a_destination_from_what_strangers_send(
     double.history.note(totals, 60.0)
     totals.connections[WEB] += 1
     double.history.note(totals, 120.0)
-    response = await DashboardState(double).history(Request("GET", "/dashboard/history", {}, {}))
+    response = await DashboardPage(double).history(Request("GET", "/dashboard/history", {}, {}))
     told = json.loads(response.body)
     assert (told["ends"], told["streams"], told["failed"], told["refused"]) == ([60.0, 120.0], [8, 1], [3, 0], [9, 0])
     web, mail = told["destinations"]
@@ -146,7 +146,7 @@ async def test_history_is_handed_over_to_the_next_version_whose_slots_may_be_oth
     other = History()
     other.remember([(60.0, 8, 0, 0, [(WEB, (8, 0, [8]))])])
     view = history_view(other.minutes)
-    assert (view["streams"], view["destinations"]) == ([8], [])
+    assert (view.streams, view.destinations) == ([8], [])
 
 
 async def test_history_keeps_the_busiest_destinations_and_all_in_sum() -> None:
@@ -155,10 +155,10 @@ async def test_history_keeps_the_busiest_destinations_and_all_in_sum() -> None:
         totals.connections[RouteKind.SERVICE, f"s{number}"] = number + 1
     history.note(totals, 60.0)
     view = history_view(history.minutes)
-    assert view["streams"] == [sum(range(BUSIEST + 51))]
-    assert len(view["destinations"]) == BUSIEST
-    assert (view["destinations"][0]["name"], view["destinations"][-1]["name"]) == (f"s{BUSIEST + 49}", "s50")
-    assert history_view(History().minutes)["streams"] == []
+    assert view.streams == [sum(range(BUSIEST + 51))]
+    assert len(view.destinations) == BUSIEST
+    assert (view.destinations[0].name, view.destinations[-1].name) == (f"s{BUSIEST + 49}", "s50")
+    assert history_view(History().minutes).streams == []
 
 
 @pytest.mark.parametrize(

@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import to_builtins
 
 import meshgate.adapters.admin
 from meshgate.adapters.admin.http_server import Request, Response
 from meshgate.adapters.admin.static_files import FOLDER, static_routes
-from meshgate.adapters.admin.views import EndpointFacts
 from meshgate.adapters.relay import Counters
+from meshgate.app.admin import answers
+from meshgate.app.admin.answers import Ejection, EndpointFacts
 from meshgate.app.admin.dashboard import (
     MAX_CALLERS,
     MAX_ENDPOINTS,
@@ -60,7 +62,7 @@ def nothing_met(_address: Address) -> EndpointFacts:
 
 
 def test_page_and_its_files_are_served_with_a_policy_that_lets_nothing_else_run() -> None:
-    paths = {path for _, path in static_routes()} - {"/openapi.json"}
+    paths = {path for _, path in static_routes()}
     assert {"/", f"{FOLDER}/main.js", f"{FOLDER}/style.css", f"{FOLDER}/icon.svg"} <= paths
     for path in paths:
         response = answer(path)
@@ -107,8 +109,8 @@ def test_rates_are_unknown_at_first_and_then_those_between_the_samples() -> None
         connect_counts=[1, 5],
         carried={key: (400, 6)},
     )
-    assert totals_view(Span(None, after))["streams_rate"] is None
-    assert totals_view(Span(before, after)) == {
+    assert totals_view(Span(None, after)).streams_rate is None
+    assert to_builtins(totals_view(Span(before, after))) == {
         "open": 3,
         "streams": 10,
         "refused": 2,
@@ -120,9 +122,9 @@ def test_rates_are_unknown_at_first_and_then_those_between_the_samples() -> None
         "sent_rate": 3.5,
         "connects": [0, 5],
     }
-    assert refused_view(Span(before, after)) == [{"reason": "no_sni", "total": 2, "rate": 0.5}]
-    (row,) = destinations_view(table(route("web", True)), Span(before, after), nothing_met)["rows"]
-    assert (row["open"], row["streams"], row["rate"], row["received_rate"], row["sent_rate"]) == (
+    assert refused_view(Span(before, after)) == [answers.Refused(Reason.NO_SNI, 2, 0.5)]
+    (row,) = destinations_view(table(route("web", True)), Span(before, after), nothing_met).rows
+    assert (row.open, row.facts.streams, row.rate, row.received_rate, row.sent_rate) == (
         3,
         10,
         3.0,
@@ -133,20 +135,20 @@ def test_rates_are_unknown_at_first_and_then_those_between_the_samples() -> None
 
 def test_counters_that_went_back_give_no_negative_rate() -> None:
     before, after = sample(1.0, bytes_received=10), sample(2.0, bytes_received=5)
-    assert totals_view(Span(before, after))["received_rate"] == 0
+    assert totals_view(Span(before, after)).received_rate == 0
 
 
 def test_destinations_are_filtered_by_name_sni_and_kind() -> None:
     routes = table(route("Web", True), route("dc2", True, kind=RouteKind.DATACENTER), route("mail", True))
 
     def found(wanted: str) -> list[str]:
-        return [row["name"] for row in destinations_view(routes, NOW, nothing_met, wanted=wanted, sort="name")["rows"]]
+        return [row.name for row in destinations_view(routes, NOW, nothing_met, wanted=wanted, sort="name").rows]
 
     assert found(" WEB ") == ["Web"]
     assert found("datacenter") == ["dc2"]
     assert found("mail.td") == ["mail"]
     assert found("x") == []
-    assert destinations_view(routes, NOW, nothing_met, wanted="x")["total"] == 3
+    assert destinations_view(routes, NOW, nothing_met, wanted="x").total == 3
 
 
 @pytest.mark.parametrize(
@@ -155,31 +157,30 @@ def test_destinations_are_filtered_by_name_sni_and_kind() -> None:
 def test_destinations_are_ordered_as_asked(sort: str, names: list[str]) -> None:
     routes = table(route("a", True, False), route("b", True), route("c", False))
     span = Span(None, sample(1.0, connections={(SERVICE, "b"): 2, (SERVICE, "a"): 1}))
-    assert [row["name"] for row in destinations_view(routes, span, nothing_met, sort=sort)["rows"]] == names  # type: ignore[arg-type]
+    assert [row.name for row in destinations_view(routes, span, nothing_met, sort=sort).rows] == names  # type: ignore[arg-type]
 
 
 def test_answer_is_bounded_and_says_what_it_leaves_out() -> None:
     many = [route(f"s{number}", *[True] * 30) for number in range(MAX_ROWS + 5)]
     view = destinations_view(table(*many), NOW, nothing_met)
-    assert (view["total"], view["matching"], len(view["rows"])) == (MAX_ROWS + 5, MAX_ROWS + 5, MAX_ROWS)
-    assert (view["rows"][0]["endpoints"], len(view["rows"][0]["listed"])) == (30, MAX_ENDPOINTS)
+    assert (view.total, view.matching, len(view.rows)) == (MAX_ROWS + 5, MAX_ROWS + 5, MAX_ROWS)
+    assert (view.rows[0].endpoints, len(view.rows[0].listed)) == (30, MAX_ENDPOINTS)
     datacenters = [route(f"dc{number}", True, kind=RouteKind.DATACENTER) for number in range(MAX_PLACES + 3)]
     places = places_view(table(*datacenters), NOW)
-    assert (len(places["shown"]), places["left_out"]) == (MAX_PLACES, 3)
+    assert (len(places.shown), places.left_out) == (MAX_PLACES, 3)
 
 
 def test_unhealthy_endpoints_are_listed_first() -> None:
-    (row,) = destinations_view(table(route("web", True, True, False)), NOW, nothing_met)["rows"]
-    assert [endpoint["healthy"] for endpoint in row["listed"]] == [False, True, True]
+    (row,) = destinations_view(table(route("web", True, True, False)), NOW, nothing_met).rows
+    assert [endpoint.healthy for endpoint in row.listed] == [False, True, True]
 
 
 def test_what_is_known_of_streams_without_their_keys_is_in_the_row() -> None:
     numbers, key = Counters(), (SERVICE, "web")
-    (row,) = destinations_view(table(route("web", True)), Span(None, Sample(1.0, numbers)), nothing_met)["rows"]
-    assert row["tls"] == {
-        "answered": 0, "unanswered": 0, "first_byte_p50": None, "first_byte_p99": None, "versions": {},
-        "resumption": None, "alerts": [],
-    }  # fmt: skip
+    (row,) = destinations_view(table(route("web", True)), Span(None, Sample(1.0, numbers)), nothing_met).rows
+    assert to_builtins(row.tls) == {"versions": {}, "resumption": None, "alerts": []}
+    assert (row.facts.answered, row.facts.unanswered) == (0, 0)
+    assert (row.facts.first_byte_p50, row.facts.first_byte_p99) == (None, None)
     for seconds in (*[0.004] * 5, *[0.04] * 4, 60.0):
         numbers.count_first_byte(key, ("10.0.0.1", 1), seconds)
     numbers.count_unanswered(key, ("10.0.0.1", 1))
@@ -189,12 +190,10 @@ def test_what_is_known_of_streams_without_their_keys_is_in_the_row() -> None:
     numbers.count_alert(key, "client", Alert.UNKNOWN_CA)
     for _ in range(2):
         numbers.count_alert(key, "endpoint", Alert.PROTOCOL_VERSION)
-    (row,) = destinations_view(table(route("web", True)), Span(None, Sample(1.0, numbers)), nothing_met)["rows"]
-    assert row["tls"] == {
-        "answered": 10,
-        "unanswered": 1,
-        "first_byte_p50": 0.005,
-        "first_byte_p99": None,
+    (row,) = destinations_view(table(route("web", True)), Span(None, Sample(1.0, numbers)), nothing_met).rows
+    assert (row.facts.answered, row.facts.unanswered) == (10, 1)
+    assert (row.facts.first_byte_p50, row.facts.first_byte_p99) == (0.005, None)
+    assert to_builtins(row.tls) == {
         "versions": {"TLSv1.2": 1, "TLSv1.3": 3},
         "resumption": 0.75,
         "alerts": [
@@ -210,33 +209,32 @@ def test_callers_are_listed_by_what_their_open_streams_carry_now_a_few_of_them()
     after = Sample(2.0, callers={"10.0.0.1": (1, 900), "10.0.0.2": (5, 1000), "10.0.0.3": (2, 50), **many})
     names = {"10.0.0.2": "web on n2"}
     view = callers_view(Span(before, after), lambda host: names.get(host, ""))
-    assert (view["total"], len(view["rows"])) == (MAX_CALLERS + 3, MAX_CALLERS)
-    assert view["rows"][:3] == [
+    assert (view.total, len(view.rows)) == (MAX_CALLERS + 3, MAX_CALLERS)
+    assert to_builtins(view.rows[:3]) == [
         {"client": "10.0.0.1", "caller": None, "open": 1, "rate": 800.0},
         {"client": "10.0.0.3", "caller": None, "open": 2, "rate": 50.0},
         {"client": "10.0.0.2", "caller": "web on n2", "open": 5, "rate": 0.0},
     ]
-    (first, *_) = callers_view(Span(None, after), lambda _: "")["rows"]
-    assert (first["client"], first["rate"]) == ("10.0.0.2", None)
+    (first, *_) = callers_view(Span(None, after), lambda _: "").rows
+    assert (first.client, first.rate) == ("10.0.0.2", None)
 
 
 def test_endpoints_that_fail_come_before_the_others_with_what_was_met_of_them() -> None:
     met = {
         ("10.0.0.1", 2): EndpointFacts(streams=5, failures=1, last_failure=1e9, last_error="connection refused"),
         ("10.0.0.1", 3): EndpointFacts(
-            streams=9, unanswered=2, failures=7, first_byte=0.0123456789, last_success=1e9 + 5, ejected=7,
-            ejected_since=1e9, ejected_why="timed\nout",
+            streams=9,
+            unanswered=2,
+            failures=7,
+            first_byte_seconds=0.012346,
+            last_success=1e9 + 5,
+            ejected=Ejection(7, 1e9, "timed out"),
         ),
-    }  # fmt: skip
+    }
     facts = lambda address: met.get(address, EndpointFacts())  # noqa: E731
-    (row,) = destinations_view(table(route("web", True, True, True)), NOW, facts)["rows"]
-    assert [endpoint["port"] for endpoint in row["listed"]] == [3, 2, 1]
-    first, second, third = row["listed"]
-    assert first["ejected"] == {"failures": 7, "since": 1e9, "why": "timed\\nout"}
-    assert (first["streams"], first["unanswered"], first["failures"]) == (9, 2, 7)
-    assert (first["first_byte_seconds"], first["last_success"]) == (0.012346, 1e9 + 5)
-    assert (second["ejected"], second["last_failure"], second["last_error"]) == (None, 1e9, "connection refused")
-    assert (third["streams"], third["first_byte_seconds"], third["last_success"]) == (0, None, None)
+    (row,) = destinations_view(table(route("web", True, True, True)), NOW, facts).rows
+    assert [endpoint.port for endpoint in row.listed] == [3, 2, 1]
+    assert [endpoint.met for endpoint in row.listed] == [*reversed(met.values()), EndpointFacts()]
 
 
 def test_places_sum_up_what_belongs_together() -> None:
@@ -249,15 +247,15 @@ def test_places_sum_up_what_belongs_together() -> None:
         route("server.dc1", True, kind=RouteKind.SERVER),
     )
     after = sample(2.0, {"web.td": 1}, connections={(SERVICE, "web"): 5, (RouteKind.SUBSET, "v2.web"): 2})
-    services, servers, dc2 = places_view(routes, Span(Sample(1.0), after))["shown"]
-    assert (services["kind"], services["destinations"], services["endpoints"]) == ("services", 2, 3)
-    assert (services["healthy"], services["down"], services["streams"], services["rate"]) == (1, 1, 7, 7.0)
-    assert services["open"] == 1
+    services, servers, dc2 = places_view(routes, Span(Sample(1.0), after)).shown
+    assert (services.kind, services.destinations, services.endpoints) == ("services", 2, 3)
+    assert (services.healthy, services.down, services.streams, services.rate) == (1, 1, 7, 7.0)
+    assert services.open == 1
     # Both names are of one server.
-    assert (servers["kind"], servers["destinations"], servers["endpoints"]) == ("servers", 2, 1)
-    assert (dc2["kind"], dc2["name"], dc2["open"]) == ("datacenter", "dc2", 0)
+    assert (servers.kind, servers.destinations, servers.endpoints) == ("servers", 2, 1)
+    assert (dc2.kind, dc2.name, dc2.open) == ("datacenter", "dc2", 0)
 
 
 def test_every_kind_of_route_has_its_place() -> None:
     routes = table(*(route(f"x{kind.value}", True, kind=kind) for kind in RouteKind))
-    assert sum(place["destinations"] for place in places_view(routes, NOW)["shown"]) >= len(RouteKind) - 1
+    assert sum(place.destinations for place in places_view(routes, NOW).shown) >= len(RouteKind) - 1

@@ -10,9 +10,9 @@ import trio
 from trio.testing import MockClock
 
 from meshgate.adapters.admin.http_server import Request
-from meshgate.adapters.admin.views import EndpointFacts
 from meshgate.adapters.consul import WatchKey, WatchState
 from meshgate.adapters.consul.api import ConsulUnreachableError, HealthCheck
+from meshgate.app.admin.answers import Ejection, EndpointFacts
 from meshgate.app.admin.explain_page import ExplainPage
 from meshgate.core.explain import Explanation, explain
 from meshgate.core.hello import Offer
@@ -229,7 +229,7 @@ async def test_names_that_were_refused_lately_are_offered_each_once_and_none_tha
 async def test_an_endpoint_that_connections_cannot_reach_is_told(autojump_clock: MockClock) -> None:
     gateway = gateway_with(WELL)
     now = time.time()
-    met = EndpointFacts(ejected=3, ejected_since=now - 95, ejected_why="connection\x1brefused")
+    met = EndpointFacts(ejected=Ejection(3, now - 95, "connection\x1brefused"))
     gateway.facts = {(WELL.address, WELL.port): met}
     steps = dict(await told(gateway, WEB))
     assert re.match(
@@ -271,7 +271,13 @@ async def test_what_was_met_of_the_endpoints_is_told_those_that_fail_first(autoj
     gateway = gateway_with(*many)
     gateway.facts = {("10.0.0.9", port): EndpointFacts(streams=1) for port in range(1, 7)}
     gateway.facts[("10.0.0.9", 5)] = EndpointFacts(
-        40, 2, 1, first_byte=0.00312, last_success=now - 2, last_failure=now - 7200, last_error="timed out"
+        streams=40,
+        unanswered=2,
+        failures=1,
+        first_byte_seconds=0.00312,
+        last_success=now - 2,
+        last_failure=now - 7200,
+        last_error="timed out",
     )
     steps = [outcome for rule, outcome in await told(gateway, WEB) if rule == "endpoint"]
     assert re.fullmatch(

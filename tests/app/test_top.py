@@ -20,25 +20,12 @@ from rich.console import Console
 
 from meshgate.adapters.consul import WatchKey, WatchState
 from meshgate.adapters.relay import Counters, OpenStream
-from meshgate.app.cli import admin_answers
-from meshgate.app.cli.admin_answers import (
-    Consul,
-    DashboardState,
-    Destination,
-    Destinations,
-    Identity,
-    Refusal,
-    Refusals,
-    Refused,
-    Stream,
-    Totals,
-    Watches,
-    Worker,
-)
+from meshgate.app.admin import answers
+from meshgate.app.admin.answers import Consul, DashboardState, Destination, DestinationFacts, Destinations, Met, Stream
 from meshgate.app.cli.main import execute
 from meshgate.app.cli.output import duration, rate, size
 from meshgate.app.cli.top_view import PAGES, Seen, View, screen
-from meshgate.core.reasons import Reason
+from meshgate.core.reasons import Reason, StreamEnd
 from meshgate.core.routes import Endpoint, Route, RouteKind
 
 from .gateway_double import TRUST_DOMAIN, GatewayDouble
@@ -69,34 +56,89 @@ NUMBERS = Counters(
 )
 
 
-def down(address: str, port: int, node: str) -> admin_answers.Met:
-    return admin_answers.Met(address, port, healthy=False, weight=1, node=node, instance="")
+def down(address: str, port: int, node: str) -> Met:
+    return Met(address, port, healthy=False, cause=None, weight=1, node=node, instance="")
 
 
+def row(
+    name: str,
+    kind: str,
+    health: tuple[int, int],
+    open_: int | None,
+    rates: tuple[float | None, float | None, float | None],
+    *listed: Met,
+    answered: int = 0,
+    unanswered: int = 0,
+) -> Destination:
+    facts = DestinationFacts(
+        streams=0,
+        open=0,
+        refused=0,
+        connect_failures=0,
+        answered=answered,
+        unanswered=unanswered,
+        first_byte_p50=0.005 if answered else None,
+        first_byte_p99=None,
+    )
+    tls = answers.Tls({}, None, [])
+    return Destination("", RouteKind(kind), name, *health, bool(health[0]), open_, *rates, facts, tls, [*listed])
+
+
+def consul(*watches: tuple[str, float, str | None], root: float | None = None) -> Consul:
+    kinds = [answers.WatchesOfKind(kind, 1, int(bool(error)), age, error) for kind, age, error in watches]
+    return Consul(known=True, watches=kinds, errors={}, ca_root_expiry=root, ca_intermediate_expiry=None)
+
+
+NOBODY = answers.Callers(0, [])
 STATE = DashboardState(
-    Identity("0.1.0", "ready", "dc1", "default", 1_800_000_000.0, 1e9, 3700.0, stale=False),
+    answers.Identity(
+        service="gw",
+        id="gw",
+        datacenter="dc1",
+        partition="default",
+        trust_domain="td",
+        version="0.1.0",
+        now=1_800_000_000.0,
+        started=1e9,
+        uptime_seconds=3700.0,
+        state="ready",
+        listening=True,
+        catalog_known=True,
+        stale=False,
+        catalog_seconds=0.0,
+        from_disk_seconds=None,
+        limit=100,
+        listeners=[],
+        workers=[],
+    ),
     [],
-    Totals(3, 10.0, 5.5, 200_000.0, 0.0),
-    Refusals([Refused("unknown_sni", 50, 5.0), Refused("no_sni", 1, 0.5)]),
-    Consul([Watches("resolvers", 100.0), Watches("services", 12.0)], 1_900_000_000.0, None),
+    answers.Totals(3, 0, 0, 0, 0, 10.0, 5.5, 200_000.0, 0.0, []),
+    [],
+    NOBODY,
+    answers.Refusals(
+        [answers.Refused(Reason.UNKNOWN_SNI, 50, 5.0), answers.Refused(Reason.NO_SNI, 1, 0.5)],
+        [],
+    ),
+    answers.EndedLately({}, [], []),
+    consul(("resolvers", 100.0, None), ("services", 12.0, None), root=1_900_000_000.0),
+    answers.Places([], 0),
     Destinations(
         4,
+        4,
         [
-            Destination(
+            row(
                 "Web",
                 "service",
-                1,
+                (1, 2),
                 2,
-                2,
-                10.0,
-                2100.0,
-                4000.0,
-                [down("2001:db8::8", 21000, "n2")],
-                tls=admin_answers.Tls(10, 1, 0.005),
+                (10.0, 2100.0, 4000.0),
+                down("2001:db8::8", 21000, "n2"),
+                answered=10,
+                unanswered=1,
             ),
-            Destination("dc2", "datacenter", 1, 1, 1, 0.0, 0.0, 0.0),
-            Destination("api", "service", 0, 1, 0, 0.0, 0.0, 0.0, [down("2001:db8::8", 21000, "n2")]),
-            Destination("canary.Web", "subset", 1, 1, None, None, None, None),
+            row("dc2", "datacenter", (1, 1), 1, (0.0, 0.0, 0.0)),
+            row("api", "service", (0, 1), 0, (0.0, 0.0, 0.0), down("2001:db8::8", 21000, "n2")),
+            row("canary.Web", "subset", (1, 1), None, (None, None, None)),
         ],
     ),
 )
@@ -141,7 +183,8 @@ def test_problems_are_alerts_the_first_of_many() -> None:
 
 
 def test_long_lists_go_on_in_a_second_line() -> None:
-    lines = drawn(changed("consul", watches=[Watches(f"watch-{number}", 100.0 * number) for number in range(9)]))
+    watches = [(f"watch-{number}", 100.0 * number, None) for number in range(9)]
+    lines = drawn(replace(STATE, consul=consul(*watches)))
     start = next(number for number, line in enumerate(lines) if line.startswith("last news"))
     assert lines[start:-2] == [
         "last news from Consul: watch-0 0s, watch-1 1m40s, watch-2 3m20s, watch-3 5m00s,",
@@ -188,24 +231,25 @@ def test_the_screen_is_readable_at_80_columns() -> None:
 
 
 BIG = replace(
-    changed("gateway", workers=[Worker(4711, 3), Worker(None, 0)]),
+    changed("gateway", workers=[answers.Worker(4711, 3), answers.Worker(None, 0)]),
     problems=["the token lacks a rule"],
-    refused=Refusals([], [Refusal(0.0, "unknown_sni", "no.such", "192.0.2.9:1", "no route")]),
-    consul=Consul([Watches("services", 61.0, "connection refused")], None, None),
+    refused=answers.Refusals(
+        [], [answers.Refusal(0.0, Reason.UNKNOWN_SNI, "no.such", "192.0.2.9:1", None, "no route")]
+    ),
+    consul=consul(("services", 61.0, "connection refused")),
     destinations=Destinations(
         300,
+        300,
         [
-            Destination(
-                f"s{number}", "service", 1, 2, number, 1.0, float(number), 0.0, [down("10.0.0.1", number, "n1")]
-            )
+            row(f"s{number}", "service", (1, 2), number, (1.0, float(number), 0.0), down("10.0.0.1", number, "n1"))
             for number in range(100)
         ],
     ),
 )
 STREAMS_SEEN = [
-    Stream("192.0.2.1:1", WEB.sni, "10.0.0.7:21000", "relaying", 9.0, 1000, 2000, "web on n1"),
-    Stream("192.0.2.1:2", WEB.sni, "10.0.0.7:21000", "relaying", 90.0, 1000, 0),
-    Stream("[2001:db8::9]:1", None, None, "hello", 1.0, 5000, 0),
+    Stream(1, "192.0.2.1:1", "web on n1", WEB.sni, WEB.sni, "10.0.0.7:21000", "relaying", 9.0, 1000, 2000, 0),
+    Stream(2, "192.0.2.1:2", None, WEB.sni, WEB.sni, "10.0.0.7:21000", "relaying", 90.0, 1000, 0, 0),
+    Stream(3, "[2001:db8::9]:1", None, None, None, None, "hello", 1.0, 5000, 0, 0),
 ]
 
 
@@ -257,14 +301,41 @@ def test_problems_are_all_on_their_page() -> None:
 
 
 def test_streams_that_were_cut_are_problems_the_newest_first() -> None:
-    ended = admin_answers.EndedStream(
-        "2026-01-02T03:04:05.000Z", "drain", None, "", "10.0.0.1:4000", "web.td", "web.td", "10.0.9.1:21000", 9, 1, 2, 0
-    )
-    lost = admin_answers.WorkerLost("2026-01-02T03:04:06.000Z", 1, "killed", 3, 1)
-    told = replace(STATE, ended=admin_answers.EndedLately([ended], [lost]))
+    at, end, client, endpoint = "2026-01-02T03:04:05.000Z", StreamEnd.DRAIN, "10.0.0.1:4000", "10.0.9.1:21000"
+    ended = answers.EndedStream(at, end, None, "", client, None, "web.td", "web.td", endpoint, 9, 1, 2, 0)
+    lost = answers.WorkerLost("2026-01-02T03:04:06.000Z", 1, "killed", 3, 1)
+    told = replace(STATE, ended=answers.EndedLately({}, [ended], [lost]))
     lines = [" ".join(line.split()[1:]) for line in drawn(told, view=View("problems"), width=120)]
     first = lines.index("worker_lost relay process 1 ended (killed), and 3 streams with it")
     assert lines[first + 1] == "drain web.td from 10.0.0.1:4000 to 10.0.9.1:21000"
+
+
+def upgraded(result: str, reason: str = "") -> DashboardState:
+    upgrade = answers.Upgrade(
+        number=2,
+        started="2026-01-02T03:04:05.000Z",
+        python="/python",
+        version_before="0.1.0",
+        version_after="0.2.0",
+        result=result,  # type: ignore[arg-type]
+        reason=reason,
+        seconds=1.5,
+        streams=12,
+        handed_over=10,
+        kept=2,
+        lost=0,
+    )
+    return changed("gateway", last_upgrade=upgrade)
+
+
+def test_the_last_upgrade_is_told_with_what_came_of_it() -> None:
+    done = next(line for line in drawn(upgraded("done"), width=120) if line.startswith("last upgrade"))
+    assert done.endswith("from 0.1.0 to 0.2.0, done, 10 of 12 streams handed over, 2 kept, 0 lost")
+    assert not any("upgrade" in line for line in drawn(upgraded("done"), view=View("problems"), width=120))
+    refused = upgraded("refused", "it does not start")
+    assert any("refused: it does not start" in line for line in drawn(refused))
+    told = [" ".join(line.split()) for line in drawn(refused, view=View("problems"), width=120)]
+    assert any("upgrade refused" in line and line.endswith("to 0.2.0, refused: it does not start") for line in told)
 
 
 def test_wide_screen_has_the_share_of_streams_without_a_first_byte() -> None:
@@ -274,14 +345,13 @@ def test_wide_screen_has_the_share_of_streams_without_a_first_byte() -> None:
 
 
 def test_endpoints_that_are_ejected_are_told_apart_with_what_was_met_of_them() -> None:
-    out = admin_answers.Ejected(3, 1_800_000_000.0 - 90, "timed out")
-    met = admin_answers.Met(
-        "10.0.0.8", 1, healthy=True, weight=1, node="n8", instance="", streams=9, unanswered=1, failures=3,
-        first_byte_seconds=0.01234, ejected=out,
-    )  # fmt: skip
-    slow = replace(met, address="10.0.0.9", failures=0, first_byte_seconds=2.5, ejected=None, unanswered=0)
-    row = Destination("web", "service", 2, 2, 0, None, None, None, [slow, met])
-    state, view = replace(STATE, destinations=Destinations(1, [row])), View("endpoints")
+    out = answers.Ejection(3, 1_800_000_000.0 - 90, "timed out")
+    facts = answers.EndpointFacts(streams=9, unanswered=1, failures=3, first_byte_seconds=0.01234, ejected=out)
+    met = Met("10.0.0.8", 1, healthy=True, cause=None, weight=1, node="n8", instance="", met=facts)
+    well = replace(facts, failures=0, first_byte_seconds=2.5, ejected=None, unanswered=0)
+    slow = replace(met, address="10.0.0.9", met=well)
+    found = row("web", "service", (2, 2), 0, (None, None, None), slow, met)
+    state, view = replace(STATE, destinations=Destinations(1, 1, [found])), View("endpoints")
     lines = [" ".join(line.split()) for line in drawn(state, view=view, width=120, streams=[])]
     at = lines.index("ENDPOINT DESTINATION NODE STATE OPEN STREAMS FAILED 1ST BYTE")
     assert lines[at + 1 : at + 3] == [
@@ -306,7 +376,7 @@ def test_callers_can_be_sorted_by_what_they_send() -> None:
 @pytest.mark.parametrize("page", PAGES)
 @pytest.mark.parametrize(("width", "height"), [(80, 24), (40, 10), (200, 50)])
 def test_each_page_fits_and_says_where_there_is_nothing(page: str, width: int, height: int) -> None:
-    empty = replace(STATE, destinations=Destinations(0, []))
+    empty = replace(STATE, destinations=Destinations(0, 0, []))
     for state, streams in ((BIG, STREAMS_SEEN * 50), (empty, []), (changed("totals", open=10**6), None)):
         lines = drawn(state, "", width, height, View(page), streams)
         assert max(map(len, lines)) <= width
@@ -334,7 +404,7 @@ def test_a_narrow_terminal_does_without_the_columns_that_matter_less() -> None:
 
 @pytest.mark.parametrize(("width", "height"), [(80, 24), (60, 12), (40, 10), (200, 50)])
 def test_a_screen_of_many_long_things_fits_the_terminal(width: int, height: int) -> None:
-    row = replace(
+    wide = replace(
         STATE.destinations.rows[0],
         name="a-service-with-an-endless-name-" * 8,
         listed=[down("10.0.0.1", 1, "n" * 60)] * 20,
@@ -342,8 +412,8 @@ def test_a_screen_of_many_long_things_fits_the_terminal(width: int, height: int)
     full = replace(
         STATE,
         problems=["an alert of many words " * 8] * 3,
-        refused=Refusals([Refused(reason.value, 10**9, 9e9) for reason in Reason]),
-        destinations=Destinations(500, [row] * 200),
+        refused=answers.Refusals([answers.Refused(reason, 10**9, 9e9) for reason in Reason], []),
+        destinations=Destinations(500, 500, [wide] * 200),
     )
     lines = drawn(full, "trouble " * 30, width, height)
     assert max(map(len, lines)) <= width
@@ -354,8 +424,8 @@ def test_a_screen_of_many_long_things_fits_the_terminal(width: int, height: int)
 
 def test_no_name_from_consul_moves_the_cursor() -> None:
     evil = "\x1b[2J[bold]\u202e"
-    row = replace(STATE.destinations.rows[0], name=evil, listed=[down("a", 1, evil)])
-    hostile = replace(changed("gateway", datacenter=evil), destinations=Destinations(1, [row]))
+    wide = replace(STATE.destinations.rows[0], name=evil, listed=[down("a", 1, evil)])
+    hostile = replace(changed("gateway", datacenter=evil), destinations=Destinations(1, 1, [wide]))
     text = "\n".join(drawn(hostile, evil, width=150))
     assert "\x1b" not in text
     assert "\u202e" not in text

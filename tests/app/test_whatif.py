@@ -11,10 +11,10 @@ import trio
 from trio.testing import MockClock
 
 from meshgate.adapters.admin.http_server import Request
-from meshgate.adapters.admin.static_files import openapi_document
 from meshgate.adapters.consul import WatchKey, WatchState
 from meshgate.adapters.consul.api import ConsulUnreachableError
 from meshgate.adapters.relay import Counters
+from meshgate.app.admin.openapi import openapi_document
 from meshgate.app.admin.whatif_page import MAX_ROWS, WhatIfPage
 from meshgate.app.cli.main import execute
 from meshgate.core.catalog import Check, Instance
@@ -160,11 +160,10 @@ async def test_lists_are_cut_and_say_how_long_they_are() -> None:
 
 
 async def test_the_answer_has_what_its_description_says() -> None:
-    schema = json.loads(openapi_document())["components"]["schemas"]["WhatIf"]
+    schemas = json.loads(openapi_document())["components"]["schemas"]
     answer = await told(gateway_of())
-    assert list(answer.keys() ^ schema["properties"].keys()) == []
-    for part in ("consul", "broken"):
-        assert answer[part].keys() == schema["properties"][part]["properties"].keys()
+    for shape, part in (("WhatIf", answer), ("ConsulGone", answer["consul"]), ("Listing", answer["broken"])):
+        assert list(part.keys() ^ schemas[shape]["properties"].keys()) == []
 
 
 # --- the command ----------------------------------------------------------------------------------------------------

@@ -11,11 +11,11 @@ import pytest
 import trio
 from playwright.sync_api import Page, expect
 
-from meshgate.adapters.admin.views import EndpointFacts
 from meshgate.adapters.consul.watch_registry import WatchKey, WatchState
 from meshgate.adapters.relay import Counters, OpenStream
 from meshgate.adapters.relay.pool import WorkerLoss
 from meshgate.adapters.relay.worker_process import WorkerEnd
+from meshgate.app.admin.answers import Ejection, EndpointFacts
 from meshgate.core.hello import Offer
 from meshgate.core.reasons import Alert, Reason, StreamEnd
 from meshgate.core.routes import RouteKind
@@ -200,12 +200,16 @@ async def test_page_is_readable_at_any_width_in_both_schemes(
 async def test_what_was_met_of_an_endpoint_is_in_its_line(nursery: trio.Nursery, browser: Chromium) -> None:
     now, double = time.time(), full_double()
     double.facts = {
-        ("10.0.0.7", 20000): EndpointFacts(12344, 1, 0, first_byte=0.003127, last_success=now - 5),
-        ("10.0.0.7", 20001): EndpointFacts(
-            failures=7, last_failure=now - 65, last_error="<b>refused</b>", ejected=7, ejected_since=now - 125,
-            ejected_why="connection refused",
+        ("10.0.0.7", 20000): EndpointFacts(
+            streams=12344, unanswered=1, first_byte_seconds=0.003127, last_success=now - 5
         ),
-    }  # fmt: skip
+        ("10.0.0.7", 20001): EndpointFacts(
+            failures=7,
+            last_failure=now - 65,
+            last_error="<b>refused</b>",
+            ejected=Ejection(7, now - 125, "connection refused"),
+        ),
+    }
     double.streams = [
         OpenStream(number, f"192.0.2.{number % 5}:{number}", None, None, None, "relaying", 1.0, 10, 10, 0)
         for number in range(9)

@@ -9,8 +9,8 @@ import httpx
 import pytest
 import trio
 
-from meshgate.adapters.admin.static_files import openapi_document
 from meshgate.app.admin.admin_pages import admin_routes
+from meshgate.app.admin.openapi import openapi_document
 from tests.harness.gateway import gateway_beside
 from tests.harness.native import native_service
 from tests.harness.process import child_environment

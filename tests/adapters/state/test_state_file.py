@@ -21,8 +21,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings, strategies as st
 
 from meshgate.adapters import state as state_file
-from meshgate.adapters.admin.views import routes_view
 from meshgate.adapters.state import NAME, StateFileError, decode, encode, read, sweep, write
+from meshgate.app.admin.views import routes_view
 from meshgate.core.addresses import LOCAL_CLASSES, DeniedAddresses, OwnAddresses
 from meshgate.core.explain import explain
 from meshgate.core.load_balancer import HostSet, LoadBalancer

@@ -87,10 +87,25 @@ class Response:
 
 def json_response(data: object, status: int = 200) -> Response:
     """`data` as JSON, by msgspec's rules, in printable ASCII: it may be read on a terminal."""
-    body = msgspec.json.encode(data) + b"\n"
+    try:
+        body = msgspec.json.encode(data)
+    except UnicodeEncodeError:
+        body = msgspec.json.encode(_carried(msgspec.to_builtins(data)))
     if not body.isascii() or b"\x7f" in body:
         body = ascii_json(body.decode()).encode()
-    return Response(status, body, JSON)
+    return Response(status, body + b"\n", JSON)
+
+
+def _carried(data: object) -> object:
+    """The same with what UTF-8 cannot carry (half a surrogate pair, in a text from outside) escaped."""
+    match data:
+        case str():
+            return data.encode("utf-8", "backslashreplace").decode()
+        case dict():
+            return {_carried(key): _carried(value) for key, value in data.items()}
+        case list() | tuple():
+            return [_carried(each) for each in data]
+    return data
 
 
 def text_response(text: str, status: int = 200) -> Response:

@@ -1,4 +1,4 @@
-"""What the admin address serves as it is: the dashboard's page with its scripts and style, and its OpenAPI description.
+"""What the admin address serves as it is: the dashboard's page with its scripts and style.
 
 They are package data beside this module and hold no value of the gateway's: all that changes comes as JSON, and the
 scripts write it as text. The policies in the headers hold that up: no script or style that is not one of these files
@@ -10,7 +10,7 @@ from importlib.resources import files
 from pathlib import PurePosixPath
 from typing import Final
 
-from .http_server import JSON, Handler, Request, Response
+from .http_server import Handler, Request, Response
 
 FOLDER: Final = "/dashboard"
 """Where the files other than the page are, and what they ask: `/dashboard/state`."""
@@ -43,16 +43,9 @@ _HEADERS: Final = (
 )
 
 
-def openapi_document() -> bytes:
-    """The description of the admin address for tools, as it is served."""
-    return (files(__package__) / "openapi.json").read_bytes()
-
-
 def static_routes() -> Mapping[tuple[str, str], Handler]:
-    """Handlers for `/`, the files it needs, and the description; the files are read now."""
-    routes: dict[tuple[str, str], Handler] = {
-        ("GET", "/openapi.json"): _answering(Response(200, openapi_document(), JSON))
-    }
+    """Handlers for `/` and the files it needs, which are read now."""
+    routes: dict[tuple[str, str], Handler] = {}
     for file in (files(__package__) / "page").iterdir():
         path = "/" if file.name == "index.html" else f"{FOLDER}/{file.name}"
         kind = _TYPES.get(PurePosixPath(file.name).suffix)

@@ -5,12 +5,11 @@ Pages that grow with the number of streams or routes are made in a thread, one a
 nothing waits for them.
 """
 
-import dataclasses
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
-from datetime import UTC, datetime
-from typing import Any, Final
+from functools import partial
+from typing import Final
 
 import msgspec
 import structlog
@@ -18,6 +17,7 @@ import trio
 
 from meshgate import __version__, build
 from meshgate.adapters.admin.http_server import (
+    JSON,
     Handler,
     Request,
     Response,
@@ -27,28 +27,20 @@ from meshgate.adapters.admin.http_server import (
     text_response,
 )
 from meshgate.adapters.admin.static_files import static_routes
-from meshgate.adapters.admin.views import (
-    Active,
-    Facts,
-    caller_view,
-    clusters_text,
-    clusters_view,
-    routes_view,
-    safe_text,
-)
 from meshgate.adapters.consul import WatchState
 from meshgate.adapters.relay import OpenStream
 from meshgate.adapters.relay.sandbox import support
-from meshgate.app.admin.dashboard import DashboardState
+from meshgate.app.admin import answers
+from meshgate.app.admin.dashboard import DashboardPage
 from meshgate.app.admin.explain_page import ExplainPage
 from meshgate.app.admin.gateway_view import GatewayView
-from meshgate.app.admin.history import ended_view
+from meshgate.app.admin.history import ended_view, losses_view
 from meshgate.app.admin.metrics import Metrics
+from meshgate.app.admin.views import Active, caller_view, clusters_text, clusters_view, routes_view, upgrade_view
 from meshgate.app.admin.whatif_page import WhatIfPage
 from meshgate.app.gateway.from_settings import definition_of
 from meshgate.app.gateway.stream_observer import KEPT
 from meshgate.app.gateway.upgrade import UpgradeRefusedError
-from meshgate.app.gateway.upgrade_record import Upgrade
 from meshgate.app.logs import logs
 from meshgate.app.logs.access_log import rfc3339
 from meshgate.app.settings.setting_table import TABLE
@@ -68,7 +60,7 @@ PROBES: Final = ("/livez", "/readyz", "/ready")
 def admin_routes(gateway: GatewayView, metrics: Metrics) -> Mapping[tuple[str, str], Handler]:
     pages, explaining, numbers = _Pages(gateway), ExplainPage(gateway), shared(metrics.response, query=())
     readiness = shared(pages.readyz, query=())
-    dashboard = DashboardState(gateway)
+    dashboard = DashboardPage(gateway)
     return {
         ("GET", "/livez"): pages.livez,
         ("GET", "/readyz"): readiness,
@@ -89,6 +81,7 @@ def admin_routes(gateway: GatewayView, metrics: Metrics) -> Mapping[tuple[str, s
         ("POST", "/logging"): pages.set_logging,
         ("POST", "/drain"): pages.drain,
         ("POST", "/upgrade"): pages.upgrade,
+        ("GET", "/openapi.json"): shared(pages.openapi, query=()),
         ("GET", "/dashboard/state"): shared(dashboard.answer, query=("sort", "filter")),
         ("GET", "/dashboard/history"): shared(dashboard.history, query=()),
         **static_routes(),
@@ -104,16 +97,16 @@ class _Pages:
 
     async def readyz(self, _request: Request) -> Response:
         gateway, age = self._gateway, self._gateway.from_disk
-        detail = {
-            "ready": gateway.ready,
-            "catalog_known": gateway.catalog_known,
-            "catalog_stale": gateway.catalog_stale,
-            "from_disk": age is not None,
-            **({} if age is None else {"age_seconds": round(age, 1)}),
-            "listening": gateway.listening,
-            "draining": gateway.draining,
-            "problems": gateway.problems(),
-        }
+        detail = answers.Readiness(
+            ready=gateway.ready,
+            catalog_known=gateway.catalog_known,
+            catalog_stale=gateway.catalog_stale,
+            from_disk=age is not None,
+            listening=gateway.listening,
+            draining=gateway.draining,
+            problems=gateway.problems(),
+            age_seconds=None if age is None else round(age, 1),
+        )
         return json_response(detail, 200 if gateway.ready else 503)
 
     async def routes(self, _request: Request) -> Response:
@@ -124,62 +117,74 @@ class _Pages:
         form = request.query.get("format", "text")
         if form not in ("text", "json"):
             return error_response(400, "format is text or json")
-        gateway = self._gateway
-        return await trio.to_thread.run_sync(
-            _clusters, gateway.table(), await gateway.connections(), gateway.endpoint_facts, form == "json"
-        )
+        gateway, streams, counters = self._gateway, await self._gateway.connections(), await self._gateway.counters()
+        table, facts = gateway.table(), gateway.endpoint_facts
+        active: Active = Counter((it.route, it.endpoint) for it in streams if it.route and it.endpoint)
+
+        def made() -> Response:
+            if form == "json":
+                return json_response(clusters_view(table, active, facts, counters))
+            return Response(200, clusters_text(table, active, facts, counters).encode("utf-8", "backslashreplace"))
+
+        return await trio.to_thread.run_sync(made)
 
     async def connections(self, _request: Request) -> Response:
-        gateway = self._gateway
-        names = await gateway.caller_names()
-        return await trio.to_thread.run_sync(_connections, await gateway.connections(), names)
+        names = await self._gateway.caller_names()
+        return await trio.to_thread.run_sync(_connections, await self._gateway.connections(), names)
 
     async def ended(self, _request: Request) -> Response:
         gateway = self._gateway
-        counters = await gateway.counters()
-        names = await gateway.caller_names()
+        counters, names = await gateway.counters(), await gateway.caller_names()
         refusals, ended, losses = gateway.recent_refusals(), gateway.ended_streams(), gateway.worker_losses()
-        ends = {end.value: counters.ends.get(end, 0) for end in StreamEnd}
+        ends = {end: counters.ends.get(end, 0) for end in StreamEnd}
         ends[StreamEnd.REFUSED] = sum(counters.refused.values())
-        state = {"since": rfc3339(gateway.started), "kept": KEPT, "ends": ends}
-        return await trio.to_thread.run_sync(lambda: json_response(state | ended_view(ended, refusals, losses, names)))
+        since = rfc3339(gateway.started)
+
+        def made() -> Response:
+            streams = ended_view(ended, refusals, names)
+            return json_response(answers.EndedStreams(since, KEPT, ends, losses_view(losses), streams))
+
+        return await trio.to_thread.run_sync(made)
 
     async def config_dump(self, _request: Request) -> Response:
-        gateway = self._gateway
-        now = trio.current_time()
-        dump = {
-            "version": __version__,
-            "settings": _settings(gateway.settings),
-            "registration": _registration(gateway.settings),
-            "limits": asdict(gateway.limits),
-            "problems": [safe_text(line) for line in gateway.problems()],
-            "catalog_stale": gateway.catalog_stale,
-        }
+        gateway, now = self._gateway, trio.current_time()
+        settings = gateway.settings
+        make = partial(
+            answers.ConfigDump,
+            version=__version__,
+            settings={
+                row.name: answers.SettingValue(settings.shown(row.name) or None, settings.origin(row.name).value)
+                for row in TABLE
+            },
+            # What is registered, or what an existing registration is looked up by.
+            registration={"register": settings.register, **asdict(definition_of(settings))},
+            limits=asdict(gateway.limits),
+            problems=gateway.problems(),
+            catalog_stale=gateway.catalog_stale,
+        )
         table, watches = gateway.table(), gateway.watches()
         return await trio.to_thread.run_sync(
-            lambda: json_response(dump | {"watches": [_watch(it, now) for it in watches], "table": _table(table)})
+            lambda: json_response(make(watches=[_watch(it, now) for it in watches], table=_table(table)))
         )
 
     async def server_info(self, _request: Request) -> Response:
-        gateway = self._gateway
+        gateway, settings, sandbox = self._gateway, self._gateway.settings, support()
         seconds = gateway.uptime
-        settings = gateway.settings
-        return json_response(
-            {
-                "version": __version__,
-                "build": build(),
-                "state": _state(gateway),
-                "uptime_seconds": round(seconds, 3),
-                # Envoy's own names and shape for the same.
-                "uptime_current_epoch": f"{gateway.version_uptime:.0f}s",
-                "uptime_all_epochs": f"{seconds:.0f}s",
-                "node": {"id": safe_text(settings.proxy_id), "cluster": safe_text(settings.service)},
-                "command_line_options": _flags(settings),
-                "sandbox": _sandbox(settings),
-                "problems": [safe_text(line) for line in gateway.problems()],
-                "last_upgrade": _upgrade(gateway.last_upgrade),
-            }
+        info = answers.ServerInfo(
+            version=__version__,
+            build=build(),
+            state="DRAINING" if gateway.draining else "LIVE" if gateway.ready else "PRE_INITIALIZING",
+            uptime_seconds=round(seconds, 3),
+            # Envoy's own names and shape for the same.
+            uptime_current_epoch=f"{gateway.version_uptime:.0f}s",
+            uptime_all_epochs=f"{seconds:.0f}s",
+            node=answers.Node(settings.proxy_id, settings.service),
+            command_line_options=_flags(settings),
+            sandbox=answers.Sandbox(settings.sandbox, sandbox.seccomp, sandbox.landlock, sandbox.missing),
+            problems=gateway.problems(),
+            last_upgrade=upgrade_view(gateway.last_upgrade),
         )
+        return json_response(info)
 
     async def upgrade(self, request: Request) -> Response:
         """Try the next version, and answer; then it goes on, which cuts this connection."""
@@ -187,16 +192,16 @@ class _Pages:
         try:
             upgrade = await gateway.try_upgrade(request.query.get("python", ""), request.peer)
         except UpgradeRefusedError as error:
-            return error_response(409, safe_text(str(error)))
-        return replace(json_response(_upgrade(upgrade)), then=gateway.upgrade)
+            return error_response(409, str(error))
+        return replace(json_response(upgrade_view(upgrade)), then=gateway.upgrade)
 
     def drain(self, request: Request) -> Response:
         log.info("asked to drain by the admin address", peer=request.peer)
         self._gateway.drain()
-        return json_response({"state": "DRAINING", "timeout_seconds": self._gateway.settings.drain_timeout})
+        return json_response(answers.Draining("DRAINING", self._gateway.settings.drain_timeout))
 
     def logging(self, _request: Request) -> Response:
-        return json_response({"level": logs.level()})
+        return json_response(answers.Logging(logs.level()))
 
     def set_logging(self, request: Request) -> Response:
         wanted = request.query.get("level", "" if request.query else logs.level())
@@ -211,94 +216,55 @@ class _Pages:
             logs.set_level(level)
         return self.logging(request)
 
+    async def openapi(self, _request: Request) -> Response:
+        from meshgate.app.admin.openapi import openapi_document  # noqa: PLC0415 - a gateway does without until it is asked
 
-def _upgrade(upgrade: Upgrade | None) -> dict[str, object] | None:
-    if upgrade is None:
-        return None
-    shown = {name: _plain(value) for name, value in msgspec.structs.asdict(upgrade).items()}
-    return shown | {"started": datetime.fromtimestamp(upgrade.started, UTC).isoformat(timespec="milliseconds")}
-
-
-def _state(gateway: GatewayView) -> str:
-    """Envoy's word for it."""
-    if gateway.draining:
-        return "DRAINING"
-    return "LIVE" if gateway.ready else "PRE_INITIALIZING"
-
-
-def _clusters(table: RouteTable, streams: Sequence[OpenStream], facts: Facts, as_json: bool) -> Response:
-    active: Active = Counter((stream.route, stream.endpoint) for stream in streams if stream.route and stream.endpoint)
-    if as_json:
-        return json_response(clusters_view(table, active, facts))
-    return Response(200, clusters_text(table, active, facts).encode("utf-8", "backslashreplace"))
+        return Response(200, await trio.to_thread.run_sync(openapi_document), JSON)
 
 
 def _connections(streams: Sequence[OpenStream], names: Callable[[str], str]) -> Response:
     return json_response(
         [
-            {
-                "id": stream.id,
-                "client": stream.client,
-                "caller": caller_view(stream.client, names),
-                "sni": None if stream.sni is None else safe_text(stream.sni),
-                "route": None if stream.route is None else safe_text(stream.route),
-                "endpoint": stream.endpoint,
-                "state": stream.state,
-                "age_seconds": round(stream.age, 3),
-                "bytes_received": stream.bytes_received,
-                "bytes_sent": stream.bytes_sent,
-                "worker": stream.worker,
-            }
+            answers.Stream(
+                id=stream.id,
+                client=stream.client,
+                caller=caller_view(stream.client, names),
+                sni=stream.sni,
+                route=stream.route,
+                endpoint=stream.endpoint,
+                state=stream.state,
+                age_seconds=round(stream.age, 3),
+                bytes_received=stream.bytes_received,
+                bytes_sent=stream.bytes_sent,
+                worker=stream.worker,
+            )
             for stream in streams
         ]
     )
 
 
-def _settings(settings: Settings) -> dict[str, Any]:
-    return {
-        row.name: {"value": safe_text(settings.shown(row.name)) or None, "origin": settings.origin(row.name).value}
-        for row in TABLE
-    }
-
-
-def _sandbox(settings: Settings) -> dict[str, object]:
-    """How relay workers are confined; `landlock` is the kernel's ABI, 0 where there is none."""
-    found = support()
-    return {"mode": settings.sandbox, "seccomp": found.seccomp, "landlock": found.landlock, "missing": found.missing}
-
-
 def _flags(settings: Settings) -> dict[str, str]:
     """What the command line said, by the flags' names."""
     return {
-        row.flag.removeprefix("--"): safe_text(settings.shown(row.name))
+        row.flag.removeprefix("--"): settings.shown(row.name)
         for row in TABLE
         if row.flag and settings.origin(row.name) is Origin.FLAG
     }
 
 
-def _registration(settings: Settings) -> dict[str, Any]:
-    """What is registered, or what an existing registration is looked up by."""
-    definition = dataclasses.asdict(definition_of(settings))
-    return {"register": settings.register, **{name: _plain(value) for name, value in definition.items()}}
+def _watch(state: WatchState, now: float) -> answers.Watch:
+    return answers.Watch(
+        kind=state.key.kind,
+        name=str(state.key),
+        age_seconds=round(state.age(now), 3),
+        answered=state.last_success is not None,
+        index=state.index,
+        error=state.error or None,
+        status=state.status or None,
+        failures=state.failures,
+        failing_seconds=None if state.failing_since is None else round(now - state.failing_since, 3),
+    )
 
 
-def _plain(value: object) -> object:
-    return safe_text(value) if isinstance(value, str) else value
-
-
-def _watch(state: WatchState, now: float) -> dict[str, Any]:
-    return {
-        "kind": state.key.kind,
-        "name": safe_text(str(state.key)),
-        "age_seconds": round(state.age(now), 3),
-        "answered": state.last_success is not None,
-        "index": state.index,
-        "error": safe_text(state.error) or None,
-        "status": state.status or None,
-        "failures": state.failures,
-        "failing_seconds": None if state.failing_since is None else round(now - state.failing_since, 3),
-    }
-
-
-def _table(table: RouteTable) -> dict[str, Any]:
-    return routes_view(table) | {"conflicts": [safe_text(name) for name in table.conflicts]}
+def _table(table: RouteTable) -> answers.Table:
+    return answers.Table(**msgspec.structs.asdict(routes_view(table)), conflicts=[*table.conflicts])

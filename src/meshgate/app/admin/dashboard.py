@@ -14,18 +14,20 @@ import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal, get_args
+from functools import partial
+from typing import Final, Literal, get_args
 
 import trio
 
 from meshgate import __version__
 from meshgate.adapters.admin.http_server import Request, Response, error_response, json_response
-from meshgate.adapters.admin.views import EndpointFacts, Facts, caller_view, endpoint_view, facts_view, safe_text
 from meshgate.adapters.consul import WatchState
-from meshgate.adapters.relay import CONNECT_BUCKETS, FIRST_BYTE_BUCKETS, Counters, Destination, OpenStream, Sender
+from meshgate.adapters.relay import CONNECT_BUCKETS, Counters, Destination, OpenStream, Sender
+from meshgate.app.admin import answers
 from meshgate.app.admin.gateway_view import GatewayView
-from meshgate.app.admin.history import ended_view, history_view
-from meshgate.core.addresses import HostPort
+from meshgate.app.admin.history import ended_view, history_view, losses_view
+from meshgate.app.admin.views import Facts, caller_view, destination_facts, upgrade_view
+from meshgate.core.addresses import host_port
 from meshgate.core.hello import TlsVersion
 from meshgate.core.reasons import Alert, Reason, StreamEnd
 from meshgate.core.routes import KINDS, Endpoint, Route, RouteKind, RouteTable
@@ -130,7 +132,7 @@ class Sampler:
         return Sample(trio.current_time(), counters, opened, callers)
 
 
-class DashboardState:
+class DashboardPage:
     def __init__(self, gateway: GatewayView) -> None:
         self._gateway = gateway
         self._sampler = Sampler(gateway.counters, gateway.connections)
@@ -142,25 +144,25 @@ class DashboardState:
             return error_response(400, f"sort is one of {', '.join(_SORTS)}")
         gateway = self._gateway
         span, names = await self._sampler.span(), await gateway.caller_names()
-        state = {
-            "gateway": self._identity(),
-            "problems": [safe_text(line) for line in gateway.problems()[:_MAX_PROBLEMS]],
-            "totals": totals_view(span),
-            "connect_bounds": CONNECT_BUCKETS,
-            "callers": callers_view(span, names),
-            "refused": {"reasons": refused_view(span), "recent": self._recent(names)},
-            "ended": self._ended(span, names),
-            "consul": self._consul(),
-        }
         table, wanted = gateway.table(), request.query.get("filter", "")
+        make = partial(
+            answers.DashboardState,
+            gateway=self._identity(),
+            problems=gateway.problems()[:_MAX_PROBLEMS],
+            totals=totals_view(span),
+            connect_bounds=list(CONNECT_BUCKETS),
+            callers=callers_view(span, names),
+            refused=answers.Refusals(refused_view(span), self._recent(names)),
+            ended=self._ended(span, names),
+            consul=self._consul(),
+        )
         # Thousands of destinations take tens of milliseconds, which others should not wait for.
         return await trio.to_thread.run_sync(
             lambda: json_response(
-                state
-                | {
-                    "places": places_view(table, span),
-                    "destinations": destinations_view(table, span, gateway.endpoint_facts, wanted=wanted, sort=sort),
-                }
+                make(
+                    places=places_view(table, span),
+                    destinations=destinations_view(table, span, gateway.endpoint_facts, wanted=wanted, sort=sort),
+                )
             )
         )
 
@@ -169,99 +171,95 @@ class DashboardState:
         minutes = list(self._gateway.history.minutes)
         return await trio.to_thread.run_sync(lambda: json_response(history_view(minutes)))
 
-    def _ended(self, span: Span, names: Callable[[str], str]) -> dict[str, Any]:
+    def _ended(self, span: Span, names: Callable[[str], str]) -> answers.EndedLately:
         """How routed streams ended, and the last ones that did not end in order."""
-        ends, losses = span.after.counters.ends, self._gateway.worker_losses()
-        view = ended_view(self._gateway.ended_streams()[:_MAX_ENDED], (), losses[:_MAX_ENDED], names)
-        counts = {end.value: count for end in StreamEnd if (count := ends.get(end, 0))}
-        return {"ends": counts, "recent": view["streams"], "workers_lost": view["workers_lost"]}
+        ends = {end: count for end in StreamEnd if (count := span.after.counters.ends.get(end, 0))}
+        ended, losses = self._gateway.ended_streams()[:_MAX_ENDED], self._gateway.worker_losses()[:_MAX_ENDED]
+        return answers.EndedLately(ends, ended_view(ended, (), names), losses_view(losses))
 
-    def _identity(self) -> dict[str, Any]:
-        gateway, settings = self._gateway, self._gateway.settings
-        table, from_disk = gateway.table(), gateway.from_disk
-        return {
-            "service": safe_text(settings.service),
-            "id": safe_text(settings.proxy_id),
-            "datacenter": safe_text(table.datacenter),
-            "partition": safe_text(table.partition),
-            "trust_domain": safe_text(table.trust_domain),
-            "version": __version__,
-            "now": time.time(),
-            "started": gateway.started,
-            "uptime_seconds": gateway.uptime,
-            "state": "draining" if gateway.draining else "ready" if gateway.ready else "starting",
-            "listening": gateway.listening,
-            "catalog_known": gateway.catalog_known,
-            "stale": gateway.catalog_stale,
-            "catalog_seconds": None if gateway.catalog_age is None else round(gateway.catalog_age, 1),
-            "from_disk_seconds": None if from_disk is None else round(from_disk, 1),
-            "limit": gateway.limits.max_connections,
-            "listeners": [
-                {"name": safe_text(bind.name), "address": str(HostPort(bind.address, bind.port))}
-                for bind in gateway.listeners()
-            ],
-            "workers": [{"pid": pid or None, "open": active} for pid, active in gateway.workers()],
-        }
+    def _identity(self) -> answers.Identity:
+        gateway, settings, table = self._gateway, self._gateway.settings, self._gateway.table()
+        return answers.Identity(
+            service=settings.service,
+            id=settings.proxy_id,
+            datacenter=table.datacenter,
+            partition=table.partition,
+            trust_domain=table.trust_domain,
+            version=__version__,
+            now=time.time(),
+            started=gateway.started,
+            uptime_seconds=gateway.uptime,
+            state="draining" if gateway.draining else "ready" if gateway.ready else "starting",
+            listening=gateway.listening,
+            catalog_known=gateway.catalog_known,
+            stale=gateway.catalog_stale,
+            catalog_seconds=_tenths(gateway.catalog_age),
+            from_disk_seconds=_tenths(gateway.from_disk),
+            limit=gateway.limits.max_connections,
+            listeners=[answers.Listener(bind.name, host_port(bind.address, bind.port)) for bind in gateway.listeners()],
+            workers=[answers.Worker(pid or None, active) for pid, active in gateway.workers()],
+            last_upgrade=upgrade_view(gateway.last_upgrade),
+        )
 
-    def _recent(self, names: Callable[[str], str]) -> list[dict[str, Any]]:
+    def _recent(self, names: Callable[[str], str]) -> list[answers.Refusal]:
         return [
-            {
-                "time": at,
-                "reason": refused.reason.value,
-                "sni": None if refused.server_name is None else safe_text(refused.server_name[:MAX_TEXT]),
-                "client": safe_text(refused.client),
-                "caller": caller_view(refused.client, names),
-                "detail": safe_text(refused.detail[:MAX_TEXT]),
-            }
+            answers.Refusal(
+                time=at,
+                reason=refused.reason,
+                sni=None if refused.server_name is None else refused.server_name[:MAX_TEXT],
+                client=refused.client,
+                caller=caller_view(refused.client, names),
+                detail=refused.detail[:MAX_TEXT],
+            )
             for at, refused in self._gateway.recent_refusals()[:_MAX_RECENT]
         ]
 
-    def _consul(self) -> dict[str, Any]:
+    def _consul(self) -> answers.Consul:
         gateway, now = self._gateway, trio.current_time()
-        root_expiry, intermediate_expiry = gateway.ca_expiries()
-        kinds: dict[str, list[WatchState]] = {}
+        kinds: dict[str, list[WatchState]] = defaultdict(list)
         for state in gateway.watches():
-            kinds.setdefault(state.key.kind, []).append(state)
-        return {
-            "known": gateway.consul_found,
-            "watches": [_watches(kind, states, now) for kind, states in sorted(kinds.items())],
-            "errors": dict(sorted(gateway.consul_errors().items())),
-            "ca_root_expiry": root_expiry,
-            "ca_intermediate_expiry": intermediate_expiry,
-        }
+            kinds[state.key.kind].append(state)
+        return answers.Consul(
+            gateway.consul_found,
+            [_watches(kind, states, now) for kind, states in sorted(kinds.items())],
+            dict(sorted(gateway.consul_errors().items())),
+            *gateway.ca_expiries(),
+        )
 
 
-def _watches(kind: str, states: list[WatchState], now: float) -> dict[str, Any]:
-    """All watches of a kind as one line: how many, the age of the oldest answer, and what is wrong with the first."""
+def _tenths(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 1)
+
+
+def _watches(kind: str, states: list[WatchState], now: float) -> answers.WatchesOfKind:
     failing = [state for state in states if state.error]
-    return {
-        "kind": kind,
-        "count": len(states),
-        "failing": len(failing),
-        "age_seconds": round(max(state.age(now) for state in states), 1),
-        "error": safe_text(failing[0].error[:MAX_TEXT]) if failing else None,
-    }
+    return answers.WatchesOfKind(
+        kind=kind,
+        count=len(states),
+        failing=len(failing),
+        age_seconds=round(max(state.age(now) for state in states), 1),
+        error=failing[0].error[:MAX_TEXT] if failing else None,
+    )
 
 
-def totals_view(span: Span) -> dict[str, Any]:
+def totals_view(span: Span) -> answers.Totals:
     after, before = span.after.counters, (span.before or span.after).counters
     refused = sum(after.refused.values())
-    connects = [now - then for now, then in zip(after.connect_counts, before.connect_counts, strict=True)]
-    return {
-        "open": after.active,
-        "streams": _streams(after),
-        "refused": refused,
-        "received": after.bytes_received,
-        "sent": after.bytes_sent,
-        "streams_rate": span.rate(_streams(after), _streams(before)),
-        "refused_rate": span.rate(refused, sum(before.refused.values())),
-        "received_rate": span.rate(after.bytes_received, before.bytes_received),
-        "sent_rate": span.rate(after.bytes_sent, before.bytes_sent),
-        "connects": connects,
-    }
+    return answers.Totals(
+        open=after.active,
+        streams=_streams(after),
+        refused=refused,
+        received=after.bytes_received,
+        sent=after.bytes_sent,
+        streams_rate=span.rate(_streams(after), _streams(before)),
+        refused_rate=span.rate(refused, sum(before.refused.values())),
+        received_rate=span.rate(after.bytes_received, before.bytes_received),
+        sent_rate=span.rate(after.bytes_sent, before.bytes_sent),
+        connects=[now - then for now, then in zip(after.connect_counts, before.connect_counts, strict=True)],
+    )
 
 
-def callers_view(span: Span, names: Callable[[str], str]) -> dict[str, Any]:
+def callers_view(span: Span, names: Callable[[str], str]) -> answers.Callers:
     """The clients whose open streams carry most, as far as the workers were asked."""
     before, after = span.before.callers if span.before else {}, span.after.callers
     # Of streams that ended meanwhile nothing is known, so a rate is the least that it can be.
@@ -269,27 +267,26 @@ def callers_view(span: Span, names: Callable[[str], str]) -> dict[str, Any]:
         (span.rate(carried, before.get(client, (0, 0))[1]), open_, client) for client, (open_, carried) in after.items()
     ]
     found.sort(key=lambda each: (-(each[0] or 0), -each[1], each[2]))
-    rows = [
-        {"client": client, "caller": caller_view(client, names), "open": open_, "rate": rate}
-        for rate, open_, client in found[:MAX_CALLERS]
-    ]
-    return {"total": len(found), "rows": rows}
+    shown = found[:MAX_CALLERS]
+    return answers.Callers(
+        len(found), [answers.Caller(client, caller_view(client, names), open_, rate) for rate, open_, client in shown]
+    )
 
 
-def refused_view(span: Span) -> list[dict[str, Any]]:
+def refused_view(span: Span) -> list[answers.Refused]:
     """Reasons for which streams were refused, the most frequent first."""
     before = span.before.counters.refused if span.before else {}
     rows = [
-        {"reason": Reason(reason).value, "total": total, "rate": span.rate(total, before.get(reason, 0))}
+        answers.Refused(Reason(reason), total, span.rate(total, before.get(reason, 0)))
         for reason, total in span.after.counters.refused.items()
         if total
     ]
-    return sorted(rows, key=lambda row: (-row["total"], row["reason"]))
+    return sorted(rows, key=lambda row: (-row.total, row.reason))
 
 
 def destinations_view(
     table: RouteTable, span: Span, facts: Facts, *, wanted: str = "", sort: Sort = "busy"
-) -> dict[str, Any]:
+) -> answers.Destinations:
     """The routes whose SNI, destination or kind holds `wanted` in any case, `MAX_ROWS` of them at most."""
     needle = wanted.strip().lower()
     found = [
@@ -297,16 +294,13 @@ def destinations_view(
         for route in table
         if needle in route.sni or needle in route.destination.lower() or needle in route.kind.value
     ]
-
     found.sort(key=lambda route: _rank(route, span, sort))
-    return {
-        "total": len(table),
-        "matching": len(found),
-        "rows": [_row(route, span, facts) for route in found[:MAX_ROWS]],
-    }
+    became = destination_facts(span.after.counters)
+    rows = [_row(route, span, facts, became((route.kind, route.destination))) for route in found[:MAX_ROWS]]
+    return answers.Destinations(len(table), len(found), rows)
 
 
-def places_view(table: RouteTable, span: Span) -> dict[str, Any]:
+def places_view(table: RouteTable, span: Span) -> answers.Places:
     """Where streams go from here: own services, Consul's servers, partitions, other datacenters, peers."""
     routes: dict[tuple[str, str], list[Route]] = defaultdict(list)
     for route in table:
@@ -314,17 +308,16 @@ def places_view(table: RouteTable, span: Span) -> dict[str, Any]:
         routes[meaning.place, route.destination if meaning.to_gateways else ""].append(route)
     places = [_place(kind, name, members, span) for (kind, name), members in routes.items()]
     # The busiest of a kind stay when there are too many; what is shown keeps its order from poll to poll.
-    places.sort(key=lambda place: -place["streams"])
-    shown = places[:MAX_PLACES]
-    shown.sort(key=lambda place: (_ORDER.index(place["kind"]), place["name"]))
-    return {"shown": shown, "left_out": len(places) - len(shown)}
+    places.sort(key=lambda place: -place.streams)
+    shown = sorted(places[:MAX_PLACES], key=lambda place: (_ORDER.index(place.kind), place.name))
+    return answers.Places(shown, len(places) - len(shown))
 
 
 def _streams(counters: Counters) -> int:
     return sum(counters.connections.values())
 
 
-def _place(kind: str, name: str, routes: Sequence[Route], span: Span) -> dict[str, Any]:
+def _place(kind: str, name: str, routes: Sequence[Route], span: Span) -> answers.Place:
     keys = {(route.kind, route.destination) for route in routes}
     received, sent = span.bytes(keys)
     # A subset's endpoints are those of its service.
@@ -335,51 +328,45 @@ def _place(kind: str, name: str, routes: Sequence[Route], span: Span) -> dict[st
         for route in counted
         for endpoint in route.endpoints
     }
-    return {
-        "kind": kind,
-        "name": safe_text(name),
-        "destinations": len({route.destination for route in counted}),
-        "endpoints": len(endpoints),
-        "healthy": sum(endpoints.values()),
-        "down": sum(not route.candidates for route in counted),
-        "open": None if span.after.open is None else sum(span.after.open.get(route.sni, 0) for route in routes),
-        "streams": sum(span.after.counters.connections.get(key, 0) for key in keys),
-        "rate": span.streams(keys),
-        "received_rate": received,
-        "sent_rate": sent,
-    }
+    return answers.Place(
+        kind=kind,
+        name=name,
+        destinations=len({route.destination for route in counted}),
+        endpoints=len(endpoints),
+        healthy=sum(endpoints.values()),
+        down=sum(not route.candidates for route in counted),
+        open=None if span.after.open is None else sum(span.after.open.get(route.sni, 0) for route in routes),
+        streams=sum(span.after.counters.connections.get(key, 0) for key in keys),
+        rate=span.streams(keys),
+        received_rate=received,
+        sent_rate=sent,
+    )
 
 
-def _row(route: Route, span: Span, facts: Facts) -> dict[str, Any]:
+def _row(route: Route, span: Span, facts: Facts, became: answers.DestinationFacts) -> answers.Destination:
     key = (route.kind, route.destination)
     received, sent = span.bytes((key,))
+    listed = [_met(endpoint, facts) for endpoint in route.endpoints]
     # Who is unhealthy is what one looks for, and who fails.
-    met = [(endpoint, facts((endpoint.address, endpoint.port))) for endpoint in route.endpoints]
-    met.sort(key=lambda each: (each[0].healthy, -each[1].ejected, -each[1].failures))
-    return {
-        "sni": safe_text(route.sni),
-        "kind": route.kind.value,
-        "name": safe_text(route.destination),
-        "healthy": _healthy(route),
-        "endpoints": len(route.endpoints),
-        "served": bool(route.candidates),
-        "open": None if span.after.open is None else span.after.open.get(route.sni, 0),
-        "streams": span.after.counters.connections.get(key, 0),
-        "rate": span.streams((key,)),
-        "received_rate": received,
-        "sent_rate": sent,
-        "tls": tls_view(span.after.counters, key),
-        "listed": [_endpoint(*each) for each in met[:MAX_ENDPOINTS]],
-    }
+    listed.sort(key=lambda each: (each.healthy, each.met.ejected is None, -each.met.failures))
+    return answers.Destination(
+        sni=route.sni,
+        kind=route.kind,
+        name=route.destination,
+        healthy=_healthy(route),
+        endpoints=len(route.endpoints),
+        served=bool(route.candidates),
+        open=None if span.after.open is None else span.after.open.get(route.sni, 0),
+        rate=span.streams((key,)),
+        received_rate=received,
+        sent_rate=sent,
+        facts=became,
+        tls=tls_view(span.after.counters, key),
+        listed=listed[:MAX_ENDPOINTS],
+    )
 
 
-def tls_view(counters: Counters, key: Destination) -> dict[str, Any]:
-    """What is known of a destination's streams without their keys.
-
-    `first_byte_p50` and `first_byte_p99` are the upper bounds of the slots that they fall in, in seconds; None where
-    there was no stream, or above the last bound.
-    """
-    slots = counters.first_bytes.get(key, [])[:-1]
+def tls_view(counters: Counters, key: Destination) -> answers.Tls:
     hellos = {
         (version, resumption): counters.hellos.get((*key, version, resumption), 0)
         for version in get_args(TlsVersion)
@@ -387,36 +374,22 @@ def tls_view(counters: Counters, key: Destination) -> dict[str, Any]:
     }
     offered = sum(hellos.values())
     alerts = [
-        (number, sender, alert.value)
+        answers.TlsAlert(sender, alert, count)
         for sender in get_args(Sender)
         for alert in Alert
-        if (number := counters.alerts.get((*key, sender, alert), 0))
+        if (count := counters.alerts.get((*key, sender, alert), 0))
     ]
-    return {
-        "answered": sum(slots),
-        "unanswered": counters.unanswered.get(key, 0),
-        "first_byte_p50": _bound(slots, 0.5),
-        "first_byte_p99": _bound(slots, 0.99),
-        "versions": {name: many for name in get_args(TlsVersion) if (many := hellos[name, True] + hellos[name, False])},
-        "resumption": round(sum(hellos[name, True] for name in get_args(TlsVersion)) / offered, 3) if offered else None,
-        "alerts": [
-            {"sender": sender, "alert": alert, "count": number}
-            for number, sender, alert in sorted(alerts, key=lambda each: -each[0])
-        ],
-    }
+    return answers.Tls(
+        versions={name: many for name in get_args(TlsVersion) if (many := hellos[name, True] + hellos[name, False])},
+        resumption=round(sum(hellos[name, True] for name in get_args(TlsVersion)) / offered, 3) if offered else None,
+        alerts=sorted(alerts, key=lambda each: -each.count),
+    )
 
 
-def _bound(slots: Sequence[int], share: float) -> float | None:
-    wanted, below = sum(slots) * share, 0
-    for bound, count in zip(FIRST_BYTE_BUCKETS, slots, strict=False):
-        below += count
-        if wanted and below >= wanted:
-            return bound
-    return None
-
-
-def _endpoint(endpoint: Endpoint, facts: EndpointFacts) -> dict[str, Any]:
-    return endpoint_view(endpoint) | {"cause": safe_text(endpoint.cause[:MAX_TEXT])} | facts_view(facts)
+def _met(it: Endpoint, facts: Facts) -> answers.Met:
+    cause = it.cause[:MAX_TEXT] or None
+    met = facts((it.address, it.port))
+    return answers.Met(it.address, it.port, it.healthy, cause, it.weight, it.node, it.instance, met)
 
 
 def _healthy(route: Route) -> int:

@@ -14,12 +14,14 @@ from typing import Final
 import trio
 
 from meshgate.adapters.admin.http_server import Lane, Request, Response, error_response, json_response
-from meshgate.adapters.admin.views import EndpointFacts, explain_view
 from meshgate.adapters.consul import Checks, WatchState
 from meshgate.adapters.relay import Counters, Destination
 from meshgate.adapters.relay.pool import LOOKUP_SECONDS
+from meshgate.app.admin import answers
+from meshgate.app.admin.answers import Ejection, EndpointFacts
 from meshgate.app.admin.dashboard import tls_view
 from meshgate.app.admin.gateway_view import GatewayView
+from meshgate.app.admin.views import destination_facts, explain_view
 from meshgate.core.catalog import in_namespace
 from meshgate.core.durations import format_duration
 from meshgate.core.explain import Explanation, Step, explain
@@ -81,14 +83,15 @@ class ExplainPage:
         table = self._gateway.table()
 
         def found() -> Response:
-            routes = list(table)
-            kinds = {
-                "refused": refused,
-                "services": (route.destination for route in routes if route.kind is RouteKind.SERVICE),
-                "datacenters": (route.destination for route in routes if route.kind is RouteKind.DATACENTER),
-                "snis": (route.sni for route in routes if not route.suffix),
-            }
-            return json_response({kind: _first(names, text) for kind, names in kinds.items()})
+            routes, services, others = list(table), RouteKind.SERVICE, RouteKind.DATACENTER
+            return json_response(
+                answers.Names(
+                    refused=_first(refused, text),
+                    services=_first((route.destination for route in routes if route.kind is services), text),
+                    datacenters=_first((route.destination for route in routes if route.kind is others), text),
+                    snis=_first((route.sni for route in routes if not route.suffix), text),
+                )
+            )
 
         return await trio.to_thread.run_sync(found)
 
@@ -145,10 +148,10 @@ class ExplainPage:
     def _met(self, route: Route) -> list[Step]:
         """What this gateway has met of the endpoints, those that fail first."""
         met = [(each, self._gateway.endpoint_facts((each.address, each.port))) for each in route.endpoints]
-        met.sort(key=lambda pair: (-pair[1].ejected, -pair[1].failures, -pair[1].unanswered))
-        ejected = [pair for pair in met if pair[1].ejected][:_MOST_ENDPOINTS]
+        met.sort(key=lambda pair: (pair[1].ejected is None, -pair[1].failures, -pair[1].unanswered))
+        ejected = [(each, facts.ejected) for each, facts in met if facts.ejected][:_MOST_ENDPOINTS]
         used = [pair for pair in met if pair[1].streams or pair[1].unanswered or pair[1].failures]
-        steps = [Step("ejected", f"{_who(each)} {_ejection(facts)}; {_OUT}") for each, facts in ejected]
+        steps = [Step("ejected", f"{_who(each)} {_ejection(out)}; {_OUT}") for each, out in ejected]
         steps += [Step("endpoint", f"{_who(each)}: {_record(facts)}") for each, facts in used[:_MOST_ENDPOINTS]]
         more = len(used) - _MOST_ENDPOINTS
         return [*steps, Step("endpoint", f"{counted(more, 'more endpoint')}: /clusters has all")] if more > 0 else steps
@@ -183,22 +186,20 @@ class ExplainPage:
 
 def _streams(totals: Counters, key: Destination) -> list[Step]:
     """What became of the streams of a destination, and what TLS says of them in the clear."""
-    met, steps = tls_view(totals, key), []
-    ended = met["answered"] + met["unanswered"]
-    if ended:
-        share = f"{100 * met['unanswered'] / ended:.3g}% ended without a byte from an endpoint"
+    became, tls, steps = destination_facts(totals)(key), tls_view(totals, key), []
+    if ended := became.answered + became.unanswered:
+        share = f"{100 * became.unanswered / ended:.3g}% ended without a byte from an endpoint"
         said = [counted(ended, "stream") + " since the start", share]
-        if met["first_byte_p50"] is not None:
-            said.append(f"half had their first byte within {format_duration(met['first_byte_p50'])}")
-        if met["first_byte_p99"] is not None:
-            said.append(f"99 of 100 within {format_duration(met['first_byte_p99'])}")
+        if became.first_byte_p50 is not None:
+            said.append(f"half had their first byte within {format_duration(became.first_byte_p50)}")
+        if became.first_byte_p99 is not None:
+            said.append(f"99 of 100 within {format_duration(became.first_byte_p99)}")
         steps.append(Step("streams", ", ".join(said)))
-    if met["versions"]:
-        all_ = sum(met["versions"].values())
-        offered = ", ".join(f"{name} {100 * number / all_:.3g}%" for name, number in met["versions"].items())
-        said = [f"clients offer {offered}", f"{100 * met['resumption']:.3g}% offer to resume a session"]
-        if met["alerts"]:
-            alerts = (f"{it['count']} {it['alert']} from {it['sender']}s" for it in met["alerts"])
+    if offers := sum(tls.versions.values()):
+        offered = ", ".join(f"{name} {100 * number / offers:.3g}%" for name, number in tls.versions.items())
+        said = [f"clients offer {offered}", f"{100 * (tls.resumption or 0):.3g}% offer to resume a session"]
+        if tls.alerts:
+            alerts = (f"{it.count} {it.alert} from {it.sender}s" for it in tls.alerts)
             said.append(f"alerts in the clear: {', '.join(alerts)}")
         steps.append(Step("tls", "; ".join(said)))
     return steps
@@ -212,9 +213,9 @@ def _ago(unix: float) -> str:
     return format_duration(round(max(0.0, time.time() - unix)))
 
 
-def _ejection(facts: EndpointFacts) -> str:
-    why = f", the first: {_shown(facts.ejected_why)}" if facts.ejected_why else ""
-    return f"for {_ago(facts.ejected_since)}: {counted(facts.ejected, 'failed connection')} in a row{why}"
+def _ejection(out: Ejection) -> str:
+    why = f", the first: {_shown(out.why)}" if out.why else ""
+    return f"for {_ago(out.since)}: {counted(out.failures, 'failed connection')} in a row{why}"
 
 
 def _record(facts: EndpointFacts) -> str:
@@ -222,14 +223,14 @@ def _record(facts: EndpointFacts) -> str:
     said = [counted(facts.streams + facts.unanswered, "stream")]
     if facts.unanswered:
         said.append(f"{facts.unanswered} without a byte of it")
-    if facts.first_byte is not None:
-        said.append(f"first byte lately after {facts.first_byte * 1000:.3g} ms")
+    if facts.first_byte_seconds is not None:
+        said.append(f"first byte lately after {facts.first_byte_seconds * 1000:.3g} ms")
     if facts.last_success is not None:
         said.append(f"last answered {_ago(facts.last_success)} ago")
     if facts.failures:
         said.append(counted(facts.failures, "failed connection"))
     if facts.last_failure is not None:
-        said.append(f"the last {_ago(facts.last_failure)} ago: {_shown(facts.last_error)}")
+        said.append(f"the last {_ago(facts.last_failure)} ago: {_shown(facts.last_error or '')}")
     return ", ".join(said)
 
 

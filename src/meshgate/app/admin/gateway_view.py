@@ -9,11 +9,11 @@ from typing import Final
 
 import trio
 
-from meshgate.adapters.admin.views import EndpointFacts
 from meshgate.adapters.consul import WatchState
 from meshgate.adapters.consul.api import GATEWAY_KIND, HealthCheck
 from meshgate.adapters.relay import Counters, Limits, OpenStream, Refused, StreamRecord
 from meshgate.adapters.relay.pool import WorkerLoss
+from meshgate.app.admin.answers import Ejection, EndpointFacts
 from meshgate.app.admin.history import History
 from meshgate.app.gateway.gateway import Gateway
 from meshgate.app.gateway.table_keeper import Since
@@ -181,20 +181,19 @@ class GatewayView:
     def endpoint_facts(self, address: Address) -> EndpointFacts:
         """What the relay has met of an endpoint; any thread may ask."""
         relay = self._gateway.relay
-        record, out = relay.endpoints.of(address), relay.ejection(address)
-        facts = EndpointFacts()
+        facts, record, out = EndpointFacts(), relay.endpoints.of(address), relay.ejection(address)
         if record is not None:
             facts = EndpointFacts(
-                record.streams,
-                record.unanswered,
-                record.failures,
-                record.first_byte,
-                record.last_success,
-                record.last_failure,
-                record.last_error,
+                streams=record.streams,
+                unanswered=record.unanswered,
+                failures=record.failures,
+                first_byte_seconds=None if record.first_byte is None else round(record.first_byte, 6),
+                last_success=record.last_success,
+                last_failure=record.last_failure,
+                last_error=record.last_error or None,
             )
         if out is not None:
-            facts = facts._replace(ejected=out.failures, ejected_since=out.since, ejected_why=out.why)
+            facts.ejected = Ejection(out.failures, out.since, out.why or None)
         return facts
 
     def totals(self) -> Counters:

@@ -8,13 +8,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import trio
 
-from meshgate.adapters.admin.views import caller_view, safe_text
 from meshgate.adapters.relay import FIRST_BYTE_BUCKETS, Counters, Destination, Refused, StreamRecord
 from meshgate.adapters.relay.pool import WorkerLoss
+from meshgate.app.admin import answers
+from meshgate.app.admin.views import caller_view
 from meshgate.app.gateway.upgrade_record import MinuteLeft
 from meshgate.app.logs.access_log import rfc3339
 from meshgate.core.reasons import Reason, StreamEnd
@@ -92,7 +93,7 @@ def _busiest(lived: Mapping[Destination, Lived]) -> Mapping[Destination, Lived]:
     return {key: lived[key] for key in keys[:BUSIEST]}
 
 
-def history_view(minutes: Iterable[Minute]) -> dict[str, Any]:
+def history_view(minutes: Iterable[Minute]) -> answers.History:
     """Numbers by the minute, the oldest first; and those of the destinations that were busiest in all of it."""
     listed = list(minutes)
     totals: dict[Destination, int] = {}
@@ -100,75 +101,64 @@ def history_view(minutes: Iterable[Minute]) -> dict[str, Any]:
         for key, (streams, failed, _) in minute.destinations.items():
             totals[key] = totals.get(key, 0) + streams + failed
     busiest = sorted(totals, key=lambda key: -totals[key])[:BUSIEST]
-    return {
-        "ends": [round(minute.ends, 1) for minute in listed],
-        "streams": [minute.streams for minute in listed],
-        "failed": [minute.failed for minute in listed],
-        "refused": [minute.refused for minute in listed],
-        "first_byte_bounds": FIRST_BYTE_BUCKETS,
-        "destinations": [_destination(key, listed) for key in busiest],
-    }
+    return answers.History(
+        ends=[round(minute.ends, 1) for minute in listed],
+        streams=[minute.streams for minute in listed],
+        failed=[minute.failed for minute in listed],
+        refused=[minute.refused for minute in listed],
+        first_byte_bounds=list(FIRST_BYTE_BUCKETS),
+        destinations=[_destination(key, listed) for key in busiest],
+    )
 
 
-def _destination(key: Destination, minutes: Iterable[Minute]) -> dict[str, Any]:
+def _destination(key: Destination, minutes: Iterable[Minute]) -> answers.DestinationHistory:
     nothing: Lived = (0, 0, [0] * _SLOTS)
     streams, failed, first_bytes = zip(*(minute.destinations.get(key, nothing) for minute in minutes), strict=True)
     routed, lost = sum(streams), sum(failed)
-    return {
-        "kind": key[0].value,
-        "name": safe_text(key[1]),
-        "streams": streams,
-        "failed": failed,
-        "success": round(routed / (routed + lost), 6) if routed + lost else None,
-        "first_bytes": [sum(slot) for slot in zip(*first_bytes, strict=True)],
-    }
+    return answers.DestinationHistory(
+        kind=key[0],
+        name=key[1],
+        streams=list(streams),
+        failed=list(failed),
+        success=round(routed / (routed + lost), 6) if routed + lost else None,
+        first_bytes=[sum(slot) for slot in zip(*first_bytes, strict=True)],
+    )
 
 
 def ended_view(
-    ended: Sequence[StreamRecord],
-    refusals: Sequence[tuple[float, Refused]],
-    losses: Sequence[WorkerLoss],
-    names: Callable[[str], str],
-) -> dict[str, Any]:
-    """Streams that were refused or did not end in order, the newest first, and relay processes that were lost."""
+    ended: Sequence[StreamRecord], refusals: Sequence[tuple[float, Refused]], names: Callable[[str], str]
+) -> list[answers.EndedStream]:
+    """Streams that were refused or did not end in order, the newest first."""
     rows = [(it.started + it.duration, _ended(it, names)) for it in ended]
     rows += [(at, _refused(at, refused, names)) for at, refused in refusals]
-    rows.sort(key=lambda row: -row[0])
-    lost = [
-        {"time": rfc3339(it.at), "worker": it.worker, "reason": it.cause, "streams": it.streams, "known": it.known}
-        for it in losses
-    ]
-    return {"workers_lost": lost, "streams": [row for _, row in rows]}
+    return [row for _, row in sorted(rows, key=lambda row: -row[0])]
 
 
-def _ended(record: StreamRecord, names: Callable[[str], str]) -> dict[str, Any]:
-    return {
-        "end_time": rfc3339(record.started + record.duration),
-        "end": record.end,
-        "reason": None,
-        "detail": "",
-        "client": safe_text(record.client),
-        "caller": caller_view(record.client, names),
-        "sni": None if record.sni is None else safe_text(record.sni),
-        "route": None if record.route is None else safe_text(record.route),
-        "endpoint": None if record.endpoint is None else safe_text(record.endpoint),
-        "duration_ms": round(record.duration * 1000),
-        "bytes_received": record.bytes_received,
-        "bytes_sent": record.bytes_sent,
-        "worker": record.worker,
-    }
+def losses_view(losses: Sequence[WorkerLoss]) -> list[answers.WorkerLost]:
+    """Relay processes that were lost."""
+    return [answers.WorkerLost(rfc3339(it.at), it.worker, it.cause, it.streams, it.known) for it in losses]
 
 
-def _refused(at: float, refused: Refused, names: Callable[[str], str]) -> dict[str, Any]:
+def _ended(record: StreamRecord, names: Callable[[str], str]) -> answers.EndedStream:
+    return answers.EndedStream(
+        end_time=rfc3339(record.started + record.duration),
+        end=record.end,
+        reason=None,
+        detail="",
+        client=record.client,
+        caller=caller_view(record.client, names),
+        sni=record.sni,
+        route=record.route,
+        endpoint=record.endpoint,
+        duration_ms=round(record.duration * 1000),
+        bytes_received=record.bytes_received,
+        bytes_sent=record.bytes_sent,
+        worker=record.worker,
+    )
+
+
+def _refused(at: float, refused: Refused, names: Callable[[str], str]) -> answers.EndedStream:
     """What was refused has only a part of it: it went nowhere, and its client is known without a port."""
-    unknown = dict.fromkeys(("route", "endpoint", "duration_ms", "bytes_received", "bytes_sent", "worker"))
-    return {
-        "end_time": rfc3339(at),
-        "end": StreamEnd.REFUSED,
-        "reason": refused.reason,
-        "detail": safe_text(refused.detail),
-        "client": safe_text(refused.client),
-        "caller": caller_view(refused.client, names),
-        "sni": None if refused.server_name is None else safe_text(refused.server_name),
-        **unknown,
-    }
+    caller, unknown = caller_view(refused.client, names), (None,) * 6
+    end, sni = StreamEnd.REFUSED, refused.server_name
+    return answers.EndedStream(rfc3339(at), end, refused.reason, refused.detail, refused.client, caller, sni, *unknown)

@@ -11,14 +11,14 @@ from typing import Any, Final
 import trio
 
 from meshgate.adapters.admin.http_server import Request, Response, error_response, json_response
-from meshgate.adapters.admin.views import safe_text
 from meshgate.adapters.consul.api import ConsulError
+from meshgate.app.admin import answers
 from meshgate.app.admin.gateway_view import GatewayView
 from meshgate.app.admin.metrics import usage_of
 from meshgate.core.prerequisites import OTHER_CONNECTIONS
-from meshgate.core.routes import Route, RouteTable
+from meshgate.core.routes import RouteTable
 from meshgate.core.text import printable
-from meshgate.core.whatif import Left, Loss, WhatIf
+from meshgate.core.whatif import Left, WhatIf
 
 MAX_ROWS: Final = 100
 # Seconds that Consul gets: a person waits, and the rest of the answer does not depend on it.
@@ -44,34 +44,31 @@ class WhatIfPage:
             return error_response(404, missing)
         active = (await gateway.counters()).active
         others, token, connections = await self._asked()
-        state = {
-            "datacenter": safe_text(table.datacenter),
-            "destinations": len(table),
-            "consul": self._without_consul(table),
-            "ends": self._ends(token),
-            "limits": self._limits(active, usages, connections),
-        }
         return await trio.to_thread.run_sync(
             lambda: json_response(
-                state
-                | {
-                    "broken": _listed([each.route for each in world.broken]),
-                    "single": _listed([each.route for each in world.single]),
-                    "gone": _gone(world, table.datacenter, node, datacenter),
-                    "gateway": None if node or datacenter else _gateway(world, table, others, active),
-                    "nodes": [] if node or datacenter else _nodes(world),
-                }
+                answers.WhatIf(
+                    datacenter=table.datacenter,
+                    destinations=len(table),
+                    consul=self._without_consul(table),
+                    ends=self._ends(token),
+                    limits=self._limits(active, usages, connections),
+                    broken=_listed(world.broken),
+                    single=_listed(world.single),
+                    gone=_gone(world, table.datacenter, node, datacenter),
+                    gateway=None if node or datacenter else _gateway(world, table, others, active),
+                    nodes=[] if node or datacenter else _nodes(world),
+                )
             )
         )
 
     async def _asked(self) -> tuple[list[bool] | None, tuple[float | None] | None, int | None]:
         """What Consul says of other gateways (whether each is healthy), of the token's end and of its own limit."""
         gateway = self._gateway
-        answers: dict[str, Any] = {}
+        told: dict[str, Any] = {}
 
         async def ask(what: str, question: Callable[[], Awaitable[object]]) -> None:
             try:
-                answers[what] = await question()
+                told[what] = await question()
             except ConsulError:
                 return
 
@@ -80,40 +77,27 @@ class WhatIfPage:
                 nursery.start_soon(ask, "others", gateway.other_gateways)
                 nursery.start_soon(ask, "token", gateway.token_expiry)
                 nursery.start_soon(ask, "connections", gateway.agent_connections)
-        others = answers.get("others")
+        others = told.get("others")
         healthy = None if others is None else [all(it.status != "critical" for it in each.checks) for each in others]
-        return healthy, (answers["token"],) if "token" in answers else None, answers.get("connections")
+        return healthy, (told["token"],) if "token" in told else None, told.get("connections")
 
-    def _without_consul(self, table: RouteTable) -> dict[str, Any]:
+    def _without_consul(self, table: RouteTable) -> answers.ConsulGone:
         gateway, age = self._gateway, self._gateway.catalog_age
-        return {
-            "stale": gateway.catalog_stale,
-            "age_seconds": None if age is None else round(age, 1),
-            "restart": printable(gateway.unkept) or None,
-            "cold": sum(route.stale for route in table),
-        }
-
-    def _ends(self, token: tuple[float | None] | None) -> list[dict[str, Any]]:
-        root, intermediate = self._gateway.ca_expiries()
-        now = time.time()
-        rows = (
-            ("CA root", root is not None, root),
-            # Where there is none the root signs.
-            *([] if intermediate is None else [("CA intermediate", True, intermediate)]),
-            ("ACL token", token is not None, None if token is None else token[0]),
+        return answers.ConsulGone(
+            stale=gateway.catalog_stale,
+            age_seconds=None if age is None else round(age, 1),
+            restart=printable(gateway.unkept) or None,
+            cold=sum(route.stale for route in table),
         )
-        return [
-            {
-                "what": what,
-                "known": known,
-                "expires": at,
-                "seconds": None if at is None else round(at - now),
-                "near": at is not None and at - now < _ENDS_SOON[what],
-            }
-            for what, known, at in rows
-        ]
 
-    def _limits(self, active: int, usages: Sequence[dict[str, float]], allowed: int | None) -> list[dict[str, Any]]:
+    def _ends(self, token: tuple[float | None] | None) -> list[answers.End]:
+        root, intermediate = self._gateway.ca_expiries()
+        found = [_end("CA root", root, known=root is not None)]
+        # Where there is no intermediate the root signs.
+        found += [] if intermediate is None else [_end("CA intermediate", intermediate)]
+        return [*found, _end("ACL token", None if token is None else token[0], known=token is not None)]
+
+    def _limits(self, active: int, usages: Sequence[dict[str, float]], allowed: int | None) -> list[answers.Limit]:
         gateway = self._gateway
         watches = gateway.settings.catalog_watches
         rows = [
@@ -126,10 +110,12 @@ class WhatIfPage:
         if bounded:
             worst = max(bounded, key=lambda each: each["open_fds"] / each["max_fds"])
             rows.append(("descriptors of a worker", int(worst["open_fds"]), int(worst["max_fds"])))
-        return [
-            {"what": what, "used": used, "limit": limit, "near": limit is not None and used >= _NEAR * limit}
-            for what, used, limit in rows
-        ]
+        return [answers.Limit(what, used, most, most is not None and used >= _NEAR * most) for what, used, most in rows]
+
+
+def _end(what: str, at: float | None, *, known: bool = True) -> answers.End:
+    seconds = None if at is None else round(at - time.time())
+    return answers.End(what, known, at, seconds, seconds is not None and seconds < _ENDS_SOON[what])
 
 
 def _unknown(table: RouteTable, world: WhatIf, node: str, datacenter: str) -> str:
@@ -143,53 +129,35 @@ def _unknown(table: RouteTable, world: WhatIf, node: str, datacenter: str) -> st
     return ""
 
 
-def _gone(world: WhatIf, here: str, node: str, datacenter: str) -> list[dict[str, Any]]:
+def _gone(world: WhatIf, here: str, node: str, datacenter: str) -> list[answers.Gone]:
     """What was asked about; without a question each other datacenter's gateways."""
     if node:
         where = datacenter or here
-        return [_loss("node", node, where, world.without_node(node, where))]
+        loss = world.without_node(node, where)
+        return [answers.Gone("node", node, where, _listed(loss.cut), _listed(loss.thinner, counts=True))]
     return [
-        _loss("gateways", name, name, world.without_gateways(name))
+        answers.Gone("gateways", name, name, _listed(loss.cut), _listed(loss.thinner, counts=True))
         for name in ([datacenter] if datacenter else world.datacenters[:MAX_ROWS])
+        for loss in (world.without_gateways(name),)
     ]
 
 
-def _loss(what: str, name: str, datacenter: str, loss: Loss) -> dict[str, Any]:
-    return {
-        "what": what,
-        "name": safe_text(name),
-        "datacenter": safe_text(datacenter),
-        "cut": _listed([each.route for each in loss.cut]),
-        "thinner": {
-            "total": len(loss.thinner),
-            "rows": [_row(each.route) | _counts(each) for each in loss.thinner[:MAX_ROWS]],
-        },
-    }
-
-
-def _gateway(world: WhatIf, table: RouteTable, others: list[bool] | None, active: int) -> dict[str, Any]:
+def _gateway(world: WhatIf, table: RouteTable, others: list[bool] | None, active: int) -> answers.GatewayGone:
     """If this gateway goes away: its streams end; destinations are cut where no other gateway is healthy."""
-    return {
-        "streams": active,
-        "others": None if others is None else {"total": len(others), "healthy": sum(others)},
-        "cut": None if others is None else 0 if any(others) else len(table) - len(world.broken),
-    }
+    if others is None:
+        return answers.GatewayGone(active, None, None)
+    cut = 0 if any(others) else len(table) - len(world.broken)
+    return answers.GatewayGone(active, answers.OtherGateways(len(others), sum(others)), cut)
 
 
-def _nodes(world: WhatIf) -> list[dict[str, Any]]:
-    return [
-        {"datacenter": safe_text(datacenter), "node": safe_text(node), "cut": cut}
-        for datacenter, node, cut in world.cutting_nodes()[:MAX_ROWS]
+def _nodes(world: WhatIf) -> list[answers.NodeGone]:
+    return [answers.NodeGone(*each) for each in world.cutting_nodes()[:MAX_ROWS]]
+
+
+def _listed(found: Sequence[Left], *, counts: bool = False) -> answers.Listing:
+    rows = [
+        answers.Concerned(route.sni, route.kind, route.destination, *((each.now, each.left) if counts else ()))
+        for each in found[:MAX_ROWS]
+        for route in (each.route,)
     ]
-
-
-def _listed(routes: Sequence[Route]) -> dict[str, Any]:
-    return {"total": len(routes), "rows": [_row(route) for route in routes[:MAX_ROWS]]}
-
-
-def _row(route: Route) -> dict[str, Any]:
-    return {"sni": safe_text(route.sni), "kind": route.kind, "destination": safe_text(route.destination)}
-
-
-def _counts(each: Left) -> dict[str, int]:
-    return {"now": each.now, "left": each.left}
+    return answers.Listing(len(found), rows)

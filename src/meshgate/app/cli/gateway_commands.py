@@ -12,27 +12,26 @@ from pathlib import Path
 from typing import Any, Final
 
 import click
+import msgspec
 
-from meshgate.app.admin_client import NoGatewayError, NotDoneError, ask, decoded
-from meshgate.app.cli.admin_answers import (
+from meshgate.app.admin.answers import (
     DashboardState,
     Draining,
     End,
-    Ended,
     EndedStream,
+    EndedStreams,
     Explanation,
     Gone,
     Limit,
     Listing,
     Names,
-    RatedStream,
     Route,
     Routes,
-    ServerInfo,
     Stream,
     Upgrade,
     WhatIf,
 )
+from meshgate.app.admin_client import NoGatewayError, NotDoneError, ask, decoded
 from meshgate.app.cli.output import Printer, duration, print_json, size
 from meshgate.app.cli.setting_options import Command, json_option, with_settings
 from meshgate.app.errors import CommandError
@@ -189,6 +188,24 @@ def _show_explanation(answer: Explanation, printer: Printer) -> None:
         )
 
 
+class RatedStream(Stream):
+    """A row of `/connections` with what the stream carries in bytes per second."""
+
+    received_rate: float = 0.0
+    sent_rate: float = 0.0
+
+    def measure(self, before: "RatedStream | None") -> None:
+        """Set the rates by an earlier look at the same stream; where there is none, by its life, of a second at least.
+
+        A stream may have the id of one that ended, but it is younger.
+        """
+        received, sent, seconds = self.bytes_received, self.bytes_sent, max(1.0, self.age_seconds)
+        if before is not None and before.client == self.client and before.age_seconds < self.age_seconds:
+            received, sent = received - before.bytes_received, sent - before.bytes_sent
+            seconds = self.age_seconds - before.age_seconds
+        self.received_rate, self.sent_rate = (round(max(0, each) / seconds, 1) for each in (received, sent))
+
+
 _ORDERS: Final[dict[str, Callable[[RatedStream], float]]] = {
     "rate": lambda stream: stream.received_rate + stream.sent_rate,
     "bytes": lambda stream: stream.bytes_received + stream.bytes_sent,
@@ -303,7 +320,7 @@ def connections(
     if ended:
         if watch or sort:
             raise click.UsageError("--ended goes with neither --watch nor --sort")
-        answer = decoded(ask(settings.admin_bind, "/connections/ended"), Ended)
+        answer = decoded(ask(settings.admin_bind, "/connections/ended"), EndedStreams)
         among = [each for each in answer.streams if _Wanted(**wanted).has(each)]
         answer.streams = among[: limit or None]
         if as_json:
@@ -396,7 +413,7 @@ _WHAT_IT_MEANS: Final = {
 }
 
 
-def _show_ended(answer: Ended, found: int, printer: Printer) -> None:
+def _show_ended(answer: EndedStreams, found: int, printer: Printer) -> None:
     # Not among the output: whoever counts its lines counts streams.
     counts = ", ".join(f"{count} {end}" for end, count in answer.ends.items() if count) or "none"
     click.echo(f"streams that ended since {_when(answer.since)}, when this process started: {counts}", err=True)
@@ -649,7 +666,7 @@ def upgrade(settings: Settings, *, python: str, as_json: bool) -> None:
     place of the old one, in the same process, with its listeners, its registration and its streams. Waits until it has.
     """
     bind = settings.admin_bind
-    before = decoded(ask(bind, "/server_info"), ServerInfo)
+    before = decoded(ask(bind, "/server_info"), _Running)
     _say(f"version {before.version} runs", {"step": "before", "version": before.version}, as_json=as_json)
     query = {"python": os.path.abspath(python)} if python else {}  # noqa: PTH100 - links are left as they are
     try:
@@ -676,7 +693,14 @@ def upgrade(settings: Settings, *, python: str, as_json: bool) -> None:
     _say(words, {"step": "done", **versions}, as_json=as_json)
 
 
-def _until_upgraded(bind: HostPort | Path | None, number: int) -> ServerInfo:
+class _Running(msgspec.Struct):
+    """What an upgrade has to know of `/server_info`, which is another version's before or behind it."""
+
+    version: str
+    last_upgrade: Upgrade | None = None
+
+
+def _until_upgraded(bind: HostPort | Path | None, number: int) -> _Running:
     """What the gateway says once its upgrade of this number has an end.
 
     Raises:
@@ -685,7 +709,7 @@ def _until_upgraded(bind: HostPort | Path | None, number: int) -> ServerInfo:
     ends = time.monotonic() + _TRIAL
     while True:
         try:
-            now = decoded(ask(bind, "/server_info"), ServerInfo)
+            now = decoded(ask(bind, "/server_info"), _Running)
         except NoGatewayError:
             if time.monotonic() > ends:
                 raise

@@ -17,8 +17,8 @@ import msgspec
 from rich.console import Console
 from rich.live import Live
 
+from meshgate.app.admin.answers import DashboardState, Stream
 from meshgate.app.admin_client import ask, decoded
-from meshgate.app.cli.admin_answers import DashboardState, Stream
 from meshgate.app.cli.output import Printer, print_json
 from meshgate.app.cli.setting_options import Command, with_settings
 from meshgate.app.cli.top_view import MOST_STREAMS, Seen, View, print_once, screen

@@ -15,9 +15,17 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from meshgate.app.cli.admin_answers import DashboardState, Destination, EndedStream, Met, Refusal, Stream, Tls
+from meshgate.app.admin.answers import (
+    DashboardState,
+    Destination,
+    DestinationFacts,
+    EndedStream,
+    Met,
+    Refusal,
+    Stream,
+    Upgrade,
+)
 from meshgate.app.cli.output import Printer, duration, rate, size
-from meshgate.core.addresses import host_port
 from meshgate.core.text import counted, printable
 
 PAGES: Final = ("destinations", "endpoints", "callers", "workers", "problems")
@@ -181,7 +189,7 @@ def _bottom_lines(state: DashboardState) -> Iterator[tuple[str, list[str]]]:
     if state.refused.reasons:
         yield "refused", [f"{row.reason} {row.total} ({rate(row.rate)}/s)" for row in state.refused.reasons]
     unhealthy = [
-        f"{row.name} {host_port(endpoint.address, endpoint.port)} on {endpoint.node}"
+        f"{row.name} {endpoint.where} on {endpoint.node}"
         for row in state.destinations.rows
         for endpoint in row.listed
         if not endpoint.healthy
@@ -189,8 +197,21 @@ def _bottom_lines(state: DashboardState) -> Iterator[tuple[str, list[str]]]:
     if unhealthy:
         more = len(unhealthy) - _SHOWN_UNHEALTHY
         yield "unhealthy", unhealthy[:_SHOWN_UNHEALTHY] + ([f"and {more} more"] if more > 0 else [])
+    if (last := state.gateway.last_upgrade) is not None:
+        yield "last upgrade", _upgrade(last)
     if state.consul.watches:
         yield "last news from Consul", [f"{it.kind} {duration(it.age_seconds)}" for it in state.consul.watches]
+
+
+def _upgrade(last: Upgrade) -> list[str]:
+    """When, from which version to which, and what came of it."""
+    said = [f"{_clock(last.started)} from {last.version_before} to {last.version_after or 'a version not known'}"]
+    said.append(last.result.replace("_", " ") + (f": {last.reason}" if last.reason else ""))
+    if last.result == "done":
+        said.append(
+            f"{last.handed_over} of {counted(last.streams, 'stream')} handed over, {last.kept} kept, {last.lost} lost"
+        )
+    return said
 
 
 def _wrapped(title: str, items: Sequence[str], width: int) -> list[str]:
@@ -231,17 +252,17 @@ def _cells(row: Destination) -> tuple[str, ...]:
         size(row.received_rate),
         size(row.sent_rate),
         f"{row.healthy}/{row.endpoints}",
-        *_answers(row.tls),
+        *_answers(row.facts),
     )
 
 
-def _answers(tls: Tls | None) -> tuple[str, str]:
+def _answers(became: DestinationFacts) -> tuple[str, str]:
     """Within what time half of the streams had their first byte, and the share of those that never had one."""
-    ended = tls.answered + tls.unanswered if tls is not None else 0
-    if tls is None or not ended:
+    ended = became.answered + became.unanswered
+    if not ended:
         return "-", "-"
-    half = _brief(tls.first_byte_p50)
-    return "-" if half == "-" else f"<{half}", f"{100 * tls.unanswered / ended:.3g}%"
+    half = _brief(became.first_byte_p50)
+    return "-" if half == "-" else f"<{half}", f"{100 * became.unanswered / ended:.3g}%"
 
 
 def _style(row: Destination) -> str:
@@ -281,27 +302,26 @@ def _endpoints(seen: Seen) -> list[Row]:
     found = []
     for row in seen.state.destinations.rows:
         for each in row.listed:
-            address = host_port(each.address, each.port)
-            streams = open_[row.sni, address]
+            met, streams = each.met, open_[row.sni, each.where]
             cells = (
-                address,
+                each.where,
                 row.name,
                 each.node,
                 _state(each, seen.state.gateway.now),
                 "-" if seen.streams is None else str(streams),
-                str(each.streams + each.unanswered),
-                str(each.failures),
-                _brief(each.first_byte_seconds),
+                str(met.streams + met.unanswered),
+                str(met.failures),
+                _brief(met.first_byte_seconds),
             )
             keys = {
-                "health": (each.healthy, each.ejected is None, -streams),
+                "health": (each.healthy, met.ejected is None, -streams),
                 "open": -streams,
-                "failed": (-each.failures, -each.unanswered),
-                "slow": -(each.first_byte_seconds or 0),
+                "failed": (-met.failures, -met.unanswered),
+                "slow": -(met.first_byte_seconds or 0),
                 "name": row.name,
                 "node": each.node,
             }
-            style = "" if each.healthy and each.ejected is None else "yellow" if each.healthy else "red"
+            style = "" if each.healthy and met.ejected is None else "yellow" if each.healthy else "red"
             found.append(Row(cells, style, keys))
     return found
 
@@ -309,7 +329,7 @@ def _endpoints(seen: Seen) -> list[Row]:
 def _state(endpoint: Met, now: float) -> str:
     if not endpoint.healthy:
         return endpoint.cause or "unhealthy"
-    out = endpoint.ejected
+    out = endpoint.met.ejected
     if out is None:
         return "healthy"
     return f"ejected {duration(max(0.0, now - out.since))}{f': {out.why}' if out.why else ''}"
@@ -363,28 +383,33 @@ def _problems(seen: Seen) -> list[Row]:
         if watch.error
     ]
     found += [
-        Row(("now", f"{row.name} unhealthy", f"{host_port(it.address, it.port)} on {it.node}: {it.cause or ''}"), "red")
+        Row(("now", f"{row.name} unhealthy", f"{it.where} on {it.node}: {it.cause or ''}"), "red")
         for row in state.destinations.rows
         for it in row.listed
         if not it.healthy
     ]
+    last = state.gateway.last_upgrade
+    if last is not None and last.result in ("failed", "refused"):
+        found.append(Row((_clock(last.started), f"upgrade {last.result}", ", ".join(_upgrade(last))), "yellow"))
     lately = [
         (it.time, Row((_clock(it.time), it.reason, f"{it.sni or '(no name)'} from {_who(it)}: {it.detail}")))
         for it in state.refused.recent
     ]
     for lost in state.ended.workers_lost:
         what = f"relay process {lost.worker} ended ({lost.reason}), and {counted(lost.streams, 'stream')} with it"
-        at = datetime.fromisoformat(lost.time).timestamp()
-        lately.append((at, Row((_clock(at), "worker_lost", what), "red")))
+        lately.append((_unix(lost.time), Row((_clock(lost.time), "worker_lost", what), "red")))
     for ended in state.ended.recent:
-        at = datetime.fromisoformat(ended.end_time).timestamp()
         what = f"{ended.sni or '(no name)'} from {_who(ended)} to {ended.endpoint or '-'}"
-        lately.append((at, Row((_clock(at), ended.end, what))))
+        lately.append((_unix(ended.end_time), Row((_clock(ended.end_time), ended.end, what))))
     return [*found, *(row for _, row in sorted(lately, key=lambda pair: -pair[0]))]
 
 
-def _clock(unix: float) -> str:
-    return time.strftime("%H:%M:%S", time.localtime(unix))
+def _unix(time_: float | str) -> float:
+    return datetime.fromisoformat(time_).timestamp() if isinstance(time_, str) else time_
+
+
+def _clock(time_: float | str) -> str:
+    return time.strftime("%H:%M:%S", time.localtime(_unix(time_)))
 
 
 _PAGES: Final = {

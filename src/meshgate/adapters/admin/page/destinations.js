@@ -43,7 +43,7 @@ function updateRow(body, row) {
   mark(badge, "class", `badge ${look}`);
   say(cells[0], row.kind);
   const lived = hourOf(row);
-  const numbers = [[row.open, count], [row.rate, rateText], [row.received_rate, byteRate], [row.sent_rate, byteRate], [row.streams, count], [lived?.success ?? null, percent]];
+  const numbers = [[row.open, count], [row.rate, rateText], [row.received_rate, byteRate], [row.sent_rate, byteRate], [row.facts.streams, count], [lived?.success ?? null, percent]];
   numbers.forEach(([value, words], index) => {
     const cell = cells[index + 2];
     say(cell, words(value));
@@ -65,14 +65,14 @@ function updateRow(body, row) {
       `${count(lived.failed.reduce((sum, each) => sum + each, 0))} failed`,
       firstByte(lived),
     ].filter(Boolean).join(" · "));
-    say(tls, tlsLine(row.tls));
+    say(tls, tlsLine(row));
     show(tls, tls.textContent !== "");
     if (lived !== null) drawHour(chart, lived.streams, lived.failed);
   }
 }
 
 /** What is known of a destination's streams since the start, without their keys. */
-function tlsLine({ answered, unanswered, versions, resumption, alerts }) {
+function tlsLine({ facts: { answered, unanswered }, tls: { versions, resumption, alerts } }) {
   const ended = answered + unanswered;
   const said = ended ? [`since the start: ${percent(unanswered / ended)} without a byte from an endpoint`] : [];
   const all = Object.values(versions).reduce((sum, each) => sum + each, 0);
@@ -88,15 +88,15 @@ function ejection(out, now) {
 }
 
 /** What became of the streams of an endpoint. */
-function experience(line, now) {
-  const streams = line.streams + line.unanswered;
-  if (!streams && !line.failures) return "";
+function experience(met, now) {
+  const streams = met.streams + met.unanswered;
+  if (!streams && !met.failures) return "";
   const said = [things(streams, "stream")];
-  if (line.unanswered) said.push(`${count(line.unanswered)} without a byte of it`);
-  if (line.first_byte_seconds !== null) said.push(`first byte lately after ${brief(Number(line.first_byte_seconds.toPrecision(3)))}`);
-  if (line.last_success !== null) said.push(`last answered ${span(now - line.last_success)} ago`);
-  if (line.failures) said.push(things(line.failures, "failed connection"));
-  if (line.last_failure !== null) said.push(`the last ${span(now - line.last_failure)} ago: ${line.last_error}`);
+  if (met.unanswered) said.push(`${count(met.unanswered)} without a byte of it`);
+  if (met.first_byte_seconds !== null) said.push(`first byte lately after ${brief(Number(met.first_byte_seconds.toPrecision(3)))}`);
+  if (met.last_success !== null) said.push(`last answered ${span(now - met.last_success)} ago`);
+  if (met.failures) said.push(things(met.failures, "failed connection"));
+  if (met.last_failure !== null) said.push(`the last ${span(now - met.last_failure)} ago: ${met.last_error}`);
   return said.join(", ");
 }
 
@@ -111,14 +111,15 @@ function renderEndpoints(list, row, now) {
       node.parts = [el("span", { class: "badge" }), el("span", { class: "mono" }), el("span", { class: "muted" }), el("span"), el("span", { class: "muted" })];
       node.append(...node.parts);
     }
-    const [badge, address, where, cause, met] = node.parts;
-    const look = !line.healthy ? "bad" : line.ejected ? "warn" : "ok";
+    const [badge, address, where, cause, past] = node.parts;
+    const { met } = line;
+    const look = !line.healthy ? "bad" : met.ejected ? "warn" : "ok";
     mark(badge, "class", `badge ${look}`);
-    say(badge, `${SIGN[look]} ${!line.healthy ? "unhealthy" : line.ejected ? "ejected" : "healthy"}`);
+    say(badge, `${SIGN[look]} ${!line.healthy ? "unhealthy" : met.ejected ? "ejected" : "healthy"}`);
     say(address, line.address.includes(":") ? `[${line.address}]:${line.port}` : `${line.address}:${line.port}`);
     say(where, `${line.instance} on ${line.node}${line.weight === 1 ? "" : `, weight ${line.weight}`}`);
-    say(cause, [line.cause, ejection(line.ejected, now)].filter(Boolean).join("; "));
-    return say(met, experience(line, now));
+    say(cause, [line.cause, ejection(met.ejected, now)].filter(Boolean).join("; "));
+    return say(past, experience(met, now));
   });
 }
 

@@ -134,6 +134,20 @@ function expiry(unix, now) {
   return [`${unix - now < SOON ? "! " : ""}ends in ${span(unix - now)}, ${day(unix)}`, unix - now < SOON ? "warn" : null];
 }
 
+const RESULTS = { under_way: [null, "under way"], done: [null, "✓ done"], failed: ["bad", "✕ failed"], refused: ["warn", "! refused"] };
+
+/** The last upgrade that was asked for: when, from which version to which, and what came of it. */
+function upgrade(last) {
+  if (!last) return [];
+  const [look, result] = RESULTS[last.result];
+  const at = Date.parse(last.started) / 1000;
+  const streams = last.result === "done" ? `: ${count(last.handed_over)} of ${things(last.streams, "stream")} handed over, ${count(last.kept)} kept, ${count(last.lost)} lost` : "";
+  return [
+    ["Last upgrade", `${day(at)} ${timeOfDay(at)}, from ${last.version_before} to ${last.version_after || "a version not known"}`],
+    ["Its result", [`${result}${last.reason && `: ${last.reason}`}${streams}`, look]],
+  ];
+}
+
 export function renderProcess(state) {
   const { gateway } = state;
   facts(byId("facts"), [
@@ -144,6 +158,7 @@ export function renderProcess(state) {
     ["Trust domain", gateway.trust_domain || "not known yet"],
     ["Version", gateway.version],
     ["Started", `${day(gateway.started)} ${timeOfDay(gateway.started)}`],
+    ...upgrade(gateway.last_upgrade),
   ]);
   sync(byId("listeners"), gateway.listeners, (each) => `${each.name} ${each.address}`, (each) => el("li", {}, el("span", {}, each.name), el("span", { class: "mono" }, each.address.replace(/^:/, "*:")), el("span", { class: "muted" })), (node) => say(node.lastChild, gateway.listening ? "" : "not open yet"));
   bars(byId("workers"), gateway.workers.map((worker, index) => ({

@@ -3,7 +3,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from meshgate.adapters.admin.views import explain_view, routes_view
+from meshgate.app.admin.views import explain_view, routes_view
 from meshgate.core.explain import Explanation, Step, explain
 from meshgate.core.reasons import Reason
 from meshgate.core.routes import Endpoint, Route, RouteKind, RouteTable

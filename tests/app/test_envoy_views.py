@@ -1,5 +1,10 @@
-from meshgate.adapters.admin.views import EndpointFacts, clusters_text, clusters_view
+import msgspec
+
+from meshgate.adapters.relay import Counters
+from meshgate.app.admin.answers import Ejection, EndpointFacts
+from meshgate.app.admin.views import clusters_text, clusters_view
 from meshgate.core.outlier_detection import Address
+from meshgate.core.reasons import Reason
 from meshgate.core.routes import Endpoint, Route, RouteKind, RouteTable
 
 WEB = "web.default.dc1.internal.td.consul"
@@ -22,6 +27,16 @@ TABLE = RouteTable.of(
         ]
     ),
 )
+KEY = (RouteKind.SERVICE, "web")
+COUNTERS = Counters(
+    connections={KEY: 17},
+    open={KEY: 4},
+    connect_failures={KEY: 3},
+    failed={(*KEY, Reason.CONNECT_FAILED): 2, (*KEY, Reason.MAX_CONNECTIONS): 1},
+    unanswered={KEY: 2},
+)
+for seconds in (*[0.004] * 5, *[0.04] * 6):
+    COUNTERS.count_first_byte(KEY, ("10.0.0.7", 21000), seconds)
 ACTIVE = {(WEB, "10.0.0.7:21000"): 4, ("*.dc2.internal.td.consul", "10.0.0.7:21000"): 9}
 
 
@@ -29,13 +44,29 @@ def met(address: Address) -> EndpointFacts:
     """The second one fails."""
     if address[0] == "10.0.0.7":
         return EndpointFacts()
-    return EndpointFacts(5, 2, 3, 0.0123456, 1e9 + 5, 1e9 + 10, "timed\nout", 3, 1e9, "connection refused")
+    return EndpointFacts(
+        streams=5,
+        unanswered=2,
+        failures=3,
+        first_byte_seconds=0.012346,
+        last_success=1e9 + 5,
+        last_failure=1e9 + 10,
+        last_error="timed\nout",
+        ejected=Ejection(3, 1e9, "connection refused"),
+    )
 
 
 def test_the_text_has_envoys_lines() -> None:
-    assert clusters_text(TABLE, ACTIVE, met).splitlines() == [
+    assert clusters_text(TABLE, ACTIVE, met, COUNTERS).splitlines() == [
         f"{WEB}::observability_name::{WEB}",
         f"{WEB}::added_via_api::true",
+        f"{WEB}::cx_active::4",
+        f"{WEB}::cx_connect_fail::3",
+        f"{WEB}::cx_total::17",
+        f"{WEB}::refused::3",
+        f"{WEB}::unanswered::2",
+        f"{WEB}::first_byte_p50_ms::50",
+        f"{WEB}::first_byte_p99_ms::50",
         f"{WEB}::10.0.0.7:21000::cx_active::4",
         f"{WEB}::10.0.0.7:21000::cx_connect_fail::0",
         f"{WEB}::10.0.0.7:21000::cx_total::0",
@@ -56,12 +87,18 @@ def test_the_text_has_envoys_lines() -> None:
         f"{WEB}::[2001:db8::8]:21000::ejected_since::2001-09-09T01:46:40Z connection refused",
         "dc2.internal.td.consul::observability_name::dc2.internal.td.consul",
         "dc2.internal.td.consul::added_via_api::true",
+        "dc2.internal.td.consul::cx_active::0",
+        "dc2.internal.td.consul::cx_connect_fail::0",
+        "dc2.internal.td.consul::cx_total::0",
+        "dc2.internal.td.consul::refused::0",
+        "dc2.internal.td.consul::unanswered::0",
     ]
 
 
 def test_the_json_answers_what_scripts_ask_of_envoy() -> None:
     """The query of Consul's own integration tests: the EDS health of the hosts of a cluster."""
-    clusters = {each["name"]: each["host_statuses"] for each in clusters_view(TABLE, ACTIVE, met)["cluster_statuses"]}
+    view = msgspec.to_builtins(clusters_view(TABLE, ACTIVE, met, COUNTERS))
+    clusters = {each["name"]: each["host_statuses"] for each in view["cluster_statuses"]}
     assert list(clusters) == [WEB, "dc2.internal.td.consul"]
     assert [host["health_status"]["eds_health_status"] for host in clusters[WEB]] == ["HEALTHY", "UNHEALTHY"]
     assert [host["health_status"].get("failed_eds_health", False) for host in clusters[WEB]] == [False, True]
@@ -82,12 +119,27 @@ def test_the_json_answers_what_scripts_ask_of_envoy() -> None:
         "first_byte_seconds": 0.012346,
         "last_success": 1e9 + 5,
         "last_failure": 1e9 + 10,
-        "last_error": "timed\\nout",
+        "last_error": "timed\nout",
         "ejected": {"failures": 3, "since": 1e9, "why": "connection refused"},
+    }
+
+
+def test_the_json_has_each_destinations_figures_too() -> None:
+    view = msgspec.to_builtins(clusters_view(TABLE, ACTIVE, met, COUNTERS))
+    assert [each["meshgate"]["streams"] for each in view["cluster_statuses"]] == [17, 0]
+    assert view["cluster_statuses"][0]["meshgate"] == {
+        "streams": 17,
+        "open": 4,
+        "refused": 3,
+        "connect_failures": 3,
+        "answered": 11,
+        "unanswered": 2,
+        "first_byte_p50": 0.05,
+        "first_byte_p99": 0.05,
     }
 
 
 def test_an_empty_table_is_an_empty_answer() -> None:
     empty = RouteTable.of("", "", "default", iter(()))
-    assert clusters_text(empty, {}, met) == ""
-    assert clusters_view(empty, {}, met) == {"cluster_statuses": []}
+    assert clusters_text(empty, {}, met, COUNTERS) == ""
+    assert clusters_view(empty, {}, met, COUNTERS).cluster_statuses == []

@@ -1,0 +1,206 @@
+"""What the admin address says about core's types: pure functions to the shapes of `answers`.
+
+`/clusters` is the route table as Envoy's admin page shows clusters, for scripts that read that of a gateway. A route is
+a cluster under the name that Consul gives it: the SNI, without `*.` for a whole datacenter. What Envoy counts for each
+host and this product does not is left out, not made up; what only this product knows has names that Envoy does not use.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+
+from msgspec.structs import asdict
+
+from meshgate.adapters.relay import FIRST_BYTE_BUCKETS, Counters, Destination
+from meshgate.app.admin import answers
+from meshgate.app.admin.answers import DestinationFacts, EndpointFacts
+from meshgate.app.gateway.upgrade_record import Upgrade
+from meshgate.core.addresses import host_port
+from meshgate.core.explain import Explanation
+from meshgate.core.outlier_detection import Address
+from meshgate.core.routes import Endpoint, Route, RouteTable
+from meshgate.core.text import printable
+
+Facts = Callable[[Address], EndpointFacts]
+"""What the gateway has met of the endpoint at an address."""
+
+
+def routes_view(table: RouteTable) -> answers.Routes:
+    """The answer to `/routes`: all routes with all known endpoints, exact names first, and exports without a route."""
+    return answers.Routes(
+        datacenter=table.datacenter,
+        partition=table.partition,
+        trust_domain=table.trust_domain,
+        routes=[_route(route) for route in table],
+        unroutable=[answers.Unroutable(name, printable(why)) for name, why in sorted(table.unroutable.items())],
+    )
+
+
+def explain_view(explanation: Explanation) -> answers.Explanation:
+    """The answer to `/explain`. Without a route, `route` and `kind` are null and `endpoints` is empty."""
+    return answers.Explanation(
+        sni=explanation.sni,
+        decision=explanation.decision,
+        reason=explanation.reason,
+        route=explanation.route.sni if explanation.route else None,
+        kind=explanation.kind,
+        endpoints=[endpoint_view(endpoint) for endpoint in explanation.endpoints],
+        steps=[answers.Step(step.rule, step.outcome) for step in explanation.steps],
+    )
+
+
+def _route(route: Route) -> answers.Route:
+    return answers.Route(
+        sni=route.sni,
+        match="suffix" if route.suffix else "exact",
+        kind=route.kind,
+        destination=route.destination,
+        endpoints=[endpoint_view(endpoint) for endpoint in route.endpoints],
+    )
+
+
+def endpoint_view(it: Endpoint) -> answers.Endpoint:
+    return answers.Endpoint(it.address, it.port, it.healthy, it.cause or None, it.weight, it.node, it.instance)
+
+
+def destination_facts(counters: Counters) -> Callable[[Destination], DestinationFacts]:
+    """What became of the streams of a destination, by totals that are not to change meanwhile."""
+    refused: Counter[Destination] = Counter()
+    for (kind, name, _), count in counters.failed.items():
+        refused[kind, name] += count
+
+    def of(key: Destination) -> DestinationFacts:
+        slots = counters.first_bytes.get(key, [])[:-1]
+        return DestinationFacts(
+            streams=counters.connections.get(key, 0),
+            open=counters.open.get(key, 0),
+            refused=refused[key],
+            connect_failures=counters.connect_failures.get(key, 0),
+            answered=sum(slots),
+            unanswered=counters.unanswered.get(key, 0),
+            first_byte_p50=_bound(slots, 0.5),
+            first_byte_p99=_bound(slots, 0.99),
+        )
+
+    return of
+
+
+def _bound(slots: Sequence[int], share: float) -> float | None:
+    wanted, below = sum(slots) * share, 0
+    for bound, count in zip(FIRST_BYTE_BUCKETS, slots, strict=False):
+        below += count
+        if wanted and below >= wanted:
+            return bound
+    return None
+
+
+def caller_view(client: str, names: Callable[[str], str]) -> str | None:
+    """Who a client is, an address with a port or without, by what Consul has at an address; None if unknown."""
+    host = client if client.count(":") > 1 and not client.startswith("[") else client.rpartition(":")[0] or client
+    return names(host.strip("[]")) or None
+
+
+def upgrade_view(upgrade: Upgrade | None) -> answers.Upgrade | None:
+    if upgrade is None:
+        return None
+    known = asdict(upgrade)
+    return answers.Upgrade(**known | {"started": _utc(upgrade.started, "milliseconds")})
+
+
+# --- /clusters -------------------------------------------------------------------------------------------------------
+
+Active = Mapping[tuple[str, str], int]
+"""Open streams by the `sni` of their route and their endpoint (`host_port`)."""
+
+
+def clusters_text(table: RouteTable, active: Active, facts: Facts, counters: Counters) -> str:
+    """`/clusters`: lines of `name::metric::value` and `name::address::metric::value`."""
+    of_all = destination_facts(counters)
+    return "".join(f"{line}\n" for route in table for line in _lines(route, active, facts, of_all))
+
+
+def clusters_view(table: RouteTable, active: Active, facts: Facts, counters: Counters) -> answers.Clusters:
+    """`/clusters?format=json`, in the shape of Envoy's `envoy.admin.v3.Clusters`, with `meshgate` for what is ours."""
+    of_all = destination_facts(counters)
+    return answers.Clusters(
+        [
+            answers.ClusterStatus(
+                name=route.name,
+                observability_name=route.name,
+                added_via_api=True,
+                host_statuses=[
+                    _host(endpoint, _active(route, endpoint, active), facts((endpoint.address, endpoint.port)))
+                    for endpoint in route.endpoints
+                ],
+                meshgate=of_all((route.kind, route.destination)),
+            )
+            for route in table
+        ]
+    )
+
+
+def _lines(
+    route: Route, active: Active, facts: Facts, of_all: Callable[[Destination], DestinationFacts]
+) -> Iterator[str]:
+    name, all_ = printable(route.name), of_all((route.kind, route.destination))
+    yield f"{name}::observability_name::{name}"
+    yield f"{name}::added_via_api::true"
+    yield f"{name}::cx_active::{all_.open}"
+    yield f"{name}::cx_connect_fail::{all_.connect_failures}"
+    yield f"{name}::cx_total::{all_.streams}"
+    yield f"{name}::refused::{all_.refused}"
+    yield f"{name}::unanswered::{all_.unanswered}"
+    for part, seconds in (("p50", all_.first_byte_p50), ("p99", all_.first_byte_p99)):
+        if seconds is not None:
+            yield f"{name}::first_byte_{part}_ms::{seconds * 1000:g}"
+    for endpoint in route.endpoints:
+        host = f"{name}::{printable(host_port(endpoint.address, endpoint.port))}"
+        met = facts((endpoint.address, endpoint.port))
+        for stat, value in _stats(_active(route, endpoint, active), met):
+            yield f"{host}::{stat}::{value}"
+        yield f"{host}::hostname::{printable(endpoint.node)}"
+        flags = "" if endpoint.healthy else "/failed_eds_health"
+        flags += "/failed_outlier_check" if met.ejected else ""
+        yield f"{host}::health_flags::{flags or 'healthy'}"
+        yield f"{host}::weight::{endpoint.weight}"
+        yield f"{host}::unanswered::{met.unanswered}"
+        if met.first_byte_seconds is not None:
+            yield f"{host}::first_byte_ms::{met.first_byte_seconds * 1000:.3f}"
+        if met.last_success is not None:
+            yield f"{host}::last_success::{_utc(met.last_success)}"
+        if met.last_failure is not None:
+            yield f"{host}::last_failure::{_utc(met.last_failure)} {printable(met.last_error or '')}"
+        if met.ejected:
+            yield f"{host}::ejected_since::{_utc(met.ejected.since)} {printable(met.ejected.why or '')}"
+
+
+def _stats(active: int, facts: EndpointFacts) -> tuple[tuple[str, int], ...]:
+    """Under Envoy's names. As there, an attempt that failed is a connection, too."""
+    total = facts.streams + facts.unanswered + facts.failures
+    return ("cx_active", active), ("cx_connect_fail", facts.failures), ("cx_total", total)
+
+
+def _utc(unix: float, precision: str = "seconds") -> str:
+    return datetime.fromtimestamp(unix, UTC).isoformat(timespec=precision).replace("+00:00", "Z")
+
+
+def _host(endpoint: Endpoint, active: int, facts: EndpointFacts) -> answers.HostStatus:
+    return answers.HostStatus(
+        address=answers.Address(answers.SocketAddress(endpoint.address, endpoint.port)),
+        stats=[
+            answers.Stat(name, str(value), "GAUGE" if name == "cx_active" else "COUNTER")
+            for name, value in _stats(active, facts)
+        ],
+        health_status=answers.HealthStatus(
+            "HEALTHY" if endpoint.healthy else "UNHEALTHY",
+            failed_eds_health=not endpoint.healthy,
+            failed_outlier_check=facts.ejected is not None,
+        ),
+        weight=endpoint.weight,
+        hostname=endpoint.node,
+        meshgate=facts,
+    )
+
+
+def _active(route: Route, endpoint: Endpoint, active: Active) -> int:
+    return active.get((route.sni, host_port(endpoint.address, endpoint.port)), 0)
