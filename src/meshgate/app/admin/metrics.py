@@ -34,6 +34,8 @@ MAX_DESTINATIONS: Final = 5000
 MAX_HISTOGRAMS: Final = 500
 OTHER: Final = "other"
 
+Key = tuple[RouteKind, str, *tuple[str, ...]]
+"""A destination, and the values of further labels."""
 Counts = Mapping[tuple[str, ...], int]
 Samples = float | Mapping[str, float] | Mapping[str, int] | Counts
 """A number; or numbers by the value of the one label, or by the values of all labels."""
@@ -169,95 +171,52 @@ def _of_destinations(
     table: RouteTable,
     ejected: Container[Address],
 ) -> Iterator[Metric]:
-    routed = (((*destination,), count) for destination, count in counters.connections.items())
-    yield _counter("connections", "Streams that were routed.", _bounded(routed), "kind", "destination")
-    open_ = (((*destination,), counters.open.get(destination, 0)) for destination in counters.connections)
-    yield _gauge(
-        "destination_connections_active",
-        "Streams to a destination that are open.",
-        _bounded(open_),
-        "kind",
-        "destination",
+    def counter(name: str, help_: str, counts: Iterable[tuple[Key, int]], *labels: str) -> Metric:
+        return _counter(name, help_, _bounded(counts), "kind", "destination", *labels)
+
+    def gauge(name: str, help_: str, counts: Iterable[tuple[Key, int]], *labels: str) -> Metric:
+        return _gauge(name, help_, _bounded(counts), "kind", "destination", *labels)
+
+    yield counter("connections", "Streams that were routed.", counters.connections.items())
+    open_ = ((destination, counters.open.get(destination, 0)) for destination in counters.connections)
+    yield gauge("destination_connections_active", "Streams to a destination that are open.", open_)
+    both = (
+        ((*destination, direction), count)
+        for destination, bytes_ in carried.items()
+        for direction, count in zip(_DIRECTIONS, bytes_, strict=True)
     )
-    yield _counter(
-        "destination_bytes",
-        "Bytes relayed for a destination: received from clients, sent to clients.",
-        _bounded(
-            ((*destination, direction), count)
-            for destination, both in carried.items()
-            for direction, count in zip(_DIRECTIONS, both, strict=True)
-        ),
-        "kind",
-        "destination",
-        "direction",
-    )
-    failed = ((kind, name, reason.value) for kind, name, reason in counters.failed)
-    yield _counter(
-        "destination_refused",
-        "Streams for a destination that were not carried.",
-        _bounded(zip(failed, counters.failed.values(), strict=True)),
-        "kind",
-        "destination",
-        "reason",
-    )
-    yield _counter(
-        "connect_failures",
-        "Endpoints that could not be reached, also where another one took the stream.",
-        _bounded(((*destination,), count) for destination, count in counters.connect_failures.items()),
-        "kind",
-        "destination",
-    )
+    help_ = "Bytes relayed for a destination: received from clients, sent to clients."
+    yield counter("destination_bytes", help_, both, "direction")
+    failed = (((kind, name, reason.value), count) for (kind, name, reason), count in counters.failed.items())
+    yield counter("destination_refused", "Streams for a destination that were not carried.", failed, "reason")
+    help_ = "Endpoints that could not be reached, also where another one took the stream."
+    yield counter("connect_failures", help_, counters.connect_failures.items())
     yield _first_bytes(counters)
-    yield _counter(
-        "unanswered_streams",
-        "Routed streams that ended before their endpoint had sent a byte.",
-        _bounded(((*each,), counters.unanswered.get(each, 0)) for each in counters.connections),
-        "kind",
-        "destination",
-    )
+    unanswered = ((each, counters.unanswered.get(each, 0)) for each in counters.connections)
+    help_ = "Routed streams that ended before their endpoint had sent a byte."
+    yield counter("unanswered_streams", help_, unanswered)
     hellos = (
         ((kind, name, version, "offered" if resumption else "none"), count)
         for (kind, name, version, resumption), count in counters.hellos.items()
     )
-    yield _counter(
-        "client_hellos",
-        "Streams that had a route, by the newest TLS version that the client offers, and whether it offers to resume.",
-        _bounded(hellos),
-        "kind",
-        "destination",
-        "version",
-        "resumption",
+    help_ = (
+        "Streams that had a route, by the newest TLS version that the client offers, and whether it offers to resume."
     )
-    alerts = (
-        ((kind, name, sender, alert.value), count) for (kind, name, sender, alert), count in counters.alerts.items()
-    )
-    yield _counter(
-        "tls_alerts",
-        "TLS alerts in the clear, by who sent them.",
-        _bounded(alerts),
-        "kind",
-        "destination",
-        "sender",
-        "alert",
-    )
+    yield counter("client_hellos", help_, hellos, "version", "resumption")
+    alerts = (((kind, name, by, alert.value), count) for (kind, name, by, alert), count in counters.alerts.items())
+    yield counter("tls_alerts", "TLS alerts in the clear, by who sent them.", alerts, "sender", "alert")
     out = (
         ((route.kind, route.destination), sum((each.address, each.port) in ejected for each in route.endpoints))
         for route in table
     )
-    yield _gauge(
-        "ejected_endpoints",
-        "Endpoints that failed and get no streams while others are left.",
-        _bounded(out),
-        "kind",
-        "destination",
-    )
+    yield gauge("ejected_endpoints", "Endpoints that failed and get no streams while others are left.", out)
     endpoints = (
         ((route.kind, route.destination, state), count)
         for route in table
         for healthy in (sum(endpoint.healthy for endpoint in route.endpoints),)
         for state, count in (("healthy", healthy), ("unhealthy", len(route.endpoints) - healthy))
     )
-    yield _gauge("endpoints", "Known endpoints.", _bounded(endpoints), "kind", "destination", "state")
+    yield gauge("endpoints", "Known endpoints.", endpoints, "state")
 
 
 def _first_bytes(counters: Counters) -> Metric:
@@ -276,7 +235,7 @@ def _first_bytes(counters: Counters) -> Metric:
     return family
 
 
-def _bounded(counts: Iterable[tuple[tuple[RouteKind, str, *tuple[str, ...]], int]]) -> Counts:
+def _bounded(counts: Iterable[tuple[Key, int]]) -> Counts:
     """Samples by kind, destination and what else they have; the destinations past the bound are summed up."""
     samples: Counter[tuple[str, ...]] = Counter()
     known: set[Destination] = set()
