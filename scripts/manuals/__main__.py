@@ -32,7 +32,7 @@ def main(folder: Path) -> None:
     for name in names:
         command = cli.commands[name]
         inner = click.Context(command, context, name)
-        (folder / f"meshgate-{name}.1").write_text(page(f"meshgate-{name}", command.short_help or "", inner, ()))
+        (folder / f"meshgate-{name}.1").write_text(page(f"meshgate-{name}", command.get_short_help_str(80), inner, ()))
 
 
 def page(name: str, title: str, context: click.Context, commands: Sequence[str]) -> str:
@@ -59,7 +59,7 @@ def _lines(name: str, title: str, context: click.Context, commands: Sequence[str
         yield _text(paragraph.replace("\n", " "))
     if commands:
         yield ".SH COMMANDS"
-        yield from _list({each: cli.commands[each].short_help or "" for each in commands})
+        yield from _list({each: cli.commands[each].get_short_help_str(80) for each in commands})
     yield ".SH OPTIONS"
     for heading, records in _options(command, context).items():
         if heading != "Options":

@@ -10,7 +10,7 @@ import msgspec
 
 from meshgate.app.cli.gateway_commands import datacenter_option, known_names
 from meshgate.app.cli.output import Printer, print_json
-from meshgate.app.cli.setting_options import CONSUL_SETTINGS, Command, json_option, with_settings
+from meshgate.app.cli.setting_options import CONSUL_SETTINGS, command, json_option, with_settings
 from meshgate.app.errors import CommandError
 from meshgate.app.settings.setting_types import wan_address
 from meshgate.app.settings.settings import Settings
@@ -25,18 +25,14 @@ if TYPE_CHECKING:
 _STYLES: Final = {Status.OK: "green", Status.WARNING: "yellow", Status.FAILED: "red"}
 
 
-@click.command(
-    cls=Command,
-    short_help="Check every prerequisite of a gateway.",
-    examples=("meshgate doctor", "meshgate doctor -token-file /etc/meshgate/token -json"),
-)
+@command("meshgate doctor", "meshgate doctor -token-file /etc/meshgate/token -json")
 @json_option
 @with_settings()
 def doctor(settings: Settings, *, as_json: bool) -> int:
-    """Check every prerequisite of a gateway with these settings against the live agent and this machine.
+    """Check every prerequisite of a gateway.
 
-    Takes the flags of run, and can be used before it and beside it. Nothing is changed. Exits with 1 if a check
-    failed.
+    Looks at the live agent and at this machine with the flags of run, before it and beside it. Nothing is changed.
+    Exits with 1 if a check failed.
     """
     from meshgate.app.diagnostics.doctor import examine  # noqa: PLC0415 - heavy
     from meshgate.app.diagnostics.inspection import inspect  # noqa: PLC0415 - heavy
@@ -61,20 +57,16 @@ def _show_findings(findings: list[Finding], printer: Printer) -> None:
     printer.line(f"{counts[Status.OK]} ok, {counted(warnings, 'warning')}, {counts[Status.FAILED]} failed")
 
 
-@click.command(
-    cls=Command,
-    short_help="Show the mesh gateway mode of each sidecar's upstreams.",
-    examples=("meshgate modes", "meshgate modes web"),
-)
+@command("meshgate modes", "meshgate modes web")
 @click.argument("text", default="", metavar="[SIDECAR]")
 @json_option
 @with_settings(CONSUL_SETTINGS | {"MESHGATE_SERVICE"})
 def modes(settings: Settings, text: str, *, as_json: bool) -> None:
-    """Show which mesh gateway mode each upstream of each sidecar of the local agent has, and where it was set.
+    """Show the mesh gateway mode of each sidecar's upstreams.
 
-    For each destination: whom the sidecar dials, at which address and with which name, and what cannot work. With
-    SIDECAR only those in whose ID or service it occurs. The agent shows registrations merged with central
-    configuration: a mode that both set counts as set by the latter.
+    And where it was set; for each destination whom the sidecar dials, at which address and with which name, and what
+    cannot work. Sidecars are those of the local agent, with SIDECAR only those in whose ID or service it occurs. The
+    agent shows registrations merged with central configuration: a mode that both set counts as set by the latter.
     """
     from meshgate.app.diagnostics.inspection import inspect  # noqa: PLC0415 - heavy
     from meshgate.app.diagnostics.modes_report import ModesReader  # noqa: PLC0415 - heavy
@@ -170,15 +162,7 @@ def _show_way(way: "Way", printer: Printer) -> None:
         printer.line(f"    !      {problem}", "red")
 
 
-@click.command(
-    cls=Command,
-    short_help="Call a service through a gateway as a sidecar would.",
-    examples=(
-        "meshgate probe web -as shop",
-        "meshgate probe web --dc dc2 --via wan",
-        "meshgate probe web --http /health",
-    ),
-)
+@command("meshgate probe web -as shop", "meshgate probe web --dc dc2 --via wan", "meshgate probe web --http /health")
 @click.argument("service", shell_complete=known_names)
 @datacenter_option
 @click.option(
@@ -216,10 +200,11 @@ def probe(  # noqa: PLR0913 - one for each flag
     yes: bool,
     as_json: bool,
 ) -> int:
-    """Make a real mTLS handshake with SERVICE through a mesh gateway, and say whom it met and how long it took.
+    """Call a service through a gateway as a sidecar would.
 
-    The caller's certificate is a leaf from the local agent, the name that is asked for the one Consul gives the
-    service. No data is sent without --http. Exits with 0 if the right service was met and accepts the caller.
+    Makes a real mTLS handshake with SERVICE, and says whom it met and how long it took. The caller's certificate is a
+    leaf from the local agent, the name that is asked for the one Consul gives the service. No data is sent without
+    --http. Exits with 0 if the right service was met and accepts the caller.
 
     The agent keeps the leaf and its key in its cache for up to three days. Consul from about 1.16 on gives them to
     whoever asks meanwhile, whatever the token: there the command asks first, or wants --yes.

@@ -33,7 +33,7 @@ from meshgate.app.admin.answers import (
 )
 from meshgate.app.admin_client import NoGatewayError, NotDoneError, ask, decoded
 from meshgate.app.cli.output import Printer, duration, print_json, size
-from meshgate.app.cli.setting_options import Command, json_option, with_settings
+from meshgate.app.cli.setting_options import command, json_option, with_settings
 from meshgate.app.errors import CommandError
 from meshgate.app.settings.settings import Settings
 from meshgate.core.addresses import HostPort
@@ -82,18 +82,14 @@ def _names(context: click.Context, text: str) -> Names:
         return Names([], [], [], [])
 
 
-@click.command(
-    cls=Command,
-    short_help="Print the route table of the running gateway.",
-    examples=("meshgate routes", "meshgate routes web", "meshgate routes -json dc2"),
-)
+@command("meshgate routes", "meshgate routes web", "meshgate routes -json dc2")
 @click.argument("text", default="", metavar="[TEXT]", shell_complete=known_names)
 @json_option
 @with_settings({"MESHGATE_ADMIN_BIND"})
 def routes(settings: Settings, text: str, *, as_json: bool) -> None:
-    """Print the route table of the running gateway, or the routes in which TEXT occurs.
+    """Print the route table of the running gateway.
 
-    TEXT is looked for in names, kinds, addresses, nodes and instances, in any case.
+    With TEXT only routes in which it occurs: in names, kinds, addresses, nodes and instances, in any case.
     """
     answer = decoded(ask(settings.admin_bind, "/routes"), Routes)
     answer.routes = [route for route in answer.routes if _mentions(route, text.lower())]
@@ -142,24 +138,20 @@ def _show_routes(answer: Routes, printer: Printer, wanted: str) -> None:
     )
 
 
-@click.command(
-    cls=Command,
-    short_help="Explain the decision for a service or server name.",
-    examples=(
-        "meshgate explain web",
-        "meshgate explain web --dc dc2",
-        "meshgate explain web.default.dc2.internal.11111111-2222-3333-4444-555555555555.consul",
-    ),
+@command(
+    "meshgate explain web",
+    "meshgate explain web --dc dc2",
+    "meshgate explain web.default.dc2.internal.11111111-2222-3333-4444-555555555555.consul",
 )
 @click.argument("name", shell_complete=known_names)
 @datacenter_option
 @json_option
 @with_settings({"MESHGATE_ADMIN_BIND"})
 def explain(settings: Settings, name: str, datacenter: str, *, as_json: bool) -> int:
-    """Explain what the running gateway does with a stream that asks for NAME, step by step.
+    """Explain the decision for a service or server name.
 
-    NAME is a service, or a server name (SNI) as a client sends it. Exits with 0 if it is routed, with 1 if it is
-    refused.
+    Tells step by step what the running gateway does with a stream that asks for NAME: a service, or a server name (SNI)
+    as a client sends it. Exits with 0 if it is routed, with 1 if it is refused.
     """
     if not name.isprintable():
         raise click.UsageError("NAME has characters that no server name can have")
@@ -250,15 +242,11 @@ class _Wanted:
         )
 
 
-@click.command(
-    cls=Command,
-    short_help="List the open streams: who talks to whom, how much.",
-    examples=(
-        "meshgate connections",
-        "meshgate connections --destination web --sort bytes --watch",
-        "meshgate connections --client 10.0.0.0/8 --limit 5 -json",
-        "meshgate connections --ended --destination web",
-    ),
+@command(
+    "meshgate connections",
+    "meshgate connections --destination web --sort bytes --watch",
+    "meshgate connections --client 10.0.0.0/8 --limit 5 -json",
+    "meshgate connections --ended --destination web",
 )
 @click.option("--ended", is_flag=True, help="List streams that were refused, cut, reset or lost, the newest first.")
 @click.option(
@@ -305,11 +293,11 @@ def connections(
     as_json: bool,
     **wanted: Any,  # noqa: ANN401 - the options that `_Wanted` names
 ) -> None:
-    """List the open streams of the running gateway: who talks to whom, how much, since when.
+    """List the open streams: who talks to whom, how much.
 
     IN came from the client, OUT went to it, RATE is both, by two looks a second apart. CALLER is who has the client's
-    address in Consul's catalog. A stream without a destination
-    has its state in parentheses. JSON has whole names, and the endpoints.
+    address in Consul's catalog. A stream without a destination has its state in parentheses. JSON has whole names, and
+    the endpoints.
 
     With --ended: the last streams that did not end in order, with when and how. The gateway keeps 500 of each end from
     its start on; its access log has them all.
@@ -463,15 +451,11 @@ def _short(name: str) -> str:
     return re.split(r"\.(?:internal|external)\.", name, maxsplit=1)[0]
 
 
-@click.command(
-    cls=Command,
-    short_help="Tell what breaks if a node, a gateway or Consul goes away.",
-    examples=(
-        "meshgate whatif",
-        "meshgate whatif --dc dc2",
-        "meshgate whatif --node node-7",
-        "meshgate whatif --node gw-1 --dc dc2 -json",
-    ),
+@command(
+    "meshgate whatif",
+    "meshgate whatif --dc dc2",
+    "meshgate whatif --node node-7",
+    "meshgate whatif --node gw-1 --dc dc2 -json",
 )
 @click.option("--node", default="", metavar="NODE", help="Ask about this node alone, and all that runs on it.")
 @click.option(
@@ -485,10 +469,11 @@ def _short(name: str) -> str:
 @json_option
 @with_settings({"MESHGATE_ADMIN_BIND"})
 def whatif(settings: Settings, node: str, datacenter: str, *, as_json: bool) -> None:
-    """Tell what breaks if a node, a datacenter's gateways, this gateway or Consul goes away, and what is near its end.
+    """Tell what breaks if a node, a gateway or Consul goes away.
 
-    A destination has a way as long as it has a healthy endpoint that is not ejected. Nothing is tried: the answer is
-    from the catalog as it is, so exit code 0 says that there is an answer, not that all is well.
+    Of gateways, this one, and those of each other datacenter. Tells too what is near its end. A destination has a way
+    as long as it has a healthy endpoint that is not ejected. Nothing is tried: the answer is from the catalog as it is,
+    so exit code 0 says that there is an answer, not that all is well.
 
     This gateway cannot know what the gateways elsewhere reach, whether those that are left can carry more, streams that
     pass by it (mode none, or another gateway), nodes of other partitions and peers, and the certificates of sidecars,
@@ -605,18 +590,15 @@ def _limit(limit: Limit) -> tuple[str, str, str, str]:
     )
 
 
-@click.command(
-    cls=Command,
-    short_help="Stop the running gateway gracefully.",
-    examples=("meshgate drain", "meshgate drain -admin-bind unix:///run/meshgate/admin.sock"),
-)
+@command("meshgate drain", "meshgate drain -admin-bind unix:///run/meshgate/admin.sock")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON lines.")
 @with_settings({"MESHGATE_ADMIN_BIND"})
 def drain(settings: Settings, *, as_json: bool) -> None:
-    """Stop the running gateway gracefully, and wait until it is gone.
+    """Stop the running gateway gracefully.
 
-    It deregisters, takes no new clients, and lets open streams end until its drain timeout. Prints each second how
-    many are left, and the oldest of them; at the end those that were cut. Ctrl-C ends the waiting, not the drain.
+    It deregisters, takes no new clients, and lets open streams end until its drain timeout. Waits until it is gone, and
+    prints each second how many streams are left, and the oldest of them; at the end those that were cut. Ctrl-C ends
+    the waiting, not the drain.
     """
     bind = settings.admin_bind
     before = _look(bind)
@@ -641,14 +623,7 @@ def drain(settings: Settings, *, as_json: bool) -> None:
     _say(said, {"state": "gone", "seconds": round(seconds, 3), "cut": cut}, as_json=as_json)
 
 
-@click.command(
-    cls=Command,
-    short_help="Have the running gateway go on as the installed version.",
-    examples=(
-        "meshgate upgrade",
-        "meshgate upgrade --python /opt/meshgate-2/bin/python",
-    ),
-)
+@command("meshgate upgrade", "meshgate upgrade --python /opt/meshgate-2/bin/python")
 @click.option(
     "--python",
     "python",
@@ -660,10 +635,11 @@ def drain(settings: Settings, *, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON lines.")
 @with_settings({"MESHGATE_ADMIN_BIND"})
 def upgrade(settings: Settings, *, python: str, as_json: bool) -> None:
-    """Have the running gateway go on as the version that is installed now, with every open stream.
+    """Have the running gateway go on as the installed version.
 
-    The new version is tried first. Where it could not go on, nothing changes, and the reason is told. Else it takes the
-    place of the old one, in the same process, with its listeners, its registration and its streams. Waits until it has.
+    With every open stream. The new version is tried first. Where it could not go on, nothing changes, and the reason is
+    told. Else it takes the place of the old one, in the same process, with its listeners, its registration and its
+    streams. Waits until it has.
     """
     bind = settings.admin_bind
     before = decoded(ask(bind, "/server_info"), _Running)

@@ -15,7 +15,7 @@ from click.shell_completion import get_completion_class
 
 import meshgate
 from meshgate.app.cli.main import COMPLETE, SHELLS
-from meshgate.app.cli.setting_options import Command, Session, json_option, with_settings
+from meshgate.app.cli.setting_options import Command, Session, command, json_option, with_settings
 from meshgate.app.errors import CommandError, ConfigError
 from meshgate.app.settings.setting_table import TABLE
 from meshgate.app.settings.settings import Settings
@@ -71,23 +71,21 @@ class _Run(Command):
         return super().parse_args(ctx, args)
 
 
-@click.command(
+@command(
+    "meshgate run -token-file /etc/meshgate/token",
+    "meshgate run -address 10.0.0.5:8443 -wan-address gw.example.com:443 -state-dir /var/lib/meshgate",
     cls=_Run,
-    short_help="Run the gateway in the foreground.",
-    examples=(
-        "meshgate run -token-file /etc/meshgate/token",
-        "meshgate run -address 10.0.0.5:8443 -wan-address gw.example.com:443 -state-dir /var/lib/meshgate",
-    ),
 )
 @click.option(
     "--gateway", metavar="mesh", callback=_only_mesh, expose_value=False, help="As in consul connect envoy; only mesh."
 )
 @with_settings()
 def run(settings: Settings) -> int | None:
-    """Register the gateway with the local agent, watch Consul and relay streams.
+    """Run the gateway in the foreground.
 
-    Runs in the foreground until SIGTERM or Ctrl-C, which let open streams end first. A second one stops at once.
-    Takes the flags of consul connect envoy -gateway=mesh; those that are about Envoy or xDS are ignored.
+    Registers it with the local agent, watches Consul and relays streams, until SIGTERM or Ctrl-C, which let open
+    streams end first. A second one stops at once. Takes the flags of consul connect envoy -gateway=mesh;
+    those that are about Envoy or xDS are ignored.
     """
     taken = click.get_current_context().ensure_object(Session).taken
     with colorless():
@@ -112,16 +110,13 @@ def colorless() -> Iterator[None]:
             sys.modules.pop(name, None)
 
 
-@click.command(
-    cls=Command,
-    short_help="Show two datacenters and their gateways at work.",
-    examples=("meshgate demo", "meshgate demo --once"),
-)
+@command("meshgate demo", "meshgate demo --once")
 @click.option("--once", is_flag=True, help="Check that all of it works, print a summary and stop.")
 def demo(*, once: bool) -> int | None:
-    """Start two Consul datacenters with a gateway each on this machine and show traffic between them.
+    """Show two datacenters and their gateways at work.
 
-    Needs a consul binary: $CONSUL_BIN, or consul on the PATH. Runs until Ctrl-C and cleans up after itself.
+    Starts two Consul datacenters with a gateway each on this machine and shows traffic between them. Needs a consul
+    binary: $CONSUL_BIN, or consul on the PATH. Runs until Ctrl-C and cleans up after itself.
     """
     checkout = Path(meshgate.__file__).resolve().parents[2]
     if not (checkout / "tests" / "harness" / "show.py").is_file():
@@ -132,28 +127,22 @@ def demo(*, once: bool) -> int | None:
     return code
 
 
-@click.command(
-    cls=Command,
-    short_help="Print the ACL policy that the gateway needs.",
-    examples=(
-        "meshgate policy | consul acl policy create -name mesh-gateway -rules -",
-        "meshgate policy -service edge-gateway",
-    ),
+@command(
+    "meshgate policy | consul acl policy create -name mesh-gateway -rules -", "meshgate policy -service edge-gateway"
 )
 @click.option("--enterprise", is_flag=True, help="For Consul Enterprise: all admin partitions and namespaces.")
 @with_settings({"MESHGATE_SERVICE"})
 def policy(settings: Settings, *, enterprise: bool) -> None:
-    """Print the ACL policy (HCL) that this gateway needs, and no more."""
+    """Print the ACL policy that the gateway needs.
+
+    In HCL, and no right more than that.
+    """
     from meshgate.adapters.consul.policy import acl_policy  # noqa: PLC0415 - only needed here
 
     click.echo(acl_policy(settings.service, enterprise=enterprise).rstrip("\n"))
 
 
-@click.command(
-    cls=Command,
-    short_help="Print the effective settings and their origins.",
-    examples=("meshgate config -env-file /etc/meshgate/env", "meshgate config --env-example > meshgate.env"),
-)
+@command("meshgate config -env-file /etc/meshgate/env", "meshgate config --env-example > meshgate.env")
 @json_option
 @click.option(
     "--env-example", "example", is_flag=True, help="Print a .env file with every setting, commented, instead."
@@ -161,9 +150,9 @@ def policy(settings: Settings, *, enterprise: bool) -> None:
 @click.option("--reference", "page", is_flag=True, help="Print the page of all settings, in Markdown, instead.")
 @with_settings()
 def config(settings: Settings, *, as_json: bool, example: bool, page: bool) -> None:
-    """Print the effective settings and where each came from, secrets masked.
+    """Print the effective settings and their origins.
 
-    Takes the flags of run, and shows what run would use. Exits with 2 if run would refuse it.
+    Secrets are masked. Takes the flags of run, and shows what run would use. Exits with 2 if run would refuse it.
     """
     from meshgate.app.cli.output import Printer, print_json  # noqa: PLC0415 - heavy
     from meshgate.app.settings.settings_doc import env_example, reference  # noqa: PLC0415 - only needed here
@@ -195,15 +184,14 @@ def _check_consul(settings: Settings) -> None:
         click.echo(f"note: {warning}", err=True)
 
 
-@click.command(
-    cls=Command,
-    short_help="Print the completion script of a shell.",
-    examples=("source <(meshgate completion bash)", "meshgate completion fish | source"),
-)
+@command("source <(meshgate completion bash)", "meshgate completion fish | source")
 @click.argument("shell", type=click.Choice(SHELLS))
 @click.pass_context
 def completion(context: click.Context, shell: str) -> None:
-    """Print the script that completes commands, flags, values and names in a shell."""
+    """Print the completion script of a shell.
+
+    It completes commands, flags, values and names.
+    """
     kind = get_completion_class(shell)
     assert kind is not None
     complete = kind(context.find_root().command, {}, "meshgate", COMPLETE)
@@ -216,7 +204,7 @@ def _commands(context: click.Context, _: click.Parameter, incomplete: str) -> li
     return [name for name in root.list_commands(context) if name.startswith(incomplete)]
 
 
-@click.command("help", cls=Command, short_help="Print the help of a command.", examples=("meshgate help run",))
+@command("meshgate help run", name="help")
 @click.argument("name", default="", metavar="[COMMAND]", shell_complete=_commands)
 @click.pass_context
 def help_(context: click.Context, name: str) -> None:

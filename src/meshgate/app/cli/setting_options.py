@@ -81,6 +81,11 @@ class Command(click.Command):
         return found
 
 
+def command(*examples: str, name: str | None = None, cls: type[Command] = Command) -> Callable[[Function], Command]:
+    """A command whose help is the docstring; the first sentence, of 80 characters at most, is how lists have it."""
+    return click.command(name, cls=cls, examples=examples)
+
+
 class SettingOption(click.Option):
     def __init__(self, *args: Any, setting: Setting, **options: Any) -> None:  # noqa: ANN401 - click's own
         super().__init__(*args, **options)

@@ -20,7 +20,7 @@ from rich.live import Live
 from meshgate.app.admin.answers import DashboardState, Stream
 from meshgate.app.admin_client import ask, decoded
 from meshgate.app.cli.output import Printer, print_json
-from meshgate.app.cli.setting_options import Command, with_settings
+from meshgate.app.cli.setting_options import command, with_settings
 from meshgate.app.cli.top_view import MOST_STREAMS, Seen, View, print_once, screen
 from meshgate.app.errors import CommandError
 from meshgate.app.settings.settings import Settings
@@ -29,11 +29,7 @@ from meshgate.core.addresses import HostPort
 STATE: Final = "/dashboard/state"
 
 
-@click.command(
-    cls=Command,
-    short_help="Show the running gateway live.",
-    examples=("meshgate top", "meshgate top --once", "meshgate top -admin-bind 10.0.0.5:19000 --interval 1"),
-)
+@command("meshgate top", "meshgate top --once", "meshgate top -admin-bind 10.0.0.5:19000 --interval 1")
 @click.option("--once", is_flag=True, help="Print one snapshot and exit (the default when stdout is not a terminal).")
 @click.option("--json", "as_json", is_flag=True, help="Print one snapshot as JSON and exit.")
 @click.option(
@@ -46,9 +42,10 @@ STATE: Final = "/dashboard/state"
 )
 @with_settings({"MESHGATE_ADMIN_BIND"})
 def top(settings: Settings, *, once: bool, as_json: bool, interval: float) -> None:
-    """Show the running gateway live, on a page each for destinations, endpoints, callers, workers and problems.
+    """Show the running gateway live.
 
-    1 to 5 or Tab choose the page, arrows, Page Up, Page Down, Home and End scroll it, s sorts it by another column.
+    It has a page each for destinations, endpoints, callers, workers and problems. 1 to 5 or Tab choose the page,
+    arrows, Page Up, Page Down, Home and End scroll it, s sorts it by another column.
     q or Ctrl-C ends it.
     """
     bind, printer = settings.admin_bind, Printer()
