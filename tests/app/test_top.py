@@ -90,6 +90,7 @@ def consul(*watches: tuple[str, float, str | None], root: float | None = None) -
 
 
 NOBODY = answers.Callers(0, [])
+NOTHING_ENDED = answers.EndedStreams("", 1, {}, [], [])
 STATE = DashboardState(
     answers.Identity(
         service="gw",
@@ -119,7 +120,7 @@ STATE = DashboardState(
         [answers.Refused(Reason.UNKNOWN_SNI, 50, 5.0), answers.Refused(Reason.NO_SNI, 1, 0.5)],
         [],
     ),
-    answers.EndedLately({}, [], []),
+    NOTHING_ENDED,
     consul(("resolvers", 100.0, None), ("services", 12.0, None), root=1_900_000_000.0),
     answers.Places([], 0),
     Destinations(
@@ -234,7 +235,19 @@ BIG = replace(
     changed("gateway", workers=[answers.Worker(4711, 3), answers.Worker(None, 0)]),
     problems=["the token lacks a rule"],
     refused=answers.Refusals(
-        [], [answers.Refusal(0.0, Reason.UNKNOWN_SNI, "no.such", "192.0.2.9:1", None, "no route")]
+        [],
+        [
+            answers.EndedStream(
+                "2026-01-02T03:04:05.000Z",
+                StreamEnd.REFUSED,
+                Reason.UNKNOWN_SNI,
+                "no route",
+                "192.0.2.9:1",
+                None,
+                "no.such",
+                *(None,) * 6,
+            )
+        ],
     ),
     consul=consul(("services", 61.0, "connection refused")),
     destinations=Destinations(
@@ -304,7 +317,7 @@ def test_streams_that_were_cut_are_problems_the_newest_first() -> None:
     at, end, client, endpoint = "2026-01-02T03:04:05.000Z", StreamEnd.DRAIN, "10.0.0.1:4000", "10.0.9.1:21000"
     ended = answers.EndedStream(at, end, None, "", client, None, "web.td", "web.td", endpoint, 9, 1, 2, 0)
     lost = answers.WorkerLost("2026-01-02T03:04:06.000Z", 1, "killed", 3, 1)
-    told = replace(STATE, ended=answers.EndedLately({}, [ended], [lost]))
+    told = replace(STATE, ended=replace(NOTHING_ENDED, streams=[ended], workers_lost=[lost]))
     lines = [" ".join(line.split()[1:]) for line in drawn(told, view=View("problems"), width=120)]
     first = lines.index("worker_lost relay process 1 ended (killed), and 3 streams with it")
     assert lines[first + 1] == "drain web.td from 10.0.0.1:4000 to 10.0.9.1:21000"

@@ -34,19 +34,23 @@ from meshgate.app.admin import answers
 from meshgate.app.admin.dashboard import DashboardPage
 from meshgate.app.admin.explain_page import ExplainPage
 from meshgate.app.admin.gateway_view import GatewayView
-from meshgate.app.admin.history import ended_view, losses_view
 from meshgate.app.admin.metrics import Metrics
-from meshgate.app.admin.views import Active, caller_view, clusters_text, clusters_view, routes_view, upgrade_view
+from meshgate.app.admin.views import (
+    Active,
+    caller_view,
+    clusters_text,
+    clusters_view,
+    ended_view,
+    routes_view,
+    upgrade_view,
+)
 from meshgate.app.admin.whatif_page import WhatIfPage
 from meshgate.app.gateway.from_settings import definition_of
-from meshgate.app.gateway.stream_observer import KEPT
 from meshgate.app.gateway.upgrade import UpgradeRefusedError
 from meshgate.app.logs import logs
-from meshgate.app.logs.access_log import rfc3339
 from meshgate.app.settings.setting_table import TABLE
 from meshgate.app.settings.setting_types import LOG_LEVELS
 from meshgate.app.settings.settings import Origin, Settings
-from meshgate.core.reasons import StreamEnd
 from meshgate.core.routes import RouteTable
 
 log = structlog.get_logger(module="meshgate.admin")
@@ -136,15 +140,9 @@ class _Pages:
         gateway = self._gateway
         counters, names = await gateway.counters(), await gateway.caller_names()
         refusals, ended, losses = gateway.recent_refusals(), gateway.ended_streams(), gateway.worker_losses()
-        ends = {end: counters.ends.get(end, 0) for end in StreamEnd}
-        ends[StreamEnd.REFUSED] = sum(counters.refused.values())
-        since = rfc3339(gateway.started)
-
-        def made() -> Response:
-            streams = ended_view(ended, refusals, names)
-            return json_response(answers.EndedStreams(since, KEPT, ends, losses_view(losses), streams))
-
-        return await trio.to_thread.run_sync(made)
+        return await trio.to_thread.run_sync(
+            lambda: json_response(ended_view(gateway.started, counters, ended, refusals, losses, names))
+        )
 
     async def config_dump(self, _request: Request) -> Response:
         gateway, now = self._gateway, trio.current_time()

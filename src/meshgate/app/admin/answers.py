@@ -446,24 +446,9 @@ class Refused(Struct):
     rate: float | None
 
 
-class Refusal(Struct):
-    time: float
-    reason: Reason
-    sni: str | None
-    client: str
-    caller: str | None
-    detail: str
-
-
 class Refusals(Struct):
     reasons: list[Refused]
-    recent: list[Refusal]
-
-
-class EndedLately(Struct):
-    ends: dict[StreamEnd, int]
     recent: list[EndedStream]
-    workers_lost: list[WorkerLost]
 
 
 class WatchesOfKind(Struct):
@@ -558,7 +543,7 @@ class DashboardState(Struct):
     connect_bounds: list[float]
     callers: Callers
     refused: Refusals
-    ended: EndedLately
+    ended: EndedStreams
     consul: Consul
     places: Places
     destinations: Destinations

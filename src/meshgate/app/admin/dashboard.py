@@ -25,11 +25,11 @@ from meshgate.adapters.consul import WatchState
 from meshgate.adapters.relay import CONNECT_BUCKETS, Counters, Destination, OpenStream, Sender
 from meshgate.app.admin import answers
 from meshgate.app.admin.gateway_view import GatewayView
-from meshgate.app.admin.history import ended_view, history_view, losses_view
-from meshgate.app.admin.views import Facts, caller_view, destination_facts, upgrade_view
+from meshgate.app.admin.history import history_view
+from meshgate.app.admin.views import Facts, caller_view, destination_facts, ended_view, refusal_view, upgrade_view
 from meshgate.core.addresses import host_port
 from meshgate.core.hello import TlsVersion
-from meshgate.core.reasons import Alert, Reason, StreamEnd
+from meshgate.core.reasons import Alert, Reason
 from meshgate.core.routes import KINDS, Endpoint, Route, RouteKind, RouteTable
 
 WINDOW: Final = 3.0
@@ -145,6 +145,7 @@ class DashboardPage:
         gateway = self._gateway
         span, names = await self._sampler.span(), await gateway.caller_names()
         table, wanted = gateway.table(), request.query.get("filter", "")
+        ended, losses = gateway.ended_streams()[:_MAX_ENDED], gateway.worker_losses()[:_MAX_ENDED]
         make = partial(
             answers.DashboardState,
             gateway=self._identity(),
@@ -152,8 +153,8 @@ class DashboardPage:
             totals=totals_view(span),
             connect_bounds=list(CONNECT_BUCKETS),
             callers=callers_view(span, names),
-            refused=answers.Refusals(refused_view(span), self._recent(names)),
-            ended=self._ended(span, names),
+            refused=self._refusals(span, names),
+            ended=ended_view(gateway.started, span.after.counters, ended, (), losses, names),
             consul=self._consul(),
         )
         # Thousands of destinations take tens of milliseconds, which others should not wait for.
@@ -170,12 +171,6 @@ class DashboardPage:
         """The last hour by the minute."""
         minutes = list(self._gateway.history.minutes)
         return await trio.to_thread.run_sync(lambda: json_response(history_view(minutes)))
-
-    def _ended(self, span: Span, names: Callable[[str], str]) -> answers.EndedLately:
-        """How routed streams ended, and the last ones that did not end in order."""
-        ends = {end: count for end in StreamEnd if (count := span.after.counters.ends.get(end, 0))}
-        ended, losses = self._gateway.ended_streams()[:_MAX_ENDED], self._gateway.worker_losses()[:_MAX_ENDED]
-        return answers.EndedLately(ends, ended_view(ended, (), names), losses_view(losses))
 
     def _identity(self) -> answers.Identity:
         gateway, settings, table = self._gateway, self._gateway.settings, self._gateway.table()
@@ -201,18 +196,11 @@ class DashboardPage:
             last_upgrade=upgrade_view(gateway.last_upgrade),
         )
 
-    def _recent(self, names: Callable[[str], str]) -> list[answers.Refusal]:
-        return [
-            answers.Refusal(
-                time=at,
-                reason=refused.reason,
-                sni=None if refused.server_name is None else refused.server_name[:MAX_TEXT],
-                client=refused.client,
-                caller=caller_view(refused.client, names),
-                detail=refused.detail[:MAX_TEXT],
-            )
-            for at, refused in self._gateway.recent_refusals()[:_MAX_RECENT]
-        ]
+    def _refusals(self, span: Span, names: Callable[[str], str]) -> answers.Refusals:
+        recent = [refusal_view(*each, names) for each in self._gateway.recent_refusals()[:_MAX_RECENT]]
+        for each in recent:
+            each.sni, each.detail = each.sni and each.sni[:MAX_TEXT], each.detail[:MAX_TEXT]
+        return answers.Refusals(refused_view(span), recent)
 
     def _consul(self) -> answers.Consul:
         gateway, now = self._gateway, trio.current_time()

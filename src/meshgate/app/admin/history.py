@@ -12,13 +12,10 @@ from typing import Final
 
 import trio
 
-from meshgate.adapters.relay import FIRST_BYTE_BUCKETS, Counters, Destination, Refused, StreamRecord
-from meshgate.adapters.relay.pool import WorkerLoss
+from meshgate.adapters.relay import FIRST_BYTE_BUCKETS, Counters, Destination
 from meshgate.app.admin import answers
-from meshgate.app.admin.views import caller_view
 from meshgate.app.gateway.upgrade_record import MinuteLeft
-from meshgate.app.logs.access_log import rfc3339
-from meshgate.core.reasons import Reason, StreamEnd
+from meshgate.core.reasons import Reason
 
 MINUTES: Final = 60
 BUSIEST: Final = 200
@@ -123,42 +120,3 @@ def _destination(key: Destination, minutes: Iterable[Minute]) -> answers.Destina
         success=round(routed / (routed + lost), 6) if routed + lost else None,
         first_bytes=[sum(slot) for slot in zip(*first_bytes, strict=True)],
     )
-
-
-def ended_view(
-    ended: Sequence[StreamRecord], refusals: Sequence[tuple[float, Refused]], names: Callable[[str], str]
-) -> list[answers.EndedStream]:
-    """Streams that were refused or did not end in order, the newest first."""
-    rows = [(it.started + it.duration, _ended(it, names)) for it in ended]
-    rows += [(at, _refused(at, refused, names)) for at, refused in refusals]
-    return [row for _, row in sorted(rows, key=lambda row: -row[0])]
-
-
-def losses_view(losses: Sequence[WorkerLoss]) -> list[answers.WorkerLost]:
-    """Relay processes that were lost."""
-    return [answers.WorkerLost(rfc3339(it.at), it.worker, it.cause, it.streams, it.known) for it in losses]
-
-
-def _ended(record: StreamRecord, names: Callable[[str], str]) -> answers.EndedStream:
-    return answers.EndedStream(
-        end_time=rfc3339(record.started + record.duration),
-        end=record.end,
-        reason=None,
-        detail="",
-        client=record.client,
-        caller=caller_view(record.client, names),
-        sni=record.sni,
-        route=record.route,
-        endpoint=record.endpoint,
-        duration_ms=round(record.duration * 1000),
-        bytes_received=record.bytes_received,
-        bytes_sent=record.bytes_sent,
-        worker=record.worker,
-    )
-
-
-def _refused(at: float, refused: Refused, names: Callable[[str], str]) -> answers.EndedStream:
-    """What was refused has only a part of it: it went nowhere, and its client is known without a port."""
-    caller, unknown = caller_view(refused.client, names), (None,) * 6
-    end, sni = StreamEnd.REFUSED, refused.server_name
-    return answers.EndedStream(rfc3339(at), end, refused.reason, refused.detail, refused.client, caller, sni, *unknown)

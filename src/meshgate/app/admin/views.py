@@ -6,18 +6,22 @@ host and this product does not is left out, not made up; what only this product 
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 
 from msgspec.structs import asdict
 
-from meshgate.adapters.relay import FIRST_BYTE_BUCKETS, Counters, Destination
+from meshgate.adapters.relay import FIRST_BYTE_BUCKETS, Counters, Destination, Refused, StreamRecord
+from meshgate.adapters.relay.pool import WorkerLoss
 from meshgate.app.admin import answers
 from meshgate.app.admin.answers import DestinationFacts, EndpointFacts
+from meshgate.app.gateway.stream_observer import KEPT
 from meshgate.app.gateway.upgrade_record import Upgrade
+from meshgate.app.logs.access_log import rfc3339
 from meshgate.core.addresses import host_port
 from meshgate.core.explain import Explanation
 from meshgate.core.outlier_detection import Address
+from meshgate.core.reasons import StreamEnd
 from meshgate.core.routes import Endpoint, Route, RouteTable
 from meshgate.core.text import printable
 
@@ -104,7 +108,47 @@ def upgrade_view(upgrade: Upgrade | None) -> answers.Upgrade | None:
     if upgrade is None:
         return None
     known = asdict(upgrade)
-    return answers.Upgrade(**known | {"started": _utc(upgrade.started, "milliseconds")})
+    return answers.Upgrade(**known | {"started": rfc3339(upgrade.started)})
+
+
+def ended_view(
+    since: float,
+    counters: Counters,
+    ended: Iterable[StreamRecord],
+    refusals: Iterable[tuple[float, Refused]],
+    losses: Iterable[WorkerLoss],
+    names: Callable[[str], str],
+) -> answers.EndedStreams:
+    """How streams ended since the start, and the last of those that did not end in order, the newest first."""
+    ends = {end: counters.ends.get(end, 0) for end in StreamEnd} | {StreamEnd.REFUSED: sum(counters.refused.values())}
+    rows = [*(_ended(it, names) for it in ended), *(refusal_view(*it, names) for it in refusals)]
+    rows.sort(key=lambda row: row.end_time, reverse=True)
+    lost = [answers.WorkerLost(rfc3339(it.at), it.worker, it.cause, it.streams, it.known) for it in losses]
+    return answers.EndedStreams(rfc3339(since), KEPT, ends, lost, rows)
+
+
+def _ended(record: StreamRecord, names: Callable[[str], str]) -> answers.EndedStream:
+    return answers.EndedStream(
+        end_time=rfc3339(record.started + record.duration),
+        end=record.end,
+        reason=None,
+        detail="",
+        client=record.client,
+        caller=caller_view(record.client, names),
+        sni=record.sni,
+        route=record.route,
+        endpoint=record.endpoint,
+        duration_ms=round(record.duration * 1000),
+        bytes_received=record.bytes_received,
+        bytes_sent=record.bytes_sent,
+        worker=record.worker,
+    )
+
+
+def refusal_view(at: float, it: Refused, names: Callable[[str], str]) -> answers.EndedStream:
+    """What was refused has only a part of it: it went nowhere, and its client is known without a port."""
+    caller, end, unknown = caller_view(it.client, names), StreamEnd.REFUSED, (None,) * 6
+    return answers.EndedStream(rfc3339(at), end, it.reason, it.detail, it.client, caller, it.server_name, *unknown)
 
 
 # --- /clusters -------------------------------------------------------------------------------------------------------
@@ -180,8 +224,8 @@ def _stats(active: int, facts: EndpointFacts) -> tuple[tuple[str, int], ...]:
     return ("cx_active", active), ("cx_connect_fail", facts.failures), ("cx_total", total)
 
 
-def _utc(unix: float, precision: str = "seconds") -> str:
-    return datetime.fromtimestamp(unix, UTC).isoformat(timespec=precision).replace("+00:00", "Z")
+def _utc(unix: float) -> str:
+    return datetime.fromtimestamp(unix, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 def _host(endpoint: Endpoint, active: int, facts: EndpointFacts) -> answers.HostStatus:

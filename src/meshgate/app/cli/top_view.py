@@ -4,7 +4,6 @@ A page is a table of which as many rows are shown as there is room for. `View` i
 """
 
 import textwrap
-import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +20,6 @@ from meshgate.app.admin.answers import (
     DestinationFacts,
     EndedStream,
     Met,
-    Refusal,
     Stream,
     Upgrade,
 )
@@ -363,7 +361,7 @@ def _callers(seen: Seen) -> list[Row]:
     return found
 
 
-def _who(stream: Refusal | EndedStream) -> str:
+def _who(stream: EndedStream) -> str:
     return f"{stream.client} ({stream.caller})" if stream.caller else stream.client
 
 
@@ -391,25 +389,22 @@ def _problems(seen: Seen) -> list[Row]:
     last = state.gateway.last_upgrade
     if last is not None and last.result in ("failed", "refused"):
         found.append(Row((_clock(last.started), f"upgrade {last.result}", ", ".join(_upgrade(last))), "yellow"))
-    lately = [
-        (it.time, Row((_clock(it.time), it.reason, f"{it.sni or '(no name)'} from {_who(it)}: {it.detail}")))
+    lately: list[tuple[str, str, str, str]] = [
+        (it.end_time, it.reason or it.end, f"{it.sni or '(no name)'} from {_who(it)}: {it.detail}", "")
         for it in state.refused.recent
     ]
     for lost in state.ended.workers_lost:
         what = f"relay process {lost.worker} ended ({lost.reason}), and {counted(lost.streams, 'stream')} with it"
-        lately.append((_unix(lost.time), Row((_clock(lost.time), "worker_lost", what), "red")))
-    for ended in state.ended.recent:
+        lately.append((lost.time, "worker_lost", what, "red"))
+    for ended in state.ended.streams:
         what = f"{ended.sni or '(no name)'} from {_who(ended)} to {ended.endpoint or '-'}"
-        lately.append((_unix(ended.end_time), Row((_clock(ended.end_time), ended.end, what))))
-    return [*found, *(row for _, row in sorted(lately, key=lambda pair: -pair[0]))]
+        lately.append((ended.end_time, ended.end, what, ""))
+    lately.sort(key=lambda each: each[0], reverse=True)
+    return [*found, *(Row((_clock(at), word, what), style) for at, word, what, style in lately)]
 
 
-def _unix(time_: float | str) -> float:
-    return datetime.fromisoformat(time_).timestamp() if isinstance(time_, str) else time_
-
-
-def _clock(time_: float | str) -> str:
-    return time.strftime("%H:%M:%S", time.localtime(_unix(time_)))
+def _clock(time_: str) -> str:
+    return f"{datetime.fromisoformat(time_).astimezone():%H:%M:%S}"
 
 
 _PAGES: Final = {

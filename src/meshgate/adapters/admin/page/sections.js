@@ -58,15 +58,17 @@ export function renderRefused(state) {
     value: row.total,
   })));
   const lines = recent.length ? recent : [{ none: true }];
-  sync(byId("recent"), lines, (line) => (line.none ? "none" : `${line.time} ${line.client} ${line.reason}`), makeRefusal, () => {});
+  sync(byId("recent"), lines, (line) => (line.none ? "none" : `${line.end_time} ${line.client} ${line.reason}`), makeRefusal, () => {});
 }
+
+const clock = (text) => timeOfDay(Date.parse(text) / 1000);
 
 /** A client, and who that is where Consul knows. */
 const who = (line) => (line.caller ? `${line.client} (${line.caller})` : line.client);
 
 function makeRefusal(line) {
   if (line.none) return el("li", { class: "muted" }, "Nothing was refused since the start.");
-  const what = el("span", { class: "what" }, el("span", {}, line.reason), el("span", { class: "muted number" }, timeOfDay(line.time)));
+  const what = el("span", { class: "what" }, el("span", {}, line.reason), el("span", { class: "muted number" }, clock(line.end_time)));
   const name = el("span", { class: "mono" }, line.sni === null ? "(no server name)" : line.sni);
   const from = el("span", { class: "muted" }, line.detail ? `from ${who(line)}: ${line.detail}` : `from ${who(line)}`);
   return el("li", {}, what, name, from);
@@ -74,16 +76,16 @@ function makeRefusal(line) {
 
 /** How streams ended, and those that did not end in order. */
 export function renderEnded(state) {
-  const { ends, recent, workers_lost: lost } = state.ended;
-  bars(byId("ends"), Object.entries(ends).map(([end, value]) => ({ key: end, name: end, words: ENDS[end] ?? "", text: count(value), value })));
-  const rows = [...lost.map((each) => ({ lost: true, ...each })), ...recent];
+  const { ends, streams, workers_lost: lost } = state.ended;
+  bars(byId("ends"), Object.entries(ends).filter(([end, value]) => value && end !== "refused").map(([end, value]) => ({ key: end, name: end, words: ENDS[end] ?? "", text: count(value), value })));
+  const rows = [...lost.map((each) => ({ lost: true, ...each })), ...streams];
   const lines = rows.length ? rows : [{ none: true }];
   sync(byId("ended"), lines, (line) => (line.none ? "none" : `${line.time ?? line.end_time} ${line.client} ${line.worker} ${line.end}`), makeEnd, () => {});
 }
 
 function makeEnd(line) {
   if (line.none) return el("li", { class: "muted" }, "All streams ended in order, or were refused.");
-  const when = timeOfDay(Date.parse(line.time ?? line.end_time) / 1000);
+  const when = clock(line.time ?? line.end_time);
   if (line.lost) {
     return el("li", {}, el("span", { class: "what" }, el("span", { class: "bad" }, `relay process ${line.worker} ended: ${line.reason}`), el("span", { class: "muted number" }, when)),
       el("span", { class: "muted" }, `${things(line.streams, "stream")} ended with it`));
