@@ -158,31 +158,12 @@ class DestinationFacts(Struct, kw_only=True):
     first_byte_p99: float | None
 
 
-class SocketAddress(Struct):
-    address: str
-    port_value: int
-
-
-class Address(Struct):
-    socket_address: SocketAddress
-
-
-class Stat(Struct):
-    name: str
-    value: str
-    type: Literal["GAUGE", "COUNTER"]
-
-
-class HealthStatus(Struct, omit_defaults=True):
-    eds_health_status: Literal["HEALTHY", "UNHEALTHY"]
-    failed_eds_health: bool = False
-    failed_outlier_check: bool = False
-
-
 class HostStatus(Struct):
-    address: Address
-    stats: list[Stat]
-    health_status: HealthStatus
+    """`meshgate` is what the gateway has met of the endpoint; the rest is Envoy's."""
+
+    address: dict[Literal["socket_address"], dict[str, str | int]]
+    stats: list[dict[str, str]]
+    health_status: dict[str, str | bool]
     weight: int
     hostname: str
     meshgate: EndpointFacts

@@ -5,6 +5,7 @@ Imported when it is asked for: a gateway runs for months without.
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -37,7 +38,7 @@ _TAGS: Final = {
 }
 # What the server itself may answer to any request.
 _ALWAYS: Final = {
-    "400": "The request is no HTTP, has too many fields in its query, or a field that cannot be.",
+    "400": "The request is no HTTP, has too many fields in its query, or a field that is missing or cannot be.",
     "403": "A page of another site has sent it.",
     "408": "It did not come in time.",
     "413": "Its body is too large.",
@@ -47,47 +48,36 @@ _ALWAYS: Final = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class _Query:
-    """A field of the query. `values` are those it may have, the first one the default; `examples` are of its own."""
-
-    help: str
-    values: tuple[str, ...] = ()
-    examples: tuple[str, ...] = ()
-    required: bool = False
-    default: bool = True
-    where: str = "query"
-    pattern: str = ""
-
-    def described(self, name: str) -> dict[str, Any]:
-        schema: dict[str, Any] = {"type": "string"}
-        schema |= {"enum": self.values} if self.values else {}
-        schema |= {"default": self.values[0]} if self.values and self.default else {}
-        schema |= {"pattern": self.pattern} if self.pattern else {}
-        found = {"name": name, "in": self.where, "required": self.required, "schema": schema, "description": self.help}
-        examples = {f"example{number}": {"value": value} for number, value in enumerate(self.examples)}
-        return found | ({"examples": examples} if examples else {})
+# Of fields of a query, or of a path, what is more than any text.
+_SCHEMAS: Final[dict[str, dict[str, Any]]] = {
+    "format": {"enum": ["text", "json"], "default": "text"},
+    "sort": {"enum": ["busy", "name", "health"], "default": "busy"},
+    "level": {"enum": LOG_LEVELS},
+    "file": {"pattern": "^[a-z_]+[.](js|css|svg)$"},
+}
+_EXAMPLES: Final = {
+    "sni": ("web.default.dc2.internal.00000000-0000-0000-0000-000000000000.consul", "", "10.0.0.7"),
+    "name": ("web",),
+    "file": ("main.js", "style.css", "icon.svg"),
+}
+_REQUIRED: Final = frozenset(("sni", "name", "file"))
 
 
 @dataclass(frozen=True, slots=True)
 class _Page:
-    """A page: its answer as JSON, or the types of what else it answers with; what other statuses mean."""
+    """Its answer in JSON, or the types of what else it answers with; fields of its query; what other statuses mean."""
 
     tag: str
     summary: str
     answer: Any = None
     types: tuple[str, ...] = ()
-    query: dict[str, _Query] = field(default_factory=dict)
-    others: dict[str, str] = field(default_factory=dict)
+    query: Mapping[str, str] = field(default_factory=dict)
+    others: Mapping[str, str] = field(default_factory=dict)
 
 
 _READY: Final = _Page(
-    "health",
-    "Whether new streams are served; 503: not yet, or not any more, and `problems` says why.",
-    answers.Readiness,
+    "health", "Whether new streams are served; with 503 they are not, and `problems` says why.", answers.Readiness
 )
-_NO_NAME: Final = {"400": "No name was given."}
-_WEB: Final = "web.default.dc2.internal.00000000-0000-0000-0000-000000000000.consul"
 PAGES: Final = {
     "GET /livez": _Page("health", "The process answers.", types=(_TEXT,)),
     "GET /readyz": _READY,
@@ -99,36 +89,24 @@ PAGES: Final = {
         "routing",
         "What happens to a stream that asks for a name, step by step.",
         answers.Explanation,
-        query={
-            "sni": _Query(
-                "The server name as a client sends it; empty for a client that sends none.",
-                examples=(_WEB, "", "10.0.0.7"),
-                required=True,
-            )
-        },
-        others=_NO_NAME,
+        query={"sni": "The server name as a client sends it; empty for a client that sends none."},
     ),
     "GET /explain/name": _Page(
         "routing",
         "The same for a service.",
         answers.Explanation,
         query={
-            "name": _Query(
-                "A service (`web`, or `team/web` in a namespace), or a server name as `/explain` takes it.",
-                examples=("web",),
-                required=True,
-            ),
-            "dc": _Query("The datacenter of the service in `name`; the gateway's own without it."),
+            "name": "A service (`web`, or `team/web` in a namespace), or a server name as `/explain` takes it.",
+            "dc": "The datacenter of the service in `name`; the gateway's own without it.",
         },
-        others=_NO_NAME,
     ),
     "GET /whatif": _Page(
         "routing",
         "What breaks if something goes away, from the catalog; Consul is asked for what no watch brings.",
         answers.WhatIf,
         query={
-            "node": _Query("Only this node."),
-            "dc": _Query("Only the gateways of this datacenter; with `node`, where that is."),
+            "node": "Only this node.",
+            "dc": "Only the gateways of this datacenter; with `node`, where that is.",
         },
         others={"404": "No such node or datacenter is known."},
     ),
@@ -136,23 +114,20 @@ PAGES: Final = {
         "routing",
         "Names that may be asked about, for completion: at most 50 of each kind.",
         answers.Names,
-        query={"text": _Query("What the names have to hold, in any case.")},
+        query={"text": "What the names have to hold, in any case."},
     ),
     "GET /clusters": _Page(
         "routing",
         "The routes as Envoy shows clusters: lines of text, or JSON.",
         answers.Clusters,
-        types=(_TEXT,),
-        query={"format": _Query("", ("text", "json"))},
-        others={"400": "No such format."},
+        (_TEXT,),
+        {"format": "Envoy's names."},
     ),
     "GET /connections": _Page(
         "numbers", "The streams that are open now, up to 100,000 of each relay worker.", list[answers.Stream]
     ),
     "GET /connections/ended": _Page(
-        "numbers",
-        "Streams that were refused or did not end in order, the newest first, since this process started.",
-        answers.EndedStreams,
+        "numbers", "Streams that were refused or did not end in order, the newest first.", answers.EndedStreams
     ),
     "GET /config_dump": _Page(
         "gateway", "Effective settings, registration, limits, watches and table; no secrets.", answers.ConfigDump
@@ -165,14 +140,7 @@ PAGES: Final = {
         "gateway",
         "Change the log level.",
         answers.Logging,
-        query={
-            "level": _Query(
-                "In any case; Envoy's `warning` and `critical` are taken too. Without it nothing changes.",
-                LOG_LEVELS,
-                default=False,
-            )
-        },
-        others={"400": "No such level."},
+        query={"level": "In any case; Envoy's `warning` and `critical` are taken too. Without it nothing changes."},
     ),
     "POST /drain": _Page(
         "gateway",
@@ -185,10 +153,8 @@ PAGES: Final = {
         "goes on once this is answered; that cuts the connection.",
         answers.Upgrade,
         query={
-            "python": _Query(
-                "Absolute path of the Python whose installation is to go on; all on the way to it belongs to root or "
-                "the gateway's user, and nobody else may write there. Default: the one that runs."
-            )
+            "python": "Absolute path of the Python whose installation is to go on; all on the way to it belongs to "
+            "root or the gateway's user, and nobody else may write there. Default: the one that runs."
         },
         others={"409": "It could not go on, or not now; nothing has changed."},
     ),
@@ -198,15 +164,7 @@ PAGES: Final = {
         "dashboard",
         "A file of the dashboard.",
         types=("text/css; charset=utf-8", "text/javascript; charset=utf-8", "image/svg+xml"),
-        query={
-            "file": _Query(
-                "",
-                examples=("main.js", "style.css", "icon.svg"),
-                required=True,
-                where="path",
-                pattern="^[a-z_]+[.](js|css|svg)$",
-            )
-        },
+        query={"file": "Its name."},
         others={"404": "There is no such file."},
     ),
     "GET /dashboard/state": _Page(
@@ -214,10 +172,9 @@ PAGES: Final = {
         "What the dashboard shows: a bounded part of the gateway's world.",
         answers.DashboardState,
         query={
-            "filter": _Query("Part of a destination's name, kind or server name."),
-            "sort": _Query("Which destinations come first.", ("busy", "name", "health")),
+            "filter": "Part of a destination's name, kind or server name.",
+            "sort": "Which destinations come first.",
         },
-        others={"400": "No such order."},
     ),
     "GET /dashboard/history": _Page(
         "dashboard",
@@ -244,7 +201,7 @@ def openapi_document() -> bytes:
             content[_JSON] = {"schema": next(schemas)}
         responses = {
             status: {"description": means, "content": {_JSON: {"schema": error}}}
-            for status, means in (_ALWAYS | page.others).items()
+            for status, means in {**_ALWAYS, **page.others}.items()
         }
         if page is _READY:
             responses["503"] = {"description": page.summary, "content": content}
@@ -253,7 +210,7 @@ def openapi_document() -> bytes:
             "operationId": "_".join([method.lower(), *re.findall(r"\w+", path)]),
             "summary": page.summary,
             "tags": [page.tag],
-            "parameters": [field.described(name) for name, field in page.query.items()],
+            "parameters": [_parameter(path, name, help_) for name, help_ in page.query.items()],
             "responses": dict(sorted(responses.items())),
         }
     document = {
@@ -265,6 +222,17 @@ def openapi_document() -> bytes:
         "components": {"schemas": components},
     }
     return json.dumps(document).encode()
+
+
+def _parameter(path: str, name: str, help_: str) -> dict[str, Any]:
+    return {
+        "name": name,
+        "in": "path" if f"{{{name}}}" in path else "query",
+        "required": name in _REQUIRED,
+        "schema": {"type": "string"} | _SCHEMAS.get(name, {}),
+        "description": help_,
+        "examples": {f"example{number}": {"value": each} for number, each in enumerate(_EXAMPLES.get(name, ()))},
+    }
 
 
 def _strict(schema: dict[str, Any], shape: Any) -> None:  # noqa: ANN401 - a struct's class

@@ -229,17 +229,16 @@ def _utc(unix: float) -> str:
 
 
 def _host(endpoint: Endpoint, active: int, facts: EndpointFacts) -> answers.HostStatus:
+    health: dict[str, str | bool] = {"eds_health_status": "HEALTHY" if endpoint.healthy else "UNHEALTHY"}
+    health |= {} if endpoint.healthy else {"failed_eds_health": True}
+    health |= {"failed_outlier_check": True} if facts.ejected else {}
     return answers.HostStatus(
-        address=answers.Address(answers.SocketAddress(endpoint.address, endpoint.port)),
+        address={"socket_address": {"address": endpoint.address, "port_value": endpoint.port}},
         stats=[
-            answers.Stat(name, str(value), "GAUGE" if name == "cx_active" else "COUNTER")
+            {"name": name, "value": str(value), "type": "GAUGE" if name == "cx_active" else "COUNTER"}
             for name, value in _stats(active, facts)
         ],
-        health_status=answers.HealthStatus(
-            "HEALTHY" if endpoint.healthy else "UNHEALTHY",
-            failed_eds_health=not endpoint.healthy,
-            failed_outlier_check=facts.ejected is not None,
-        ),
+        health_status=health,
         weight=endpoint.weight,
         hostname=endpoint.node,
         meshgate=facts,
