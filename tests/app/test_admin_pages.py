@@ -6,6 +6,7 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 import httpx
+import msgspec
 import pytest
 import structlog
 import trio
@@ -14,16 +15,19 @@ from meshgate import __version__, build
 from meshgate.adapters.admin.http_server import AdminServer, Request, Response
 from meshgate.adapters.consul import WatchKey, WatchState
 from meshgate.adapters.relay.counters import OpenStream
-from meshgate.app.admin import explain_page
+from meshgate.app.admin import answers, explain_page
 from meshgate.app.admin.admin_pages import admin_routes
 from meshgate.app.admin.metrics import Metrics
+from meshgate.app.admin.openapi import PAGES
 from meshgate.app.admin.views import routes_view
 from meshgate.app.logs import logs
 from meshgate.app.settings.settings import Settings
 from meshgate.core.explain import Explanation, explain
+from meshgate.core.reasons import Reason
 from meshgate.core.routes import Endpoint, Route, RouteKind, RouteTable
 
-from .gateway_double import TRUST_DOMAIN, GatewayDouble
+from .gateway_double import TRUST_DOMAIN, GatewayDouble, refused
+from .stream_records import RECORD
 
 WEB = f"web.default.dc1.internal.{TRUST_DOMAIN}"
 ROUTES = [
@@ -322,3 +326,25 @@ async def test_names_that_are_alike_are_looked_for_once_for_all_who_ask_for_the_
         for _ in range(60):
             nursery.start_soon(page.of_sni, Request("GET", "/explain", {"sni": "x"}, {}))
     assert len(explained) <= 2
+
+
+async def test_each_answer_has_the_shape_that_is_declared_for_it(
+    gateway: GatewayDouble, admin: httpx.AsyncClient
+) -> None:
+    gateway.states, gateway.ended, gateway.recent = watch_states(), [RECORD], [(1e9, refused("web.new"))]
+    await gateway.try_upgrade("", "")
+    shapes = {place.split()[1]: page.answer for place, page in PAGES.items() if page.answer and place.startswith("GET")}
+    query = {"/explain": {"sni": WEB}, "/explain/name": {"name": "web"}, "/clusters": {"format": "json"}}
+    for path, shape in shapes.items():
+        answer = await admin.get(path, params=query.get(path))
+        found = msgspec.json.decode(answer.content, type=shape)
+        # What is not declared would be lost on the way.
+        assert json.loads(msgspec.json.encode(found)) == answer.json(), path
+
+
+async def test_the_description_is_made_from_the_shapes(admin: httpx.AsyncClient) -> None:
+    schemas = (await admin.get("/openapi.json")).json()["components"]["schemas"]
+    assert schemas["Upgrade"]["required"] == [*answers.Upgrade.__struct_fields__]
+    assert "age_seconds" not in schemas["Readiness"]["required"]
+    assert all(schema["additionalProperties"] is False for schema in schemas.values() if "properties" in schema)
+    assert schemas["Reason"]["enum"] == sorted(Reason)
