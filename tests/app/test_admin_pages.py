@@ -207,7 +207,7 @@ async def test_config_dump_shows_all_that_the_gateway_goes_by(gateway: GatewayDo
     assert dump["registration"]["service"] == "gw"
     assert (dump["registration"]["wan_address"], dump["registration"]["wan_port"]) == ("198.51.100.7", 443)
     assert dump["registration"]["register"] is True
-    assert dump["table"] == json.loads(json.dumps(routes_view(gateway.table()))) | {"conflicts": []}
+    assert dump["table"] == msgspec.to_builtins(routes_view(gateway.table())) | {"conflicts": []}
     assert dump["catalog_stale"] is True
     assert dump["problems"] == [PROBLEM]
     services, web = dump["watches"]

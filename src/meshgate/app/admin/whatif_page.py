@@ -6,6 +6,7 @@ time is null, never a guess. Lists are cut at `MAX_ROWS` and say how long they a
 
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any, Final
 
 import trio
@@ -44,14 +45,17 @@ class WhatIfPage:
             return error_response(404, missing)
         active = (await gateway.counters()).active
         others, token, connections = await self._asked()
+        make = partial(
+            answers.WhatIf,
+            datacenter=table.datacenter,
+            destinations=len(table),
+            consul=self._without_consul(table),
+            ends=self._ends(token),
+            limits=self._limits(active, usages, connections),
+        )
         return await trio.to_thread.run_sync(
             lambda: json_response(
-                answers.WhatIf(
-                    datacenter=table.datacenter,
-                    destinations=len(table),
-                    consul=self._without_consul(table),
-                    ends=self._ends(token),
-                    limits=self._limits(active, usages, connections),
+                make(
                     broken=_listed(world.broken),
                     single=_listed(world.single),
                     gone=_gone(world, table.datacenter, node, datacenter),
