@@ -366,10 +366,10 @@ def test_endpoints_that_are_ejected_are_told_apart_with_what_was_met_of_them() -
     found = row("web", "service", (2, 2), 0, (None, None, None), slow, met)
     state, view = replace(STATE, destinations=Destinations(1, 1, [found])), View("endpoints")
     lines = [" ".join(line.split()) for line in drawn(state, view=view, width=120, streams=[])]
-    at = lines.index("ENDPOINT DESTINATION NODE STATE OPEN STREAMS FAILED 1ST BYTE")
+    at = lines.index("ENDPOINT DESTINATION NODE STATE OPEN STREAMS FAILED 1ST BYTE UNANSWERED")
     assert lines[at + 1 : at + 3] == [
-        "10.0.0.8:1 web n8 ejected 1m30s: timed out 0 10 3 12.3 ms",
-        "10.0.0.9:1 web n8 healthy 0 9 0 2.5 s",
+        "10.0.0.8:1 web n8 ejected 1m30s: timed out 0 10 3 12.3 ms 1",
+        "10.0.0.9:1 web n8 healthy 0 9 0 2.5 s 0",
     ]
     for _ in range(3):
         view.press("s")
@@ -475,6 +475,23 @@ def test_once_prints_a_picture_with_rates(capsys: pytest.CaptureFixture[str]) ->
     assert "unhealthy: Web [2001:db8::8]:21000 on n2, api [2001:db8::8]:21000 on n2" in lines
     assert max(map(len, lines)) <= 80
     assert err == ""
+
+
+def test_once_prints_the_page_that_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    with busy_gateway().serving() as address:
+        for page, head in (
+            ("endpoints", "ENDPOINT"),
+            ("callers", "CLIENT"),
+            ("workers", "WORKER"),
+            ("problems", "SINCE"),
+        ):
+            assert execute(["top", "--once", "--page", page, "--interval=0.5", f"--admin-bind={address}"]) == 0
+            lines = capsys.readouterr().out.splitlines()
+            assert lines[3].split()[0] == head
+            assert not any(line.startswith("last news") for line in lines)
+        assert execute(["top", "--once", "--page=endpoints", "--interval=0.5", f"--admin-bind={address}"]) == 0
+    # The bad ones come first.
+    assert capsys.readouterr().out.splitlines()[4].split()[:4] == ["[2001:db8::8]:21000", "Web", "n2", "check"]
 
 
 def test_where_the_output_is_no_terminal_one_picture_is_printed(capsys: pytest.CaptureFixture[str]) -> None:

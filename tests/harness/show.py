@@ -10,7 +10,7 @@ import statistics
 import time
 from collections import deque
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -37,6 +37,11 @@ SERVICE: Final = "web"
 CALLER: Final = "shop"
 _LATENCIES_KEPT: Final = 100
 _PLAIN_LINE_EVERY: Final = 5.0
+# Who uses the bandwidth, which endpoint is bad, why a stream was cut, what would break without the other datacenter.
+_LATER: Final = (
+    ("connections",), ("top", "--once", "--page", "endpoints"), ("connections", "--ended"), ("whatif", "--dc", "dc2"),
+)  # fmt: skip
+_CHUNK: Final = bytes(20_000)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +150,8 @@ async def _stage(console: Console, binary: str) -> AsyncIterator[Stage]:
             async with gateway_beside(federation.dc2, token) as remote, gateway_beside(federation.dc1, token) as local:
                 caller = await Caller.of(federation.dc1, CALLER, Path(federation.folder))
                 sni = f"{SERVICE}.default.dc2.internal.{federation.trust_domain}"
-                visitor = Visitor(federation.dc1, await visitors_token(federation, CALLER))
+                token = await visitors_token(federation, CALLER)
+                visitor = Visitor(federation.dc1, token, local.admin)
                 stage = Stage(federation, local, remote, caller, visitor, sni)
                 report("the gateways learn of each other")
                 await _until_routed(stage)
@@ -246,7 +252,7 @@ async def _show_questions(console: Console, stage: Stage, once: bool) -> None:
     title = "What could be asked now, without --once" if once else "Ask for yourself, in another terminal"
     console.print(f"\n{title} (the token reads, and is {CALLER}'s; it ends with the demo):", style="bold")
     question = ("probe", SERVICE, "--dc", "dc2", "--as", CALLER, "--yes")
-    asked = [question, ("modes",), ("explain", SERVICE, "--dc", "dc2", "--admin-bind", stage.local.admin)]
+    asked = [question, ("modes",), ("explain", SERVICE, "--dc", "dc2"), *_LATER]
     for line in (f"cd {shlex.quote(str(Path.cwd()))}", stage.visitor.setting, *(command(*each) for each in asked)):
         console.print(f"    {line}", markup=False)
     code, said = await stage.visitor.ask(*question)
@@ -262,6 +268,27 @@ async def _show_traffic(console: Console, stage: Stage) -> None:
     console.print("\nTraffic goes on; Ctrl-C ends it and removes everything.", style="bold")
     console.print(f"Meanwhile watch it: http://{stage.local.admin}/ (dc1), http://{stage.remote.admin}/ (dc2)")
     console.print(f"or: {command('top', '--admin-bind', stage.local.admin)}\n", style="dim", markup=False)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_keep_a_stream, stage)
+        await _show_calls(console, stage)
+
+
+async def _keep_a_stream(stage: Stage) -> None:
+    """One stream in mode local that stays open and moves bytes, so that there is somebody to be seen."""
+    while True:
+        with suppress(RefusedError, trio.BrokenResourceError):
+            async with stage.caller.connect(stage.local.address, stage.sni, expect=stage.expected) as conversation:
+                missing, data = 0, b"-"
+                while data:
+                    await conversation.send_all(_CHUNK)
+                    missing += len(_CHUNK)
+                    while missing > 0 and (data := await conversation.receive_some()):
+                        missing -= len(data)
+                    await trio.sleep(0.2)
+        await trio.sleep(1)
+
+
+async def _show_calls(console: Console, stage: Stage) -> None:
     seconds: dict[str, deque[float]] = {mode: deque(maxlen=_LATENCIES_KEPT) for mode in ("local", "remote")}
     calls = failed = 0
     told = time.monotonic()

@@ -24,10 +24,12 @@ async def visitors_token(federation: Federation, caller: str) -> str:
 
 
 class Visitor:
-    """Asks a datacenter's agent with `meshgate`, in words that a person can copy."""
+    """Asks a datacenter's agent, and the gateway beside it, with `meshgate`, in words that a person can copy."""
 
-    def __init__(self, consul: Consul, token: str) -> None:
+    def __init__(self, consul: Consul, token: str, admin: str = "") -> None:
         self._variables = {"CONSUL_HTTP_ADDR": consul.http_addr, "CONSUL_HTTP_TOKEN": token}
+        if admin:
+            self._variables["MESHGATE_ADMIN_BIND"] = admin
 
     @property
     def setting(self) -> str:

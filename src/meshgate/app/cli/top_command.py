@@ -21,7 +21,7 @@ from meshgate.app.admin.answers import DashboardState, Stream
 from meshgate.app.admin_client import ask, decoded
 from meshgate.app.cli.output import Printer, print_json
 from meshgate.app.cli.setting_options import command, with_settings
-from meshgate.app.cli.top_view import MOST_STREAMS, Seen, View, print_once, screen
+from meshgate.app.cli.top_view import MOST_STREAMS, PAGES, Seen, View, print_once, screen
 from meshgate.app.errors import CommandError
 from meshgate.app.settings.settings import Settings
 from meshgate.core.addresses import HostPort
@@ -29,7 +29,8 @@ from meshgate.core.addresses import HostPort
 STATE: Final = "/dashboard/state"
 
 
-@command("meshgate top", "meshgate top --once", "meshgate top -admin-bind 10.0.0.5:19000 --interval 1")
+@command("meshgate top", "meshgate top --once --page endpoints", "meshgate top -admin-bind 10.0.0.5:19000 --interval 1")
+@click.option("--page", type=click.Choice(PAGES), default=PAGES[0], help="The page to begin with, or to print.")
 @click.option("--once", is_flag=True, help="Print one snapshot and exit (the default when stdout is not a terminal).")
 @click.option("--json", "as_json", is_flag=True, help="Print one snapshot as JSON and exit.")
 @click.option(
@@ -41,7 +42,7 @@ STATE: Final = "/dashboard/state"
     help="Time between two questions to the gateway, 0.5 to 10.  [default: 2]",
 )
 @with_settings({"MESHGATE_ADMIN_BIND"})
-def top(settings: Settings, *, once: bool, as_json: bool, interval: float) -> None:
+def top(settings: Settings, *, page: str, once: bool, as_json: bool, interval: float) -> None:
     """Show the running gateway live.
 
     It has a page each for destinations, endpoints, callers, workers and problems. 1 to 5 or Tab choose the page,
@@ -50,17 +51,15 @@ def top(settings: Settings, *, once: bool, as_json: bool, interval: float) -> No
     """
     bind, printer = settings.admin_bind, Printer()
     if not (once or as_json) and printer.is_terminal:
-        _live(bind, interval)
+        _live(bind, interval, View(page))
         return
     # Rates need two answers.
     ask(bind, STATE)
     time.sleep(min(interval, 1.0))
-    answer = ask(bind, STATE)
-    state = decoded(answer, DashboardState)
     if as_json:
-        print_json(msgspec.json.decode(answer))
+        print_json(msgspec.json.decode(ask(bind, STATE)))
     else:
-        print_once(state, printer)
+        print_once(look(bind, View(page)), page, printer)
 
 
 def look(bind: HostPort | Path | None, view: View) -> Seen:
@@ -72,10 +71,9 @@ def look(bind: HostPort | Path | None, view: View) -> Seen:
     return Seen(state, decoded(ask(bind, "/connections"), list[Stream]))
 
 
-def _live(bind: HostPort | Path | None, interval: float) -> None:
+def _live(bind: HostPort | Path | None, interval: float, view: View) -> None:
     console = Console(highlight=False, markup=False, emoji=False)
     # A gateway that is not there from the start is an error, one that vanishes later may come back.
-    view = View()
     seen, trouble, due = look(bind, view), "", time.monotonic() + interval
     try:
         with _keys() as pressed, Live(console=console, screen=True, auto_refresh=False) as live:

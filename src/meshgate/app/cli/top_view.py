@@ -117,17 +117,25 @@ class View:
         return rows[self.first : self.first + room]
 
 
-def print_once(state: DashboardState, printer: Printer) -> None:
-    rows = state.destinations.rows
-    for text, style in _top_lines(state):
+def print_once(seen: Seen, name: str, printer: Printer) -> None:
+    page, first = _PAGES[name], name == PAGES[0]
+    for text, style in _top_lines(seen.state):
         printer.line(text, style)
     printer.line()
+    rows, columns = _ordered(page.rows(seen), View(name).order), _PRINTED if first else len(page.head)
     if rows:
-        printer.table(_HEAD[:_PRINTED], [_cells(row)[:_PRINTED] for row in rows], [_style(row) for row in rows])
+        printer.table(page.head[:columns], [row.cells[:columns] for row in rows], [row.style for row in rows])
+    else:
+        printer.line(page.empty(seen))
+    if first:
         printer.line()
-    for title, items in _bottom_lines(state):
-        for line in _wrapped(title, items, _PRINTED_WIDTH):
-            printer.line(line)
+        for title, items in _bottom_lines(seen.state):
+            for line in _wrapped(title, items, _PRINTED_WIDTH):
+                printer.line(line)
+
+
+def _ordered(rows: list[Row], order: str) -> list[Row]:
+    return sorted(rows, key=lambda row: row.keys.get(order, 0)) if order else rows
 
 
 def screen(seen: Seen, view: View, trouble: str, width: int, height: int) -> RenderableType:
@@ -223,8 +231,7 @@ def _wrapped(title: str, items: Sequence[str], width: int) -> list[str]:
 def _table(head: Sequence[str], rows: list[Row], empty: str, view: View, room: int, width: int) -> RenderableType:
     if not rows:
         return _line(empty, "dim")
-    if order := view.order:
-        rows = sorted(rows, key=lambda row: row.keys.get(order, 0))
+    rows = _ordered(rows, view.order)
     fits = len(rows) <= room
     shown = view.shown(rows, room if fits else room - 1)
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
@@ -310,9 +317,10 @@ def _endpoints(seen: Seen) -> list[Row]:
                 str(met.streams + met.unanswered),
                 str(met.failures),
                 _brief(met.first_byte_seconds),
+                str(met.unanswered),
             )
             keys = {
-                "health": (each.healthy, met.ejected is None, -streams),
+                "health": (each.healthy, met.ejected is None, -met.failures - met.unanswered, -streams),
                 "open": -streams,
                 "failed": (-met.failures, -met.unanswered),
                 "slow": -(met.first_byte_seconds or 0),
@@ -410,7 +418,7 @@ def _clock(time_: str) -> str:
 _PAGES: Final = {
     "destinations": _Page(_HEAD, _destinations, ("busy", "open", "in", "out", "health", "name"), "no routes"),
     "endpoints": _Page(
-        ("ENDPOINT", "DESTINATION", "NODE", "STATE", "OPEN", "STREAMS", "FAILED", "1ST BYTE"),
+        ("ENDPOINT", "DESTINATION", "NODE", "STATE", "OPEN", "STREAMS", "FAILED", "1ST BYTE", "UNANSWERED"),
         _endpoints,
         ("health", "open", "failed", "slow", "name", "node"),
     ),
