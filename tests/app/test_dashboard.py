@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from meshgate.adapters.admin.http_server import Request, Response
-from meshgate.adapters.consul.watch_registry import WatchKey, WatchState
+from meshgate.adapters.consul.watch import WatchKey, WatchState
 from meshgate.adapters.relay import Counters, OpenStream
 from meshgate.adapters.relay.pool import WorkerLoss
 from meshgate.adapters.relay.worker_process import WorkerEnd

@@ -8,7 +8,7 @@ from trio.testing import MockClock
 
 from meshgate.app.gateway.stream_observer import BURST, KEPT, StreamObserver
 from meshgate.app.gateway.table_keeper import tell_ready
-from meshgate.core.catalog import RemoteDatacenter, Snapshot
+from meshgate.core.catalog import Remote, Snapshot
 from meshgate.core.reasons import StreamEnd
 from meshgate.core.routes import RouteTable
 from tests.adapters.consul.model import gateway
@@ -27,7 +27,7 @@ def test_start_without_a_route_says_why_and_is_no_warning() -> None:
 
 
 def test_start_with_routes_says_how_many() -> None:
-    snapshot = Snapshot("dc1", "td.consul", remotes=(RemoteDatacenter("dc2", (gateway("dc2"),)),))
+    snapshot = Snapshot("dc1", "td.consul", remotes=(Remote("dc2", (gateway("dc2"),)),))
     with capture_logs() as logs:
         tell_ready(plan(snapshot))
     assert logs == [{"event": "ready", "log_level": "info", "routes": 1, "module": "meshgate"}]

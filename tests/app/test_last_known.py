@@ -16,13 +16,13 @@ from meshgate.adapters.consul.api import Resolver, ServerError, SubsetRule
 from meshgate.adapters.names import NameKeeper
 from meshgate.adapters.state import Kept, read, write
 from meshgate.app.gateway.last_known import REMOTES_PATIENCE, LastKnown
-from meshgate.core.catalog import Export, Instance, RemoteDatacenter, Service, Snapshot
+from meshgate.core.catalog import Export, Instance, Remote, Service, Snapshot
 from meshgate.core.warm_start import PendingSources
 from tests.adapters.consul.model import Model
 
 ROW = Instance("n1", "dc1", "web-1", "web", "10.0.0.1", 21000, "10.0.0.1")
 WEB = Service("web", (ROW,))
-DC2 = RemoteDatacenter("dc2", (ROW,))
+DC2 = Remote("dc2", (ROW,))
 CATALOG = Snapshot("dc1", "td.consul", services=(WEB,), remotes=(DC2,))
 EMPTY = Snapshot("dc1", "td.consul")
 

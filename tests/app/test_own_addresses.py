@@ -17,7 +17,7 @@ from meshgate.app.gateway.listeners import OwnAddressKeeper
 from meshgate.app.gateway.table_keeper import tell_table
 from meshgate.app.settings.settings import Settings
 from meshgate.core.addresses import OwnAddresses
-from meshgate.core.catalog import Instance, RemoteDatacenter, Service, Snapshot, WanAddress
+from meshgate.core.catalog import Instance, Remote, Service, Snapshot, WanAddress
 from meshgate.core.reasons import Reason
 from meshgate.core.routes import RouteTable, difference
 from tests.core.samples import plan
@@ -33,9 +33,7 @@ def catalog(port: int) -> Snapshot:
     """A service, and another datacenter's gateway, that were registered with 127.0.0.1 and a port."""
     web = Instance("n1", "dc1", "web-1", "web", "127.0.0.1", port, "")
     other = Instance("n2", "dc2", "gw", "mesh-gateway", "10.0.0.2", 8443, "", wan=WanAddress("127.0.0.1", port))
-    return Snapshot(
-        "dc1", TRUST_DOMAIN, services=(Service("web", (web,)),), remotes=(RemoteDatacenter("dc2", (other,)),)
-    )
+    return Snapshot("dc1", TRUST_DOMAIN, services=(Service("web", (web,)),), remotes=(Remote("dc2", (other,)),))
 
 
 @asynccontextmanager

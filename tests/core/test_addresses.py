@@ -18,8 +18,7 @@ from meshgate.core.addresses import (
 from meshgate.core.catalog import (
     ImportedService,
     PeerServers,
-    RemoteDatacenter,
-    RemotePartition,
+    Remote,
     Service,
     Snapshot,
     WanAddress,
@@ -105,7 +104,7 @@ def snapshot(*addresses: str) -> Snapshot:
     """A service with an instance at each address, and a datacenter whose gateways have the same ones; port 8443."""
     instances = tuple(instance(address, port=8443) for address in addresses)
     gateways = tuple(instance("10.9.9.9", datacenter="dc2", wan=WanAddress(address, 8443)) for address in addresses)
-    return Snapshot("dc1", TD3, services=(Service("web", instances),), remotes=(RemoteDatacenter("dc2", gateways),))
+    return Snapshot("dc1", TD3, services=(Service("web", instances),), remotes=(Remote("dc2", gateways),))
 
 
 @pytest.mark.parametrize("name", [WEB, DC2])
@@ -192,8 +191,8 @@ def test_a_node_of_that_name_elsewhere_is_not_the_gateways_own() -> None:
         "dc1",
         TD3,
         node="here",
-        remotes=(RemoteDatacenter("dc2", (instance(datacenter="dc2", **named),)),),
-        partitions=(RemotePartition("ap1", (instance(partition="ap1", **named),)),),
+        remotes=(Remote("dc2", (instance(datacenter="dc2", **named),)),),
+        partitions=(Remote("ap1", (instance(partition="ap1", **named),)),),
         imports=(ImportedService("web", "p1", (foreign,)),),
         peer_servers=(PeerServers("here", f"server.dc1.peering.{TD1}", (("127.0.0.1", 8502),)),),
         peer_through=True,

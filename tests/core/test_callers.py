@@ -8,8 +8,7 @@ from meshgate.core.callers import Callers
 from meshgate.core.catalog import (
     ImportedService,
     Instance,
-    RemoteDatacenter,
-    RemotePartition,
+    Remote,
     Service,
     Snapshot,
     WanAddress,
@@ -35,8 +34,8 @@ SNAPSHOT = Snapshot(
         Service("near", (at("10.0.0.40", "a"),)),
         Service("far", (at("10.0.0.40", "b"),)),
     ),
-    remotes=(RemoteDatacenter("dc2", (at("10.2.0.1", "gw2", wan="203.0.113.2"),)),),
-    partitions=(RemotePartition("p2", (at("10.3.0.1", "gw3"),)),),
+    remotes=(Remote("dc2", (at("10.2.0.1", "gw2", wan="203.0.113.2"),)),),
+    partitions=(Remote("p2", (at("10.3.0.1", "gw3"),)),),
     imports=(
         ImportedService("db", "peer-a", (at("198.18.1.1", "gw4"),)),
         ImportedService("alt", "peer-a", (at("198.18.1.1", "gw4"),)),

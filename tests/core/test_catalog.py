@@ -8,7 +8,7 @@ from hypothesis import given, strategies as st
 from meshgate.core.catalog import (
     Check,
     Instance,
-    RemoteDatacenter,
+    Remote,
     Service,
     Snapshot,
     Subset,
@@ -25,7 +25,7 @@ def snapshot() -> Snapshot:
         "dc1",
         TD3,
         services=(Service("web", (sidecar,), subsets=(Subset("v1", instances=(sidecar,)),)),),
-        remotes=(RemoteDatacenter("dc2", (instance(datacenter="dc2"),)),),
+        remotes=(Remote("dc2", (instance(datacenter="dc2"),)),),
     )
 
 

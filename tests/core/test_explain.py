@@ -5,7 +5,7 @@ from dataclasses import FrozenInstanceError
 import pytest
 from hypothesis import given, strategies as st
 
-from meshgate.core.catalog import RemoteDatacenter, Service, Snapshot, Subset
+from meshgate.core.catalog import Remote, Service, Snapshot, Subset
 from meshgate.core.explain import MAX_SHOWN, Explanation, Step, explain
 from meshgate.core.hello import Hello
 from meshgate.core.reasons import Reason
@@ -26,7 +26,7 @@ MESH = plan(
             Service("broken", WEB, subsets=(Subset("bad"), Subset("v1", instances=WEB)), default_subset="bad"),
             Service("three.dots.here", WEB),
         ),
-        remotes=(RemoteDatacenter("dc2", WEB), RemoteDatacenter("dc3", WEB)),
+        remotes=(Remote("dc2", WEB), Remote("dc3", WEB)),
     )
 )
 

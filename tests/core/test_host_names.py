@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from meshgate.core.catalog import Check, ImportedService, Instance, RemoteDatacenter, Snapshot, WanAddress
+from meshgate.core.catalog import Check, ImportedService, Instance, Remote, Snapshot, WanAddress
 
 from .samples import plan
 
@@ -21,7 +21,7 @@ def kept(*gateways: Instance) -> list[str]:
     snapshot = Snapshot(
         "dc1",
         "td.consul",
-        remotes=(RemoteDatacenter("dc2", gateways),),
+        remotes=(Remote("dc2", gateways),),
         imports=(ImportedService("web", "far", peers),),
     )
     table = plan(snapshot, one_host_name=True)

@@ -10,8 +10,7 @@ from meshgate.core.catalog import (
     ImportedService,
     Instance,
     Locality,
-    RemoteDatacenter,
-    RemotePartition,
+    Remote,
     Service,
     Snapshot,
 )
@@ -57,7 +56,7 @@ def far(route: Route) -> list[str]:
 
 
 def dc2(here: Locality, *gateways: Instance) -> Route:
-    (route,) = plan(Snapshot("dc1", TD3, remotes=(RemoteDatacenter("dc2", gateways),)), locality=here)
+    (route,) = plan(Snapshot("dc1", TD3, remotes=(Remote("dc2", gateways),)), locality=here)
     return route
 
 
@@ -83,8 +82,8 @@ def test_partitions_and_peers_are_measured_and_services_are_not() -> None:
     snapshot = Snapshot(
         "dc1",
         TD3,
-        remotes=(RemoteDatacenter("dc2", gateways),),
-        partitions=(RemotePartition("billing", gateways),),
+        remotes=(Remote("dc2", gateways),),
+        partitions=(Remote("billing", gateways),),
         imports=(ImportedService("web", "peer-a", tuple(peers)),),
         services=(Service("api", (instance("10.1.0.1", locality=FAR), instance("10.1.0.2", locality=NEAR))),),
     )

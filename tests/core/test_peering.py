@@ -9,7 +9,7 @@ from meshgate.core.catalog import (
     ImportedService,
     Instance,
     PeerServers,
-    RemotePartition,
+    Remote,
     Service,
     Snapshot,
     WanAddress,
@@ -99,7 +99,7 @@ def test_an_import_has_a_route_for_each_name_that_its_exporter_gave_it() -> None
     ],
 )
 def test_a_peer_cannot_claim_a_name_that_is_not_its_own(name: str) -> None:
-    gateways = RemotePartition("p1", ())
+    gateways = Remote("p1", ())
     imports = (ImportedService("web", "peer-a", (imported("web", "198.18.1.1", name),)),)
     assert shape(plan(Snapshot("dc1", TD3, imports=imports, partitions=(gateways,)))) == {}
 
@@ -212,9 +212,9 @@ def test_the_control_plane_opens_no_names_of_wan_federation() -> None:
 # --- partitions -------------------------------------------------------------------------------------------------------
 
 
-def partition(name: str, wan: str, **fields: Any) -> RemotePartition:
+def partition(name: str, wan: str, **fields: Any) -> Remote:
     ordinary: dict[str, Any] = {"partition": name, "kind": "mesh-gateway", "wan": WanAddress(wan, 443)}
-    return RemotePartition(name, (instance("10.0.0.1", **(ordinary | fields)),))
+    return Remote(name, (instance("10.0.0.1", **(ordinary | fields)),))
 
 
 PARTITIONS = (partition("default", "198.18.0.0"), partition("p1", "198.18.0.1"), partition("p2", "198.18.0.2"))
@@ -253,7 +253,7 @@ def test_a_name_in_another_partition_goes_there_and_one_in_the_own_partition_nev
 
 
 def test_a_partition_without_gateways_has_no_route() -> None:
-    assert shape(plan(Snapshot("dc1", TD3, partitions=(RemotePartition("p1", ()),)))) == {}
+    assert shape(plan(Snapshot("dc1", TD3, partitions=(Remote("p1", ()),)))) == {}
 
 
 def test_partitions_panic_as_remote_datacenters_do() -> None:

@@ -12,7 +12,7 @@ from hypothesis import given, strategies as st
 from meshgate.core.catalog import (
     Check,
     Instance,
-    RemoteDatacenter,
+    Remote,
     Service,
     Snapshot,
     Subset,
@@ -66,7 +66,7 @@ def mesh(**fields: object) -> Snapshot:
     """The catalog of the plain golden file."""
     ordinary: dict[str, object] = {
         "services": (Service("foo", FOO), Service("bar", BAR)),
-        "remotes": (RemoteDatacenter("dc2", DC2), RemoteDatacenter("dc4", DC4), RemoteDatacenter("dc6", DC6)),
+        "remotes": (Remote("dc2", DC2), Remote("dc4", DC4), Remote("dc6", DC6)),
     }
     return Snapshot("dc1", TD3, **(ordinary | fields))  # type: ignore[arg-type]
 
@@ -77,7 +77,7 @@ def federated(modify_index: int) -> tuple[Instance, ...]:
 
 
 def dc2_seen(direct: tuple[Instance, ...], replicated: tuple[Instance, ...]) -> Snapshot:
-    return mesh(services=(), remotes=(RemoteDatacenter("dc2", newer_gateways(direct, replicated)),))
+    return mesh(services=(), remotes=(Remote("dc2", newer_gateways(direct, replicated)),))
 
 
 def here(name: str) -> str:
@@ -282,12 +282,12 @@ def test_a_service_without_mesh_instances_has_no_route_and_claims_no_name() -> N
 
 
 def test_a_datacenter_without_gateways_has_no_route() -> None:
-    assert shape(plan(mesh(services=(), remotes=(RemoteDatacenter("dc9", ()),)))) == {}
+    assert shape(plan(mesh(services=(), remotes=(Remote("dc9", ()),)))) == {}
 
 
 @pytest.mark.parametrize("name", ["dc1", "DC1"])
 def test_the_own_datacenter_never_becomes_a_suffix(name: str) -> None:
-    own = RemoteDatacenter(name, (gateway("dc1", "10.0.0.1", "198.18.0.1"),))
+    own = Remote(name, (gateway("dc1", "10.0.0.1", "198.18.0.1"),))
     table = plan(mesh(services=(Service("foo", FOO),), remotes=(own,)))
     assert shape(table) == {here("foo"): ALL_FOO}
     assert table.find(here("unknown")) is None
@@ -323,7 +323,7 @@ def test_the_order_in_which_consul_lists_things_makes_no_difference(
     foo: list[Instance], services: list[Service], gateways: list[Instance]
 ) -> None:
     def table(foo: tuple[Instance, ...], services: tuple[Service, ...], gateways: tuple[Instance, ...]) -> RouteTable:
-        return plan(mesh(services=(*services, Service("foo", foo)), remotes=(RemoteDatacenter("dc2", gateways),)))
+        return plan(mesh(services=(*services, Service("foo", foo)), remotes=(Remote("dc2", gateways),)))
 
     usual = table(FOO, (Service("bar", BAR), Service("web", BAR)), DC2)
     assert table(tuple(foo), tuple(services), tuple(gateways)) == usual
@@ -331,7 +331,7 @@ def test_the_order_in_which_consul_lists_things_makes_no_difference(
 
 def test_every_address_of_a_host_name_is_an_endpoint_beside_numeric_ones() -> None:
     gateways = (gateway("dc2", "10.0.0.1", "lb.example", weight_passing=2), gateway("dc2", "10.0.0.2", "198.18.1.2"))
-    snapshot = Snapshot("dc1", TD3, remotes=(RemoteDatacenter("dc2", gateways),))
+    snapshot = Snapshot("dc1", TD3, remotes=(Remote("dc2", gateways),))
     assert host_names(snapshot) == {"lb.example"}
     (route,) = plan(snapshot, addresses={"lb.example": ("192.0.2.1", "2001:db8::1")})
     assert [(each.address, each.healthy, each.weight) for each in route.endpoints] == [
@@ -342,7 +342,7 @@ def test_every_address_of_a_host_name_is_an_endpoint_beside_numeric_ones() -> No
 
 
 def test_host_name_without_an_address_is_not_healthy_and_says_so() -> None:
-    snapshot = Snapshot("dc1", TD3, remotes=(RemoteDatacenter("dc2", (gateway("dc2", "10.0.0.1", "lb.example"),)),))
+    snapshot = Snapshot("dc1", TD3, remotes=(Remote("dc2", (gateway("dc2", "10.0.0.1", "lb.example"),)),))
     (route,) = plan(snapshot)
     (endpoint,) = route.endpoints
     assert not endpoint.healthy

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from hypothesis import given, strategies as st
 
-from meshgate.core.catalog import Check, RemoteDatacenter, Service, Snapshot, Subset
+from meshgate.core.catalog import Check, Remote, Service, Snapshot, Subset
 from meshgate.core.endpoint_maker import Addresses
 from meshgate.core.planner import Planner
 from meshgate.core.routes import Route
@@ -31,7 +31,7 @@ STEPS = st.lists(
         ADDRESSES,
         st.sampled_from([TD1, TD3, ""]),
         st.sampled_from([0, 50]),
-        st.sampled_from([(), (RemoteDatacenter("dc2", (instance("gw.example", datacenter="dc2"),)),)]),
+        st.sampled_from([(), (Remote("dc2", (instance("gw.example", datacenter="dc2"),)),)]),
     ),
     max_size=4,
 )
@@ -39,7 +39,7 @@ STEPS = st.lists(
 
 @given(STEPS)
 def test_a_table_never_depends_on_what_was_planned_before(
-    steps: list[tuple[list[Service], Addresses, str, int, tuple[RemoteDatacenter, ...]]],
+    steps: list[tuple[list[Service], Addresses, str, int, tuple[Remote, ...]]],
 ) -> None:
     planner = Planner()
     for services, addresses, trust_domain, panic, remotes in steps:
@@ -69,7 +69,7 @@ def test_services_that_did_not_change_keep_their_routes() -> None:
 def test_services_keep_their_routes_when_another_datacenter_changes() -> None:
     planner = Planner()
     before = Snapshot("dc1", TD3, services=(Service("web", (NUMERIC,)),))
-    dc2 = RemoteDatacenter("dc2", (instance("172.16.2.1", datacenter="dc2"),))
+    dc2 = Remote("dc2", (instance("172.16.2.1", datacenter="dc2"),))
     kept = route(planner, before, "web")
     after = replace(before, remotes=(dc2,))
     assert route(planner, after, "web") is kept

@@ -2,7 +2,7 @@
 
 import pytest
 
-from meshgate.core.catalog import RemoteDatacenter, Service, Snapshot, Subset
+from meshgate.core.catalog import Remote, Service, Snapshot, Subset
 from meshgate.core.routes import Policy, Route
 
 from .samples import TD3, instance, plan
@@ -12,7 +12,7 @@ INSTANCES = (instance("172.16.1.3"), instance("172.16.1.4"))
 
 def routes(service: Service) -> dict[str, Route]:
     """The routes of a service beside another one and a remote datacenter, by what they lead to."""
-    remote = RemoteDatacenter("dc2", (instance("10.0.1.1", datacenter="dc2", kind="mesh-gateway"),))
+    remote = Remote("dc2", (instance("10.0.1.1", datacenter="dc2", kind="mesh-gateway"),))
     table = plan(Snapshot("dc1", TD3, services=(service, Service("other", INSTANCES)), remotes=(remote,)))
     return {route.destination: route for route in table}
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from meshgate.core.catalog import Check, Instance, RemoteDatacenter, Service, Snapshot, WanAddress
+from meshgate.core.catalog import Check, Instance, Remote, Service, Snapshot, WanAddress
 from meshgate.core.explain import explain
 from meshgate.core.reasons import Reason
 from meshgate.core.routes import Route, RouteKind, RouteTable
@@ -38,7 +38,7 @@ def gateway(datacenter: str, wan: str, **fields: Any) -> Instance:
     return instance("10.0.1.1", datacenter=datacenter, **(ordinary | fields))
 
 
-DC2 = RemoteDatacenter("dc2", (gateway("dc2", "198.18.1.1"), gateway("dc2", "198.18.1.2")))
+DC2 = Remote("dc2", (gateway("dc2", "198.18.1.1"), gateway("dc2", "198.18.1.2")))
 
 
 def federation(**fields: Any) -> Snapshot:
@@ -67,7 +67,7 @@ def found(table: RouteTable, name: str) -> Route:
 
 
 def dc2_of(*gateways: Instance, **fields: Any) -> Snapshot:
-    return federation(remotes=(RemoteDatacenter("dc2", gateways),), **fields)
+    return federation(remotes=(Remote("dc2", gateways),), **fields)
 
 
 def test_golden_variant_using_federation_control_plane() -> None:
@@ -160,7 +160,7 @@ def test_where_no_gateway_there_is_healthy_servers_try_them_all_and_services_non
 
 
 def test_the_own_datacenter_is_none_of_the_remote_ones() -> None:
-    snapshot = federation(remotes=(RemoteDatacenter("DC1", (gateway("DC1", "198.18.1.1"),)), DC2))
+    snapshot = federation(remotes=(Remote("DC1", (gateway("DC1", "198.18.1.1"),)), DC2))
     assert shape(plan(snapshot)) == shape(plan(federation()))
 
 

@@ -8,8 +8,7 @@ from meshgate.core.catalog import (
     ImportedService,
     Instance,
     PeerServers,
-    RemoteDatacenter,
-    RemotePartition,
+    Remote,
     SamenessGroup,
     Service,
     Snapshot,
@@ -25,13 +24,13 @@ def rows(*ports: int, service: str = "web") -> tuple[Instance, ...]:
 V1, V2 = Subset("v1", instances=rows(1)), Subset("v2", only_passing=True, instances=rows(2))
 WEB = Service("web", rows(1, 2), subsets=(V1, V2), default_subset="v1", connect_timeout=3.0)
 API = Service("api", rows(3, service="api"))
-DC2, DC3 = RemoteDatacenter("dc2", rows(8443)), RemoteDatacenter("dc3", rows(8444))
+DC2, DC3 = Remote("dc2", rows(8443)), Remote("dc3", rows(8444))
 LAST = Snapshot("dc1", "td.consul", services=(API, WEB), remotes=(DC2, DC3))
 NOTHING = replace(LAST, services=(), remotes=())
 
 
 def test_what_consul_has_answered_counts_alone() -> None:
-    fresh = replace(LAST, services=(Service("web", rows(7)),), remotes=(RemoteDatacenter("dc2", ()),))
+    fresh = replace(LAST, services=(Service("web", rows(7)),), remotes=(Remote("dc2", ()),))
     assert merge_last_known(fresh, LAST, PendingSources()) is fresh
 
 
@@ -66,10 +65,10 @@ def test_subset_without_an_answer_keeps_its_instances_and_has_its_new_rule() -> 
 
 
 def test_datacenter_of_which_nothing_is_proven_keeps_its_gateways() -> None:
-    fresh = replace(NOTHING, remotes=(RemoteDatacenter("dc2", ()),))
+    fresh = replace(NOTHING, remotes=(Remote("dc2", ()),))
     assert merge_last_known(fresh, LAST, PendingSources(remotes=frozenset({"dc2"}))).remotes == (DC2,)
     assert merge_last_known(NOTHING, LAST, PendingSources(remotes=frozenset({"dc3"}))).remotes == (DC3,)
-    moved = replace(NOTHING, remotes=(RemoteDatacenter("dc2", rows(9)),))
+    moved = replace(NOTHING, remotes=(Remote("dc2", rows(9)),))
     assert merge_last_known(moved, LAST, PendingSources(remotes=frozenset({"dc2"}))) is moved
 
 
@@ -118,18 +117,18 @@ def test_namespace_whose_services_are_not_listed_yet_keeps_them_all() -> None:
     assert carried.services == (late, TEAM_WEB)
 
 
-P1, P2 = RemotePartition("p1", rows(1)), RemotePartition("p2", rows(2))
+P1, P2 = Remote("p1", rows(1)), Remote("p2", rows(2))
 
 
 def test_partition_of_which_nothing_is_proven_keeps_its_gateways() -> None:
     last = replace(LAST, partitions=(P1, P2))
-    fresh = replace(NOTHING, partitions=(RemotePartition("p1", ()),))
+    fresh = replace(NOTHING, partitions=(Remote("p1", ()),))
     assert merge_last_known(fresh, last, PendingSources(partitions=frozenset({"p1"}))).partitions == (P1,)
     assert merge_last_known(fresh, last, PendingSources(partitions=frozenset({"p2"}))).partitions == (
         *fresh.partitions,
         P2,
     )
-    moved = replace(NOTHING, partitions=(RemotePartition("p1", rows(9)),))
+    moved = replace(NOTHING, partitions=(Remote("p1", rows(9)),))
     assert merge_last_known(moved, last, PendingSources(partitions=frozenset({"p1"}))) is moved
 
 

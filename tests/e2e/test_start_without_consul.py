@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from meshgate.adapters.state import NAME, Kept, StateFileError, read, write
-from meshgate.core.catalog import Instance, RemoteDatacenter, Service, Snapshot
+from meshgate.core.catalog import Instance, Remote, Service, Snapshot
 from tests.adapters.consul.fake_consul import FakeConsul, defaults, fake_consul, row
 from tests.harness.gateway import GatewayProcess, gateway_beside
 from tests.harness.native import native_service
@@ -124,9 +124,7 @@ def last_known(**fields: Any) -> Kept:
             "datacenter": "dc1",
             "trust_domain": "td.consul",
             "services": (Service("api", (instance("api", 1001),)), Service("web", (instance("web", 1002),))),
-            "remotes": (
-                RemoteDatacenter("dc2", (instance("mesh-gateway", 1003, kind="mesh-gateway", datacenter="dc2"),)),
-            ),
+            "remotes": (Remote("dc2", (instance("mesh-gateway", 1003, kind="mesh-gateway", datacenter="dc2"),)),),
         }
         | fields
     )

@@ -23,11 +23,7 @@ _LOCAL: Final = re.compile(r"\|-- ([0-9.]+)\n\s+/32 host LOCAL$", re.MULTILINE)
 
 
 def interfaces() -> list[Interface]:
-    """All addresses of all interfaces, in the order of the interfaces.
-
-    Raises:
-        OSError: the system does not tell, as in a sandbox without netlink sockets.
-    """
+    """All addresses of all interfaces, in their order; OSError as in a sandbox without netlink sockets."""
     import psutil  # noqa: PLC0415 - a megabyte that a gateway without templates in its addresses does without
 
     default, stats = default_interface(), psutil.net_if_stats()
@@ -66,11 +62,7 @@ def default_interface(routes: Path = _NET / "route") -> str:
 
 
 def machine_addresses(folder: Path = _NET) -> frozenset[str]:
-    """The addresses of all interfaces; those that the kernel does not tell, or hands to others, are missing.
-
-    Args:
-        folder: where the kernel's tables `fib_trie`, `if_inet6` and `ip_vs` are.
-    """
+    """The addresses of all interfaces; those that the kernel does not tell, or hands to others, are missing."""
     four = _LOCAL.findall(_read(folder / "fib_trie"))
     six = [str(IPv6Address(int(line.split()[0], 16))) for line in _read(folder / "if_inet6").splitlines()]
     handed_on = _HANDED_ON.findall(_read(folder / "ip_vs"))
@@ -95,10 +87,7 @@ def reachable_descriptors() -> int:
 
 
 def raise_descriptor_limit() -> int:
-    """Raise the soft limit of open files towards the hard one and give the limit that holds now.
-
-    Where the system refuses, the limit stays as it was.
-    """
+    """Raise the soft limit of open files towards the hard one, where the system lets us; the limit that holds now."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = reachable_descriptors()
     if soft in (wanted, resource.RLIM_INFINITY):
@@ -116,6 +105,4 @@ def streams_for(descriptors: int) -> int:
 
 
 def usable_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return len(os.sched_getaffinity(0))

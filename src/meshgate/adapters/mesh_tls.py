@@ -83,11 +83,7 @@ def mesh_context(certificates: str, key: str, roots: Sequence[str]) -> ssl.SSLCo
 
 
 async def connect(host: str, port: int, *, seconds: float) -> trio.SocketStream:
-    """A TCP connection; of several addresses of a name the first that answers.
-
-    Raises:
-        RefusedError: of stage `connect`; nobody answers, or not within `seconds`.
-    """
+    """A TCP connection; of several addresses of a name the first that answers. RefusedError of stage `connect`."""
     with trio.move_on_after(seconds):
         try:
             return await trio.open_tcp_stream(host, port)
@@ -121,11 +117,7 @@ async def listen(stream: trio.SSLStream[trio.SocketStream], *, seconds: float) -
 
 
 def peer_of(session: ssl.SSLObject | trio.SSLStream[trio.SocketStream]) -> Peer:
-    """Whom a session that has shaken hands has met.
-
-    Raises:
-        WrongPeerError: it proved no identity, or none of a mesh.
-    """
+    """Whom a session that has shaken hands has met; WrongPeerError where it proved no identity of a mesh."""
     encoded, cipher = session.getpeercert(binary_form=True), session.cipher()
     if encoded is None or cipher is None:
         raise WrongPeerError("it proved no identity")
@@ -190,7 +182,7 @@ def _refusals(stage: str) -> Iterator[None]:
 def _as_file(text: str) -> Iterator[str]:
     """The name under which `text`, a key, can be read during the block, and by this user alone.
 
-    OpenSSL takes keys from files alone. It is one on a disk only where the system has no files in memory.
+    OpenSSL takes keys from files alone. It is one on a disk only where Python was built without `memfd_create`.
     """
     if hasattr(os, "memfd_create"):
         descriptor = os.memfd_create("leaf")

@@ -21,11 +21,7 @@ _TOGETHER_SECONDS: Final = 0.05
 
 
 class NameKeeper:
-    """Resolves the names that are wanted, and tells when an answer changes.
-
-    Args:
-        on_change: called after `addresses` changed; must not block.
-    """
+    """Resolves the names that are wanted; `on_change` is called after `addresses` changed, and must not block."""
 
     def __init__(self, on_change: Callable[[], None]) -> None:
         self.addresses: dict[str, tuple[str, ...]] = {}

@@ -26,7 +26,7 @@ import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -37,7 +37,7 @@ import structlog
 import trio
 
 from meshgate.core.addresses import is_numeric
-from meshgate.core.catalog import RemoteDatacenter, Service, Snapshot
+from meshgate.core.catalog import Remote, Service, Snapshot
 
 log = structlog.get_logger(module="meshgate.state")
 
@@ -87,10 +87,6 @@ class _Header(msgspec.Struct):
     catalog: Snapshot
 
 
-class _Seal(msgspec.Struct):
-    sha256: str
-
-
 def encode(kept: Kept) -> Iterator[bytes]:
     """The lines of the file, each with its end of line."""
     snapshot = kept.snapshot
@@ -109,15 +105,11 @@ def encode(kept: Kept) -> Iterator[bytes]:
         line = msgspec.json.encode(record) + b"\n"
         digest.update(line)
         yield line
-    yield msgspec.json.encode(_Seal(digest.hexdigest())) + b"\n"
+    yield msgspec.json.encode({"sha256": digest.hexdigest()}) + b"\n"
 
 
 def decode(content: bytes) -> Kept:
-    """The content of a file.
-
-    Raises:
-        StateFileError: it is empty, foreign, of another version or damaged.
-    """
+    """The content of a file; StateFileError where it is empty, foreign, of another version or damaged."""
     if not content:
         raise StateFileError("it is empty")
     head = _HEAD.match(content)
@@ -142,7 +134,7 @@ def _kept(content: bytes, end: int) -> Kept:
     if content.count(b"\n", 0, end) != 1 + header.services + header.remotes:
         raise StateFileError("it does not hold what its first line says")
     services = _each(islice(lines, header.services), Service)
-    remotes = _each(islice(lines, header.remotes), RemoteDatacenter)
+    remotes = _each(islice(lines, header.remotes), Remote)
     if not 0 <= header.saved <= _TIMES:
         raise StateFileError("it does not hold a catalog: its time is none")
     for service in services:
@@ -232,39 +224,29 @@ def sweep(folder: Path) -> None:
 
 
 def _content(path: Path) -> bytes | None:
-    try:
-        handle = _opened(path)
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        if error.errno in (errno.ELOOP, errno.EMLINK):
-            raise StateFileError("it is a symbolic link") from None
-        raise
-    try:
+    # Not blocking, should it be a pipe; the check that it is a file comes after.
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    with ExitStack() as opened:
+        try:
+            folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            opened.callback(os.close, folder)
+            _check_owner(os.fstat(folder), "its folder")
+            handle = os.open(path.name, flags, dir_fd=folder)
+            opened.callback(os.close, handle)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            if error.errno in (errno.ELOOP, errno.EMLINK):
+                raise StateFileError("it is a symbolic link") from None
+            raise
         found = os.fstat(handle)
-        _check(found)
+        if not stat.S_ISREG(found.st_mode):
+            raise StateFileError("it is no regular file")
+        _check_owner(found, "it")
+        if found.st_size > LARGEST:
+            raise StateFileError(f"it is larger than {LARGEST} bytes")
         with os.fdopen(handle, "rb", closefd=False) as file:
             return file.read(found.st_size)
-    finally:
-        os.close(handle)
-
-
-def _opened(path: Path) -> int:
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        _check_owner(os.fstat(folder), "its folder")
-        # Not blocking, should it be a pipe; the check that it is a file comes after.
-        return os.open(path.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
-    finally:
-        os.close(folder)
-
-
-def _check(found: os.stat_result) -> None:
-    if not stat.S_ISREG(found.st_mode):
-        raise StateFileError("it is no regular file")
-    _check_owner(found, "it")
-    if found.st_size > LARGEST:
-        raise StateFileError(f"it is larger than {LARGEST} bytes")
 
 
 def _check_owner(found: os.stat_result, what: str) -> None:
@@ -303,10 +285,7 @@ FAREWELL: Final = 1.0
 class StateKeeper:
     """Writes the catalog to a folder. `problem` says why that fails, in one line, and is empty while it works.
 
-    Args:
-        folder: where; made when it is missing.
-        gateway_service: whose catalog it is.
-        current: whether the catalog is known to be Consul's present one. While it is not, the file is left alone.
+    While the catalog is not known to be Consul's `current` one, the file is left alone.
     """
 
     def __init__(self, folder: Path, gateway_service: str, current: Callable[[], bool]) -> None:

@@ -27,7 +27,6 @@ _LOOPBACK: Final = {4: "127.0.0.1", 6: "::1"}
 
 
 def host_port(host: str, port: int) -> str:
-    """`host:port`, with brackets around an IPv6 address."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
@@ -67,7 +66,6 @@ class OwnAddresses:
     admin: frozenset[tuple[str, int]] = frozenset()
 
     def is_admin(self, address: str, port: int) -> bool:
-        """Whether who dials a numeric address meets this gateway's admin address."""
         return self._is_met_at(address, port, self.admin)
 
     def leads_back(self, address: str, port: int, *, elsewhere: bool) -> bool:
@@ -80,7 +78,7 @@ class OwnAddresses:
         hosts = [host for host, listening in listeners if listening == port]
         if not hosts:
             return False
-        address = _plain(dialled)
+        address = plain(dialled)
         if address.is_unspecified:  # The kernel dials loopback for it.
             address = ip_address(_LOOPBACK[address.version])
         if str(address) in hosts:
@@ -106,12 +104,7 @@ _NAT64: Final = IPv6Network("64:ff9b::/96")  # RFC 6052: the last 32 bits are th
 
 @dataclass(frozen=True, slots=True)
 class DeniedAddresses:
-    """Addresses that no endpoint may have.
-
-    Attributes:
-        classes: names from `LOCAL_CLASSES`; instances of the gateway's own node may have these.
-        networks: no instance may have an address in them.
-    """
+    """Addresses that no endpoint may have: those in `networks`, and on other nodes those of `LOCAL_CLASSES`."""
 
     classes: frozenset[str] = frozenset()
     networks: tuple[Network, ...] = ()
@@ -130,11 +123,7 @@ NOTHING_DENIED: Final = DeniedAddresses()
 
 
 def plain_network(text: str) -> Network:
-    """A CIDR block; one of IPv4 addresses that are written as IPv6 ones as the IPv4 block that it is.
-
-    Raises:
-        ValueError: it is none.
-    """
+    """A CIDR block, or ValueError; one of IPv4 addresses that are written as IPv6 ones as the IPv4 block that it is."""
     network = ip_network(text)
     mapped = getattr(network.network_address, "ipv4_mapped", None)
     return network if mapped is None else ip_network(f"{mapped}/{max(0, network.prefixlen - 96)}")
@@ -150,12 +139,13 @@ def _local_class(address: str) -> str:
 
 def _meanings(address: str) -> tuple[IPv4Address | IPv6Address, ...]:
     """The addresses that are met at one: itself, and the one that a translator makes of it."""
-    plain = _plain(address)
-    translated = isinstance(plain, IPv6Address) and plain in _NAT64
-    return (plain, IPv4Address(int(plain) & 0xFFFFFFFF)) if translated else (plain,)
+    met = plain(address)
+    translated = isinstance(met, IPv6Address) and met in _NAT64
+    return (met, IPv4Address(int(met) & 0xFFFFFFFF)) if translated else (met,)
 
 
-def _plain(address: str) -> IPv4Address | IPv6Address:
+@lru_cache(maxsize=1 << 16)
+def plain(address: str) -> IPv4Address | IPv6Address:
     """An address without its zone, and an IPv4 address that is written as an IPv6 one."""
     parsed = ip_address(address.partition("%")[0])
     return getattr(parsed, "ipv4_mapped", None) or parsed

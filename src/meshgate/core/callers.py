@@ -11,10 +11,9 @@ from behind an address translation, has no name. A name is no proof of anything.
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from functools import lru_cache
-from ipaddress import IPv6Address, ip_address
 from typing import Final
 
+from .addresses import is_numeric, plain
 from .catalog import Instance, Snapshot
 
 MOST_NAMED: Final = 3
@@ -76,12 +75,6 @@ def _addresses(instance: Instance) -> set[str]:
     return {_plain(address) for address in (own, wan, instance.node_wan) if address} - {""}
 
 
-@lru_cache(maxsize=1 << 16)
 def _plain(address: str) -> str:
     """An IP address in the one form that it is compared in; "" for what is none."""
-    try:
-        found = ip_address(address)
-    except ValueError:
-        return ""
-    mapped = found.ipv4_mapped if isinstance(found, IPv6Address) else None
-    return str(mapped or found)
+    return str(plain(address)) if is_numeric(address) else ""

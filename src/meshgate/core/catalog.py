@@ -103,18 +103,14 @@ class Service:
         """The name, with its namespace in front where that is not the default one."""
         return in_namespace(self.namespace, self.name)
 
-
-@dataclass(frozen=True, slots=True)
-class RemoteDatacenter:
-    """Another datacenter of the federation and its mesh gateways."""
-
-    name: str
-    gateways: tuple[Instance, ...]
+    def subset(self, name: str) -> Subset | None:
+        """None for the empty name, too."""
+        return next((subset for subset in self.subsets if name and subset.name == name), None)
 
 
 @dataclass(frozen=True, slots=True)
-class RemotePartition:
-    """Another admin partition of the gateway's own datacenter (Enterprise) and its mesh gateways."""
+class Remote:
+    """Another datacenter of the federation, or another admin partition of the own one, and its mesh gateways."""
 
     name: str
     gateways: tuple[Instance, ...]
@@ -207,11 +203,11 @@ class Snapshot:
     trust_domain: str
     partition: str = DEFAULT
     services: tuple[Service, ...] = ()
-    remotes: tuple[RemoteDatacenter, ...] = field(default=())
+    remotes: tuple[Remote, ...] = field(default=())
     servers: tuple[Instance, ...] = ()
     domain: str = "consul"
     expose_servers: bool = False
-    partitions: tuple[RemotePartition, ...] = ()
+    partitions: tuple[Remote, ...] = ()
     exports: tuple[Export, ...] = ()
     imports: tuple[ImportedService, ...] = ()
     peer_servers: tuple[PeerServers, ...] = ()
@@ -231,11 +227,9 @@ def newer_gateways(direct: Iterable[Instance], federated: Iterable[Instance]) ->
     The list in which the highest `Service.ModifyIndex` is greater wins, the federation state only if strictly
     greater (Consul's `GetMeshGatewayEndpoints`, hashicorp/consul #11522). Any list is newer than an empty one.
     """
+
+    def newest(instances: tuple[Instance, ...]) -> int:
+        return max((instance.modify_index for instance in instances), default=-1)
+
     own, replicated = tuple(direct), tuple(federated)
-    if _newest(replicated) > _newest(own):
-        return replicated
-    return own
-
-
-def _newest(instances: tuple[Instance, ...]) -> int:
-    return max((instance.modify_index for instance in instances), default=-1)
+    return replicated if newest(replicated) > newest(own) else own

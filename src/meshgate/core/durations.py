@@ -21,7 +21,7 @@ _LONGEST = (2**63 - 1) / 1e9
 
 
 def parse_duration(text: str) -> float:
-    """Seconds of a Go duration string: `parse_duration("1m30s") == 90.0`, `parse_duration("0") == 0.0`.
+    """Seconds of a Go duration string: `parse_duration("1m30s") == 90.0`.
 
     Raises:
         ValueError: it is no duration, is negative, or is longer than Go can hold (292 years). The message is one line.
@@ -43,9 +43,7 @@ def parse_duration(text: str) -> float:
 
 
 def format_duration(seconds: float) -> str:
-    """A Go duration string without parts that are zero: `format_duration(90.0) == "1m30s"`, 0 is `0s`.
-
-    It is exact to the nanosecond, the unit of Go's durations.
+    """A Go duration string without parts that are zero, exact to the nanosecond: `format_duration(90.0) == "1m30s"`.
 
     Raises:
         ValueError: `seconds` is negative or not finite.
@@ -53,18 +51,12 @@ def format_duration(seconds: float) -> str:
     if not 0 <= seconds <= _LONGEST:
         raise ValueError(f"{seconds} is no duration in seconds")
     nanoseconds = round(seconds * 1e9)
-    if 0 < nanoseconds < 10**9:
-        return _below_a_second(nanoseconds)
+    for unit, size in (("ms", 10**6), ("us", 10**3), ("ns", 1)):
+        if 0 < nanoseconds < 10**9 and nanoseconds % size == 0:
+            return f"{nanoseconds // size}{unit}"
     whole, fraction = divmod(nanoseconds, 10**9)
     hours, rest = divmod(whole, 3600)
     minutes, rest = divmod(rest, 60)
     tail = f"{rest}.{fraction:09d}".rstrip("0").rstrip(".") if fraction else str(rest)
     parts = [f"{hours}h" if hours else "", f"{minutes}m" if minutes else "", f"{tail}s" if tail != "0" else ""]
     return "".join(parts) or "0s"
-
-
-def _below_a_second(nanoseconds: int) -> str:
-    for unit, size in (("ms", 10**6), ("us", 10**3)):
-        if nanoseconds % size == 0:
-            return f"{nanoseconds // size}{unit}"
-    return f"{nanoseconds}ns"

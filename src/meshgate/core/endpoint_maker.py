@@ -94,13 +94,10 @@ class Viewpoint:
     """Whose endpoints these are: the gateway that dials them.
 
     Attributes:
-        datacenter, partition: where it is.
         panic_threshold: percent of healthy endpoints under which all are tried, 0 for never.
         own: addresses that lead back to it.
-        locality: its region and zone.
         one_host_name: of several host names that a destination's gateways have, only one is to be used.
         node: its node in the catalog; "" where that is not known.
-        denied: what no endpoint may have for an address.
     """
 
     datacenter: str
@@ -116,10 +113,8 @@ class Viewpoint:
 class EndpointMaker:
     """Makes endpoints in a stable order, so that equal catalogs make equal tables.
 
-    Args:
-        view: who dials them.
-        addresses: what the host names in the catalog stand for. Every address of a name is an endpoint of its own; a
-            name that is missing here makes an endpoint that is not healthy.
+    Every one of the `addresses` that a host name stands for is an endpoint of its own; a name without any makes one
+    that is not healthy.
     """
 
     def __init__(self, view: Viewpoint, addresses: Addresses) -> None:

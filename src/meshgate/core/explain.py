@@ -68,13 +68,10 @@ class Explanation:
 
 
 def explain(table: RouteTable, server_name: str, *, domain: str = "consul", notes: Iterable[Step] = ()) -> Explanation:
-    """Explain what the gateway does with a stream that asks for `server_name`.
+    """Explain what the gateway does with a stream that asks for `server_name`: the SNI as sent, "" where it sent none.
 
-    Args:
-        table: the table the relay uses.
-        server_name: the SNI as sent, in any case; empty where the client sent none.
-        domain: the agent's DNS domain, by which names of Consul servers are recognised.
-        notes: what the caller knows and the table does not, for instance that the catalog is stale. They come first.
+    `domain` is the agent's DNS domain, by which names of Consul servers are recognized. `notes` come first: what the
+    caller knows and the table does not, for instance that the catalog is stale.
     """
     if not server_name:
         step = Step("server name", "the client sent none, and a gateway has nothing else to route by")
@@ -86,12 +83,7 @@ def explain(table: RouteTable, server_name: str, *, domain: str = "consul", note
         step = Step("host name", f"{fault}: no name of the mesh is one, and a hello with it is refused before routing")
         return Explanation(server_name, "refused", Reason.HELLO_MALFORMED, None, (*notes, compared, step))
     route = table.find(server_name)
-    steps = [
-        *notes,
-        compared,
-        Step("form", name.form()),
-        *_matching(route),
-    ]
+    steps = [*notes, compared, Step("form", name.form()), *_matching(route)]
     if route is None:
         return Explanation(server_name, "refused", Reason.UNKNOWN_SNI, None, (*steps, name.why_unknown()))
     if route.sni in table.conflicts:
@@ -179,12 +171,19 @@ class _Name:
         if (reason := self._table.unroutable.get(self.text)) is not None:
             return Step("withheld", _shown(reason))
         match self._sni:
+            case None if not self.text.endswith(f".{self._trust_domain}"):
+                return Step("trust domain", f"the name does not end in this mesh's, {_shown(self._trust_domain)}")
             case None:
-                return self._formless()
+                return Step(
+                    "form", "services are asked for as [subset.]service.namespace.datacenter.internal.trust-domain"
+                )
             case QuerySni():
                 return Step("prepared query", "gateways never route these; the upstream has to name a service")
             case PeeredServiceSni():
-                return self._unknown_peered()
+                routes = [it for it in self._table if it.kind in (RouteKind.PEER_EXPORT, RouteKind.PEER_IMPORT)]
+                known = _listed([f"{route.kind} {route.destination}" for route in routes]) or "none"
+                said = "no service that is exported to a peer or imported from one has this name"
+                return Step("peering", f"{said}; known are {known}")
             case PeeringServerSni():
                 lacking = "this gateway has no route to a control plane of this name; it has one only with "
                 where = "Peering.PeerThroughMeshGateways in the mesh entry, and in the default partition"
@@ -195,7 +194,6 @@ class _Name:
                 return self._unplaced(place)
 
     def _unknown_server(self, sni: ServerSni) -> Step:
-        """For the name of a server, or of all servers, of a datacenter."""
         routes = [route for route in self._table if route.kind is RouteKind.SERVER]
         if not routes:
             return Step("servers", "this gateway has no names of Consul servers: does it run with --expose-servers?")
@@ -208,17 +206,6 @@ class _Name:
         known = _listed([f"{self._table.datacenter} (this one)", *others])
         place = self._place(sni.datacenter)
         return Step("servers", f"no gateway of {place} that exposes Consul servers is known; known are {known}")
-
-    def _unknown_peered(self) -> Step:
-        routes = [it for it in self._table if it.kind in (RouteKind.PEER_EXPORT, RouteKind.PEER_IMPORT)]
-        known = _listed([f"{route.kind} {route.destination}" for route in routes]) or "none"
-        said = "no service that is exported to a peer or imported from one has this name"
-        return Step("peering", f"{said}; known are {known}")
-
-    def _formless(self) -> Step:
-        if not self.text.endswith(f".{self._trust_domain}"):
-            return Step("trust domain", f"the name does not end in this mesh's, {_shown(self._trust_domain)}")
-        return Step("form", "services are asked for as [subset.]service.namespace.datacenter.internal.trust-domain")
 
     def _unplaced(self, sni: ServiceSni | GatewaySni) -> Step:
         """From the outside in: trust domain, datacenter, partition, and then what is in it."""
@@ -257,7 +244,9 @@ class _Name:
         namespaces = sorted({known.namespace for known in namesakes})
         if namespaces:
             return Step("namespace", f"{service} is in {_listed(namespaces)}, not in {_shown(sni.namespace)}")
-        similar = _listed(self._similar(sni.service)) or "none"
+        services = (route.destination for route in self._table.exact.values() if route.kind is RouteKind.SERVICE)
+        spelled = {name.lower(): name for name in services}
+        similar = _listed([spelled[name] for name in get_close_matches(sni.service, spelled)]) or "none"
         return Step("service", f"no mesh instance of {service} is known in this datacenter; similar names: {similar}")
 
     def _services(self) -> Iterator[ServiceSni]:
@@ -265,11 +254,6 @@ class _Name:
             sni = parse(route.name, trust_domain=self._trust_domain)
             if isinstance(sni, ServiceSni):
                 yield sni
-
-    def _similar(self, service: str) -> list[str]:
-        services = (route for route in self._table.exact.values() if route.kind is RouteKind.SERVICE)
-        names = {route.destination.lower(): route.destination for route in services}
-        return [names[name] for name in get_close_matches(service, names)]
 
     def _place(self, datacenter: str) -> str:
         return f"datacenter {_shown(datacenter)}{' (this one)' if datacenter == self._here else ''}"

@@ -15,10 +15,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from .catalog import ChainTarget, Export, Instance, Service, Snapshot, in_namespace
+from .catalog import Export, Instance, Service, Snapshot, in_namespace
 from .endpoint_maker import EndpointMaker
 from .routes import Route, RouteKind
-from .service_routes import subset_named
 from .sni import PeeredServiceSni, ServiceSni
 
 _PASSTHROUGH: Final = "tcp"
@@ -45,7 +44,6 @@ def left_alone(export: Export, rules: ExportRules = AS_CONSUL) -> bool:
 
 
 def why_left_alone(service: str, protocol: str) -> str:
-    """In words, with what to do."""
     return (
         f"{service} is exported with protocol {protocol}, for which a gateway has to end TLS, and this one never does: "
         f"{remedy(service)}"
@@ -53,13 +51,10 @@ def why_left_alone(service: str, protocol: str) -> str:
 
 
 def remedy(service: str) -> str:
-    """What to do about an export over HTTP."""
     return f'set protocol = "tcp" in service-defaults/{service}, or use Envoy gateways in this cluster'
 
 
 class Exports:
-    """The exports of a snapshot under an operator's rules."""
-
     def __init__(self, snapshot: Snapshot, rules: ExportRules) -> None:
         self._snapshot = snapshot
         self._rules = rules
@@ -71,7 +66,6 @@ class Exports:
         return not self._rules.enforce or (service.namespace, service.name.lower()) in self._opened
 
     def routes(self, maker: EndpointMaker) -> Iterator[Route]:
-        """A route for each exported service and peer."""
         for export in self._snapshot.exports:
             found = self._destination(export)
             if isinstance(found, str):
@@ -125,15 +119,13 @@ class Exports:
             return why_left_alone(name, export.protocol)
         if export.target is None:
             return f"{name} is exported, but its resolver leads out of this datacenter or partition"
-        return self._instances(export.target)
-
-    def _instances(self, target: ChainTarget) -> tuple[Service, bool, tuple[Instance, ...]] | str:
+        target = export.target
         name = in_namespace(target.namespace, target.service)
         service = self._services.get((target.namespace, target.service.lower()))
         if service is None or not service.instances:
             return f"no mesh instance of {name} is known"
         wanted = target.subset or service.default_subset
-        subset = subset_named(service, wanted)
+        subset = service.subset(wanted)
         if subset is None and not target.subset:
             return service, False, service.instances
         if subset is None or subset.instances is None:

@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Final
 
-from .catalog import Snapshot
+from .catalog import Remote, Snapshot
 from .endpoint_maker import EndpointMaker
 from .routes import Endpoint, Route, RouteKind
 from .sni import DEFAULT, GatewaySni, ServerSni
@@ -36,35 +36,36 @@ _NONE_HEALTHY: Final = 1
 
 def remote_routes(snapshot: Snapshot, maker: EndpointMaker) -> Iterator[Route]:
     """Those to places elsewhere that have a gateway."""
+
+    def route(kind: RouteKind, place: Remote, name: GatewaySni, here: str) -> Iterator[Route]:
+        if place.gateways and place.name.lower() != here.lower():
+            yield Route(
+                name=str(name).lower(),
+                kind=kind,
+                destination=place.name,
+                endpoints=maker.of_gateways(place.gateways, one_name=kind is RouteKind.DATACENTER),
+                suffix=True,
+                panic_threshold=maker.view.panic_threshold,
+            )
+
     for remote in snapshot.remotes:
-        if remote.gateways and remote.name.lower() != snapshot.datacenter.lower():
-            name = GatewaySni(remote.name, snapshot.trust_domain)
-            yield Route(
-                name=str(name).lower(),
-                kind=RouteKind.DATACENTER,
-                destination=remote.name,
-                endpoints=maker.of_gateways(remote.gateways),
-                suffix=True,
-                panic_threshold=maker.view.panic_threshold,
-            )
+        name = GatewaySni(remote.name, snapshot.trust_domain)
+        yield from route(RouteKind.DATACENTER, remote, name, snapshot.datacenter)
     for partition in snapshot.partitions:
-        if partition.gateways and partition.name.lower() != snapshot.partition.lower():
-            name = GatewaySni(snapshot.datacenter, snapshot.trust_domain, partition.name)
-            yield Route(
-                name=str(name).lower(),
-                kind=RouteKind.PARTITION,
-                destination=partition.name,
-                endpoints=maker.of_gateways(partition.gateways, one_name=False),
-                suffix=True,
-                panic_threshold=maker.view.panic_threshold,
-            )
+        name = GatewaySni(snapshot.datacenter, snapshot.trust_domain, partition.name)
+        yield from route(RouteKind.PARTITION, partition, name, snapshot.partition)
 
 
 def server_routes(snapshot: Snapshot, maker: EndpointMaker) -> Iterator[Route]:
     """The routes to servers that a gateway has by this snapshot; none where it does not expose servers."""
     if not snapshot.expose_servers or snapshot.partition != DEFAULT:
         return
-    yield from _servers_here(snapshot, maker)
+    # Whatever their checks say.
+    servers = [replace(server, checks=(), weight_passing=1) for server in snapshot.servers]
+    for server in servers:
+        yield _route(snapshot, snapshot.datacenter, server.node, maker.of_services([server]))
+    if servers:
+        yield _route(snapshot, snapshot.datacenter, "", maker.of_services(servers))
     for remote in snapshot.remotes:
         gateways = [gateway for gateway in remote.gateways if WAN_FEDERATION in gateway.meta]
         if gateways and remote.name.lower() != snapshot.datacenter.lower():
@@ -72,14 +73,6 @@ def server_routes(snapshot: Snapshot, maker: EndpointMaker) -> Iterator[Route]:
             threshold = max(maker.view.panic_threshold, _NONE_HEALTHY)
             yield _route(snapshot, remote.name, "*", endpoints, threshold)
             yield _route(snapshot, remote.name, "", endpoints, threshold)
-
-
-def _servers_here(snapshot: Snapshot, maker: EndpointMaker) -> Iterator[Route]:
-    servers = [replace(server, checks=(), weight_passing=1) for server in snapshot.servers]
-    for server in servers:
-        yield _route(snapshot, snapshot.datacenter, server.node, maker.of_services([server]))
-    if servers:
-        yield _route(snapshot, snapshot.datacenter, "", maker.of_services(servers))
 
 
 def _route(

@@ -159,12 +159,9 @@ def is_cut(data: Bytes) -> bool:
 
 
 class HelloParser:
-    """Takes a stream piece by piece until the verdict on its hello is known.
+    """Takes a stream piece by piece until the verdict on its hello is known; `stream` is all that was fed so far.
 
-    Args:
-        max_bytes: the most bytes of the stream, record headers included, up to the end of the hello.
-
-    `stream` is all that was fed so far.
+    At most `max_bytes` of it, record headers included, may come up to the end of the hello.
     """
 
     __slots__ = ("_max_bytes", "_record", "_records", "_rest", "_verdict", "_wanted", "stream")

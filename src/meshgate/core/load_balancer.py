@@ -112,11 +112,9 @@ class HostSet:
 
 
 class LoadBalancer:
-    """What placing remembers between streams, in one process.
+    """What placing remembers between streams, in one process; `draw` makes a random number from [0, 1).
 
-    Args:
-        loads: the streams that each endpoint carries now, kept by the caller for hosts with `counts_load`.
-        draw: a random number from [0, 1).
+    `loads` are the streams that each endpoint carries now, kept by the caller for hosts with `counts_load`.
     """
 
     def __init__(self, loads: Mapping[Address, int], draw: Callable[[], float]) -> None:
@@ -130,7 +128,6 @@ class LoadBalancer:
         """Endpoints that are left alone while there are others, and how often each has failed."""
 
     def hosts(self, route: Route) -> HostSet:
-        """What is derived of a route."""
         found = self._hosts.get(id(route))
         if found is None:
             found = self._hosts[id(route)] = HostSet(route)
@@ -186,7 +183,6 @@ class LoadBalancer:
         self.ejected[address] = self.ejected.get(address, 0) + 1
 
     def keep_only(self, table: RouteTable) -> None:
-        """Forget what is not in the table any more."""
         self._turns = {name: turn for name, turn in self._turns.items() if table.has(name)}
         routes = (table.exact, table.suffixes)
         self._hosts = {

@@ -82,7 +82,6 @@ class Effective:
 
 
 def effective_mode(modes: Modes, *, central: bool = True) -> Effective:
-    """The mode of the place with the highest precedence that sets one."""
     layers = tuple(modes.layers(central=central))
     if not layers:
         return Effective(NONE, None)

@@ -43,10 +43,7 @@ class OutlierDetector:
         return self._ejected.get(address)
 
     def failed(self, address: Address, now: float, *, since: float = 0.0, why: str = "") -> bool:
-        """Note that a stream's connection could not be had; whether the endpoint is ejected with this.
-
-        `since` is this moment in Unix time, `why` what failed, in words.
-        """
+        """Note that a stream could not connect, when (`since` is Unix time) and `why`; whether this ejects it."""
         known = self._ejected.get(address)
         if known is None:
             self._ejected[address] = Ejection(1, now + FIRST_PROBE_SECONDS, since, why)

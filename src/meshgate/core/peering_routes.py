@@ -24,8 +24,6 @@ from .sni import DEFAULT, PeeringServerSni, ServerSni, parse
 _PORT_META: Final = "grpc_tls_port"
 _REPLICA: Final = ("read_replica", "true")
 _DIGITS: Final = 5
-# How many labels a peered service's name has from `external` on.
-_EXTERNAL: Final = 3
 
 
 def peering_routes(snapshot: Snapshot, maker: EndpointMaker) -> Iterator[Route]:
@@ -40,7 +38,9 @@ def _imports(snapshot: Snapshot, maker: EndpointMaker) -> Iterator[Route]:
     for service in snapshot.imports:
         # All names that the exporter gave; the instances of one service have the same ones.
         for name in sorted({name for instance in service.instances for name in instance.peer_sni}):
-            if not (_foreign(name, snapshot) and _is_external(name)):
+            # A peered service's is `….external.<trust domain>`; trust domains have two labels.
+            labels = name.lower().split(".")
+            if not _foreign(name, snapshot) or len(labels) < 4 or labels[-3] != "external":
                 continue
             yield Route(
                 name=name.lower(),
@@ -110,9 +110,3 @@ def _foreign(name: str, snapshot: Snapshot) -> bool:
     if text.endswith(f".{snapshot.trust_domain.lower()}"):
         return False
     return not isinstance(parse(text, domain=snapshot.domain), ServerSni)
-
-
-def _is_external(name: str) -> bool:
-    """Whether a name has the form of a peered service's, `….external.<trust domain>`; trust domains have two labels."""
-    labels = name.lower().split(".")
-    return len(labels) > _EXTERNAL and labels[-_EXTERNAL] == "external"

@@ -1,10 +1,10 @@
 """From a snapshot of the catalog to the route table: what Consul's own gateway would route, and nothing else.
 
-Four siblings make the routes (`service_routes`, `federation_routes`, `peering_routes`, `export_routes`), all of them by
-`endpoint_maker`; here they become a table. A catalog is large and its changes are small, so a `Planner` keeps the
-routes of each service and makes them again only where the record of the service is another one. What did not change is
-the same object in the next table, and where only services changed the table is a copy of the last one with their routes
-exchanged.
+The routes to services of the gateway's own datacenter and partition are made here, the others by `federation_routes`,
+`peering_routes` and `export_routes`, all of them by `endpoint_maker`; then they become a table. A catalog is large and
+its changes are small, so a `Planner` keeps the routes of each service and makes them again only where the record of the
+service is another one. What did not change is the same object in the next table, and where only services changed the
+table is a copy of the last one with their routes exchanged.
 """
 
 from collections.abc import Iterator
@@ -13,13 +13,13 @@ from operator import attrgetter
 from types import MappingProxyType
 
 from .addresses import NOTHING_DENIED, UNKNOWN, DeniedAddresses, OwnAddresses
-from .catalog import NOWHERE, Locality, Service, Snapshot
+from .catalog import NOWHERE, Locality, Service, Snapshot, Subset, in_namespace
 from .endpoint_maker import NO_ADDRESSES, Addresses, EndpointMaker, Hosts, Viewpoint
 from .export_routes import AS_CONSUL, ExportRules, Exports
 from .federation_routes import remote_routes, server_routes
 from .peering_routes import peering_routes
-from .routes import Route, RouteTable
-from .service_routes import service_routes
+from .routes import Route, RouteKind, RouteTable
+from .sni import ServiceSni
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,15 +156,39 @@ class Planner:
         )
 
 
+def service_routes(service: Service, snapshot: Snapshot, maker: EndpointMaker) -> Iterator[Route]:
+    """Those of a service and its subsets; none without instances.
+
+    Sources: `agent/xds` makeMeshGatewayListener, clustersFromSnapshotMeshGateway and endpointsFromServicesAndResolvers.
+    """
+    if not service.instances:
+        return
+    place = (snapshot.datacenter, snapshot.trust_domain, service.namespace, snapshot.partition)
+    unnamed = replace(service.subset(service.default_subset) or Subset("", instances=service.instances), name="")
+    for kind, subset in ((RouteKind.SERVICE, unnamed), *((RouteKind.SUBSET, each) for each in service.subsets)):
+        if subset.instances is None:
+            continue
+        yield Route(
+            name=str(ServiceSni(service.name, *place, subset=subset.name)).lower(),
+            kind=kind,
+            destination=in_namespace(service.namespace, f"{subset.name}.{service.name}".removeprefix(".")),
+            endpoints=maker.of_services(subset.instances, only_passing=subset.only_passing),
+            connect_timeout=service.connect_timeout,
+            policy=service.policy,
+            choice_count=service.choices,
+            panic_threshold=maker.view.panic_threshold,
+            stale=service.cold,
+            service=service.name,
+            namespace=service.namespace,
+        )
+
+
 def _make(service: Service, snapshot: Snapshot, maker: EndpointMaker) -> _Made:
     return _Made(service, tuple(service_routes(service, snapshot, maker)), maker.hosts())
 
 
 def _exchanged(before: tuple[Service, ...], after: tuple[Service, ...]) -> tuple[list[Service], set[int]]:
-    """The records that are only in the second, and the identities of those that are only in the first.
-
-    Nearly always a few records were exchanged for others in their places, so that is looked at first.
-    """
+    """The records that are only in the second, and the identities of those that are only in the first."""
     if len(before) == len(after):
         pairs = [(old, new) for old, new in zip(before, after, strict=True) if old is not new]
         before, after = tuple(old for old, _ in pairs), tuple(new for _, new in pairs)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Final
 
-from .addresses import PORTS, host_port
+from .addresses import PORTS, host_port, is_numeric
 from .weak_decode import boolean, mapping, number
 
 DEFAULT_LISTENER: Final = "default"
@@ -39,7 +39,7 @@ class BindAddress:
 
 @dataclass(frozen=True, slots=True)
 class ListenPlan:
-    """`addresses` are numeric, each one once, by name; an empty one is every IPv4 address.
+    """Where to listen: numeric `addresses`, each one once, by name; an empty one is every IPv4 address.
 
     `problems` are addresses that the registration asks for and that nothing can listen on, a line each.
     """
@@ -49,23 +49,17 @@ class ListenPlan:
 
 
 def listen_plan(address: str, port: int, tagged: Iterable[BindAddress], config: Mapping[str, object]) -> ListenPlan:
-    """Where to listen.
-
-    Args:
-        address: of the service; empty for the node's, which means every address of this machine.
-        port: of the service.
-        tagged: `TaggedAddresses` of the service.
-        config: `Proxy.Config`, central configuration merged.
-    """
+    """Where to listen, by what the service is registered with and its `Proxy.Config`; no address means the node's."""
     wanted = sorted(_wanted(address, port, tagged, config), key=lambda each: each.name)
     problems = [f"listener {each}: {why}" for each in wanted if (why := _unusable(each))]
-    usable = [each for each in wanted if not _unusable(each)]
-    everywhere = {(_family(each.address), each.port) for each in usable if _is_any(each.address)}
+    # No address means every IPv4 address.
+    usable = [(each, ip_address(each.address or "0.0.0.0")) for each in wanted if not _unusable(each)]  # noqa: S104
+    everywhere = {(ip.version, each.port) for each, ip in usable if ip.is_unspecified}
     found: dict[tuple[str, int], BindAddress] = {}
-    for each in usable:
+    for each, ip in usable:
         # An address beside the one that stands for all of its family could not be bound, and is served anyway.
-        if _is_any(each.address) or (_family(each.address), each.port) not in everywhere:
-            found.setdefault((_canonical(each.address), each.port), each)
+        if ip.is_unspecified or (ip.version, each.port) not in everywhere:
+            found.setdefault((str(ip), each.port), each)
     return ListenPlan(tuple(found.values()), tuple(problems))
 
 
@@ -89,25 +83,9 @@ def _value(config: Mapping[str, object], key: str) -> object:
 def _unusable(bind: BindAddress) -> str:
     if not 0 < bind.port < PORTS:
         return f"{bind.port} is no port"
-    if bind.address and _family(bind.address) == 0:
+    if bind.address and not is_numeric(bind.address):
         return f"{bind.address!r} is no IP address"
     return ""
-
-
-def _family(address: str) -> int:
-    """4 or 6; 0 for what is no numeric address. No address means every IPv4 address."""
-    try:
-        return ip_address(address or "0.0.0.0").version  # noqa: S104 (compared, not bound)
-    except ValueError:
-        return 0
-
-
-def _is_any(address: str) -> bool:
-    return not address or ip_address(address).is_unspecified
-
-
-def _canonical(address: str) -> str:
-    return str(ip_address(address)) if address else "0.0.0.0"  # noqa: S104 (compared, not bound)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,10 +118,9 @@ NO_OPTIONS = GatewayOptions()
 
 @dataclass(frozen=True, slots=True)
 class DestinationLimits:
-    """What each destination may have at once; 0: no limit.
+    """What each destination may have at once (Consul's `MaxConnections` and `MaxPendingRequests`); 0: no limit.
 
-    `connections` counts its streams, `pending` those of them that wait for a connection (Consul's `MaxConnections` and
-    `MaxPendingRequests`).
+    `connections` counts its streams, `pending` those of them that wait for a connection.
     """
 
     connections: int = 0

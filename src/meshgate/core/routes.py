@@ -236,7 +236,6 @@ class RouteTable:
         return self.suffixes.get(sni.removeprefix(_ANY)) if sni.startswith(_ANY) else self.exact.get(sni)
 
     def has(self, sni: str) -> bool:
-        """Whether there is a route that users write so (`Route.sni`)."""
         return self.named(sni) is not None
 
     def __iter__(self) -> Iterator[Route]:
@@ -261,7 +260,6 @@ class TableChange:
 
 
 def difference(before: RouteTable, after: RouteTable) -> TableChange:
-    """The change that makes `after` of `before`."""
     routes: list[Route] = []
     removed: list[str] = []
     for old, new in ((before.exact, after.exact), (before.suffixes, after.suffixes)):
@@ -282,7 +280,6 @@ def difference(before: RouteTable, after: RouteTable) -> TableChange:
 
 
 def changed(table: RouteTable, change: TableChange) -> RouteTable:
-    """The table that a change makes of another one."""
     # Copies: streams that are being placed hold the table.
     exact, suffixes = table.exact.copy(), table.suffixes.copy()
     for name in change.removed:

@@ -27,10 +27,9 @@ class ServiceSni:
     subset: str = ""
 
     def __str__(self) -> str:
-        labels = [self.service, self.namespace or DEFAULT]
-        if self.subset:
-            labels.insert(0, self.subset)
-        return _join(*labels, _gateway_name(self.datacenter, self.partition, self.trust_domain))
+        subset = f"{self.subset}." if self.subset else ""
+        place = GatewaySni(self.datacenter, self.trust_domain, self.partition)
+        return f"{subset}{self.service}.{self.namespace or DEFAULT}.{place}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +41,9 @@ class GatewaySni:
     partition: str = DEFAULT
 
     def __str__(self) -> str:
-        return _gateway_name(self.datacenter, self.partition, self.trust_domain)
+        if self.partition in ("", DEFAULT):
+            return f"{self.datacenter}.internal.{self.trust_domain}"
+        return f"{self.partition}.{self.datacenter}.internal-v1.{self.trust_domain}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,7 @@ class QuerySni:
     trust_domain: str
 
     def __str__(self) -> str:
-        return _join(self.query, DEFAULT, self.datacenter, "query", self.trust_domain)
+        return f"{self.query}.{DEFAULT}.{self.datacenter}.query.{self.trust_domain}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +70,7 @@ class PeeredServiceSni:
 
     def __str__(self) -> str:
         namespace, partition = self.namespace or DEFAULT, self.partition or DEFAULT
-        return _join(self.service, namespace, partition, self.peer, "external", self.trust_domain)
+        return f"{self.service}.{namespace}.{partition}.{self.peer}.external.{self.trust_domain}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,10 +85,8 @@ class ServerSni:
     node: str = ""
 
     def __str__(self) -> str:
-        labels = ["server", self.datacenter, self.domain.rstrip(".")]
-        if self.node and self.node != "*":
-            labels.insert(0, self.node)
-        return _join(*labels)
+        node = f"{self.node}." if self.node not in ("", "*") else ""
+        return f"{node}server.{self.datacenter}.{self.domain.rstrip('.')}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +97,7 @@ class PeeringServerSni:
     trust_domain: str
 
     def __str__(self) -> str:
-        return _join("server", self.datacenter, "peering", self.trust_domain)
+        return f"server.{self.datacenter}.peering.{self.trust_domain}"
 
 
 Sni = ServiceSni | GatewaySni | QuerySni | PeeredServiceSni | ServerSni | PeeringServerSni
@@ -160,13 +159,3 @@ def _parse_server(name: str, domain: str) -> ServerSni | None:
             return ServerSni(datacenter, domain, node)
         case _:
             return None
-
-
-def _gateway_name(datacenter: str, partition: str, trust_domain: str) -> str:
-    if partition in ("", DEFAULT):
-        return _join(datacenter, "internal", trust_domain)
-    return _join(partition, datacenter, "internal-v1", trust_domain)
-
-
-def _join(*labels: str) -> str:
-    return ".".join(labels)

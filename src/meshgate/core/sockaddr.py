@@ -57,7 +57,6 @@ class Interface:
         return not self.within(_NOT_FORWARDABLE)
 
     def within(self, blocks: Sequence[IPv4Network | IPv6Network]) -> bool:
-        """Whether the address is in one of the blocks."""
         return any(self.address.version == block.version and self.address.ip in block for block in blocks)
 
 
@@ -88,12 +87,7 @@ def _usable(machine: Sequence[Interface], *, private: bool) -> Sequence[Interfac
 
 
 def _selected(interface: Interface, selector: str, value: str) -> bool:
-    """Whether an `include` with this selector and value keeps an address.
-
-    Raises:
-        ValueError: the selector is not known, or the value is none for it.
-        re.error: the value is no regular expression.
-    """
+    """Whether an `include` of this selector and value keeps an address; ValueError or re.error where it is none."""
     match selector:
         case "name":
             return re.search(value, interface.name) is not None
@@ -137,7 +131,6 @@ class TemplateError(ValueError):
 
 
 def is_template(text: str) -> bool:
-    """Whether a text is to be evaluated before it is an address."""
     return "{{" in text
 
 

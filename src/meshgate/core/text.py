@@ -30,8 +30,4 @@ def ascii_json(text: str) -> str:
     """
     if text.isascii() and "\x7f" not in text:
         return text
-    return _BEYOND.sub(lambda found: _escaped(found[0]), text)
-
-
-def _escaped(text: str) -> str:
-    return json.dumps(text)[1:-1].replace("\x7f", "\\u007f")
+    return _BEYOND.sub(lambda found: json.dumps(found[0])[1:-1].replace("\x7f", "\\u007f"), text)

@@ -7,11 +7,8 @@ the last known catalog until Consul has answered for them, and not a moment long
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import TypeVar
 
-from .catalog import Export, RemoteDatacenter, RemotePartition, SamenessGroup, Service, Snapshot, Subset, in_namespace
-
-Place = TypeVar("Place", RemoteDatacenter, RemotePartition)
+from .catalog import Export, Remote, SamenessGroup, Service, Snapshot, Subset, in_namespace
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,14 +89,12 @@ def _completed(service: Service, last: Service | None, unanswered: PendingSource
     return service if subsets == service.subsets else replace(service, subsets=subsets)
 
 
-def _with_gateways(fresh: Iterable[Place], last: Iterable[Place], unanswered: frozenset[str]) -> Iterator[Place]:
-    """Other datacenters or partitions, by name."""
+def _with_gateways(fresh: Iterable[Remote], last: Iterable[Remote], unanswered: frozenset[str]) -> Iterator[Remote]:
     seen = {place.name: place for place in fresh}
     for place in last:
         if place.name in unanswered and not (place.name in seen and seen[place.name].gateways):
             seen[place.name] = place
-    for name in sorted(seen):
-        yield seen[name]
+    yield from (seen[name] for name in sorted(seen))
 
 
 def _groups(fresh: Snapshot, last: Snapshot, unanswered: PendingSources) -> Iterator[SamenessGroup]:

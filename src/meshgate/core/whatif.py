@@ -45,7 +45,11 @@ class WhatIf:
     def __init__(self, table: RouteTable, ejected: Container[Address] = ()) -> None:
         self._here = table.datacenter.lower()
         self._routes = [
-            (route, place_of(route, table.datacenter), tuple(it for it in route.endpoints if _is_way(it, ejected)))
+            (
+                route,
+                place_of(route, table.datacenter),
+                tuple(it for it in route.endpoints if it.healthy and (it.address, it.port) not in ejected),
+            )
             for route in table
         ]
         counted = [Left(route, count, count) for route, _, ways in self._routes if (count := _count(ways)) <= 1]
@@ -103,10 +107,6 @@ def place_of(route: Route, here: str) -> str:
     # `n1.server.dc2`, `*.server.dc2` and `server.dc2`; of a peer's servers only the peer's name is known.
     _, server, datacenter = route.destination.rpartition("server.")
     return datacenter if server and route.kind in (RouteKind.SERVER, RouteKind.PEER_SERVER) else ""
-
-
-def _is_way(endpoint: Endpoint, ejected: Container[Address]) -> bool:
-    return endpoint.healthy and (endpoint.address, endpoint.port) not in ejected
 
 
 def _count(ways: tuple[Endpoint, ...]) -> int:

@@ -8,7 +8,7 @@ from structlog.testing import capture_logs
 from trio.testing import MockClock
 
 from meshgate.adapters.consul.api import InvalidAnswerError, Resolver, ServerError, SubsetRule
-from meshgate.core.catalog import RemoteDatacenter, Service, Snapshot, Subset
+from meshgate.core.catalog import Remote, Service, Snapshot, Subset
 
 from .model import OWN, Model, gateway, server, sidecar
 from .watched import API, WEB, watching
@@ -40,7 +40,7 @@ async def test_the_first_snapshot_is_complete(autojump_clock: MockClock) -> None
                     connect_timeout=15.0,
                 ),
             ),
-            remotes=(RemoteDatacenter("dc2", (gateway("dc2"),)), RemoteDatacenter("dc3", (gateway("dc3"),))),
+            remotes=(Remote("dc2", (gateway("dc2"),)), Remote("dc3", (gateway("dc3"),))),
         )
         assert watched.watcher.problems() == []
         assert not watched.stale()

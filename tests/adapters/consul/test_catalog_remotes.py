@@ -147,7 +147,7 @@ async def test_a_consul_without_federation_states_is_no_problem(autojump_clock: 
 
 async def test_federation_states_that_are_disabled_are_no_problem_either(autojump_clock: MockClock) -> None:
     model = Model()
-    model.broken = {"federated_gateways": ServerError("500 Federation states are currently disabled until", "500")}
+    model.broken = {"federated_gateways": ServerError("500 Federation states are currently disabled until", "disabled")}
     async with watching(model) as watched:
         await trio.sleep(100)
         assert watched.watcher.problems() == []

@@ -44,6 +44,7 @@ from .fake_consul import row
         (429, b"Your IP is issuing too many concurrent connections", RateLimitedError, "too many concurrent"),
         (500, b"No path to datacenter", ServerError, "500 No path to datacenter"),
         (500, b"Failed to create boolean expression evaluator: 1:2", BadRequestError, "does not understand the filter"),
+        (500, b"Federation states are currently disabled until all", ServerError, "500 Federation states are"),
         (503, b"rate limit", ServerError, "503 rate limit"),
         (200, b"<html>proxy</html>", InvalidAnswerError, "cannot be read"),
         (200, b'[{"Node": {', InvalidAnswerError, "cannot be read"),
@@ -58,7 +59,8 @@ async def test_each_answer_that_is_none_has_its_error(
             await ask_web(client)
         assert text in str(raised.value)
         assert type(raised.value) is error
-        assert raised.value.status == ("invalid" if status == 200 else str(status))
+        disabled = "disabled" if b"currently disabled" in body else str(status)
+        assert raised.value.status == ("invalid" if status == 200 else disabled)
         assert client.errors == {raised.value.status: 1}
         double.set(WEB, [])
         await ask_web(client)

@@ -4,7 +4,7 @@ import pytest
 
 from meshgate.adapters.consul import Maintenance, OwnHealth
 from meshgate.adapters.consul.api import Cursor, HealthCheck, OwnInstance, OwnRegistration
-from meshgate.adapters.consul.registrar import left_over, own_health
+from meshgate.adapters.consul.registrar import own_health
 
 from .connected import connected
 
@@ -88,9 +88,3 @@ def test_registrations_without_an_address_are_those_of_their_nodes() -> None:
     here = OwnRegistration("mesh-gateway", "mesh-gateway", "", 8443)
     instances = [OwnInstance("n1", here), OwnInstance("n2", here)]
     assert own_health(instances, "n1", here) == OwnHealth()
-
-
-def test_what_a_registration_replaces_is_all_of_the_service_but_its_maintenance_and_what_was_sent() -> None:
-    others = [HealthCheck(name, service_id=service) for name, service in (("old", "gw"), ("other", "gw-2"))]
-    checks = [NODE, OWN, PASSING, *others]
-    assert list(left_over(checks, "gw", "service:gw")) == ["old"]

@@ -21,7 +21,7 @@ from meshgate.adapters.consul import (
     wait_for_agent,
 )
 from meshgate.adapters.consul.api import LONGEST_WAIT, ConsulAddress, ConsulClient, Cursor
-from meshgate.adapters.consul.watch_registry import FIRST_WAIT
+from meshgate.adapters.consul.watch import FIRST_WAIT
 from meshgate.core.catalog import Instance, Snapshot
 from meshgate.core.proxy_config import BindAddress
 from tests.harness.agent import Consul

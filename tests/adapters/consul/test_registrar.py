@@ -168,10 +168,11 @@ async def test_gateway_that_starts_again_is_still_held_out_of_service(autojump_c
     """It was killed, so the agent has what was said of it."""
     model = Model(agent={"mesh-gateway": OwnRegistration("mesh-gateway", "mesh-gateway", "", 1, content_hash="old")})
     model.checks["theirs"] = HealthCheck("theirs", service_id="mesh-gateway")
+    model.checks["other"] = HealthCheck("other", service_id="mesh-gateway-2")
     in_maintenance(model)
     async with registering(model) as (registrar, _, _):
         assert (await registrar.registered()).port == 8443
-        assert set(model.checks) == {"_service_maintenance:mesh-gateway", "service:mesh-gateway"}
+        assert set(model.checks) == {"_service_maintenance:mesh-gateway", "service:mesh-gateway", "other"}
 
 
 async def test_earlier_checks_that_could_not_be_removed_are_removed_later(autojump_clock: MockClock) -> None:

@@ -12,8 +12,7 @@ from trio.testing import MockClock
 
 from meshgate.adapters.consul import WatchKey, WatchRegistry
 from meshgate.adapters.consul.api import LONGEST_WAIT, Cursor, Instances, Page
-from meshgate.adapters.consul.watch import Watch
-from meshgate.adapters.consul.watch_registry import RESTORES_APART
+from meshgate.adapters.consul.watch import RESTORES_APART, Watch
 
 from .model import Model, gateway, sidecar
 from .watched import watching

@@ -22,6 +22,11 @@ def keyed(
     return KeyedWatches(sync or InitialSync(), lambda key: WatchKey("source", key), lambda key: [key], run)
 
 
+async def follow(watches: KeyedWatches[str, list[str]]) -> None:
+    async with watches.followed():
+        await trio.sleep_forever()
+
+
 async def test_there_is_one_task_for_each_wanted_key_from_the_beginning_of_the_run(nursery: trio.Nursery) -> None:
     running: list[str] = []
 
@@ -36,7 +41,7 @@ async def test_there_is_one_task_for_each_wanted_key_from_the_beginning_of_the_r
     watches = keyed(run)
     watches.keep("xa")
     assert running == []
-    nursery.start_soon(watches.run)
+    nursery.start_soon(follow, watches)
     for wanted in ("ab", "bc", "bc", "", "a"):
         watches.keep(wanted)
         await wait_all_tasks_blocked()
@@ -49,7 +54,7 @@ async def test_a_thing_lives_as_long_as_its_key_is_wanted(nursery: trio.Nursery)
         thing.append("followed")
 
     watches = keyed(run)
-    nursery.start_soon(watches.run)
+    nursery.start_soon(follow, watches)
     watches.keep("a")
     await wait_all_tasks_blocked()
     first = watches["a"]
@@ -68,7 +73,7 @@ async def test_a_task_that_is_no_longer_wanted_never_begins(nursery: trio.Nurser
         begun.append(key)
 
     watches = keyed(run)
-    nursery.start_soon(watches.run)
+    nursery.start_soon(follow, watches)
     await wait_all_tasks_blocked()
     watches.keep("ab")
     watches.keep("b")
@@ -83,7 +88,7 @@ async def test_a_task_that_ended_is_not_begun_again(nursery: trio.Nursery) -> No
         begun.append(key)
 
     watches = keyed(run)
-    nursery.start_soon(watches.run)
+    nursery.start_soon(follow, watches)
     for _ in range(3):
         watches.keep("a")
         await wait_all_tasks_blocked()

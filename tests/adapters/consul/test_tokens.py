@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from meshgate.adapters.consul.api import ConsulAddress, ConsulConfigError, TokenSource
+from meshgate.adapters.consul.api import ConsulAddress, ConsulClient, ConsulConfigError, TokenSource
 
 FIRST = "11111111-aaaa"
 SECOND = "22222222-bbbb"
@@ -123,7 +123,7 @@ def test_the_source_of_an_address_has_its_rank_and_authentication(tmp_path: Path
     address = ConsulAddress.from_settings(
         {"CONSUL_HTTP_TOKEN": FIRST, "CONSUL_HTTP_TOKEN_FILE": str(file), "CONSUL_HTTP_AUTH": "u:p"}
     )
-    assert TokenSource.of(address).header()["X-Consul-Token"] == FIRST
+    assert ConsulClient(address).token.header()["X-Consul-Token"] == FIRST
 
 
 def test_neither_repr_nor_redacted_text_holds_a_credential() -> None:

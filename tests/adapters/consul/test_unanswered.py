@@ -8,7 +8,7 @@ from meshgate.core.catalog import (
     ImportedService,
     Instance,
     PeerServers,
-    RemotePartition,
+    Remote,
     Service,
     Snapshot,
 )
@@ -24,7 +24,7 @@ LAST = Snapshot(
     "dc1",
     "td.consul",
     services=(Service("web", (ROW,)), Service("api", (ROW,), namespace="team")),
-    partitions=(RemotePartition("p1", (ROW,)), RemotePartition("p2", ())),
+    partitions=(Remote("p1", (ROW,)), Remote("p2", ())),
     exports=(Export("web", peers=("us",)),),
     imports=(ImportedService("db", "us", (ROW,)),),
     peer_servers=(PeerServers("us", "server.us.peering.x", (("192.0.2.9", 1),)),),

@@ -20,8 +20,7 @@ from meshgate.adapters.consul.api import (
     RateLimitedError,
     ServerError,
 )
-from meshgate.adapters.consul.watch import Watch
-from meshgate.adapters.consul.watch_registry import FIRST_WAIT
+from meshgate.adapters.consul.watch import FIRST_WAIT, Watch
 
 from .script import DENIED, UNREACHABLE, Script, run
 
@@ -49,7 +48,7 @@ async def test_waits_after_failures_grow_at_random_to_half_a_minute_and_start_an
         RateLimitedError("429", "429"),
         BadRequestError("400", "400"),
         NotFoundError("404", "404"),
-        ServerError("Federation states are currently disabled until all servers support it", "500"),
+        ServerError("Federation states are currently disabled until all servers support it", "disabled"),
     ],
 )
 async def test_what_soon_again_cannot_help_is_asked_slowly(autojump_clock: MockClock, error: ConsulError) -> None:

@@ -10,8 +10,7 @@ from .policy import acl_policy
 from .registrar import Maintenance, OwnHealth, Registrar, RegistrarLeft, lived_by
 from .scope import Home
 from .service_definition import GatewayDefinition, RegistrationError
-from .watch import wait_for_agent
-from .watch_registry import WatchKey, WatchLeft, WatchRegistry, WatchState
+from .watch import WatchKey, WatchLeft, WatchRegistry, WatchState, wait_for_agent
 
 __all__ = [
     "CatalogWatcher",

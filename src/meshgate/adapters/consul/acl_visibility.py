@@ -23,26 +23,25 @@ from copy import copy
 
 import trio
 
-from meshgate.core.catalog import Instance
-
-from .api import NOW, ConsulClient, Cursor, Instances, Page, PermissionDeniedError, Rule
+from .api import NOW, SEE_NODES, ConsulClient, Cursor, Instances, Page, PermissionDeniedError
 
 SERVERS = "consul"
-_SEE_NODES = Rule("node", prefix=True)
 
 
 class AclVisibility:
     """Proves that the token sees. One for a gateway; `at` gives those of other places.
 
-    Args:
-        client: for short requests.
-        gateway_service: the name under which the gateway itself is registered.
-        partition: whether the gateway is in a partition other than the default one, in which there may be no nodes.
+    `gateway_service` is the name under which the gateway is registered. In a `partition` other than the default one
+    there may be no nodes.
     """
 
     def __init__(self, client: ConsulClient, gateway_service: str, *, partition: bool = False) -> None:
-        self._client = client
-        self._nodes = _Nodes(client, gateway_service, partition=partition)
+        self._client = self._home = client
+        self._gateway_service = gateway_service
+        self._partition = partition
+        self._lock = trio.Lock()
+        # By datacenter: when the last request that showed a node was begun.
+        self._seen: dict[str, float] = {}
 
     def at(self, client: ConsulClient) -> "AclVisibility":
         """The same for what another client asks.
@@ -55,12 +54,7 @@ class AclVisibility:
         return other
 
     async def confirm(self, service: str, *, since: float, datacenter: str = "") -> None:
-        """Prove that the token sees the instances of a service.
-
-        Args:
-            service: the name in question.
-            since: when the answer came that needs the proof; trio's clock.
-            datacenter: where; empty for the gateway's own.
+        """Prove that the token sees the instances of a service, for an answer that came at `since`.
 
         Raises:
             PermissionDeniedError: it does not see them.
@@ -70,37 +64,21 @@ class AclVisibility:
         await self.confirm_nodes(since=since, datacenter=datacenter)
 
     async def confirm_nodes(self, *, since: float, datacenter: str = "") -> None:
-        """Prove that the token sees nodes at all; errors as those of `confirm`.
-
-        One proof serves all that waited for it.
-        """
-        await self._nodes.confirm(since=since, datacenter=datacenter)
-
-
-class _Nodes:
-    def __init__(self, client: ConsulClient, gateway_service: str, *, partition: bool) -> None:
-        self._client = client
-        self._gateway_service = gateway_service
-        self._partition = partition
-        self._lock = trio.Lock()
-        # By datacenter: when the last request that showed something was begun.
-        self._seen: dict[str, float] = {}
-
-    async def confirm(self, *, since: float, datacenter: str) -> None:
+        """Prove that the token sees nodes at all; errors as those of `confirm`. One proof serves all who wait."""
         async with self._lock:
             if self._seen.get(datacenter, -1.0) >= since:
                 return
             now = trio.current_time()
-            if not await self._visible(datacenter):
-                raise PermissionDeniedError("no node is visible", _SEE_NODES)
+            if not await self._sees_nodes(datacenter):
+                raise PermissionDeniedError("no node is visible", SEE_NODES)
             self._seen[datacenter] = now
 
-    async def _visible(self, datacenter: str) -> bool:
+    async def _sees_nodes(self, datacenter: str) -> bool:
         for name in (SERVERS,) if datacenter else (self._gateway_service, SERVERS):
-            if (await self._client.instances(name, Cursor(), datacenter=datacenter)).value:
+            if (await self._home.instances(name, datacenter=datacenter)).value:
                 return True
         # Last, since of a large datacenter it is a large answer.
-        nodes = await self._client.visible_nodes(datacenter)
+        nodes = await self._home.visible_nodes(datacenter)
         # A partition may have none; every version that has partitions says when it leaves out rows.
         return nodes.value > 0 or (self._partition and not datacenter and not nodes.filtered)
 
@@ -128,12 +106,9 @@ class VerifiedInstances:
         *,
         again: Callable[[], Awaitable[Page[Instances]]] | None = None,
     ) -> None:
-        """Take the answer to a query over, or raise what speaks against it (`AclVisibility.confirm`).
+        """Take over the answer to a query that was held by `cursor`; errors as those of `AclVisibility.confirm`.
 
-        Args:
-            page: the answer.
-            cursor: what the query was held by.
-            again: asks once more; to be left out only where an answer is never empty, or nothing was known before.
+        `again` asks once more; to be left out only where an answer is never empty, or nothing was known before.
         """
         since = trio.current_time()
         self._refuse_filtered(page)
@@ -152,14 +127,9 @@ class VerifiedInstances:
 
     def _refuse_filtered(self, page: Page[Instances]) -> None:
         if page.filtered and not self._filtered and vanished(self.value, page.value):
-            raise PermissionDeniedError(f"Consul now leaves out instances of {self.service}", _SEE_NODES)
+            raise PermissionDeniedError(f"Consul now leaves out instances of {self.service}", SEE_NODES)
 
 
 def vanished(before: Instances, after: Instances) -> Instances:
-    """The instances that an answer no longer has."""
-    present = {_identity(instance) for instance in after}
-    return tuple(instance for instance in before if _identity(instance) not in present)
-
-
-def _identity(instance: Instance) -> tuple[str, str]:
-    return instance.node, instance.id
+    present = {(instance.node, instance.id) for instance in after}
+    return tuple(instance for instance in before if (instance.node, instance.id) not in present)

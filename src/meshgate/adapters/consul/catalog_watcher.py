@@ -29,7 +29,7 @@ from .lookups import Explainer
 from .peerings import PEERING_LOOKS, PeeringLooks, Peerings
 from .remote_gateways import Partitions, RemoteGateways
 from .scope import Home, InitialSync, KeyedWatches, Latest, Scope
-from .watch_registry import WatchKey, WatchRegistry, WatchState, ignore
+from .watch import WatchKey, WatchRegistry, WatchState, ignore
 
 log = structlog.get_logger(module="meshgate.consul")
 
@@ -51,12 +51,7 @@ _INTERNAL: Final = frozenset(("federation-states", "gateway-names", "summaries")
 
 
 class Publisher:
-    """Publishes what `make` makes. `snapshot` is the last one that was published.
-
-    Args:
-        make: the catalog as it is known now.
-        publish: gets each new snapshot, in trio's thread; it must not block.
-    """
+    """Publishes what `make` makes of the present catalog; `publish` must not block. `snapshot` is the last one."""
 
     def __init__(self, make: Callable[[], Snapshot], publish: Callable[[Snapshot], None]) -> None:
         self.snapshot: Snapshot | None = None
@@ -67,7 +62,6 @@ class Publisher:
         self._published = float("-inf")
 
     def changed(self) -> None:
-        """What `make` makes may be another one."""
         self._unpublished = True
         self._change.set()
 
@@ -85,10 +79,7 @@ class Publisher:
             await trio.sleep(COALESCE)
 
     async def hurry(self) -> None:
-        """Publish what has changed, without gathering more. Who does so at the same time shares a snapshot.
-
-        Nothing happens before the first snapshot.
-        """
+        """Publish what has changed, without gathering more. Who does so at the same time shares a snapshot."""
         if self.snapshot is not None and self._unpublished:
             await trio.sleep_until(self._published + APART)
             if self._unpublished:
@@ -137,7 +128,7 @@ class CatalogWatcher:
         publish: gets each new snapshot, in trio's thread; it must not block.
         home: where the gateway is.
         catalog_watches: how many blocking queries the gateway may hold at once (see `blocking_query_pool`).
-        enforce_exports: whether exports decide what is routed, so that they are followed without a peering too.
+        enforce_exports: exports decide what is routed, so they are followed without a peering too.
         start_deadline: seconds that the first snapshot waits for slow sources, since the last one that was not.
         stale_after: seconds for which an essential watch fails until what is served counts as old.
         peering_looks: how often the list of peerings is asked for.
@@ -182,19 +173,16 @@ class CatalogWatcher:
         self._follow_by_need()
 
     async def run(self) -> None:
-        async with self._pool, trio.open_nursery() as nursery:
+        async with self._pool, self._by_need.followed(), trio.open_nursery() as nursery:
             roots = partial(self._scope.watch, dedicated=True)
             nursery.start_soon(roots, ROOTS, lambda reader, cursor: reader.ca_roots(cursor), self._roots.set)
             elsewhere = [self._remotes] * self._home.central + [self._partitions] * self._home.enterprise
-            for follower in (self._services, self._peerings, *elsewhere, self._by_need):
+            for follower in (self._services, self._peerings, *elsewhere):
                 nursery.start_soon(follower.run)
             await self._publish_changes()
 
     def used(self, services: Iterable[str]) -> None:
-        """Streams were placed for these services: they are to be followed closely (see `watch_scheduler`).
-
-        Lower-case names; unknown ones are ignored.
-        """
+        """These services have streams, so they are followed closely. Lower-case names; unknown ones are ignored."""
         names = set(services)
         self._services.used(names | self._exports.behind(names))
 
@@ -229,12 +217,16 @@ class CatalogWatcher:
         return self._publisher.snapshot
 
     def states(self) -> list[WatchState]:
-        """How each watch is doing, those of the registry's other users included."""
         return self._registry.states()
 
     def problems(self) -> list[str]:
         """What is missing or failing, a line each; with the ACL rule to add where one is missing."""
-        failing = (state for state in self._registry.states() if state.error and not _needless(state))
+        # What this Consul is too old for, or keeps switched off as long as older servers are about, is not missing.
+        failing = (
+            state
+            for state in self._registry.states()
+            if state.error and not (state.key.kind in _INTERNAL and state.status in ("404", "disabled"))
+        )
         lines = [
             state.error
             if state.status in _COMMON and (state.key.kind not in _INTERNAL or state.status == "unreachable")
@@ -254,10 +246,8 @@ class CatalogWatcher:
     def unanswered(self, last: Snapshot, *, early: bool) -> PendingSources:
         """What of the last known catalog is still to be carried over, since Consul has not said anything of it.
 
-        Args:
-            last: the last known catalog.
-            early: whether Consul itself may have begun so lately that what it lacks proves nothing. Its leader learns
-                by gossip of other datacenters, and from peers what they export.
+        `early`: Consul itself may have begun so lately that what it lacks proves nothing. Its leader learns by gossip
+        of other datacenters, and from peers what they export.
         """
         services, subsets = self._services.pending()
         # Without peering there is no such list, and with it not at once.
@@ -291,10 +281,7 @@ class CatalogWatcher:
         return None if self._roots.value is None else self._roots.value.intermediate_expires
 
     async def why_missing(self, service: str) -> str | None:
-        """Why a service of this datacenter is not routed, asked of Consul now; None where nothing is missing.
-
-        Few questions reach Consul however often this is called.
-        """
+        """Why a service of this datacenter is not routed; None where nothing is missing. Few questions reach Consul."""
         return await self._explainer.why_missing(service)
 
     def _peerings_changed(self) -> None:
@@ -302,7 +289,6 @@ class CatalogWatcher:
         self._publisher.changed()
 
     def _follow_by_need(self) -> None:
-        """Servers and exports depend on what else is found."""
         exposed = self._home.expose_servers and self._home.central
         servers = LOCAL_SERVERS in self._by_need or exposed or self._peerings.through
         exports = self._peerings.any or self._enforce_exports
@@ -341,9 +327,3 @@ class CatalogWatcher:
             groups=self._exports.groups(),
             node=home.node,
         )
-
-
-def _needless(state: WatchState) -> bool:
-    """Whether a watch fails only because this Consul is too old for what it watches, or waits for older servers."""
-    absent = state.status == "404" or "currently disabled" in state.error
-    return absent and state.key.kind in _INTERNAL

@@ -16,14 +16,12 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Final
 
-import trio
-
 from meshgate.core.catalog import ChainTarget, Export, SamenessGroup, Service, in_namespace
 from meshgate.core.sni import PeeredServiceSni
 
 from .api import NOW, BadRequestError, Chain, ConsulClient, ConsulError, Cursor, NotFoundError, Page, Tenant
 from .scope import KeyedWatches, Latest, Scope
-from .watch_registry import WatchKey
+from .watch import WatchKey
 
 EXPORTS: Final = WatchKey("exports", "exported services")
 _ANY: Final = "*"
@@ -49,9 +47,7 @@ class LocalExports:
     async def run(self) -> None:
         """Follow until cancelled; then nothing is exported any more."""
         try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._chains.run)
-                nursery.start_soon(self._groups.run)
+            async with self._chains.followed(), self._groups.followed():
                 await self._scope.watch(EXPORTS, self._ask, self._listed, minds_token=True)
         finally:
             self._exported = ()
@@ -60,7 +56,6 @@ class LocalExports:
             self._scope.changed()
 
     def exports(self) -> tuple[Export, ...]:
-        """What is exported, as far as it is known."""
         return tuple(
             replace(row, protocol=chain.protocol, target=chain.target) if (chain := self._chain(row)) else row
             for row in self._resolved()
@@ -79,10 +74,9 @@ class LocalExports:
         }
 
     async def lookup(self, name: PeeredServiceSni) -> ChainTarget | None:
-        """Return when what this cluster exports by a name is known as Consul has it now, or when that cannot be had.
+        """Wait until what this cluster exports by a name is known as Consul has it now, or cannot be had.
 
-        Returns:
-            Where its discovery chain leads, here; None where nothing is exported so.
+        Returns where its discovery chain leads, here; None where nothing is exported so.
         """
         with suppress(ConsulError):
             self._listed((await self._ask(self._scope.client, NOW)).value)
@@ -98,7 +92,6 @@ class LocalExports:
         return None
 
     def pending_chains(self) -> frozenset[str]:
-        """The exported services whose chain Consul has not told yet; see `PendingSources`."""
         answered = self._scope.registry.answered
         return frozenset(in_namespace(*key) for key in self._chains if not answered(self._chain_key(key)))
 

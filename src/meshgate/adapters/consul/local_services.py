@@ -20,6 +20,7 @@ services without instances are not followed: Consul's gateway ignores them too.
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 from typing import Final, NamedTuple
 
@@ -43,8 +44,7 @@ from .api import (
 )
 from .retry import LOOKUPS
 from .scope import KeyedWatches, Scope
-from .watch import PACE
-from .watch_registry import WatchKey
+from .watch import PACE, WatchKey
 from .watch_scheduler import SIDECAR, HealthQuery, WatchScheduler
 
 NAMESPACES: Final = WatchKey("namespaces", "namespaces")
@@ -76,8 +76,8 @@ class _NamespaceServices:
         )
         self._dedicated = dedicated
         self._services: dict[str, HealthQuery] = {}
-        # The services that have instances, and what was made of each.
-        self._served: dict[str, Instances] = {}
+        # The services that have instances, by lower-case name, and what was made of each.
+        self.served: dict[str, Instances] = {}
         self._made: dict[str, Service] = {}
         # The names of which `_made` is old, and whether more than how closely they are followed has changed.
         self._dirty: dict[str, bool] = {}
@@ -99,32 +99,22 @@ class _NamespaceServices:
     async def run(self) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._scheduler.run)
-            nursery.start_soon(self._follow_resolvers)
-            await self._scope.watch(
+            lists = partial(self._scope.watch, minds_token=True, dedicated=self._dedicated)
+            nursery.start_soon(lists, self.resolvers, self._ask_resolvers, self._resolved)
+            await lists(
                 self.names,
                 self._ask_names,
                 self._named,
-                minds_token=True,
-                dedicated=self._dedicated,
                 pace=lambda: PACE if self._scheduler.fits or trio.current_time() < self._hurried_until else _MANY_PACE,
             )
 
-    async def _follow_resolvers(self) -> None:
-        await self._scope.watch(
-            self.resolvers, self._ask_resolvers, self._resolved, minds_token=True, dedicated=self._dedicated
-        )
-
-    def instances(self) -> Mapping[str, Instances]:
-        """The services that have instances in the mesh, by lower-case name."""
-        return self._served
-
     def services(self) -> tuple[Service, ...]:
-        """The same with their subsets and resolvers, by name; each the same object until it changes.
+        """Those that have instances in the mesh, by name; each the same object until it changes.
 
         Only what changed is made again: at 5,000 services all of them would take 20 ms for each change of one.
         """
         for name in self._dirty:
-            if name in self._served:
+            if name in self.served:
                 self._made[name] = self._make(name)
             else:
                 self._made.pop(name, None)
@@ -160,7 +150,6 @@ class _NamespaceServices:
         return (str(query.key) for each in self._filtered.values() for query in each.values() if _is_pending(query))
 
     def used(self, services: Iterable[str]) -> None:
-        """These have streams; lower-case names, unknown ones are ignored."""
         self._scheduler.used(services)
 
     def hurry_names(self) -> None:
@@ -170,14 +159,9 @@ class _NamespaceServices:
     async def lookup(self, name: str, *, unknown: bool) -> bool:
         """Return when a service is known as Consul has it now, or when that may not be seen; a lower-case name.
 
-        Takes as long as Consul does not answer; to be cancelled by who has less time.
-
-        Args:
-            name: the service.
-            unknown: whether one that is not listed yet is asked for, too, and followed if there is anything behind it.
-
-        Returns:
-            Whether `services` has something else to say of it than when that was asked last.
+        Takes as long as Consul does not answer. One that is `unknown`, not listed yet, is asked for, too, and followed
+        if there is anything behind it. Tells whether `services` has something else to say of it than when that was
+        asked last.
         """
         if name in self._services:
             await self._scheduler.lookup(name)
@@ -193,8 +177,8 @@ class _NamespaceServices:
         if query.filter:
             self._touch(name)
         elif query.held.value:
-            self._sorted = self._sorted and name in self._served
-            self._served[name] = query.held.value
+            self._sorted = self._sorted and name in self.served
+            self.served[name] = query.held.value
             self._follow_subsets((name,))
             self._touch(name)
         else:
@@ -208,7 +192,7 @@ class _NamespaceServices:
         self._scope.sync.mark(query.key)
 
     def _staleness_changed(self, query: HealthQuery) -> None:
-        if query.service in self._served:
+        if query.service in self.served:
             self._dirty.setdefault(query.service, False)
             self._scope.changed()
 
@@ -301,7 +285,7 @@ class _NamespaceServices:
         self._scope.sync.mark(query.key)
 
     def _serve_no_longer(self, name: str) -> None:
-        if self._served.pop(name, None) is not None:
+        if self.served.pop(name, None) is not None:
             self._follow_subsets((name,))
             self._touch(name)
 
@@ -312,7 +296,7 @@ class _NamespaceServices:
 
     def _make(self, name: str) -> Service:
         resolver = self._resolvers.get(name) or Resolver(name)
-        instances = self._served[name]
+        instances = self.served[name]
         filtered = self._filtered.get(name, {}).values()
         return Service(
             name,
@@ -353,7 +337,7 @@ class _NamespaceServices:
         for name in before.keys() | resolvers.keys():
             if before.get(name) != resolvers.get(name):
                 self._touch(name)
-        self._follow_subsets(self._served.keys() & (resolvers.keys() | self._filtered.keys()))
+        self._follow_subsets(self.served.keys() & (resolvers.keys() | self._filtered.keys()))
 
     def _follow_subsets(self, services: Iterable[str]) -> None:
         for service in services:
@@ -372,7 +356,7 @@ class _NamespaceServices:
                 del self._filtered[service]
 
     def _filters(self, service: str) -> dict[_Filter, None]:
-        if service not in self._served or service not in self._resolvers:
+        if service not in self.served or service not in self._resolvers:
             return {}
         rules = self._resolvers[service].subsets
         return dict.fromkeys(self._filter(service, rule) for rule in rules if rule.filter)
@@ -412,12 +396,12 @@ class LocalServices:
         return self._namespaces[DEFAULT].known
 
     async def run(self) -> None:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._namespaces.run)
+        async with self._namespaces.followed():
             if self._scope.home.enterprise:
                 await self._scope.watch(
                     NAMESPACES, lambda reader, cursor: reader.namespaces(cursor), self._named, minds_token=True
                 )
+            await trio.sleep_forever()
 
     def services(self) -> tuple[Service, ...]:
         """Those that have instances in the mesh, by namespace and name."""
@@ -425,7 +409,6 @@ class LocalServices:
         return tuple(chain.from_iterable(of_each)) if len(of_each) > 1 else of_each[0]
 
     def used(self, services: Iterable[str]) -> None:
-        """These names have streams, in whatever namespace."""
         names = tuple(services)
         for namespace in self._namespaces.values():
             namespace.used(names)
@@ -435,13 +418,7 @@ class LocalServices:
             namespace.hurry_names()
 
     async def lookup(self, services: Collection[str], namespace: str = "") -> bool:
-        """Return when these are known as Consul has them now, or when that cannot be had; lower-case names.
-
-        Without a namespace they are those of all namespaces that are known; with one, unknown names are looked for.
-
-        Returns:
-            Whether `services` has something else to say of them than when that was asked last.
-        """
+        """The same for several; without a namespace those of all namespaces, with one unknown names too."""
         news: list[bool] = []
 
         async def lookup(where: _NamespaceServices, name: str) -> None:
@@ -455,11 +432,9 @@ class LocalServices:
         return any(news)
 
     def problems(self) -> list[str]:
-        """What the token is known not to see, and what cannot be followed."""
         return [line for namespace in self._namespaces.values() for line in namespace.problems()]
 
     def pending(self) -> tuple[frozenset[str], frozenset[str]]:
-        """The services and the subsets that Consul has not answered for yet; see `PendingSources`."""
         return (
             frozenset(chain.from_iterable(it.pending() for it in self._namespaces.values())),
             frozenset(chain.from_iterable(it.pending_subsets() for it in self._namespaces.values())),
@@ -467,11 +442,9 @@ class LocalServices:
 
     @property
     def pending_resolvers(self) -> bool:
-        """Whether Consul has not told the service-resolvers of some namespace."""
         return not all(self._scope.registry.answered(it.resolvers) for it in self._namespaces.values())
 
     def pending_namespaces(self, last: Snapshot) -> frozenset[str]:
-        """The namespaces whose services Consul has not listed yet; see `PendingSources`."""
         elsewhere = {service.namespace for service in last.services} - {DEFAULT}
         if not self._scope.registry.answered(NAMESPACES):
             return frozenset(elsewhere)
@@ -483,7 +456,7 @@ class LocalServices:
         self._reconcile()
 
     def _reconcile(self) -> None:
-        occupied = {name for name, it in self._namespaces.items() if it.instances()}
+        occupied = {name for name, it in self._namespaces.items() if it.served}
         self._namespaces.keep(sorted({DEFAULT, *self._listed, *occupied}))
 
     def _make(self, name: str) -> _NamespaceServices:
@@ -494,7 +467,7 @@ class LocalServices:
 
     def _changed_in(self, name: str) -> None:
         it = self._namespaces.get(name)
-        if it is not None and it.known and name not in self._listed and not it.instances():
+        if it is not None and it.known and name not in self._listed and not it.served:
             self._reconcile()
         self._scope.changed()
 

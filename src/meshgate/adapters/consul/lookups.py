@@ -93,18 +93,15 @@ class Explainer:
                 return None
             if not (await client.instances(name)).value:
                 return "no such service registered"
-            return await self._without_sidecar(client, name, filtered=page.filtered)
+            try:
+                # A sidecar has a name of its own, which the token may not be allowed to read.
+                await client.confirm_readable(f"{name}-sidecar-proxy")
+            except PermissionDeniedError as error:
+                return f"registered, but its sidecars may be hidden: the {error}"
         except PermissionDeniedError as error:
             return f"the {error}"
         except ConsulError as error:
             return f"not known: {error}"
-
-    async def _without_sidecar(self, client: ConsulClient, service: str, *, filtered: bool) -> str:
-        """A sidecar has a name of its own, which the token may not be allowed to read."""
-        try:
-            await client.confirm_readable(f"{service}-sidecar-proxy")
-        except PermissionDeniedError as error:
-            return f"registered, but its sidecars may be hidden: the {error}"
-        if filtered:
+        if page.filtered:
             return "registered, but Consul hides its sidecars from the token: it may not read their names or nodes"
         return "registered but without a sidecar or native instance"

@@ -23,7 +23,7 @@ from meshgate.core.sni import DEFAULT, PeeredServiceSni, PeeringServerSni, parse
 from .acl_visibility import VerifiedInstances
 from .api import ConsulClient, ConsulError, Cursor, Instances, Page, Peering, PermissionDeniedError, Tenant
 from .scope import KeyedWatches, Latest, Scope
-from .watch_registry import WatchKey
+from .watch import WatchKey
 
 PEERINGS: Final = WatchKey("peerings", "peerings")
 MESH_ENTRY: Final = WatchKey("mesh-entry", "mesh entry")
@@ -68,9 +68,7 @@ class Peerings:
         )
 
     async def run(self) -> None:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._imports.run)
-            nursery.start_soon(self._mesh_entry.run)
+        async with self._imports.followed(), self._mesh_entry.followed():
             await self._own.watch(PEERINGS, self._ask, self._listed, interval=self._interval)
 
     @property
@@ -80,12 +78,10 @@ class Peerings:
 
     @property
     def known(self) -> bool:
-        """Whether Consul has told which peerings there are."""
         return self._peerings is not None
 
     @property
     def through(self) -> bool:
-        """Whether the peering control plane goes through mesh gateways."""
         return any(entry.value for entry in self._mesh_entry.values())
 
     def imports(self) -> tuple[ImportedService, ...]:
@@ -97,7 +93,6 @@ class Peerings:
         )
 
     def servers(self) -> tuple[PeerServers, ...]:
-        """The servers of each peer that this cluster dials."""
         return tuple(
             PeerServers(peering.name, peering.server_name, peering.addresses, peering.modify_index)
             for peering in self._peerings or ()
@@ -108,14 +103,12 @@ class Peerings:
         return [self._denied] if self._denied else []
 
     def pending_imports(self, last: Snapshot, *, early: bool) -> frozenset[str]:
-        """The imported services that Consul has not answered for yet; see `PendingSources`."""
         if early:
             return frozenset(service.key for service in last.imports)
         silent = {key for key in self._imports if not self._scope.registry.answered(self._source(key))}
         return frozenset(it.key for it in last.imports if (it.peer, it.namespace, it.name) in silent)
 
     def pending_servers(self, last: Snapshot, *, early: bool) -> bool:
-        """Whether Consul has not told yet how the servers of peers are reached; see `PendingSources`."""
         known = self.known and self._scope.registry.answered(MESH_ENTRY)
         return early and not known and bool(last.peer_servers or last.peer_through)
 
@@ -130,11 +123,7 @@ class Peerings:
         return known()
 
     async def lookup(self, name: PeeredServiceSni) -> bool:
-        """Return when a service of a peer is known as Consul has it now, or when that cannot be had.
-
-        Returns:
-            Whether there is one by this name.
-        """
+        """Return when a service of a peer is known as Consul has it now, or cannot be had; whether there is one."""
         if not self._of_trust_domain(name.trust_domain):
             await self._refresh()
         found: list[bool] = []

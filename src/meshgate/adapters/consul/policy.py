@@ -91,9 +91,7 @@ partition_prefix "" {{
 
 
 def acl_policy(service_name: str = GATEWAY_KIND, *, enterprise: bool = False) -> str:
-    """The policy in HCL for a gateway that is registered under `service_name`.
-
-    With `enterprise` for all partitions and namespaces, which the community edition does not know.
+    """The policy in HCL for a gateway of this name; `enterprise` for all partitions and namespaces.
 
     Raises:
         ValueError: the name holds characters that cannot stand in HCL.

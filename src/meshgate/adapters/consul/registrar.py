@@ -11,7 +11,7 @@ address that leads to several agents only one of them ever has the registration.
 """
 
 import secrets
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +21,7 @@ import msgspec
 import structlog
 import trio
 
+from meshgate.core.addresses import host_port
 from meshgate.core.proxy_config import NO_LIMITS, DestinationLimits
 
 from .api import (
@@ -29,7 +30,6 @@ from .api import (
     ConsulError,
     ConsulUnreachableError,
     Cursor,
-    HealthCheck,
     NotFoundError,
     OwnInstance,
     OwnRegistration,
@@ -40,8 +40,7 @@ from .api import (
 )
 from .retry import FAREWELLS
 from .service_definition import GatewayDefinition
-from .watch import Watch
-from .watch_registry import WatchKey, WatchRegistry
+from .watch import Watch, WatchKey, WatchRegistry
 
 log = structlog.get_logger(module="meshgate.consul")
 
@@ -55,18 +54,8 @@ _DEFAULTS_PACE: Final = 5.0
 _ALIVE: Final = 1.0
 
 
-class RivalError(ConsulError):
-    """Another process lives by the registration that is to be made."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message, "taken")
-
-
 class OtherAgentError(ConsulError):
     """The address leads to another agent than the one that has the registration."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message, "other_agent")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,10 +80,7 @@ class OwnHealth:
 
 
 class RegistrarLeft(msgspec.Struct, frozen=True):
-    """What a registrar knows and has done, for that of another program which goes on with it.
-
-    `payload` is what the agent was last sent, `sent` the address in it; `node` is that of the agent.
-    """
+    """What a registrar knows, for another program that goes on with it; `payload` is what the agent was last sent."""
 
     registration: OwnRegistration | None
     missing: bool
@@ -210,11 +196,7 @@ class Registrar:
         self._stop.set()
 
     def define(self, definition: GatewayDefinition) -> None:
-        """Have another definition of the same ID registered from now on.
-
-        Raises:
-            RegistrationError: it cannot work on this machine, and nothing changes.
-        """
+        """Have another definition of the same ID registered from now on; after a RegistrationError nothing changes."""
         payload = definition.payload()
         if self._payload is None or self._definition == definition:
             return
@@ -227,7 +209,6 @@ class Registrar:
         return self.registration
 
     async def follow_limits(self) -> None:
-        """Follow the service-defaults of the gateway's service until cancelled."""
         service = self._definition.service
         async with self._client.dedicated() as reader:
             ask = partial(reader.destination_limits, service)
@@ -298,7 +279,7 @@ class Registrar:
                     return page
                 held = page.value
         if held is not None and (told := await self._lived_by(held)):
-            raise RivalError(told)
+            raise ConsulError(told, "taken")
         await self._register(reader, lost=held is None and not due)
         return await reader.agent_service(definition.id)
 
@@ -329,8 +310,9 @@ class Registrar:
         # Not by replace-existing-checks: the agent repeats a registration with the flags that it came with, each time
         # that central configuration changes, and would drop maintenance then.
         sent = self._payload["Check"].get("CheckID", f"service:{definition.id}")
-        for check in left_over(await reader.agent_checks(definition.id), definition.id, sent):
-            await reader.deregister_check(check)
+        for check in await reader.agent_checks(definition.id):
+            if check.service_id == definition.id and check.id not in (sent, maintenance_check(definition.id)):
+                await reader.deregister_check(check.id)
         self._due = False
         log.info("registered with the agent", service=definition.service, id=definition.id, node=node or "unknown")
 
@@ -349,7 +331,8 @@ class Registrar:
             return node
         raise OtherAgentError(
             f"the gateway is registered with the agent of node {registered}, and the agent of node {node} answers now: "
-            "CONSUL_HTTP_ADDR has to lead to one agent"
+            "CONSUL_HTTP_ADDR has to lead to one agent",
+            "other_agent",
         )
 
     def _held(self, registration: OwnRegistration | None) -> None:
@@ -365,29 +348,27 @@ class Registrar:
         try:
             await FAREWELLS.retrying()(self._take_back)
         except ConsulError as error:
-            if not _gone(error):
+            # The agent holds no such registration: 404, and 500 with a text in 1.8.
+            if not isinstance(error, NotFoundError) and "Unknown service" not in str(error):
                 log.warning("the registration stays behind", id=service_id, error=str(error))
             return
         log.info("deregistered", service=self._definition.service, id=service_id)
 
     async def _take_back(self) -> None:
+        definition = self._definition
         # Behind a balancer each new connection may lead to another agent.
         async with self._client.dedicated() as reader:
             await self._right_agent(reader)
             if self._registry.token_version() != self._token_version:
                 # The agent takes it out of the catalog by the token that it came with.
                 await self._register(reader, lost=False)
-            await reader.deregister(self._definition.id)
-            await self._until_out_of_the_catalog(reader)
-
-    async def _until_out_of_the_catalog(self, reader: ConsulClient) -> None:
-        """A login has to last until the agent has taken it out, which it does by the token of the login."""
-        definition, cursor = self._definition, Cursor()
-        while self._client.logs_out:
-            page = await reader.own_instances(definition.service, definition.id, cursor)
-            if not any(each.node == self._node for each in page.value):
-                return
-            cursor = Cursor(page.index or 0)
+            await reader.deregister(definition.id)
+            # A login has to last until the agent has taken it out of the catalog, by the token of the login.
+            cursor, there = Cursor(), self._client.logs_out
+            while there:
+                page = await reader.own_instances(definition.service, definition.id, cursor)
+                there = any(each.node == self._node for each in page.value)
+                cursor = Cursor(page.index or 0)
 
     # --- in the catalog -----------------------------------------------------------------------------------------------
 
@@ -446,20 +427,15 @@ async def lived_by(
         return None
     # Without an address it is on the agent's machine, as we are.
     host = held.address or "127.0.0.1"
-    if is_own(host, held.port) or not await _takes_connections(host, held.port):
+    if is_own(host, held.port):
         return None
-    place = f"[{host}]:{held.port}" if ":" in host else f"{host}:{held.port}"
-    return (
-        f"{definition.id!r} is registered at {place} by another process, which answers there: "
-        "give this gateway a --proxy-id of its own"
-    )
-
-
-async def _takes_connections(host: str, port: int) -> bool:
     with trio.move_on_after(_ALIVE), suppress(OSError):
-        await (await trio.open_tcp_stream(host, port)).aclose()
-        return True
-    return False
+        await (await trio.open_tcp_stream(host, held.port)).aclose()
+        return (
+            f"{definition.id!r} is registered at {host_port(host, held.port)} by another process, which answers there: "
+            "give this gateway a --proxy-id of its own"
+        )
+    return None
 
 
 def own_health(instances: Iterable[OwnInstance], node: str, registration: OwnRegistration | None) -> OwnHealth:
@@ -483,17 +459,5 @@ def maintenance_check(service_id: str) -> str:
     return f"_service_maintenance:{service_id}"
 
 
-def left_over(checks: Iterable[HealthCheck], service_id: str, sent: str) -> Iterator[str]:
-    """The IDs of a service's checks that a registration with the check `sent` replaces: all but its maintenance."""
-    for check in checks:
-        if check.service_id == service_id and check.id not in (sent, maintenance_check(service_id)):
-            yield check.id
-
-
 def _place(registration: OwnRegistration) -> tuple[str, int]:
     return registration.address, registration.port
-
-
-def _gone(error: ConsulError) -> bool:
-    """Whether the agent holds no such registration: 404, and 500 with a text in 1.8."""
-    return isinstance(error, NotFoundError) or (isinstance(error, ServerError) and "Unknown service" in str(error))

@@ -30,7 +30,7 @@ from typing import Final
 
 import trio
 
-from meshgate.core.catalog import RemoteDatacenter, RemotePartition, newer_gateways
+from meshgate.core.catalog import Remote, newer_gateways
 from meshgate.core.sni import DEFAULT
 
 from .acl_visibility import VerifiedInstances, vanished
@@ -47,7 +47,7 @@ from .api import (
     Tenant,
 )
 from .scope import KeyedWatches, Scope
-from .watch_registry import WatchKey
+from .watch import WatchKey
 
 DATACENTERS: Final = WatchKey("datacenters", "datacenters")
 FEDERATION: Final = WatchKey("federation-states", "federation states")
@@ -80,8 +80,7 @@ class Gateways:
         self._held = KeyedWatches(scope.sync, self._key, self._make, self._follow)
 
     async def run(self) -> None:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._held.run)
+        async with self._held.followed():
             await self._scope.poll(
                 self._names,
                 self._ask_names,
@@ -178,8 +177,6 @@ class Gateways:
 
 
 class RemoteGateways:
-    """Follows the remote datacenters."""
-
     def __init__(self, scope: Scope) -> None:
         self._scope = scope
         self._absent: dict[str, float] = {}
@@ -195,32 +192,20 @@ class RemoteGateways:
         )
 
     async def run(self) -> None:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._direct.run)
-            nursery.start_soon(
-                partial(
-                    self._scope.watch,
-                    FEDERATION,
-                    self._ask_federation,
-                    self._federation_changed,
-                    minds_token=True,
-                    dedicated=True,
-                )
-            )
+        async with self._direct.followed(), trio.open_nursery() as nursery:
+            watch = partial(self._scope.watch, minds_token=True, dedicated=True)
+            nursery.start_soon(watch, FEDERATION, self._ask_federation, self._federation_changed)
             await self._scope.poll(DATACENTERS, self._ask_datacenters, self._direct.keep, interval=POLL)
 
-    def remotes(self) -> tuple[RemoteDatacenter, ...]:
-        """Every datacenter that either view knows, with the gateways that count."""
+    def remotes(self) -> tuple[Remote, ...]:
         return tuple(
-            RemoteDatacenter(name, self._gateways(name))
-            for name in sorted(self._direct.keys() | self._federated.keys())
+            Remote(name, self._gateways(name)) for name in sorted(self._direct.keys() | self._federated.keys())
         )
 
     def problems(self) -> list[str]:
         return list(self._hidden.values())
 
-    def pending(self, last: Iterable[RemoteDatacenter], *, early: bool) -> frozenset[str]:
-        """The datacenters of which an empty or missing list of gateways proves nothing yet; see `PendingSources`."""
+    def pending(self, last: Iterable[Remote], *, early: bool) -> frozenset[str]:
         lists = early or not self._scope.registry.answered(DATACENTERS)
         return _pending(self._direct, [it.name for it in last if it.gateways], lists=lists)
 
@@ -273,8 +258,6 @@ class RemoteGateways:
 
 
 class Partitions:
-    """Follows the other partitions."""
-
     def __init__(self, scope: Scope) -> None:
         self._scope = scope
         self._gateways: KeyedWatches[str, Gateways] = KeyedWatches(
@@ -285,16 +268,13 @@ class Partitions:
         )
 
     async def run(self) -> None:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._gateways.run)
+        async with self._gateways.followed():
             await self._scope.poll(PARTITIONS, self._ask, self._listed, on_error=self._failed, interval=POLL)
 
-    def partitions(self) -> tuple[RemotePartition, ...]:
-        """Every other partition with its gateways."""
-        return tuple(RemotePartition(name, self._gateways[name].instances()) for name in sorted(self._gateways))
+    def partitions(self) -> tuple[Remote, ...]:
+        return tuple(Remote(name, self._gateways[name].instances()) for name in sorted(self._gateways))
 
-    def pending(self, last: Iterable[RemotePartition], *, early: bool) -> frozenset[str]:
-        """The partitions of which an empty or missing list of gateways proves nothing yet; see `PendingSources`."""
+    def pending(self, last: Iterable[Remote], *, early: bool) -> frozenset[str]:
         lists = early or not self._scope.registry.answered(PARTITIONS)
         return _pending(self._gateways, [it.name for it in last if it.gateways], lists=lists)
 

@@ -28,7 +28,6 @@ from .api import (
     NotReadyError,
     PermissionDeniedError,
     RateLimitedError,
-    ServerError,
     UnexpectedStatusError,
 )
 
@@ -42,10 +41,7 @@ Wait = Callable[[RetryCallState], float]
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """Which failures a request is tried again after, how long after, and how often.
-
-    `wait` makes what tells the seconds before the next try, since it may remember what failed before.
-    """
+    """Which failures a request is tried again after, how often, and how long after: `wait` makes what tells that."""
 
     wait: Callable[[], Wait]
     after: Callable[[ConsulError], bool] = lambda _: True
@@ -103,7 +99,7 @@ class _ByFailure:
         slow = isinstance(
             error, BadRequestError | EndpointBlockedError | NotFoundError | RateLimitedError | UnexpectedStatusError
         )
-        if slow or (isinstance(error, ServerError) and error.disabled):
+        if slow or error.status == "disabled":
             return random.uniform(10, LONGEST_PAUSE)  # noqa: S311
         return _exponential(attempt)
 

@@ -4,7 +4,8 @@ A follower gets a `Scope` and nothing else of the kind. It asks in one namespace
 same for another one.
 """
 
-from collections.abc import Awaitable, Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterable, Iterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Generic, TypeVar
 
@@ -15,8 +16,7 @@ from meshgate.core.sni import DEFAULT
 from .acl_visibility import AclVisibility
 from .api import GATEWAY_KIND, ConsulClient, ConsulError, Cursor, Page, Tenant
 from .blocking_query_pool import BlockingQueryPool
-from .watch import PACE, Watch
-from .watch_registry import WatchKey, WatchRegistry, always, ignore
+from .watch import PACE, Watch, WatchKey, WatchRegistry, always, ignore
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
@@ -41,7 +41,6 @@ class InitialSync:
             self._expected.add(source)
 
     def mark(self, source: WatchKey) -> None:
-        """This source needs no waiting for any more."""
         if source in self._expected:
             self._expected.remove(source)
             self._step.set()
@@ -62,12 +61,10 @@ class InitialSync:
 
 @dataclass(frozen=True, slots=True)
 class Home:
-    """Where the gateway is, and what it is there.
+    """Where the gateway is, and what it is there; `node` is "" where it is not known.
 
-    `node` is "" where it is not known. `enterprise`: Consul has namespaces and partitions; the community edition
-    refuses to be asked for them. `gateway_service` is the name under which the gateway is registered. `domain` is the
-    agents' DNS domain, and `expose_servers` whether the gateway is registered for servers (WAN federation through
-    gateways).
+    `enterprise`: Consul has namespaces and partitions; the community edition refuses to be asked for them. `domain` is
+    the agents' DNS domain, and `expose_servers` whether the gateway is registered for servers (WAN federation).
     """
 
     datacenter: str
@@ -177,7 +174,6 @@ class Scope:
         ).run()
 
     def reader(self, reader: ConsulClient) -> ConsulClient:
-        """A reader of the pool's, asking here."""
         return reader if self.tenant == Tenant() else reader.at(self.tenant)
 
     def _marking(self, key: WatchKey, then: Callable[[T], None], *, changed: bool = True) -> Callable[[T], None]:
@@ -202,15 +198,9 @@ class Latest(Generic[T]):
 
 
 class KeyedWatches(Mapping[K, V]):
-    """One thing that is followed for each key that is wanted; the start waits for each.
+    """One thing that is made and followed for each key that is wanted; the start waits for each `source`.
 
     A task that ends by itself counts as running.
-
-    Args:
-        sync: told of the sources.
-        source: what the start waits for, by key.
-        make: a new thing.
-        follow: follows it until cancelled.
     """
 
     def __init__(
@@ -238,7 +228,7 @@ class KeyedWatches(Mapping[K, V]):
         return len(self._things)
 
     def keep(self, wanted: Iterable[K]) -> None:
-        """Forget what is not wanted, and follow what is; from `run` on."""
+        """Forget what is not wanted, and follow what is, within `followed`."""
         keys = dict.fromkeys(wanted)
         for key in [key for key in self._things if key not in keys]:
             del self._things[key]
@@ -251,12 +241,15 @@ class KeyedWatches(Mapping[K, V]):
                 self._things[key] = self._make(key)
                 self._start(key)
 
-    async def run(self) -> None:
+    @asynccontextmanager
+    async def followed(self) -> AsyncIterator[None]:
+        """Follow what is wanted for the time of the block."""
         try:
             async with trio.open_nursery() as self._nursery:
                 for key in self._things:
                     self._start(key)
-                await trio.sleep_forever()
+                yield
+                self._nursery.cancel_scope.cancel()
         finally:
             self._nursery = None
             self._scopes.clear()

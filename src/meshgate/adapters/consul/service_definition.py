@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
+from meshgate.core.addresses import host_port
 from meshgate.core.durations import format_duration
 from meshgate.core.federation_routes import WAN_FEDERATION
 from meshgate.core.proxy_config import BindAddress, ListenPlan, listen_plan
@@ -86,10 +87,9 @@ class GatewayDefinition:
     def _check(self) -> dict[str, Any]:
         # Without an address the gateway is on the agent's machine. The gateway listens before it registers, so the
         # check may start out as passing: else others shun a gateway for up to 10 s each time its agent has lost it.
-        host = self.address or "127.0.0.1"
         return {
             "Name": f"{GATEWAY_KIND} listening",
-            "TCP": f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}",
+            "TCP": host_port(self.address or "127.0.0.1", self.port),
             "Interval": CHECK_INTERVAL,
             "DeregisterCriticalServiceAfter": format_duration(self.deregister_after_critical),
             "Status": "passing",

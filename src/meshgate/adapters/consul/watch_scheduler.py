@@ -28,8 +28,7 @@ from .acl_visibility import VerifiedInstances
 from .api import LONGEST_WAIT, NOW, ConsulClient, ConsulError, Cursor, Instances, Page
 from .retry import READINGS
 from .scope import Scope
-from .watch import Watch
-from .watch_registry import WatchKey, WatchState
+from .watch import Watch, WatchKey, WatchState
 
 IN_USE: Final = 300.0
 TICK: Final = 5.0
@@ -82,11 +81,8 @@ class _Held:
 class WatchScheduler:
     """Follows queries; one for a namespace.
 
-    Args:
-        scope: where Consul is asked.
-        answered: there is a first answer, or another one than before; `held` has it.
-        failed: a request has failed.
-        staleness_changed: `cold` is not what it was.
+    `answered` hears of each first answer and of each that differs, which `held` of the query has then, and `failed` of
+    failed requests; `staleness_changed` that `cold` is not what it was.
     """
 
     def __init__(
@@ -103,7 +99,7 @@ class WatchScheduler:
         self._answered = answered
         self._failed = failed
         self._staleness_changed = staleness_changed
-        self._followed: dict[HealthQuery, None] = {}
+        self.followed: dict[HealthQuery, None] = {}
         self._by_service: dict[str, tuple[HealthQuery, ...]] = {}
         self._interesting: dict[HealthQuery, None] = {}
         self._new: dict[HealthQuery, None] = {}
@@ -121,23 +117,18 @@ class WatchScheduler:
         return not self.crowded.is_set()
 
     def follow(self, query: HealthQuery, *, later: bool = False) -> None:
-        """Follow a query from now on.
-
-        Args:
-            query: is told the answers.
-            later: where there are not connections for all, leave the first answer to the sweep.
-        """
+        """Follow a query from now on; `later`: where there are not connections for all, the sweep brings the answer."""
         query.state = self._scope.registry.register(query.key)
         query.state.swept = True
         query.cold = True
-        self._followed[query] = None
+        self.followed[query] = None
         self._by_service[query.service] = (*self._by_service.get(query.service, ()), query)
         if not later:
             self._new[query] = None
         self._news.set()
 
     def leave(self, query: HealthQuery) -> None:
-        for queries in (self._followed, self._interesting, self._new):
+        for queries in (self.followed, self._interesting, self._new):
             queries.pop(query, None)
         self._due.pop(query, None)
         self._warm.discard(query)
@@ -170,10 +161,7 @@ class WatchScheduler:
                 self._look(query)
 
     async def lookup(self, service: str) -> None:
-        """Put a service into use, and return when it is known as Consul has it now, or when that cannot be had.
-
-        May take as long as a request does; a caller who has less time cancels it.
-        """
+        """Put a service into use, and return when it is known as Consul has it now, or when that cannot be had."""
         async with trio.open_nursery() as nursery:
             for query in self._by_service.get(service, ()):
                 nursery.start_soon(self._lookup, query)
@@ -195,17 +183,17 @@ class WatchScheduler:
                     for query in self._waiting[:AT_A_TICK]:
                         self._look(query)
         finally:
-            for query in tuple(self._followed):
+            for query in tuple(self.followed):
                 self.leave(query)
 
     # --- who is watched ------------------------------------------------------------------------------------------
 
     def _balance(self, nursery: trio.Nursery) -> None:
         room = self._scope.pool.capacity_for(len(self._held))
-        if len(self._followed) <= room:
+        if len(self.followed) <= room:
             if self.crowded.is_set():
                 self.crowded = trio.Event()
-            wanted = list(self._followed)
+            wanted = list(self.followed)
         else:
             self.crowded.set()
             self._interesting = {query: None for query in self._interesting if self._in_use(query)}
@@ -222,12 +210,9 @@ class WatchScheduler:
         for query in self._new:
             self._look(query)
         self._new.clear()
-        self._tell_warm({*self._held, *self._waiting[:AT_A_TICK]})
-
-    def _tell_warm(self, warm: set[HealthQuery]) -> None:
-        """Tell those queries that are not cold any more, or are now."""
+        warm = {*self._held, *self._waiting[:AT_A_TICK]}
         for query in warm ^ self._warm:
-            if query in self._followed:
+            if query in self.followed:
                 query.cold = query not in warm
                 self._staleness_changed(query)
         self._warm = warm
@@ -287,9 +272,6 @@ class WatchScheduler:
 
     # --- who is only read ----------------------------------------------------------------------------------------
 
-    def followed(self) -> tuple[HealthQuery, ...]:
-        return tuple(self._followed)
-
     async def read(self, query: HealthQuery) -> None:
         """Read it. What could not be read because nothing can be is tried again; anything else is left to others."""
         if self._is_read(query):
@@ -297,7 +279,7 @@ class WatchScheduler:
                 await READINGS.retrying(sleep=self._rest, wanted=partial(self._is_read, query))(self._read, query)
 
     def _is_read(self, query: HealthQuery) -> bool:
-        return query in self._followed and query not in self._held
+        return query in self.followed and query not in self._held
 
     def _look(self, query: HealthQuery) -> None:
         """Read it as soon as those before it are read."""
@@ -377,7 +359,12 @@ class _Resync:
                     await self._scheduler.crowded.wait()
                     continue
                 if not sweep:
-                    sweep.extend(query for query in self._scheduler.followed() if not _expects_nothing(query))
+                    # Not those that were answered with nothing, as are those for sidecars by their own names.
+                    sweep.extend(
+                        query
+                        for query in self._scheduler.followed
+                        if query.held.value or not query.held.known or not query.service.endswith(SIDECAR)
+                    )
                 if sweep:
                     await self._scheduler.read(sweep.popleft())
 
@@ -409,14 +396,9 @@ class _Resync:
 
     def _odd(self, changed: set[str]) -> set[str]:
         """The services whose sidecars have names of their own, and are among those that have changed."""
-        queries = self._scheduler.followed()
+        queries = self._scheduler.followed
         own = {query.service for query in queries if query.held.value}
         names = {name for name in changed if name.removesuffix(SIDECAR) not in own}
         if not names:
             return set()
         return {query.service for query in queries if any(each.service.lower() in names for each in query.held.value)}
-
-
-def _expects_nothing(query: HealthQuery) -> bool:
-    """Whether it was answered with nothing, as are those for sidecars by their own names."""
-    return query.service.endswith(SIDECAR) and query.held.known and not query.held.value

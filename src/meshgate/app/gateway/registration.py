@@ -15,7 +15,7 @@ import structlog
 
 from meshgate.adapters.consul import Maintenance, OwnHealth, Registrar, RegistrarLeft, WatchRegistry
 from meshgate.adapters.consul.api import GATEWAY_KIND, ConsulClient, ConsulError, OwnRegistration
-from meshgate.adapters.consul.watch_registry import ignore
+from meshgate.adapters.consul.watch import ignore
 from meshgate.adapters.relay.pool import RelayPool
 from meshgate.app.errors import CommandError
 from meshgate.app.gateway.from_settings import definition_of, limits_of, listen_addresses

@@ -10,7 +10,8 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from copy import copy
 from dataclasses import replace
 from email.utils import parsedate_to_datetime
-from typing import Any, Final, Generic, Self, TypeVar
+from functools import lru_cache
+from typing import Any, Final, Self, TypeVar
 
 import structlog
 import trio
@@ -99,14 +100,15 @@ class ConsulClient:
         self.address = address
         self._patience = patience
         self._login = LoginToken(login, address.http_auth) if login else None
-        self.token = self._login or TokenSource.of(address)
+        self.token = self._login or TokenSource(address.token, address.token_file, address.http_auth)
         self.errors: Counter[str] = Counter()
         # What the token was seen to be allowed, and in which partition; shared by all clients made from this one.
         self._granted: set[tuple[Rule, str]] = set()
         self._tls = TlsContext(address)
         self._transport = self._connections(SHORT_CONNECTIONS)
         self._place: Mapping[str, str] = {"ns": address.namespace, "partition": address.partition}
-        self._names = Remembered(records.decode_service_names)
+        # The index moves with every registration, the names hardly ever.
+        self._names = lru_cache(maxsize=1)(records.decode_service_names)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.address.url!r})"
@@ -157,7 +159,7 @@ class ConsulClient:
 
     def _view(self, **differing: object) -> Self:
         view = copy(self)
-        vars(view).update(differing, _names=Remembered(records.decode_service_names))
+        vars(view).update(differing, _names=lru_cache(maxsize=1)(records.decode_service_names))
         return view
 
     def _connections(self, number: int) -> Transport:
@@ -166,10 +168,7 @@ class ConsulClient:
     # --- the catalog and the health of its services -------------------------------------------------------------------
 
     async def service_names(self, cursor: Cursor = NOW) -> Page[tuple[str, ...]]:
-        """Names of all services that the token may read, as they are spelled, sorted.
-
-        A token without rights gets an empty list, not an error.
-        """
+        """All that the token may read, as they are spelled, sorted. A token without rights gets none, and no error."""
         return await self._page(CONSUL.catalog.services(), self._names, SEE_SERVICES, cursor)
 
     async def connect_instances(
@@ -209,17 +208,13 @@ class ConsulClient:
         return replace(page, value=tuple(instance for instance in page.value if not kind or instance.kind == kind))
 
     async def own_instances(self, service: str, service_id: str, cursor: Cursor = NOW) -> Page[tuple[OwnInstance, ...]]:
-        """The registrations of an ID in the catalog, one a node at most.
-
-        Consul merges central configuration from 1.13 on, whether or not an agent holds them.
-        """
+        """The registrations of an ID in the catalog, one a node; from 1.13 on with central configuration merged."""
         asked = {"filter": _equals("Service.ID", service_id), "merge-central-config": "true"}
         request, needs = CONSUL.health.service(segment(service)), Rule("service", service)
         page = await self._page(request, records.decode_own_instances, needs, cursor, **asked)
         return replace(page, value=tuple(each for each in page.value if each.registration.id == service_id))
 
     async def node_checks(self, node: str, *, datacenter: str = "") -> tuple[HealthCheck, ...]:
-        """The checks of a node, and of the services on it, with what they last said."""
         request = CONSUL.health.node(segment(node), dc=datacenter)
         return (await self._read(request, records.decode_node_checks, Rule("node", node))).value
 
@@ -240,7 +235,6 @@ class ConsulClient:
         return await self._page(CONSUL.internal.ui_services(), records.decode_summaries, SEE_SERVICES, cursor)
 
     async def gateway_names(self, datacenter: str = "") -> Page[tuple[str, ...]]:
-        """The service names of a datacenter's mesh gateways."""
         request, chosen = CONSUL.internal.ui_services(datacenter), _equals("Service.Kind", GATEWAY_KIND)
         return await self._read(request, records.decode_gateway_names, SEE_SERVICES, filter=chosen)
 
@@ -291,7 +285,6 @@ class ConsulClient:
         return next((entry.mode for entry in entries), "")
 
     async def discovery_chain(self, service: str, cursor: Cursor = NOW, *, datacenter: str = "") -> Page[Chain]:
-        """Where calls of a service lead, as evaluated in `datacenter`."""
         request = CONSUL.discovery_chain.get(segment(service), datacenter)
         return await self._page(request, records.decode_chain, Rule("service", service), cursor)
 
@@ -343,12 +336,10 @@ class ConsulClient:
         return (await self._read(request, records.decode_own_registrations, needs, filter=chosen)).value.get(service_id)
 
     async def agent_checks(self, service_id: str) -> tuple[HealthCheck, ...]:
-        """The checks that the agent holds of a service; others are left out as far as the agent can."""
         chosen, needs = _equals("ServiceID", service_id), Rule("service", service_id)
         return (await self._read(CONSUL.agent.checks(), records.decode_agent_checks, needs, filter=chosen)).value
 
     async def sidecars(self) -> tuple[Sidecar, ...]:
-        """The sidecars that the agent holds and the token may read, in a stable order."""
         return (await self._read(CONSUL.agent.services(), records.decode_sidecars)).value
 
     async def register(self, definition: Mapping[str, Any]) -> None:
@@ -406,10 +397,7 @@ class ConsulClient:
         return (await self._read(CONSUL.acl.replication(datacenter), records.decode_replication)).value
 
     async def intention(self, source: str, destination: str) -> Intention:
-        """What Consul's intentions, in the end their default, say of a call of a service by another one here.
-
-        For services of the default namespace and partition.
-        """
+        """What intentions, in the end their default, say of a call between services of the default namespace here."""
         needs = Rule("service", destination)
         request = CONSUL.connect.intentions.check(source, destination)
         if (await self._read(request, records.decode_intention_check, needs)).value:
@@ -524,7 +512,6 @@ class ConsulClient:
     async def _page(
         self, request: Request, decode: Callable[[bytes], T], needs: Rule | None, cursor: Cursor, **params: str
     ) -> Page[T]:
-        """As `_read`, of an endpoint that has an index."""
         with self._counting(needs):
             return _indexed(await self._ask(request, decode, cursor, **params))
 
@@ -597,21 +584,7 @@ class ConsulClient:
             raise
 
 
-class Remembered(Generic[T]):
-    """A decoder that knows the last answer, since an index may move without a change of what is asked for."""
-
-    def __init__(self, decode: Callable[[bytes], T]) -> None:
-        self._decode = decode
-        self._last: tuple[bytes, T] | None = None
-
-    def __call__(self, content: bytes) -> T:
-        if self._last is None or self._last[0] != content:
-            self._last = content, self._decode(content)
-        return self._last[1]
-
-
 def _held(cursor: Cursor) -> dict[str, str]:
-    """The query parameters of a cursor that blocks."""
     return {
         "index": str(cursor.index or ""),
         "hash": cursor.content_hash,

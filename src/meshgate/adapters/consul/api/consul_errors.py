@@ -1,7 +1,7 @@
 """What can go wrong with Consul, in our own words: nothing outside this package sees an exception of a library.
 
 Each error is one clear line and never holds a token. `status` is its label in metrics: the HTTP status, or one of
-`unreachable`, `timeout`, `invalid`, `not_ready`, `blocked`.
+`unreachable`, `timeout`, `invalid`, `not_ready`, `blocked`, `disabled`.
 """
 
 import os
@@ -39,6 +39,13 @@ class Rule:
         kind = f"{self.resource}_prefix" if self.prefix else self.resource
         return f'{kind} "{self.name}" {{ policy = "{self.access}" }}'
 
+    @property
+    def grants(self) -> str:
+        verb = "register" if (self.resource, self.access) == ("service", "write") else self.access
+        every = self.prefix and not self.name
+        name = f"every {self.resource}" if every else f'{self.resource} "{self.name}"'
+        return f"{verb} {self.resource if self.resource in _NAMELESS else name}"
+
 
 class ConsulError(Exception):
     """The root: a request to Consul did not bring what was asked for."""
@@ -61,10 +68,7 @@ class NotReadyError(ConsulError):
 
 
 class NotFoundError(ConsulError):
-    """404: what was asked for does not exist, or this Consul is too old to have the endpoint.
-
-    `index` is where a query for it may wait until it exists; None where Consul tells none.
-    """
+    """404: there is none, or this Consul is too old to have the endpoint. A query may wait for it at `index`."""
 
     index: int | None = None
 
@@ -78,12 +82,7 @@ class RateLimitedError(ConsulError):
 
 
 class ServerError(ConsulError):
-    """5xx. `disabled` where Consul says that the feature is switched off as long as older servers are about."""
-
-    @property
-    def disabled(self) -> bool:
-        """Whether asking again soon is pointless."""
-        return "currently disabled" in str(self)
+    """5xx. Its status is `disabled` where Consul switches a feature off as long as older servers are about."""
 
 
 class UnexpectedStatusError(ConsulError):
@@ -107,11 +106,10 @@ class PermissionDeniedError(ConsulError):
         elif self.missing_rule is None:
             message = f"not permitted: {answer}"
         else:
-            message = f"{_may_not(self.missing_rule)}: add {self.missing_rule} ({answer})"
+            message = f"token may not {self.missing_rule.grants}: add {self.missing_rule} ({answer})"
         super().__init__(message, status)
 
     def for_want_of(self, rule: Rule | None) -> "PermissionDeniedError":
-        """The same refusal, of a request that needs this rule."""
         return type(self)(self.answer, rule, self.status)
 
 
@@ -152,7 +150,8 @@ def error_of(status: int, text: str, path: str, index: int | None = None) -> Con
     if status == 429:
         return RateLimitedError(f"too many requests or connections for Consul: {text}", "429")
     if 500 <= status < 600:
-        return ServerError(f"Consul failed: {status} {text}", str(status))
+        disabled = "currently disabled" in text
+        return ServerError(f"Consul failed: {status} {text}", "disabled" if disabled else str(status))
     if 400 <= status < 500:
         return UnexpectedStatusError(f"Consul answered {status}: {text}", str(status))
     return UnexpectedStatusError(f"not an answer of Consul: status {status}", str(status))
@@ -167,14 +166,6 @@ def rule_named_in(text: str) -> Rule | None:
     return Rule(resource, name or "", access, prefix=not name)
 
 
-def _may_not(rule: Rule) -> str:
-    verb = "register" if (rule.resource, rule.access) == ("service", "write") else rule.access
-    if rule.resource in _NAMELESS:
-        return f"token may not {verb} {rule.resource}"
-    name = f"every {rule.resource}" if rule.prefix and not rule.name else f'{rule.resource} "{rule.name}"'
-    return f"token may not {verb} {name}"
-
-
 _TIMEOUTS: Final = {
     "ConnectTimeout": "no connection in time: is it running, and does a firewall let this machine through?",
     "ReadTimeout": "no answer in time",
@@ -185,10 +176,7 @@ _NOT_TLS: Final = frozenset(("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAY
 
 
 def reason_of(error: BaseException) -> str:
-    """Why no answer came, in words for people, with the flag that helps where one does.
-
-    The cause at the bottom says more than httpx, whose own text is often empty.
-    """
+    """Why no answer came, in words for people, with the flag that helps where one does."""
     # Both httpx and httpcore name them so, mostly without a text.
     if told := _TIMEOUTS.get(type(error).__name__):
         return told

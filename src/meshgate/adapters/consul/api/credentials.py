@@ -11,7 +11,7 @@ import os
 import ssl
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -48,10 +48,8 @@ class _Files:
 class TokenSource(_Files):
     """Gives each request its credentials.
 
-    Args:
-        token: used while there is no file or the file is empty; may be empty (anonymous).
-        file: path of the token file, empty for none.
-        http_auth: user and password for a proxy before the agent.
+    The token is used while there is no file or the file is empty; it may be empty (anonymous). `http_auth` is user and
+    password for a proxy before the agent.
 
     Raises:
         ConsulConfigError: at the start, the file cannot be read, or it or `token` holds what can be no token.
@@ -69,10 +67,6 @@ class TokenSource(_Files):
                 self._read(self._file)
             except OSError as error:
                 raise ConsulConfigError(f"the token file {file} cannot be read: {error.strerror}") from error
-
-    @classmethod
-    def of(cls, address: ConsulAddress) -> "TokenSource":
-        return cls(address.token, address.token_file, address.http_auth)
 
     def __repr__(self) -> str:
         return f"TokenSource(file={str(self._file or '')!r}, set={bool(self._token)}, version={self._version})"
@@ -105,11 +99,7 @@ class TokenSource(_Files):
         return self._token
 
     def replace(self, token: str) -> None:
-        """Use another token from now on, where it does not come from a file.
-
-        Raises:
-            ConsulConfigError: it can be no token.
-        """
+        """Use another token from now on, where it does not come from a file; ConsulConfigError if it can be none."""
         if self._file is None and _checked(token, "the token") != self._token:
             self._token = token
             self._version += 1
@@ -179,11 +169,9 @@ class LoginToken(TokenSource):
 
     @property
     def age(self) -> float:
-        """Seconds since the last login."""
         return time.monotonic() - self._had_at
 
     def adopt(self, token: str, age: float) -> None:
-        """Go on with a token that another program has obtained, so many seconds ago."""
         super().replace(token)
         self._had_at = time.monotonic() - age
 
@@ -195,10 +183,7 @@ class LoginToken(TokenSource):
             return self._version
 
     async def renewed(self, version: int, log_in: Callable[[str, str], Awaitable[str]]) -> bool:
-        """Log in again, as Consul does not know this version any more; whether there is another one.
-
-        There is none where the token is so new that Consul may just not know it yet.
-        """
+        """Log in again, as Consul does not know this version any more; whether there is another one."""
         async with self._lock:
             if self._version == version:
                 if time.monotonic() - self._had_at < self._login.unknown_for:
@@ -210,7 +195,6 @@ class LoginToken(TokenSource):
         """Nothing: the settings have no token."""
 
     def redact(self, text: str) -> str:
-        """As that of `TokenSource`, without the bearer token too."""
         return super().redact(text.replace(self._bearer, "(token)"))
 
     async def _renew(self, log_in: Callable[[str, str], Awaitable[str]]) -> None:
@@ -285,7 +269,7 @@ class TlsContext(_Files):
         self._report("")
         log.info("TLS files of the agent's address have changed and are read again")
 
-    def _look(self) -> dict[str, _Stamp | None]:
+    def _look(self) -> dict[str, _Stamp]:
         address = self._address
         files = [file for file in (address.ca_file, address.client_cert, address.client_key) if file]
         if address.ca_path and not address.ca_file:
@@ -293,14 +277,11 @@ class TlsContext(_Files):
                 files += sorted(entry.path for entry in os.scandir(address.ca_path))
             except OSError:
                 files.append(address.ca_path)
-        return {file: _stamp_or_none(file) for file in files}
-
-
-def _stamp_or_none(file: str) -> _Stamp | None:
-    try:
-        return _stamp(file)
-    except OSError:
-        return None
+        stamps: dict[str, _Stamp] = {}
+        for file in files:
+            with suppress(OSError):
+                stamps[file] = _stamp(file)
+        return stamps
 
 
 def tls_context(address: ConsulAddress) -> ssl.SSLContext:

@@ -11,6 +11,7 @@ import json
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partialmethod
 from importlib.util import find_spec, module_from_spec
 from typing import Any, Final
 from urllib.parse import quote
@@ -54,28 +55,16 @@ class _Requests(base.HTTPClient):
 
     # The callbacks are python-consul2's ways to decode an answer. They are left out: they make dictionaries by way of
     # `json`, drop the headers but the index, and know fewer failures than `consul_errors`.
-    def get(self, callback: object, path: str, params: Params = None, headers: Headers = None) -> Request:
-        return _request("GET", path, params, headers)
-
-    def put(
-        self, callback: object, path: str, params: Params = None, data: str = "", headers: Headers = None
+    def _request(
+        self, method: str, callback: object, path: str, params: Params = None, data: str = "", headers: Headers = None
     ) -> Request:
-        return _request("PUT", path, params, headers, data)
+        query = params.items() if isinstance(params, Mapping) else params or ()
+        return Request(method, path, tuple((name, str(value)) for name, value in query), data.encode(), headers or {})
 
-    def delete(
-        self, callback: object, path: str, params: Params = None, data: str = "", headers: Headers = None
-    ) -> Request:
-        return _request("DELETE", path, params, headers, data)
-
-    def post(
-        self, callback: object, path: str, params: Params = None, data: str = "", headers: Headers = None
-    ) -> Request:
-        return _request("POST", path, params, headers, data)
-
-
-def _request(method: str, path: str, params: Params, headers: Headers, data: str = "") -> Request:
-    query = params.items() if isinstance(params, Mapping) else params or ()
-    return Request(method, path, tuple((name, str(value)) for name, value in query), data.encode(), headers or {})
+    get = partialmethod(_request, "GET")
+    put = partialmethod(_request, "PUT")
+    delete = partialmethod(_request, "DELETE")
+    post = partialmethod(_request, "POST")
 
 
 class Consul(base.Consul):
@@ -197,8 +186,6 @@ class Internal(_Group):
 
 
 class Listing(_Group):
-    """A group that has a list."""
-
     def __init__(self, agent: base.Consul, path: str) -> None:
         super().__init__(agent)
         self._path = path

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
+from operator import attrgetter
 from typing import Any, Final, Generic, TypeVar
 
 import msgspec
@@ -66,7 +67,6 @@ class Cursor:
 
     @property
     def blocks(self) -> bool:
-        """Whether a query with this cursor may be held by Consul."""
         return bool(self.index or self.content_hash)
 
 
@@ -91,7 +91,6 @@ class _Json(msgspec.Struct, rename="pascal"):
 
 
 def decoder(shape: object, build: Callable[[Any], T]) -> Callable[[bytes], T]:
-    """A decoder of JSON text of a shape, which then makes a record of it."""
     json_decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(shape)
 
     def decode(content: bytes) -> T:
@@ -105,6 +104,17 @@ def decoder(shape: object, build: Callable[[Any], T]) -> Callable[[bytes], T]:
 
 def _as_it_is(shape: type[T]) -> Callable[[bytes], T]:
     return decoder(shape, lambda answer: answer)
+
+
+def _list(rows: object, build: Callable[[Any], T], order: str) -> Callable[[bytes], tuple[T, ...]]:
+    """A decoder of a list or null, in an order of ours by attributes, so that equal answers are equal values."""
+    key = attrgetter(*order.split())
+    return decoder(rows, lambda found: tuple(sorted(map(build, found or ()), key=key)))
+
+
+def _by_name(rows: object, build: Callable[[Any], T]) -> Callable[[bytes], Mapping[str, T]]:
+    """A decoder of a list or null of config entries."""
+    return decoder(rows, lambda found: {row.name: build(row) for row in found or ()})
 
 
 # --- instances: the health and federation endpoints -------------------------------------------------------------------
@@ -135,17 +145,12 @@ class _Weights(_Json):
 
 
 class _PeerMeta(_Json):
-    """What the exporter of a peered instance says of it."""
-
     sni: list[str] | None = msgspec.field(name="SNI", default=None)
     spiffe_id: list[str] | None = msgspec.field(name="SpiffeID", default=None)
 
 
 class _Connect(_Json):
     peer_meta: _PeerMeta | None = None
-
-
-_NOTHING, _NO_PEER = _Connect(), _PeerMeta()
 
 
 class _Service(_Json):
@@ -178,16 +183,11 @@ class _Row(_Json):
     checks: list[_RowCheck] | None = None
 
 
-def _instances(rows: list[_Row] | None) -> Instances:
-    """Rows in a stable order, so that equal answers are equal values."""
-    return tuple(sorted(map(_instance, rows or ()), key=lambda one: (one.node, one.id)))
-
-
 def _instance(row: _Row) -> Instance:
     node, service = row.node, row.service
     wan = (service.tagged_addresses or {}).get("wan")
     weights = service.weights or _Weights()
-    peer = (service.connect or _NOTHING).peer_meta or _NO_PEER
+    peer = (service.connect and service.connect.peer_meta) or _PeerMeta()
     checks = (Check(check.check_id, check.status or "", check.name or "") for check in row.checks or ())
     return Instance(
         node=node.node,
@@ -216,10 +216,13 @@ def _locality(place: _Locality | None) -> Locality:
     return Locality(place.region or "", place.zone or "") if place else NOWHERE
 
 
-decode_instances = decoder(list[_Row] | None, _instances)
+decode_instances = _list(list[_Row] | None, _instance, "node id")
 decode_federated_gateways = decoder(
     dict[str, list[_Row] | None] | None,
-    lambda answer: {datacenter: _instances(rows) for datacenter, rows in (answer or {}).items()},
+    lambda answer: {
+        datacenter: tuple(sorted(map(_instance, rows or ()), key=attrgetter("node", "id")))
+        for datacenter, rows in (answer or {}).items()
+    },
 )
 
 
@@ -408,8 +411,6 @@ class _WithMode(msgspec.Struct, rename="pascal", frozen=True):
 
 
 class UpstreamDefinition(_WithMode, frozen=True):
-    """An upstream in a registration."""
-
     name: str = msgspec.field(name="DestinationName", default="")
     type: str = msgspec.field(name="DestinationType", default="")
     namespace: str = msgspec.field(name="DestinationNamespace", default="")
@@ -501,12 +502,6 @@ class _OwnRow(_Json):
     checks: list[HealthCheck] | None = None
 
 
-def _own_instances(rows: list[_OwnRow] | None) -> tuple[OwnInstance, ...]:
-    return tuple(
-        OwnInstance(row.node.node, _own_registration(row.service), tuple(row.checks or ())) for row in rows or ()
-    )
-
-
 def _sidecars(services: Mapping[str, _AgentService] | None) -> tuple[Sidecar, ...]:
     found = [
         Sidecar(
@@ -529,7 +524,11 @@ decode_own_registrations = decoder(
     dict[str, _AgentService] | None,
     lambda services: {each.id: _own_registration(each) for each in (services or {}).values()},
 )
-decode_own_instances = decoder(list[_OwnRow] | None, _own_instances)
+decode_own_instances = _list(
+    list[_OwnRow] | None,
+    lambda row: OwnInstance(row.node.node, _own_registration(row.service), tuple(row.checks or ())),
+    "node",
+)
 decode_sidecars = decoder(dict[str, _AgentService] | None, _sidecars)
 
 
@@ -580,7 +579,6 @@ def _ca_roots(answer: _Roots) -> CaRoots:
 
 
 def _certificate_end(pem: str) -> float | None:
-    """Unix time at which a certificate ends; None where the text holds none."""
     if not pem:
         return None
     from cryptography import x509  # noqa: PLC0415 - heavy, and few datacenters have intermediates
@@ -723,12 +721,10 @@ class ServiceDefaults(_WithMode, frozen=True):
 
     @property
     def overrides(self) -> tuple[UpstreamModes, ...]:
-        """What it says of single upstreams."""
         return (self.upstream_config or _UpstreamConfig()).overrides or ()
 
     @property
     def of_all(self) -> UpstreamModes:
-        """What it says of all upstreams."""
         return (self.upstream_config or _UpstreamConfig()).defaults or UpstreamModes()
 
     @property
@@ -768,22 +764,14 @@ def _sameness_group(entry: _SamenessGroup) -> SamenessGroup:
     )
 
 
-decode_resolvers = decoder(
-    list[_Resolver] | None,
-    lambda rows: tuple(sorted(map(_resolver, rows or ()), key=lambda entry: entry.name)),
-)
+decode_resolvers = _list(list[_Resolver] | None, _resolver, "name")
 decode_service_defaults = _as_it_is(ServiceDefaults)
 decode_proxy_defaults = decoder(list[ServiceDefaults] | None, lambda rows: tuple(rows or ()))
-decode_destination_limits = decoder(
-    list[ServiceDefaults] | None, lambda rows: {row.name: row.limits for row in rows or ()}
+decode_destination_limits = _by_name(list[ServiceDefaults] | None, attrgetter("limits"))
+decode_peer_through = _by_name(
+    list[_Mesh] | None, lambda entry: bool((entry.peering or _MeshPeering()).peer_through_mesh_gateways)
 )
-decode_peer_through = decoder(
-    list[_Mesh] | None,
-    lambda rows: {row.name: bool((row.peering or _MeshPeering()).peer_through_mesh_gateways) for row in rows or ()},
-)
-decode_sameness_groups = decoder(
-    list[_SamenessGroup] | None, lambda rows: {row.name: _sameness_group(row) for row in rows or ()}
-)
+decode_sameness_groups = _by_name(list[_SamenessGroup] | None, _sameness_group)
 
 
 @dataclass(frozen=True, slots=True)
@@ -831,7 +819,19 @@ class _Compiled(_Json):
 
 def _chain(answer: _Compiled) -> Chain:
     chain = answer.chain
-    targets = tuple(_target(found) for _, found in sorted((chain.targets or {}).items()))
+    targets = tuple(
+        Target(
+            service=found.service,
+            datacenter=found.datacenter or "",
+            sni=found.sni or "",
+            namespace=found.namespace or DEFAULT,
+            partition=found.partition or DEFAULT,
+            subset=found.service_subset or "",
+            peer=found.peer or "",
+            external=bool(found.external),
+        )
+        for _, found in sorted((chain.targets or {}).items())
+    )
     start = (chain.nodes or {}).get(chain.start_node)
     if start is None:
         raise ValueError("a discovery chain has no start node")
@@ -846,19 +846,6 @@ def _chain(answer: _Compiled) -> Chain:
     local = (target.datacenter or "", target.partition or DEFAULT) == here and not (target.peer or target.external)
     found = ChainTarget(target.service, target.namespace or DEFAULT, target.service_subset or "")
     return Chain(chain.protocol or "tcp", found if local else None, targets)
-
-
-def _target(found: _Target) -> Target:
-    return Target(
-        service=found.service,
-        datacenter=found.datacenter or "",
-        sni=found.sni or "",
-        namespace=found.namespace or DEFAULT,
-        partition=found.partition or DEFAULT,
-        subset=found.service_subset or "",
-        peer=found.peer or "",
-        external=bool(found.external),
-    )
 
 
 decode_chain = decoder(_Compiled, _chain)
@@ -887,7 +874,6 @@ class Peering:
 
     @property
     def active(self) -> bool:
-        """Whether it is not being deleted."""
         return self.state not in _ENDING
 
 
@@ -901,6 +887,7 @@ class _Peering(_Json):
     deleted_at: str | None = None
     peer_server_name: str | None = ""
     peer_server_addresses: list[str] | None = None
+    peer_ca_pems: list[str] | None = msgspec.field(name="PeerCAPems", default=None)
     stream_status: _StreamStatus | None = None
     modify_index: int | None = 0
 
@@ -959,34 +946,24 @@ class _ExportsEntry(_Json):
     services: list[_EntryService] | None = None
 
 
-def _exported(rows: list[_Exported] | None) -> tuple[Export, ...]:
-    def one(row: _Exported) -> Export:
-        to = row.consumers or _Consumers()
-        return Export(row.service, row.namespace or DEFAULT, _distinct(to.peers or ()), _distinct(to.partitions or ()))
-
-    return tuple(sorted(map(one, rows or ()), key=_order))
+def _exported(row: _Exported) -> Export:
+    to = row.consumers or _Consumers()
+    return Export(row.service, row.namespace or DEFAULT, _distinct(to.peers or ()), _distinct(to.partitions or ()))
 
 
-def _exports_entry(entry: _ExportsEntry) -> tuple[Export, ...]:
-    def one(row: _EntryService) -> Export:
-        to = row.consumers or []
-        return Export(
-            row.name,
-            row.namespace or DEFAULT,
-            _distinct(consumer.peer or consumer.peer_name for consumer in to),
-            _distinct(consumer.partition for consumer in to),
-            groups=_distinct(consumer.sameness_group for consumer in to),
-        )
-
-    return tuple(sorted(map(one, entry.services or ()), key=_order))
+def _as_written(row: _EntryService) -> Export:
+    to = row.consumers or []
+    return Export(
+        row.name,
+        row.namespace or DEFAULT,
+        _distinct(consumer.peer or consumer.peer_name for consumer in to),
+        _distinct(consumer.partition for consumer in to),
+        groups=_distinct(consumer.sameness_group for consumer in to),
+    )
 
 
 def _distinct(names: Iterable[str | None]) -> tuple[str, ...]:
     return tuple(sorted({name for name in names if name}))
-
-
-def _order(export: Export) -> tuple[str, str]:
-    return export.namespace, export.service
 
 
 class Intention(StrEnum):
@@ -997,17 +974,9 @@ class Intention(StrEnum):
     PERMISSIONS = "permissions"
 
 
-class _Checked(_Json):
-    allowed: bool | None = False
-
-
 class _Intention(_Json):
     source_name: str | None = ""
     permissions: list[msgspec.Raw] | None = None
-
-
-class _PeeringRoots(_Json):
-    peer_ca_pems: list[str] | None = msgspec.field(name="PeerCAPems", default=None)
 
 
 def _judged_by_request(matches: Mapping[str, list[_Intention] | None]) -> dict[str, bool]:
@@ -1016,16 +985,15 @@ def _judged_by_request(matches: Mapping[str, list[_Intention] | None]) -> dict[s
     return {row.source_name or "": bool(row.permissions) for row in reversed(rows)}
 
 
-decode_intention_check = decoder(_Checked, lambda answer: bool(answer.allowed))
+decode_intention_check = decoder(dict[str, bool], lambda answer: answer.get("Allowed", False))
 # By the caller, which may be `*`: whether its intention has permissions.
 decode_intention_match = decoder(dict[str, list[_Intention] | None], _judged_by_request)
-decode_peering_roots = decoder(_PeeringRoots, lambda answer: tuple(answer.peer_ca_pems or ()))
-decode_peerings = decoder(
-    list[_Peering] | None, lambda rows: tuple(sorted(map(_peering, rows or ()), key=lambda peering: peering.name))
-)
-decode_exported_services = decoder(list[_Exported] | None, _exported)
-decode_exported_entries = decoder(
-    list[_ExportsEntry] | None, lambda rows: {row.name: _exports_entry(row) for row in rows or ()}
+decode_peering_roots = decoder(_Peering, lambda answer: tuple(answer.peer_ca_pems or ()))
+decode_peerings = _list(list[_Peering] | None, _peering, "name")
+decode_exported_services = _list(list[_Exported] | None, _exported, "namespace service")
+decode_exported_entries = _by_name(
+    list[_ExportsEntry] | None,
+    lambda entry: tuple(sorted(map(_as_written, entry.services or ()), key=attrgetter("namespace", "service"))),
 )
 
 

@@ -49,15 +49,14 @@ PATIENCE: Final = Patience()
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An answer with success."""
-
     content: bytes
     headers: Mapping[str, str]
 
     @property
     def index(self) -> int | None:
         """Where a query may wait for the next answer; None where there is no such place."""
-        return _index(self.headers)
+        text = self.headers.get("X-Consul-Index", "")
+        return int(text) if text.isascii() and text.isdigit() and len(text) <= _INDEX_DIGITS else None
 
     @property
     def filtered(self) -> bool:
@@ -89,15 +88,10 @@ class _Body(httpx.AsyncByteStream):
 
 
 class Transport:
-    """Connections to one agent.
+    """Connections to one agent; `tls` is shared by all transports of the process.
 
-    Args:
-        address: where the agent is.
-        token: the credentials of each request.
-        tls: shared by all transports of the process.
-        connections: how many at most. A query that is held needs a transport with one connection of its own: httpcore
-            searches a shared pool anew for each request that ends, in cubic time.
-        patience: bounds each answer.
+    A query that is held needs a transport with one connection of its own: httpcore searches a shared pool anew for each
+    request that ends, in cubic time.
     """
 
     def __init__(
@@ -156,18 +150,15 @@ class Transport:
                 await pool.aclose()
 
     async def send(self, request: Request) -> Answer:
-        """Send a request when its turn comes; cancelling it closes its connection.
-
-        Raises:
-            ConsulError: there was no answer, or one without success.
-        """
+        """Send a request when its turn comes, or raise a ConsulError; cancelling it closes its connection."""
         uri = self._uri(request)
         try:
             async with self._turn, self._connections() as connections:
                 status, answer = await self._exchange(connections, request, uri)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             # The exception of httpx holds the request with its headers, so it does not travel on.
-            raise self._unreachable(error) from None
+            label = "timeout" if isinstance(error, httpx.TimeoutException) else "unreachable"
+            raise self._failed(reason_of(error), label) from None
         if 200 <= status < 300:
             return answer
         raise error_of(status, self._quote(answer.content.decode("utf-8", "replace")), request.path, answer.index)
@@ -180,7 +171,8 @@ class Transport:
         return self._address.base_url + quote(request.path, safe="/:%") + query
 
     async def _exchange(self, connections: httpx.AsyncHTTPTransport, request: Request, uri: str) -> tuple[int, Answer]:
-        held = _held(dict(request.params))
+        # Seconds for which Consul may hold the query: `wait` and up to a sixteenth of it.
+        held = parse_duration(dict(request.params).get("wait", "0")) * 17 / 16
         sent = httpx.Request(
             request.method,
             uri,
@@ -207,10 +199,6 @@ class Transport:
             raise self._failed(f"no whole answer within {held + self._patience.whole:g} s", "timeout")
         return response.status_code, Answer(bytes(content), response.headers)
 
-    def _unreachable(self, error: Exception) -> ConsulUnreachableError:
-        status = "timeout" if isinstance(error, httpx.TimeoutException) else "unreachable"
-        return self._failed(reason_of(error), status)
-
     def _failed(self, reason: str, status: str) -> ConsulUnreachableError:
         return ConsulUnreachableError(f"cannot reach Consul at {self._address.url}: {self._quote(reason)}", status)
 
@@ -231,13 +219,3 @@ class _Pool:
         # Closing says goodbye over TLS; it must not hang on an agent that is gone.
         with trio.move_on_after(1, shield=True):
             await self.connections.aclose()
-
-
-def _index(headers: Mapping[str, str]) -> int | None:
-    text = headers.get("X-Consul-Index", "")
-    return int(text) if text.isascii() and text.isdigit() and len(text) <= _INDEX_DIGITS else None
-
-
-def _held(query: Mapping[str, str]) -> float:
-    """Seconds for which Consul may hold a query: `wait` and up to a sixteenth of it."""
-    return parse_duration(query["wait"]) * 17 / 16 if "wait" in query else 0.0
