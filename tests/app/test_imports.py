@@ -24,7 +24,7 @@ def test_a_gateway_imports_no_cryptography_before_it_needs_any() -> None:
 
 def test_a_gateway_imports_no_library_that_only_others_would_use() -> None:
     code = """
-from meshgate.app.cli.local_commands import colorless
+from meshgate.app.cli.main import colorless
 with colorless():
     import meshgate.app.composition_root, httpcore
 """
@@ -33,9 +33,21 @@ with colorless():
     assert not found & {"rich", "pygments", "requests", "urllib3"}
 
 
+def test_a_gateway_that_goes_on_after_an_upgrade_imports_no_more() -> None:
+    code = """
+import os
+from meshgate.app.cli.main import execute
+os.environ["_MESHGATE_HAND_OVER"] = "nothing to go on with"
+assert execute(["run"]) != 0
+"""
+    found = imported(code)
+    assert "structlog" in found
+    assert not found & {"rich", "pygments", "requests", "urllib3"}
+
+
 def test_the_colors_of_a_gateway_are_taken_from_it_alone() -> None:
     code = """
-from meshgate.app.cli.local_commands import colorless
+from meshgate.app.cli.main import colorless
 with colorless():
     import structlog.dev
     assert structlog.dev.rich is None

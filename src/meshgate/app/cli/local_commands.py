@@ -4,17 +4,15 @@
 """
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import click
 from click.shell_completion import get_completion_class
 
 import meshgate
-from meshgate.app.cli.main import COMPLETE, SHELLS
+from meshgate.app.cli.main import COMPLETE, SHELLS, colorless
 from meshgate.app.cli.setting_options import Command, Session, command, json_option, with_settings
 from meshgate.app.errors import CommandError, ConfigError
 from meshgate.app.settings.setting_table import TABLE
@@ -92,22 +90,6 @@ def run(settings: Settings) -> int | None:
         from meshgate.app.composition_root import run_gateway  # noqa: PLC0415 - heavy, and only needed here
 
         return run_gateway(settings) if taken is None else run_gateway(settings, taken)
-
-
-@contextmanager
-def colorless() -> Iterator[None]:
-    """Let no library find the ones for colors, as if they were not installed.
-
-    httpx and structlog import them for commands and consoles of their own, 4 MB that a gateway has no use for.
-    """
-    hidden = {"rich", "pygments"} - sys.modules.keys()
-    # As the import system documents it: a name that stands for None is one that is not found.
-    cast("dict[str, Any]", sys.modules).update(dict.fromkeys(hidden))
-    try:
-        yield
-    finally:
-        for name in hidden:
-            sys.modules.pop(name, None)
 
 
 @command("meshgate demo", "meshgate demo --once")

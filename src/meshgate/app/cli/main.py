@@ -11,10 +11,11 @@ import re
 import sys
 import traceback
 from collections import UserDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from itertools import islice
-from typing import NoReturn
+from typing import Any, NoReturn, cast
 
 import click
 from click.shell_completion import add_completion_class, get_completion_class
@@ -136,10 +137,27 @@ def execute(arguments: Sequence[str]) -> int:
 
 def _take(session: Session) -> list[str]:
     """Go on as what the version before was started with; gives its command line."""
-    from meshgate.app.gateway.upgrade_record import Taken  # noqa: PLC0415 - heavy, and only needed at an upgrade
+    with colorless():
+        from meshgate.app.gateway.upgrade_record import Taken  # noqa: PLC0415 - heavy, and only needed at an upgrade
 
     session.taken = Taken()
     return sys.argv[1:]
+
+
+@contextmanager
+def colorless() -> Iterator[None]:
+    """Let no library find the ones for colors, as if they were not installed.
+
+    httpx and structlog import them for commands and consoles of their own, 4 MB that a gateway has no use for.
+    """
+    hidden = {"rich", "pygments"} - sys.modules.keys()
+    # As the import system documents it: a name that stands for None is one that is not found.
+    cast("dict[str, Any]", sys.modules).update(dict.fromkeys(hidden))
+    try:
+        yield
+    finally:
+        for name in hidden:
+            sys.modules.pop(name, None)
 
 
 def _usage_error(error: click.ClickException) -> int:
