@@ -26,6 +26,10 @@ class NoGatewayError(CommandError):
     """There is nobody at the admin address."""
 
 
+class SlowGatewayError(CommandError):
+    """There is somebody, who does not answer in time."""
+
+
 class NotDoneError(CommandError):
     """The gateway says that it cannot do what it was asked to do; `reason` is its word."""
 
@@ -41,8 +45,9 @@ def ask(bind: HostPort | Path | None, path: str, *, method: str = "GET", **query
 
     Raises:
         NoGatewayError: there is no gateway.
+        SlowGatewayError: it does not answer in time.
         NotDoneError: it is not in a state to do that.
-        CommandError: it does not answer in time, or not with success.
+        CommandError: it does not answer with success.
     """
     if bind is None:
         raise CommandError("the admin address is switched off (MESHGATE_ADMIN_BIND=off), so there is nobody to ask")
@@ -62,8 +67,7 @@ def ask(bind: HostPort | Path | None, path: str, *, method: str = "GET", **query
             response = client.request(method, path, params=query)
     except (OSError, httpx.HTTPError, httpx.InvalidURL) as error:
         advice = "is meshgate running, with this MESHGATE_ADMIN_BIND?"
-        # Who is only slow is there.
-        kind = CommandError if isinstance(error, httpx.TimeoutException) else NoGatewayError
+        kind = SlowGatewayError if isinstance(error, httpx.TimeoutException) else NoGatewayError
         raise kind(f"no gateway answers at {where} ({_reason(error)}); {advice}") from None
     said = _message(response.content)
     if response.status_code == httpx.codes.CONFLICT and said:

@@ -19,7 +19,6 @@ from meshgate.adapters.admin.confined_clients import is_confined
 from meshgate.adapters.admin.http_server import AdminServer, Bind, listening
 from meshgate.adapters.consul.api import ConsulClient, OwnRegistration
 from meshgate.adapters.machine import RESERVED, raise_descriptor_limit
-from meshgate.adapters.relay.messages import VERSION
 from meshgate.adapters.relay.sandbox import Mode, support
 from meshgate.adapters.sd_notify import Notifier
 from meshgate.app.admin.admin_pages import PROBES, admin_routes
@@ -97,8 +96,7 @@ def _try(settings: Settings, taken: Taken) -> int:
     before, now = taken.record.identity, identity_of(settings)
     if changed := [name for name in now if before.get(name, now[name]) != now[name]]:
         raise ConfigError(f"{', '.join(changed)} changed: that takes a restart")
-    answer = Trial(__version__, workers=taken.record.relay.version == VERSION)
-    sys.stdout.write(msgspec.json.encode(answer).decode() + "\n")
+    sys.stdout.write(msgspec.json.encode(Trial(__version__)).decode() + "\n")
     return 0
 
 
@@ -139,7 +137,7 @@ async def _main(settings: Settings, client: ConsulClient, taken: Taken | None) -
         gateway = Gateway(settings, client, Notifier.from_environment(os.environ), taken)
         view = GatewayView(gateway)
         telemetry = Telemetry(view, gateway)
-        before = NO_ONLOOKERS if gateway.before is None else gateway.before.onlookers
+        before = NO_ONLOOKERS if taken is None else taken.record.onlookers
         telemetry.metrics.go_on(before.bytes, before.carried)
         view.history.remember(before.history)
         telemetry.statsd.go_on(before.statsd_said, before.statsd_dropped)
@@ -164,26 +162,23 @@ async def _main(settings: Settings, client: ConsulClient, taken: Taken | None) -
         async def start_onlookers(nursery: trio.Nursery) -> None:
             nursery.start_soon(telemetry.statsd.run)
             nursery.start_soon(view.run)
-            inherited = _inherited(settings, before)
+            was, inherited = before.admin or ("", -1)
+            same = was == settings.shown(_ADMIN)
             if settings.admin_bind is not None:
-                bound = await _serve_admin(nursery, server, settings, inherited)
+                bound = await _serve_admin(nursery, server, settings, inherited if same else -1)
                 if isinstance(bound, tuple):
                     gateway.tables.guard(bound)
+            if inherited >= 0 and not same:
+                _give_up(inherited)
 
         await gateway.run(start_onlookers)
 
 
-def _inherited(settings: Settings, before: OnlookersLeft) -> int:
-    """The descriptor of the admin address, where the version before had the same; -1 for none."""
-    if before.admin is None:
-        return -1
-    shown, descriptor = before.admin
-    if shown == settings.shown(_ADMIN):
-        return descriptor
-    with socket.socket(fileno=descriptor) as given_up:
-        if given_up.family == socket.AF_UNIX:
-            Path(given_up.getsockname()).unlink(missing_ok=True)
-    return -1
+def _give_up(descriptor: int) -> None:
+    """Close the admin address of the version before, where this one has another."""
+    with socket.socket(fileno=descriptor) as sock:
+        if sock.family == socket.AF_UNIX:
+            Path(sock.getsockname()).unlink(missing_ok=True)
 
 
 def _not_bound(settings: Settings, error: OSError) -> CommandError:

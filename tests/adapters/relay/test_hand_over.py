@@ -75,6 +75,9 @@ class Half:
         self.let_go()
         os.close(self.descriptor)
 
+    def on_defect(self) -> None:
+        raise AssertionError from sys.exc_info()[1]
+
 
 class Sides:
     """An old and a new worker, and the socket pair between them. `die` ends one of them as the kernel would."""

@@ -1,9 +1,12 @@
 """A hand-over between workers goes wrong at each of its steps: each stream is one worker's afterwards, or told as lost.
 
-The workers are the real ones, started by a wrapper that has one of them do something at a step: die, stop, send
-garbage, or have no descriptors or memory left.
+The workers are the real ones, started by a wrapper that has one of them do something at a step: die, stop, kill its
+parent, send garbage, or have no descriptors or memory left.
 """
 
+import json
+import signal
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,9 +19,11 @@ from meshgate.adapters.relay.messages import HandedOver, TookOver
 from meshgate.adapters.relay.pool import _HandOver
 from meshgate.adapters.relay.worker_process import WorkerPolicy
 from meshgate.core.reasons import StreamEnd
-from tests.harness.shapes import REPEATED
+from tests.harness.shapes import REPEATED, Names, Shape, driving, endpoints
 
+from .streams import WEB
 from .test_hand_over_of_all_shapes import children, children_but, under_load
+from .test_orphans import until_gone
 
 WRAPPER = """
 import os, resource, signal, sys
@@ -49,16 +54,19 @@ def do(channel):
         os.kill(os.getpid(), signal.SIGKILL)
     elif act == "stop":
         os.kill(os.getpid(), signal.SIGSTOP)
+    elif act == "orphan":
+        os.kill(os.getppid(), signal.SIGKILL)
     elif act == "raise":
         raise MemoryError
 
 class New(hand_over.TakesOver):
     async def run(self):
-        usual = resource.getrlimit(resource.RLIMIT_NOFILE)
-        if act == "descriptors":
-            resource.setrlimit(resource.RLIMIT_NOFILE, (30, usual[1]))
+        scarce = {"descriptors": (resource.RLIMIT_NOFILE, 30), "memory": (resource.RLIMIT_AS, 1)}
+        kind, least = scarce.get(act, (resource.RLIMIT_CORE, 0))
+        usual = resource.getrlimit(kind)
+        resource.setrlimit(kind, (least, usual[1]))
         await super().run()
-        resource.setrlimit(resource.RLIMIT_NOFILE, usual)
+        resource.setrlimit(kind, usual)
 
     async def _step(self):
         if self._prepared and due("prepared"):
@@ -134,6 +142,7 @@ HARMLESS = [
     ("new", "rebuilt", "garbage", 1),
     ("new", "batch", "raise", 1),
     ("new", "", "descriptors", 1),
+    ("new", "", "memory", 1),
 ]
 # Otherwise the streams of one worker may be lost: of the one that died or was killed for what it did.
 HARMFUL = [
@@ -201,6 +210,78 @@ async def test_a_worker_that_fails_takes_no_stream_of_the_other_along(
     lost = pool.relay.totals.ends.get(StreamEnd.WORKER_LOST, 0)
     assert lost <= maybe
     assert (lost > 0) == (cut > 0)
+
+
+# Gives its port and its worker, and replaces that when it gets a line.
+PARENT = """
+import json, sys, trio
+from meshgate.adapters.relay import Limits
+from meshgate.adapters.relay.pool import RelayPool
+from meshgate.adapters.relay.sandbox import Mode
+from meshgate.adapters.relay.worker_process import WorkerPolicy
+from tests.adapters.relay.streams import WEB, Watcher, endpoint, table_of
+
+async def main():
+    backend, old, new = json.loads(sys.argv[1])
+    # A confined worker may kill nobody but itself.
+    policy = WorkerPolicy(command=old, sandbox=Mode.OFF)
+    pool = RelayPool(1, Limits(), Watcher(), drain_seconds=300.0, policy=policy)
+    _, port = pool.bind("default", "127.0.0.1", 0)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(pool.run)
+        pool.install(table_of({WEB: [endpoint(backend)]}))
+        pool.listen()
+        while not pool.works:
+            await trio.sleep(0.01)
+        print(port, pool.workers[0], flush=True)
+        await trio.to_thread.run_sync(sys.stdin.readline)
+        policy.command = new
+        await pool.replace(0)
+        await trio.sleep_forever()
+
+trio.run(main)
+"""
+
+
+def parent_of(commands: list[object]) -> "subprocess.Popen[str]":
+    arguments = [sys.executable, "-c", PARENT, json.dumps(commands)]
+    return subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(
+    ("side", "step", "when"),
+    [
+        ("new", "batch", 1),
+        ("new", "rebuilt", 1),
+        ("new", "prepared", 2),
+        ("new", "given", 20),
+        ("old", "frozen", 1),
+        ("old", "offered", 2),
+        ("old", "prepared", 1),
+        ("old", "let go", 2),
+        ("old", "said", 2),
+    ],
+)
+async def test_no_stream_notices_that_the_parent_is_killed_in_the_hand_over(side: str, step: str, when: int) -> None:
+    failing = worker(side, step, "orphan", when)
+    async with endpoints() as servers:
+        commands = [servers.port, *((failing, SANE) if side == "old" else (SANE, failing))]
+        with parent_of(commands) as parent:
+            assert parent.stdin is not None
+            assert parent.stdout is not None
+            try:
+                port, old = map(int, (await trio.to_thread.run_sync(parent.stdout.readline)).split())
+                options = {"streams": 60, "pace": 0.1, "only": set(Shape) - REPEATED}
+                async with driving(servers, ("127.0.0.1", port), Names(WEB), **options):  # type: ignore[arg-type]
+                    parent.stdin.write("\n")
+                    with trio.fail_after(30):
+                        while parent.poll() is None:
+                            await trio.sleep(0.01)
+                    assert parent.returncode == -signal.SIGKILL
+                    await until_gone(old, 30)
+            finally:
+                parent.kill()
 
 
 def test_the_last_word_of_an_old_worker_holds_when_it_ends_before_the_new_one_has_said_its_own() -> None:

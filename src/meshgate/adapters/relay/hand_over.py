@@ -20,7 +20,6 @@ TCP connections and pipes with as many bytes inside as was said. `docs/hand-over
 
 import contextlib
 import errno
-import logging
 import os
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from typing import Annotated, Final, Protocol, TypeVar
@@ -34,8 +33,6 @@ from meshgate.core.routes import RouteKind
 from .counters import Number, Seconds, StreamId, Text
 from .messages import HAND_OVER_FORMAT, Receiver, encode, send_with_descriptors
 
-log = logging.getLogger("meshgate.relay")
-
 PATIENCE: Final = 5.0  # Twice: a machine that stood still for so long has used up the first.
 BATCH_STREAMS: Final = 64
 BATCH_DESCRIPTORS: Final = 240  # No more streams are added then.
@@ -44,7 +41,6 @@ _MOST_DESCRIPTORS: Final = BATCH_DESCRIPTORS + 6  # The kernel takes 253 beside 
 _DECLINED_IN_A_ROW: Final = 3  # Then the others would most likely be declined as well.
 # The system has no room for so many descriptors on their way, or none at all.
 _NO_ROOM: Final = (errno.ETOOMANYREFS, errno.ENOBUFS, errno.ENOMEM)
-_DEFECT: Final = "internal error in the hand-over of a stream, it is lost; please report this"
 _LARGEST: Final = 1 << 24
 _LARGEST_ANSWER: Final = 1 << 13
 _LARGEST_HELLO: Final = 1 << 21
@@ -182,6 +178,9 @@ class Handed(Protocol):
     def let_go(self) -> None:
         """Forget it: it lives on elsewhere."""
 
+    def on_defect(self) -> None:
+        """One of these has raised, which is being handled: end it, whatever is left of it; the others go on."""
+
 
 class Taken(Protocol):
     """A stream, as the new worker takes it over: rebuilt, and not started."""
@@ -191,6 +190,9 @@ class Taken(Protocol):
 
     def drop(self) -> None:
         """Forget it: it lives on elsewhere."""
+
+    def on_defect(self) -> None:
+        """As `Handed.on_defect`."""
 
 
 class HandsOver:
@@ -220,7 +222,7 @@ class HandsOver:
             answer = await self._offer(records, descriptors)
             if isinstance(answer, Prepared):
                 for stream in batch:
-                    _guarded(stream.let_go)
+                    _guarded(stream, stream.let_go)
                 self.handed += len(batch)
                 declined = 0
                 alive = await self._say(Yours(self._number))
@@ -228,7 +230,7 @@ class HandsOver:
                     self.why = "it ended when it had prepared streams"
                 continue
             for stream in batch:
-                _guarded(stream.thaw)
+                _guarded(stream, stream.thaw)
             self.kept += len(batch)
             declined += 1
             self.why = self.why or (answer.why if answer is not None else "it ended")
@@ -242,7 +244,7 @@ class HandsOver:
         self._number += 1
         try:
             data = encode(Batch(HAND_OVER_FORMAT, self._number, records))
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, MemoryError) as error:
             return Declined(self._number, f"cannot be written: {error!r}"[:200])
         try:
             with trio.move_on_after(2 * PATIENCE) as sending:
@@ -257,8 +259,8 @@ class HandsOver:
             if isinstance(cause, OSError) and cause.errno in _NO_ROOM:
                 return Declined(self._number, str(cause))  # Nothing of it was sent.
             return None
-        except (ValueError, RecursionError) as error:
-            self.why = f"it made no sense: {error}"[:200]
+        except Exception as error:  # noqa: BLE001 (nonsense, or want of memory: nobody knows what the new one has)
+            self.why = f"it made no sense: {error!r}"[:200]
             await self._accuse(self.why)
             await _until_closed(self._channel)
             return None
@@ -302,11 +304,11 @@ class TakesOver:
         try:
             while await self._step():
                 pass
-        except (ValueError, RecursionError) as error:
+        except Exception as error:  # noqa: BLE001 (nonsense, or want of memory)
             # It has let go of nothing that it was not told to be prepared here.
-            self.why = f"the old worker made no sense: {error}"[:200]
-            self._drop()
+            self.why = f"the old worker made no sense: {error!r}"[:200]
         finally:
+            self._drop()
             _close(self._receiver.descriptors)
             self._channel.socket.close()
 
@@ -331,7 +333,7 @@ class TakesOver:
             raise ValueError("the end before a batch was given")
         prepared, self._prepared = self._prepared, []
         for stream in prepared:
-            _guarded(stream.take_over)
+            _guarded(stream, stream.take_over)
         self.taken += len(prepared)
         return isinstance(message, Yours)
 
@@ -352,7 +354,8 @@ class TakesOver:
 
     def _drop(self) -> None:
         while self._prepared:
-            _guarded(self._prepared.pop().drop)
+            stream = self._prepared.pop()
+            _guarded(stream, stream.drop)
 
 
 async def _patiently(next_: Callable[[], Awaitable[_Message]], accuse: Callable[[str], Awaitable[None]]) -> _Message:
@@ -382,8 +385,8 @@ def _frozen(todo: Iterator[Handed], most: int) -> tuple[list[Handed], list[Hande
             break
         try:
             frozen = stream.freeze()
-        except Exception:
-            log.exception(_DEFECT)
+        except Exception:  # noqa: BLE001
+            stream.on_defect()
             continue
         if frozen is not None:
             streams.append(stream)
@@ -393,12 +396,11 @@ def _frozen(todo: Iterator[Handed], most: int) -> tuple[list[Handed], list[Hande
     return streams, records, descriptors
 
 
-def _guarded(step: Callable[[], None]) -> None:
-    """An error in a step of one stream is that stream's, whatever is left of it; the others go on."""
+def _guarded(stream: Handed | Taken, step: Callable[[], None]) -> None:
     try:
         step()
-    except Exception:
-        log.exception(_DEFECT)
+    except Exception:  # noqa: BLE001
+        stream.on_defect()
 
 
 def _close(descriptors: Iterable[int]) -> None:

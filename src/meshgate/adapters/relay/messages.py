@@ -388,7 +388,7 @@ class Receiver(Generic[Incoming]):
                     return self._decoder.decode(message)
             try:
                 data, ancillary, flags, _ = await self._stream.socket.recvmsg(_CHUNK_BYTES, self._ancillary_bytes)
-            except OSError:
+            except ConnectionError:
                 return None
             if not data:
                 return None

@@ -262,8 +262,10 @@ class RelayPool:
         if left is not None:
             self._adopt(left)
         for number in range(workers):
-            self._workers.append(WorkerProcess(self, number, self._counts, self._policy, self._counts.take()))
-        self._counts.give_back(self._counts.take())  # For one that takes another one's place: all know of it already.
+            # Without one a worker is not started yet. That must not end a gateway which goes on with workers of before.
+            self._workers.append(WorkerProcess(self, number, self._counts, self._policy, self._counts.take_if_any()))
+        # For one that takes another one's place: all know of it already.
+        self._counts.give_back(self._counts.take_if_any())
 
     def bind(self, name: str, host: str, port: int) -> tuple[str, int]:
         """Take a numeric address ("" is every IPv4 address, port 0 a free one). Clients are refused until `listen`.
@@ -479,22 +481,6 @@ class RelayPool:
             [*self.losses],
             self.endpoints.left(),
         )
-
-    def begin_to_leave(self, *, understood: bool) -> None:
-        """Prepare for another parent; where its words will not be `understood`, workers take no more streams from now.
-
-        Who comes meanwhile waits in the kernel.
-        """
-        if not understood:
-            self._tell_all(StopListening())
-
-    def stay(self) -> None:
-        """Go on, after all, as before `begin_to_leave`."""
-        for name, sock in self._sockets:
-            host, port = sock.getsockname()[:2]
-            for worker in (*self._workers, *self._old):
-                worker.send(encode(RemoveListener(host, port)))
-                worker.hand(encode(AddListener(name, self._listening)), sock.fileno())
 
     def _adopt(self, left: PoolLeft) -> None:
         self._sockets = [(name, socket.socket(fileno=descriptor)) for name, descriptor in left.listeners]
@@ -839,7 +825,11 @@ class RelayPool:
 
     def _tell_of_row(self, row: int) -> None:
         for worker in self._everybody:
-            worker.hand(encode(AddCounts()), row)
+            try:
+                worker.hand(encode(AddCounts()), row)
+            except OSError as error:
+                what = "a relay worker cannot be told of the counts of another one, whose streams are not in its limits"
+                log.error(what, worker=worker.number, error=error.strerror)  # noqa: TRY400
 
     def _tell_all(self, message: ToWorker) -> None:
         data = encode(message)

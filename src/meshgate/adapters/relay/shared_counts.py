@@ -21,6 +21,7 @@ from typing import Final
 _PLACES: Final = 1 << 18
 _HEADER_BYTES: Final = 64
 _ROW_BYTES: Final = _HEADER_BYTES + 4 * _PLACES
+NO_ROW: Final = -1
 _KNOWN: Final = 4096  # Keys whose places are kept: the same clients come again and again.
 
 
@@ -71,18 +72,27 @@ class CountRows:
         self._added(self.readable[-1])
         return len(self.writable) - 1
 
+    def take_if_any(self) -> int:
+        """As `take`; NO_ROW where there is none to be had."""
+        try:
+            return self.take()
+        except OSError:
+            return NO_ROW
+
     def active(self, row: int) -> int:
         """The streams that the worker of a row has open."""
         return int.from_bytes(os.pread(self.readable[row], 8, 0), sys.byteorder)
 
     def clear(self, row: int) -> None:
         """Forget what a row counts: the worker it belongs to is dead."""
-        os.pwrite(self.writable[row], bytes(_ROW_BYTES), 0)
+        if row != NO_ROW:
+            os.pwrite(self.writable[row], bytes(_ROW_BYTES), 0)
 
     def give_back(self, row: int) -> None:
         """Let another worker have a row: the one it belonged to is dead."""
         self.clear(row)
-        self._free.append(row)
+        if row != NO_ROW:
+            self._free.append(row)
 
     def seen_by(self, row: int) -> list[int]:
         """The descriptors that the worker of a row needs: its own row's to write to, the others' to read."""

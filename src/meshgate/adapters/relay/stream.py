@@ -249,6 +249,8 @@ class Stream:
     def on_defect(self) -> None:
         """An error of ours in a step of this stream ends it and no other."""
         self.context.on_defect()
+        if self.closed and self in self.context.streams:  # It is frozen, or half so.
+            self._frozen, self.closed, self.relaying = None, False, self.upstream is not None
         if not self.closed:
             self.ending = StreamEnd.INTERNAL_ERROR
             self.abort()

@@ -178,7 +178,8 @@ class Worker:
                 if not self._draining:
                     nursery.start_soon(self._drain_late)
                 counters = self._relay.context.counters
-                while counters.active > counters.of_servers:  # noqa: ASYNC110 (a stream's end wakes nobody)
+                # A stream's end wakes nobody; and who takes streams over may have none yet.
+                while self._hand_overs or counters.active > counters.of_servers:  # noqa: ASYNC110
                     await trio.sleep(0.05)
                 nursery.cancel_scope.cancel()
 
@@ -209,10 +210,12 @@ class Worker:
         """Take another worker's streams over."""
         taken, why = 0, "no descriptor left"
         if descriptor >= 0:
+            self._hand_overs += 1
             side = TakesOver(_channel(descriptor), self._relay.rebuild, self._accuse)
             with _guarded():
                 await side.run()
             taken, why = side.taken, side.why
+            self._hand_overs -= 1
         await self._tell()
         await self._say(TookOver(taken, why))
 

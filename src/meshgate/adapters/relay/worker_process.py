@@ -51,7 +51,7 @@ from .messages import (
     encode,
 )
 from .sandbox import Mode
-from .shared_counts import CountRows
+from .shared_counts import NO_ROW, CountRows
 
 log = structlog.get_logger(module="meshgate.relay")
 
@@ -184,7 +184,9 @@ class Gauges(NamedTuple):
 
 
 class WorkerProcess:
-    """A worker by its number, and the process that is it at the moment. `row` is its row of the shared counts.
+    """A worker by its number, and the process that is it at the moment.
+
+    `row` is its row of the shared counts; where there was none to be had it is taken when a process starts.
 
     While it `moves` streams, which is when it hands some over or takes some over, its gauges stay as they were: taken
     at two moments they would not add up.
@@ -415,6 +417,8 @@ class WorkerProcess:
 
     async def _live(self) -> tuple[WorkerEnd, str]:
         """The life of one worker; gives the cause of its end, and more about it in words."""
+        if self.row == NO_ROW:
+            self.row = self._counts.take()
         ours, theirs = socket.socketpair()
         with contextlib.ExitStack() as undone:
             undone.callback(ours.close)

@@ -3,8 +3,10 @@
 import os
 import re
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
@@ -31,7 +33,7 @@ from meshgate.app.admin.answers import (
     Upgrade,
     WhatIf,
 )
-from meshgate.app.admin_client import NoGatewayError, NotDoneError, ask, decoded
+from meshgate.app.admin_client import NoGatewayError, NotDoneError, SlowGatewayError, ask, decoded
 from meshgate.app.cli.output import Printer, duration, print_json, size
 from meshgate.app.cli.setting_options import command, json_option, with_settings
 from meshgate.app.errors import CommandError
@@ -46,8 +48,11 @@ _SHOWN: Final = 3
 _MOST_LISTED: Final = 1000
 # A gateway without streams is gone a second after it deregistered: look more often, so as not to wait for nothing.
 _LOOK: Final = 0.2
-# Seconds for which an upgrade is waited for; the gateway itself gives up sooner.
-_TRIAL: Final = 90.0
+# Seconds for which the end of an upgrade is waited for behind its trial; the gateway itself gives up sooner.
+_UPGRADE: Final = 180.0
+# Seconds without anybody at the admin address, which stays open at an upgrade, until the gateway counts as gone.
+_GONE: Final = 5.0
+_PROGRESS: Final = 5.0
 # No route has this in its name, so the answer has no rows that nobody reads.
 _NOTHING: Final = "no route, please"
 
@@ -646,12 +651,14 @@ def upgrade(settings: Settings, *, python: str, as_json: bool) -> None:
     _say(f"version {before.version} runs", {"step": "before", "version": before.version}, as_json=as_json)
     query = {"python": os.path.abspath(python)} if python else {}  # noqa: PTH100 - links are left as they are
     try:
-        found = decoded(ask(bind, "/upgrade", method="POST", **query), Upgrade)
+        with _waiting("trial", as_json=as_json):
+            found = decoded(ask(bind, "/upgrade", method="POST", **query), Upgrade)
     except NotDoneError as error:
         raise CommandError(f"no upgrade, and nothing has changed: {error.reason}") from None
     words = f"trial: version {found.version_after} can go on, by {found.python}"
     _say(words, {"step": "trial", "version": found.version_after, "python": found.python}, as_json=as_json)
-    after = _until_upgraded(bind, found.number)
+    with _waiting("exec", as_json=as_json):
+        after = _until_upgraded(bind, found.number)
     last = after.last_upgrade
     assert last is not None
     if last.result != "done":
@@ -682,22 +689,45 @@ def _until_upgraded(bind: HostPort | Path | None, number: int) -> _Running:
     Raises:
         CommandError: there is no gateway any more, or no end in time.
     """
-    ends = time.monotonic() + _TRIAL
+    ends, seen = time.monotonic() + _UPGRADE, time.monotonic()
     while True:
         try:
             now = decoded(ask(bind, "/server_info"), _Running)
+        except SlowGatewayError:
+            # Who asks while a program starts waits for it, which takes long on a busy machine.
+            seen = time.monotonic()
         except NoGatewayError:
-            if time.monotonic() > ends:
+            if time.monotonic() - seen > _GONE:
                 raise
         else:
-            last = now.last_upgrade
-            if last is not None and last.number >= number and last.result != "under_way":
+            seen, last = time.monotonic(), now.last_upgrade
+            if last is None or last.number < number:
+                raise CommandError("the gateway ended in the upgrade, and was started again; see its log")
+            if last.result != "under_way":
                 return now
-            if time.monotonic() > ends:
-                raise CommandError(
-                    "the upgrade has no end yet; see the gateway's log, and last_upgrade of /server_info"
-                )
+        if time.monotonic() > ends:
+            raise CommandError("the upgrade has no end yet; see the gateway's log, and last_upgrade of /server_info")
         time.sleep(_LOOK)
+
+
+@contextmanager
+def _waiting(step: str, *, as_json: bool) -> Iterator[None]:
+    """Say every few seconds of the block that a step is waited for."""
+    over, begun = threading.Event(), time.monotonic()
+
+    def tell() -> None:
+        while not over.wait(_PROGRESS):
+            seconds = round(time.monotonic() - begun)
+            facts = {"step": "waiting", "for": step, "seconds": seconds}
+            _say(f"{step}: under way for {seconds} s", facts, as_json=as_json)
+
+    teller = threading.Thread(target=tell, daemon=True)
+    teller.start()
+    try:
+        yield
+    finally:
+        over.set()
+        teller.join()
 
 
 def _look(bind: HostPort | Path | None) -> DashboardState:

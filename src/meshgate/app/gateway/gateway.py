@@ -71,10 +71,9 @@ class Gateway:
     ) -> None:
         self.settings = settings
         self.client = client
-        self.before = before = None if taken is None else taken.record
-        """What the version before has handed over, until `run` goes on with it; None for a start from nothing."""
-        self._continues = before is not None
-        self._failed = "" if taken is None else taken.failed
+        self._taken = taken
+        self._continues = taken is not None
+        before = None if taken is None else taken.record
         self.started = time.time() if before is None else before.process.started
         self.since = time.monotonic() if before is None else before.process.since
         self.observer = StreamObserver(
@@ -92,7 +91,7 @@ class Gateway:
             lookup=self.discovery.lookup,
             may_look_up=self.discovery.may_ask,
             policy=WorkerPolicy(sandbox=Mode(settings.sandbox)),
-            left=None if taken is None else taken.take_charge().relay,
+            left=None if before is None else before.relay,
         )
         self.watcher: CatalogWatcher | None = None
         self.listening = False
@@ -126,10 +125,8 @@ class Gateway:
             ),
             refuse=self._why_no_upgrade,
             leave=self._left,
-            begin=lambda understood: self.relay.begin_to_leave(understood=understood),
             settled=lambda: self.relay.told_all,
             flush=self._flush,
-            stay=self.relay.stay,
             streams=lambda: self.relay.active,
             notifier=notifier,
             before=before,
@@ -175,16 +172,16 @@ class Gateway:
         Raises:
             CommandError: an address cannot be bound.
         """
-        before, self.before = self.before, None
-        if before is not None:
-            self._go_on(before)
-            del before  # It has the whole catalog.
+        if self._taken is not None:
+            self._go_on(self._taken.record)
         else:
             self.registration.bind()
             await self.last_known.load()
         async with trio.open_nursery() as services, trio.open_nursery() as nursery:
             # First, so that an admin address that is taken is told before there are workers to end again.
             await start_onlookers(services)
+            if self._taken is not None:
+                self._taken.take_charge()
             services.start_soon(self.relay.run)
             services.start_soon(self.tables.names.run)
             services.start_soon(self.registration.listeners.run)
@@ -370,8 +367,9 @@ class Gateway:
         """Say what came of the upgrade once no worker of before takes streams any more, or new ones do not start."""
         with trio.move_on_after(_TAKE_OVER):
             await self.relay.taken_over.wait()
-        if self._failed:
-            self.upgrader.given_back(self._failed)
+        assert self._taken is not None
+        if self._taken.failed:
+            self.upgrader.given_back(self._taken.failed)
             return
         relay = self.relay
         self.upgrader.finished(handed_over=relay.moved, kept=relay.kept, lost=relay.lost_streams - self._lost_before)

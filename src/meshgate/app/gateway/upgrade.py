@@ -82,10 +82,9 @@ class UpgradeRefusedError(CommandError):
 
 
 class Trial(msgspec.Struct, frozen=True):
-    """What a version says that could go on; `workers`: whether it understands the workers that it would find."""
+    """What a version says that could go on."""
 
     version: str
-    workers: bool = True
 
 
 class Upgrader:
@@ -95,10 +94,8 @@ class Upgrader:
         process: how it was started.
         refuse: says why there can be no upgrade now; "" where there can.
         leave: makes the record of what is handed over.
-        begin: is told before the exec whether the next version will understand the workers.
         settled: whether nothing is under way that would be lost with this program.
         flush: writes, within so many seconds, what waits to be written; blocks. Whether it has.
-        stay: is called where this program goes on after `begin`.
         streams: how many are open.
         notifier: for systemd, which is told of an upgrade as of a reload.
         before: upgrades so far, by their results, and the last one.
@@ -110,10 +107,8 @@ class Upgrader:
         *,
         refuse: Callable[[], str],
         leave: Callable[[], HandOver],
-        begin: Callable[[bool], None],
         settled: Callable[[], bool],
         flush: Callable[[float], bool],
-        stay: Callable[[], None],
         streams: Callable[[], int],
         notifier: Notifier,
         before: HandOver | None = None,
@@ -124,17 +119,13 @@ class Upgrader:
         self.results = dict.fromkeys(_RESULTS, 0) | ({} if before is None else before.upgrades)
         self._refuse = refuse
         self._leave = leave
-        self._begin = begin
         self._settled = settled
         self._flush = flush
-        self._stay = stay
         self._streams = streams
         self._notifier = notifier
         self._trial_seconds = trial_seconds
         self._number = 0 if before is None else before.upgrade.number
-        self._trial: tuple[str, Trial] | None = None
         self._wanted = trio.Event()
-        self._signalled = False
 
     @property
     def under_way(self) -> bool:
@@ -172,7 +163,6 @@ class Upgrader:
             self._over("refused", str(error))
             raise
         upgrade.version_after = trial.version
-        self._trial = upgrade.python, trial
         return upgrade
 
     def go(self) -> None:
@@ -190,11 +180,8 @@ class Upgrader:
         while True:
             await self._wanted.wait()
             self._wanted = trio.Event()
-            if self._trial is None:
-                continue
-            (python, trial), self._trial = self._trial, None
             try:
-                await self._replace(python, trial)
+                await self._replace()
             except UpgradeRefusedError as error:
                 self._over("refused", str(error))
 
@@ -263,8 +250,7 @@ class Upgrader:
 
     # --- the exec -----------------------------------------------------------------------------------------------------
 
-    async def _replace(self, python: str, trial: Trial) -> None:
-        self._begin(trial.workers)
+    async def _replace(self) -> None:
         # Kept for the next version; other threads of this program would take them otherwise.
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         handlers = {number: signal.signal(number, _keep) for number in SIGNALS}
@@ -277,23 +263,20 @@ class Upgrader:
                     await trio.sleep(_SETTLE_LOOK)
             self._demand(not (why := self._refuse()), why)
             self._demand(not settling.cancelled_caught, _NOT_SETTLED)
-            self._exec(python)
-        except BaseException:
+            self._exec()
+        finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-            if not trial.workers:
-                self._stay()
-            raise
 
-    def _exec(self, python: str) -> None:
+    def _exec(self) -> None:
         """Become the next version. From here on nothing else happens in this program, so that nothing can be lost.
 
         Raises:
             UpgradeRefusedError: it cannot be done.
         """
         assert self.last is not None
-        self.last.streams = self._streams()
+        python, self.last.streams = self.last.python, self._streams()
         try:
             record = self._leave()
             memory = memory_of(record)

@@ -22,6 +22,7 @@ import msgspec
 from meshgate.adapters.consul import RegistrarLeft, WatchLeft
 from meshgate.adapters.relay import Destination, Refused, StreamRecord
 from meshgate.adapters.relay.pool import PoolLeft
+from meshgate.adapters.sd_notify import Notifier
 from meshgate.app.errors import CommandError
 from meshgate.app.gateway.hardening import forbid_core_dumps
 from meshgate.core.catalog import Snapshot
@@ -35,8 +36,10 @@ VARIABLE: Final = "_MESHGATE_HAND_OVER"
 FAILED: Final = "_MESHGATE_HAND_OVER_FAILED"
 TRIAL: Final = "trial"
 """What a program is called with that is to try whether it could go on, and no more."""
-PATIENCE: Final = 30
-"""Seconds after which a version that is not in charge gives everything back."""
+PATIENCE: Final = 20
+"""Seconds after which a version that is not in charge gives everything back: sooner than a supervisor's watchdog."""
+_TRIAL_ALONE: Final = 120
+"""Seconds after which a trial ends whose gateway has died, whatever it does."""
 _NAME: Final = "meshgate-hand-over"
 _SEALS: Final = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
@@ -243,32 +246,36 @@ class Taken:
         self.is_trial = sys.argv[1:] == [TRIAL]
         size = os.fstat(self._memory).st_size
         self.record = decode(os.pread(self._memory, size, 0))
-        for descriptor in () if self.is_trial else (self._memory, *self.record.descriptors):
-            os.set_inheritable(descriptor, False)
         process = self.record.process
         sys.argv[1:] = process.arguments
         os.environ.clear()
         os.environ.update(process.environment)
-        self.in_charge = False
-        """Whether the descriptors have found their places: from then on nothing can be given back."""
-        if not self.is_trial:
-            signal.signal(signal.SIGALRM, lambda *_: self.give_back(f"it was not in charge after {PATIENCE} s"))
-            signal.alarm(PATIENCE)
+        self._notifier = Notifier.from_environment(os.environ)
+        self._in_charge = False
+        if self.is_trial:
+            signal.alarm(_TRIAL_ALONE)
+            return
+        self._notifier.watchdog()
+        for descriptor in (self._memory, *self.record.descriptors):
+            os.set_inheritable(descriptor, False)
+        signal.signal(signal.SIGALRM, lambda *_: self.give_back(f"it was not in charge after {PATIENCE} s"))
+        signal.alarm(PATIENCE)
 
-    def take_charge(self) -> HandOver:
-        """What there is, for who has places for all of it; nothing of it stays here."""
-        self.in_charge = True
+    def take_charge(self) -> None:
+        """From now on nothing can be given back: the descriptors have found their places, and are used."""
+        self._in_charge = True
         signal.alarm(0)
         os.close(self._memory)
-        record = self.record
-        del self.record
-        return record
+        del self.record  # It has the whole catalog.
 
     def give_back(self, why: str) -> None:
         """Have the version before go on, which replaces this program; returns where that cannot be."""
-        process = self.record.process
-        if self.is_trial or self.in_charge or self.failed:
+        if self.is_trial or self._in_charge or self.failed:
             return
+        # It lives on across the exec, and would end a program that does not expect it.
+        signal.alarm(0)
+        self._notifier.watchdog()
+        process = self.record.process
         environment = environment_of(process, self._memory) | {FAILED: printable(why)}
         command = command_of(process.python, arguments_of(process))
         with suppress(OSError), inheritable((self._memory, *self.record.descriptors)):

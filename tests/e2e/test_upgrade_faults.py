@@ -1,0 +1,321 @@
+"""An upgrade goes wrong, for want of something or by a kill -9: each stream has one process afterwards, and goes on.
+
+What is short is really short: limits of the kernel on the running gateway (prlimit(2)), or a disk of its own that is
+full. Whoever is killed is killed at a step, by a line more in a version of its own.
+"""
+
+import json
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import pytest
+import trio
+
+from tests.harness.caller import Conversation
+from tests.harness.gateway import GatewayProcess
+from tests.harness.installation import Installation
+from tests.harness.native import native_service
+from tests.security.processes import descriptors, workers as workers_of
+
+from .test_upgrade import installation
+from .world import World, until_equal
+
+__all__ = ["installation"]
+
+pytestmark = [pytest.mark.consul, pytest.mark.timeout(180)]
+
+PATIENCE = 40.0
+
+
+@dataclass
+class Streams:
+    """A gateway with open streams, whose every message comes back."""
+
+    world: World
+    gateway: GatewayProcess
+    open: list[Conversation]
+
+    async def live(self) -> None:
+        """None of them has noticed anything."""
+        for number, stream in enumerate(self.open):
+            said = f"{number} is here {trio.current_time()}".encode()
+            await stream.send_all(said)
+            heard = b""
+            with trio.fail_after(20):
+                while len(heard) < len(said):
+                    heard += (more := await stream.receive_some())
+                    assert more, f"stream {number} has ended"
+            assert heard == said
+
+    async def another(self) -> None:
+        """A new one is served."""
+        caller = await self.world.caller(consul=self.gateway.consul)
+        with trio.fail_after(PATIENCE):
+            assert (await caller.call(self.gateway.address, self.world.sni(), b"new")).data == b"new"
+
+    async def upgraded(self) -> dict[str, object]:
+        """What came of an upgrade that a signal asks for: who has no descriptor left is not asked in another way."""
+        number = await self._number()
+        self.gateway.child.signal(signal.SIGUSR2)
+
+        async def over() -> bool:
+            last = (await self.gateway.ask("/server_info"))["last_upgrade"]
+            return last is not None and last["number"] > number and last["result"] != "under_way"
+
+        await until_equal("the end of the upgrade", over, True, PATIENCE)
+        return dict((await self.gateway.ask("/server_info"))["last_upgrade"])
+
+    async def _number(self) -> int:
+        return int(((await self.gateway.ask("/server_info"))["last_upgrade"] or {"number": 0})["number"])
+
+
+@asynccontextmanager
+async def streams_of(world: World, python: str = sys.executable, **extra: str) -> AsyncIterator[Streams]:
+    """Three streams through a gateway of dc2 with two workers; after the block they end as they should."""
+    dc2 = world.federation.dc2
+    gateway = GatewayProcess(dc2, world.token)
+    gateway.python = python
+    async with native_service(dc2, "web", world.federation.folder):
+        try:
+            await gateway.start({"MESHGATE_WORKERS": "2", "MESHGATE_DRAIN_TIMEOUT": "60s", **extra})
+            caller = await world.caller(consul=dc2)
+            async with (
+                caller.connect(gateway.address, world.sni(), expect=world.spiffe()) as one,
+                caller.connect(gateway.address, world.sni(), expect=world.spiffe()) as two,
+                caller.connect(gateway.address, world.sni(), expect=world.spiffe()) as three,
+            ):
+                streams = Streams(world, gateway, [one, two, three])
+                await streams.live()
+                yield streams
+                await streams.live()
+                await streams.another()
+        finally:
+            await gateway.stop()
+
+
+# --- want of something ------------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def scarce(pid: int, limit: int, most: int) -> AsyncIterator[Callable[[], None]]:
+    """The process may have so much; for the length of the block, or until what is given is called."""
+    before = resource.prlimit(pid, limit)
+    resource.prlimit(pid, limit, (most, most if os.geteuid() == 0 else before[1]))
+    try:
+        yield partial(_lift, pid, limit, before)
+    finally:
+        resource.prlimit(pid, limit, before)
+
+
+def _lift(pid: int, limit: int, before: tuple[int, int]) -> None:
+    resource.prlimit(pid, limit, before)
+
+
+def first_free(pid: int) -> int:
+    taken = descriptors(pid)
+    return next(number for number in range(len(taken) + 1) if number not in taken)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a hard limit can be raised again only by root")
+@pytest.mark.parametrize("spare", [0, 1, 3, 6, 12])
+async def test_a_parent_without_descriptors_loses_nothing(world: World, spare: int) -> None:
+    """As many are left: for no record, for no trial, for no new worker, and so on."""
+    async with streams_of(world) as streams:
+        pid = streams.gateway.child.pid
+        before = await streams.gateway.counter("meshgate_connections_total")
+        async with scarce(pid, resource.RLIMIT_NOFILE, first_free(pid) + spare) as lift:
+            streams.gateway.child.signal(signal.SIGUSR2)
+            with trio.move_on_after(3):
+                while True:
+                    await streams.live()
+            lift()
+
+            async def over() -> bool:
+                last = (await streams.gateway.ask("/server_info"))["last_upgrade"]
+                return last is not None and last["result"] != "under_way"
+
+            await until_equal("the end of the upgrade", over, True, PATIENCE)
+        last = (await streams.gateway.ask("/server_info"))["last_upgrade"]
+        print(spare, last)
+        assert streams.gateway.child.pid == pid
+        assert last["lost"] == 0
+        if spare < 2:
+            assert last["result"] == "refused"
+            assert last["reason"].endswith("Too many open files")
+        await streams.live()
+        assert (await streams.upgraded())["result"] == "done"
+        assert await streams.gateway.counter("meshgate_connections_total") == before
+        assert await streams.gateway.counter("meshgate_stream_ends_total") == 0
+
+
+@pytest.mark.parametrize(("most", "result"), [(1000, "refused"), (500_000, "done")])
+async def test_memory_files_that_cannot_grow_lose_nothing(world: World, most: int, result: str) -> None:
+    """The record does not fit, or it does and the counts of new workers do not."""
+    async with streams_of(world) as streams:
+        pid = streams.gateway.child.pid
+        async with scarce(pid, resource.RLIMIT_FSIZE, most) as lift:
+            if result == "refused":
+                last = await streams.upgraded()
+                assert last["reason"] == "the hand-over cannot be written: File too large"
+            else:
+                streams.gateway.child.signal(signal.SIGUSR2)
+                with trio.move_on_after(5):
+                    while True:
+                        await streams.live()
+            await streams.another()
+            lift()
+        last = await streams.upgraded()
+        assert (last["result"], last["lost"]) == ("done", 0)
+
+
+def small(installation: Installation, megabytes: int, only: str = "") -> str:
+    """A Python that has little memory; `only`: just where this is its last argument."""
+    path = Path(installation.python).with_name("python-small")
+    path.write_text(
+        f'#!/bin/sh\nfor last; do :; done\n[ "${{last#{only}}}" = "" ] || [ -z "{only}" ] && ulimit -v {megabytes}000\n'
+        f'exec {installation.python} "$@"\n'
+    )
+    path.chmod(0o755)
+    return str(path)
+
+
+@pytest.mark.parametrize("megabytes", [1, 20, 50, 90])
+async def test_a_trial_without_memory_is_refused(world: World, installation: Installation, megabytes: int) -> None:
+    async with streams_of(world) as streams:
+        done = await streams.gateway.upgrade("--python", small(installation, megabytes))
+        print(done.stderr)
+        assert done.returncode == 1
+        assert done.stderr.startswith("meshgate: no upgrade, and nothing has changed: the trial ")
+        assert done.stderr.count("\n") == 1
+
+
+# --- a full disk ------------------------------------------------------------------------------------------------------
+
+ON_A_DISK = """#!/bin/sh
+exec unshare {user} --mount sh -c 'mount -t tmpfs -o size=64k tmpfs "$0" && exec "$@"' {folder} {python} "$@"
+"""
+
+
+@pytest.fixture
+def on_a_disk(tmp_path: Path) -> tuple[str, Path]:
+    """A Python for which a folder is a disk of its own, with 64 kB; others find it below /proc/PID/root."""
+    user = "" if os.geteuid() == 0 else "--user --map-root-user"
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    script = tmp_path / "python"
+    script.write_text(ON_A_DISK.format(user=user, folder=folder, python=sys.executable))
+    script.chmod(0o755)
+    tried = subprocess.run([script, "-c", ""], capture_output=True, check=False)
+    if tried.returncode:
+        pytest.skip(f"no mount namespace here: {tried.stderr.decode()}")
+    return str(script), folder
+
+
+async def test_a_full_disk_costs_access_log_lines_and_no_stream(world: World, on_a_disk: tuple[str, Path]) -> None:
+    python, folder = on_a_disk
+    extra = {"MESHGATE_STATE_DIR": str(folder / "state"), "MESHGATE_ACCESS_LOG": str(folder / "access.log")}
+    async with streams_of(world, python, **extra) as streams:
+        gateway = streams.gateway
+        there = Path(f"/proc/{gateway.child.pid}/root{folder}")
+        await until_equal(
+            "the catalog on disk", partial(trio.Path(there / "state" / "catalog.state").exists), True, PATIENCE
+        )
+        lines = await lost_lines(gateway)
+        await streams.another()
+        await until_equal("a line", partial(trio.Path(there / "access.log").exists), True, PATIENCE)
+        full = there / "full"
+        with full.open("wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
+            while True:
+                file.write(bytes(512))
+        while (await gateway.counter("meshgate_access_log_dropped_total")) == lines:
+            await streams.another()
+        cut = not (there / "access.log").read_bytes().endswith(b"\n")
+        last = await streams.upgraded()
+        print(cut, last)
+        if cut:
+            assert (last["result"], last["reason"]) == ("refused", "the access log does not take its lines")
+        else:
+            assert (last["result"], last["lost"]) == ("done", 0)
+        full.unlink()
+        await streams.another()
+        dropped = await gateway.counter("meshgate_access_log_dropped_total")
+        last = await streams.upgraded()
+        assert (last["result"], last["lost"]) == ("done", 0)
+        assert await gateway.counter("meshgate_access_log_dropped_total") == dropped
+        assert all(json.loads(line) for line in (there / "access.log").read_text().splitlines())
+
+
+async def lost_lines(gateway: GatewayProcess) -> float:
+    return await gateway.counter("meshgate_access_log_dropped_total")
+
+
+# --- kill -9 ----------------------------------------------------------------------------------------------------------
+
+KILL = "__import__('os').kill(__import__('os').{who}, 9)"
+STEPS = {
+    "in the trial": ("app/composition_root.py", "    # What only workers need has to be there too.\n", "getppid()"),
+    "before the exec": ("app/gateway/upgrade.py", "                os.execve(python, command", "getpid()"),
+    "after the exec": ("app/gateway/upgrade_record.py", "        self._notifier.watchdog()\n        for", "getpid()"),
+    "before it is in charge": ("app/gateway/gateway.py", "                self._taken.take_charge()", "getpid()"),
+    "as workers start": (
+        "adapters/relay/worker_process.py",
+        "        process = _Process(child, ours, stderr)",
+        "getpid()",
+    ),
+    "as streams go": ("adapters/relay/pool.py", "        await it.over.wait()\n        handed", "getpid()"),
+}
+
+
+@pytest.mark.parametrize("step", STEPS)
+async def test_streams_outlive_a_gateway_that_is_killed_in_an_upgrade(
+    world: World, installation: Installation, step: str
+) -> None:
+    module, line, who = STEPS[step]
+    indent = re.match(" *", line)
+    assert indent is not None
+    killing = f"{indent[0]}{KILL.format(who=who)}\n{line}"
+    if step == "before the exec":
+        installation.replace(module, line, killing)
+    try:
+        async with streams_of(world, installation.python) as streams:
+            installation.replace(module, line, killing)
+            gateway, pid = streams.gateway, streams.gateway.child.pid
+            old = workers_of(pid)
+            gateway.child.signal(signal.SIGUSR2)
+            with trio.fail_after(PATIENCE):
+                while gateway.child.running:
+                    await streams.live()
+            installation.replace(module, line, line)
+            assert gateway.child.returncode == -signal.SIGKILL
+            await streams.live()
+            # A supervisor starts another one in its place.
+            await gateway.start({"MESHGATE_WORKERS": "2"})
+            await streams.live()
+            await streams.another()
+            assert await gateway.counter("meshgate_connections_active") == 0
+        with trio.fail_after(PATIENCE):
+            while set(old).intersection(map(int, filter(str.isdigit, os.listdir("/proc")))) or left_of(installation):
+                await trio.sleep(0.05)
+    finally:
+        installation.replace(module, line, line)
+
+
+def left_of(installation: Installation) -> list[int]:
+    """Processes that run by an installation."""
+    found = []
+    for each in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if each.read_bytes().startswith(installation.python.encode() + b"\0"):
+                found.append(int(each.parent.name))
+        except OSError:
+            continue
+    return found
