@@ -4,6 +4,7 @@ The workers are the real ones, started by a wrapper that has one of them do some
 parent, send garbage, or have no descriptors or memory left.
 """
 
+import contextlib
 import json
 import signal
 import subprocess
@@ -26,7 +27,7 @@ from .test_hand_over_of_all_shapes import children, children_but, under_load
 from .test_orphans import until_gone
 
 WRAPPER = """
-import os, resource, signal, sys
+import contextlib, os, resource, signal, sys
 from meshgate.adapters.relay import hand_over, messages, stream, worker
 from meshgate.adapters.relay.sandbox import Mode
 
@@ -61,12 +62,11 @@ def do(channel):
 
 class New(hand_over.TakesOver):
     async def run(self):
-        scarce = {"descriptors": (resource.RLIMIT_NOFILE, 30), "memory": (resource.RLIMIT_AS, 1)}
-        kind, least = scarce.get(act, (resource.RLIMIT_CORE, 0))
-        usual = resource.getrlimit(kind)
-        resource.setrlimit(kind, (least, usual[1]))
+        usual = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if act == "descriptors":
+            resource.setrlimit(resource.RLIMIT_NOFILE, (30, usual[1]))
         await super().run()
-        resource.setrlimit(kind, usual)
+        resource.setrlimit(resource.RLIMIT_NOFILE, usual)
 
     async def _step(self):
         if self._prepared and due("prepared"):
@@ -76,7 +76,20 @@ class New(hand_over.TakesOver):
     def _prepare(self, batch):
         if due("batch"):
             do(self._channel)
-        answer = super()._prepare(batch)
+        if act == "memory":
+            usual, used = resource.getrlimit(resource.RLIMIT_AS), None
+            resource.setrlimit(resource.RLIMIT_AS, (1, usual[1]))
+            for size in (*(1 << power for power in range(20, 9, -1)), *range(512, 0, -8)):
+                with contextlib.suppress(MemoryError):
+                    while True:  # What it has got before, and could use again.
+                        used = used, bytes(size)
+            try:
+                answer = super()._prepare(batch)
+            finally:
+                resource.setrlimit(resource.RLIMIT_AS, usual)
+                del used
+        else:
+            answer = super()._prepare(batch)
         if due("rebuilt"):
             do(self._channel)
             if act == "garbage":
@@ -175,10 +188,10 @@ async def test_no_stream_notices_a_new_worker_that_fails(
         with driver.forgiving(open_ones=False):
             moved = await pool.relay.replace(0)
         policy.command = SANE
-        if act in ("descriptors", "raise"):
+        if act in ("descriptors", "memory", "raise"):
             # It lives, so the streams that it could not take have the old one still.
             assert moved.left > 0
-            assert moved.why == "it ended" if act == "raise" else "descriptors" in moved.why
+            assert "descriptors" in moved.why if act == "descriptors" else moved.why in ("it ended", "MemoryError()")
             assert old in children()
         else:
             # Another one has come into its place, and has taken them.
@@ -279,7 +292,10 @@ async def test_no_stream_notices_that_the_parent_is_killed_in_the_hand_over(side
                         while parent.poll() is None:
                             await trio.sleep(0.01)
                     assert parent.returncode == -signal.SIGKILL
-                    await until_gone(old, 30)
+                    # Where the new one has not heard of it, the old one keeps them.
+                    with contextlib.suppress(trio.TooSlowError):
+                        await until_gone(old, 5)
+                await until_gone(old, 30)
             finally:
                 parent.kill()
 

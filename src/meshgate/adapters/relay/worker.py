@@ -156,6 +156,7 @@ class Worker:
                 elif isinstance(order, HandOver):
                     nursery.start_soon(self._hand_over, order.streams, receiver.descriptors.popleft(), nursery)
                 elif isinstance(order, TakeOver):
+                    self._hand_overs += 1
                     nursery.start_soon(self._take_over, receiver.descriptors.popleft())
                 elif isinstance(order, Drain):
                     if not self._draining:
@@ -210,12 +211,11 @@ class Worker:
         """Take another worker's streams over."""
         taken, why = 0, "no descriptor left"
         if descriptor >= 0:
-            self._hand_overs += 1
             side = TakesOver(_channel(descriptor), self._relay.rebuild, self._accuse)
             with _guarded():
                 await side.run()
             taken, why = side.taken, side.why
-            self._hand_overs -= 1
+        self._hand_overs -= 1
         await self._tell()
         await self._say(TookOver(taken, why))
 
