@@ -81,6 +81,12 @@ def test_systemd_finds_nothing_wrong_with_the_unit(tmp_path: Path, beside: tuple
     assert (ended.returncode, ended.stdout + ended.stderr) == (0, "")
 
 
+def test_a_reload_that_upgrades_is_none_of_the_sandbox() -> None:
+    """There the command could not be told from a relay worker, whom the admin address refuses (`confined_clients`)."""
+    reloads = [line for line in UPGRADING.read_text().splitlines() if line.startswith("ExecReload=")]
+    assert reloads == ["ExecReload=", "ExecReload=+/opt/meshgate/bin/meshgate upgrade"]
+
+
 def test_systemd_sees_a_service_with_little_exposure() -> None:
     analyze = shutil.which("systemd-analyze")
     if analyze is None or systemd_version(analyze) < 250:
