@@ -359,17 +359,19 @@ def test_wide_screen_has_the_share_of_streams_without_a_first_byte() -> None:
 
 def test_endpoints_that_are_ejected_are_told_apart_with_what_was_met_of_them() -> None:
     out = answers.Ejection(3, 1_800_000_000.0 - 90, "timed out")
-    facts = answers.EndpointFacts(streams=9, unanswered=1, failures=3, first_byte_seconds=0.01234, ejected=out)
+    facts = answers.EndpointFacts(
+        streams=9, unanswered=1, failures=3, first_byte_seconds=0.01234, ejected=out, last_success=1_800_000_000.0 - 95
+    )
     met = Met("10.0.0.8", 1, healthy=True, cause=None, weight=1, node="n8", instance="", met=facts)
     well = replace(facts, failures=0, first_byte_seconds=2.5, ejected=None, unanswered=0)
     slow = replace(met, address="10.0.0.9", met=well)
     found = row("web", "service", (2, 2), 0, (None, None, None), slow, met)
     state, view = replace(STATE, destinations=Destinations(1, 1, [found])), View("endpoints")
     lines = [" ".join(line.split()) for line in drawn(state, view=view, width=120, streams=[])]
-    at = lines.index("ENDPOINT DESTINATION NODE STATE OPEN STREAMS FAILED 1ST BYTE UNANSWERED")
+    at = lines.index("ENDPOINT DESTINATION NODE STATE OPEN STREAMS FAILED 1ST BYTE UNANSWERED LAST OK")
     assert lines[at + 1 : at + 3] == [
-        "10.0.0.8:1 web n8 ejected 1m30s: timed out 0 10 3 12.3 ms 1",
-        "10.0.0.9:1 web n8 healthy 0 9 0 2.5 s 0",
+        "10.0.0.8:1 web n8 ejected 1m30s: timed out 0 10 3 12.3 ms 1 1m35s ago",
+        "10.0.0.9:1 web n8 healthy 0 9 0 2.5 s 0 1m35s ago",
     ]
     for _ in range(3):
         view.press("s")

@@ -121,8 +121,12 @@ async def test_pages_show_an_open_stream_and_no_secret(world: World) -> None:
             # The only service of the agent on this machine, where the caller's address is.
             assert re.fullmatch(r"web on \S+", row["caller"])
             assert f"{world.sni()}::{row['endpoint']}::cx_active::1\n" in await text_of(gateway, "/clusters")
+            assert f"\n{world.sni()}::cx_total::1\n" in await text_of(gateway, "/clusters")
             clusters = {each["name"]: each for each in (await gateway.ask("/clusters?format=json"))["cluster_statuses"]}
             (host,) = clusters[world.sni()]["host_statuses"]
+            of_all = clusters[world.sni()]["meshgate"]
+            assert (of_all["streams"], of_all["open"], of_all["connect_failures"]) == (1, 1, 0)
+            assert 0 < of_all["first_byte_p50"] < 20
             assert (host["meshgate"]["streams"], host["meshgate"]["failures"], host["meshgate"]["ejected"]) == (
                 1,
                 0,
@@ -135,7 +139,7 @@ async def test_pages_show_an_open_stream_and_no_secret(world: World) -> None:
             assert host["health_status"]["eds_health_status"] == "HEALTHY"
             picture = json.loads(await command(gateway, "top", "--json", "--interval=0.5"))
             (web,) = [each for each in picture["destinations"]["rows"] if each["name"] == "web"]
-            assert (web["open"], web["streams"], web["healthy"]) == (1, 1, 1)
+            assert (web["open"], web["facts"]["streams"], web["healthy"]) == (1, 1, 1)
             assert " ready " in (await command(gateway, "top", "--once", "--interval=0.5")).splitlines()[0]
         info = await gateway.ask("/server_info")
         assert info["state"] == "LIVE"

@@ -45,6 +45,7 @@ _NEEDED: Final = {
     "FAILED": 72,
     "1ST BYTE": 80,
     "STREAMS": 92,
+    "LAST OK": 104,
     "UNANSWERED": 92,
 }
 # Columns of words, which are cut where there is no room; numbers never are.
@@ -304,7 +305,7 @@ def _destinations(seen: Seen) -> list[Row]:
 
 def _endpoints(seen: Seen) -> list[Row]:
     open_ = Counter((each.route, each.endpoint) for each in seen.streams or ())
-    found = []
+    found, now = [], seen.state.gateway.now
     for row in seen.state.destinations.rows:
         for each in row.listed:
             met, streams = each.met, open_[row.sni, each.where]
@@ -312,12 +313,13 @@ def _endpoints(seen: Seen) -> list[Row]:
                 each.where,
                 row.name,
                 each.node,
-                _state(each, seen.state.gateway.now),
+                _state(each, now),
                 "-" if seen.streams is None else str(streams),
                 str(met.streams + met.unanswered),
                 str(met.failures),
                 _brief(met.first_byte_seconds),
                 str(met.unanswered),
+                "-" if met.last_success is None else f"{duration(max(0.0, now - met.last_success))} ago",
             )
             keys = {
                 "health": (each.healthy, met.ejected is None, -met.failures - met.unanswered, -streams),
@@ -418,7 +420,7 @@ def _clock(time_: str) -> str:
 _PAGES: Final = {
     "destinations": _Page(_HEAD, _destinations, ("busy", "open", "in", "out", "health", "name"), "no routes"),
     "endpoints": _Page(
-        ("ENDPOINT", "DESTINATION", "NODE", "STATE", "OPEN", "STREAMS", "FAILED", "1ST BYTE", "UNANSWERED"),
+        ("ENDPOINT", "DESTINATION", "NODE", "STATE", "OPEN", "STREAMS", "FAILED", "1ST BYTE", "UNANSWERED", "LAST OK"),
         _endpoints,
         ("health", "open", "failed", "slow", "name", "node"),
     ),
