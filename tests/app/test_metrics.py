@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 from meshgate import __version__, build
 from meshgate.adapters.admin.http_server import Request, Response
 from meshgate.adapters.consul import WatchKey, WatchState
-from meshgate.adapters.relay import CONNECT_BUCKETS, FIRST_BYTE_BUCKETS, STREAM_BUCKETS, Counters, Limits
+from meshgate.adapters.relay import CONNECT_BUCKETS, FIRST_BYTE_BUCKETS, STREAM_BUCKETS, Limits
 from meshgate.app.admin.metrics import MAX_DESTINATIONS, MAX_HISTOGRAMS, Metrics, usage_of
 from meshgate.core.hello import Offer
 from meshgate.core.reasons import Alert, Reason, StreamEnd
@@ -228,23 +228,6 @@ async def test_a_gateway_that_knows_nothing_yet_has_a_page() -> None:
 @pytest.mark.parametrize("problem", ["", "it cannot be read"])
 async def test_a_token_problem_is_one_of_the_file_or_of_a_watch(problem: str) -> None:
     assert (await samples(GatewayDouble(token_problem=problem)))["meshgate_token_problem", ()] == bool(problem)
-
-
-async def test_bytes_never_go_back_when_a_worker_is_too_busy_to_tell_of_its_open_streams() -> None:
-    gateway = GatewayDouble()
-    metrics = Metrics(gateway)
-    seen = []
-    for received, sent in ((100, 200), (40, 300), (150, 250)):
-        gateway.numbers = Counters(bytes_received=received, bytes_sent=sent, carried={WEB: (received, sent)})
-        families = {family.name: family for family in await metrics.families()}
-        seen.append(
-            [
-                sample.value
-                for name in ("meshgate_bytes", "meshgate_destination_bytes")
-                for sample in families[name].samples
-            ]
-        )
-    assert seen == [[100, 200, 100, 200], [100, 300, 100, 300], [150, 300, 150, 300]]
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from meshgate.adapters.admin.confined_clients import is_confined
 from meshgate.adapters.admin.http_server import AdminServer, Bind, listening
 from meshgate.adapters.consul.api import ConsulClient, OwnRegistration
 from meshgate.adapters.machine import RESERVED, raise_descriptor_limit
+from meshgate.adapters.relay import Counters
 from meshgate.adapters.relay.sandbox import Mode, support
 from meshgate.adapters.sd_notify import Notifier
 from meshgate.app.admin.admin_pages import PROBES, admin_routes
@@ -138,7 +139,8 @@ async def _main(settings: Settings, client: ConsulClient, taken: Taken | None) -
         view = GatewayView(gateway)
         telemetry = Telemetry(view, gateway)
         before = NO_ONLOOKERS if taken is None else taken.record.onlookers
-        telemetry.metrics.go_on(before.bytes, before.carried)
+        received, sent = before.bytes
+        gateway.relay.told = Counters(bytes_received=received, bytes_sent=sent, carried=dict(before.carried))
         view.history.remember(before.history)
         telemetry.statsd.go_on(before.statsd_said, before.statsd_dropped)
         refuses = None if settings.sandbox == Mode.OFF else is_confined
@@ -146,11 +148,11 @@ async def _main(settings: Settings, client: ConsulClient, taken: Taken | None) -
         server = AdminServer(admin_routes(view, telemetry.metrics), refuses=refuses, for_anybody=PROBES)
 
         def left() -> OnlookersLeft:
-            all_bytes, carried = telemetry.metrics.left()
+            told = gateway.relay.told
             admin = None if server.descriptor < 0 else (settings.shown(_ADMIN), server.descriptor)
             return OnlookersLeft(
-                bytes=all_bytes,
-                carried=carried,
+                bytes=(told.bytes_received, told.bytes_sent),
+                carried=list(told.carried.items()),
                 statsd_dropped=telemetry.statsd.dropped,
                 statsd_said=telemetry.statsd.left(),
                 admin=admin,

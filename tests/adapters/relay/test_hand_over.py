@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import signal
 import socket
 import sys
@@ -12,6 +13,7 @@ from typing import Any
 
 import msgspec
 import pytest
+import structlog
 import trio
 from hypothesis import given, settings, strategies as st
 
@@ -31,13 +33,21 @@ from meshgate.adapters.relay.hand_over import (
     TakesOver,
     Yours,
 )
-from meshgate.adapters.relay.messages import HAND_OVER_FORMAT, Receiver, encode, send_with_descriptors
+from meshgate.adapters.relay.messages import (
+    HAND_OVER_FORMAT,
+    HandOver,
+    Receiver,
+    StopListening,
+    encode,
+    send_with_descriptors,
+)
+from meshgate.adapters.relay.pool import RelayPool
 from meshgate.adapters.relay.sandbox import Mode
-from meshgate.adapters.relay.worker_process import WorkerPolicy
+from meshgate.adapters.relay.worker_process import Gauges, WorkerEnd, WorkerPolicy
 from meshgate.core.reasons import StreamEnd
 from meshgate.core.routes import RouteKind
 
-from .streams import WEB, backend, echo, endpoint, open_descriptors, receive_all, receive_exactly, table_of
+from .streams import WEB, Watcher, backend, echo, endpoint, open_descriptors, receive_all, receive_exactly, table_of
 from .test_pool import HELLO, Pool, pool_of
 
 RECORDED = Path(__file__).parents[2] / "data" / "handed-streams"
@@ -623,6 +633,122 @@ async def test_pool_grows_and_shrinks_and_no_stream_notices() -> None:
         assert (counters.active, counters.accepted, counters.ends) == (60, 60, {})
         for client in clients:
             await client.aclose()
+
+
+async def test_worker_with_most_of_the_streams_shares_them_and_goes_on() -> None:
+    policy = WorkerPolicy()
+    async with backend(echo) as port, pool_of({WEB: [endpoint(port)]}, workers=1, policy=policy) as pool:
+        clients = [await pool.call() for _ in range(60)]
+        ids = {stream.id for stream in await pool.relay.connections()}
+        await pool.relay.resize(3)
+        before = pool.relay.workers
+        policy.look = 0.05
+        pool.relay.reshape(3, policy.sandbox)  # From here on it looks so often.
+        with structlog.testing.capture_logs() as logs, trio.fail_after(30):
+            while [active for _, active in pool.relay.loads] != [20, 20, 20]:
+                await trio.sleep(0.02)
+        assert [(entry["worker"], entry["streams"]) for entry in logs] == [(0, 40)]
+        assert pool.relay.workers == before
+        assert {stream.id for stream in await pool.relay.connections()} == ids
+        assert await broken(clients) == 0
+        for worker in pool.relay._workers[1:]:
+            worker.send(encode(StopListening()))
+        await pool.until_workers(3)
+        clients += [await pool.call() for _ in range(5)]  # It takes clients as before.
+        assert await broken(clients) == 0
+        counters = await pool.relay.counters()
+        assert (counters.active, counters.accepted, counters.ends) == (65, 65, {})
+        for client in clients:
+            await client.aclose()
+
+
+async def test_streams_that_may_be_over_soon_stay_where_they_are() -> None:
+    async with backend(echo) as port, pool_of({WEB: [endpoint(port)]}, workers=1) as pool:
+        clients = [await pool.call() for _ in range(30)]
+        await pool.relay.resize(2)
+        one, other = pool.relay._workers
+        assert (await pool.relay._move(one, other, HandOver(15, stays=True, seconds=3600.0))).streams == 0
+        assert (await pool.relay._move(one, other, HandOver(15, stays=True))).streams == 15
+        assert await broken(clients) == 0
+        for client in clients:
+            await client.aclose()
+
+
+@pytest.mark.parametrize(
+    ("active", "crowded"),
+    [([0], None), ([500], None), ([20, 0], None), ([21, 0], 0), ([10, 10, 40], 2), ([200, 100], None), ([100, 201], 1)],
+)
+def test_worker_has_most_of_the_streams(active: list[int], crowded: int | None) -> None:
+    pool = RelayPool(len(active), Limits(), Watcher(), 5.0)
+    for worker, streams in zip(pool._workers, active, strict=True):
+        worker._gauges = Gauges(streams)
+    assert pool._most_crowded() is (None if crowded is None else pool._workers[crowded])
+    pool._counts.close()
+
+
+# A worker that has much more memory, some time after its start: the first one that there is.
+GROWS = """
+import os, signal, sys
+from meshgate.adapters.relay import worker
+from meshgate.adapters.relay.sandbox import Mode
+held = []
+original = worker.Worker._tell
+async def tell(self, question=None):
+    if self._relay.context.streams and not held:
+        try:
+            os.close(os.open(sys.argv[1], os.O_CREAT | os.O_EXCL))
+            held.append(b"x" * (200 << 20))
+        except FileExistsError:
+            held.append(b"")
+    await original(self, question)
+worker.Worker._tell = tell
+for number in worker.SIGNALS:
+    signal.signal(number, signal.SIG_IGN)
+signal.pthread_sigmask(signal.SIG_UNBLOCK, worker.SIGNALS)
+worker.main(int(sys.argv[2]), Mode(sys.argv[3]))
+"""
+
+
+async def test_worker_whose_memory_has_grown_is_replaced_once_and_no_stream_notices(tmp_path: Path) -> None:
+    program = (sys.executable, "-P", "-c", GROWS, str(tmp_path / "grown"))
+    policy = WorkerPolicy(command=program, sandbox=Mode.OFF, memory=150 << 20, look=0.1)
+    async with backend(echo) as port, pool_of({WEB: [endpoint(port)]}, workers=1, policy=policy) as pool:
+        (old,) = pool.relay.workers
+        with trio.fail_after(30):
+            while not pool.relay._workers[0].memory.lasting:
+                await trio.sleep(0.02)
+        with structlog.testing.capture_logs() as logs:
+            clients = [await pool.call() for _ in range(20)]
+            await until_gone(pool, old)
+            with trio.fail_after(30):
+                while not pool.relay._workers[0].memory.lasting:
+                    await trio.sleep(0.02)
+        grown = [entry["bytes"] for entry in logs if "has grown" in entry["event"]]
+        assert len(grown) == 1
+        assert grown[0] > 200 << 20
+        assert {cause: number for cause, number in pool.relay.restarts.items() if number} == {WorkerEnd.MEMORY: 1}
+        assert pool.relay.problems() == []
+        assert await broken(clients) == 0
+        counters = await pool.relay.counters()
+        assert (counters.active, counters.accepted, counters.ends) == (20, 20, {})
+        for client in clients:
+            await client.aclose()
+
+
+async def test_worker_that_needs_its_memory_is_not_replaced_and_that_is_told() -> None:
+    policy = WorkerPolicy(memory=1 << 20)
+    async with pool_of({}, workers=1, policy=policy) as pool:
+        before = pool.relay.workers
+        assert pool.relay.problems() == []
+        for _ in range(10):
+            await pool.relay._replace_grown()
+        (problem,) = pool.relay.problems()
+        assert re.fullmatch(
+            r"relay worker 0 has \d+ MiB of memory, and may have 1 MiB: its streams need as much", problem
+        )
+        assert pool.relay.workers == before
+        policy.memory = 0
+        assert pool.relay.problems() == []
 
 
 async def test_pool_takes_another_shape_when_it_is_told_to() -> None:

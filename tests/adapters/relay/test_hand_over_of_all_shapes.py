@@ -14,6 +14,7 @@ import pytest
 import trio
 
 from meshgate.adapters.relay import Limits
+from meshgate.adapters.relay.messages import HandOver
 from meshgate.adapters.relay.worker_process import WorkerPolicy
 from meshgate.core.reasons import StreamEnd
 from meshgate.core.routes import Endpoint
@@ -168,6 +169,23 @@ async def test_no_stream_notices_that_its_worker_is_replaced_twenty_times(worker
         for _ in range(20):
             await replace_all(pool, driver)
             await driver.moved(1)
+
+
+@pytest.mark.timeout(200)
+async def test_no_stream_notices_that_workers_share_them() -> None:
+    """To and fro between two workers that both take new ones meanwhile."""
+    async with under_load(2, seed=7, streams=80, pace=0.3) as (pool, driver):
+        before = pool.relay.workers
+        one, other = pool.relay._workers
+        moved = 0
+        for _ in range(5):
+            for old, new in ((one, other), (other, one)):
+                now = await pool.relay._move(old, new, HandOver(30, stays=True))
+                assert now.why == ""
+                moved += now.streams
+        await driver.moved(1)
+        assert moved > 100
+        assert pool.relay.workers == before
 
 
 async def test_the_accounts_of_all_shapes_are_right_without_a_hand_over() -> None:

@@ -4,18 +4,20 @@ import gc
 import os
 import signal
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
-from meshgate.adapters.relay import Limits, worker_process as process_module
-from meshgate.adapters.relay.pool import RelayPool
+from meshgate.adapters.relay import Counters, Limits, worker_process as process_module
+from meshgate.adapters.relay.messages import StatsReport
+from meshgate.adapters.relay.pool import RelayPool, _HandOver
 from meshgate.adapters.relay.worker_process import WorkerPolicy
-from meshgate.core.reasons import Reason
-from meshgate.core.routes import Endpoint
+from meshgate.core.reasons import Reason, StreamEnd
+from meshgate.core.routes import Endpoint, RouteKind
 
 from .streams import (
     WEB,
@@ -57,7 +59,7 @@ class Pool:
     async def until_workers(self, count: int) -> None:
         """Wait until so many workers have answered."""
         with trio.fail_after(20):
-            while len(await self.relay._ask(streams=False)) < count:
+            while len((await self.relay._ask(streams=False)).answers) < count:
                 await trio.sleep(0.02)
 
 
@@ -104,6 +106,106 @@ async def test_streams_of_all_workers_are_carried_counted_and_listed() -> None:
         assert counters.bytes_received == 30 * len(HELLO)
         assert len(pool.watcher.ended) == 30
         assert {record.reason for record in pool.watcher.ended} == {None}
+
+
+class Heard:
+    """A pool whose workers say what they are made to."""
+
+    def __init__(self) -> None:
+        self.relay = RelayPool(2, Limits(), Watcher(), 5.0)
+        self.relay.install(table_of({WEB: [endpoint(1)]}))
+        for worker in self.relay._workers:
+            worker._outbox, _ = trio.open_memory_channel(100)
+        self.asked = 0
+
+    def say(self, number: int, counters: Counters, **answer: Any) -> None:
+        told = StatsReport(counters, [], [], 0, question=self.asked if answer else 0, **answer)
+        self.relay._workers[number]._take(told, 100, 1.0)
+
+    async def counters(self, say: Callable[[], None]) -> Counters:
+        """Those that are told where the workers say that when they are asked."""
+        found: list[Counters] = []
+
+        async def ask() -> None:
+            found.append(await self.relay.counters())
+
+        self.asked += 1
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask)
+            await trio.testing.wait_all_tasks_blocked()
+            say()
+        return found[0]
+
+
+@pytest.fixture
+def heard() -> Iterator[Heard]:
+    it = Heard()
+    yield it
+    it.relay._counts.close()
+
+
+KEY = (RouteKind.SERVICE, "web")
+
+
+async def test_bytes_of_a_stream_that_ends_while_others_are_asked_count_once(heard: Heard) -> None:
+    def say() -> None:
+        heard.say(0, Counters(active=1), open_received=100, open_sent=200, open_carried={KEY: (1, 100, 200)})
+        ended = {StreamEnd.CLOSED: 1}
+        heard.say(0, Counters(bytes_received=100, bytes_sent=200, carried={KEY: (100, 200)}, ends=ended))
+        heard.say(1, Counters(active=1), open_received=7, open_sent=8, open_carried={KEY: (1, 7, 8)})
+
+    counters = await heard.counters(say)
+    assert (counters.bytes_received, counters.bytes_sent, counters.carried) == (107, 208, {KEY: (107, 208)})
+    assert (counters.open, counters.ends) == ({KEY: 2}, {})
+
+    def say_nothing_new() -> None:
+        heard.say(0, Counters(), open_received=0)
+        heard.say(1, Counters(active=1), open_received=7, open_sent=8, open_carried={KEY: (1, 7, 8)})
+
+    counters = await heard.counters(say_nothing_new)
+    assert (counters.bytes_received, counters.bytes_sent, counters.carried) == (107, 208, {KEY: (107, 208)})
+    assert (counters.open, counters.ends) == ({KEY: 1}, {StreamEnd.CLOSED: 1})
+
+
+async def test_bytes_never_go_back_where_a_worker_is_too_busy_to_tell_of_its_streams(
+    heard: Heard, autojump_clock: trio.testing.MockClock
+) -> None:
+    def say() -> None:
+        heard.say(0, Counters(accepted=1), open_received=100, open_sent=1, open_carried={KEY: (1, 100, 1)})
+        heard.say(1, Counters(accepted=1), open_received=100, open_sent=1, open_carried={KEY: (1, 100, 1)})
+
+    def say_half() -> None:
+        heard.say(0, Counters(accepted=1), open_received=110, open_sent=9, open_carried={KEY: (1, 110, 9)})
+
+    assert (await heard.counters(say)).carried == {KEY: (200, 2)}
+    counters = await heard.counters(say_half)
+    assert (counters.accepted, counters.bytes_received, counters.bytes_sent) == (3, 200, 9)
+    assert (counters.carried, counters.open) == ({KEY: (200, 9)}, {KEY: 1})
+
+
+async def test_totals_are_those_of_now_while_streams_go_from_one_worker_to_another(
+    heard: Heard, autojump_clock: trio.testing.MockClock
+) -> None:
+    def say() -> None:
+        heard.say(0, Counters(active=1), open_received=100, open_carried={KEY: (1, 100, 0)})
+        heard.say(1, Counters(accepted=5), open_received=0)
+
+    # Also the first ones that are ever asked for, as those behind an upgrade may be.
+    heard.say(0, Counters(accepted=4, active=1))
+    heard.relay._hand_over = it = _HandOver(*heard.relay._workers)
+    assert (await heard.relay.counters()).accepted == 4
+    it.hear(it.old, None)
+    it.hear(it.new, None)
+    heard.relay._hand_over = None
+    heard.asked += 1
+    assert (await heard.counters(say)).carried == {KEY: (100, 0)}
+
+    def say_and_begin() -> None:
+        say()
+        heard.relay._hand_overs += 1
+
+    counters = await heard.counters(say_and_begin)
+    assert (counters.accepted, counters.carried, counters.open) == (14, {KEY: (100, 0)}, {KEY: 1})
 
 
 async def test_refusals_come_up_with_their_reason() -> None:

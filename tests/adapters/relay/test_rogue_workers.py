@@ -206,6 +206,26 @@ def test_flood_of_messages_is_no_honest_workers() -> None:
             process._take(news, 50, float(second))
 
 
+async def test_streams_that_were_asked_for_are_no_flood_up_to_what_a_worker_may_have() -> None:
+    """However often they are asked for: a list of all of them has more than a worker may say by itself in a second."""
+    process = worker_process.WorkerProcess(Owner(), 0, COUNTS, worker_process.WorkerPolicy())
+    process._outbox, _ = trio.open_memory_channel(100)
+    part = StatsReport(Counters(), [], [], 0, streams=[OpenStream(**OPEN)] * messages.TOLD_AT_ONCE, more=True)
+    size = messages.TOLD_AT_ONCE * 300
+    for question in range(1, 6):
+        part = msgspec.structs.replace(part, question=question)
+        with process.asked(streams=True) as answer:
+            for _ in range(messages.MOST_STREAMS // messages.TOLD_AT_ONCE):
+                process._take(part, size, 1.0)
+            process._take(StatsReport(Counters(), [], [], 0, question), 100, 1.0)
+            assert answer.complete.is_set()
+            assert sum(len(told.streams) for told in answer.reports) == messages.MOST_STREAMS
+    part = msgspec.structs.replace(part, question=6)
+    with process.asked(streams=True), pytest.raises(ValueError, match="flood"):
+        for _ in range(10 * messages.MOST_STREAMS // messages.TOLD_AT_ONCE):
+            process._take(part, size, 1.0)
+
+
 async def test_flood_of_lines_leaves_few_in_the_log(tmp_path: Path) -> None:
     async with with_rogue(tmp_path, encode(LogLine("error", "x" * 8000)) * 100, times=1000) as (_, logs):
         await until_ended(logs)

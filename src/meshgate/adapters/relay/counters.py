@@ -220,6 +220,16 @@ class Counters:
         self.open = _sum(self.open, {key: streams for key, (streams, _, _) in more.items()})
         self.carried = _sum(self.carried, {key: (received, sent) for key, (_, received, sent) in more.items()})
 
+    def tell_no_less(self, told: "Counters") -> None:
+        """Have no fewer bytes than were told before."""
+        self.bytes_received = max(self.bytes_received, told.bytes_received)
+        self.bytes_sent = max(self.bytes_sent, told.bytes_sent)
+        before, now = told.carried, self.carried
+        self.carried = before | {
+            key: (max(up, before[key][0]), max(down, before[key][1])) if key in before else (up, down)
+            for key, (up, down) in now.items()
+        }
+
     def count_connect(self, seconds: float) -> None:
         """Note how long a connection to an endpoint took to stand."""
         self.connect_sum += seconds

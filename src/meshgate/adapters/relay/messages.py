@@ -31,6 +31,8 @@ SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2)
 VERSION: Final = 1
 """Of what is said here. It grows where a message goes or changes its meaning, not with a field that has a default."""
 TOLD_AT_ONCE: Final = 1000
+MOST_STREAMS: Final = 100_000
+"""That a worker tells of where it is asked for its open streams."""
 LARGEST: Final = 1 << 24
 """Bytes of a message to the parent. The largest honest one has TOLD_AT_ONCE records of 11 kB, with the worst ALPN."""
 LONGEST_LINE: Final = 8192
@@ -119,10 +121,13 @@ class AddCounts(msgspec.Struct, tag=True, frozen=True):
 class HandOver(msgspec.Struct, tag=True, frozen=True):
     """Hand so many open streams over to another worker, over the socket that travels beside this message.
 
-    Accept no more clients, and end when no stream is left.
+    Accept no more clients, and end when no stream is left. Or be one who `stays`, and hand over only streams of so many
+    seconds: others may be over soon.
     """
 
     streams: int
+    stays: bool = False
+    seconds: float = 0.0
 
 
 class TakeOver(msgspec.Struct, tag=True, frozen=True):

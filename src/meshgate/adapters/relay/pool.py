@@ -12,6 +12,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
@@ -55,7 +56,7 @@ from .messages import (
 from .outliers import Ejected, Outliers
 from .sandbox import Mode
 from .shared_counts import CountRows
-from .worker_process import WorkerEnd, WorkerLeft, WorkerPolicy, WorkerProcess, record_of
+from .worker_process import LOOKS, Answer, WorkerEnd, WorkerLeft, WorkerPolicy, WorkerProcess, record_of
 
 log = structlog.get_logger(module="meshgate.relay")
 
@@ -69,6 +70,7 @@ _LOSSES_KEPT: Final = 100
 _LOST_AT_ONCE: Final = 500  # Lines that are told without letting others have a turn.
 _ALL: Final = 1 << 30
 _LOOK_SECONDS: Final = 0.05
+_A_FEW: Final = 20  # Streams.
 _EMPTY: Final = RouteTable.of("", "", "default", iter(()))
 
 
@@ -123,6 +125,16 @@ class Moved(NamedTuple):
     streams: int
     left: int
     why: str
+
+
+class _Asked(NamedTuple):
+    """The answers of those workers that gave one in time, and whether no stream went between two workers meanwhile.
+
+    What they told late is complete until the next checkpoint.
+    """
+
+    answers: list[Answer]
+    settled: bool
 
 
 class _HandOver:
@@ -251,13 +263,15 @@ class RelayPool:
         self._old: list[WorkerProcess] = []
         self._changing = trio.Lock()
         self._hand_over: _HandOver | None = None
+        self._hand_overs = 0  # Ever.
         self._is_draining = False
         self._shape = workers, self._policy.sandbox
         self._shape_is_new = trio.Event()
         self.misshapen = ""
         """Why there are not those workers that there should be; "" while there are."""
-        self._asking: set[trio.Event] = set()  # Questions that are not answered; the events come with the answers.
-        self._answered = Counters()
+        self._crowded: deque[WorkerProcess | None] = deque(maxlen=LOOKS)
+        self.told = Counters()
+        """What `counters` has given last."""
         self._left_asked: list[tuple[str, int, str]] = []
         if left is not None:
             self._adopt(left)
@@ -407,27 +421,32 @@ class RelayPool:
         return self._totals
 
     async def counters(self) -> Counters:
-        """The totals of all workers, those that died included; asked for now, so a moment old at most.
+        """The totals of all workers, those that died included; asked for now. Not to be changed.
 
-        While streams go from one worker to another, which takes a second, they may be as old as that.
+        What open streams have is as it was before while streams go from one worker to another, which takes a second.
+        Bytes never go back, also where a worker is too busy to tell of its open streams, or was lost with them.
         """
-        reports = await self._ask(streams=False)
-        if self._hand_over is not None:
-            # A stream would count twice, or not at all.
-            return replace(self._answered.copy(), active=self.active)
-        counters = self._totals.copy()
+        answers, settled = await self._ask(streams=False)
+        if not settled:
+            answers = []  # A stream would count twice, or not at all.
+        late = Counters()
+        for answer in answers:
+            late.add(answer.late)
+        counters = self._totals.since(late)  # Streams that ended late were still open when their worker answered.
+        counters.open = {} if settled else self.told.open
+        for report in (report for answer in answers for report in answer.reports):
+            counters.bytes_received += report.open_received
+            counters.bytes_sent += report.open_sent
+            counters.add_open(report.open_carried)
         counters.active = self.active
         counters.of_servers = sum(worker.of_servers for worker in self._everybody)
-        counters.bytes_received += sum(report.open_received for report in reports)
-        counters.bytes_sent += sum(report.open_sent for report in reports)
-        for report in reports:
-            counters.add_open(report.open_carried)
-        self._answered = counters
-        return counters.copy()
+        counters.tell_no_less(self.told)
+        self.told = counters
+        return counters
 
     async def connections(self) -> list[OpenStream]:
         """The streams open now."""
-        reports = await self._ask(streams=True)
+        reports = (report for answer in (await self._ask(streams=True)).answers for report in answer.reports)
         return [*{stream.id: stream for report in reports for stream in report.streams}.values()]
 
     async def run(self) -> None:
@@ -440,7 +459,7 @@ class RelayPool:
                 for worker in self._old:
                     self._nursery.start_soon(self._live_with, worker)
                 self._nursery.start_soon(self._take_over)
-                self._nursery.start_soon(self._keep_shape)
+                self._nursery.start_soon(self._look_after)
         finally:
             for _, sock in self._sockets:
                 sock.close()
@@ -546,26 +565,83 @@ class RelayPool:
         self._shape = workers, sandbox
         self._shape_is_new.set()
 
-    async def _keep_shape(self) -> None:
+    def problems(self) -> list[str]:
+        """What is not as it should be with the workers, a line each."""
+        found = [self.misshapen] if self.misshapen else []
+        for number, worker in enumerate(self._workers):
+            if 0 < self._policy.memory < worker.memory.lasting:
+                has, may = worker.memory.lasting >> 20, self._policy.memory >> 20
+                why = "" if worker.memory.has_grown else ": its streams need as much"
+                found.append(f"relay worker {number} has {has} MiB of memory, and may have {may} MiB{why}")
+        return found
+
+    async def _look_after(self) -> None:
+        """Have those workers that there should be, and look at them again and again."""
         while True:
-            await self._shape_is_new.wait()
-            self._shape_is_new = trio.Event()
-            workers, sandbox = self._shape
+            with trio.move_on_after(self._policy.look):
+                await self._shape_is_new.wait()
+            is_new, self._shape_is_new = self._shape_is_new.is_set(), trio.Event()
             if self._is_draining:
                 continue  # It ends all streams, and new workers would not.
-            before = self._policy.sandbox
-            self._policy.sandbox = sandbox
+            if is_new:
+                await self._take_shape(*self._shape)
+            elif self.taken_over.is_set():
+                await self._replace_grown()
+                await self._even_out()
+
+    async def _take_shape(self, workers: int, sandbox: Mode) -> None:
+        before = self._policy.sandbox
+        self._policy.sandbox = sandbox
+        try:
+            await self.resize(min(workers, len(self._workers)))
+            if sandbox is not before:
+                for number in range(len(self._workers)):
+                    await self.replace(number)
+            await self.resize(workers)
+            self.misshapen = ""
+        except (WorkerNotStartedError, OSError) as error:
+            self._policy.sandbox = before
+            self.misshapen = f"relay workers could not be changed, those of before go on: {error}"
+            log.error("relay workers could not be changed, those of before go on", error=str(error))  # noqa: TRY400
+
+    async def _replace_grown(self) -> None:
+        """Replace each worker that has more memory than it may have, and has done with much less."""
+        for number, worker in enumerate(self._workers):
+            memory = worker.memory
+            memory.look(worker.pid)
+            if not (0 < self._policy.memory < memory.lasting and memory.has_grown):
+                continue
+            log.warning("the memory of a relay worker has grown, it is replaced", worker=number, bytes=memory.lasting)
             try:
-                await self.resize(min(workers, len(self._workers)))
-                if sandbox is not before:
-                    for number in range(len(self._workers)):
-                        await self.replace(number)
-                await self.resize(workers)
-                self.misshapen = ""
+                await self.replace(number)
+                self.restarts[WorkerEnd.MEMORY] += 1
             except (WorkerNotStartedError, OSError) as error:
-                self._policy.sandbox = before
-                self.misshapen = f"relay workers could not be changed, those of before go on: {error}"
-                log.error("relay workers could not be changed, those of before go on", error=str(error))  # noqa: TRY400
+                log.error("a relay worker cannot be replaced and goes on", worker=number, error=str(error))  # noqa: TRY400
+
+    async def _even_out(self) -> None:
+        """Have a worker that has most of the streams for long share them: they stay where the kernel has put them."""
+        self._crowded.append(self._most_crowded())
+        worker = self._crowded[0]
+        if worker is None or self._crowded.count(worker) < LOOKS:
+            return
+        self._crowded.clear()
+        mean, moved = sum(each.active for each in self._workers) // len(self._workers), 0
+        async with self._changing:
+            for other in sorted(self._workers, key=lambda each: each.active):
+                streams = min(worker.active - mean, mean - other.active)
+                if streams <= 0:
+                    break
+                order = HandOver(streams, stays=True, seconds=LOOKS * self._policy.look)
+                moved += (await self._move(worker, other, order)).streams
+        if moved:
+            log.info("a relay worker had most of the streams, others took some", worker=worker.number, streams=moved)
+
+    def _most_crowded(self) -> WorkerProcess | None:
+        """The worker that has more than twice as many streams as the others, and not just a few more; if one has."""
+        most = max(self._workers, key=lambda each: each.active)
+        others = sum(each.active for each in self._workers) - most.active
+        mean = others / max(1, len(self._workers) - 1)
+        return most if len(self._workers) > 1 and most.active > max(2 * mean, mean + _A_FEW) else None
 
     async def resize(self, workers: int) -> None:
         """Have more workers, or fewer: the streams of those that go are taken over by those that stay.
@@ -594,7 +670,7 @@ class RelayPool:
             with trio.move_on_after(self._policy.starting):
                 await _first_of(worker.has_begun, worker.has_ended)
                 # It answers when it has done all that it was told, and so listens.
-                answered = bool(await worker.ask(streams=False))
+                answered = await worker.caught_up()
         finally:
             if not answered:
                 worker.dismiss()
@@ -611,13 +687,13 @@ class RelayPool:
         streams, left, why = 0, 0, ""
         for place, worker in enumerate(new):
             others = len(new) - place
-            moved = await self._move(old, worker, -(-old.active // others) if others > 1 else _ALL)
+            moved = await self._move(old, worker, HandOver(-(-old.active // others) if others > 1 else _ALL))
             if moved.left and not worker.works:
                 # It has died, and another process is on its way into its place.
                 with trio.move_on_after(self._policy.starting):
                     while old.works and not _works(worker):  # noqa: ASYNC110 (it has no event for the next life)
                         await trio.sleep(_LOOK_SECONDS)
-                again = await self._move(old, worker, _ALL)
+                again = await self._move(old, worker, HandOver(_ALL))
                 moved = Moved(moved.streams + again.streams, again.left, again.why)
             streams, left, why = streams + moved.streams, moved.left, why or moved.why
             if not left:
@@ -627,12 +703,10 @@ class RelayPool:
         log.info("a relay worker was replaced", worker=old.number, streams=streams, left=left, reason=why or None)
         return Moved(streams, left, why)
 
-    async def _move(self, old: WorkerProcess, new: WorkerProcess, most: int) -> "Moved":
-        """Have so many streams of a worker taken over by another one."""
+    async def _move(self, old: WorkerProcess, new: WorkerProcess, order: HandOver) -> "Moved":
+        """Have streams of a worker taken over by another one."""
         while self._hand_over is not None:  # Whoever asked for it has been cancelled.
             await self._hand_over.over.wait()
-        while self._asking:
-            await next(iter(self._asking)).wait()
         if not (old.works and new.works):
             return Moved(0, old.active, "one of the two has ended")
         try:
@@ -640,8 +714,9 @@ class RelayPool:
             with ours, theirs:
                 new.hand(encode(TakeOver()), theirs.fileno())
                 it = self._hand_over = _HandOver(old, new)
+                self._hand_overs += 1
                 try:
-                    old.hand(encode(HandOver(most)), ours.fileno())
+                    old.hand(encode(order), ours.fileno())
                 except OSError as error:
                     it.hear(old, HandedOver(0, old.active, str(error)))
         except OSError as error:
@@ -800,24 +875,17 @@ class RelayPool:
 
     # --- asking --------------------------------------------------------------------------------------------------
 
-    async def _ask(self, *, streams: bool) -> list[StatsReport]:
-        reports: list[StatsReport] = []
-
-        async def ask(worker: WorkerProcess) -> None:
-            reports.extend(await worker.ask(streams=streams))
-
+    async def _ask(self, *, streams: bool) -> "_Asked":
         with trio.move_on_after(self._policy.answer):
             while self._hand_over is not None:
                 await self._hand_over.over.wait()
-            self._asking.add(answered := trio.Event())
-            try:
-                async with trio.open_nursery() as nursery:
-                    for worker in self._everybody:
-                        nursery.start_soon(ask, worker)
-            finally:
-                self._asking.remove(answered)
-                answered.set()
-        return reports
+        before = self._hand_overs
+        # A list may be long, and is sent in parts between what else there is to do.
+        with ExitStack() as asked, trio.move_on_after(self._policy.silent if streams else self._policy.answer):
+            answers = [asked.enter_context(worker.asked(streams=streams)) for worker in self._everybody]
+            for answer in answers:
+                await answer.complete.wait()
+        return _Asked([it for it in answers if it.reports], self._hand_over is None and self._hand_overs == before)
 
     @property
     def _everybody(self) -> list[WorkerProcess]:

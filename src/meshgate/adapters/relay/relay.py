@@ -6,7 +6,7 @@ processes of their own, with the same tables and counters as messages.
 
 import random
 import socket
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Final
 
@@ -220,9 +220,9 @@ class Relay:
                 all_[2] += gave
         return received, sent, {key: (all_[0], all_[1], all_[2]) for key, all_ in routed.items()}
 
-    def connections(self) -> list[OpenStream]:
-        """The streams open now."""
-        return [stream.snapshot() for stream in self.context.streams if not stream.closed]
+    def connections(self) -> Iterator[OpenStream]:
+        """The streams open now, each as it is when its turn comes."""
+        return (stream.snapshot() for stream in list(self.context.streams) if not stream.closed)
 
     # --- running and ending --------------------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ import socket
 import sys
 import traceback
 from collections.abc import Iterator
+from itertools import islice
 from typing import Final
 
 import trio
@@ -27,6 +28,7 @@ from .counters import LONGEST_TEXT, Counters, Refused, StreamRecord
 from .hand_over import HandsOver, TakesOver
 from .messages import (
     LONGEST_LINE,
+    MOST_STREAMS,
     SIGNALS,
     TO_WORKER,
     Accuse,
@@ -71,7 +73,7 @@ _LEAVING_SECONDS: Final = 0.02
 _MOST_TOLD: Final = 10_000  # Refusals and records kept between two reports; what is over is counted.
 _MOST_ENDS: Final = 100  # Records where nobody wants all of them.
 _MOST_LINES: Final = 50
-_MOST_STREAMS: Final = 100_000  # Told of in one answer.
+_SNAPSHOTS: Final = 200  # Of open streams, which take a millisecond or two.
 _LEVELS: Final[tuple[tuple[int, Level], ...]] = (
     (logging.CRITICAL, "critical"),
     (logging.ERROR, "error"),
@@ -154,10 +156,12 @@ class Worker:
                 elif isinstance(order, AddCounts):
                     self._add_counts(receiver.descriptors.popleft())
                 elif isinstance(order, HandOver):
-                    nursery.start_soon(self._hand_over, order.streams, receiver.descriptors.popleft(), nursery)
+                    nursery.start_soon(self._hand_over, order, receiver.descriptors.popleft(), nursery)
                 elif isinstance(order, TakeOver):
                     self._hand_overs += 1
                     nursery.start_soon(self._take_over, receiver.descriptors.popleft())
+                elif isinstance(order, StatsRequest) and order.streams:
+                    nursery.start_soon(self._tell_streams, order)
                 elif isinstance(order, Drain):
                     if not self._draining:
                         self._draining = True
@@ -190,19 +194,23 @@ class Worker:
         await trio.sleep(half)
         await self._relay.drain(self._drain_quiet, half)
 
-    async def _hand_over(self, streams: int, descriptor: int, nursery: trio.Nursery) -> None:
-        """Let another worker have the streams, and end when none is left."""
-        self._relay.stop_listening(_LEAVING_SECONDS)
+    async def _hand_over(self, order: HandOver, descriptor: int, nursery: trio.Nursery) -> None:
+        """Let another worker have streams; where it is to have all, end when none is left."""
+        if not order.stays:
+            self._relay.stop_listening(_LEAVING_SECONDS)
         handed, why = 0, "no descriptor left"
         if descriptor >= 0:
             self._hand_overs += 1
-            side = HandsOver(_channel(descriptor), self._accuse)
+            context, side = self._relay.context, HandsOver(_channel(descriptor), self._accuse)
+            begun = context.reactor.clock() - order.seconds
             with _guarded():
-                await side.run(list(self._relay.context.streams), streams)
+                await side.run([stream for stream in context.streams if stream.started <= begun], order.streams)
             handed, why = side.handed, side.why
             self._hand_overs -= 1
         await self._tell()
         await self._say(HandedOver(handed, len(self._relay.context.streams), why))
+        if order.stays:
+            return
         while self._relay.context.streams or self._hand_overs:  # noqa: ASYNC110 (a stream's end wakes nobody)
             await trio.sleep(0.05)
         nursery.cancel_scope.cancel()
@@ -297,6 +305,14 @@ class Worker:
             with trio.CancelScope(shield=True):
                 await self._send(b"".join(map(encode, news.values())))
 
+    async def _tell_streams(self, question: StatsRequest) -> None:
+        """Tell of the open streams, of which there may be very many: a few after another, so that none has to wait."""
+        counters, streams = self._relay.context.counters, islice(self._relay.connections(), MOST_STREAMS)
+        while told := list(islice(streams, _SNAPSHOTS)):
+            now = Counters(active=counters.active, of_servers=counters.of_servers)
+            await self._send(encode(StatsReport(now, [], [], 0, question.question, streams=told, more=True)))
+        await self._tell(question)
+
     async def _tell(self, question: StatsRequest | None = None) -> None:
         counters = self._relay.context.counters
         now, counters.endpoints = counters.copy(), {}
@@ -311,7 +327,6 @@ class Worker:
             open_received=received,
             open_sent=sent,
             open_carried=carried,
-            streams=self._relay.connections()[:_MOST_STREAMS] if question is not None and question.streams else [],
         )
         lines, self._log = self._log, []
         data = b"".join([*map(encode, lines), *map(encode, report.pieces())])

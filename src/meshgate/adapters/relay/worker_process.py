@@ -11,14 +11,17 @@ LARGEST_KEPT bytes for each of MOST_KEPT streams.
 """
 
 import contextlib
+import mmap
 import os
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 from typing import Final, NamedTuple, Protocol
 
 import msgspec
@@ -27,10 +30,11 @@ import trio
 
 from meshgate.core.token_bucket import TokenBucket
 
-from .counters import StreamRecord
+from .counters import Counters, StreamRecord
 from .messages import (
     LARGEST,
     LONGEST_LINE,
+    MOST_STREAMS,
     SIGNALS,
     TO_PARENT,
     Accuse,
@@ -74,6 +78,9 @@ _CHUNK_BYTES: Final = 1 << 16
 _MOST_STDERR_BYTES: Final = 1 << 20
 _CHECKPOINT_SECONDS: Final = 0.01
 _LOOK_SECONDS: Final = 0.5
+LOOKS: Final = 3
+"""At a worker's memory, and at its streams, one after another, that have to find the same."""
+_GROWN: Final = 1.5
 _HEALTHY_SECONDS: Final = 5.0
 _LONGEST_PAUSE: Final = 5.0
 # What Python and the measuring of its coverage need. A worker has no use for the rest, least of all for a token.
@@ -90,6 +97,8 @@ class WorkerPolicy:
     silent: float = 5.0
     answer: float = 0.5
     sandbox: Mode = Mode.AUTO
+    memory: int = 0  # Bytes above which one is replaced by a fresh one; 0: never.
+    look: float = 20.0  # Between two looks at their memory, and at how many streams each has.
 
 
 class WorkerEnd(StrEnum):
@@ -100,6 +109,7 @@ class WorkerEnd(StrEnum):
     HUNG = "hung"
     MISBEHAVED = "misbehaved"
     NOT_STARTED = "not_started"
+    MEMORY = "memory"  # In order, its streams handed over: it had grown.
 
 
 class WorkerLeft(msgspec.Struct, frozen=True):
@@ -183,6 +193,60 @@ class Gauges(NamedTuple):
     of_servers: int = 0
 
 
+class Answer:
+    """What a worker answers: `reports`, all of them once it is `complete`, none where it died before.
+
+    `late` is what it told after its answer.
+    """
+
+    def __init__(self) -> None:
+        self.reports: list[StatsReport] = []
+        self.late = Counters()
+        self.complete = trio.Event()
+        self._parts: list[StatsReport] = []
+        self._room = 3 * MOST_STREAMS  # The longest that there are have a kilobyte.
+
+    def has_room(self, cost: int) -> bool:
+        """Whether the worker may tell so much more: what it was asked for is none of what it says by itself."""
+        self._room -= cost
+        return self._room >= 0
+
+    def take(self, report: StatsReport, *, is_part: bool) -> None:
+        """Take what the worker tells."""
+        if self.complete.is_set():
+            self.late.add(report.counters)
+        elif is_part:
+            self._parts.append(report)
+            if not report.more:
+                self.reports = self._parts
+                self.complete.set()
+
+
+class Memory:
+    """What a process has of memory, in bytes, as far as it was looked at."""
+
+    def __init__(self) -> None:
+        self._looks: deque[int] = deque(maxlen=LOOKS)
+        self._least = 0
+
+    def look(self, pid: int) -> None:
+        """Note what it has now; nothing where the system does not tell."""
+        with contextlib.suppress(OSError):
+            resident = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * mmap.PAGESIZE
+            self._looks.append(resident)
+            self._least = min(self._least or resident, resident)
+
+    @property
+    def lasting(self) -> int:
+        """What it had at each of the last looks at least; 0 before there were enough of them."""
+        return min(self._looks) if len(self._looks) == LOOKS else 0
+
+    @property
+    def has_grown(self) -> bool:
+        """Whether it has done with much less: so another process might, in its place."""
+        return self.lasting > _GROWN * self._least
+
+
 class WorkerProcess:
     """A worker by its number, and the process that is it at the moment.
 
@@ -215,12 +279,13 @@ class WorkerProcess:
         """Relayed streams that went to other workers and came from some, ever."""
         self._settled: dict[int, bytes] = {}  # Those that live long, as `record_of` reads them.
         self.pid = 0
+        self.memory = Memory()
         self._owner = owner
         self._counts = counts
         self._outbox: trio.MemorySendChannel[bytes | FdMessage] | None = None
         self._unsent = 0
         self._process: _Process | None = None
-        self._questions: dict[int, tuple[list[StatsReport], trio.Event]] = {}
+        self._answers: dict[int, Answer] = {}
         self._asked = 0
         self._life = trio.CancelScope()
         self._heard_at = 0.0
@@ -294,19 +359,26 @@ class WorkerProcess:
         self._nonsense = self._nonsense or why
         self._life.cancel()
 
-    async def ask(self, *, streams: bool) -> list[StatsReport]:
-        """The worker's answer, in parts; none when it dies before. Wait with a deadline: it may hang."""
-        if self._outbox is None or self.is_foreign:
-            return []
+    @contextlib.contextmanager
+    def asked(self, *, streams: bool) -> Iterator["Answer"]:
+        """Ask the worker; for the length of the block there is its answer, which comes later."""
+        answer = Answer()
         self._asked += 1
-        question = self._asked
-        parts, complete = self._questions[question] = ([], trio.Event())
-        self.send(encode(StatsRequest(question, streams)))
+        if self._outbox is None or self.is_foreign:
+            answer.complete.set()
+        else:
+            self._answers[self._asked] = answer
+            self.send(encode(StatsRequest(self._asked, streams)))
         try:
-            await complete.wait()
+            yield answer
         finally:
-            self._questions.pop(question, None)
-        return parts
+            self._answers = {number: it for number, it in self._answers.items() if it is not answer}
+
+    async def caught_up(self) -> bool:
+        """Wait until it has done all that it was told, with a deadline: it may hang. False when it dies before."""
+        with self.asked(streams=False) as answer:
+            await answer.complete.wait()
+        return bool(answer.reports)
 
     async def run(self) -> None:
         """Keep a process running until cancelled, or it has ended and none is to take its place."""
@@ -408,7 +480,7 @@ class WorkerProcess:
             else:
                 with trio.move_on_after(self._policy.silent):
                     # Behind what it was told before.
-                    answered = bool(await self.ask(streams=False))
+                    answered = await self.caught_up()
             if answered and not self.active:
                 self._life.cancel()
                 return
@@ -439,6 +511,7 @@ class WorkerProcess:
 
     def _begin(self, process: "_Process") -> None:
         self.pid = process.child.pid
+        self.memory = Memory()
         self._process = process
         self._outbox, self._inbox = trio.open_memory_channel[bytes | FdMessage](_UNREAD)
         self._unsent = 0
@@ -461,9 +534,8 @@ class WorkerProcess:
         finally:
             self._outbox = None
             drop_unsent(self._inbox)
-            for parts, complete in self._questions.values():
-                parts.clear()
-                complete.set()
+            for answer in self._answers.values():
+                answer.complete.set()
             self.pid = 0
             if not hung and not self._nonsense:
                 await self._part(process)
@@ -562,8 +634,11 @@ class WorkerProcess:
         Raises:
             ValueError: an honest worker does not say that, or so much.
         """
-        entries = message.entries if isinstance(message, StatsReport) else 0
-        if not self._messages.take(now, 1 + entries + size // 1024):
+        cost, answer = 1 + size // 1024, None
+        if isinstance(message, StatsReport):
+            cost += message.entries
+            answer = self._answers.get(message.question) if message.streams else None
+        if not (self._messages.take(now, cost) if answer is None else answer.has_room(cost)):
             raise ValueError("a flood of messages")
         if isinstance(message, LogLine):
             self._tell_line(message, now)
@@ -584,11 +659,8 @@ class WorkerProcess:
             self.taken += counters.taken_over
             more = sum(counters.connections.values()) + counters.taken_over
             self.routed = max(0, self.routed + more - sum(counters.ends.values()) - counters.handed_over)
-            if message.question in self._questions:
-                parts, complete = self._questions[message.question]
-                parts.append(message)
-                if not message.more:
-                    complete.set()
+            for question, answer in self._answers.items():
+                answer.take(message, is_part=message.question == question)
 
     def _keep(self, report: StatsReport) -> None:
         """Note which streams would be lost with the worker. Packed, because there may be very many."""

@@ -44,41 +44,23 @@ _DIRECTIONS: Final = ("received", "sent")
 
 
 class Metrics:
-    """Gathers them. `statsd_dropped` says how many datagrams for statsd were not sent.
-
-    Byte counts never go back, also where a worker was too busy to tell of its open streams.
-    """
+    """Gathers them. `statsd_dropped` says how many datagrams for statsd were not sent."""
 
     def __init__(self, gateway: GatewayView, statsd_dropped: Callable[[], int] = lambda: 0) -> None:
         self._statsd_dropped = statsd_dropped
         self._gateway = gateway
-        self._bytes = (0, 0)
-        self._carried: dict[Destination, tuple[int, int]] = {}
         self._process = CollectorRegistry()
         prometheus_client.ProcessCollector(registry=self._process)
         prometheus_client.PlatformCollector(registry=self._process)
         prometheus_client.GCCollector(registry=self._process)
 
-    def left(self) -> tuple[tuple[int, int], list[tuple[Destination, tuple[int, int]]]]:
-        """What was said of bytes: of all, and of each destination."""
-        return self._bytes, list(self._carried.items())
-
-    def go_on(self, all_bytes: tuple[int, int], carried: Iterable[tuple[Destination, tuple[int, int]]]) -> None:
-        """Never say less of bytes than the version before has said."""
-        self._bytes, self._carried = all_bytes, dict(carried)
-
     async def families(self) -> list[Metric]:
         """The gateway's own numbers, without those of its process; waits up to half a second for the workers."""
         gateway, counters = self._gateway, await self._gateway.counters()
-        self._bytes = _later(self._bytes, (counters.bytes_received, counters.bytes_sent))
-        for destination, carried in counters.carried.items():
-            self._carried[destination] = _later(self._carried.get(destination, (0, 0)), carried)
         few = [*self._of_gateway(), *self._of_streams(counters)]
-        all_carried, table, workers = dict(self._carried), gateway.table(), gateway.workers()
+        table, workers = gateway.table(), gateway.workers()
         ejected = set(gateway.ejected())
-        many = await trio.to_thread.run_sync(
-            lambda: [*_of_destinations(counters, all_carried, table, ejected), *_workers(workers)]
-        )
+        many = await trio.to_thread.run_sync(lambda: [*_of_destinations(counters, table, ejected), *_workers(workers)])
         return few + many
 
     async def response(self, request: Request) -> Response:
@@ -126,7 +108,7 @@ class Metrics:
         """What became of streams, all together."""
         yield _counter("client_connections", "TCP connections of clients that were accepted.", counters.accepted)
         yield _gauge("connections_active", "Streams that are open.", counters.active)
-        both = dict(zip(_DIRECTIONS, self._bytes, strict=True))
+        both = dict(zip(_DIRECTIONS, (counters.bytes_received, counters.bytes_sent), strict=True))
         yield _counter("bytes", "Bytes relayed: received from clients, sent to clients.", both, "direction")
         refused = {reason.value: counters.refused.get(reason, 0) for reason in Reason}
         yield _counter("refused", "Streams that were not carried.", refused, "reason")
@@ -167,7 +149,6 @@ class _Page(Collector):
 
 def _of_destinations(
     counters: Counters,
-    carried: Mapping[Destination, tuple[int, int]],
     table: RouteTable,
     ejected: Container[Address],
 ) -> Iterator[Metric]:
@@ -182,7 +163,7 @@ def _of_destinations(
     yield gauge("destination_connections_active", "Streams to a destination that are open.", open_)
     both = (
         ((*destination, direction), count)
-        for destination, bytes_ in carried.items()
+        for destination, bytes_ in counters.carried.items()
         for direction, count in zip(_DIRECTIONS, bytes_, strict=True)
     )
     help_ = "Bytes relayed for a destination: received from clients, sent to clients."
@@ -317,7 +298,3 @@ def _histogram(name: str, help_: str, bounds: Sequence[float], counts: Sequence[
 def _buckets(bounds: Sequence[float], counts: Sequence[int]) -> list[tuple[str, float]]:
     """`counts` has one slot for each of `bounds` and one above them."""
     return list(zip([*map(floatToGoString, bounds), "+Inf"], map(float, accumulate(counts)), strict=True))
-
-
-def _later(before: tuple[int, int], now: tuple[int, int]) -> tuple[int, int]:
-    return max(before[0], now[0]), max(before[1], now[1])

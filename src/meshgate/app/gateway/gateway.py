@@ -81,16 +81,16 @@ class Gateway:
             self._why_unroutable,
         )
         self.discovery = OnDemandDiscovery(lambda: self.tables.table, lambda: self.watcher)
-        limits = limits_of(settings)
+        self._policy = WorkerPolicy(sandbox=Mode(settings.sandbox), memory=settings.worker_memory)
         self.relay = RelayPool(
             settings.workers,
-            limits,
+            limits_of(settings),
             self.observer,
             settings.drain_timeout,
             settings.drain_quiet,
             lookup=self.discovery.lookup,
             may_look_up=self.discovery.may_ask,
-            policy=WorkerPolicy(sandbox=Mode(settings.sandbox)),
+            policy=self._policy,
             left=None if before is None else before.relay,
         )
         self.watcher: CatalogWatcher | None = None
@@ -154,7 +154,8 @@ class Gateway:
         failing = [state.error for state in self._registry.states() if state.error]
         idle = "" if self.relay.works else "no relay process is up"
         return [
-            *filter(None, [idle, self._waiting, self.relay.misshapen]),
+            *filter(None, [idle, self._waiting]),
+            *self.relay.problems(),
             *self.client.problems(),
             *(failing if self.watcher is None else self.watcher.problems()),
             *self.last_known.problems(),
@@ -424,6 +425,7 @@ class Gateway:
         if {"MESHGATE_LOG_LEVEL", "MESHGATE_LOG_JSON"}.intersection(reload.taken):
             logs.configure(settings.log_level, json=settings.log_json)
         self.settings = settings
+        self._policy.memory = settings.worker_memory
         self.tables.use_settings(settings)
         if {"MESHGATE_WORKERS", "MESHGATE_SANDBOX"}.intersection(reload.taken):
             self.relay.reshape(settings.workers, Mode(settings.sandbox))

@@ -334,6 +334,13 @@ _STREAM_ROWS: Final = (
         "false",
     ),
     _number("MESHGATE_WORKERS", "Relay processes.", _workers, 1, 1024, "the usable cores"),
+    _ours(
+        "MESHGATE_WORKER_MEMORY",
+        "A relay process whose resident memory has grown beyond this is replaced, and its streams go on; 0: never.",
+        "0",
+        types.size(64 << 20),
+        "BYTES",
+    ),
 )
 
 _OPERATION_ROWS: Final = (
@@ -414,5 +421,6 @@ AT_SIGHUP: Final = frozenset(
         "MESHGATE_SANDBOX",
         "MESHGATE_WAN_ADDRESS",
         "MESHGATE_WORKERS",
+        "MESHGATE_WORKER_MEMORY",
     )
 )

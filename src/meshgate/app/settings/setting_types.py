@@ -20,6 +20,9 @@ SANDBOX_MODES: Final = ("require", "auto", "off")
 LOG_LEVELS: Final = ("trace", "debug", "info", "warn", "error")
 
 _HOSTNAME: Final = re.compile(r"(?=.{1,253}\.?$)[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?(\.[A-Za-z0-9_-]+)*\.?")
+_SIZE: Final = re.compile(r"([0-9]{1,15})(K|M|G|Ki|Mi|Gi|)")
+_SHIFTS: Final = {"": 0, "K": 10, "M": 20, "G": 30, "Ki": 10, "Mi": 20, "Gi": 30}
+_LARGEST_SIZE: Final = 1 << 50
 # sun_path of the smaller systems, without its final NUL.
 _LONGEST_SOCKET_PATH: Final = 103
 _IN_NO_NAME: Final = frozenset(" \"'{}\\")
@@ -61,6 +64,19 @@ def whole(low: int, high: int, what: str = "a number") -> Callable[[str], int]:
         if text.isascii() and text.isdigit() and len(text) <= 20 and low <= int(text) <= high:
             return int(text)
         raise ValueError(f"must be {what} from {low} to {high}")
+
+    return parse
+
+
+def size(low: int) -> Callable[[str], int]:
+    """A parser of numbers of bytes from `low`, also written with K, M or G as systemd has them; 0 as well."""
+
+    def parse(text: str) -> int:
+        found = _SIZE.fullmatch(text)
+        size = int(found[1]) << _SHIFTS[found[2]] if found else -1
+        if size == 0 or low <= size <= _LARGEST_SIZE:
+            return size
+        raise ValueError(f"must be 0 (off), or a size such as 512M or 2G of at least {low >> 20}M")
 
     return parse
 

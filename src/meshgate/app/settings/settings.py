@@ -92,6 +92,7 @@ class Settings:
     deregister_after_critical: float
     admin_bind: HostPort | Path | None
     workers: int
+    worker_memory: int
     state_dir: Path | None
     hello_timeout: float
     connect_timeout: float
