@@ -725,7 +725,7 @@ async def test_worker_whose_memory_has_grown_is_replaced_once_and_no_stream_noti
                     await trio.sleep(0.02)
         grown = [entry["bytes"] for entry in logs if "has grown" in entry["event"]]
         assert len(grown) == 1
-        assert grown[0] > 200 << 20
+        assert grown[0] > policy.memory
         assert {cause: number for cause, number in pool.relay.restarts.items() if number} == {WorkerEnd.MEMORY: 1}
         assert pool.relay.problems() == []
         assert await broken(clients) == 0

@@ -544,7 +544,7 @@ class RelayPool:
 
     # --- other workers -------------------------------------------------------------------------------------------
 
-    async def replace(self, number: int) -> "Moved":
+    async def replace(self, number: int) -> Moved:
         """Have a new process in a worker's place, which takes over the streams of the old one.
 
         Raises:
@@ -679,7 +679,7 @@ class RelayPool:
             raise WorkerNotStartedError(worker.last_end or "it has not begun in time")
         return worker
 
-    async def _retire(self, old: WorkerProcess, new: Sequence[WorkerProcess]) -> "Moved":
+    async def _retire(self, old: WorkerProcess, new: Sequence[WorkerProcess]) -> Moved:
         """Have a worker's streams taken over by others, in equal parts; it ends when it has none left."""
         old.dismiss()
         if not old.works:
@@ -703,7 +703,7 @@ class RelayPool:
         log.info("a relay worker was replaced", worker=old.number, streams=streams, left=left, reason=why or None)
         return Moved(streams, left, why)
 
-    async def _move(self, old: WorkerProcess, new: WorkerProcess, order: HandOver) -> "Moved":
+    async def _move(self, old: WorkerProcess, new: WorkerProcess, order: HandOver) -> Moved:
         """Have streams of a worker taken over by another one."""
         while self._hand_over is not None:  # Whoever asked for it has been cancelled.
             await self._hand_over.over.wait()
@@ -728,11 +728,6 @@ class RelayPool:
         return Moved(0, 0, "the old worker ended")
 
     def hand_over_news(self, worker: WorkerProcess, news: HandedOver | TookOver | Accuse) -> None:
-        """What a worker says of the hand-over that it takes part in.
-
-        Raises:
-            ValueError: it takes part in none.
-        """
         it = self._hand_over
         if it is None or worker not in it.sides:
             raise ValueError("words about a hand-over that there is not")
@@ -747,22 +742,19 @@ class RelayPool:
             self._hand_over = None
 
     def has_settled(self, worker: WorkerProcess, stream: int) -> None:
-        """A worker has this stream, which may have been another one's before."""
         it = self._hand_over
         if it is not None and worker is it.new:
             it.old.forget(stream)
 
     async def ended(self, worker: WorkerProcess) -> None:
-        """A worker has ended: wait until it is known which streams it had in the end."""
         it = self._hand_over
         if it is not None and worker in it.sides:
             self._hear(it, worker, None)
             await it.over.wait()
 
-    # --- for the workers ------------------------------------------------------------------------------------------
+    # --- for the workers: their `Owner` ---------------------------------------------------------------------------
 
     def first_words(self, worker: WorkerProcess) -> list[ToWorker]:
-        """What a new worker is told."""
         listeners = [(name, sock.fileno()) for name, sock in self._sockets]
         setup = Setup(
             worker.number,
@@ -780,15 +772,9 @@ class RelayPool:
         return [*words, Listen()] if self._listening else words
 
     def inherited(self, worker: WorkerProcess) -> list[int]:
-        """The descriptors that a worker needs."""
         return [*self._counts.seen_by(worker.row), *(sock.fileno() for _, sock in self._sockets)]
 
     def heard(self, report: StatsReport) -> None:
-        """A worker has told what came to pass.
-
-        Raises:
-            ValueError: that cannot be.
-        """
         report.counters.check(self._destinations)
         if not all(each in self._destinations for each in report.open_carried):
             raise ValueError("bytes of a destination that no route has")
@@ -804,7 +790,6 @@ class RelayPool:
             log.warning("more streams ended than could be told", left_out=report.dropped)
 
     def endpoint_news(self, news: EndpointNews) -> None:
-        """A worker could not reach an endpoint, or has reached one that was ejected."""
         address, route = (news.address, news.port), self._table.named(news.sni)
         if route is None or all((each.address, each.port) != address for each in route.endpoints):
             return  # Gone meanwhile, or invented.
@@ -815,7 +800,6 @@ class RelayPool:
             self._outliers.succeeded(address)
 
     def lost(self, worker: WorkerProcess, cause: WorkerEnd, streams: int, records: list[bytes]) -> None:
-        """A worker ended that was not told to: its streams have ended with it."""
         if worker in self._workers:
             self.restarts[cause] += 1
         ends = self._totals.ends
@@ -834,7 +818,6 @@ class RelayPool:
                 await trio.lowlevel.checkpoint()
 
     def asked(self, worker: WorkerProcess, name: str, client: str) -> None:
-        """A worker has a client's streams that wait for the lookup of a name."""
         asked = self._asked.get(name)
         if asked is not None:
             # Or it is there already: its worker died, and the next one asks the same.
@@ -875,7 +858,7 @@ class RelayPool:
 
     # --- asking --------------------------------------------------------------------------------------------------
 
-    async def _ask(self, *, streams: bool) -> "_Asked":
+    async def _ask(self, *, streams: bool) -> _Asked:
         with trio.move_on_after(self._policy.answer):
             while self._hand_over is not None:
                 await self._hand_over.over.wait()

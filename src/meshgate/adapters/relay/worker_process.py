@@ -382,40 +382,28 @@ class WorkerProcess:
 
     async def run(self) -> None:
         """Keep a process running until cancelled, or it has ended and none is to take its place."""
-        if self._process is not None:
-            await self._see_off(self._process)
-            return
-        pause = 0.0
-        while not self._is_dismissed.is_set():
+        process, pause = self._process, 0.0  # One that another parent has left, if so.
+        while process is not None or not self._is_dismissed.is_set():
             started = trio.current_time()
             try:
-                cause, reason = await self._live()
+                cause, reason = await (self._live() if process is None else self._accompany(process))
             except OSError as error:
                 cause, reason = WorkerEnd.NOT_STARTED, repr(error)  # No process or descriptor could be had.
-            lived = trio.current_time() - started
+            process, lived = None, trio.current_time() - started
             self._counts.clear(self.row)
             self.last_end = reason
             self.has_ended.set()
             await self._owner.ended(self)
-            lost = self._gauges_told.active
-            in_order = self._is_dismissed.is_set() and cause is WorkerEnd.EXITED and not lost
-            if not in_order:
+            lost, dismissed = self._gauges_told.active, self._is_dismissed.is_set()
+            if lost or cause is not WorkerEnd.EXITED or not dismissed:
                 self._owner.lost(self, cause, self.routed, list(self._settled.values()))
-                what = (
-                    "a relay worker ended"
-                    if self._is_dismissed.is_set()
-                    else "a relay worker ended, another one starts"
-                )
+                what = "a relay worker ended" if dismissed else "a relay worker ended, another one starts"
                 log.error(what, worker=self.number, reason=reason, streams_lost=lost)
-            self._forget_all()
+            self._gauges = self._gauges_told = Gauges()
+            self.routed, self._settled = 0, {}
             pause = 0.0 if lived > _HEALTHY_SECONDS else min(_LONGEST_PAUSE, pause * 2 or 0.1)
             with trio.move_on_after(pause):
                 await self._is_dismissed.wait()
-
-    def _forget_all(self) -> None:
-        self._gauges = self._gauges_told = Gauges()
-        self.routed = 0
-        self._settled = {}
 
     # --- from one parent to the next --------------------------------------------------------------------------------
 
@@ -457,16 +445,7 @@ class WorkerProcess:
         self._begin(self._process)
         self._has_spoken = True
         self.has_begun.set()
-
-    async def _see_off(self, process: "_Process") -> None:
-        """Live with the adopted process until its end, which nobody minds once it has no streams."""
-        cause, reason = await self._accompany(process)
-        self._counts.clear(self.row)
-        await self._owner.ended(self)
-        if lost := self._gauges_told.active:
-            self._owner.lost(self, cause, self.routed, list(self._settled.values()))
-            log.error("a relay worker of before the upgrade ended", pid=process.child.pid, reason=reason, lost=lost)
-        self._forget_all()
+        self.dismiss()
 
     async def retire(self) -> None:
         """Have the worker take no more streams, and end when it has none left."""
