@@ -72,8 +72,9 @@ async def pool_of(
     **lookups: Any,
 ) -> AsyncIterator[Pool]:
     watcher, policy = Watcher(), policy or WorkerPolicy()
-    policy.answer = 5.0  # A busy machine may take its time.
-    relay = RelayPool(workers, limits or Limits(), watcher, drain_seconds=5.0, policy=policy, **lookups)
+    policy.answer = 5.0  # A busy machine may take its time, and a client that has said no more than its hello.
+    limits = limits or Limits(handshake_timeout=0.0)
+    relay = RelayPool(workers, limits, watcher, drain_seconds=5.0, policy=policy, **lookups)
     _, port = relay.bind("default", "127.0.0.1", 0)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(relay.run)
