@@ -892,10 +892,11 @@ def explore(scene: Scene, depth: int) -> Explored:
         BrokenPromiseError: with the steps that led to it.
     """
     done = Explored()
-    seen: dict[tuple[object, ...], int] = {}
-    todo: list[tuple[tuple[int, ...], int]] = [((), 0)]
+    seen: set[tuple[object, ...]] = set()
+    # Fewer steps come first, so that whoever comes to a state has as many left as anybody may have.
+    todo: deque[tuple[tuple[int, ...], int]] = deque([((), 0)])
     while todo:
-        path, steps = todo.pop()
+        path, steps = todo.popleft()
         choices = Choices(path)
         done.plays += 1
         world = World(scene, choices)
@@ -903,13 +904,12 @@ def explore(scene: Scene, depth: int) -> Explored:
             play(world)
             # What else could have happened between the system calls of the last step.
             for at in range(len(path), len(choices.taken)):
-                todo.extend(((*choices.taken[:at], other), steps) for other in range(1, choices.arities[at]))
+                todo.extendleft(((*choices.taken[:at], other), steps) for other in range(1, choices.arities[at]))
             key = world.state_key()
-            left = depth - steps
-            if seen.get(key, -1) >= left:
+            if key in seen:
                 continue
-            seen[key] = left
-            if left:
+            seen.add(key)
+            if steps < depth:
                 taken = tuple(choices.taken)
                 todo.extend(((*taken, number), steps + 1) for number in range(len(world.moves())))
             world.settle()
