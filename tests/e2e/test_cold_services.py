@@ -44,7 +44,7 @@ async def invent_names(gateway: GatewayProcess, source: str, rate: float, name: 
         with contextlib.suppress(OSError), trio.socket.socket() as sock:
             await sock.bind((source, 0))
             await sock.connect(gateway.address)
-            await sock.send(hello_for(f"{name.format(number, number % 10)}.{domain}"))
+            await sock.send(hello_for(f"{name.format(number, number % 5)}.{domain}"))
             while await sock.recv(64):
                 pass
 
@@ -55,19 +55,24 @@ async def invent_names(gateway: GatewayProcess, source: str, rate: float, name: 
             await trio.sleep_until(began + number / rate)
 
 
-@pytest.mark.parametrize("settings", [SCARCE, MANY], ids=["scarce", "many"])
+LONG = pytest.mark.long
+
+
 @pytest.mark.parametrize(
-    ("source", "rate", "invented"),
+    ("source", "rate", "invented", "settings"),
     [
-        ("127.0.0.7", 40, "made-up-{0}"),
-        ("127.0.0.7", 371, "made-up-{0}"),
-        ("127.0.0.1", 371, "made-up-{0}"),
-        ("127.0.0.7", 371, "first-{1}"),
+        pytest.param("127.0.0.7", 40, "made-up-{0}", SCARCE, id="some-scarce"),
+        pytest.param("127.0.0.7", 40, "made-up-{0}", MANY, id="some-many", marks=LONG),
+        pytest.param("127.0.0.7", 371, "made-up-{0}", SCARCE, id="many-scarce", marks=LONG),
+        pytest.param("127.0.0.7", 371, "made-up-{0}", MANY, id="many-many"),
+        pytest.param("127.0.0.1", 371, "made-up-{0}", SCARCE, id="of-the-callers-address-scarce"),
+        pytest.param("127.0.0.1", 371, "made-up-{0}", MANY, id="of-the-callers-address-many", marks=LONG),
+        pytest.param("127.0.0.7", 371, "first-{1}", SCARCE, id="the-very-names-scarce"),
+        pytest.param("127.0.0.7", 371, "first-{1}", MANY, id="the-very-names-many"),
     ],
-    ids=["some", "many", "of-the-callers-address", "the-very-names"],
 )
 async def test_whatever_names_strangers_invent_the_first_stream_of_a_new_service_is_served(
-    world: World, settings: dict[str, str], source: str, rate: float, invented: str
+    world: World, source: str, rate: float, invented: str, settings: dict[str, str]
 ) -> None:
     dc2, folder = world.federation.dc2, world.federation.folder
     caller = await world.caller()
@@ -77,7 +82,7 @@ async def test_whatever_names_strangers_invent_the_first_stream_of_a_new_service
         with trio.fail_after(60):
             while await gateway.counter("meshgate_on_demand_streams_total") < 60:  # More than anybody may ask for.
                 await trio.sleep(0.1)
-        for name in (f"first-{number}" for number in range(10)):
+        for name in (f"first-{number}" for number in range(5)):
             async with native_service(dc2, name, folder, named=True):
                 answer = await caller.call(gateway.address, world.sni(name), b"hi", expect=world.spiffe(name))
                 assert answer.data == name.encode() + b"\nhi"

@@ -1,7 +1,6 @@
 """Upgrades in a row, to another installation and back, under streams of all shapes: no stream notices one."""
 
 import json
-import os
 import shutil
 import uuid
 from collections import Counter
@@ -143,7 +142,7 @@ async def test_no_stream_notices_an_upgrade_and_the_way_back(
 
 
 @pytest.mark.timeout(1800)
-@pytest.mark.skipif("LONG_TESTS" not in os.environ, reason="takes minutes; LONG_TESTS=1 asks for it")
+@pytest.mark.long
 @pytest.mark.parametrize("workers", [1, 4])
 async def test_no_stream_notices_twenty_upgrades_in_a_row(
     world: World, installation: Installation, workers: int

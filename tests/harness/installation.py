@@ -23,7 +23,8 @@ class Installation:
         library = Path(sysconfig.get_path("purelib", "venv", {"base": str(folder)}))
         self.package = library / "meshgate"
         source = Path(meshgate.__file__).parent
-        shutil.copytree(source, self.package, ignore=shutil.ignore_patterns("__pycache__"))
+        # With what Python has compiled, which goes by a source's time and size; not what somebody is writing just now.
+        shutil.copytree(source, self.package, ignore=shutil.ignore_patterns("*.pyc.*"))
         # A plain path: .pth files in there, which lead to the source, are not read.
         (library / "dependencies.pth").write_text("\n".join(filter(_has_packages, sys.path)) + "\n")
         self.version = version

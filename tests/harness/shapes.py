@@ -403,9 +403,9 @@ class Driver:
         else:
             self.faults.append(f"{talk or 'a stream'}, at the {where}: {error!r} {error.__cause__ or ''}")
 
-    async def moved(self, rounds: int = 2) -> None:
+    async def moved(self, rounds: int = 2, of: Collection[Shape] = REPEATED) -> None:
         """Wait until each repeated shape has had so many more streams that came to their end in order."""
-        wanted = {shape: self.in_order[shape] + rounds for shape in self._repeated}
+        wanted = {shape: self.in_order[shape] + rounds for shape in self._repeated.intersection(of)}
         with trio.move_on_after(_OPEN_SECONDS) as scope:
             while any(self.in_order[shape] < count for shape, count in wanted.items()) and not self.faults:
                 await trio.sleep(0.01)

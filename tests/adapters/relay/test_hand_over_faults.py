@@ -145,13 +145,18 @@ def worker(side: str, step: str, act: str, when: int = 1, once: Path | str = "")
 
 
 SANE = worker("old", "", "")
+# What shows within a moment that the relay goes on; the others have to come to their end, too.
+QUICK = (Shape.SHORT, Shape.HALF_HELLO, Shape.SLOW_HELLO)
+
+# What a worker sees of the other one is the same between two messages, so one step of those is enough every time.
+LONG = pytest.mark.long
 
 # Before the new worker has said that it is prepared, nothing that comes over it takes a stream along.
 HARMLESS = [
     ("new", "batch", "kill", 1),
-    ("new", "rebuilt", "kill", 1),
+    pytest.param("new", "rebuilt", "kill", 1, marks=LONG),
     ("new", "batch", "stop", 1),
-    ("new", "rebuilt", "stop", 1),
+    pytest.param("new", "rebuilt", "stop", 1, marks=LONG),
     ("new", "rebuilt", "garbage", 1),
     ("new", "batch", "raise", 1),
     ("new", "", "descriptors", 1),
@@ -162,13 +167,13 @@ HARMFUL = [
     ("new", "prepared", "kill", 2),
     ("new", "prepared", "stop", 2),
     ("new", "given", "kill", 20),
-    ("new", "given", "stop", 20),
+    pytest.param("new", "given", "stop", 20, marks=LONG),
     ("old", "frozen", "kill", 2),
     ("old", "frozen", "stop", 2),
     ("old", "frozen", "garbage", 2),
     ("old", "offered", "kill", 2),
-    ("old", "offered", "stop", 2),
-    ("old", "prepared", "kill", 2),
+    pytest.param("old", "offered", "stop", 2, marks=LONG),
+    pytest.param("old", "prepared", "kill", 2, marks=LONG),
     ("old", "let go", "kill", 2),
     ("old", "let go", "stop", 2),
     ("old", "said", "kill", 2),
@@ -181,7 +186,7 @@ async def test_no_stream_notices_a_new_worker_that_fails(
     side: str, step: str, act: str, when: int, tmp_path: Path
 ) -> None:
     policy = WorkerPolicy(command=SANE, silent=10.0)
-    async with under_load(1, 5, policy, streams=40, pace=0.1) as (pool, driver):
+    async with under_load(1, 5, policy, streams=40, short=2, pace=0.1) as (pool, driver):
         (old,) = pool.relay.workers
         policy.command = worker(side, step, act, when, tmp_path / "failed")
         # What comes by then may be the new one's, who may die.
@@ -197,7 +202,7 @@ async def test_no_stream_notices_a_new_worker_that_fails(
             # Another one has come into its place, and has taken them.
             assert moved.left == 0
             assert old not in await children_but({old})
-        await driver.moved(1)
+        await driver.moved(1, QUICK)
 
 
 @pytest.mark.timeout(120)
@@ -207,7 +212,7 @@ async def test_a_worker_that_fails_takes_no_stream_of_the_other_along(
 ) -> None:
     failing = worker(side, step, act, when, tmp_path / "failed" if side == "new" else "")
     policy = WorkerPolicy(command=failing if side == "old" else SANE, silent=10.0)
-    async with under_load(1, 6, policy, streams=60, pace=0.1) as (pool, driver):
+    async with under_load(1, 6, policy, streams=60, short=2, pace=0.1) as (pool, driver):
         policy.command = failing if side == "new" else SANE
         with driver.forgiving():
             await pool.relay.replace(0)
@@ -215,7 +220,7 @@ async def test_a_worker_that_fails_takes_no_stream_of_the_other_along(
             with trio.fail_after(30):
                 while not pool.relay.works:
                     await trio.sleep(0.01)
-        await driver.moved(1)
+        await driver.moved(1, QUICK)
     cut = sum(life.cut for life in driver.lives)
     maybe = cut + sum(life.untold for life in driver.lives)
     kept = sum(count for shape, count in driver.in_order.items() if shape not in REPEATED)

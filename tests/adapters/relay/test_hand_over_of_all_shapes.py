@@ -2,7 +2,6 @@
 
 import contextlib
 import gc
-import os
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -162,7 +161,7 @@ async def test_no_stream_notices_that_its_worker_is_replaced(workers: int) -> No
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.skipif("LONG_TESTS" not in os.environ, reason="takes minutes; LONG_TESTS=1 asks for it")
+@pytest.mark.long
 @pytest.mark.parametrize("workers", [1, 4])
 async def test_no_stream_notices_that_its_worker_is_replaced_twenty_times(workers: int) -> None:
     async with under_load(workers, seed=10 + workers) as (pool, driver):
