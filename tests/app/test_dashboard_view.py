@@ -178,7 +178,7 @@ def test_unhealthy_endpoints_are_listed_first() -> None:
 def test_what_is_known_of_streams_without_their_keys_is_in_the_row() -> None:
     numbers, key = Counters(), (SERVICE, "web")
     (row,) = destinations_view(table(route("web", True)), Span(None, Sample(1.0, numbers)), nothing_met).rows
-    assert to_builtins(row.tls) == {"versions": {}, "resumption": None, "alerts": []}
+    assert row.words == []
     assert (row.facts.answered, row.facts.unanswered) == (0, 0)
     assert (row.facts.first_byte_p50, row.facts.first_byte_p99) == (None, None)
     for seconds in (*[0.004] * 5, *[0.04] * 4, 60.0):
@@ -193,14 +193,13 @@ def test_what_is_known_of_streams_without_their_keys_is_in_the_row() -> None:
     (row,) = destinations_view(table(route("web", True)), Span(None, Sample(1.0, numbers)), nothing_met).rows
     assert (row.facts.answered, row.facts.unanswered) == (10, 1)
     assert (row.facts.first_byte_p50, row.facts.first_byte_p99) == (0.005, None)
-    assert to_builtins(row.tls) == {
-        "versions": {"TLSv1.2": 1, "TLSv1.3": 3},
-        "resumption": 0.75,
-        "alerts": [
-            {"sender": "endpoint", "alert": "protocol_version", "count": 2},
-            {"sender": "client", "alert": "unknown_ca", "count": 1},
-        ],
-    }
+    assert row.words == [
+        "11 streams since the start, 9.09% ended without a byte from an endpoint, half had their first byte within 5ms",
+        (
+            "clients offer TLSv1.2 25%, TLSv1.3 75%; 75% offer to resume a session; "
+            "alerts in the clear: 2 protocol_version from endpoints, 1 unknown_ca from clients"
+        ),
+    ]
 
 
 def test_callers_are_listed_by_what_their_open_streams_carry_now_a_few_of_them() -> None:
@@ -235,6 +234,9 @@ def test_endpoints_that_fail_come_before_the_others_with_what_was_met_of_them() 
     (row,) = destinations_view(table(route("web", True, True, True)), NOW, facts).rows
     assert [endpoint.port for endpoint in row.listed] == [3, 2, 1]
     assert [endpoint.met for endpoint in row.listed] == [*reversed(met.values()), EndpointFacts()]
+    assert [bool(endpoint.out) for endpoint in row.listed] == [True, False, False]
+    assert row.listed[0].out.endswith(": 7 failed connections in a row, the first: timed out")
+    assert [endpoint.record.split(", ")[0] for endpoint in row.listed] == ["11 streams", "5 streams", ""]
 
 
 def test_places_sum_up_what_belongs_together() -> None:

@@ -80,8 +80,7 @@ def row(
         first_byte_p50=0.005 if answered else None,
         first_byte_p99=None,
     )
-    tls = answers.Tls({}, None, [])
-    return Destination("", RouteKind(kind), name, *health, bool(health[0]), open_, *rates, facts, tls, [*listed])
+    return Destination("", RouteKind(kind), name, *health, bool(health[0]), open_, *rates, facts, [], [*listed])
 
 
 def consul(*watches: tuple[str, float, str | None], root: float | None = None) -> Consul:

@@ -16,6 +16,7 @@ from meshgate.adapters.relay import Counters, OpenStream
 from meshgate.adapters.relay.pool import WorkerLoss
 from meshgate.adapters.relay.worker_process import WorkerEnd
 from meshgate.app.admin.answers import Ejection, EndpointFacts
+from meshgate.app.gateway.upgrade_record import Upgrade
 from meshgate.core.hello import Offer
 from meshgate.core.reasons import Alert, Reason, StreamEnd
 from meshgate.core.routes import RouteKind
@@ -229,24 +230,23 @@ async def test_what_was_met_of_an_endpoint_is_in_its_line(nursery: trio.Nursery,
             )
             page.get_by_role("button", name="orders").click()
             expect(page.locator(".open-row .detail")).to_contain_text(
-                re.compile(
-                    r"since the start: 50\s%.without a byte from an endpoint · clients offer TLSv1.3 100\s% · "
-                    r"100\s% to resume · alerts: 1 unknown_ca from clients"
-                )
+                "2 streams since the start, 50% ended without a byte from an endpoint, half had their first byte "
+                "within 5ms, 99 of 100 within 5ms · clients offer TLSv1.3 100%; 100% offer to resume a session; "
+                "alerts in the clear: 1 unknown_ca from clients"
             )
             lines = page.locator(".open-row .endpoints li")
             expect(lines).to_have_count(3)
             expect(lines.nth(0)).to_contain_text("unhealthy")
             expect(lines.nth(1)).to_contain_text("ejected")
             expect(lines.nth(1)).to_contain_text(
-                re.compile(r"no stream for 2 min \d+ s: 7 failed connections in a row, the first: connection refused")
+                re.compile(r"no stream for 2m\d+s: 7 failed connections in a row, the first: connection refused")
             )
             expect(lines.nth(1)).to_contain_text(
-                re.compile(r"0 streams, 7 failed connections, the last 1 min \d+ s ago: <b>refused</b>")
+                re.compile(r"0 streams, 7 failed connections, the last 1m\d+s ago: <b>refused</b>")
             )
             expect(lines.nth(2)).to_contain_text("healthy")
             expect(lines.nth(2)).to_contain_text(
-                re.compile(r"12,345 streams, 1 without a byte of it, first byte lately after 3.13 ms, last answered \d")
+                re.compile(r"12345 streams, 1 without a byte of it, first byte lately after 3.13 ms, last answered \d")
             )
             page.set_viewport_size({"width": 320, "height": 800})
             assert page.evaluate("document.documentElement.scrollWidth") <= 320
@@ -296,6 +296,21 @@ async def test_how_streams_ended_is_seen_and_what_would_break(nursery: trio.Nurs
             assert rows["Without the gateways of dc2"] == "1 destination: dc2"
             assert rows["Without this gateway"] == "0 open streams end, and there is no other gateway"
             assert rows["Limit: agent connections"] == "120 of 200"
+
+        await browser.do(tells, watched.page)
+
+
+async def test_the_last_upgrade_is_told_with_why_it_did_not_work(nursery: trio.Nursery, browser: Chromium) -> None:
+    double = full_double()
+    double.last_one = Upgrade(number=3, started=1.75e9, python="/opt/new/bin/python", version_before="0.1.0")
+    double.last_one.version_after, double.last_one.result = "0.2.0", "refused"
+    double.last_one.reason = "MESHGATE_SERVICE changed: that takes a <b>restart</b>"
+    async with opened(browser, await double.serve(nursery)) as watched:
+
+        def tells(page: Page) -> None:
+            facts = page.locator("#facts")
+            expect(facts).to_contain_text("from 0.1.0 to 0.2.0")
+            expect(facts).to_contain_text("! refused: MESHGATE_SERVICE changed: that takes a <b>restart</b>")
 
         await browser.do(tells, watched.page)
 

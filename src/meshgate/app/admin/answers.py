@@ -10,7 +10,7 @@ from typing import Any, Literal
 from msgspec import Struct, field
 
 from meshgate.core.addresses import host_port
-from meshgate.core.reasons import Alert, Reason, StreamEnd
+from meshgate.core.reasons import Reason, StreamEnd
 from meshgate.core.routes import RouteKind
 
 
@@ -472,27 +472,18 @@ class Places(Struct):
 
 
 class Met(Endpoint):
-    """An endpoint with what the gateway has met of it."""
+    """An endpoint with what the gateway has met of it; in words, why it gets no streams and what became of them."""
 
     met: EndpointFacts = field(default_factory=EndpointFacts)
-
-
-class TlsAlert(Struct):
-    sender: str
-    alert: Alert
-    count: int
-
-
-class Tls(Struct):
-    """What clients offered and either side said in the clear; `resumption` is the share that offers to resume."""
-
-    versions: dict[str, int]
-    resumption: float | None
-    alerts: list[TlsAlert]
+    out: str = ""
+    record: str = ""
 
 
 class Destination(Struct):
-    """A route. `served` says whether any endpoint may get streams; `open` is null while there are too many to list."""
+    """A route. `served` says whether any endpoint may get streams; `open` is null while there are too many to list.
+
+    `words` say what is known of its streams without their keys.
+    """
 
     sni: str
     kind: RouteKind
@@ -505,7 +496,7 @@ class Destination(Struct):
     received_rate: float | None
     sent_rate: float | None
     facts: DestinationFacts
-    tls: Tls
+    words: list[str]
     listed: list[Met]
 
 

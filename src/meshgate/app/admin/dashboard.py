@@ -22,14 +22,24 @@ import trio
 from meshgate import __version__
 from meshgate.adapters.admin.http_server import Request, Response, error_response, json_response
 from meshgate.adapters.consul import WatchState
-from meshgate.adapters.relay import CONNECT_BUCKETS, Counters, Destination, OpenStream, Sender
+from meshgate.adapters.relay import CONNECT_BUCKETS, Counters, Destination, OpenStream
 from meshgate.app.admin import answers
 from meshgate.app.admin.gateway_view import GatewayView
 from meshgate.app.admin.history import history_view
-from meshgate.app.admin.views import Facts, caller_view, destination_facts, ended_view, refusal_view, upgrade_view
+from meshgate.app.admin.views import (
+    Facts,
+    caller_view,
+    destination_facts,
+    ejection_words,
+    ended_view,
+    record_words,
+    refusal_view,
+    streams_words,
+    tls_words,
+    upgrade_view,
+)
 from meshgate.core.addresses import host_port
-from meshgate.core.hello import TlsVersion
-from meshgate.core.reasons import Alert, Reason
+from meshgate.core.reasons import Reason
 from meshgate.core.routes import KINDS, Endpoint, Route, RouteKind, RouteTable
 
 WINDOW: Final = 3.0
@@ -349,35 +359,17 @@ def _row(route: Route, span: Span, facts: Facts, became: answers.DestinationFact
         received_rate=received,
         sent_rate=sent,
         facts=became,
-        tls=tls_view(span.after.counters, key),
+        words=[words for words in (streams_words(became), tls_words(span.after.counters, key)) if words],
         listed=listed[:MAX_ENDPOINTS],
-    )
-
-
-def tls_view(counters: Counters, key: Destination) -> answers.Tls:
-    hellos = {
-        (version, resumption): counters.hellos.get((*key, version, resumption), 0)
-        for version in get_args(TlsVersion)
-        for resumption in (True, False)
-    }
-    offered = sum(hellos.values())
-    alerts = [
-        answers.TlsAlert(sender, alert, count)
-        for sender in get_args(Sender)
-        for alert in Alert
-        if (count := counters.alerts.get((*key, sender, alert), 0))
-    ]
-    return answers.Tls(
-        versions={name: many for name in get_args(TlsVersion) if (many := hellos[name, True] + hellos[name, False])},
-        resumption=round(sum(hellos[name, True] for name in get_args(TlsVersion)) / offered, 3) if offered else None,
-        alerts=sorted(alerts, key=lambda each: -each.count),
     )
 
 
 def _met(it: Endpoint, facts: Facts) -> answers.Met:
     cause = it.cause[:MAX_TEXT] or None
     met = facts((it.address, it.port))
-    return answers.Met(it.address, it.port, it.healthy, cause, it.weight, it.node, it.instance, met)
+    out = f"no stream {ejection_words(met.ejected)}" if met.ejected else ""
+    record = record_words(met)
+    return answers.Met(it.address, it.port, it.healthy, cause, it.weight, it.node, it.instance, met, out, record)
 
 
 def _healthy(route: Route) -> int:

@@ -15,13 +15,18 @@ import trio
 
 from meshgate.adapters.admin.http_server import Lane, Request, Response, error_response, json_response
 from meshgate.adapters.consul import Checks, WatchState
-from meshgate.adapters.relay import Counters, Destination
 from meshgate.adapters.relay.pool import LOOKUP_SECONDS
 from meshgate.app.admin import answers
-from meshgate.app.admin.answers import Ejection, EndpointFacts
-from meshgate.app.admin.dashboard import tls_view
 from meshgate.app.admin.gateway_view import GatewayView
-from meshgate.app.admin.views import destination_facts, explain_view
+from meshgate.app.admin.views import (
+    destination_facts,
+    ejection_words,
+    explain_view,
+    one_line,
+    record_words,
+    streams_words,
+    tls_words,
+)
 from meshgate.core.catalog import in_namespace
 from meshgate.core.durations import format_duration
 from meshgate.core.explain import Explanation, Step, explain
@@ -37,7 +42,6 @@ _SERVICE: Final = re.compile(r"([\w-]+/)?[\w.-]+", re.ASCII)
 _OUT: Final = "others are tried first until this gateway itself has connected to it again"
 _MOST_ENDPOINTS: Final = 5
 _MOST_CHECKS: Final = 3
-_MOST_OUTPUT: Final = 200
 
 
 class ExplainPage:
@@ -61,7 +65,7 @@ class ExplainPage:
         if not self._gateway.table().trust_domain and _SERVICE.fullmatch(name):
             return await self._answer(name, (Step("service", "server names are not known before the catalog is"),))
         sni = self._meant(name, request.query.get("dc", ""))
-        said = f"{_shown(name)} stands for {_shown(sni)}; a client that sends {_shown(name)} is refused"
+        said = f"{one_line(name)} stands for {one_line(sni)}; a client that sends {one_line(name)} is refused"
         return await self._answer(sni, () if sni == name else (Step("service", said),))
 
     async def _answer(self, sni: str, notes: tuple[Step, ...] = ()) -> Response:
@@ -119,7 +123,9 @@ class ExplainPage:
             route = explanation.route
             if route is not None:
                 steps += await self._why_unhealthy(route)
-                steps += _streams(self._gateway.totals(), (route.kind, route.destination))
+                totals, key = gateway.totals(), (route.kind, route.destination)
+                told = {"streams": streams_words(destination_facts(totals)(key)), "tls": tls_words(totals, key)}
+                steps += [Step(rule, words) for rule, words in told.items() if words]
                 steps += self._met(route)
                 steps += _age_of(route, gateway.watches())
             elif explanation.reason is Reason.UNKNOWN_SNI:
@@ -151,26 +157,26 @@ class ExplainPage:
         met.sort(key=lambda pair: (pair[1].ejected is None, -pair[1].failures, -pair[1].unanswered))
         ejected = [(each, facts.ejected) for each, facts in met if facts.ejected][:_MOST_ENDPOINTS]
         used = [pair for pair in met if pair[1].streams or pair[1].unanswered or pair[1].failures]
-        steps = [Step("ejected", f"{_who(each)} {_ejection(out)}; {_OUT}") for each, out in ejected]
-        steps += [Step("endpoint", f"{_who(each)}: {_record(facts)}") for each, facts in used[:_MOST_ENDPOINTS]]
+        steps = [Step("ejected", f"{_who(each)} {ejection_words(out)}; {_OUT}") for each, out in ejected]
+        steps += [Step("endpoint", f"{_who(each)}: {record_words(facts)}") for each, facts in used[:_MOST_ENDPOINTS]]
         more = len(used) - _MOST_ENDPOINTS
         return [*steps, Step("endpoint", f"{counted(more, 'more endpoint')}: /clusters has all")] if more > 0 else steps
 
     async def _why(self, route: Route, endpoint: Endpoint, datacenter: str) -> str:
         who = f"{_who(endpoint)}{self._since(route, endpoint)}"
         if not KINDS[route.kind].nodes_known or not endpoint.weight:
-            return f"{who}: {_shown(endpoint.cause)}"
+            return f"{who}: {one_line(endpoint.cause)}"
         checks = await self._checks.of(endpoint.node, endpoint.instance, datacenter=datacenter)
         if isinstance(checks, str):
-            return f"{who}: its checks are not known: {_shown(checks)}"
+            return f"{who}: its checks are not known: {one_line(checks)}"
         failing = sorted(
             (check for check in checks if check.status != "passing"), key=lambda check: check.status != "critical"
         )
         if not failing:
-            return f"{who}: {_shown(endpoint.cause)}; Consul shows no failing check at this moment"
+            return f"{who}: {one_line(endpoint.cause)}; Consul shows no failing check at this moment"
         said = [
-            f"check {_shown(check.id)} ({_shown(check.name)}) is {_shown(check.status)}"
-            + (f', it says "{_shown(check.output)}"' if check.output.strip() else ", it says nothing")
+            f"check {one_line(check.id)} ({one_line(check.name)}) is {one_line(check.status)}"
+            + (f', it says "{one_line(check.output)}"' if check.output.strip() else ", it says nothing")
             for check in failing[:_MOST_CHECKS]
         ]
         more = [f"{len(failing) - _MOST_CHECKS} more checks fail"] if len(failing) > _MOST_CHECKS else []
@@ -184,54 +190,8 @@ class ExplainPage:
         return f" for {seconds}" if since.seen else f" for {seconds} or longer (it was when this gateway first saw it)"
 
 
-def _streams(totals: Counters, key: Destination) -> list[Step]:
-    """What became of the streams of a destination, and what TLS says of them in the clear."""
-    became, tls, steps = destination_facts(totals)(key), tls_view(totals, key), []
-    if ended := became.answered + became.unanswered:
-        share = f"{100 * became.unanswered / ended:.3g}% ended without a byte from an endpoint"
-        said = [counted(ended, "stream") + " since the start", share]
-        if became.first_byte_p50 is not None:
-            said.append(f"half had their first byte within {format_duration(became.first_byte_p50)}")
-        if became.first_byte_p99 is not None:
-            said.append(f"99 of 100 within {format_duration(became.first_byte_p99)}")
-        steps.append(Step("streams", ", ".join(said)))
-    if offers := sum(tls.versions.values()):
-        offered = ", ".join(f"{name} {100 * number / offers:.3g}%" for name, number in tls.versions.items())
-        said = [f"clients offer {offered}", f"{100 * (tls.resumption or 0):.3g}% offer to resume a session"]
-        if tls.alerts:
-            alerts = (f"{it.count} {it.alert} from {it.sender}s" for it in tls.alerts)
-            said.append(f"alerts in the clear: {', '.join(alerts)}")
-        steps.append(Step("tls", "; ".join(said)))
-    return steps
-
-
 def _who(endpoint: Endpoint) -> str:
-    return f"{_shown(endpoint.instance)} on {_shown(endpoint.node)}"
-
-
-def _ago(unix: float) -> str:
-    return format_duration(round(max(0.0, time.time() - unix)))
-
-
-def _ejection(out: Ejection) -> str:
-    why = f", the first: {_shown(out.why)}" if out.why else ""
-    return f"for {_ago(out.since)}: {counted(out.failures, 'failed connection')} in a row{why}"
-
-
-def _record(facts: EndpointFacts) -> str:
-    """What became of the streams of an endpoint, on one line."""
-    said = [counted(facts.streams + facts.unanswered, "stream")]
-    if facts.unanswered:
-        said.append(f"{facts.unanswered} without a byte of it")
-    if facts.first_byte_seconds is not None:
-        said.append(f"first byte lately after {facts.first_byte_seconds * 1000:.3g} ms")
-    if facts.last_success is not None:
-        said.append(f"last answered {_ago(facts.last_success)} ago")
-    if facts.failures:
-        said.append(counted(facts.failures, "failed connection"))
-    if facts.last_failure is not None:
-        said.append(f"the last {_ago(facts.last_failure)} ago: {_shown(facts.last_error or '')}")
-    return ", ".join(said)
+    return f"{one_line(endpoint.instance)} on {one_line(endpoint.node)}"
 
 
 def _first(names: Iterable[str], text: str) -> list[str]:
@@ -249,7 +209,7 @@ def _age_of(route: Route, states: list[WatchState]) -> list[Step]:
     oldest = max(found, key=lambda state: state.age(trio.current_time()))
     age = format_duration(round(oldest.age(trio.current_time())))
     if oldest.error:
-        return [Step("data age", f"{age}; Consul has not answered since: {_shown(oldest.error)}")]
+        return [Step("data age", f"{age}; Consul has not answered since: {one_line(oldest.error)}")]
     return [Step("data age", f"{age}; a blocking query is open, changes arrive at once")]
 
 
@@ -271,12 +231,5 @@ def _next(explanation: Explanation) -> list[Step]:
     route = explanation.route
     if route is None or not KINDS[route.kind].elsewhere:
         return []
-    there = f"{KINDS[route.kind].elsewhere} {_shown(route.destination)}"
+    there = f"{KINDS[route.kind].elsewhere} {one_line(route.destination)}"
     return [Step("next", f"ask a gateway of {there}, which decides for itself: meshgate explain there")]
-
-
-def _shown(text: str) -> str:
-    """A text from outside on one line of printable ASCII, cut."""
-    flat = " ".join(text.split())
-    escaped = ascii(flat[: _MOST_OUTPUT + 1])[1:-1]
-    return escaped if len(escaped) <= _MOST_OUTPUT else f"{escaped[: _MOST_OUTPUT - 3]}..."

@@ -5,25 +5,31 @@ a cluster under the name that Consul gives it: the SNI, without `*.` for a whole
 host and this product does not is left out, not made up; what only this product knows has names that Envoy does not use.
 """
 
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from typing import Final, get_args
 
 from msgspec.structs import asdict
 
-from meshgate.adapters.relay import FIRST_BYTE_BUCKETS, Counters, Destination, Refused, StreamRecord
+from meshgate.adapters.relay import FIRST_BYTE_BUCKETS, Counters, Destination, Refused, Sender, StreamRecord
 from meshgate.adapters.relay.pool import WorkerLoss
 from meshgate.app.admin import answers
-from meshgate.app.admin.answers import DestinationFacts, EndpointFacts
+from meshgate.app.admin.answers import DestinationFacts, Ejection, EndpointFacts
 from meshgate.app.gateway.stream_observer import KEPT
 from meshgate.app.gateway.upgrade_record import Upgrade
 from meshgate.app.logs.access_log import rfc3339
 from meshgate.core.addresses import host_port
+from meshgate.core.durations import format_duration
 from meshgate.core.explain import Explanation
+from meshgate.core.hello import TlsVersion
 from meshgate.core.outlier_detection import Address
-from meshgate.core.reasons import StreamEnd
+from meshgate.core.reasons import Alert, StreamEnd
 from meshgate.core.routes import Endpoint, Route, RouteTable
-from meshgate.core.text import printable
+from meshgate.core.text import counted, printable
+
+_MOST_TEXT: Final = 200
 
 Facts = Callable[[Address], EndpointFacts]
 """What the gateway has met of the endpoint at an address."""
@@ -96,6 +102,81 @@ def _bound(slots: Sequence[int], share: float) -> float | None:
         if wanted and below >= wanted:
             return bound
     return None
+
+
+def one_line(text: str) -> str:
+    """A text from outside on one line of printable ASCII, cut."""
+    flat = " ".join(text.split())
+    escaped = ascii(flat[: _MOST_TEXT + 1])[1:-1]
+    return escaped if len(escaped) <= _MOST_TEXT else f"{escaped[: _MOST_TEXT - 3]}..."
+
+
+def streams_words(became: DestinationFacts) -> str:
+    """What became of the streams of a destination; "" where none ended or was answered."""
+    ended = became.answered + became.unanswered
+    if not ended:
+        return ""
+    share = f"{100 * became.unanswered / ended:.3g}% ended without a byte from an endpoint"
+    said = [counted(ended, "stream") + " since the start", share]
+    if became.first_byte_p50 is not None:
+        said.append(f"half had their first byte within {format_duration(became.first_byte_p50)}")
+    if became.first_byte_p99 is not None:
+        said.append(f"99 of 100 within {format_duration(became.first_byte_p99)}")
+    return ", ".join(said)
+
+
+def tls_words(counters: Counters, key: Destination) -> str:
+    """What clients offered a destination, and what either side said in the clear; "" where there was no hello."""
+    hellos = {
+        (version, resumption): counters.hellos.get((*key, version, resumption), 0)
+        for version in get_args(TlsVersion)
+        for resumption in (True, False)
+    }
+    offers = sum(hellos.values())
+    if not offers:
+        return ""
+    versions = {name: hellos[name, True] + hellos[name, False] for name, _ in hellos}
+    offered = ", ".join(f"{name} {100 * number / offers:.3g}%" for name, number in versions.items() if number)
+    resumed = sum(number for (_, resumption), number in hellos.items() if resumption)
+    said = [f"clients offer {offered}", f"{100 * resumed / offers:.3g}% offer to resume a session"]
+    alerts = [
+        (number, f"{number} {alert} from {sender}s")
+        for sender in get_args(Sender)
+        for alert in Alert
+        if (number := counters.alerts.get((*key, sender, alert), 0))
+    ]
+    if alerts:
+        alerts.sort(key=lambda each: -each[0])
+        said.append(f"alerts in the clear: {', '.join(words for _, words in alerts)}")
+    return "; ".join(said)
+
+
+def ejection_words(out: Ejection) -> str:
+    """For how long an endpoint gets no streams while others are left, and why."""
+    why = f", the first: {one_line(out.why)}" if out.why else ""
+    return f"for {_ago(out.since)}: {counted(out.failures, 'failed connection')} in a row{why}"
+
+
+def record_words(facts: EndpointFacts) -> str:
+    """What became of the streams of an endpoint; "" where it had none."""
+    if not facts.streams + facts.unanswered + facts.failures:
+        return ""
+    said = [counted(facts.streams + facts.unanswered, "stream")]
+    if facts.unanswered:
+        said.append(f"{facts.unanswered} without a byte of it")
+    if facts.first_byte_seconds is not None:
+        said.append(f"first byte lately after {facts.first_byte_seconds * 1000:.3g} ms")
+    if facts.last_success is not None:
+        said.append(f"last answered {_ago(facts.last_success)} ago")
+    if facts.failures:
+        said.append(counted(facts.failures, "failed connection"))
+    if facts.last_failure is not None:
+        said.append(f"the last {_ago(facts.last_failure)} ago: {one_line(facts.last_error or '')}")
+    return ", ".join(said)
+
+
+def _ago(unix: float) -> str:
+    return format_duration(round(max(0.0, time.time() - unix)))
 
 
 def caller_view(client: str, names: Callable[[str], str]) -> str | None:

@@ -1,7 +1,7 @@
 // The table of destinations: filtered and ordered by the gateway, so that thousands of them cost the page nothing.
 
 import { byId, el, mark, say, show, sync } from "./dom.js";
-import { brief, byteRate, count, health, percent, rateText, SIGN, span, things } from "./format.js";
+import { byteRate, count, health, percent, rateText, SIGN, things } from "./format.js";
 import { explain } from "./explain.js";
 import { drawHour, firstByte, hourChart, hourOf } from "./history.js";
 
@@ -57,7 +57,7 @@ function updateRow(body, row) {
   show(detail, isOpen);
   show(why, !row.sni.startsWith("*."));
   if (isOpen) {
-    renderEndpoints(list, row, latest.gateway.now);
+    renderEndpoints(list, row);
     show(chart, lived !== null);
     say(hour, lived === null ? "No stream in the last hour." : [
       `last hour: success ${percent(lived.success)}`,
@@ -65,42 +65,13 @@ function updateRow(body, row) {
       `${count(lived.failed.reduce((sum, each) => sum + each, 0))} failed`,
       firstByte(lived),
     ].filter(Boolean).join(" · "));
-    say(tls, tlsLine(row));
-    show(tls, tls.textContent !== "");
+    say(tls, row.words.join(" · "));
+    show(tls, row.words.length > 0);
     if (lived !== null) drawHour(chart, lived.streams, lived.failed);
   }
 }
 
-/** What is known of a destination's streams since the start, without their keys. */
-function tlsLine({ facts: { answered, unanswered }, tls: { versions, resumption, alerts } }) {
-  const ended = answered + unanswered;
-  const said = ended ? [`since the start: ${percent(unanswered / ended)} without a byte from an endpoint`] : [];
-  const all = Object.values(versions).reduce((sum, each) => sum + each, 0);
-  if (all) said.push(`clients offer ${Object.entries(versions).map(([name, each]) => `${name} ${percent(each / all)}`).join(", ")}`, `${percent(resumption)} to resume`);
-  if (alerts.length) said.push(`alerts: ${alerts.map((each) => `${count(each.count)} ${each.alert} from ${each.sender}s`).join(", ")}`);
-  return said.join(" · ");
-}
-
-/** Why and for how long an endpoint gets no streams while others are left. */
-function ejection(out, now) {
-  if (!out) return "";
-  return `no stream for ${span(now - out.since)}: ${things(out.failures, "failed connection")} in a row${out.why ? `, the first: ${out.why}` : ""}`;
-}
-
-/** What became of the streams of an endpoint. */
-function experience(met, now) {
-  const streams = met.streams + met.unanswered;
-  if (!streams && !met.failures) return "";
-  const said = [things(streams, "stream")];
-  if (met.unanswered) said.push(`${count(met.unanswered)} without a byte of it`);
-  if (met.first_byte_seconds !== null) said.push(`first byte lately after ${brief(Number(met.first_byte_seconds.toPrecision(3)))}`);
-  if (met.last_success !== null) said.push(`last answered ${span(now - met.last_success)} ago`);
-  if (met.failures) said.push(things(met.failures, "failed connection"));
-  if (met.last_failure !== null) said.push(`the last ${span(now - met.last_failure)} ago: ${met.last_error}`);
-  return said.join(", ");
-}
-
-function renderEndpoints(list, row, now) {
+function renderEndpoints(list, row) {
   const lines = row.listed.map((each, index) => ({ ...each, key: `${index} ${each.address} ${each.port} ${each.instance}` }));
   const more = row.endpoints - row.listed.length;
   if (more > 0) lines.push({ key: "more", text: `and ${things(more, "more endpoint")}` });
@@ -111,15 +82,14 @@ function renderEndpoints(list, row, now) {
       node.parts = [el("span", { class: "badge" }), el("span", { class: "mono" }), el("span", { class: "muted" }), el("span"), el("span", { class: "muted" })];
       node.append(...node.parts);
     }
-    const [badge, address, where, cause, past] = node.parts;
-    const { met } = line;
-    const look = !line.healthy ? "bad" : met.ejected ? "warn" : "ok";
+    const [badge, address, where, cause, record] = node.parts;
+    const look = !line.healthy ? "bad" : line.out ? "warn" : "ok";
     mark(badge, "class", `badge ${look}`);
-    say(badge, `${SIGN[look]} ${!line.healthy ? "unhealthy" : met.ejected ? "ejected" : "healthy"}`);
+    say(badge, `${SIGN[look]} ${!line.healthy ? "unhealthy" : line.out ? "ejected" : "healthy"}`);
     say(address, line.address.includes(":") ? `[${line.address}]:${line.port}` : `${line.address}:${line.port}`);
     say(where, `${line.instance} on ${line.node}${line.weight === 1 ? "" : `, weight ${line.weight}`}`);
-    say(cause, [line.cause, ejection(met.ejected, now)].filter(Boolean).join("; "));
-    return say(past, experience(met, now));
+    say(cause, [line.cause, line.out].filter(Boolean).join("; "));
+    return say(record, line.record);
   });
 }
 
