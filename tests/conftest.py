@@ -12,7 +12,6 @@ import pytest
 import trio
 from hypothesis import HealthCheck, settings
 
-from meshgate import build
 from tests.harness.agent import Version, consul_version
 from tests.harness.cluster import find_consul
 from tests.harness.standing import Standing
@@ -52,11 +51,9 @@ def consul_binary() -> str:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skips what is not for this build, and what this Consul is too old or new for; CONSUL_BIN names another one."""
+    """Skips what takes long, and what this Consul is too old or too new for; CONSUL_BIN names another one."""
     if item.get_closest_marker("long") is not None and "LONG_TESTS" not in os.environ:
         pytest.skip("LONG_TESTS=1 asks for it")
-    if build() == "compiled" and item.get_closest_marker("replaces_code") is not None:
-        pytest.skip("compiled code calls its own parts directly: nothing can take their place")
     for name, fits in (("since_consul", operator.ge), ("before_consul", operator.lt)):
         for marker in item.iter_markers(name):
             version, why = marker.args

@@ -4,7 +4,6 @@ import argparse
 import os
 import platform
 import resource
-import subprocess
 import sys
 import tempfile
 import time
@@ -20,10 +19,10 @@ from .handshakes import start_server
 from .items import FULL, QUICK, SMOKE, Item, work_items
 from .load import Load
 from .page import write_page
-from .peers import SCRIPTS, Direct, Peer, Place, Relay, Target, sni
+from .peers import Direct, Peer, Place, Relay, Target, sni
 from .processes import BenchError, Cores, free_port
 from .product import Datacenter, Product
-from .results import COMPILED, OURS, Results
+from .results import Results
 from .resumed import SERVICE, sidecar_hello
 from .rivals import find_peers
 from .runner import Runner
@@ -71,7 +70,6 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         help="measure another version of meshgate too, whose package lies in the folder SRC; repeatable",
     )
-    parser.add_argument("--compiled", action="store_true", help="measure the compiled build of this checkout too")
     parser.add_argument("--peers", type=Path, default=Path("/nonexistent"), help=argparse.SUPPRESS)
     return parser
 
@@ -102,8 +100,6 @@ def _measure(options: argparse.Namespace) -> Results:
         datacenter = Datacenter(place)
         stack.callback(datacenter.stop)
         others = [_another(version, datacenter) for version in options.beside]
-        if options.compiled:
-            others.insert(0, _compiled(datacenter))
         peers = [Direct(), Product(datacenter), Relay(), *rivals, *others]
         results = Results(machine, {peer.name: peer.title for peer in peers})
         stack.callback(start_server(place, tls_port).stop)
@@ -118,10 +114,9 @@ def _measure(options: argparse.Namespace) -> Results:
 def _print(results: Results) -> None:
     for name in results.items:
         print(f"\n{results.items[name].title}\n{as_text(item_table(results, name))}")
-    for ours in (OURS, COMPILED):
-        goals = goal_table(results, ours)
-        if len(goals) > 1:
-            print(f"\nGoals\n{as_text(goals)}")
+    goals = goal_table(results)
+    if len(goals) > 1:
+        print(f"\nGoals\n{as_text(goals)}")
     print()
     for key, value in results.machine.items():
         print(f"{key}: {value}")
@@ -153,15 +148,6 @@ def _plain_loop() -> float:
 
 def _product(datacenter: Datacenter, workers: int) -> Peer:
     return Product(datacenter, workers=workers)
-
-
-def _compiled(datacenter: Datacenter) -> Peer:
-    checkout = SCRIPTS.parent
-    folder = checkout / ".cache" / "compiled"
-    _say(f"compiling into {folder}, unless nothing has changed")
-    if subprocess.run([sys.executable, checkout / "hatch_build.py", folder], check=False).returncode:
-        raise BenchError("there is no compiled build")
-    return Product(datacenter, "compiled", folder)
 
 
 def _another(version: str, datacenter: Datacenter) -> Peer:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from .charts import chart, groups
 from .processes import BenchError
-from .results import COMPILED, OURS, Results, judge
+from .results import Results, judge
 from .tables import as_markdown, goal_table, item_table
 
 PAGE = Path(__file__).parents[2] / "docs" / "performance.md"
@@ -34,8 +34,7 @@ def write_page(results: Results, page: Path = PAGE, readme: Path = README) -> No
         (folder / f"{name}.svg").write_text(chart(results, items))
     text = page.read_text()
     text = _replace(text, "machine", _machine(results))
-    goals = [as_markdown(table) for ours in (OURS, COMPILED) if len(table := goal_table(results, ours)) > 1]
-    text = _replace(text, "goals", "\n\n".join(goals))
+    text = _replace(text, "goals", as_markdown(goal_table(results)))
     text = _replace(text, "tables", "\n\n".join(_section(results, name, drawn, folder.name) for name in results.items))
     page.write_text(text)
     readme.write_text(_replace(readme.read_text(), "envoy", _beside_envoy(results)))

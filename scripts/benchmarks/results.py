@@ -9,7 +9,6 @@ from statistics import median
 from .items import Item, Metric
 
 OURS = "meshgate"
-COMPILED = "meshgate-compiled"  # The same sources (hatch_build.py).
 FLOOR = "direct"
 ENVOY = "envoy"
 
@@ -44,7 +43,7 @@ class Results:
         """Where an item's numbers go."""
         return self.items.setdefault(item.name, Measurement(item.title, item.metrics))
 
-    def ratio(self, item: str, metric: str, peer: str, against: str | None = None, ours: str = OURS) -> float | None:
+    def ratio(self, item: str, metric: str, peer: str, against: str | None = None) -> float | None:
         """Ours divided by the peer's; None where one is missing.
 
         Rounds that were done side by side are compared with each other and the median ratio is taken, so that what
@@ -52,12 +51,12 @@ class Results:
         """
         if item not in self.items or (against or item) not in self.items:
             return None
-        mine, theirs = self.items[item].of(ours, metric), self.items[against or item].of(peer, metric)
-        if not mine or not theirs or not all(theirs):
+        ours, theirs = self.items[item].of(OURS, metric), self.items[against or item].of(peer, metric)
+        if not ours or not theirs or not all(theirs):
             return None
-        if len(mine) == len(theirs):
-            return median(one / other for one, other in zip(mine, theirs, strict=True))
-        return median(mine) / median(theirs)
+        if len(ours) == len(theirs):
+            return median(mine / other for mine, other in zip(ours, theirs, strict=True))
+        return median(ours) / median(theirs)
 
     def rivals(self, item: str) -> list[str]:
         """The other products that took part in an item."""
@@ -128,21 +127,21 @@ class Verdict:
     best_peer: str | None
 
 
-def judge(results: Results, ours: str = OURS) -> list[Verdict]:
-    """The goals whose items were measured, for one of our builds."""
+def judge(results: Results) -> list[Verdict]:
+    """The goals whose items were measured."""
     verdicts = []
     for goal in GOALS:
-        mine = results.items[goal.item].of(ours, goal.metric) if goal.item in results.items else []
-        if mine:
-            ratios = _ratios(results, goal, ours)
+        ours = results.items[goal.item].of(OURS, goal.metric) if goal.item in results.items else []
+        if ours:
+            ratios = _ratios(results, goal)
             # The best of the others is the one against which we look worst.
             best_peer = max(ratios, key=lambda peer: ratios[peer], default=None)
             best = None if best_peer is None else ratios[best_peer]
-            verdicts.append(Verdict(goal, median(mine), ratios.get(ENVOY), best, best_peer))
+            verdicts.append(Verdict(goal, median(ours), ratios.get(ENVOY), best, best_peer))
     return verdicts
 
 
-def _ratios(results: Results, goal: Goal, ours: str) -> dict[str, float]:
+def _ratios(results: Results, goal: Goal) -> dict[str, float]:
     peers: Iterable[str] = results.rivals(goal.against or goal.item)
-    ratios = {peer: results.ratio(goal.item, goal.metric, peer, goal.against, ours) for peer in peers}
+    ratios = {peer: results.ratio(goal.item, goal.metric, peer, goal.against) for peer in peers}
     return {peer: ratio for peer, ratio in ratios.items() if ratio is not None}

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from statistics import median
 
 from .items import Metric
-from .results import COMPILED, FLOOR, OURS, Measurement, Results, Verdict, judge
+from .results import FLOOR, OURS, Measurement, Results, Verdict, judge
 
 Table = list[list[str]]
 
@@ -14,29 +14,27 @@ def item_table(results: Results, name: str) -> Table:
     item = results.items[name]
     main = item.metrics[0]
     compared = any(peer not in (OURS, FLOOR) for peer in item.values)
-    builds = {OURS: "meshgate", COMPILED: "compiled"} if item.of(COMPILED, main.key) else {OURS: "meshgate"}
     head = [
         "",
         *(metric.title for metric in item.metrics),
         "spread of the first",
-        *(f"{build} / it" for build in builds.values() if compared),
+        *(["meshgate / it"] if compared else []),
     ]
     rows = [head]
     for peer in sorted(item.values, key=lambda peer: (peer != FLOOR, peer != OURS)):
         row = [results.peers.get(peer, peer), *(_median(item, peer, metric) for metric in item.metrics)]
         row.append(_spread(item.of(peer, main.key), main.digits))
-        for build in builds if compared else ():
-            ratio = None if peer in (build, FLOOR) else results.ratio(name, main.key, peer, ours=build)
+        if compared:
+            ratio = None if peer in (OURS, FLOOR) else results.ratio(name, main.key, peer)
             row.append("" if ratio is None else f"{ratio:.2f}")
         rows.append(row)
     return rows
 
 
-def goal_table(results: Results, ours: str = OURS) -> Table:
-    """The goals of the project and what was measured of one of our builds."""
-    title = results.peers.get(ours, ours)
-    rows = [[f"ratio {title} / peer", title, "vs Envoy", "goal", "", "vs the best", "goal", ""]]
-    for verdict in judge(results, ours):
+def goal_table(results: Results) -> Table:
+    """The goals of the project and what was measured."""
+    rows = [["ratio meshgate / peer", "meshgate", "vs Envoy", "goal", "", "vs the best", "goal", ""]]
+    for verdict in judge(results):
         goal = verdict.goal
         if goal.most is not None:
             met = _met(verdict.ours, goal.most)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from meshgate import __version__, build
+from meshgate import __version__
 from meshgate.app.cli import main as cli_module
 from meshgate.app.cli.main import chosen, cli, execute, normalised, options_of
 from meshgate.app.errors import CommandError, ConfigError
@@ -62,7 +62,7 @@ def meshgate(*arguments: str, env: Any = None, **options: Any) -> Any:
 
 
 def test_the_version() -> None:
-    assert CliRunner().invoke(cli, ["--version"]).output == f"meshgate {__version__} ({build()})\n"
+    assert CliRunner().invoke(cli, ["--version"]).output == f"meshgate {__version__}\n"
 
 
 def test_the_commands_of_this_version_are_listed() -> None:

@@ -16,7 +16,6 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
 DEMO, ALL, RUNTIME = "requirements-demo.lock", "requirements-dev.lock", "requirements-runtime.lock"
-COMPILE = "requirements-compile.lock"
 
 # Stands in for the making of an environment: its Python writes down what it is told.
 STAND_IN = r"""
@@ -97,18 +96,6 @@ def test_both_locks_pin_the_same_versions_and_the_demos_has_what_meshgate_runs_o
     assert {re.split(r"[^a-z0-9-]", each)[0] for each in wanted} <= set(small)
 
 
-def test_a_compiled_build_is_made_by_tools_that_are_locked_as_those_of_the_tests() -> None:
-    tools, whole, demo = pins(COMPILE), pins(ALL), pins(DEMO)
-    assert all("--hash=sha256:" in entry for entry in tools.values())
-    for name, entry in tools.items():
-        assert _bare(entry) == _bare(whole[name])
-    options = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
-    hook = options["hooks"]["custom"]
-    assert hook["enable-by-default"] is False
-    assert {Requirement(each).name for each in hook["dependencies"]} == {"mypy", "setuptools"} <= set(tools)
-    assert not {"mypy", "setuptools"} & (set(demo) | set(pins(RUNTIME)))
-
-
 def test_an_installation_runs_on_what_the_tests_ran_with_and_needs_nothing_else() -> None:
     runtime, whole = pins(RUNTIME), pins(ALL)
     assert all("--hash=sha256:" in entry for entry in runtime.values())
@@ -152,7 +139,7 @@ def test_no_page_advises_an_installation_without_hashes() -> None:
 
 def test_install_says_how_it_is_called() -> None:
     ended = subprocess.run([ROOT / "scripts" / "install"], capture_output=True, text=True, check=False)
-    assert (ended.returncode, ended.stderr) == (2, "usage: scripts/install [--compiled] FOLDER\n")
+    assert (ended.returncode, ended.stderr) == (2, "usage: scripts/install FOLDER\n")
 
 
 def _bare(entry: str) -> str:

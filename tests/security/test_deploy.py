@@ -148,8 +148,6 @@ def test_image_has_two_stages_and_the_last_one_is_nobody_special() -> None:
     stages = [at for at, (name, _) in enumerate(steps) if name == "FROM"]
     assert len(stages) == 2
     last = steps[stages[1] :]
-    assert any("apt-get install" in value for name, value in steps[: stages[1]] if name == "RUN")
-    assert not any("apt-get" in value or "scripts/install" in value for _, value in last)
     (user,) = [value for name, value in last if name == "USER"]
     assert re.fullmatch(r"[1-9]\d{3,}:[1-9]\d{3,}", user), "numbers, so that an orchestrator can see it is not root"
     # Whatever is made after it is made by that user.

@@ -120,7 +120,6 @@ async def test_keepalive_that_consul_sets_counts_before_the_gateways_own(
             assert tuple(sock.getsockopt(socket.IPPROTO_TCP, option) for option in OPTIONS) == found
 
 
-@pytest.mark.replaces_code
 @pytest.mark.parametrize(
     ("kind", "chosen"),
     [

@@ -12,7 +12,6 @@ from meshgate.core.reasons import Reason
 
 from .streams import WEB, backend, echo, endpoint, hello_for, receive_exactly, running
 
-pytestmark = pytest.mark.replaces_code
 HELLO = hello_for(WEB)
 
 

@@ -197,7 +197,6 @@ async def test_many_streams_are_placed_in_few_rounds_of_the_loop(monkeypatch: py
         await client.aclose()
 
 
-@pytest.mark.replaces_code
 @pytest.mark.parametrize("leave", ["abort", "close", "on_deadline"])
 async def test_stream_that_ends_or_is_placed_while_others_are_placed_is_not_placed_again(
     leave: str, monkeypatch: pytest.MonkeyPatch
@@ -226,7 +225,6 @@ async def test_stream_that_ends_or_is_placed_while_others_are_placed_is_not_plac
         await until_over(it)
 
 
-@pytest.mark.replaces_code
 async def test_defect_in_placing_a_stream_that_waited_ends_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
     place = StreamSetup._place
     async with backend(echo) as port, running({}, ask=lambda _: None) as it:

@@ -3,7 +3,6 @@
 import contextlib
 import time
 
-import pytest
 import trio
 
 from meshgate.adapters.relay.pump import HEAVY_READ_BYTES
@@ -46,7 +45,6 @@ async def test_running_out_of_descriptors_sheds_and_recovers() -> None:
         assert (await gateway.state()).errors == 0
 
 
-@pytest.mark.replaces_code
 async def test_what_is_held_for_stalled_readers_is_bounded() -> None:
     """Each client sends all it can to an endpoint that reads nothing: what the relay keeps stays near its bound."""
     streams, bound = 120, 1 << 20

@@ -41,7 +41,6 @@ def test_no_more_than_the_limit_is_lent() -> None:
     pool.close()
 
 
-@pytest.mark.replaces_code
 def test_pipe_smaller_than_useful_is_not_lent(monkeypatch: pytest.MonkeyPatch) -> None:
     descriptors = open_descriptors()
     monkeypatch.setattr(pump, "PIPE_BYTES", 4096)

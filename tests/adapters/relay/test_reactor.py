@@ -71,7 +71,6 @@ async def test_deadlines_of_clients_that_are_let_in_at_the_end_count_from_then()
         assert gateway.refused == []
 
 
-@pytest.mark.replaces_code
 async def test_defect_at_a_deadline_ends_its_stream_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(_self: Stream) -> None:
         raise RuntimeError("a defect")
@@ -174,7 +173,6 @@ async def test_what_was_postponed_gets_one_turn_after_each_batch_of_events_and_m
     assert order == ["event", "late"] * 3 + ["late"] * 3
 
 
-@pytest.mark.replaces_code
 async def test_flood_of_hellos_that_are_cut_delays_no_stream_whose_hello_is_whole() -> None:
     """None of them is read before it; that they are read in the end shows that the relay has forgotten none."""
     flood = records(hello_for("no.such.name")[5:], [1])

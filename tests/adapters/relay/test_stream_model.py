@@ -49,7 +49,6 @@ def test_a_stream_that_is_carried_to_its_end_is_seen_to_be() -> None:
 def _forgets(*_: object) -> None: ...
 
 
-@pytest.mark.replaces_code
 @pytest.mark.parametrize(
     ("scene", "where", "name", "wrong", "told"),
     [

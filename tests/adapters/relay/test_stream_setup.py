@@ -35,7 +35,6 @@ from .streams import WEB, hello_for, table_of
 if TYPE_CHECKING:
     from meshgate.adapters.relay.context import Context
 
-pytestmark = pytest.mark.replaces_code  # Its legs and its stream are no legs and no stream.
 HELLO = hello_for(WEB)
 NOW = 100.0
 

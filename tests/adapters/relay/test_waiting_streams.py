@@ -100,7 +100,6 @@ async def test_limit_holds_for_all_workers_together() -> None:
             assert (await pool.relay.counters()).refused == {Reason.CONNECT_FAILED: 12}
 
 
-@pytest.mark.replaces_code
 async def test_stream_that_got_its_connection_waits_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
     send = Leg.send
     blocked: list[int] = []

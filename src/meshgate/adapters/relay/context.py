@@ -25,7 +25,7 @@ log = logging.getLogger("meshgate.relay")
 _DEFECTS_TOLD: Final = 20
 
 
-@dataclass(eq=False)  # No slots: a compiled class has none to be made anew with.
+@dataclass(eq=False, slots=True)
 class Context:
     """The parts of one relay.
 

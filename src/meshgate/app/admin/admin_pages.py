@@ -15,7 +15,7 @@ import msgspec
 import structlog
 import trio
 
-from meshgate import __version__, build
+from meshgate import __version__
 from meshgate.adapters.admin.http_server import (
     JSON,
     Handler,
@@ -170,7 +170,6 @@ class _Pages:
         seconds = gateway.uptime
         info = answers.ServerInfo(
             version=__version__,
-            build=build(),
             state="DRAINING" if gateway.draining else "LIVE" if gateway.ready else "PRE_INITIALIZING",
             uptime_seconds=round(seconds, 3),
             # Envoy's own names and shape for the same.

@@ -331,10 +331,7 @@ class Sandbox(Struct):
 
 
 class ServerInfo(Struct):
-    """`build` says whether what moves bytes runs as machine code or as Python."""
-
     version: str
-    build: str
     state: Literal["LIVE", "DRAINING", "PRE_INITIALIZING"]
     uptime_seconds: float
     uptime_current_epoch: str

@@ -20,7 +20,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
-from meshgate import __version__, build
+from meshgate import __version__
 from meshgate.adapters.admin.http_server import Request, Response
 from meshgate.adapters.relay import CONNECT_BUCKETS, FIRST_BYTE_BUCKETS, STREAM_BUCKETS, Counters, Destination
 from meshgate.app.admin.gateway_view import GatewayView
@@ -76,8 +76,7 @@ class Metrics:
     def _of_gateway(self) -> Iterator[Metric]:
         gateway, now = self._gateway, trio.current_time()
         states = gateway.watches()
-        built: dict[tuple[str, ...], int] = {(__version__, build()): 1}
-        yield _gauge("build_info", "The version that runs.", built, "version", "build")
+        yield _gauge("build_info", "The version that runs.", {__version__: 1}, "version")
         yield _gauge("ready", "1 while new streams are served.", gateway.ready)
         yield _gauge("draining", "1 while the gateway drains.", gateway.draining)
         yield _gauge("problems", "What is missing or failing, as /readyz lists it.", len(gateway.problems()))

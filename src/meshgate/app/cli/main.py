@@ -20,7 +20,7 @@ from typing import Any, NoReturn, cast
 import click
 from click.shell_completion import add_completion_class, get_completion_class
 
-from meshgate import __version__, build
+from meshgate import __version__
 from meshgate.app.cli.setting_options import Session
 from meshgate.app.errors import CommandError, ConfigError
 from meshgate.app.settings.settings import MASK
@@ -91,7 +91,7 @@ class Commands(click.Group):
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Exit codes: 0 fine; 1 failed at run time, or refused; 2 wrong usage or settings; 130 after Ctrl-C.",
 )
-@click.version_option(__version__, prog_name="meshgate", message=f"%(prog)s %(version)s ({build()})")
+@click.version_option(__version__, prog_name="meshgate", message="%(prog)s %(version)s")
 def cli() -> None:
     """A Consul mesh gateway: forwards mTLS streams by SNI and never terminates them.
 
