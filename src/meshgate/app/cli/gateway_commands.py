@@ -579,7 +579,8 @@ def _style(each: End | Limit) -> str:
 def _end(end: End) -> tuple[str, str, str]:
     if end.expires is None or end.seconds is None:
         return end.what, "never" if end.known else "not known", "-"
-    left = f"{end.seconds / 86400:.1f} days" if end.seconds > 0 else "past"
+    days = end.seconds / 86400
+    left = f"{days:.{0 if days >= 10 else 1}f} days" if days > 0 else "past"
     left += ", soon" if end.near else ""
     return end.what, f"{datetime.fromtimestamp(end.expires, UTC):%Y-%m-%d %H:%M}Z", left
 
