@@ -135,7 +135,7 @@ _CONSUL_ROWS: Final = (
     _consul("CONSUL_HTTP_TOKEN", "ACL token.", "--token", "TOKEN"),
     _consul(
         "CONSUL_HTTP_TOKEN_FILE",
-        "File that holds the ACL token; beats a token from the same source and is read again when it changes.",
+        "File that holds the ACL token; beats a token from the same source, and is read again when it changes.",
         "--token-file",
         "PATH",
     ),
@@ -154,7 +154,7 @@ _REGISTRATION_ROWS: Final = (
     _ours("MESHGATE_PROXY_ID", "Service ID of the gateway on its agent.", "", types.name, "ID", "the service name"),
     _ours(
         "MESHGATE_ADDRESS",
-        "LAN address that is registered, and bound unless bind addresses say otherwise; no host: the node's.",
+        "LAN address to register, and to listen at unless bind addresses say otherwise; without a host, the node's.",
         ":8443",
         types.lan_address,
         "[HOST]:PORT",
@@ -180,22 +180,20 @@ _REGISTRATION_ROWS: Final = (
     ),
     _boolean(
         "MESHGATE_REGISTER",
-        "Register the gateway with the agent; false: the registration exists already and is read.",
+        "Register the gateway with the agent; false: use a registration that exists.",
         "true",
     ),
     _ours(
         "MESHGATE_LOGIN_AUTH_METHOD",
-        "Log in to Consul with this auth method at the start, and out at the end, instead of a token.",
+        "Log in to Consul with this auth method, instead of a token; the gateway logs out at the end.",
         "",
         str,
         "NAME",
     ),
-    _path(
-        "MESHGATE_LOGIN_BEARER_TOKEN_FILE", "File that holds the bearer token of the login; it is read anew for each."
-    ),
+    _path("MESHGATE_LOGIN_BEARER_TOKEN_FILE", "File with the bearer token for the login; it is read for each login."),
     _ours(
         "MESHGATE_NODE_NAME",
-        "Catalog node of a registration that somebody else makes and that no agent holds (agentless).",
+        "Catalog node of a registration that somebody else makes, without an agent.",
         "",
         str,
         "NAME",
@@ -214,44 +212,44 @@ _STREAM_ROWS: Final = (
     ),
     _duration(
         "MESHGATE_CONNECT_TIMEOUT",
-        "How long connecting may take, all attempts together, unless the service's resolver says otherwise.",
+        "How long connecting may take, all attempts together, unless the service's resolver sets it.",
         "5s",
         types.duration(0.001),
     ),
     _duration(
         "MESHGATE_PER_TRY_TIMEOUT",
-        "How long one attempt may take while another endpoint is left; 0: as long as all of them together.",
+        "How long one attempt may take while another endpoint is left; 0: the connect timeout.",
         "1s",
         types.duration(),
     ),
     _duration(
         "MESHGATE_HANDSHAKE_TIMEOUT",
-        "How long a client may take for its next byte behind the hello, from the endpoint's answer on; 0: no limit.",
+        "How long a client may take to send on after its hello, from the endpoint's answer on; 0: no limit.",
         "15s",
         types.duration(0.001, zero=True),
     ),
     _duration(
         "MESHGATE_IDLE_TIMEOUT",
-        "A stream without a byte for that long is closed; 0: never.",
+        "A stream without a byte for this long is closed; 0: never.",
         "1h",
         types.duration(0.001, zero=True),
     ),
     _duration(
         "MESHGATE_HALF_CLOSE_TIMEOUT",
-        "The idle timeout of a stream of which one side has ended; 0: that of all streams.",
+        "Idle timeout of half-closed streams; 0: the same as for all streams.",
         "0",
         types.duration(0.001, zero=True),
     ),
     _duration(
         "MESHGATE_KEEPALIVE",
-        "Idle time before TCP keepalive probes, on both legs; 0: none.",
+        "Idle time before TCP keepalive probes, on both connections of a stream; 0: none.",
         "60s",
         # The kernel takes whole seconds up to MAX_TCP_KEEPIDLE.
         types.duration(1, high=32767, zero=True),
     ),
     _duration(
         "MESHGATE_TCP_USER_TIMEOUT",
-        "A peer that acknowledges or takes nothing for so long is gone, on both legs; 0: as the system has it.",
+        "A peer that acknowledges or accepts nothing for this long counts as gone; 0: the system's default.",
         "0",
         types.duration(1, high=86400, zero=True),
     ),
@@ -260,13 +258,13 @@ _STREAM_ROWS: Final = (
     ),
     _duration(
         "MESHGATE_DRAIN_QUIET",
-        "During a stop a stream is ended when it has been quiet for so long since its endpoint's last byte.",
+        "While the gateway stops, a stream that has been quiet for this long after its endpoint's last byte is ended.",
         "200ms",
         types.duration(),
     ),
     _number(
         "MESHGATE_MAX_CONNECTIONS",
-        "Streams at once; more are refused.",
+        "Most open streams; more are refused.",
         _max_connections,
         1,
         10_000_000,
@@ -274,7 +272,7 @@ _STREAM_ROWS: Final = (
     ),
     _number(
         "MESHGATE_MAX_CONNECTIONS_PER_CLIENT",
-        "Streams at once from one client (an IPv4 address or an IPv6 /64); 0: no limit.",
+        "Most open streams of one client (an IPv4 address or an IPv6 /64); 0: no limit.",
         "",
         0,
         10_000_000,
@@ -282,35 +280,35 @@ _STREAM_ROWS: Final = (
     ),
     _number(
         "MESHGATE_MAX_CONNECTION_RATE_PER_CLIENT",
-        "New streams of one client within a second; 0: no limit.",
+        "Most new streams of one client per second; 0: no limit.",
         "0",
         0,
         10_000_000,
     ),
     _ours(
         "MESHGATE_EXEMPT_CLIENTS",
-        "Addresses that stand for many, load balancers for instance, and have no limits per client.",
+        "Addresses shared by many clients, such as load balancers: no limits per client.",
         "",
         types.networks,
         "CIDR,...",
     ),
     _number(
         "MESHGATE_MAX_PENDING_PER_ENDPOINT",
-        "Connections a worker may be opening to one endpoint; more go elsewhere or are refused; 0: no limit.",
+        "Most pending connections of a worker to one endpoint; more go elsewhere or are refused; 0: no limit.",
         "1024",
         0,
         10_000_000,
     ),
     _ours(
         "MESHGATE_MAX_HELLO_BYTES",
-        "Largest ClientHello that is read.",
+        "Largest ClientHello that is accepted.",
         "16384",
         types.whole(512, 1 << 20, "a number of bytes"),
         "BYTES",
     ),
     _ours(
         "MESHGATE_PANIC_THRESHOLD",
-        "Percent of healthy endpoints under which all are tried, as Envoy does at 50; 0: never.",
+        "Percentage of healthy endpoints below which all are tried, as Envoy does at 50; 0: never.",
         "0",
         types.whole(0, 100, "a percentage"),
         "PERCENT",
@@ -330,13 +328,13 @@ _STREAM_ROWS: Final = (
     ),
     _boolean(
         "MESHGATE_PASS_HTTP_EXPORTS",
-        "Pass streams of peers to exported http, http2 and grpc services on unterminated, instead of refusing them.",
+        "Pass on streams of peers to exported http, http2 and grpc services as they are, instead of refusing them.",
         "false",
     ),
     _number("MESHGATE_WORKERS", "Relay processes.", _workers, 1, 1024, "the usable cores"),
     _ours(
         "MESHGATE_WORKER_MEMORY",
-        "A relay process whose resident memory has grown beyond this is replaced, and its streams go on; 0: never.",
+        "A relay process whose resident memory exceeds this is replaced, and its streams go on; 0: never.",
         "0",
         types.size(64 << 20),
         "BYTES",
@@ -346,7 +344,7 @@ _STREAM_ROWS: Final = (
 _OPERATION_ROWS: Final = (
     _path(
         "MESHGATE_ENV_FILE",
-        "File with settings that neither a flag nor the environment gives; none is read unless named here.",
+        "File with further settings; no file is read unless this names it.",
     ),
     _ours(
         "MESHGATE_ADMIN_BIND",
@@ -358,15 +356,15 @@ _OPERATION_ROWS: Final = (
     ),
     _number(
         "MESHGATE_CATALOG_WATCHES",
-        "Blocking queries held at once, of the 200 connections that an agent allows a client.",
+        "Most open blocking queries, of the 200 connections that an agent allows a client.",
         "100",
         1,
         10_000,
     ),
-    _path("MESHGATE_STATE_DIR", "Where the last known good catalog is kept for a start without Consul."),
+    _path("MESHGATE_STATE_DIR", "Folder for the last known catalog, for a start without Consul."),
     _ours(
         "MESHGATE_ACCESS_LOG",
-        "One JSON line a stream: off, stdout, stderr or a path. Not set: what AccessLogs of proxy-defaults asks for.",
+        "One JSON line per stream: off, stdout, stderr or a path. Not set: as AccessLogs of proxy-defaults says.",
         "off",
         types.access_log,
         "TARGET",
@@ -374,13 +372,13 @@ _OPERATION_ROWS: Final = (
     ),
     _choice(
         "MESHGATE_SANDBOX",
-        "Relay workers without rights: require (do not start otherwise), auto (as far as the kernel can) or off.",
+        "Sandbox of the relay workers: require (or do not start), auto (what the kernel can do) or off.",
         "auto",
         types.SANDBOX_MODES,
         "MODE",
     ),
     _path(
-        "MESHGATE_ACCESS_LOG_DIR", "Folder below which AccessLogs of proxy-defaults may ask for a file; else for none."
+        "MESHGATE_ACCESS_LOG_DIR", "Folder below which AccessLogs of proxy-defaults may name a file; not set: nowhere."
     ),
     _choice("MESHGATE_LOG_LEVEL", "trace, debug, info, warn or error.", "info", types.LOG_LEVELS, "LEVEL"),
     _boolean("MESHGATE_LOG_JSON", "Log JSON lines instead of text.", "false"),

@@ -8,24 +8,24 @@ from meshgate.app.settings.setting_table import AT_SIGHUP, TABLE, Setting
 _INTRODUCTION = """\
 # Settings of meshgate. Copy this file, remove the # from each line that you change, and name your copy with --env-file
 # or MESHGATE_ENV_FILE: no file is read unless you name it. A flag beats the environment, the environment beats this
-# file, this file beats the default. An empty value counts as not set. Durations are written as Consul writes them:
-# 500ms, 15s, 1h.
+# file, this file beats the default. An empty value counts as not set. Durations are written as in Consul: 500ms, 15s,
+# 1h.
 """
 
 _REFERENCE = """\
 # Settings
 
-Made from the table that the program itself reads (`meshgate config --reference`); a test compares.
+Made from the program's own table of settings (`meshgate config --reference`); a test compares.
 
-A flag beats the environment, which beats the `.env` file, which beats the default. The file is read only where
+A flag beats the environment, which beats the `.env` file, which beats the default. The file is read only if
 `--env-file` or `MESHGATE_ENV_FILE` names it; a `.env` in the current folder is not. An empty value counts as not set.
-Durations are written as Consul writes them: `500ms`, `15s`, `1h`. An unknown `MESHGATE_` name is an error that names
-its nearest neighbor. `meshgate config` shows the effective value of each setting and where it came from, with secrets
+Durations are written as in Consul: `500ms`, `15s`, `1h`. An unknown `MESHGATE_` name is an error that names its
+nearest neighbor. `meshgate config` shows the effective value of each setting and where it came from, with secrets
 masked.
 
-Those marked * take effect in a gateway that runs, when the `.env` file has changed and the process gets a SIGHUP
-(`systemctl reload`). Other changes in it are named in the log and in `/readyz`, and wait for `meshgate upgrade` or a
-restart. The environment and the command line of a process never change.
+A change in the `.env` file to a setting marked * takes effect on SIGHUP (`systemctl reload`). The log and `/readyz`
+list other changes, which wait for `meshgate upgrade` or a restart. The environment and the command line of a process
+never change.
 """
 
 
