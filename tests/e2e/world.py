@@ -75,8 +75,8 @@ class World:
         await until_equal(f"web at {port}", partial(remote.endpoints, self.sni()), {port: True}, seconds=20)
 
 
-async def until_equal(what: str, read: Callable[[], Awaitable[object]], wanted: object, seconds: float = 2.0) -> None:
-    """Wait until `read` answers `wanted`; the default is the time in which a table must follow Consul."""
+async def until_equal(what: str, read: Callable[[], Awaitable[object]], wanted: object, seconds: float = 20.0) -> None:
+    """Wait until `read` answers `wanted`. A table that does not follow Consul until it polls comes later than that."""
 
     async def missing() -> str | None:
         seen = await read()
