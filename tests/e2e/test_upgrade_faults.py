@@ -36,6 +36,11 @@ pytestmark = [pytest.mark.consul, pytest.mark.timeout(180)]
 PATIENCE = 40.0
 
 
+def long(value: object) -> object:
+    """As a parameter of the long run: its neighbors go most of the same way."""
+    return pytest.param(value, marks=pytest.mark.long)
+
+
 @dataclass
 class Streams:
     """A gateway with open streams, whose every message comes back."""
@@ -126,7 +131,7 @@ def first_free(pid: int) -> int:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="a hard limit can be raised again only by root")
-@pytest.mark.parametrize("spare", [0, 1, 3, 6, 12])
+@pytest.mark.parametrize("spare", [0, long(1), 3, long(6), 12])
 async def test_a_parent_without_descriptors_loses_nothing(world: World, spare: int) -> None:
     """As many are left: for no record, for no trial, for no new worker, and so on."""
     async with streams_of(world) as streams:
@@ -137,6 +142,7 @@ async def test_a_parent_without_descriptors_loses_nothing(world: World, spare: i
             with trio.move_on_after(3):
                 while True:
                     await streams.live()
+                    await trio.sleep(0.02)
             lift()
 
             async def over() -> bool:
@@ -171,6 +177,7 @@ async def test_memory_files_that_cannot_grow_lose_nothing(world: World, most: in
                 with trio.move_on_after(5):
                     while True:
                         await streams.live()
+                        await trio.sleep(0.02)
             await streams.another()
             lift()
         last = await streams.upgraded()
@@ -188,7 +195,7 @@ def small(installation: Installation, megabytes: int, only: str = "") -> str:
     return str(path)
 
 
-@pytest.mark.parametrize("megabytes", [1, 20, 50, 90])
+@pytest.mark.parametrize("megabytes", [long(1), 20, long(50), 90])
 async def test_a_trial_without_memory_is_refused(world: World, installation: Installation, megabytes: int) -> None:
     async with streams_of(world) as streams:
         done = await streams.gateway.upgrade("--python", small(installation, megabytes))
@@ -275,7 +282,7 @@ STEPS = {
 }
 
 
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("step", [long(each) if each == "before it is in charge" else each for each in STEPS])
 async def test_streams_outlive_a_gateway_that_is_killed_in_an_upgrade(
     world: World, installation: Installation, step: str
 ) -> None:
@@ -294,6 +301,7 @@ async def test_streams_outlive_a_gateway_that_is_killed_in_an_upgrade(
             with trio.fail_after(PATIENCE):
                 while gateway.child.running:
                     await streams.live()
+                    await trio.sleep(0.01)
             installation.replace(module, line, line)
             assert gateway.child.returncode == -signal.SIGKILL
             await streams.live()
