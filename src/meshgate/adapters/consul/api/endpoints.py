@@ -8,18 +8,11 @@ A name goes into a path by `segment` only.
 """
 
 import json
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partialmethod
-from importlib.util import find_spec, module_from_spec
 from typing import Any, Final
 from urllib.parse import quote
-
-# What is taken of python-consul2 is one module. The package around it, if it were run, would import a client with
-# `requests`: 4 MB.
-if (_package := find_spec("consul")) is not None:
-    sys.modules.setdefault("consul", module_from_spec(_package))
 
 from consul import base
 
