@@ -7,7 +7,7 @@ another partition or another cluster; within one, a gateway is never used.
 """
 
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from enum import StrEnum
 
 from .sni import DEFAULT
@@ -18,7 +18,7 @@ REMOTE = "remote"
 
 
 class SetBy(StrEnum):
-    """Where a mode can be set. The text is what an operator looks for."""
+    """Where a mode can be set, the lowest precedence first. The text is what an operator looks for."""
 
     DESTINATION = "service-defaults of the destination"
     PROXY_DEFAULTS = "proxy-defaults"
@@ -29,9 +29,13 @@ class SetBy(StrEnum):
     UPSTREAM = "registration Proxy.Upstreams"
 
 
+# The places that are listened to where the agent merges no central configuration, the lowest precedence first.
+_WITHOUT_CENTRAL = (SetBy.PROXY_DEFAULTS, SetBy.DESTINATION, SetBy.REGISTRATION, SetBy.UPSTREAM)
+
+
 @dataclass(frozen=True, slots=True)
 class Modes:
-    """The mode that each place sets for one upstream; "" where it sets none.
+    """The mode that each place of `SetBy`, in its order, sets for one upstream; "" where it sets none.
 
     `destination` is the destination's own service-defaults, all else is the caller's.
     """
@@ -51,19 +55,10 @@ class Modes:
         caller's service-defaults have no effect; proxy-defaults still have one, by the discovery chain, and there the
         destination's service-defaults overrule them.
         """
-        general = [(SetBy.DESTINATION, self.destination), (SetBy.PROXY_DEFAULTS, self.proxy_defaults)]
-        if not central:
-            general.reverse()
-        for place, mode in (
-            *general,
-            (SetBy.SERVICE_DEFAULTS, self.service_defaults if central else ""),
-            (SetBy.UPSTREAM_DEFAULTS, self.upstream_defaults if central else ""),
-            (SetBy.REGISTRATION, self.registration),
-            (SetBy.OVERRIDE, self.override if central else ""),
-            (SetBy.UPSTREAM, self.upstream),
-        ):
-            if mode:
-                yield place, mode
+        set_by = {place: mode for place, mode in zip(SetBy, astuple(self), strict=True) if mode}
+        for place in SetBy if central else _WITHOUT_CENTRAL:
+            if place in set_by:
+                yield place, set_by[place]
 
     def unheard(self) -> tuple[SetBy, ...]:
         """Places whose mode is lost where central configuration is off."""

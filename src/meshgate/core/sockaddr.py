@@ -104,16 +104,12 @@ def _selected(interface: Interface, selector: str, value: str) -> bool:
         case "size":
             return interface.address.network.prefixlen == int(value)
         case "flag" | "flags":
-            return _flagged(interface, [flag.lower() for flag in value.split("|")])
+            # As in go-sockaddr: an interface that has all flags counts, and so does an address that is forwardable.
+            flags = [flag.lower() for flag in value.split("|")]
+            of_interface = [_known(flag, _FLAGS)(interface) for flag in flags if flag != "forwardable"]
+            return bool(of_interface and all(of_interface)) or ("forwardable" in flags and interface.forwardable)
         case _:
             raise ValueError("selectors are name, address, network, type, rfc, size and flags")
-
-
-def _flagged(interface: Interface, flags: Sequence[str]) -> bool:
-    """As in go-sockaddr: an interface that has all the flags counts, and so does an address that is forwardable."""
-    of_interface = [_known(flag, _FLAGS) for flag in flags if flag != "forwardable"]
-    has_all = bool(of_interface) and all(flag(interface) for flag in of_interface)
-    return has_all or ("forwardable" in flags and interface.forwardable)
 
 
 def _known(name: str, table: Mapping[str, Any]) -> Any:  # noqa: ANN401 (what the table holds)
@@ -153,10 +149,10 @@ def evaluate(text: str, interfaces: Iterable[Interface]) -> str:
 
 def _evaluated(pipeline: str, machine: Found) -> str:
     first, *steps = _calls(pipeline)
+    if any(step[0] == "attr" for step in steps[:-1]):
+        raise TemplateError(f"nothing can follow attr in {{{{ {pipeline} }}}}")
     found = _source(first, machine)
-    for number, step in enumerate(steps, 1):
-        if step[0] == "attr" and number < len(steps):
-            raise TemplateError(f"nothing can follow attr in {{{{ {pipeline} }}}}")
+    for step in steps:
         found = _step(step, found)
     if not found:
         raise TemplateError(f"{{{{ {pipeline} }}}} finds no address on this machine")
@@ -189,7 +185,10 @@ def _calls(pipeline: str) -> list[list[str]]:
 def _source(call: Sequence[str], machine: Found) -> Found:
     match call:
         case ["GetInterfaceIP", name]:
-            named = [each for each in machine if _matches(name, each.name) and each.forwardable]
+            try:
+                named = [each for each in machine if re.search(name, each.name) and each.forwardable]
+            except re.error as error:
+                raise TemplateError(f"{name!r} is no regular expression: {error}") from None
             return sorted(named, key=lambda each: (_KEYS["type"](each), _KEYS["size"](each)))
         case [name] if name in _SOURCES:
             return _SOURCES[name](machine)
@@ -232,13 +231,6 @@ def _sorted(keys: str, found: Found) -> Found:
     for key in reversed([key.strip().lower() for key in keys.split(",")]):
         found = sorted(found, key=_KEYS[key.lstrip("+-")], reverse=key.startswith("-"))
     return found
-
-
-def _matches(pattern: str, name: str) -> bool:
-    try:
-        return re.search(pattern, name) is not None
-    except re.error as error:
-        raise TemplateError(f"{pattern!r} is no regular expression: {error}") from None
 
 
 def _shown(call: Sequence[str]) -> str:

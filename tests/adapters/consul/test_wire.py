@@ -161,10 +161,7 @@ def test_the_last_intermediate_of_the_active_root_is_the_one_that_signs() -> Non
     root = {"ID": "b", "NotAfter": "2036-11-19T03:53:10Z", "Active": True, "IntermediateCerts": [old, new]}
     roots = wire.decode_ca_roots(encoded({"TrustDomain": "td.consul", "Roots": [root]}))
     assert (roots.trust_domain, roots.expires) == ("td.consul", 2110679590.0)
-    assert (roots.intermediate_expires, roots.intermediates) == (
-        datetime(2033, 1, 1, tzinfo=UTC).timestamp(),
-        (old, new),
-    )
+    assert roots.intermediate_expires == datetime(2033, 1, 1, tzinfo=UTC).timestamp()
     for unreadable in ([], None, [""], ["x"], [new.replace("\nMI", "\nXX")]):
         body = {"TrustDomain": "td.consul", "Roots": [root | {"IntermediateCerts": unreadable}]}
         found = wire.decode_ca_roots(encoded(body))

@@ -537,7 +537,7 @@ decode_sidecars = decoder(dict[str, _AgentService] | None, _sidecars)
 
 @dataclass(frozen=True, slots=True)
 class CaRoots:
-    """The trust domain of the mesh, its certificates as PEM, and when they end, in Unix time.
+    """The trust domain of the mesh, its root certificates as PEM, and when they end, in Unix time.
 
     `expires` is that of the active root, `intermediate_expires` that of the intermediate which signs under it; None
     where there is none, or none that can be read.
@@ -547,7 +547,6 @@ class CaRoots:
     expires: float | None = None
     intermediate_expires: float | None = None
     roots: tuple[str, ...] = field(default=(), repr=False)
-    intermediates: tuple[str, ...] = field(default=(), repr=False)
 
 
 class _Root(_Json):
@@ -574,7 +573,6 @@ def _ca_roots(answer: _Roots) -> CaRoots:
         unix_time(active.not_after or ""),
         _certificate_end(signing),
         tuple(root.root_cert for root in roots if root.root_cert),
-        tuple(pem for root in roots for pem in root.intermediate_certs or () if pem),
     )
 
 
@@ -1001,10 +999,8 @@ decode_exported_entries = _by_name(
 
 
 class TokenFacts(msgspec.Struct, rename="pascal", frozen=True):
-    """A token as it sees itself. The anonymous token has no `accessor`; `expires` is None for one that never ends."""
+    """A token as it sees itself. `expires` is None for one that never ends."""
 
-    accessor: str = msgspec.field(name="AccessorID", default="")
-    local: bool = False
     expires: datetime | None = msgspec.field(name="ExpirationTime", default=None)
 
 
