@@ -143,11 +143,16 @@ class _NamespaceServices:
 
     def pending(self) -> Iterable[str]:
         """The keys (`Service.key`) of services that are listed and whose instances Consul has not told yet."""
-        return (self._key(name) for name, query in self._services.items() if _is_pending(query))
+        return (self._key(name) for name, query in self._services.items() if not query.state.answered)
 
     def pending_subsets(self) -> Iterable[str]:
         """The same for subsets, as `subset.service`."""
-        return (str(query.key) for each in self._filtered.values() for query in each.values() if _is_pending(query))
+        return (
+            str(query.state.key)
+            for each in self._filtered.values()
+            for query in each.values()
+            if not query.state.answered
+        )
 
     def used(self, services: Iterable[str]) -> None:
         self._scheduler.used(services)
@@ -183,13 +188,13 @@ class _NamespaceServices:
             self._touch(name)
         else:
             self._serve_no_longer(name)
-        self._scope.sync.mark(query.key)
+        self._scope.sync.mark(query.state.key)
 
     def _failed(self, query: HealthQuery, error: ConsulError) -> None:
         if query.filter:
             query.refused = query.refused or isinstance(error, BadRequestError)
             self._touch(query.service)
-        self._scope.sync.mark(query.key)
+        self._scope.sync.mark(query.state.key)
 
     def _staleness_changed(self, query: HealthQuery) -> None:
         if query.service in self.served:
@@ -209,11 +214,10 @@ class _NamespaceServices:
             return
         if not page.value:
             return
-        query = self._new_service(name, name)
-        await query.held.accept(page)
-        self._services[name] = query
+        held = VerifiedInstances(self._scope.visibility, name)
+        await held.accept(page)
+        query = self._services[name] = self._scheduler.follow(self._scope.key("health", name), name, held)
         self._discovered[name] = trio.current_time()
-        self._scheduler.follow(query)
         self._scheduler.used((name,))
         self._answered(query)
 
@@ -263,10 +267,10 @@ class _NamespaceServices:
         # Sidecars' names come last: hardly anything has a sidecar of its own, and the start does not wait for them.
         fresh = sorted(spelled.keys() - self._services.keys(), key=lambda name: (_is_sidecar(name, spelled), name))
         for name in fresh:
-            service = self._services[name] = self._new_service(name, spelled[name])
+            key, held = self._scope.key("health", name), VerifiedInstances(self._scope.visibility, spelled[name])
+            self._services[name] = self._scheduler.follow(key, name, held, later=_is_sidecar(name, spelled))
             if not _is_sidecar(name, spelled):
-                self._scope.sync.add(service.key)
-            self._scheduler.follow(service, later=_is_sidecar(name, spelled))
+                self._scope.sync.add(key)
         for name, spelling in spelled.items():
             if self._services[name].held.service != spelling:
                 self._services[name].held.service = spelling
@@ -277,12 +281,9 @@ class _NamespaceServices:
         self.known = True
         self._followed = spelled
 
-    def _new_service(self, name: str, spelling: str) -> HealthQuery:
-        return HealthQuery(self._scope.key("health", name), name, VerifiedInstances(self._scope.visibility, spelling))
-
     def _leave(self, query: HealthQuery) -> None:
         self._scheduler.leave(query)
-        self._scope.sync.mark(query.key)
+        self._scope.sync.mark(query.state.key)
 
     def _serve_no_longer(self, name: str) -> None:
         if self.served.pop(name, None) is not None:
@@ -367,10 +368,9 @@ class _NamespaceServices:
     def _new_subset(self, service: str, which: _Filter, last: VerifiedInstances | None) -> HealthQuery:
         held = VerifiedInstances(self._scope.visibility, which.spelling, start=() if last is None else last.value)
         held.known = last is not None
-        query = HealthQuery(self._scope.key("subset", f"{which.subset}.{service}"), service, held, which.filter)
-        self._scope.sync.add(query.key)
-        self._scheduler.follow(query)
-        return query
+        key = self._scope.key("subset", f"{which.subset}.{service}")
+        self._scope.sync.add(key)
+        return self._scheduler.follow(key, service, held, which.filter)
 
     def _of(self, service: str, rule: SubsetRule) -> Instances | None:
         it = self._filtered.get(service, {}).get(self._filter(service, rule))
@@ -491,7 +491,3 @@ def _askable(name: str) -> bool:
 
 def _is_sidecar(name: str, names: Mapping[str, str]) -> bool:
     return name.endswith(SIDECAR) and name.removesuffix(SIDECAR) in names
-
-
-def _is_pending(query: HealthQuery) -> bool:
-    return query.state is None or not query.state.answered

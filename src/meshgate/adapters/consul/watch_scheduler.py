@@ -57,17 +57,16 @@ class HealthQuery:
 
     `service` is the lower-case name of the service, and `held` has what is known. `refused`: Consul says that the
     filter does not compile. `cold` is whether Consul is asked for it only now and then, so that what is known may be
-    old. `last_used` is on trio's clock. `state` is None while nobody follows it.
+    old. `last_used` is on trio's clock.
     """
 
-    key: WatchKey
+    state: WatchState
     service: str
     held: VerifiedInstances
     filter: str = ""
     refused: bool = False
     cold: bool = True
     last_used: float = _NEVER
-    state: WatchState | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -116,16 +115,18 @@ class WatchScheduler:
         """Whether there are connections for all."""
         return not self.crowded.is_set()
 
-    def follow(self, query: HealthQuery, *, later: bool = False) -> None:
+    def follow(
+        self, key: WatchKey, service: str, held: VerifiedInstances, subset_filter: str = "", *, later: bool = False
+    ) -> HealthQuery:
         """Follow a query from now on; `later`: where there are not connections for all, the sweep brings the answer."""
-        query.state = self._scope.registry.register(query.key)
+        query = HealthQuery(self._scope.registry.register(key), service, held, subset_filter)
         query.state.swept = True
-        query.cold = True
         self.followed[query] = None
         self._by_service[query.service] = (*self._by_service.get(query.service, ()), query)
         if not later:
             self._new[query] = None
         self._news.set()
+        return query
 
     def leave(self, query: HealthQuery) -> None:
         for queries in (self.followed, self._interesting, self._new):
@@ -141,8 +142,7 @@ class WatchScheduler:
             held = self._held.pop(query)
             held.scope.cancel()
             held.tried.set()
-        if query.state is not None:
-            self._scope.registry.unregister(query.state)
+        self._scope.registry.unregister(query.state)
         self._news.set()
 
     def used(self, services: Iterable[str]) -> None:
@@ -240,7 +240,7 @@ class WatchScheduler:
             self._failed(query, error)
 
         with held.scope, self._scope.pool.registered():
-            if held.scope.cancel_called or query.state is None:
+            if held.scope.cancel_called:
                 return
             query.state.swept = False
             start = Cursor()
@@ -250,7 +250,7 @@ class WatchScheduler:
             until = trio.current_time() + PASSING_WAIT
             await Watch(
                 self._scope.registry,
-                query.key,
+                query.state.key,
                 ask,
                 answered,
                 on_error=failed,
@@ -302,8 +302,6 @@ class WatchScheduler:
             await self._scope.registry.recovery()
 
     async def _read(self, query: HealthQuery) -> None:
-        if query.state is None:
-            return
         first = query.state.last_success is None
         before = query.held.value
         try:
@@ -329,7 +327,7 @@ class WatchScheduler:
             await self._held[query].tried.wait()
 
     def _is_fresh(self, query: HealthQuery) -> bool:
-        last = None if query.state is None else query.state.last_success
+        last = query.state.last_success
         return last is not None and trio.current_time() - last <= (FRESH if query.cold else TICK)
 
 
