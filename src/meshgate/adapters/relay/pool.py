@@ -625,16 +625,17 @@ class RelayPool:
         if worker is None or self._crowded.count(worker) < LOOKS:
             return
         self._crowded.clear()
-        mean, moved = sum(each.active for each in self._workers) // len(self._workers), 0
+        mean, moved = sum(each.active for each in self._workers) // len(self._workers), Moved(0, 0, "")
         async with self._changing:
             for other in sorted(self._workers, key=lambda each: each.active):
                 streams = min(worker.active - mean, mean - other.active)
-                if streams <= 0:
+                if streams <= 0 or moved.why:
                     break
-                order = HandOver(streams, stays=True, seconds=LOOKS * self._policy.look)
-                moved += (await self._move(worker, other, order)).streams
-        if moved:
-            log.info("a relay worker had most of the streams, others took some", worker=worker.number, streams=moved)
+                now = await self._move(worker, other, HandOver(streams, stays=True, seconds=LOOKS * self._policy.look))
+                moved = now._replace(streams=moved.streams + now.streams)
+        if moved.streams or moved.why:
+            what = "a relay worker had most of the streams, others took some"
+            log.info(what, worker=worker.number, streams=moved.streams, left=moved.left, reason=moved.why or None)
 
     def _most_crowded(self) -> WorkerProcess | None:
         """The worker that has more than twice as many streams as the others, and not just a few more; if one has."""
