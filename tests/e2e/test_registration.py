@@ -293,8 +293,9 @@ async def test_settings_that_changed_are_in_force_after_a_sighup_or_named(world:
         return registration["Port"], registration["TaggedAddresses"]["wan"]["Address"]
 
     async def in_force() -> object:
-        limits = (await gateway.ask("/config_dump"))["limits"]
-        return limits["hello_timeout"], (await gateway.ask("/logging"))["level"]
+        dump = await gateway.ask("/config_dump")
+        memory = dump["settings"]["MESHGATE_WORKER_MEMORY"]["value"]
+        return dump["limits"]["hello_timeout"], memory, (await gateway.ask("/logging"))["level"]
 
     async def workers() -> int:
         return children_of(gateway.child.pid)
@@ -308,12 +309,13 @@ async def test_settings_that_changed_are_in_force_after_a_sighup_or_named(world:
             HELLO_TIMEOUT="3s",
             LOG_LEVEL="debug",
             WORKERS="2",
+            WORKER_MEMORY="2G",
         )
         gateway.child.signal(signal.SIGHUP)
         await until_equal("the registration", addresses, (moved, "192.0.2.2"), seconds=20)
         await until_equal("its listeners", partial(answers, gateway.address[1], moved), [False, True], seconds=20)
         await until_equal("its workers", workers, 2, seconds=20)
-        assert await in_force() == (3.0, "debug")
+        assert await in_force() == (3.0, "2G", "debug")
         await until_equal("no problem", partial(problems, gateway), [], seconds=20)
         write(ADDRESS=f"{HOST}:{moved}", HELLO_TIMEOUT="nonsense")
         gateway.child.signal(signal.SIGHUP)
@@ -328,7 +330,7 @@ async def test_settings_that_changed_are_in_force_after_a_sighup_or_named(world:
         gateway.child.signal(signal.SIGHUP)
         waiting = ["changed, and in force only after meshgate upgrade or a restart: MESHGATE_STATE_DIR"]
         await until_equal("what waits", partial(problems, gateway), waiting, seconds=20)
-        assert await in_force() == (15.0, "info")
+        assert await in_force() == (15.0, "0", "info")
     finally:
         await gateway.stop()
     said = gateway.child.log.read_text()

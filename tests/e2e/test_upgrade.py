@@ -120,7 +120,8 @@ async def test_another_version_goes_on_with_streams_numbers_and_registration(
                 done = await gateway.upgrade("--python", installation.python, "--json")
                 nursery.cancel_scope.cancel()
             assert done.returncode == 0, done.stderr
-            steps = [json.loads(line) for line in done.stdout.splitlines()]
+            told = [json.loads(line) for line in done.stdout.splitlines()]
+            steps = [step for step in told if step["step"] != "waiting"]  # A busy machine may take its time.
             assert [step["step"] for step in steps] == ["before", "trial", "exec", "streams", "done"]
             assert steps[-1] == {"step": "done", "before": __version__, "after": "7.0.0"}
             assert steps[-2]["streams"] == 1
