@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 from trio.testing import MockClock
 
 from meshgate.adapters.consul import WatchRegistry
-from meshgate.adapters.consul.api import ConsulClient, HealthCheck, OwnInstance, OwnRegistration
+from meshgate.adapters.consul.api import ConsulClient, ConsulError, HealthCheck, OwnInstance, OwnRegistration
 from meshgate.adapters.relay import Limits
 from meshgate.app.errors import CommandError
 from meshgate.app.gateway.listeners import Listeners
@@ -153,9 +153,10 @@ class Kept:
 
 
 @asynccontextmanager
-async def kept(**values: str) -> AsyncIterator[Kept]:
+async def kept(down: ConsulError | None = None, **values: str) -> AsyncIterator[Kept]:
     settings = Settings.load(environ={"MESHGATE_MAX_CONNECTIONS": "100"} | values)
     pool, model, replans = Pool(), Model(), list[tuple[bool, Locality]]()
+    model.fail(down)
     keeper = GatewayRegistration(
         settings,
         cast("ConsulClient", model),
@@ -328,6 +329,16 @@ async def test_stop_gives_the_registration_back(autojump_clock: MockClock) -> No
         assert it.keeper.give_back() is True
         await trio.sleep(1)
         assert it.model.deregistered == ["mesh-gateway"]
+
+
+async def test_stop_before_consul_has_answered_registers_nothing_any_more(autojump_clock: MockClock) -> None:
+    """The registration of a process that crashed is there still, so its callers have to hear of the stop."""
+    async with kept(unreachable()) as it:
+        it.keeper.stand_in()
+        assert it.keeper.give_back() is True
+        it.model.fail(None)
+        await trio.sleep(60)
+        assert it.model.registered == []
 
 
 async def test_a_critical_check_of_the_gateway_is_a_problem_and_in_the_log(autojump_clock: MockClock) -> None:

@@ -27,7 +27,7 @@ async def drain_relay(relay: RelayPool, give_back: Callable[[], bool], timeout: 
 
     Args:
         relay: whose streams these are. What is open at the end is for its own end to cut.
-        give_back: begins to deregister the gateway; whether there was anything to deregister.
+        give_back: begins to deregister the gateway; whether there are clients that have to hear of it.
         timeout: seconds that all of it may take.
     """
     ends = trio.current_time() + timeout

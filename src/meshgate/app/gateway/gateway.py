@@ -198,7 +198,10 @@ class Gateway:
             await self._drain.wait()
             self.draining = True
             self._notifier.stopping()
-            await drain_relay(self.relay, self.registration.give_back, self.settings.drain_timeout)
+            # Whoever was never let in has nothing to hear.
+            await drain_relay(
+                self.relay, lambda: self.registration.give_back() and self.listening, self.settings.drain_timeout
+            )
             nursery.cancel_scope.cancel()
             services.cancel_scope.cancel()
 

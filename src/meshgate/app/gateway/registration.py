@@ -164,12 +164,15 @@ class GatewayRegistration:
         self._limit()
 
     def give_back(self) -> bool:
-        """Take the registration back, where it is ours; whether there was one. Listeners stay as they are."""
+        """Take the registration back, where it is ours; whether it is. Listeners stay as they are.
+
+        What Consul has not told of yet is there all the same: a gateway that crashed and stands in for Consul is known
+        to its callers by the registration of before.
+        """
         self.listeners.stop()
-        ours = self._settings.register and self._registrar.registration is not None
-        if ours:
+        if self._settings.register:
             self._registrar.stop()
-        return ours
+        return self._settings.register
 
     def _is_own(self, host: str, port: int) -> bool:
         return self._own_addresses.is_own(self.listeners.addresses, host, port)
