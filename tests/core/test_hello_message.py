@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from meshgate.core.hello import host_name_fault
 from tests.core.hellos import (
     NAME,
     Body,
@@ -221,6 +222,7 @@ def names(*entries: tuple[int, bytes]) -> bytes:
 def test_host_name_is_told_in_lower_case(raw: bytes, name: str) -> None:
     assert accepted(hello(server_name(raw))).server_name == name
     assert ask_openssl(hello(server_name(raw))).name == raw.decode()
+    assert not host_name_fault(raw)
 
 
 @pytest.mark.parametrize(
