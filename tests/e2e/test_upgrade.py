@@ -14,6 +14,7 @@ import trio
 
 from meshgate import __version__
 from meshgate.app.gateway.upgrade import UpgradeRefusedError, check_path
+from meshgate.app.gateway.upgrade_record import PATIENCE
 from tests.harness.gateway import GatewayProcess
 from tests.harness.installation import Installation
 from tests.harness.native import native_service
@@ -228,7 +229,8 @@ async def test_a_version_that_cannot_go_on_changes_nothing_and_none_does_while_d
             installation.replace("app/composition_root.py", "    hide_secrets(", "    hide_secrets(")
             assert failed.stderr == "meshgate: no upgrade, and nothing has changed: a defect\n"
             # One that hangs then.
-            installation.replace("app/gateway/upgrade_record.py", "PATIENCE: Final = 30", "PATIENCE: Final = 2")
+            patience = f"PATIENCE: Final = {PATIENCE}"
+            installation.replace("app/gateway/upgrade_record.py", patience, "PATIENCE: Final = 2")
             installation.replace(
                 "app/composition_root.py",
                 "    hide_secrets(settings.secrets())",
@@ -236,7 +238,7 @@ async def test_a_version_that_cannot_go_on_changes_nothing_and_none_does_while_d
             )
             failed = await gateway.upgrade("--python", installation.python)
             installation.replace("app/composition_root.py", "    hide_secrets(", "    hide_secrets(")
-            installation.replace("app/gateway/upgrade_record.py", "PATIENCE: Final = 30", "PATIENCE: Final = 30")
+            installation.replace("app/gateway/upgrade_record.py", patience, patience)
             assert failed.stderr == "meshgate: no upgrade, and nothing has changed: it was not in charge after 2 s\n"
             after = await gateway.ask("/server_info")
             assert (after["version"], after["state"]) == (before["version"], "LIVE")
