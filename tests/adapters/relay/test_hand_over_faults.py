@@ -16,7 +16,7 @@ from unittest.mock import Mock
 import pytest
 import trio
 
-from meshgate.adapters.relay.messages import HandedOver, TookOver
+from meshgate.adapters.relay.messages import HandedOver, HandOver, TookOver
 from meshgate.adapters.relay.pool import _HandOver
 from meshgate.adapters.relay.worker_process import WorkerPolicy
 from meshgate.core.reasons import StreamEnd
@@ -303,6 +303,32 @@ async def test_no_stream_notices_that_the_parent_is_killed_in_the_hand_over(side
                 await until_gone(old, 30)
             finally:
                 parent.kill()
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(("step", "act"), [("batch", "kill"), ("rebuilt", "garbage")])
+async def test_worker_that_shares_goes_on_with_what_a_worker_that_fails_did_not_take(
+    step: str, act: str, tmp_path: Path
+) -> None:
+    policy = WorkerPolicy(command=SANE, silent=10.0)
+    async with under_load(1, 8, policy, streams=40, pace=0.1) as (pool, driver):
+        (old,) = pool.relay.workers
+        policy.command = worker("new", step, act, 1, tmp_path / "failed")
+        # What comes by then may be the new one's, who dies.
+        with driver.forgiving(open_ones=False):
+            await pool.relay.resize(2)
+            policy.command = SANE
+            one, other = pool.relay._workers
+            moved = await pool.relay._move(one, other, HandOver(20, stays=True))
+            assert (moved.streams, moved.why != "") == (0, True)
+            with trio.fail_after(30):
+                while not other.works:
+                    await trio.sleep(0.01)
+        moved = await pool.relay._move(one, other, HandOver(20, stays=True))
+        assert (moved.streams, moved.why) == (20, "")
+        assert pool.relay.workers[0] == old
+        await driver.moved(1)
+        await pool.relay.resize(1)
 
 
 def test_the_last_word_of_an_old_worker_holds_when_it_ends_before_the_new_one_has_said_its_own() -> None:

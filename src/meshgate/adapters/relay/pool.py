@@ -169,20 +169,9 @@ class _HandOver:
         self.over.set()
 
 
-def _works(worker: WorkerProcess) -> bool:
-    # To mypy a property that was false in an `if` is false in all of its block.
-    return worker.works
-
-
-async def _first_of(*events: trio.Event) -> None:
-    async with trio.open_nursery() as nursery:
-
-        async def wait(event: trio.Event) -> None:
-            await event.wait()
-            nursery.cancel_scope.cancel()
-
-        for event in events:
-            nursery.start_soon(wait, event)
+async def _until(condition: Callable[[], bool]) -> None:
+    while not condition():  # noqa: ASYNC110 (a worker has many lives, and no event for each)
+        await trio.sleep(_LOOK_SECONDS)
 
 
 async def _no_lookup(_: str) -> None:
@@ -524,8 +513,7 @@ class RelayPool:
         old = list(self._old)
         for name, place, client in self._left_asked:
             self.asked(old[place], name, client)
-        for worker in self._workers:
-            await worker.has_begun.wait()
+        await _until(lambda: all(worker.works for worker in self._workers))
         async with self._changing:
             for worker in old:
                 if not worker.is_foreign and worker in self._old:
@@ -669,7 +657,7 @@ class RelayPool:
         answered = False
         try:
             with trio.move_on_after(self._policy.starting):
-                await _first_of(worker.has_begun, worker.has_ended)
+                await _until(lambda: worker.works or bool(worker.last_end))
                 # It answers when it has done all that it was told, and so listens.
                 answered = await worker.caught_up()
         finally:
@@ -688,14 +676,7 @@ class RelayPool:
         streams, left, why = 0, 0, ""
         for place, worker in enumerate(new):
             others = len(new) - place
-            moved = await self._move(old, worker, HandOver(-(-old.active // others) if others > 1 else _ALL))
-            if moved.left and not worker.works:
-                # It has died, and another process is on its way into its place.
-                with trio.move_on_after(self._policy.starting):
-                    while old.works and not _works(worker):  # noqa: ASYNC110 (it has no event for the next life)
-                        await trio.sleep(_LOOK_SECONDS)
-                again = await self._move(old, worker, HandOver(_ALL))
-                moved = Moved(moved.streams + again.streams, again.left, again.why)
+            moved = await self._move_in_the_end(old, worker, -(-old.active // others) if others > 1 else _ALL)
             streams, left, why = streams + moved.streams, moved.left, why or moved.why
             if not left:
                 break
@@ -703,6 +684,16 @@ class RelayPool:
             self._nursery.start_soon(old.retire)  # It may not have heard of any of this.
         log.info("a relay worker was replaced", worker=old.number, streams=streams, left=left, reason=why or None)
         return Moved(streams, left, why)
+
+    async def _move_in_the_end(self, old: WorkerProcess, new: WorkerProcess, most: int) -> Moved:
+        """As `_move`; where the new process dies of it, to the one that comes in its place."""
+        moved = await self._move(old, new, HandOver(most))
+        if moved.left and not new.works:
+            with trio.move_on_after(self._policy.starting):
+                await _until(lambda: new.works or not old.works)
+            again = await self._move(old, new, HandOver(_ALL))
+            moved = Moved(moved.streams + again.streams, again.left, again.why)
+        return moved
 
     async def _move(self, old: WorkerProcess, new: WorkerProcess, order: HandOver) -> Moved:
         """Have streams of a worker taken over by another one."""

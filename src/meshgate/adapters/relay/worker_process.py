@@ -261,12 +261,8 @@ class WorkerProcess:
     ) -> None:
         self.number = number
         self.row = number if row is None else row
-        self.has_begun = trio.Event()
-        """Set when a process of it has said its first word."""
-        self.has_ended = trio.Event()
-        """Set when a process of it has ended."""
         self.last_end = ""
-        """Why, in words."""
+        """Why a process of it has ended, in words; "" while none has."""
         self._is_dismissed = trio.Event()
         self._moves = False
         self.is_foreign = False
@@ -392,7 +388,6 @@ class WorkerProcess:
             process, lived = None, trio.current_time() - started
             self._counts.clear(self.row)
             self.last_end = reason
-            self.has_ended.set()
             await self._owner.ended(self)
             lost, dismissed = self._gauges_told.active, self._is_dismissed.is_set()
             if lost or cause is not WorkerEnd.EXITED or not dismissed:
@@ -444,7 +439,6 @@ class WorkerProcess:
         self._settled = left.settled
         self._begin(self._process)
         self._has_spoken = True
-        self.has_begun.set()
         self.dismiss()
 
     async def retire(self) -> None:
@@ -573,7 +567,6 @@ class WorkerProcess:
             while (message := await self._next(receiver)) is not None:
                 now = self._heard_at = trio.current_time()
                 self._has_spoken = True
-                self.has_begun.set()
                 self._take(message, receiver.size, now)
                 if now - rested > _CHECKPOINT_SECONDS:  # A chunk of small messages is read without waiting.
                     await trio.lowlevel.checkpoint()
