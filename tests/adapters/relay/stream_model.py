@@ -825,7 +825,7 @@ class World:
         """What the future depends on."""
         stream, loop = self.stream, self.loop
         pump = self.context.pump
-        legs = [leg for leg in (stream.client, stream.upstream) if leg is not None]
+        legs = [leg for leg in (stream.client, stream.upstream) if leg is not None and not stream.closed]
         rhythm = stream._rhythm
         setup = stream.setup
         return (

@@ -198,14 +198,10 @@ class Reactor:
         self._serves = True
         poll, clock, find = self._epoll.poll, self.clock, self._watched.get
         turns, late, calls = self._turns, self._late, self._calls
-        full = 0
+        full, wait = 0, 0.0
         while self._serves:
-            if turns or late or calls:
-                events = poll(0, _BATCH)
-            else:
-                wait = self._alarm - self.now
-                events = poll(wait if wait > 0 else 0, _BATCH)  # noqa: FURB136 (max() costs as much as a read)
-            self.now = clock()
+            events = poll(wait, _BATCH)
+            self.now = now = clock()
             for descriptor, mask in events:
                 # Something that ended earlier in this batch may have taken this socket with it.
                 target = find(descriptor)
@@ -214,8 +210,12 @@ class Reactor:
                         target.on_event(mask)
                     except Exception:  # noqa: BLE001  (logged there)
                         target.on_defect()
-            if self.now >= self._alarm:
+            if now >= self._alarm:
                 self._expire()
+            if not (turns or late or calls):
+                wait = self._alarm - now  # Below zero would be for ever; but what is due has expired.
+                continue
+            wait = 0.0
             if turns:
                 self._give_turns()
             if late:
@@ -248,7 +248,7 @@ class Reactor:
     def _expire(self) -> None:
         for timed in self._deadlines.expire(self.now):
             run_guarded(timed, timed.on_deadline)
-        self._alarm = min(self._deadlines.next(), self.now + _LONGEST_WAIT)
+        self._alarm = max(self.now, min(self._deadlines.next(), self.now + _LONGEST_WAIT))
 
 
 def run_guarded(target: Accountable, step: Callable[[], None]) -> None:

@@ -43,7 +43,9 @@ LINGER_SECONDS: Final = 1.0
 SETTLED_SECONDS: Final = 3.0  # Most streams are over by then.
 _LINGER_BYTES: Final = 1 << 18
 _NEVER: Final = float("inf")
-_HANDSHAKE: Final = 22  # The type of a TLS record.
+_HANDSHAKE: Final = 22  # The types of TLS records.
+_ALERT: Final = 21
+_CLOSED: Final = StreamEnd.CLOSED  # An enum's members are slow to get at.
 # A request without its answer looks like silence. Envoy gives one 15 s by default; then nobody waits for it any more.
 UNANSWERED_SECONDS: Final = 15.0
 SHORT_ANSWER_BYTES: Final = 1 << 16  # In a drain. A longer one may go on after any pause.
@@ -57,6 +59,8 @@ _ENDPOINTS_TURN: Final = 4
 _ids: Final = itertools.count(int.from_bytes(os.urandom(4)) >> 10 << 31)
 _SHED: Final = "no complete hello, and its place was needed"
 _SHED_UNKNOWN: Final = "no route for this name yet, and its place was needed"
+_NO_LEG: Final = Leg.__new__(Leg)  # A stream's client when it is over.
+_NO_LEG.readable = _NO_LEG.until_eagain = False
 
 
 class Relayed(NamedTuple):
@@ -169,7 +173,7 @@ class Stream:
         self.started = context.reactor.now
         self.hosts = None
         self.reason: Reason | None = None
-        self.ending = StreamEnd.CLOSED
+        self.ending = _CLOSED
         context.streams.add(self)
 
     @property
@@ -350,7 +354,8 @@ class Stream:
         context.counters.of_servers += hosts.of_servers
         context.reactor.arm(self, context.limits.first_look(SETTLED_SECONDS))
         # The client may have sent more behind its hello, or closed its side, while nobody looked.
-        self.forward(client)
+        if client.readable:
+            self.forward(client)
         if upstream.readable and not self.closed:
             self.forward(upstream)  # It spoke first, or hung up, before its connection was noticed to stand.
 
@@ -380,7 +385,7 @@ class Stream:
             waited = max(0.0, self.context.reactor.now - self._departed)
             counters.count_first_byte(hosts.destination, (endpoint.address, endpoint.port), waited)
         source.flows = data[0] != _HANDSHAKE
-        if (alert := alert_in(data)) is not None:
+        if data[0] == _ALERT and (alert := alert_in(data)) is not None:
             counters.count_alert(hosts.destination, "client" if source is self.client else "endpoint", alert)
 
     def on_moved(self, source: Leg, moved: Moved) -> None:
@@ -780,11 +785,12 @@ class Stream:
                 counters.count_unanswered(self.hosts.destination, (self.endpoint.address, self.endpoint.port))
         self.closed = True
         self.relaying = False
-        context.reactor.disarm(self)
+        reactor, pump = context.reactor, context.pump
+        reactor.disarm(self)
         for leg in (self.client, self.upstream):
             if leg is not None:
-                context.reactor.forget(leg)
-                context.pump.release(leg)
+                reactor.forget(leg)
+                pump.release(leg)
                 shut(leg)
         self._ticket.release()
         context.streams.discard(self)
@@ -792,9 +798,12 @@ class Stream:
         counters.bytes_received += received
         counters.bytes_sent += sent
         # A connection that closed without a byte is a health check, not a stream.
-        wanted = context.observer.wants_records or self.ending is not StreamEnd.CLOSED
+        wanted = self.ending is not _CLOSED or context.observer.wants_records
         if wanted and (received or self.reason is not None):
             context.observer.on_ended(self._record())
+        # Legs and stream know each other: without this their memory would wait for the garbage collector.
+        self.client.other = self.client = _NO_LEG
+        self.upstream = None
 
     # --- as others see it ----------------------------------------------------------------------------------------
 
