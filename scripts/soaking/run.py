@@ -169,8 +169,11 @@ async def _caller_context(stage: Stage, consul: Consul) -> ssl.SSLContext:
 
 
 async def _inject_all(stage: Stage, options: Options) -> None:
-    """Faults until the time is over: each kind once before any comes again, a few at once."""
-    rng, held, deck = stage.rng, set[str](), list[str]()
+    """Faults until the time is over: each kind once before any comes again, a few at once.
+
+    One that needs what another one has lets those behind it go first.
+    """
+    rng, held, deck = stage.rng, set[str](), list[tuple[str, str, set[str]]]()
     names = options.faults
     running = 0
 
@@ -185,16 +188,18 @@ async def _inject_all(stage: Stage, options: Options) -> None:
         await trio.sleep(min(3.0, options.seconds / 10))
         while time.monotonic() < end:
             if not deck:
-                deck = rng.sample(names, len(names))
-            name, datacenter = deck.pop(), rng.choice(("dc1", "dc2"))
-            needs = {need.replace("*", datacenter) for need in FAULTS[name].needs}
-            while (held & needs or running >= _MOST_AT_ONCE) and time.monotonic() < end:  # noqa: ASYNC110
+                for name in rng.sample(names, len(names)):
+                    datacenter = rng.choice(("dc1", "dc2"))
+                    deck.append((name, datacenter, {need.replace("*", datacenter) for need in FAULTS[name].needs}))
+            free = (each for each in deck if running < _MOST_AT_ONCE and not held & each[2])
+            if (drawn := next(free, None)) is None:
                 await trio.sleep(0.05)
-            if time.monotonic() < end:
-                held |= needs
-                running += 1
-                nursery.start_soon(one, name, datacenter, needs)
-                await trio.sleep(min(rng.expovariate(1 / options.gap), 4 * options.gap))
+                continue
+            deck.remove(drawn)
+            held |= drawn[2]
+            running += 1
+            nursery.start_soon(one, *drawn)
+            await trio.sleep(min(rng.expovariate(1 / options.gap), 4 * options.gap))
 
 
 async def _watch(stage: Stage, traffic: Traffic, say: Callable[[str], None]) -> None:
