@@ -1,3 +1,6 @@
+import errno
+import socket
+
 import pytest
 
 from meshgate.adapters.consul import GatewayDefinition, RegistrationError
@@ -91,3 +94,14 @@ def test_a_lan_address_of_elsewhere_needs_bind_addresses() -> None:
 )
 def test_whether_this_machine_has_an_address_is_tried_out(address: str, possible: bool) -> None:
     assert can_bind(address) is possible
+
+
+def test_an_address_is_not_taken_for_one_of_another_machine_for_want_of_a_descriptor(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def none(*_: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(socket, "socket", none)
+    with pytest.raises(RegistrationError, match=r"cannot try to bind '127\.0\.0\.1': Too many open files"):
+        can_bind("127.0.0.1")

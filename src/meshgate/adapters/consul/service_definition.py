@@ -4,6 +4,7 @@ Source: Consul's `command/connect/envoy/envoy.go` (`Register`, `canBind`). The o
 `envoy_` names, under which operators and Consul's documentation know them.
 """
 
+import errno
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from meshgate.core.proxy_config import BindAddress, ListenPlan, listen_plan
 from .api import GATEWAY_KIND
 
 CHECK_INTERVAL: Final = "10s"
+_EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
 
 
 class RegistrationError(ValueError):
@@ -114,12 +116,18 @@ class GatewayDefinition:
 
 
 def can_bind(address: str) -> bool:
-    """Whether this machine has the IP address; a host name never counts (Consul's `canBind`)."""
+    """Whether this machine has the IP address; a host name never counts (Consul's `canBind`).
+
+    Raises:
+        RegistrationError: that cannot be found out now.
+    """
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     try:
         socket.inet_pton(family, address)
         with socket.socket(family, socket.SOCK_DGRAM) as probe:
             probe.bind((address, 0))
-    except OSError:
+    except OSError as error:
+        if error.errno in _EXHAUSTED:
+            raise RegistrationError(f"cannot try to bind {address!r}: {error.strerror}") from None
         return False
     return True

@@ -223,14 +223,20 @@ class Upgrader:
     # --- the trial ----------------------------------------------------------------------------------------------------
 
     async def _try(self, python: str) -> Trial:
-        try:
-            memory = memory_of(self._leave())
-        except OSError as error:
-            raise UpgradeRefusedError(f"the hand-over cannot be written: {error.strerror}") from None
+        _, memory = self._written()
         try:
             return await self._ask(python, memory)
         finally:
             os.close(memory)
+
+    def _written(self) -> tuple[HandOver, int]:
+        """What is handed over now, and the descriptor of a memory file with it."""
+        try:
+            record = self._leave()
+            return record, memory_of(record)
+        except (OSError, ValueError) as error:
+            why = error.strerror if isinstance(error, OSError) else error
+            raise UpgradeRefusedError(f"the hand-over cannot be written: {why}") from None
 
     async def _ask(self, python: str, memory: int) -> Trial:
         environment = environment_of(self.process, memory)
@@ -277,11 +283,7 @@ class Upgrader:
         """
         assert self.last is not None
         python, self.last.streams = self.last.python, self._streams()
-        try:
-            record = self._leave()
-            memory = memory_of(record)
-        except OSError as error:
-            raise UpgradeRefusedError(f"the hand-over cannot be written: {error.strerror}") from None
+        record, memory = self._written()
         log.info("upgrade: the next version goes on", python=python, version=self.last.version_after)
         self._notifier.watchdog()
         try:

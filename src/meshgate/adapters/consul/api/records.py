@@ -579,11 +579,11 @@ def _ca_roots(answer: _Roots) -> CaRoots:
 def _certificate_end(pem: str) -> float | None:
     if not pem:
         return None
-    from cryptography import x509  # noqa: PLC0415 - heavy, and few datacenters have intermediates
-
     try:
+        from cryptography import x509  # noqa: PLC0415 - heavy, and few datacenters have intermediates
+
         return x509.load_pem_x509_certificate(pem.encode()).not_valid_after_utc.timestamp()
-    except ValueError:
+    except (ValueError, ImportError, OSError):  # No descriptor for the import, or another version lies there by now.
         return None
 
 
