@@ -65,7 +65,9 @@ async def under_load(world: World, workers: int, **options: float) -> AsyncItera
         for name, port in (("plain", servers.port), ("slow", servers.slow_port)):
             await registered(world, name, port)
         try:
-            await gateway.start({"MESHGATE_WORKERS": str(workers), "MESHGATE_ACCESS_LOG": str(log)})
+            # A busy machine takes its time, which must not end streams whose hello is slow on purpose.
+            patient = {"MESHGATE_HELLO_TIMEOUT": "120s", "MESHGATE_CONNECT_TIMEOUT": "60s"}
+            await gateway.start({"MESHGATE_WORKERS": str(workers), "MESHGATE_ACCESS_LOG": str(log), **patient})
             for sni in (world.sni("plain"), world.sni("slow")):
                 await until_equal(sni, partial(routed, gateway, sni), True, PATIENCE)
             registration, pid = await registration_of(gateway), gateway.child.pid
