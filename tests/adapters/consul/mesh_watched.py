@@ -17,7 +17,8 @@ from tests.core.samples import plan
 
 from .mesh_double import MeshDouble
 
-PATIENCE = 20
+# The list of peerings is looked at again after twenty times what it took, which is long on a busy machine.
+PATIENCE = 60
 # More often than one should.
 OFTEN = PeeringLooks(usual=0.2, denied=0.2)
 SELDOM = PeeringLooks(usual=1000.0)
