@@ -212,6 +212,27 @@ async def test_where_the_exec_cannot_be_all_is_as_it_was(
     assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == mask
 
 
+async def test_an_error_of_ours_is_told_and_ends_nothing(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    upgrader = stage.upgrader()
+
+    def fails() -> HandOver:
+        raise KeyError("a defect")
+
+    monkeypatch.setattr(upgrader, "_leave", fails)
+    await upgrader.by_signal()
+    assert upgrader.last is not None
+    assert (upgrader.last.result, upgrader.last.reason) == ("refused", "KeyError('a defect')")
+    upgrader.last.result = "under_way"
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(upgrader.run)
+        upgrader.go()
+        with trio.fail_after(10):
+            while upgrader.under_way:
+                await trio.sleep(0.01)
+        nursery.cancel_scope.cancel()
+    assert upgrader.results["refused"] == 2
+
+
 # --- what is handed over ----------------------------------------------------------------------------------------------
 
 

@@ -52,6 +52,7 @@ _LAST_FLUSH: Final = 1.0
 _NOT_SETTLED: Final = "the relay workers do not read what they are told, or still hand streams over"
 _NOT_WRITTEN: Final = "the access log does not take its lines"
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2)
+_DEFECT: Final = "internal error in an upgrade; please report this"
 _LONGEST_ANSWER: Final = 1 << 16
 _MOST_QUOTED: Final = 300
 _OURS: Final = "meshgate: "
@@ -155,13 +156,20 @@ class Upgrader:
         self._notifier.reloading()
         log.info("upgrade: the next version is tried", python=upgrade.python, version=__version__, asked=asked)
         try:
-            self._demand(not (why := self._refuse()), why)
+            self._check()
             if python:
                 await trio.to_thread.run_sync(check_path, python)
             trial = await self._try(upgrade.python)
-        except BaseException as error:
+        except UpgradeRefusedError as error:
             self._over("refused", str(error))
             raise
+        except BaseException as error:
+            self._over("refused", repr(error))
+            if not isinstance(error, Exception):
+                raise
+            # A way to get here must not be a way to end the gateway.
+            log.exception(_DEFECT)
+            raise UpgradeRefusedError(_DEFECT) from error
         upgrade.version_after = trial.version
         return upgrade
 
@@ -184,6 +192,9 @@ class Upgrader:
                 await self._replace()
             except UpgradeRefusedError as error:
                 self._over("refused", str(error))
+            except Exception as error:
+                log.exception(_DEFECT)
+                self._over("refused", repr(error))
 
     def finished(self, *, handed_over: int, kept: int, lost: int) -> None:
         """The upgrade that brought this version is over."""
@@ -195,10 +206,9 @@ class Upgrader:
         """This version goes on again, since the next one could not."""
         self._over("failed", why)
 
-    @staticmethod
-    def _demand(condition: bool, otherwise: str) -> None:
-        if not condition:
-            raise UpgradeRefusedError(otherwise)
+    def _check(self) -> None:
+        if why := self._refuse():
+            raise UpgradeRefusedError(why)
 
     def _over(self, result: str, reason: str = "") -> None:
         assert self.last is not None
@@ -261,14 +271,16 @@ class Upgrader:
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         handlers = {number: signal.signal(number, _keep) for number in SIGNALS}
         try:
-            self._demand(await trio.to_thread.run_sync(self._flush, SETTLE_SECONDS), _NOT_WRITTEN)
+            if not await trio.to_thread.run_sync(self._flush, SETTLE_SECONDS):
+                raise UpgradeRefusedError(_NOT_WRITTEN)
             with trio.move_on_after(SETTLE_SECONDS) as settling:
                 # What signals asked for before they were blocked is obeyed meanwhile.
                 await trio.sleep(_SETTLE_LOOK)
                 while not self._settled():  # noqa: ASYNC110 - a message that was sent wakes nobody
                     await trio.sleep(_SETTLE_LOOK)
-            self._demand(not (why := self._refuse()), why)
-            self._demand(not settling.cancelled_caught, _NOT_SETTLED)
+            self._check()
+            if settling.cancelled_caught:
+                raise UpgradeRefusedError(_NOT_SETTLED)
             self._exec()
         finally:
             for number, handler in handlers.items():
@@ -287,7 +299,8 @@ class Upgrader:
         log.info("upgrade: the next version goes on", python=python, version=self.last.version_after)
         self._notifier.watchdog()
         try:
-            self._demand(self._flush(_LAST_FLUSH), _NOT_WRITTEN)
+            if not self._flush(_LAST_FLUSH):
+                raise UpgradeRefusedError(_NOT_WRITTEN)
             command = command_of(python, arguments_of(self.process))
             with inheritable((memory, *record.descriptors)):
                 os.execve(python, command, environment_of(self.process, memory))  # noqa: S606
