@@ -198,12 +198,20 @@ async def echoes(stream: trio.SocketStream, text: bytes) -> None:
 
 @asynccontextmanager
 async def protocol(mesh: World, which: str) -> AsyncIterator[None]:
-    """`web` speaks http, or plain bytes, for the length of the block."""
-    await mesh.federation.write_config_entry({"Kind": "service-defaults", "Name": "web", "Protocol": which})
-    try:
+    """`web` speaks http, or plain bytes, for the length of the block; an answer may take as long as it likes.
+
+    Envoy ends a request of http after 15 s, where Consul does not tell it otherwise, on either side.
+    """
+    entries: list[dict[str, object]] = [{"Kind": "service-defaults", "Name": "web", "Protocol": which}]
+    if which == "http":
+        route = {"Match": {"HTTP": {"PathPrefix": "/"}}, "Destination": {"RequestTimeout": "600s"}}
+        entries.append({"Kind": "service-router", "Name": "web", "Routes": [route]})
+        entries.append({"Kind": "proxy-defaults", "Name": "global", "Config": {"local_request_timeout_ms": 600_000}})
+    async with AsyncExitStack() as stack:
+        for entry in entries:
+            await mesh.federation.write_config_entry(entry)
+            stack.push_async_callback(mesh.federation.delete_config_entry, str(entry["Kind"]), str(entry["Name"]))
         yield
-    finally:
-        await mesh.federation.delete_config_entry("service-defaults", "web")
 
 
 @pytest.mark.parametrize("which", ["tcp", "http"])
