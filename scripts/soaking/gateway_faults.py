@@ -29,7 +29,7 @@ async def worker_killed(stage: Stage, datacenter: str) -> None:
     pid = stage.rng.choice(gateway.workers)
     if not await kernel.stop(pid):
         return
-    stage.ledger.death("worker killed", kernel.legs_of([pid]))
+    stage.ledger.death("worker killed", kernel.legs_of_stopped([pid]))
     stage.ledger.note(f"worker {pid} of {gateway.instance} killed")
     kernel.send(pid, signal.SIGKILL)
     # What it carried for another gateway is known to nobody before the greeting.
@@ -47,7 +47,7 @@ async def worker_stopped(stage: Stage, datacenter: str) -> None:
         return
     stage.ledger.note(f"worker {pid} of {gateway.instance} stopped for {'good' if hangs else f'{seconds:.1f} s'}")
     # It may be replaced from about five seconds on; whether it was is known when it has been resumed.
-    legs = kernel.legs_of([pid])
+    legs = kernel.legs_of_stopped([pid])
     death = stage.ledger.death("hung worker replaced", legs, after=_HANG_SECONDS - 0.7)
     disturbance = stage.ledger.disturb("hung worker replaced", f"behind {datacenter}")
     disturbance.close()
@@ -99,7 +99,7 @@ async def worker_killed_in_upgrade(stage: Stage, datacenter: str) -> None:
         pid = stage.rng.choice(gateway.workers or workers)
         if await kernel.stop(pid):
             # What is on its way from one to the other is held by both.
-            stage.ledger.death("worker killed in an upgrade", kernel.legs_of([pid]))
+            stage.ledger.death("worker killed in an upgrade", kernel.legs_of_stopped([pid]))
             stage.ledger.note(f"worker {pid} of {gateway.instance} killed")
             kernel.send(pid, signal.SIGKILL)
             stage.ledger.shock("worker killed in an upgrade", f"behind {datacenter}")
@@ -250,7 +250,7 @@ async def _kill_all_of(stage: Stage, gateway: Gateway, cause: str) -> Disturbanc
     disturbance = stage.ledger.disturb(cause, gateway.instance, f"behind {gateway.consul.datacenter}")
     for pid in pids:
         await kernel.stop(pid)
-    stage.ledger.death(cause, kernel.legs_of(pids))
+    stage.ledger.death(cause, kernel.legs_of_stopped(pids))
     stage.ledger.note(f"{gateway.instance} killed")
     for pid in pids:
         with suppress(ProcessLookupError):

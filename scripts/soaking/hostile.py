@@ -64,7 +64,7 @@ async def worker_taken_over(stage: Stage, datacenter: str) -> None:
         kernel.send(pid, SIGCONT)
         return
     kind = stage.rng.choice(list(_SAID_BY_A_ROGUE))
-    stage.ledger.death("worker taken over", kernel.legs_of([pid]))
+    stage.ledger.death("worker taken over", kernel.legs_of_stopped([pid]))
     stage.ledger.note(f"worker {pid} of {gateway.instance} is taken over, and says: {kind}")
     stage.ledger.shock("worker taken over", f"behind {datacenter}")
     stage.ledger.hostile[f"rogue worker: {kind}"] += 1

@@ -5,7 +5,7 @@ import os
 import signal
 import socket
 import struct
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,17 +77,33 @@ def resident(pid: int) -> int:
 
 
 def legs_of(pids: Collection[int]) -> frozenset[Leg]:
-    """The TCP connections that these processes hold. They share a network namespace."""
+    """The TCP connections that these processes hold. They share a network namespace.
+
+    The kernel's table has tens of thousands of rows, is read in pages and changes meanwhile: one may be passed over.
+    """
     targets = (target for pid in pids for target in _targets(pid))
     inodes = {target[8:-1] for target in targets if target.startswith("socket:[")}
     legs: set[Leg] = set()
-    # The table has tens of thousands of rows, is read in pages and changes meanwhile: a row may be passed over.
-    for pid in [pid for pid in pids if alive(pid)][:1] * 2:
+    for pid in [pid for pid in pids if alive(pid)][:1]:
         with suppress(OSError):
             for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]:
                 words = line.split()
                 if words[9] in inodes and words[3] != _LISTEN:
                     legs.add(frozenset(map(_spot, words[1:3])))
+    return frozenset(legs)
+
+
+def legs_of_stopped(pids: Collection[int]) -> frozenset[Leg]:
+    """All TCP connections that stopped processes hold: their sockets are asked themselves, too, which root may do.
+
+    A process that runs would find what it closes still open for a moment.
+    """
+    legs = set(legs_of(pids))
+    for pid in pids:
+        for held in _copies(pid):
+            if held.family == socket.AF_INET:
+                with suppress(OSError):  # It listens, or nobody is there any more.
+                    legs.add(frozenset((spot(*held.getsockname()), spot(*held.getpeername()))))
     return frozenset(legs)
 
 
@@ -124,22 +140,26 @@ def channel_of(pid: int, parent: int) -> socket.socket | None:
 
     A worker has a pair of its own, too, in which the credentials are its own.
     """
+    channel = None
+    for held in _copies(pid):
+        if channel is None and held.family == socket.AF_UNIX and _creator(held) == parent:
+            channel = held.dup()
+    return channel
+
+
+def _copies(pid: int) -> Iterator[socket.socket]:
+    """Copies of its sockets, one after another; none when it is gone. Each is closed when the next one comes."""
     with suppress(OSError):
         handle = os.pidfd_open(pid)
         try:
             for descriptor in Path(f"/proc/{pid}/fd").iterdir():
-                if not str(descriptor.readlink()).startswith("socket:"):
-                    continue
-                copy = _libc.syscall(_PIDFD_GETFD, handle, int(descriptor.name), 0)
-                if copy < 0:
-                    continue
-                held = socket.socket(fileno=copy)
-                if held.family == socket.AF_UNIX and _creator(held) == parent:
-                    return held
-                held.close()
+                if str(descriptor.readlink()).startswith("socket:"):
+                    copy = _libc.syscall(_PIDFD_GETFD, handle, int(descriptor.name), 0)
+                    if copy >= 0:
+                        with socket.socket(fileno=copy) as held:
+                            yield held
         finally:
             os.close(handle)
-    return None
 
 
 def _creator(held: socket.socket) -> int:

@@ -71,7 +71,7 @@ class SoakInstance(Instance):
         for child in [child for child in self._children if child.running]:
             if await kernel.stop(child.pid):
                 incarnation = child.name
-                self._ledger.death("endpoint killed", kernel.legs_of([child.pid]), incarnation=incarnation)
+                self._ledger.death("endpoint killed", kernel.legs_of_stopped([child.pid]), incarnation=incarnation)
                 await child.kill()
 
     def damage(self) -> list[str]:
