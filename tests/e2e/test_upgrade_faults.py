@@ -161,7 +161,7 @@ LESS = """
             os.close(free)
         resource.setrlimit(kind, (spare, resource.getrlimit(kind)[1]))
 """
-BEGINS = "        limits = limits_of(settings)\n"
+BEGINS = "        self.relay = RelayPool(\n"
 
 
 @pytest.mark.parametrize(

@@ -69,5 +69,5 @@ def test_half_an_answer_is_a_failure(tmp_path: Path) -> None:
 
 def test_the_suite_calls_no_verdict_by_its_name() -> None:
     script = (AUDIT.parent / "test").read_text()
-    assert '[ "$audit" -eq 3 ]' in script
-    assert "NO VERDICT  audit of dependencies" in script
+    assert '[ "$name $code" = "audit of dependencies 3" ]' in script
+    assert 'summary+=("NO VERDICT  $name' in script
