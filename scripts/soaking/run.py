@@ -35,7 +35,7 @@ _GATEWAYS: Final = 2
 _PROGRESS_SECONDS: Final = 10.0
 # What explains a refusal is known by then: a restarted Consul has been asked.
 _JUDGEMENT_SECONDS: Final = 300.0
-_MOST_AT_ONCE: Final = 3
+_MOST_AT_ONCE: Final = 4
 # What the pauses in streams of a small run are multiplied by, so that it ends soon.
 _SMALL_PACE: Final = 0.3
 
