@@ -96,15 +96,21 @@ def legs_of(pids: Collection[int]) -> frozenset[Leg]:
 def legs_of_stopped(pids: Collection[int]) -> frozenset[Leg]:
     """All TCP connections that stopped processes hold: their sockets are asked themselves, too, which root may do.
 
-    A process that runs would find what it closes still open for a moment.
+    Of one that both ends have closed the kernel knows this end only, and its process may still have bytes to read: it
+    stands for itself, as a leg of one end. A process that runs would find what it closes still open for a moment.
     """
-    legs = set(legs_of(pids))
+    legs, closed, listening = set(legs_of(pids)), set[str](), set[str]()
     for pid in pids:
         for held in _copies(pid):
-            if held.family == socket.AF_INET:
-                with suppress(OSError):  # It listens, or nobody is there any more.
-                    legs.add(frozenset((spot(*held.getsockname()), spot(*held.getpeername()))))
-    return frozenset(legs)
+            if held.family != socket.AF_INET:
+                continue
+            own = spot(*held.getsockname())
+            try:
+                legs.add(frozenset((own, spot(*held.getpeername()))))
+            except OSError:
+                (listening if held.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) else closed).add(own)
+    # Those that it accepted have the address of its listener, all of them.
+    return frozenset(legs | {frozenset((own,)) for own in closed - listening})
 
 
 def relays(pid: int) -> bool:

@@ -168,7 +168,8 @@ class Ledger:
             if route.opened <= death.earliest + 0.5 and death.earliest <= verdict.at:
                 if route.incarnation and route.incarnation == death.incarnation:
                     return death.cause
-                if not route.legs.isdisjoint(death.legs):
+                ends = {frozenset((end,)) for leg in route.legs for end in leg}
+                if not (route.legs | ends).isdisjoint(death.legs):
                     return death.cause
         return None
 

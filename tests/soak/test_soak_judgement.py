@@ -41,9 +41,31 @@ def test_the_death_of_another_process_is_no_cause() -> None:
 
 
 def test_the_death_of_what_carried_the_stream_is_a_cause_on_either_leg_and_at_the_endpoint() -> None:
-    for death in ("'a', {near}", "'a', {far}", "'a', incarnation='web-1/0'"):
+    # Of a leg that both ends have closed only the process's own end is known.
+    for death in ("'a', {near}", "'a', {far}", "'a', {frozenset(('c:40002',))}", "'a', incarnation='web-1/0'"):
         code = f"ledger.death({death}); ledger.broke(route, 'reset'); print(ledger.violations, dict(ledger.breaks))"
         assert run(f"{LEDGER}\n{code}") == "[] {'a': 1}\n"
+
+
+def test_what_a_process_has_yet_to_read_of_a_closed_connection_dies_with_it() -> None:
+    code = """
+import os, socket
+from soaking.kernel import legs_of_stopped
+from soaking.messages import spot
+with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as client:
+    own = spot(*client.getsockname())
+    print(frozenset((own, spot(*server.getsockname()))) in legs_of_stopped([os.getpid()]))
+    client.shutdown(socket.SHUT_WR)
+    accepted = server.accept()[0]
+    assert accepted.recv(1) == b""
+    accepted.sendall(b"the last words")
+    accepted.close()
+    while (client.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]) != 7:
+        pass
+    print(frozenset((own,)) in legs_of_stopped([os.getpid()]))
+    assert client.recv(100) == b"the last words"
+"""
+    assert run(code) == "True\nTrue\n"
 
 
 def test_a_break_before_the_drain_timeout_is_a_violation() -> None:
