@@ -56,7 +56,11 @@ def table_of(*routes: Route) -> RouteTable:
 
 def discovery_of(*routes: Route) -> tuple[OnDemandDiscovery, Watcher]:
     watcher = Watcher()
-    return OnDemandDiscovery(lambda: table_of(*routes), lambda: cast("CatalogWatcher", watcher)), watcher
+    return OnDemandDiscovery(lambda: table_of(*routes), lambda: cast("CatalogWatcher", watcher), at_once), watcher
+
+
+async def at_once() -> None:
+    """Consul has answered before."""
 
 
 async def test_the_service_behind_a_route_is_learned_whatever_kind_of_name_asks() -> None:
@@ -161,7 +165,7 @@ async def test_route_that_comes_while_a_name_waits_for_its_turn_makes_a_question
 ) -> None:
     routes: list[Route] = []
     watcher = Watcher()
-    discovery = OnDemandDiscovery(lambda: table_of(*routes), lambda: cast("CatalogWatcher", watcher))
+    discovery = OnDemandDiscovery(lambda: table_of(*routes), lambda: cast("CatalogWatcher", watcher), at_once)
     await discovery.lookup(f"web.{HERE}")
     async with trio.open_nursery() as nursery:
         nursery.start_soon(discovery.lookup, f"web.{HERE}")
@@ -176,11 +180,38 @@ async def test_what_is_followed_closely_is_not_asked_for() -> None:
     assert watcher.asked == []
 
 
+async def test_a_version_that_has_just_taken_over_gives_no_answer_before_consul_has_given_it_one() -> None:
+    watchers: list[Watcher | None] = [None]
+    answered = trio.Event()
+    known = Route(f"web.{HERE}", RouteKind.SERVICE, "web", (), stale=True, service="web")
+    discovery = OnDemandDiscovery(
+        lambda: table_of(known), lambda: cast("CatalogWatcher | None", watchers[-1]), answered.wait
+    )
+    # The old places are better than none.
+    await discovery.lookup(f"web.{HERE}")
+    # Nobody could have this one.
+    await discovery.lookup("elsewhere.example")
+    over = False
+
+    async def look_up() -> None:
+        nonlocal over
+        await discovery.lookup(f"new.{HERE}")
+        over = True
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(look_up)
+        await trio.testing.wait_all_tasks_blocked()
+        assert not over
+        watchers.append(watcher := Watcher())
+        answered.set()
+    assert watcher.asked == [({"new"}, "default")]
+
+
 async def test_nobody_is_asked_while_consul_is_known_not_to_answer() -> None:
     discovery, watcher = discovery_of(Route(f"web.{HERE}", RouteKind.SERVICE, "web", (), stale=True, service="web"))
     watcher.stale = True
     await discovery.lookup(f"web.{HERE}")
-    nobody = OnDemandDiscovery(table_of, lambda: None)
+    nobody = OnDemandDiscovery(table_of, lambda: None, at_once)
     await nobody.lookup(f"web.{HERE}")
     for _ in range(OF_A_CLIENT[1]):
         assert nobody.may_ask(f"web.{HERE}", "192.0.2.1")

@@ -80,7 +80,7 @@ class Gateway:
             None if settings.access_log == "off" else AccessLog(settings.access_log),
             self._why_unroutable,
         )
-        self.discovery = OnDemandDiscovery(lambda: self.tables.table, lambda: self.watcher)
+        self.discovery = OnDemandDiscovery(lambda: self.tables.table, lambda: self.watcher, self._until_answered)
         self._policy = WorkerPolicy(sandbox=Mode(settings.sandbox), memory=settings.worker_memory)
         self.relay = RelayPool(
             settings.workers,
@@ -146,6 +146,11 @@ class Gateway:
     def catalog_stale(self) -> bool:
         """Whether streams are placed by what was last known rather than by what Consul says now."""
         return self.last_known.from_disk or (self.watcher is not None and self.watcher.stale)
+
+    async def _until_answered(self) -> None:
+        """Wait for Consul's first answer, unless what was last known stands in for it."""
+        if not self.catalog_stale:
+            await self._answered.wait()
 
     def _why_unroutable(self, name: str) -> str:
         return self.tables.table.unroutable.get(name, "") or (_NOT_LAST_KNOWN if self.catalog_stale else "")

@@ -3,7 +3,7 @@
 A service in use is followed more closely than others (`adapters.consul.watch_scheduler`).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -34,11 +34,20 @@ class OnDemandDiscovery:
 
     A client may ask for a few names without a route, and all of them together for not many. What people ask for
     (`meshgate explain`) has an allowance of its own, so that a page that is loaded again and again costs no stream.
+
+    `answered` returns once Consul has answered this process, or is known not to: a version that has just taken over has
+    streams that wait for their names before it has anybody to ask.
     """
 
-    def __init__(self, table: Callable[[], RouteTable], watcher: Callable[[], CatalogWatcher | None]) -> None:
+    def __init__(
+        self,
+        table: Callable[[], RouteTable],
+        watcher: Callable[[], CatalogWatcher | None],
+        answered: Callable[[], Awaitable[None]],
+    ) -> None:
         self._table = table
         self._watcher = watcher
+        self._answered = answered
         self._of_clients = ClientBuckets(OF_A_CLIENT, OF_ALL_CLIENTS)
         self._of_people = TokenBucket(*OF_PEOPLE)
         self._asked: dict[str, float] = {}
@@ -62,6 +71,9 @@ class OnDemandDiscovery:
 
         Takes as long as Consul does; to be cancelled by who has less time.
         """
+        table = self._table()
+        if table.find(name) is None and table.on_demand(name) is not None:
+            await self._answered()
         watcher = self._watcher()
         if watcher is None or watcher.stale:
             return
