@@ -5,7 +5,7 @@ import shutil
 import signal
 import uuid
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -27,13 +27,13 @@ pytestmark = pytest.mark.consul
 CACHE = Path(__file__).parents[2] / ".cache"
 
 
-@pytest.fixture(scope="module")
-def installation() -> Iterator[Installation]:
-    """Version 7.0.0, at a place that the gateway believes in."""
+@contextmanager
+def installed(version: str) -> Iterator[Installation]:
+    """An installation at a place that the gateway believes in."""
     folder = CACHE / f"installation-{uuid.uuid4().hex[:8]}"
     folder.parent.mkdir(exist_ok=True)
     try:
-        made = Installation(folder, "7.0.0")
+        made = Installation(folder, version)
         try:
             check_path(made.python)
         except UpgradeRefusedError as error:
@@ -41,6 +41,12 @@ def installation() -> Iterator[Installation]:
         yield made
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def installation() -> Iterator[Installation]:
+    with installed("7.0.0") as made:
+        yield made
 
 
 @asynccontextmanager
