@@ -41,10 +41,16 @@ _LATE = re.compile(rb"GET /v1/health/connect/(late-\d+)[? ]")
 
 @pytest.fixture(scope="module")
 def versions() -> Iterator[Versions]:
-    """Two installations. A busy machine takes longer for an upgrade than a stream waits for its name elsewhere."""
+    """Two installations for a busy machine.
+
+    It takes longer for an upgrade than a stream waits for its name elsewhere, and for an answer of Consul so long that
+    the new version would take it for away, and refuse what the last known catalog does not have.
+    """
     with installed("7.0.0") as one, installed("7.1.0") as other:
         for each in (one, other):
             each.replace("adapters/relay/on_demand.py", "LOOKUP_SECONDS: Final = 1.5", "LOOKUP_SECONDS: Final = 60")
+            patience = "AGENT_PATIENCE: Final = {}\nCATALOG_PATIENCE: Final = {}"
+            each.replace("app/gateway/last_known.py", patience.format(2.5, 8.0), patience.format(60, 60))
         yield one, other
 
 
