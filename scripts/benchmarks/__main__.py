@@ -13,6 +13,8 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from tests.harness.ports import free_ports
+
 from meshgate import __version__
 
 from .handshakes import start_server
@@ -20,7 +22,7 @@ from .items import FULL, QUICK, SMOKE, Item, work_items
 from .load import Load
 from .page import write_page
 from .peers import Direct, Peer, Place, Relay, Target, sni
-from .processes import BenchError, Cores, free_port
+from .processes import BenchError, Cores
 from .product import Datacenter, Product
 from .results import Results
 from .resumed import SERVICE, sidecar_hello
@@ -78,7 +80,7 @@ def _measure(options: argparse.Namespace) -> Results:
     sizes = SMOKE if options.smoke else QUICK if options.quick else FULL
     if options.rounds:
         sizes = replace(sizes, rounds=options.rounds)
-    tls_port = free_port()
+    tls_port = free_ports(1)[0]
     items = [item for item in work_items(sizes, sni(TLS_SERVICE), tls_port) if _wanted(item, options.only)]
     if options.list:
         print("\n".join(item.name for item in items))

@@ -5,7 +5,6 @@ how long the first stream to a service without traffic takes, and the memory tha
 """
 
 import json
-import os
 import random
 import socket
 import ssl
@@ -19,9 +18,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from tests.harness.ports import free_ports
+
 from .large_consul import GREETING
-from .peers import SCRIPTS, Place, ask, sni
-from .processes import BenchError, Running, free_port, start
+from .peers import PYTHONPATH, SCRIPTS, Place, ask, sni
+from .processes import BenchError, Running, start
 
 DATACENTERS = 50
 EACH = 4  # instances of a service
@@ -33,7 +34,7 @@ class _Product:
     """`meshgate run`, and the admin address that tells what it knows."""
 
     def __init__(self, place: Place, folder: Path, port: int, consul_port: int, workers: int) -> None:
-        self.port, self._admin = port, free_port()
+        self.port, self._admin = port, free_ports(1)[0]
         self.start_seconds = 0.0
         environment = {
             "CONSUL_HTTP_ADDR": f"127.0.0.1:{consul_port}",
@@ -141,10 +142,9 @@ def large_catalog(place: Place, *, services: int, seconds: float, workers: int =
 def _product(place: Place, folder: Path, services: int, workers: int) -> Iterator[tuple[_Product, Running]]:
     folder.mkdir()
     module = [sys.executable, "-m", f"{__package__}.large_consul"]
-    environment = {"PYTHONPATH": os.pathsep.join((str(SCRIPTS), str(SCRIPTS.parent / "src")))}
-    consul = start(module, place.cores.load, folder, "consul", environment=environment, talks=True)
+    consul = start(module, place.cores.load, folder, "consul", environment={"PYTHONPATH": PYTHONPATH}, talks=True)
     try:
-        port = free_port()
+        port = free_ports(1)[0]
         size = {"services": services, "instances": EACH * services, "datacenters": DATACENTERS, "gateway": port}
         product = _Product(place, folder, port, ask(consul, size), workers)
         began = time.perf_counter()

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from .certificates import client_context, make_certificates, server_context
 from .load import SETTLE_SECONDS
-from .peers import SCRIPTS, Place, Subject
+from .peers import PYTHONPATH, Place, Subject
 from .processes import Running, accepts, start, wait_until
 
 PROCESSES = 8  # More clients than that share processes: the cryptography runs beside Python's lock.
@@ -69,7 +69,7 @@ def _start(place: Place, name: str, *words: object) -> Running:
         place.cores.load,
         place.folder,
         name,
-        environment={"PYTHONPATH": str(SCRIPTS)},
+        environment={"PYTHONPATH": PYTHONPATH},
         talks=words[0] == "call",
     )
 

@@ -8,7 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .processes import BenchError, Cores, Running, free_port, start
+from tests.harness.ports import free_ports
+
+from .processes import BenchError, Cores, Running, start
 
 SOURCE = Path(__file__).with_name("load.c")
 SETTLE_SECONDS = 0.02
@@ -47,7 +49,7 @@ class Load:
     def __init__(self, folder: Path, cores: Cores, hello: bytes) -> None:
         self.folder = folder
         self.cores = cores
-        self.backend_port = free_port()
+        self.backend_port = free_ports(1)[0]
         self.program = folder / "load"
         self.hello = folder / "hello"
         self.hello.write_bytes(hello)

@@ -13,11 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from tests.harness.ports import free_ports
+
 from .load import Load
-from .processes import START_SECONDS, Cores, Running, accepts, free_port, start, tree, wait_until
+from .processes import START_SECONDS, Cores, Running, accepts, start, tree, wait_until
 
 TRUST_DOMAIN = "11111111-2222-3333-4444-555555555555.consul"
 SCRIPTS = Path(__file__).parents[1]
+# Of the processes that run modules of this package.
+PYTHONPATH = os.pathsep.join(map(str, (SCRIPTS, SCRIPTS.parent / "src", SCRIPTS.parent)))
 # Streams a relay may hold at once. Each takes two descriptors, and the limit of many machines is 20,000.
 MAX_STREAMS = 9500
 
@@ -87,7 +91,7 @@ class Direct(Peer):
     def start(self, place: Place, targets: Sequence[Target]) -> Subject:
         """Start the backend alone; there is nothing to route."""
         del targets
-        port = free_port()
+        port = free_ports(1)[0]
         running = place.load.serve(port)
         wait_until(lambda: accepts(port), "listening", running)
         return Subject(running, port, own_backend=False)
@@ -101,13 +105,12 @@ class Relay(Peer):
 
     def start(self, place: Place, targets: Sequence[Target]) -> Subject:
         """Start it; it tells its port."""
-        path = os.pathsep.join(map(str, (SCRIPTS.parent / "src", SCRIPTS)))
         running = start(
             [sys.executable, "-m", "benchmarks.gateway"],
             place.cores.relay,
             place.folder,
             self.name,
-            environment={"PYTHONPATH": path},
+            environment={"PYTHONPATH": PYTHONPATH},
             talks=True,
         )
         routes = {target.server_name: target.port for target in targets}

@@ -15,10 +15,11 @@ from typing import Any
 import trio
 from tests.harness.agent import Consul, ConsulError, Ports, consul_version
 from tests.harness.cluster import find_consul
+from tests.harness.ports import free_ports
 from tests.harness.process import child_environment
 
 from .peers import SCRIPTS, TRUST_DOMAIN, Peer, Place, Subject, Target
-from .processes import BenchError, Running, free_port, start, wait_until
+from .processes import BenchError, Running, start, wait_until
 
 FETCHED = SCRIPTS.parent / ".cache" / "consul" / "consul"  # by scripts/get-consul
 
@@ -122,7 +123,7 @@ class Product(Peer):
         compileall.compile_dir(self._source, quiet=1)
         consul = self._datacenter.consul
         self._datacenter.register(targets)
-        port, admin = free_port(), free_port()
+        port, admin = free_ports(2)
         environment = {
             "CONSUL_HTTP_ADDR": consul.http_addr,
             "CONSUL_HTTP_TOKEN": consul.master_token,

@@ -18,9 +18,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
+from tests.harness.ports import free_ports
+
 from .certificates import client_context, make_certificates, server_context
 from .peers import sni
-from .processes import accepts, free_port, start, wait_until
+from .processes import accepts, start, wait_until
 
 RECORDED: Final = Path(__file__).parents[2] / "tests" / "data" / "hellos" / "resumed.jsonl"
 SERVICE: Final = "web"
@@ -108,7 +110,7 @@ def _envoy_program() -> Path:
 
 def _envoy(folder: Path, port: int) -> None:
     """Two connections through an Envoy that originates mTLS, as a sidecar's upstream does."""
-    own = free_port()
+    own = free_ports(1)[0]
     (folder / "sidecar.json").write_text(json.dumps(_sidecar(folder, own, port)))
     command: list[str | Path] = [_envoy_program(), "-c", folder / "sidecar.json", "--concurrency", "1"]
     envoy = start([*command, "--disable-hot-restart", "-l", "warn"], 0, folder, "sidecar")

@@ -14,8 +14,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from tests.harness.ports import free_ports
+
 from .peers import Peer, Place, Subject, Target
-from .processes import accepts, free_port, start, wait_until
+from .processes import accepts, start, wait_until
 
 
 class Rival(Peer):
@@ -45,7 +47,7 @@ class Rival(Peer):
 
     def start(self, place: Place, targets: Sequence[Target]) -> Subject:
         """Write the configuration, start the program, wait until it listens."""
-        port = free_port()
+        port = free_ports(1)[0]
         file = place.folder / f"{self.name}.conf"
         file.write_text(self.configuration(port, targets, place.folder))
         running = start(
@@ -76,7 +78,7 @@ class Envoy(Rival):
         inspector = "type.googleapis.com/envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector"
         return json.dumps(
             {
-                "admin": {"address": _address(free_port())},
+                "admin": {"address": _address(free_ports(1)[0])},
                 "static_resources": {
                     "listeners": [
                         {
