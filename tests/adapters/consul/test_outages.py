@@ -22,6 +22,7 @@ from meshgate.adapters.consul import CatalogWatcher, Home, WatchRegistry
 from meshgate.adapters.consul.api import ConsulAddress, ConsulClient, ServerError
 from meshgate.adapters.consul.retry import LONGEST_PAUSE
 from meshgate.core.catalog import Snapshot
+from tests.harness.ports import free_ports
 
 from .fake_consul import FakeConsul, defaults, fake_consul, row
 from .model import OWN, Model, gateway, sidecar, unreachable
@@ -266,7 +267,7 @@ async def test_lost_leader_for_an_hour_is_survived_as_an_agent_that_is_gone(auto
 async def test_agent_that_is_restarted_on_its_port_is_followed_again(fast_clock: MockClock) -> None:
     async with fake_consul() as double, trio.open_nursery() as nursery:
         consul_with_web(double)
-        (port,) = await free_port()
+        (port,) = free_ports(1)
         scope = await nursery.start(serve, double, "127.0.0.1", port)
         async with following(f"127.0.0.1:{port}") as follower:
             await follower.until(lambda: follower.ports == {"web": {1}})
@@ -302,7 +303,7 @@ async def test_host_name_of_the_agent_that_moves_to_another_address_is_followed(
     async with fake_consul() as old, fake_consul() as new, trio.open_nursery() as nursery:
         consul_with_web(old)
         consul_with_web(new, port=2)
-        (port,) = await free_port()
+        (port,) = free_ports(1)
         before = await nursery.start(serve, old, "127.0.0.2", port)
         async with following(f"agent.example:{port}") as follower:
             await follower.until(lambda: follower.ports == {"web": {1}})
@@ -331,12 +332,6 @@ async def test_unix_socket_of_the_agent_that_is_replaced_is_followed(fast_clock:
                 consul_with_web(new, port=2)
                 await follower.until(lambda: follower.ports == {"web": {2}})
                 await follower.until(lambda: not follower.watcher.problems())
-
-
-async def free_port() -> tuple[int]:
-    with trio.socket.socket() as sock:
-        await sock.bind(("127.0.0.1", 0))
-        return (sock.getsockname()[1],)
 
 
 # --- clocks ----------------------------------------------------------------------------------------------------------

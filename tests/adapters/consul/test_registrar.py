@@ -29,6 +29,7 @@ from meshgate.adapters.consul.api import (
     ServerError,
 )
 from meshgate.adapters.consul.registrar import maintenance_check
+from tests.harness.ports import free_ports
 
 from .model import Model, unreachable
 
@@ -303,11 +304,6 @@ async def somebody() -> AsyncIterator[int]:
         yield listening.getsockname()[1]
 
 
-def free_port() -> int:
-    with socket.create_server((HOST, 0)) as listening:
-        return int(listening.getsockname()[1])
-
-
 def held_at(port: int, address: str = HOST) -> Model:
     return Model(
         agent={"mesh-gateway": OwnRegistration("mesh-gateway", "mesh-gateway", address, port, content_hash="x")}
@@ -318,7 +314,7 @@ def held_at(port: int, address: str = HOST) -> Model:
 async def test_registration_that_another_process_lives_by_is_left_to_it_until_it_is_gone(address: str) -> None:
     async with somebody() as port:
         model = held_at(port, address)
-        definition = GatewayDefinition(address=HOST, port=free_port())
+        definition = GatewayDefinition(address=HOST, port=free_ports(1)[0])
         registrar = Registrar(model, WatchRegistry(), definition)
         told = f"'mesh-gateway' is registered at {HOST}:{port} by another process"
         assert (await registrar.rival() or "").startswith(told)
@@ -340,8 +336,8 @@ async def test_registration_that_another_process_lives_by_is_left_to_it_until_it
 async def test_registration_of_its_own_is_taken_over(case: str) -> None:
     """A restart finds it at its address, one that moved finds nobody there, and its own listener is no rival."""
     async with somebody() as port:
-        model = held_at(free_port() if case == "moved" else port)
-        definition = GatewayDefinition(address=HOST, port=port if case == "restarted" else free_port())
+        model = held_at(free_ports(1)[0] if case == "moved" else port)
+        definition = GatewayDefinition(address=HOST, port=port if case == "restarted" else free_ports(1)[0])
         own = {(HOST, port)} if case == "own" else set()
         registrar = Registrar(model, WatchRegistry(), definition, is_own=lambda *place: place in own)
         with trio.fail_after(10):
@@ -358,7 +354,7 @@ async def test_agent_without_a_registration_knows_no_rival() -> None:
 
 async def test_registration_that_another_process_took_is_not_followed_and_taken_back_once_that_is_gone() -> None:
     model = Model()
-    definition = GatewayDefinition(address=HOST, port=free_port())
+    definition = GatewayDefinition(address=HOST, port=free_ports(1)[0])
     async with somebody() as port:
         registrar = Registrar(model, WatchRegistry(), definition)
         with trio.fail_after(20):
@@ -372,7 +368,7 @@ async def test_registration_that_another_process_took_is_not_followed_and_taken_
                         await trio.sleep(0.01)
                     assert f"{HOST}:{port} by another process" in logs[0]["error"]
                 assert registrar.registration == ours
-                model.agent["mesh-gateway"] = replace(ours, port=free_port(), content_hash="dead")
+                model.agent["mesh-gateway"] = replace(ours, port=free_ports(1)[0], content_hash="dead")
                 while len(model.registered) < 2:
                     await trio.sleep(0.01)
                 registrar.stop()
