@@ -106,10 +106,10 @@ def _as_it_is(shape: type[T]) -> Callable[[bytes], T]:
     return decoder(shape, lambda answer: answer)
 
 
-def _list(rows: object, build: Callable[[Any], T], order: str) -> Callable[[bytes], tuple[T, ...]]:
-    """A decoder of a list or null, in an order of ours by attributes, so that equal answers are equal values."""
+def _ordered(build: Callable[[Any], T], order: str) -> Callable[[Iterable[Any] | None], tuple[T, ...]]:
+    """Builds the rows of a list or null, in an order of ours by attributes, so that equal answers are equal values."""
     key = attrgetter(*order.split())
-    return decoder(rows, lambda found: tuple(sorted(map(build, found or ()), key=key)))
+    return lambda rows: tuple(sorted(map(build, rows or ()), key=key))
 
 
 def _by_name(rows: object, build: Callable[[Any], T]) -> Callable[[bytes], Mapping[str, T]]:
@@ -216,13 +216,11 @@ def _locality(place: _Locality | None) -> Locality:
     return Locality(place.region or "", place.zone or "") if place else NOWHERE
 
 
-decode_instances = _list(list[_Row] | None, _instance, "node id")
+_instances = _ordered(_instance, "node id")
+decode_instances = decoder(list[_Row] | None, _instances)
 decode_federated_gateways = decoder(
     dict[str, list[_Row] | None] | None,
-    lambda answer: {
-        datacenter: tuple(sorted(map(_instance, rows or ()), key=attrgetter("node", "id")))
-        for datacenter, rows in (answer or {}).items()
-    },
+    lambda answer: {datacenter: _instances(rows) for datacenter, rows in (answer or {}).items()},
 )
 
 
@@ -524,10 +522,9 @@ decode_own_registrations = decoder(
     dict[str, _AgentService] | None,
     lambda services: {each.id: _own_registration(each) for each in (services or {}).values()},
 )
-decode_own_instances = _list(
+decode_own_instances = decoder(
     list[_OwnRow] | None,
-    lambda row: OwnInstance(row.node.node, _own_registration(row.service), tuple(row.checks or ())),
-    "node",
+    _ordered(lambda row: OwnInstance(row.node.node, _own_registration(row.service), tuple(row.checks or ())), "node"),
 )
 decode_sidecars = decoder(dict[str, _AgentService] | None, _sidecars)
 
@@ -762,7 +759,7 @@ def _sameness_group(entry: _SamenessGroup) -> SamenessGroup:
     )
 
 
-decode_resolvers = _list(list[_Resolver] | None, _resolver, "name")
+decode_resolvers = decoder(list[_Resolver] | None, _ordered(_resolver, "name"))
 decode_service_defaults = _as_it_is(ServiceDefaults)
 decode_proxy_defaults = decoder(list[ServiceDefaults] | None, lambda rows: tuple(rows or ()))
 decode_destination_limits = _by_name(list[ServiceDefaults] | None, attrgetter("limits"))
@@ -987,12 +984,10 @@ decode_intention_check = decoder(dict[str, bool], lambda answer: answer.get("All
 # By the caller, which may be `*`: whether its intention has permissions.
 decode_intention_match = decoder(dict[str, list[_Intention] | None], _judged_by_request)
 decode_peering_roots = decoder(_Peering, lambda answer: tuple(answer.peer_ca_pems or ()))
-decode_peerings = _list(list[_Peering] | None, _peering, "name")
-decode_exported_services = _list(list[_Exported] | None, _exported, "namespace service")
-decode_exported_entries = _by_name(
-    list[_ExportsEntry] | None,
-    lambda entry: tuple(sorted(map(_as_written, entry.services or ()), key=attrgetter("namespace", "service"))),
-)
+decode_peerings = decoder(list[_Peering] | None, _ordered(_peering, "name"))
+decode_exported_services = decoder(list[_Exported] | None, _ordered(_exported, "namespace service"))
+_entry_exports = _ordered(_as_written, "namespace service")
+decode_exported_entries = _by_name(list[_ExportsEntry] | None, lambda entry: _entry_exports(entry.services))
 
 
 # --- tokens -----------------------------------------------------------------------------------------------------------
