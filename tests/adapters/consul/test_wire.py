@@ -306,3 +306,11 @@ def test_load_balancer_of_a_resolver(given: object, policy: str, choices: int, i
     entry = {"Kind": "service-resolver", "Name": "web", "LoadBalancer": given}
     (resolver,) = wire.decode_resolvers(json.dumps([entry]).encode())
     assert (resolver.policy, resolver.choices, resolver.ignored_policy) == (policy, choices, ignored)
+
+
+@pytest.mark.parametrize(
+    ("answer", "allowed"),
+    [({"Allowed": True, "Reason": "default"}, True), ({"Allowed": None}, False), ({}, False)],
+)
+def test_an_intention_check_may_say_more_or_less_than_is_read(answer: dict[str, object], allowed: bool) -> None:
+    assert wire.decode_intention_check(encoded(answer)) is allowed

@@ -980,7 +980,7 @@ def _judged_by_request(matches: Mapping[str, list[_Intention] | None]) -> dict[s
     return {row.source_name or "": bool(row.permissions) for row in reversed(rows)}
 
 
-decode_intention_check = decoder(dict[str, bool], lambda answer: answer.get("Allowed", False))
+decode_intention_check = decoder(dict[str, Any], lambda answer: bool(answer.get("Allowed")))
 # By the caller, which may be `*`: whether its intention has permissions.
 decode_intention_match = decoder(dict[str, list[_Intention] | None], _judged_by_request)
 decode_peering_roots = decoder(_Peering, lambda answer: tuple(answer.peer_ca_pems or ()))
