@@ -146,11 +146,8 @@ def channel_of(pid: int, parent: int) -> socket.socket | None:
 
     A worker has a pair of its own, too, in which the credentials are its own.
     """
-    channel = None
-    for held in _copies(pid):
-        if channel is None and held.family == socket.AF_UNIX and _creator(held) == parent:
-            channel = held.dup()
-    return channel
+    ours = (held.dup() for held in _copies(pid) if held.family == socket.AF_UNIX and _creator(held) == parent)
+    return next(ours, None)
 
 
 def _copies(pid: int) -> Iterator[socket.socket]:
