@@ -41,7 +41,7 @@ class Running:
         self._cpu: dict[int, int] = {}
 
     def cpu(self) -> int:
-        """User and system time so far, in ns, of a process that has ended as far as it was seen; it never shrinks."""
+        """User and system time so far, in ns. A process that has ended counts as last seen, so this never shrinks."""
         for pid in tree(self.child.pid):
             # A process's clock (clock_getcpuclockid(3)) keeps what its threads took that have ended.
             with contextlib.suppress(OSError):

@@ -29,7 +29,7 @@ _PATIENCE: Final = 60.0
 # Of the floods: tasks at once, and the seconds of one.
 _AT_ONCE: Final = 16
 _FLOOD_SECONDS: Final = 4.0
-# Times a hundred messages, of a worker: far more than a parent takes from an honest one.
+# A hundred messages each: far more than a parent takes from an honest worker.
 _FLOOD: Final = 1000
 _HELD: Final = 150
 _PAGES: Final = (

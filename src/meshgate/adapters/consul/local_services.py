@@ -418,7 +418,11 @@ class LocalServices:
             namespace.hurry_names()
 
     async def lookup(self, services: Collection[str], namespace: str = "") -> bool:
-        """The same for several; without a namespace those of all namespaces, with one unknown names too."""
+        """Return when these are known as Consul has them now, or when that may not be seen; lower-case names.
+
+        Without a namespace, known ones of all namespaces; with one, unknown ones are looked for, too. Tells whether
+        `services` has something else to say of any than when that was asked last.
+        """
         news: list[bool] = []
 
         async def lookup(where: _NamespaceServices, name: str) -> None:
