@@ -1,6 +1,6 @@
 """Routes to other datacenters and admin partitions, and to Consul's own servers for WAN federation through gateways.
 
-Each other datacenter, and each other partition of the own one, has a suffix (sources as for `service_routes`). A
+Each other datacenter, and each other partition of the own one, has a suffix (sources: `planner.service_routes`). A
 gateway never has a suffix for its own datacenter and partition, so a stream can cross at most from here to there.
 
 The servers of a datacenter gossip with and call those of another one through gateways, by names of the form
