@@ -13,6 +13,7 @@ from meshgate.core.addresses import (
     DeniedAddresses,
     HostPort,
     OwnAddresses,
+    host_of,
     plain_network,
 )
 from meshgate.core.catalog import (
@@ -43,6 +44,7 @@ MACHINE = frozenset({"10.0.0.5", "fd00::5"})
 )
 def test_an_address_is_written_as_users_write_it(address: HostPort, text: str) -> None:
     assert str(address) == text
+    assert host_of(text) == address.host
 
 
 @pytest.mark.parametrize(

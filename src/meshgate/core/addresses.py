@@ -30,6 +30,11 @@ def host_port(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
+def host_of(address: str) -> str:
+    """The host in what `host_port` has written, without brackets."""
+    return address.rpartition(":")[0].strip("[]")
+
+
 class HostPort(NamedTuple):
     """A host (an IP address without brackets, a name, or "" for none) and a TCP port."""
 

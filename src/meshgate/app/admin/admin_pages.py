@@ -37,7 +37,6 @@ from meshgate.app.admin.gateway_view import GatewayView
 from meshgate.app.admin.metrics import Metrics
 from meshgate.app.admin.views import (
     Active,
-    caller_view,
     clusters_text,
     clusters_view,
     ended_view,
@@ -51,6 +50,7 @@ from meshgate.app.logs import logs
 from meshgate.app.settings.setting_table import TABLE
 from meshgate.app.settings.setting_types import LOG_LEVELS
 from meshgate.app.settings.settings import Origin, Settings
+from meshgate.core.addresses import host_of
 from meshgate.core.routes import RouteTable
 
 log = structlog.get_logger(module="meshgate.admin")
@@ -225,7 +225,7 @@ def _connections(streams: Sequence[OpenStream], names: Callable[[str], str]) -> 
             answers.Stream(
                 id=stream.id,
                 client=stream.client,
-                caller=caller_view(stream.client, names),
+                caller=names(host_of(stream.client)) or None,
                 sni=stream.sni,
                 route=stream.route,
                 endpoint=stream.endpoint,

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from msgspec import Struct, field
 
-from meshgate.core.addresses import host_port
+from meshgate.core.addresses import host_of, host_port
 from meshgate.core.reasons import Reason, StreamEnd
 from meshgate.core.routes import RouteKind
 
@@ -206,7 +206,7 @@ class Stream(Struct):
 
     @property
     def client_host(self) -> str:
-        return self.client.rpartition(":")[0].strip("[]")
+        return host_of(self.client)
 
 
 class EndedStream(Struct):
@@ -231,7 +231,7 @@ class EndedStream(Struct):
 
     @property
     def client_host(self) -> str:
-        return self.client if self.reason else self.client.rpartition(":")[0].strip("[]")
+        return self.client if self.reason else host_of(self.client)
 
 
 class WorkerLost(Struct):

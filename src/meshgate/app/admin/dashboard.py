@@ -28,7 +28,6 @@ from meshgate.app.admin.gateway_view import GatewayView
 from meshgate.app.admin.history import history_view
 from meshgate.app.admin.views import (
     Facts,
-    caller_view,
     destination_facts,
     ejection_words,
     ended_view,
@@ -38,7 +37,7 @@ from meshgate.app.admin.views import (
     tls_words,
     upgrade_view,
 )
-from meshgate.core.addresses import host_port
+from meshgate.core.addresses import host_of, host_port
 from meshgate.core.reasons import Reason
 from meshgate.core.routes import KINDS, Endpoint, Route, RouteKind, RouteTable
 
@@ -136,7 +135,7 @@ class Sampler:
             streams = await self._connections()
             opened = Counter(stream.route for stream in streams if stream.route is not None)
             for stream in streams:
-                client = stream.client.rpartition(":")[0].strip("[]")
+                client = host_of(stream.client)
                 open_, carried = callers.get(client, (0, 0))
                 callers[client] = open_ + 1, carried + stream.bytes_received + stream.bytes_sent
         return Sample(trio.current_time(), counters, opened, callers)
@@ -267,7 +266,7 @@ def callers_view(span: Span, names: Callable[[str], str]) -> answers.Callers:
     found.sort(key=lambda each: (-(each[0] or 0), -each[1], each[2]))
     shown = found[:MAX_CALLERS]
     return answers.Callers(
-        len(found), [answers.Caller(client, caller_view(client, names), open_, rate) for rate, open_, client in shown]
+        len(found), [answers.Caller(client, names(client) or None, open_, rate) for rate, open_, client in shown]
     )
 
 

@@ -20,7 +20,7 @@ from meshgate.app.admin.answers import DestinationFacts, Ejection, EndpointFacts
 from meshgate.app.gateway.stream_observer import KEPT
 from meshgate.app.gateway.upgrade_record import Upgrade
 from meshgate.app.logs.access_log import rfc3339
-from meshgate.core.addresses import host_port
+from meshgate.core.addresses import host_of, host_port
 from meshgate.core.durations import format_duration
 from meshgate.core.explain import Explanation
 from meshgate.core.hello import TlsVersion
@@ -179,12 +179,6 @@ def _ago(unix: float) -> str:
     return format_duration(round(max(0.0, time.time() - unix)))
 
 
-def caller_view(client: str, names: Callable[[str], str]) -> str | None:
-    """Who a client is, an address with a port or without, by what Consul has at an address; None if unknown."""
-    host = client if client.count(":") > 1 and not client.startswith("[") else client.rpartition(":")[0] or client
-    return names(host.strip("[]")) or None
-
-
 def upgrade_view(upgrade: Upgrade | None) -> answers.Upgrade | None:
     if upgrade is None:
         return None
@@ -215,7 +209,7 @@ def _ended(record: StreamRecord, names: Callable[[str], str]) -> answers.EndedSt
         reason=None,
         detail="",
         client=record.client,
-        caller=caller_view(record.client, names),
+        caller=names(host_of(record.client)) or None,
         sni=record.sni,
         route=record.route,
         endpoint=record.endpoint,
@@ -228,7 +222,7 @@ def _ended(record: StreamRecord, names: Callable[[str], str]) -> answers.EndedSt
 
 def refusal_view(at: float, it: Refused, names: Callable[[str], str]) -> answers.EndedStream:
     """What was refused has only a part of it: it went nowhere, and its client is known without a port."""
-    caller, end, unknown = caller_view(it.client, names), StreamEnd.REFUSED, (None,) * 6
+    caller, end, unknown = names(it.client) or None, StreamEnd.REFUSED, (None,) * 6
     return answers.EndedStream(rfc3339(at), end, it.reason, it.detail, it.client, caller, it.server_name, *unknown)
 
 

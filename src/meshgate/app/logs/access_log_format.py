@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from meshgate.adapters.relay import StreamRecord
+from meshgate.core.addresses import host_of
 from meshgate.core.reasons import StreamEnd
 from meshgate.core.text import ascii_json, printable
 
@@ -181,7 +182,7 @@ def _default_time(record: StreamRecord) -> str:
 
 
 def _host(address: str | None) -> str | None:
-    return None if address is None else address.rpartition(":")[0].strip("[]")
+    return None if address is None else host_of(address)
 
 
 def _port(address: str | None) -> int | None:
