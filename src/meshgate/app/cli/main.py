@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from itertools import islice
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn
 
 import click
 from click.shell_completion import add_completion_class, get_completion_class
@@ -150,9 +150,9 @@ def colorless() -> Iterator[None]:
 
     httpx and structlog import them for commands and consoles of their own, 4 MB that a gateway has no use for.
     """
-    hidden = {"rich", "pygments"} - sys.modules.keys()
     # As the import system documents it: a name that stands for None is one that is not found.
-    cast("dict[str, Any]", sys.modules).update(dict.fromkeys(hidden))
+    hidden: dict[str, Any] = dict.fromkeys({"rich", "pygments"} - sys.modules.keys())
+    sys.modules.update(hidden)
     try:
         yield
     finally:
