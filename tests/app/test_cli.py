@@ -31,7 +31,7 @@ def gateway(monkeypatch: pytest.MonkeyPatch) -> Any:
     seen = []
 
     def make(act: Any = lambda settings: None) -> Any:
-        def run_gateway(settings: Settings) -> Any:
+        def run_gateway(settings: Settings, taken: None) -> Any:
             seen.append(settings)
             return act(settings)
 
@@ -407,7 +407,7 @@ def test_an_admin_address_that_is_taken_is_one_line_before_any_worker_starts() -
 def test_ctrl_c_of_the_real_process_exits_with_130(tmp_path: Path) -> None:
     code = (
         "import sys, types, time; m = types.ModuleType('meshgate.app.composition_root');"
-        "m.run_gateway = lambda s: (print('up', flush=True), time.sleep(30));"
+        "m.run_gateway = lambda settings, taken: (print('up', flush=True), time.sleep(30));"
         "sys.modules['meshgate.app.composition_root'] = m; sys.argv[1:] = ['run'];"
         "from meshgate.app.cli.main import main; main()"
     )

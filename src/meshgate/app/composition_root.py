@@ -42,7 +42,7 @@ log = structlog.get_logger(module="meshgate")
 _ADMIN: Final = "MESHGATE_ADMIN_BIND"
 
 
-def run_gateway(settings: Settings, taken: Taken | None = None) -> int | None:
+def run_gateway(settings: Settings, taken: Taken | None) -> int | None:
     """Run until drained; where there is something `taken` from the version before, go on with that.
 
     Raises:

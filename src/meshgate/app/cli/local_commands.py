@@ -89,7 +89,7 @@ def run(settings: Settings) -> int | None:
     with colorless():
         from meshgate.app.composition_root import run_gateway  # noqa: PLC0415 - heavy, and only needed here
 
-        return run_gateway(settings) if taken is None else run_gateway(settings, taken)
+        return run_gateway(settings, taken)
 
 
 @command("meshgate demo", "meshgate demo --once")
