@@ -5,7 +5,7 @@ anyway, so nobody is asked for it, and it costs a look at them once a minute. St
 """
 
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -68,43 +68,34 @@ class History:
     def note(self, totals: Counters, now: float) -> None:
         """Take what came to pass since the last time as a minute."""
         new, self._before = totals.since(self._before), totals.copy()
-        failed: dict[Destination, int] = {}
+        failed: Counter[Destination] = Counter()
         for (kind, name, reason), count in new.failed.items():
             if reason is not Reason.DRAINING:
-                failed[kind, name] = failed.get((kind, name), 0) + count
+                failed[kind, name] += count
         lived: dict[Destination, Lived] = {
-            key: (new.connections.get(key, 0), failed.get(key, 0), new.first_bytes.get(key, [0] * _SLOTS)[:_SLOTS])
+            key: (new.connections.get(key, 0), failed[key], new.first_bytes.get(key, [0] * _SLOTS)[:_SLOTS])
             for key in {*new.connections, *failed, *new.first_bytes}
         }
-        all_failed = sum(failed.values())
-        drained = sum(count for (_, _, reason), count in new.failed.items() if reason is Reason.DRAINING)
-        refused = sum(new.refused.values()) - all_failed - drained
+        busiest = sorted(lived.items(), key=lambda each: -each[1][0] - each[1][1])[:BUSIEST]
+        refused = sum(new.refused.values()) - sum(new.failed.values())
         streams = sum(new.connections.values())
-        self.minutes.append(Minute(now, streams, all_failed, max(0, refused), _busiest(lived)))
-
-
-def _busiest(lived: Mapping[Destination, Lived]) -> Mapping[Destination, Lived]:
-    if len(lived) <= BUSIEST:
-        return lived
-    keys = sorted(lived, key=lambda key: -lived[key][0] - lived[key][1])
-    return {key: lived[key] for key in keys[:BUSIEST]}
+        self.minutes.append(Minute(now, streams, failed.total(), max(0, refused), dict(busiest)))
 
 
 def history_view(minutes: Iterable[Minute]) -> answers.History:
     """Numbers by the minute, the oldest first; and those of the destinations that were busiest in all of it."""
     listed = list(minutes)
-    totals: dict[Destination, int] = {}
+    totals: Counter[Destination] = Counter()
     for minute in listed:
         for key, (streams, failed, _) in minute.destinations.items():
-            totals[key] = totals.get(key, 0) + streams + failed
-    busiest = sorted(totals, key=lambda key: -totals[key])[:BUSIEST]
+            totals[key] += streams + failed
     return answers.History(
         ends=[round(minute.ends, 1) for minute in listed],
         streams=[minute.streams for minute in listed],
         failed=[minute.failed for minute in listed],
         refused=[minute.refused for minute in listed],
         first_byte_bounds=list(FIRST_BYTE_BUCKETS),
-        destinations=[_destination(key, listed) for key in busiest],
+        destinations=[_destination(key, listed) for key, _ in totals.most_common(BUSIEST)],
     )
 
 
