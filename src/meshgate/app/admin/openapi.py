@@ -7,11 +7,12 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import msgspec
 
 from meshgate.app.admin import answers
+from meshgate.app.admin.dashboard import Sort
 from meshgate.app.settings.setting_types import LOG_LEVELS
 
 _JSON: Final = "application/json"
@@ -46,12 +47,10 @@ _ALWAYS: Final = {
     "431": "Its header is too large.",
     "503": "Too many requests are being answered.",
 }
-
-
 # Of fields of a query, or of a path, what is more than any text.
 _SCHEMAS: Final[dict[str, dict[str, Any]]] = {
     "format": {"enum": ["text", "json"], "default": "text"},
-    "sort": {"enum": ["busy", "name", "health"], "default": "busy"},
+    "sort": {"enum": get_args(Sort), "default": "busy"},
     "level": {"enum": LOG_LEVELS},
     "file": {"pattern": "^[a-z_]+[.](js|css|svg)$"},
 }
