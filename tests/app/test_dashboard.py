@@ -15,7 +15,8 @@ from meshgate.adapters.consul.watch import WatchKey, WatchState
 from meshgate.adapters.relay import Counters, OpenStream
 from meshgate.adapters.relay.pool import WorkerLoss
 from meshgate.adapters.relay.worker_process import WorkerEnd
-from meshgate.app.admin.dashboard import FRESH, MOST_STREAMS, STALE, DashboardPage, Sampler
+from meshgate.app.admin.answers import MOST_STREAMS
+from meshgate.app.admin.dashboard import FRESH, STALE, DashboardPage, Sampler
 from meshgate.app.admin.history import BUSIEST, MINUTES, History, history_view
 from meshgate.app.gateway.upgrade_record import MinuteLeft
 from meshgate.core.reasons import Reason, StreamEnd

@@ -5,13 +5,16 @@ Times are Unix time in seconds, or RFC 3339 in UTC where they are text; rates ar
 nothing to compare with. What has a default came later than the rest, so that a command can ask an older gateway.
 """
 
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from msgspec import Struct, field
 
 from meshgate.core.addresses import host_of, host_port
 from meshgate.core.reasons import Reason, StreamEnd
 from meshgate.core.routes import RouteKind
+
+MOST_STREAMS: Final = 5000
+"""With more open streams than that neither the dashboard nor `meshgate top` asks for a list of them."""
 
 
 class Error(Struct):

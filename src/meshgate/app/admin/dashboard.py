@@ -24,6 +24,7 @@ from meshgate.adapters.admin.http_server import Request, Response, error_respons
 from meshgate.adapters.consul import WatchState
 from meshgate.adapters.relay import CONNECT_BUCKETS, Counters, Destination, OpenStream
 from meshgate.app.admin import answers
+from meshgate.app.admin.answers import MOST_STREAMS
 from meshgate.app.admin.gateway_view import GatewayView
 from meshgate.app.admin.history import history_view
 from meshgate.app.admin.views import (
@@ -45,8 +46,6 @@ WINDOW: Final = 3.0
 FRESH: Final = 0.4
 # Seconds after which a sample says nothing about now.
 STALE: Final = 15.0
-# With more open streams the workers are not asked for a list of them.
-MOST_STREAMS: Final = 5000
 MAX_ROWS: Final = 200
 MAX_ENDPOINTS: Final = 20
 MAX_PLACES: Final = 12

@@ -17,11 +17,11 @@ import msgspec
 from rich.console import Console
 from rich.live import Live
 
-from meshgate.app.admin.answers import DashboardState, Stream
+from meshgate.app.admin.answers import MOST_STREAMS, DashboardState, Stream
 from meshgate.app.admin_client import ask, decoded
 from meshgate.app.cli.output import Printer, print_json
 from meshgate.app.cli.setting_options import command, with_settings
-from meshgate.app.cli.top_view import MOST_STREAMS, PAGES, Seen, View, print_once, screen
+from meshgate.app.cli.top_view import PAGES, Seen, View, print_once, screen
 from meshgate.app.errors import CommandError
 from meshgate.app.settings.settings import Settings
 from meshgate.core.addresses import HostPort

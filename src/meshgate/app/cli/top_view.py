@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from meshgate.app.admin.answers import (
+    MOST_STREAMS,
     DashboardState,
     Destination,
     DestinationFacts,
@@ -27,8 +28,6 @@ from meshgate.app.cli.output import Printer, duration, rate, size
 from meshgate.core.text import counted, printable
 
 PAGES: Final = ("destinations", "endpoints", "callers", "workers", "problems")
-# With more open streams the gateway is not asked for a list of them.
-MOST_STREAMS: Final = 5000
 
 _HEAD: Final = ("DESTINATION", "KIND", "OPEN", "NEW/S", "IN/S", "OUT/S", "HEALTHY", "1ST BYTE", "UNANSWERED")
 _WIDTHS: Final = {"1ST BYTE": 8, "KIND": 10, "NEW/S": 5, "IN/S": 6, "OUT/S": 6, "IN": 6, "OUT": 6, "OLDEST": 6}
