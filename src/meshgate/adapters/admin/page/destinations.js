@@ -26,15 +26,15 @@ function makeRow(row) {
   const why = el("button", { type: "button", class: "small", onclick: () => explain(row.sni) }, "Explain this name");
   const chart = hourChart();
   const hour = el("p", { class: "muted" });
-  const tls = el("p", { class: "muted" });
-  const detail = el("tr", { class: "detail", id }, el("td", {}, chart, hour, tls, list, why));
+  const said = el("p", { class: "muted" });
+  const detail = el("tr", { class: "detail", id }, el("td", {}, chart, hour, said, list, why));
   const body = el("tbody", {}, main, detail);
-  body.parts = { title, sni, button, badge, cells, detail, list, why, chart, hour, tls };
+  body.parts = { title, sni, button, badge, cells, detail, list, why, chart, hour, said };
   return body;
 }
 
 function updateRow(body, row) {
-  const { title, sni, button, badge, cells, detail, list, why, chart, hour, tls } = body.parts;
+  const { title, sni, button, badge, cells, detail, list, why, chart, hour, said } = body.parts;
   say(title, row.name);
   say(sni, row.sni);
   mark(sni, "title", row.sni);
@@ -65,8 +65,8 @@ function updateRow(body, row) {
       `${count(lived.failed.reduce((sum, each) => sum + each, 0))} failed`,
       firstByte(lived),
     ].filter(Boolean).join(" · "));
-    say(tls, row.words.join(" · "));
-    show(tls, row.words.length > 0);
+    say(said, row.words.join(" · "));
+    show(said, row.words.length > 0);
     if (lived !== null) drawHour(chart, lived.streams, lived.failed);
   }
 }
