@@ -31,8 +31,8 @@ _STYLES: Final = {Status.OK: "green", Status.WARNING: "yellow", Status.FAILED: "
 def doctor(settings: Settings, *, as_json: bool) -> int:
     """Check every prerequisite of a gateway.
 
-    Looks at the live agent and at this machine with the flags of run, before it and beside it. Nothing is changed.
-    Exits with 1 if a check failed.
+    Takes the flags of run and checks the live agent and this machine, whether or not a gateway is running. Changes
+    nothing. Exits with 1 if a check failed.
     """
     from meshgate.app.diagnostics.doctor import examine  # noqa: PLC0415 - heavy
     from meshgate.app.diagnostics.inspection import inspect  # noqa: PLC0415 - heavy
@@ -64,9 +64,10 @@ def _show_findings(findings: list[Finding], printer: Printer) -> None:
 def modes(settings: Settings, text: str, *, as_json: bool) -> None:
     """Show the mesh gateway mode of each sidecar's upstreams.
 
-    And where it was set; for each destination whom the sidecar dials, at which address and with which name, and what
-    cannot work. Sidecars are those of the local agent, with SIDECAR only those in whose ID or service it occurs. The
-    agent shows registrations merged with central configuration: a mode that both set counts as set by the latter.
+    Also shows where the mode was set and, for each destination, what the sidecar dials, at which address and with which
+    name, and what cannot work. Covers the local agent's sidecars; with SIDECAR, only those that contain it in their ID
+    or service. The agent merges central configuration into registrations: a mode that is set in both is shown as set
+    centrally.
     """
     from meshgate.app.diagnostics.inspection import inspect  # noqa: PLC0415 - heavy
     from meshgate.app.diagnostics.modes_report import ModesReader  # noqa: PLC0415 - heavy
@@ -202,12 +203,12 @@ def probe(  # noqa: PLR0913 - one for each flag
 ) -> int:
     """Call a service through a gateway as a sidecar would.
 
-    Makes a real mTLS handshake with SERVICE, and says whom it met and how long it took. The caller's certificate is a
-    leaf from the local agent, the name that is asked for the one Consul gives the service. No data is sent without
-    --http. Exits with 0 if the right service was met and accepts the caller.
+    Makes a real mTLS handshake with SERVICE, and shows which service answered and how long it took. The caller's
+    certificate is a leaf from the local agent; the server name is the one that Consul gives the service. No data is
+    sent without --http. Exits with 0 if the right service answered and accepts the caller.
 
-    The agent keeps the leaf and its key in its cache for up to three days. Consul from about 1.16 on gives them to
-    whoever asks meanwhile, whatever the token: there the command asks first, or wants --yes.
+    The agent keeps the leaf and its key in its cache for up to three days. From about Consul 1.16 on, it gives them to
+    anyone who asks during that time, whatever the token: there the command asks for confirmation, or needs --yes.
     """
     from meshgate.app.diagnostics.inspection import inspect  # noqa: PLC0415 - heavy
     from meshgate.app.diagnostics.probe import LAN, WAN, Probe, Question  # noqa: PLC0415 - heavy

@@ -94,7 +94,7 @@ def _names(context: click.Context, text: str) -> Names:
 def routes(settings: Settings, text: str, *, as_json: bool) -> None:
     """Print the route table of the running gateway.
 
-    With TEXT only routes in which it occurs: in names, kinds, addresses, nodes and instances, in any case.
+    With TEXT, prints only routes that contain it in a name, kind, address, node or instance. Case does not matter.
     """
     answer = decoded(ask(settings.admin_bind, "/routes"), Routes)
     answer.routes = [route for route in answer.routes if _mentions(route, text.lower())]
@@ -155,7 +155,7 @@ def _show_routes(answer: Routes, printer: Printer, wanted: str) -> None:
 def explain(settings: Settings, name: str, datacenter: str, *, as_json: bool) -> int:
     """Explain the decision for a service or server name.
 
-    Tells step by step what the running gateway does with a stream that asks for NAME: a service, or a server name (SNI)
+    Shows step by step what the running gateway does with a stream that asks for NAME: a service, or a server name (SNI)
     as a client sends it. Exits with 0 if it is routed, with 1 if it is refused.
     """
     if not name.isprintable():
@@ -300,12 +300,12 @@ def connections(
 ) -> None:
     """List the open streams: who talks to whom, how much.
 
-    IN came from the client, OUT went to it, RATE is both, by two looks a second apart. CALLER is who has the client's
-    address in Consul's catalog. A stream without a destination has its state in parentheses. JSON has whole names, and
-    the endpoints.
+    IN came from the client, OUT went to it, and RATE is the sum of both, measured over a second. CALLER is what
+    Consul's catalog has at the client's address. A stream without a destination shows its state in parentheses. JSON
+    has full names and the endpoints.
 
-    With --ended: the last streams that did not end in order, with when and how. The gateway keeps 500 of each end from
-    its start on; its access log has them all.
+    With --ended, lists the last streams that did not end in order, and when and how each ended. The gateway keeps the
+    last 500 of each kind of end since it started; its access log has them all.
     """
     printer = Printer()
     if limit is None and printer.is_terminal and not as_json:
@@ -476,13 +476,14 @@ def _short(name: str) -> str:
 def whatif(settings: Settings, node: str, datacenter: str, *, as_json: bool) -> None:
     """Tell what breaks if a node, a gateway or Consul goes away.
 
-    Of gateways, this one, and those of each other datacenter. Tells too what is near its end. A destination has a way
-    as long as it has a healthy endpoint that is not ejected. Nothing is tried: the answer is from the catalog as it is,
-    so exit code 0 says that there is an answer, not that all is well.
+    Covers this gateway, and the gateways of each other datacenter. Also shows when the CA certificates and the token
+    expire, and how close limits are. A destination can be reached while it has a healthy endpoint that is not ejected.
+    Nothing is tried: the answer comes from the current catalog, so exit code 0 means that there is an answer, not that
+    all is well.
 
-    This gateway cannot know what the gateways elsewhere reach, whether those that are left can carry more, streams that
-    pass by it (mode none, or another gateway), nodes of other partitions and peers, and the certificates of sidecars,
-    which their agents renew. Lists name 100 destinations at most.
+    This gateway does not know what gateways elsewhere can reach, whether the remaining ones can carry more, streams
+    that bypass it (mode none, or another gateway), nodes of other partitions and peers, or the certificates of
+    sidecars, which their agents renew. Lists have at most 100 destinations.
     """
     if not (node + datacenter).isprintable():
         raise click.UsageError("--node or --dc has characters that no name can have")
@@ -602,9 +603,9 @@ def _limit(limit: Limit) -> tuple[str, str, str, str]:
 def drain(settings: Settings, *, as_json: bool) -> None:
     """Stop the running gateway gracefully.
 
-    It deregisters, takes no new clients, and lets open streams end until its drain timeout. Waits until it is gone, and
-    prints each second how many streams are left, and the oldest of them; at the end those that were cut. Ctrl-C ends
-    the waiting, not the drain.
+    The gateway deregisters, accepts no new clients, and lets open streams end until its drain timeout. The command
+    waits until the gateway is gone. Every second it prints how many streams are left, and the oldest of them; at the
+    end, those that were cut. Ctrl-C stops the waiting, not the drain.
     """
     bind = settings.admin_bind
     before = _look(bind)
@@ -641,11 +642,11 @@ def drain(settings: Settings, *, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON lines.")
 @with_settings({"MESHGATE_ADMIN_BIND"})
 def upgrade(settings: Settings, *, python: str, as_json: bool) -> None:
-    """Have the running gateway go on as the installed version.
+    """Upgrade the running gateway and keep every open stream.
 
-    With every open stream. The new version is tried first. Where it could not go on, nothing changes, and the reason is
-    told. Else it takes the place of the old one, in the same process, with its listeners, its registration and its
-    streams. Waits until it has.
+    The installed version is tried first. If it could not take over, nothing changes, and the command prints the reason.
+    Otherwise it replaces the running version in the same process and keeps its listeners, its registration and its
+    streams. Waits until that is done.
     """
     bind = settings.admin_bind
     before = decoded(ask(bind, "/server_info"), _Running)

@@ -81,9 +81,9 @@ class _Run(Command):
 def run(settings: Settings) -> int | None:
     """Run the gateway in the foreground.
 
-    Registers it with the local agent, watches Consul and relays streams, until SIGTERM or Ctrl-C, which let open
-    streams end first. A second one stops at once. Takes the flags of consul connect envoy -gateway=mesh;
-    those that are about Envoy or xDS are ignored.
+    Registers with the local agent, watches Consul and relays streams until SIGTERM or Ctrl-C. Open streams may then
+    end first; a second signal stops at once. Takes the flags of consul connect envoy -gateway=mesh, and ignores those
+    that are about Envoy or xDS.
     """
     taken = click.get_current_context().ensure_object(Session).taken
     with colorless():
@@ -117,7 +117,7 @@ def demo(*, once: bool) -> int | None:
 def policy(settings: Settings, *, enterprise: bool) -> None:
     """Print the ACL policy that the gateway needs.
 
-    In HCL, and no right more than that.
+    The policy is in HCL and grants no other rights.
     """
     from meshgate.adapters.consul.policy import acl_policy  # noqa: PLC0415 - only needed here
 

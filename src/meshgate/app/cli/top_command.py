@@ -45,9 +45,8 @@ STATE: Final = "/dashboard/state"
 def top(settings: Settings, *, page: str, once: bool, as_json: bool, interval: float) -> None:
     """Show the running gateway live.
 
-    It has a page each for destinations, endpoints, callers, workers and problems. 1 to 5 or Tab choose the page,
-    arrows, Page Up, Page Down, Home and End scroll it, s sorts it by another column.
-    q or Ctrl-C ends it.
+    There are pages for destinations, endpoints, callers, workers and problems. 1 to 5 or Tab select a page; arrows,
+    Page Up, Page Down, Home and End scroll it; s sorts it by another column; q or Ctrl-C quits.
     """
     bind, printer = settings.admin_bind, Printer()
     if not (once or as_json) and printer.is_terminal:
