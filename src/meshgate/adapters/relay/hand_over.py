@@ -32,6 +32,7 @@ from meshgate.core.routes import RouteKind
 
 from .counters import Number, Seconds, StreamId, Text
 from .messages import HAND_OVER_FORMAT, Receiver, encode, send_with_descriptors
+from .reactor import Accountable, run_guarded
 
 PATIENCE: Final = 5.0  # Twice: a machine that stood still for so long has used up the first.
 BATCH_STREAMS: Final = 64
@@ -166,7 +167,7 @@ TO_NEW: Final = msgspec.msgpack.Decoder[Batch | Yours | Over](Batch | Yours | Ov
 TO_OLD: Final = msgspec.msgpack.Decoder[Prepared | Declined](Prepared | Declined)
 
 
-class Handed(Protocol):
+class Handed(Accountable, Protocol):
     """A stream, as the old worker hands it over."""
 
     def freeze(self) -> tuple[HandedStream, list[int]] | None:
@@ -178,11 +179,8 @@ class Handed(Protocol):
     def let_go(self) -> None:
         """Forget it: it lives on elsewhere."""
 
-    def on_defect(self) -> None:
-        """One of these has raised, which is being handled: end it, whatever is left of it; the others go on."""
 
-
-class Taken(Protocol):
+class Taken(Accountable, Protocol):
     """A stream, as the new worker takes it over: rebuilt, and not started."""
 
     def take_over(self) -> None:
@@ -190,9 +188,6 @@ class Taken(Protocol):
 
     def drop(self) -> None:
         """Forget it: it lives on elsewhere."""
-
-    def on_defect(self) -> None:
-        """As `Handed.on_defect`."""
 
 
 class HandsOver:
@@ -222,7 +217,7 @@ class HandsOver:
             answer = await self._offer(records, descriptors)
             if isinstance(answer, Prepared):
                 for stream in batch:
-                    _guarded(stream, stream.let_go)
+                    run_guarded(stream, stream.let_go)
                 self.handed += len(batch)
                 declined = 0
                 alive = await self._say(Yours(self._number))
@@ -230,7 +225,7 @@ class HandsOver:
                     self.why = "it ended when it had prepared streams"
                 continue
             for stream in batch:
-                _guarded(stream, stream.thaw)
+                run_guarded(stream, stream.thaw)
             self.kept += len(batch)
             declined += 1
             self.why = self.why or (answer.why if answer is not None else "it ended")
@@ -333,7 +328,7 @@ class TakesOver:
             raise ValueError("the end before a batch was given")
         prepared, self._prepared = self._prepared, []
         for stream in prepared:
-            _guarded(stream, stream.take_over)
+            run_guarded(stream, stream.take_over)
         self.taken += len(prepared)
         return isinstance(message, Yours)
 
@@ -355,7 +350,7 @@ class TakesOver:
     def _drop(self) -> None:
         while self._prepared:
             stream = self._prepared.pop()
-            _guarded(stream, stream.drop)
+            run_guarded(stream, stream.drop)
 
 
 async def _patiently(next_: Callable[[], Awaitable[_Message]], accuse: Callable[[str], Awaitable[None]]) -> _Message:
@@ -394,13 +389,6 @@ def _frozen(todo: Iterator[Handed], most: int) -> tuple[list[Handed], list[Hande
             descriptors += frozen[1]
             size += frozen[0].size
     return streams, records, descriptors
-
-
-def _guarded(stream: Handed | Taken, step: Callable[[], None]) -> None:
-    try:
-        step()
-    except Exception:  # noqa: BLE001
-        stream.on_defect()
 
 
 def _close(descriptors: Iterable[int]) -> None:
