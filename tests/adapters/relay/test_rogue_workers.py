@@ -214,14 +214,14 @@ async def test_streams_that_were_asked_for_are_no_flood_up_to_what_a_worker_may_
     size = messages.TOLD_AT_ONCE * 300
     for question in range(1, 6):
         part = msgspec.structs.replace(part, question=question)
-        with process.asked(streams=True) as answer:
+        with process.question(streams=True) as answer:
             for _ in range(messages.MOST_STREAMS // messages.TOLD_AT_ONCE):
                 process._take(part, size, 1.0)
             process._take(StatsReport(Counters(), [], [], 0, question), 100, 1.0)
             assert answer.complete.is_set()
             assert sum(len(told.streams) for told in answer.reports) == messages.MOST_STREAMS
     part = msgspec.structs.replace(part, question=6)
-    with process.asked(streams=True), pytest.raises(ValueError, match="flood"):
+    with process.question(streams=True), pytest.raises(ValueError, match="flood"):
         for _ in range(10 * messages.MOST_STREAMS // messages.TOLD_AT_ONCE):
             process._take(part, size, 1.0)
 

@@ -856,8 +856,8 @@ class RelayPool:
                 await self._hand_over.over.wait()
         before = self._hand_overs
         # A list may be long, and is sent in parts between what else there is to do.
-        with ExitStack() as asked, trio.move_on_after(self._policy.silent if streams else self._policy.answer):
-            answers = [asked.enter_context(worker.asked(streams=streams)) for worker in self._everybody]
+        with ExitStack() as questions, trio.move_on_after(self._policy.silent if streams else self._policy.answer):
+            answers = [questions.enter_context(worker.question(streams=streams)) for worker in self._everybody]
             for answer in answers:
                 await answer.complete.wait()
         return _Asked([it for it in answers if it.reports], self._hand_over is None and self._hand_overs == before)

@@ -79,7 +79,7 @@ _MOST_STDERR_BYTES: Final = 1 << 20
 _CHECKPOINT_SECONDS: Final = 0.01
 _LOOK_SECONDS: Final = 0.5
 LOOKS: Final = 3
-"""At a worker's memory, and at its streams, one after another, that have to find the same."""
+"""How many looks in a row at a worker's memory, or at its share of the streams, have to find the same."""
 _GROWN: Final = 1.5
 _HEALTHY_SECONDS: Final = 5.0
 _LONGEST_PAUSE: Final = 5.0
@@ -194,28 +194,29 @@ class Gauges(NamedTuple):
 
 
 class Answer:
-    """What a worker answers: `reports`, all of them once it is `complete`, none where it died before.
+    """A worker's answer to a question. `reports` are all there once it is `complete`; none if the worker died first.
 
-    `late` is what it told after its answer.
+    `late` is what the worker told after it had answered.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, question: int) -> None:
+        self._question = question
         self.reports: list[StatsReport] = []
         self.late = Counters()
         self.complete = trio.Event()
         self._parts: list[StatsReport] = []
-        self._room = 3 * MOST_STREAMS  # The longest that there are have a kilobyte.
+        self._room = 3 * MOST_STREAMS  # A stream with the longest names takes a kilobyte, which counts as well.
 
     def has_room(self, cost: int) -> bool:
-        """Whether the worker may tell so much more: what it was asked for is none of what it says by itself."""
+        """Whether the worker may tell so much more. An answer has its own limit: what it has was asked for."""
         self._room -= cost
         return self._room >= 0
 
-    def take(self, report: StatsReport, *, is_part: bool) -> None:
-        """Take what the worker tells."""
+    def take(self, report: StatsReport) -> None:
+        """Take a report of the worker, whether it is part of this answer or not."""
         if self.complete.is_set():
             self.late.add(report.counters)
-        elif is_part:
+        elif report.question == self._question:
             self._parts.append(report)
             if not report.more:
                 self.reports = self._parts
@@ -282,7 +283,7 @@ class WorkerProcess:
         self._unsent = 0
         self._process: _Process | None = None
         self._answers: dict[int, Answer] = {}
-        self._asked = 0
+        self._questions = 0  # Ever.
         self._life = trio.CancelScope()
         self._heard_at = 0.0
         self._unread_since = _NEVER
@@ -356,23 +357,24 @@ class WorkerProcess:
         self._life.cancel()
 
     @contextlib.contextmanager
-    def asked(self, *, streams: bool) -> Iterator["Answer"]:
-        """Ask the worker; for the length of the block there is its answer, which comes later."""
-        answer = Answer()
-        self._asked += 1
+    def question(self, *, streams: bool) -> Iterator[Answer]:
+        """Ask the worker. The answer comes while the block runs, and is not taken any more after it."""
+        self._questions += 1
+        number = self._questions
+        answer = Answer(number)
         if self._outbox is None or self.is_foreign:
             answer.complete.set()
         else:
-            self._answers[self._asked] = answer
-            self.send(encode(StatsRequest(self._asked, streams)))
+            self._answers[number] = answer
+            self.send(encode(StatsRequest(number, streams)))
         try:
             yield answer
         finally:
-            self._answers = {number: it for number, it in self._answers.items() if it is not answer}
+            self._answers.pop(number, None)
 
     async def caught_up(self) -> bool:
         """Wait until it has done all that it was told, with a deadline: it may hang. False when it dies before."""
-        with self.asked(streams=False) as answer:
+        with self.question(streams=False) as answer:
             await answer.complete.wait()
         return bool(answer.reports)
 
@@ -424,7 +426,7 @@ class WorkerProcess:
             self.active,
             self.of_servers,
             self.routed,
-            self._asked,
+            self._questions,
             each.receiver.begun,
             self._settled,
         )
@@ -435,7 +437,7 @@ class WorkerProcess:
         stderr = _WorkerStderr(left.stderr)
         self._process = _Process(_Child(left.pid), socket.socket(fileno=left.channel), stderr, left.begun)
         self._gauges = self._gauges_told = Gauges(left.active, left.of_servers)
-        self.routed, self._asked = left.routed, left.asked
+        self.routed, self._questions = left.routed, left.asked
         self._settled = left.settled
         self._begin(self._process)
         self._has_spoken = True
@@ -631,8 +633,8 @@ class WorkerProcess:
             self.taken += counters.taken_over
             more = sum(counters.connections.values()) + counters.taken_over
             self.routed = max(0, self.routed + more - sum(counters.ends.values()) - counters.handed_over)
-            for question, answer in self._answers.items():
-                answer.take(message, is_part=message.question == question)
+            for each in self._answers.values():
+                each.take(message)
 
     def _keep(self, report: StatsReport) -> None:
         """Note which streams would be lost with the worker. Packed, because there may be very many."""
