@@ -178,6 +178,17 @@ async def test_there_is_one_upgrade_at_a_time_and_none_while_draining(
     assert await reason_of(stage.upgrader(), python) == "the gateway is draining"
 
 
+async def go(upgrader: Upgrader) -> None:
+    """Let what was prepared go on, and wait until it is over."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(upgrader.run)
+        upgrader.go()
+        with trio.fail_after(10):
+            while upgrader.under_way:
+                await trio.sleep(0.01)
+        nursery.cancel_scope.cancel()
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -199,13 +210,7 @@ async def test_where_the_exec_cannot_be_all_is_as_it_was(
     spoil(python)
     for name, value in change.items():
         setattr(stage, name, value)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(upgrader.run)
-        upgrader.go()
-        with trio.fail_after(10):
-            while upgrader.under_way:
-                await trio.sleep(0.01)
-        nursery.cancel_scope.cancel()
+    await go(upgrader)
     assert upgrader.last is not None
     assert said in upgrader.last.reason
     assert {number: signal.getsignal(number) for number in upgrade.SIGNALS} == handlers
@@ -223,13 +228,7 @@ async def test_an_error_of_ours_is_told_and_ends_nothing(stage: Stage, monkeypat
     assert upgrader.last is not None
     assert (upgrader.last.result, upgrader.last.reason) == ("refused", "KeyError('a defect')")
     upgrader.last.result = "under_way"
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(upgrader.run)
-        upgrader.go()
-        with trio.fail_after(10):
-            while upgrader.under_way:
-                await trio.sleep(0.01)
-        nursery.cancel_scope.cancel()
+    await go(upgrader)
     assert upgrader.results["refused"] == 2
 
 
