@@ -251,17 +251,15 @@ class Memory:
 class WorkerProcess:
     """A worker by its number, and the process that is it at the moment.
 
-    `row` is its row of the shared counts; where there was none to be had it is taken when a process starts.
+    `row` is its row of the shared counts; one with NO_ROW takes a row when its process starts.
 
     While it `moves` streams, which is when it hands some over or takes some over, its gauges stay as they were: taken
     at two moments they would not add up.
     """
 
-    def __init__(
-        self, owner: Owner, number: int, counts: CountRows, policy: WorkerPolicy, row: int | None = None
-    ) -> None:
+    def __init__(self, owner: Owner, number: int, counts: CountRows, policy: WorkerPolicy, row: int) -> None:
         self.number = number
-        self.row = number if row is None else row
+        self.row = row
         self.last_end = ""
         """Why a process of it has ended, in words; "" while none has."""
         self._is_dismissed = trio.Event()
