@@ -22,7 +22,7 @@ from .stream import Stream
 log = logging.getLogger("meshgate.relay")
 
 _BATCH: Final = 8  # Streams that exist get their turn between batches of new ones.
-_ALONE: Final = 7  # So often one client is accepted and no second one looked for, after one that came alone.
+_SINGLE_ACCEPTS: Final = 7  # In a row, after a client that came alone; then a second one is looked for again.
 _NO_MEMORY: Final = (errno.ENOMEM, errno.ENOBUFS)
 _PAUSE_SECONDS: Final = 0.2
 _TELL_SECONDS: Final = 30.0
@@ -33,7 +33,7 @@ CLOSING_SECONDS: Final = 0.5  # For the clients that wait when a listener closes
 class Listener:
     """One listening socket, registered level-triggered: what a batch leaves behind raises the next event."""
 
-    __slots__ = ("_alone", "_context", "_family", "_spare", "_tells_at", "descriptor", "name", "sock", "tick")
+    __slots__ = ("_context", "_family", "_single_accepts", "_spare", "_tells_at", "descriptor", "name", "sock", "tick")
 
     def __init__(self, context: Context, name: str, sock: socket.socket) -> None:
         self._context = context
@@ -43,7 +43,7 @@ class Listener:
         self.descriptor = sock.fileno()
         self._family = int(sock.family)
         self.tick = 0
-        self._alone = 0
+        self._single_accepts = 0
         self._tells_at = float("-inf")
 
     def watch(self) -> None:
@@ -53,14 +53,14 @@ class Listener:
 
     def on_event(self, _events: int) -> None:
         """Clients wait: accept a batch of them, or one where they come one by one."""
-        if self._alone:
-            self._alone -= 1
+        if self._single_accepts:
+            self._single_accepts -= 1
             self._accept()
             return
         for accepted in range(_BATCH):
             if not self._accept():
-                # To ask in vain takes as long as a message.
-                self._alone = _ALONE if accepted == 1 else 0
+                # An accept in vain costs as much as the relaying of a message.
+                self._single_accepts = _SINGLE_ACCEPTS if accepted == 1 else 0
                 return
 
     def on_deadline(self) -> None:

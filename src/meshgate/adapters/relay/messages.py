@@ -121,8 +121,8 @@ class AddCounts(msgspec.Struct, tag=True, frozen=True):
 class HandOver(msgspec.Struct, tag=True, frozen=True):
     """Hand so many open streams over to another worker, over the socket that travels beside this message.
 
-    Accept no more clients, and end when no stream is left. Or be one who `stays`, and hand over only streams of so many
-    seconds: others may be over soon.
+    The worker accepts no more clients, and ends when it has no stream left; one that `stays` goes on as before. Only
+    streams that have been open for so many `seconds` are handed over.
     """
 
     streams: int

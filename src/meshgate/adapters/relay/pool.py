@@ -128,9 +128,9 @@ class Moved(NamedTuple):
 
 
 class _Asked(NamedTuple):
-    """The answers of those workers that gave one in time, and whether no stream went between two workers meanwhile.
+    """The answers of those workers that gave one in time; `settled`: no stream went between two workers meanwhile.
 
-    What they told late is complete until the next checkpoint.
+    `Answer.late` is right until the next checkpoint: after that more may be told.
     """
 
     answers: list[Answer]
@@ -575,7 +575,7 @@ class RelayPool:
                 await self._take_shape(*self._shape)
             elif self.taken_over.is_set():
                 await self._replace_grown()
-                await self._even_out()
+                await self._rebalance()
 
     async def _take_shape(self, workers: int, sandbox: Mode) -> None:
         before = self._policy.sandbox
@@ -606,8 +606,8 @@ class RelayPool:
             except (WorkerNotStartedError, OSError) as error:
                 log.error("a relay worker cannot be replaced and goes on", worker=number, error=str(error))  # noqa: TRY400
 
-    async def _even_out(self) -> None:
-        """Have a worker that has most of the streams for long share them: they stay where the kernel has put them."""
+    async def _rebalance(self) -> None:
+        """Have a worker that keeps most of the streams share them; without this they stay where they were accepted."""
         self._crowded.append(self._most_crowded())
         worker = self._crowded[0]
         if worker is None or self._crowded.count(worker) < LOOKS:
@@ -676,7 +676,7 @@ class RelayPool:
         streams, left, why = 0, 0, ""
         for place, worker in enumerate(new):
             others = len(new) - place
-            moved = await self._move_in_the_end(old, worker, -(-old.active // others) if others > 1 else _ALL)
+            moved = await self._move_persistently(old, worker, -(-old.active // others) if others > 1 else _ALL)
             streams, left, why = streams + moved.streams, moved.left, why or moved.why
             if not left:
                 break
@@ -685,8 +685,8 @@ class RelayPool:
         log.info("a relay worker was replaced", worker=old.number, streams=streams, left=left, reason=why or None)
         return Moved(streams, left, why)
 
-    async def _move_in_the_end(self, old: WorkerProcess, new: WorkerProcess, most: int) -> Moved:
-        """As `_move`; where the new process dies of it, to the one that comes in its place."""
+    async def _move_persistently(self, old: WorkerProcess, new: WorkerProcess, most: int) -> Moved:
+        """As `_move`; if the new process dies meanwhile, the rest goes to the one that takes its place."""
         moved = await self._move(old, new, HandOver(most))
         if moved.left and not new.works:
             with trio.move_on_after(self._policy.starting):
