@@ -7,6 +7,7 @@ from trio.testing import MockClock
 
 from meshgate.adapters.consul.api import PermissionDeniedError, ServerError
 from meshgate.adapters.consul.remote_gateways import LOST_AFTER
+from meshgate.core.catalog import Check
 
 from .model import OWN, Model, gateway, server
 from .watched import watching
@@ -168,6 +169,21 @@ async def test_a_gateway_that_moved_is_found_by_the_federation_states_while_its_
         model.federation = {"dc2": (moved,)}
         await watched.change(2)
         assert watched.remotes == {"dc2": (moved,)}
+
+
+async def test_a_datacenter_of_which_others_have_news_is_asked_again_at_once(autojump_clock: MockClock) -> None:
+    """After its Consul has restarted, federation states say for seconds that its gateways' checks are critical."""
+    here = gateway("dc2")
+    model = Model(wan=(OWN, "dc2"), remote={"dc2": {"mesh-gateway": (here,)}}, federation={"dc2": (here,)}, index=600)
+    async with watching(model) as watched:
+        model.broken = {"instances:mesh-gateway in dc2": ServerError("No path to datacenter", "500")}
+        await watched.change(100)
+        model.broken = {}
+        here = replace(here, modify_index=50)
+        model.remote["dc2"]["mesh-gateway"] = (here,)
+        model.federation = {"dc2": (replace(here, checks=(Check("service:mesh-gateway", "critical"),)),)}
+        await watched.change(0.5)
+        assert watched.remotes == {"dc2": (here,)}
 
 
 async def test_only_the_gateways_of_the_name_that_has_news_are_taken_from_others(autojump_clock: MockClock) -> None:

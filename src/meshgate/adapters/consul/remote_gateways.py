@@ -12,7 +12,9 @@ hold a gateway for long after it has deregistered (seen with Consul 1.8). But a 
 that answer's is news, and federation states often have it first: the way to the other datacenter may lead through the
 gateway that has moved. Where a datacenter does not answer, the view with the newest registration counts
 (`newer_gateways`); and where it has not for `LOST_AFTER` seconds, what others heard since, since a datacenter that was
-built anew begins with a low index. The datacenters known are those of both views.
+built anew begins with a low index. A datacenter of which federation states have news is asked again at once: it has
+probably come back, and says sooner than they do that its gateways' checks pass again. The datacenters known are those
+of both views.
 
 A datacenter that cannot be reached, or refuses the token, keeps its last known gateways and disturbs no other. One
 that left the WAN is given up by the direct view after `GONE_AFTER` seconds, since a restarted server lists fewer
@@ -252,6 +254,7 @@ class RemoteGateways:
         for name, rows in federated.items():
             if rows != self._federated.get(name):
                 self._heard[name] = trio.current_time()
+                self._scope.registry.news_of(name)
         self._federated = federated
         for name, gateways in self._direct.items():
             gateways.federated(federated.get(name, ()))

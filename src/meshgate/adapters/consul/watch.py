@@ -137,6 +137,7 @@ class WatchRegistry:
         self._first_wait = first_wait
         self._states: dict[WatchKey, WatchState] = {}
         self._recovery = trio.Event()
+        self._news: dict[str, trio.Event] = {}
         # Grows when all watches are to ask anew.
         self.generation = 0
         self._restored = float("-inf")
@@ -264,6 +265,11 @@ class WatchRegistry:
     async def recovery(self) -> None:
         await self._recovery.wait()
 
+    def news_of(self, place: str) -> None:
+        """Others have just told of a place: have its failing watches ask again at once, for it probably answers."""
+        if (news := self._news.pop(place, None)) is not None:
+            news.set()
+
     def failed(self, state: WatchState, error: ConsulError) -> None:
         state.failures += 1
         if state.failing_since is None:
@@ -323,10 +329,14 @@ class WatchRegistry:
                 await self._recovery.wait()
                 await trio.sleep(random.uniform(0, SPREAD))  # noqa: S311 (spreads load, decides nothing)
             return
-        refused_token = self.token_version() if state.status == "403" else None
+        if state.status != "403":
+            with trio.move_on_at(deadline):
+                await self._news.setdefault(state.key.place, trio.Event()).wait()
+            return
+        refused_token = self.token_version()
         while (left := deadline - trio.current_time()) > 0:
-            await trio.sleep(left if refused_token is None else min(left, TOKEN_LOOK))
-            if refused_token is not None and self.token_version() != refused_token:
+            await trio.sleep(min(left, TOKEN_LOOK))
+            if self.token_version() != refused_token:
                 return
 
 
