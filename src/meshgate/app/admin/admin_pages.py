@@ -56,8 +56,6 @@ from meshgate.core.routes import RouteTable
 log = structlog.get_logger(module="meshgate.admin")
 
 _ENVOYS_LEVELS: Final = {"warning": "warn", "critical": "error"}
-
-
 PROBES: Final = ("/livez", "/readyz", "/ready")
 
 

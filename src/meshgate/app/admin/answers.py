@@ -129,7 +129,7 @@ class EndpointFacts(Struct, kw_only=True):
 
     `streams` have got a byte of it, `unanswered` ended without one, `failures` are connections that could not be had,
     the last of them at `last_failure`, because of `last_error`. `first_byte_seconds` is how long it lately took to the
-    first byte.
+    first byte. Without values: an endpoint that no stream has had.
     """
 
     streams: int = 0

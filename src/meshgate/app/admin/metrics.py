@@ -2,8 +2,8 @@
 
 Label values are bounded by construction: kinds, reasons and ends are enumerations, destinations are Consul's names for
 routes and at most `MAX_DESTINATIONS` of a family (`MAX_HISTOGRAMS` where each has a dozen numbers), the rest is summed
-up under `other`. A server name that a client
-sent is never one. What grows with the catalog is made in a thread, so that nothing waits for it.
+up under `other`. A server name that a client sent is never one. What grows with the catalog is made in a thread, so
+that nothing waits for it.
 """
 
 from collections import Counter
@@ -146,11 +146,7 @@ class _Page(Collector):
         yield from self._process.collect()
 
 
-def _of_destinations(
-    counters: Counters,
-    table: RouteTable,
-    ejected: Container[Address],
-) -> Iterator[Metric]:
+def _of_destinations(counters: Counters, table: RouteTable, ejected: Container[Address]) -> Iterator[Metric]:
     def counter(name: str, help_: str, counts: Iterable[tuple[Key, int]], *labels: str) -> Metric:
         return _counter(name, help_, _bounded(counts), "kind", "destination", *labels)
 
