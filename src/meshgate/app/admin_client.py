@@ -31,11 +31,7 @@ class SlowGatewayError(CommandError):
 
 
 class NotDoneError(CommandError):
-    """The gateway says that it cannot do what it was asked to do; `reason` is its word."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
+    """The gateway says, in these words, that it cannot do what it was asked to do."""
 
 
 def ask(bind: HostPort | Path | None, path: str, *, method: str = "GET", **query: str) -> bytes:

@@ -656,7 +656,7 @@ def upgrade(settings: Settings, *, python: str, as_json: bool) -> None:
         with _waiting("trial", as_json=as_json):
             found = decoded(ask(bind, "/upgrade", method="POST", **query), Upgrade)
     except NotDoneError as error:
-        raise CommandError(f"no upgrade, and nothing has changed: {error.reason}") from None
+        raise CommandError(f"no upgrade, and nothing has changed: {error}") from None
     words = f"trial: version {found.version_after} can go on, by {found.python}"
     _say(words, {"step": "trial", "version": found.version_after, "python": found.python}, as_json=as_json)
     with _waiting("exec", as_json=as_json):
