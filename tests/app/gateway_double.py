@@ -51,7 +51,7 @@ class GatewayDouble(GatewayView):
     draining = catalog_stale = False
     token_problem = ""
     from_disk: float | None = None
-    domain: str | None = None
+    domain: str = "consul"
     unkept = "MESHGATE_STATE_DIR is not set"
 
     def __init__(self, *routes: Route, **known: object) -> None:

@@ -11,9 +11,14 @@ from trio.testing import MockClock
 
 from meshgate.adapters.admin.http_server import Request
 from meshgate.adapters.consul import WatchKey, WatchState
-from meshgate.adapters.consul.api import ConsulUnreachableError, HealthCheck
+from meshgate.adapters.consul.api import ConsulAddress, ConsulClient, ConsulUnreachableError, HealthCheck
+from meshgate.adapters.sd_notify import Notifier
 from meshgate.app.admin.answers import Ejection, EndpointFacts
 from meshgate.app.admin.explain_page import ExplainPage
+from meshgate.app.admin.gateway_view import GatewayView
+from meshgate.app.gateway.gateway import Gateway
+from meshgate.app.settings.settings import Settings
+from meshgate.core.catalog import Snapshot
 from meshgate.core.explain import Explanation, explain
 from meshgate.core.hello import Offer
 from meshgate.core.reasons import Alert
@@ -289,3 +294,18 @@ async def test_what_was_met_of_the_endpoints_is_told_those_that_fail_first(autoj
         *(f"web-{port} on n9: 1 stream" for port in (1, 2, 3, 4)),
         "1 more endpoint: /clusters has all",
     ]
+
+
+async def test_servers_are_known_by_the_domain_of_the_catalog_in_use_even_if_consul_has_not_answered_yet() -> None:
+    settings = Settings.load(
+        {}, environ={"MESHGATE_WORKERS": "1", "MESHGATE_ADDRESS": "127.0.0.1:1", "MESHGATE_ADMIN_BIND": "off"}
+    )
+    async with ConsulClient(ConsulAddress.from_settings({})) as client, trio.open_nursery() as nursery:
+        gateway = Gateway(settings, client, Notifier())
+        nursery.start_soon(gateway.relay.run)
+        gateway.tables.use(Snapshot("dc1", TRUST_DOMAIN, domain="mesh.example"))
+        answer = await ExplainPage(GatewayView(gateway)).of_sni(
+            Request("GET", "/explain", {"sni": "node1.server.dc2.mesh.example"}, {})
+        )
+        nursery.cancel_scope.cancel()
+    assert "Consul server node1, datacenter dc2" in answer.body.decode()

@@ -73,8 +73,7 @@ class ExplainPage:
         with trio.move_on_after(LOOKUP_SECONDS):
             await self._gateway.look_up(sni)
         # Looking for similar names among thousands takes a tenth of a second, which others should not wait for.
-        domain = self._gateway.domain
-        described = partial(explain, notes=notes) if domain is None else partial(explain, notes=notes, domain=domain)
+        described = partial(explain, notes=notes, domain=self._gateway.domain)
         explanation = await self._lane.share(
             (sni, notes), lambda: trio.to_thread.run_sync(described, self._gateway.table(), sni)
         )

@@ -25,6 +25,7 @@ from meshgate.core.outlier_detection import Address
 from meshgate.core.proxy_config import BindAddress
 from meshgate.core.routes import Endpoint, Route, RouteTable
 
+_NO_CATALOG: Final = Snapshot("", "")
 _NAMES_SECONDS: Final = 5.0  # Thousands of instances take a tenth of a second, and something changes all the time.
 
 
@@ -39,7 +40,7 @@ class GatewayView:
         self._since = gateway.since
         self._began = time.monotonic()
         self._gateway = gateway
-        self._names: tuple[float, Snapshot | None, Callers] = (float("-inf"), None, Callers(Snapshot("", "")))
+        self._names: tuple[float, Snapshot | None, Callers] = (float("-inf"), None, Callers(_NO_CATALOG))
         self.history = History()
 
     async def run(self) -> None:
@@ -117,10 +118,9 @@ class GatewayView:
         return self._gateway.watcher is not None
 
     @property
-    def domain(self) -> str | None:
-        """The agents' DNS domain, by which servers are named; None before Consul has said so."""
-        watcher = self._gateway.watcher
-        return None if watcher is None or watcher.snapshot is None else watcher.snapshot.domain
+    def domain(self) -> str:
+        """The agents' DNS domain, by which servers are named, as the catalog in use has it."""
+        return (self._gateway.tables.snapshot or _NO_CATALOG).domain
 
     def table(self) -> RouteTable:
         """The table in force; an empty one before the catalog is known."""
