@@ -15,7 +15,7 @@ import trio.testing
 from meshgate.adapters.relay import Counters, Limits, worker_process as process_module
 from meshgate.adapters.relay.messages import StatsReport
 from meshgate.adapters.relay.pool import RelayPool, _HandOver
-from meshgate.adapters.relay.worker_process import WorkerPolicy
+from meshgate.adapters.relay.worker_process import WorkerEnd, WorkerPolicy
 from meshgate.core.reasons import Reason, StreamEnd
 from meshgate.core.routes import Endpoint, RouteKind
 
@@ -182,6 +182,47 @@ async def test_bytes_never_go_back_where_a_worker_is_too_busy_to_tell_of_its_str
     counters = await heard.counters(say_half)
     assert (counters.accepted, counters.bytes_received, counters.bytes_sent) == (3, 200, 9)
     assert (counters.carried, counters.open) == ({KEY: (200, 9)}, {KEY: 1})
+
+
+async def test_bytes_go_on_from_where_they_were_after_a_worker_was_lost_with_its_streams(heard: Heard) -> None:
+    def say() -> None:
+        heard.say(0, Counters(active=2), open_received=1000, open_sent=10, open_carried={KEY: (2, 1000, 10)})
+        heard.say(1, Counters(active=1), open_received=5, open_carried={KEY: (1, 5, 0)})
+
+    def say_and_die() -> None:
+        heard.say(0, Counters(active=1), open_received=900, open_carried={KEY: (1, 900, 9)}, open_sent=9)
+        heard.relay.lost(worker, WorkerEnd.KILLED, 1, [])
+        heard.say(1, Counters(active=1), open_received=6, open_carried={KEY: (1, 6, 0)})
+
+    def say_what_is_left() -> None:
+        heard.say(1, Counters(active=1), open_received=8, open_carried={KEY: (1, 8, 0)})
+
+    worker = heard.relay._workers[0]
+    assert (await heard.counters(say)).carried == {KEY: (1005, 10)}
+    # One of the two has ended, and is not lost a second time.
+    heard.say(0, Counters(active=1, bytes_received=100, bytes_sent=1, carried={KEY: (100, 1)}))
+    assert (await heard.counters(say_and_die)).carried == {KEY: (1006, 10)}
+    worker._outbox = None
+    counters = await heard.counters(say_what_is_left)
+    assert (counters.bytes_received, counters.bytes_sent, counters.carried) == (1008, 10, {KEY: (1008, 10)})
+
+
+async def test_bytes_of_streams_that_ended_before_their_worker_was_lost_count_once(heard: Heard) -> None:
+    def say_nothing_more() -> None:
+        heard.say(1, Counters(), open_received=0)
+
+    worker = heard.relay._workers[0]
+
+    def say_all() -> None:
+        heard.say(0, Counters(active=2), open_received=1000, open_sent=10, open_carried={KEY: (2, 1000, 10)})
+        heard.say(1, Counters(), open_received=0)
+
+    assert (await heard.counters(say_all)).carried == {KEY: (1000, 10)}
+    heard.say(0, Counters(active=1, bytes_received=400, bytes_sent=4, carried={KEY: (400, 4)}))
+    heard.relay.lost(worker, WorkerEnd.KILLED, 1, [])
+    worker._outbox = None
+    counters = await heard.counters(say_nothing_more)
+    assert (counters.bytes_received, counters.bytes_sent, counters.carried) == (1000, 10, {KEY: (1000, 10)})
 
 
 async def test_totals_are_those_of_now_while_streams_go_from_one_worker_to_another(

@@ -220,6 +220,14 @@ class Counters:
         self.open = _sum(self.open, {key: streams for key, (streams, _, _) in more.items()})
         self.carried = _sum(self.carried, {key: (received, sent) for key, (_, received, sent) in more.items()})
 
+    def take_off_bytes(self, ended: "Counters") -> None:
+        """Have fewer bytes by those of streams that ended, and none below zero: they may have had more in the end."""
+        self.bytes_received = max(0, self.bytes_received - ended.bytes_received)
+        self.bytes_sent = max(0, self.bytes_sent - ended.bytes_sent)
+        for key, (received, sent) in ended.carried.items():
+            if (before := self.carried.get(key)) is not None:
+                self.carried[key] = max(0, before[0] - received), max(0, before[1] - sent)
+
     def tell_no_less(self, told: "Counters") -> None:
         """Have no fewer bytes than were told before."""
         self.bytes_received = max(self.bytes_received, told.bytes_received)

@@ -423,10 +423,8 @@ class RelayPool:
             late.add(answer.late)
         counters = self._totals.since(late)  # Streams that ended late were still open when their worker answered.
         counters.open = {} if settled else self.told.open
-        for report in (report for answer in answers for report in answer.reports):
-            counters.bytes_received += report.open_received
-            counters.bytes_sent += report.open_sent
-            counters.add_open(report.open_carried)
+        for answer in answers:
+            answer.add_open(counters)
         counters.active = self.active
         counters.of_servers = sum(worker.of_servers for worker in self._everybody)
         counters.tell_no_less(self.told)
@@ -794,6 +792,7 @@ class RelayPool:
     def lost(self, worker: WorkerProcess, cause: WorkerEnd, streams: int, records: list[bytes]) -> None:
         if worker in self._workers:
             self.restarts[cause] += 1
+        self._totals.add(worker.lose_open())
         ends = self._totals.ends
         ends[StreamEnd.WORKER_LOST] = ends.get(StreamEnd.WORKER_LOST, 0) + streams
         loss = WorkerLoss(time.time(), worker.number, cause, streams, len(records))

@@ -212,8 +212,8 @@ class Answer:
         self._room -= cost
         return self._room >= 0
 
-    def take(self, report: StatsReport) -> None:
-        """Take a report of the worker, whether it is part of this answer or not."""
+    def take(self, report: StatsReport) -> bool:
+        """Take a report of the worker, whether it is part of this answer or not. True when it completes the answer."""
         if self.complete.is_set():
             self.late.add(report.counters)
         elif report.question == self._question:
@@ -221,6 +221,15 @@ class Answer:
             if not report.more:
                 self.reports = self._parts
                 self.complete.set()
+                return True
+        return False
+
+    def add_open(self, counters: Counters) -> None:
+        """Add the streams that are open, and their bytes."""
+        for report in self.reports:
+            counters.bytes_received += report.open_received
+            counters.bytes_sent += report.open_sent
+            counters.add_open(report.open_carried)
 
 
 class Memory:
@@ -273,6 +282,7 @@ class WorkerProcess:
         self.handed = self.taken = 0
         """Relayed streams that went to other workers and came from some, ever."""
         self._settled: dict[int, bytes] = {}  # Those that live long, as `record_of` reads them.
+        self._open = Counters()  # The bytes of its open streams by its last answer, less those of streams that ended.
         self.pid = 0
         self.memory = Memory()
         self._owner = owner
@@ -310,6 +320,7 @@ class WorkerProcess:
         """It moves streams, or does so no more."""
         self._moves = moves
         self._gauges = self._gauges_told
+        self._open = Counters()  # Some of it may be another worker's.
 
     def dismiss(self) -> None:
         """Let no other process take its place when it ends."""
@@ -323,6 +334,13 @@ class WorkerProcess:
     def forget(self, stream: int) -> None:
         """Another worker has this stream."""
         self._settled.pop(stream, None)
+
+    def lose_open(self) -> Counters:
+        """Its open streams end with it: their bytes, as far as it has told of them."""
+        lost, self._open = self._open, Counters()
+        for each in self._answers.values():
+            each.late.add(lost)
+        return lost
 
     def send(self, data: bytes) -> None:
         """Send a message to the worker, if there is one that understands it; a new one is told everything anyway."""
@@ -485,6 +503,7 @@ class WorkerProcess:
     def _begin(self, process: "_Process") -> None:
         self.pid = process.child.pid
         self.memory = Memory()
+        self._open = Counters()
         self._process = process
         self._outbox, self._inbox = trio.open_memory_channel[bytes | FdMessage](_UNREAD)
         self._unsent = 0
@@ -631,8 +650,11 @@ class WorkerProcess:
             self.taken += counters.taken_over
             more = sum(counters.connections.values()) + counters.taken_over
             self.routed = max(0, self.routed + more - sum(counters.ends.values()) - counters.handed_over)
+            self._open.take_off_bytes(counters)
             for each in self._answers.values():
-                each.take(message)
+                if each.take(message):
+                    self._open = Counters()
+                    each.add_open(self._open)
 
     def _keep(self, report: StatsReport) -> None:
         """Note which streams would be lost with the worker. Packed, because there may be very many."""
