@@ -17,8 +17,10 @@ from .fleet import DRAIN_SECONDS, Gateway
 from .ledger import Disturbance
 from .stage import Stage, checks_of, until_all_known
 
-# A worker that is silent for five seconds is replaced; one that is heard again before that is not.
+# A worker that is silent for five seconds is replaced, and it speaks twice a second; one that is heard again before
+# that is not. In between both are right: it may be killed just as it goes on and has taken new streams.
 _HANG_SECONDS: Final = 5.0
+_SURELY_HEARD_SECONDS: Final = 4.0
 _SPARE_DESCRIPTORS: Final = 3
 _REPLACED_SECONDS: Final = 60.0
 
@@ -38,29 +40,26 @@ async def worker_killed(stage: Stage, datacenter: str) -> None:
 
 
 async def worker_stopped(stage: Stage, datacenter: str) -> None:
-    """SIGSTOP for 1 to 5 s, or until it is replaced for being silent that long, and then its streams end."""
+    """SIGSTOP for 1 to 4 s, or until it is replaced for being silent for longer, and then its streams end."""
     gateway = stage.gateway(datacenter)
     pid = stage.rng.choice(gateway.workers)
-    seconds = stage.rng.uniform(1, 8)
-    hangs = seconds > _HANG_SECONDS
+    seconds = stage.rng.uniform(1, 7)
+    hangs = seconds > _SURELY_HEARD_SECONDS
     if not await kernel.stop(pid):
         return
     stage.ledger.note(f"worker {pid} of {gateway.instance} stopped for {'good' if hangs else f'{seconds:.1f} s'}")
-    # It may be replaced from about five seconds on; whether it was is known when it has been resumed.
-    legs = kernel.legs_of_stopped([pid])
-    death = stage.ledger.death("hung worker replaced", legs, after=_HANG_SECONDS - 0.7)
-    disturbance = stage.ledger.disturb("hung worker replaced", f"behind {datacenter}")
-    disturbance.close()
+    if hangs:
+        legs = kernel.legs_of_stopped([pid])
+        stage.ledger.death("hung worker replaced", legs, after=_HANG_SECONDS - 0.7)
+        stage.ledger.shock("hung worker replaced", f"behind {datacenter}")
     with trio.move_on_after(_REPLACED_SECONDS if hangs else seconds):
         while kernel.alive(pid):  # noqa: ASYNC110
             await trio.sleep(0.05)
+    went_on = kernel.alive(pid)
     kernel.send(pid, signal.SIGCONT)
-    await trio.sleep(0.5)
-    if kernel.alive(pid):
-        death.legs = ()
-        stage.ledger.disturbances.remove(disturbance)
-        if hangs:
-            stage.ledger.violation(f"worker {pid} of {gateway.instance} hung and was not replaced")
+    if went_on == hangs:
+        told = "hung and was not replaced" if hangs else f"was replaced for a pause of {seconds:.1f} s"
+        stage.ledger.violation(f"worker {pid} of {gateway.instance} {told}")
     await gateway.until_workers(_REPLACED_SECONDS)
 
 
