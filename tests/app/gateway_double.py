@@ -23,6 +23,7 @@ from meshgate.app.admin.metrics import Metrics
 from meshgate.app.gateway.table_keeper import HealthHistory, Since
 from meshgate.app.gateway.upgrade import UpgradeRefusedError
 from meshgate.app.gateway.upgrade_record import Upgrade
+from meshgate.app.logs import logs
 from meshgate.app.settings.settings import Settings
 from meshgate.core.addresses import host_port
 from meshgate.core.catalog import Instance
@@ -61,6 +62,7 @@ class GatewayDouble(GatewayView):
         self.last_one: Upgrade | None = None
         self.refuses_upgrades = ""
         self.upgraded: list[str] = []
+        self.levels: list[str] = []
         self._stop: Callable[[], None] = lambda: None
         self.on_look: Callable[[], None] = lambda: None
         self.health = HealthHistory()
@@ -209,6 +211,9 @@ class GatewayDouble(GatewayView):
         assert self.last_one is not None
         self.upgraded.append(self.last_one.python)
         self.last_one.result, self.last_one.seconds = "done", 1.0
+
+    def log_level_changed(self) -> None:
+        self.levels.append(logs.level())
 
     def drain(self) -> None:
         self.drains += 1

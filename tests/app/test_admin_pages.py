@@ -163,7 +163,9 @@ async def test_a_strangers_page_cannot_drain_or_change_the_level(
     assert not gateway.draining
 
 
-async def test_the_log_level_changes_while_running_and_says_so(admin: httpx.AsyncClient, level: Any) -> None:
+async def test_the_log_level_changes_while_running_and_says_so(
+    gateway: GatewayDouble, admin: httpx.AsyncClient, level: Any
+) -> None:
     assert (await admin.get("/logging")).json() == {"level": "info"}
     for wanted, now in (("error", "error"), ("DEBUG", "debug"), ("warning", "warn"), ("trace", "trace")):
         response = await admin.post("/logging", params={"level": wanted})
@@ -171,6 +173,8 @@ async def test_the_log_level_changes_while_running_and_says_so(admin: httpx.Asyn
         assert logs.level() == now
         assert (await admin.get("/logging")).json() == {"level": now}
     assert (await admin.post("/logging")).json() == {"level": "trace"}
+    # The relay is told each time, for at level debug it tells of each stream.
+    assert gateway.levels == ["error", "debug", "warn", "trace"]
     logs.shutdown()
     entries = level()
     assert [entry["level"] for entry in entries] == ["error", "debug", "warn", "trace"]

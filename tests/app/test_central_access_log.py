@@ -10,7 +10,7 @@ import trio
 
 from meshgate.adapters.relay import StreamRecord
 from meshgate.app.gateway.stream_observer import StreamObserver
-from meshgate.app.logs.access_log import CentralAccessLog
+from meshgate.app.logs.access_log import AccessLog, CentralAccessLog
 from meshgate.app.settings.settings import Settings
 
 from .stream_records import RECORD, REFUSED
@@ -27,7 +27,11 @@ class Followed:
         environ.setdefault("MESHGATE_ACCESS_LOG_DIR", str(below))
         self.wanted: list[bool] = []
         self.observer = StreamObserver(None)
-        self.log = CentralAccessLog(settings_of(**environ), self.observer.use, self.wanted.append)
+        self.log = CentralAccessLog(settings_of(**environ), self.use)
+
+    def use(self, access: AccessLog | None) -> None:
+        self.wanted.append(access is not None)
+        self.observer.use(access)
 
     def write(self, *records: StreamRecord) -> None:
         for record in records:

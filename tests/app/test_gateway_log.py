@@ -8,6 +8,7 @@ from trio.testing import MockClock
 
 from meshgate.app.gateway.stream_observer import BURST, KEPT, StreamObserver
 from meshgate.app.gateway.table_keeper import tell_ready
+from meshgate.app.logs import logs
 from meshgate.core.catalog import Remote, Snapshot
 from meshgate.core.reasons import StreamEnd
 from meshgate.core.routes import RouteTable
@@ -44,6 +45,26 @@ async def test_strangers_cannot_fill_the_log_and_what_was_left_out_is_said(autoj
     assert [entry["sni"] for entry in logs] == ["no.such"] * BURST + ["later", "last"]
     assert [entry.get("left_out") for entry in logs[-3:]] == [None, 10, None]
     assert len(observer.recent) == BURST + 12
+
+
+def test_at_level_debug_there_is_a_line_for_each_stream_and_none_above_it() -> None:
+    observer = StreamObserver(None)
+    before = logs.level()
+    try:
+        with capture_logs() as lines:
+            for level, wanted in (("info", False), ("debug", True), ("trace", True), ("warn", False)):
+                logs.set_level(level)
+                assert observer.wants_records is wanted
+                observer.on_ended(replace(RECORD, end=StreamEnd.CLOSED))
+                # Told by `on_refused`.
+                observer.on_ended(REFUSED)
+    finally:
+        logs.set_level(before)
+    assert [(line["event"], line["log_level"], line["end"], line["client"]) for line in lines] == [
+        ("stream ended", "debug", "closed", RECORD.client)
+    ] * 2
+    assert (lines[0]["sni"], lines[0]["endpoint"], lines[0]["bytes_sent"]) == (RECORD.sni, RECORD.endpoint, 20)
+    assert not observer.has_access_log
 
 
 def test_ends_that_a_client_can_cause_push_no_other_ends_out() -> None:

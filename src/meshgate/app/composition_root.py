@@ -125,8 +125,13 @@ class Telemetry:
     def __init__(self, view: GatewayView, gateway: Gateway) -> None:
         self.metrics = Metrics(view, lambda: self.statsd.dropped)
         self.statsd = StatsdExport(self.metrics.families)
-        self._access_log = CentralAccessLog(gateway.settings, gateway.observer.use, gateway.relay.want_records)
+        self._access_log = CentralAccessLog(gateway.settings, self._use)
+        self._gateway = gateway
         gateway.registration.on_registration = self._follow
+
+    def _use(self, access: AccessLog | None) -> None:
+        self._gateway.observer.use(access)
+        self._gateway.relay.want_records(self._gateway.observer.wants_records)
 
     def _follow(self, registration: OwnRegistration) -> None:
         self._access_log.follow(registration.access_logs)

@@ -209,6 +209,7 @@ class _Pages:
             logs.set_level(min(before, level, key=LOG_LEVELS.index))
             log.info("log level changed by the admin address", level=level, before=before, peer=request.peer)
             logs.set_level(level)
+            self._gateway.log_level_changed()
         return self.logging(request)
 
     async def openapi(self, _request: Request) -> Response:

@@ -223,7 +223,7 @@ class GatewayView:
         """Access log lines that were not written; None where no access log was ever wanted."""
         observer, untold = self._gateway.observer, self._gateway.relay.untold
         dropped = observer.dropped + untold
-        return dropped if dropped or observer.wants_records else None
+        return dropped if dropped or observer.has_access_log else None
 
     # --- what asks Consul, and what changes something ---
 
@@ -276,6 +276,10 @@ class GatewayView:
             ConsulError: Consul does not tell.
         """
         return (await self._gateway.client.agent_self()).max_connections
+
+    def log_level_changed(self) -> None:
+        """Have the relay tell of each stream at level debug, and no longer above it."""
+        self._gateway.relay.want_records(self._gateway.observer.wants_records)
 
     def drain(self) -> None:
         """Begin to stop; idempotent."""

@@ -432,6 +432,7 @@ class Gateway:
         self.registration.use(settings)
         if {"MESHGATE_LOG_LEVEL", "MESHGATE_LOG_JSON"}.intersection(reload.taken):
             logs.configure(settings.log_level, json=settings.log_json)
+            self.relay.want_records(self.observer.wants_records)
         self.settings = settings
         self._policy.memory = settings.worker_memory
         self.tables.use_settings(settings)

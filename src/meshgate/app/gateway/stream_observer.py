@@ -1,7 +1,8 @@
-"""Where the ends of streams go: refusals to the log, all of them to the access log, and some are kept for a while.
+"""Where the ends of streams go: refusals to the log, all to the access log, and some are kept for a while.
 
 Each refusal is counted in the metrics; the log gets at most `BURST` lines at once and `PER_SECOND` after that, so that
-strangers cannot fill the disk. How many were left out is said with the next line.
+strangers cannot fill the disk. How many were left out is said with the next line. At level debug the log has a line for
+each stream that was carried, too.
 
 What is kept is what somebody asks about later: refusals, and streams that did not end in order. There are KEPT of each
 end at most, so that ends that a client can cause at will do not push the others out.
@@ -17,6 +18,7 @@ import structlog
 import trio
 
 from meshgate.adapters.relay import Refused, StreamRecord
+from meshgate.app.logs import logs
 from meshgate.app.logs.access_log import AccessLog
 from meshgate.core.reasons import Reason, StreamEnd
 from meshgate.core.token_bucket import TokenBucket
@@ -31,8 +33,8 @@ PER_SECOND: Final = 5.0
 class StreamObserver:
     """Passes on what the relay tells. `recent` has the last refusals, each with the Unix time at which it was told.
 
-    Without an access log the relay is spared the records of streams that end in order. `why_unroutable` says why a
-    lower-case name has no route although somebody in Consul wants it to; "" if nobody does.
+    Without an access log, and above level debug, the relay is spared the records of streams that end in order.
+    `why_unroutable` says why a lower-case name has no route although somebody in Consul wants it to; "" if nobody does.
     """
 
     def __init__(self, access: AccessLog | None, why_unroutable: Callable[[str], str] = lambda _: "") -> None:
@@ -56,8 +58,12 @@ class StreamObserver:
         return self._access is None or self._access.flush(timeout)
 
     @property
-    def wants_records(self) -> bool:
+    def has_access_log(self) -> bool:
         return self._access is not None
+
+    @property
+    def wants_records(self) -> bool:
+        return self._access is not None or logs.debugging()
 
     @property
     def dropped(self) -> int:
@@ -95,6 +101,17 @@ class StreamObserver:
     def on_ended(self, record: StreamRecord) -> None:
         if self._access is not None:
             self._access.write(record)
+        if record.reason is None and logs.debugging():
+            log.debug(
+                "stream ended",
+                end=record.end.value,
+                sni=record.sni,
+                client=record.client,
+                endpoint=record.endpoint,
+                seconds=round(record.duration, 3),
+                bytes_received=record.bytes_received,
+                bytes_sent=record.bytes_sent,
+            )
         # Whoever was refused is known by `on_refused`, shed ones included.
         if record.end is not StreamEnd.CLOSED and record.reason is None:
             self._ended[record.end].append(replace(record, alpn=()))

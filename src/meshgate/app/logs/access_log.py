@@ -229,26 +229,20 @@ def _open_below(folder: Path, path: str) -> int:
 class CentralAccessLog:
     """Follows `AccessLogs` of the registration, unless the settings have an access log, or `off`, themselves.
 
-    `use` gets the log to write to from now on, None for none; `want_records` tells the relay whether anybody reads
-    records.
+    `use` gets the log to write to from now on, None for none.
     """
 
-    def __init__(
-        self, settings: Settings, use: Callable[[AccessLog | None], None], want_records: Callable[[bool], None]
-    ) -> None:
+    def __init__(self, settings: Settings, use: Callable[[AccessLog | None], None]) -> None:
         self._ours = settings.origin("MESHGATE_ACCESS_LOG") is not Origin.DEFAULT
         self._folder = settings.access_log_dir.absolute() if settings.access_log_dir else None
         self._use = use
-        self._want_records = want_records
         self._followed: Mapping[str, Any] = {}
 
     def follow(self, asked: Mapping[str, Any]) -> None:
         if self._ours or asked == self._followed:
             return
         self._followed = asked
-        access = _opened(asked, self._folder) if boolean(asked.get("Enabled")) else None
-        self._use(access)
-        self._want_records(access is not None)
+        self._use(_opened(asked, self._folder) if boolean(asked.get("Enabled")) else None)
 
 
 def _opened(asked: Mapping[str, Any], folder: Path | None) -> AccessLog | None:

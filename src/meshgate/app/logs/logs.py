@@ -89,6 +89,10 @@ def level() -> str:
     return next(name for name, number in _LEVELS.items() if number == _state.threshold)
 
 
+def debugging() -> bool:
+    return _state.threshold <= _LEVELS["debug"]
+
+
 def dropped() -> int:
     """Lines that could not be written since `configure`, and by the version before."""
     return _state.dropped_before + (_state.writer.dropped if _state.writer else 0)
