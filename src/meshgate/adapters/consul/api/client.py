@@ -197,14 +197,11 @@ class ConsulClient:
         self, service: str, cursor: Cursor = NOW, *, datacenter: str = "", kind: str = ""
     ) -> Page[Instances]:
         """The instances that have this very name, of one kind only where `kind` is given."""
-        request = CONSUL.health.service(segment(service), dc=datacenter)
         # Sorted by distance, Consul (1.10 and later) does not answer from a stream of events. Where such a stream to
         # another datacenter cannot be made, it would neither answer nor fail.
-        near = "_agent" if datacenter else ""
-        needs = Rule("service", service)
-        page = await self._page(
-            request, records.decode_instances, needs, cursor, filter=_equals("Service.Kind", kind), near=near
-        )
+        request = CONSUL.health.service(segment(service), dc=datacenter, near="_agent" if datacenter else "")
+        needs, chosen = Rule("service", service), _equals("Service.Kind", kind)
+        page = await self._page(request, records.decode_instances, needs, cursor, filter=chosen)
         return replace(page, value=tuple(instance for instance in page.value if not kind or instance.kind == kind))
 
     async def own_instances(self, service: str, service_id: str, cursor: Cursor = NOW) -> Page[tuple[OwnInstance, ...]]:
@@ -403,9 +400,8 @@ class ConsulClient:
         if (await self._read(request, records.decode_intention_check, needs)).value:
             return Intention.ALLOW
         # An intention with permissions counts as denied there: what it allows depends on the request.
-        by_request = (
-            await self._read(CONSUL.connect.intentions.match(destination), records.decode_intention_match, needs)
-        ).value
+        request = CONSUL.connect.intentions.list_match("destination", destination)
+        by_request = (await self._read(request, records.decode_intention_match, needs)).value
         return Intention.PERMISSIONS if by_request.get(source, by_request.get("*")) else Intention.DENY
 
     # --- namespaces, partitions (Enterprise) and peerings -------------------------------------------------------------

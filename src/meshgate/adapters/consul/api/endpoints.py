@@ -1,8 +1,8 @@
 """The requests of Consul's HTTP API as python-consul2 knows them, and those that it lacks in the same shape.
 
 A method of python-consul2's endpoint groups returns whatever its HTTP client returns. Ours does no I/O: it returns the
-`Request` that the method stands for, which `client` then sends with what python-consul2 has no parameter for (an index
-to wait for, a filter, another partition) and decodes into records.
+`Request` that the method stands for, which `client` then sends with what all requests have in common and python-consul2
+has no parameters for, or only here and there (an index to wait for, a filter, a partition), and decodes into records.
 
 A name goes into a path by `segment` only.
 """
@@ -77,7 +77,7 @@ class Consul(base.Consul):
         self.agent = Agent(self)
         self.catalog = base.Consul.Catalog(self)
         self.config = base.Consul.Config(self)
-        self.connect = Connect(self)
+        self.connect = base.Consul.Connect(self)
         self.discovery_chain = DiscoveryChain(self)
         self.health = Health(self)
         self.status = base.Consul.Status(self)
@@ -136,20 +136,6 @@ class AgentConnect(base.Consul.Agent.Connect):
         return replace(request, path=f"/v1{request.path}")
 
 
-class Connect(base.Consul.Connect):
-    def __init__(self, agent: base.Consul) -> None:
-        super().__init__(agent)
-        self.intentions = Intentions(agent)
-
-
-class Intentions(_Group):
-    def check(self, source: str, destination: str) -> Request:
-        return self._get("/v1/connect/intentions/check", source=source, destination=destination)
-
-    def match(self, destination: str) -> Request:
-        return self._get("/v1/connect/intentions/match", by="destination", name=destination)
-
-
 class DiscoveryChain(_Group, base.Consul.DiscoveryChain):
     """python-consul2 has the group without a method, and warns when it is made."""
 
@@ -193,6 +179,7 @@ class Peerings(Listing):
 
     def options(self) -> Request:
         """It is answered 404 by versions that lack peerings; needs no right, and leaves no line in Consul's log."""
+        # An HTTP client of python-consul2 has no such method.
         return Request("OPTIONS", "/v1/peerings")
 
 
