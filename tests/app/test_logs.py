@@ -6,12 +6,17 @@ import subprocess
 import sys
 import tempfile
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
 import structlog
 
+from meshgate.adapters.consul.api import ConsulAddress, ConsulClient
+from meshgate.adapters.sd_notify import Notifier
+from meshgate.app.gateway.gateway import Gateway
 from meshgate.app.logs import logs
+from meshgate.app.settings.settings import Settings
 
 STAMP = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"
 log = structlog.get_logger(module="meshgate.consul")
@@ -109,6 +114,17 @@ def test_the_level_can_change_while_running(output: Any) -> None:
     assert [line.partition("consul: ")[2] for line in lines()] == ["two: watch=services"]
 
 
+def test_the_form_can_change_while_running(output: Any) -> None:
+    lines = output()
+    log.info("text")
+    logs.set_json(json=True)
+    log.info("json")
+    logging.getLogger("library").warning("json, too")
+    text, *rest = lines()
+    assert text.endswith("meshgate.consul: text")
+    assert [json.loads(line)["@message"] for line in rest] == ["json", "json, too"]
+
+
 def test_an_unknown_level_is_refused(output: Any) -> None:
     output()
     with pytest.raises(ValueError, match="trace, debug, info, warn, error"):
@@ -195,6 +211,31 @@ def test_the_loss_of_lines_is_logged(output: Any) -> None:
     os.set_blocking(reading, True)
     data = b""
     while b"[WARN]  meshgate.log: log lines were dropped: count=" not in data:
+        data += os.read(reading, 1 << 20)
+    logs.shutdown()
+    os.close(reading)
+    os.close(writing)
+
+
+async def test_the_count_of_lost_lines_never_goes_back(output: Any, tmp_path: Path) -> None:
+    """Prometheus takes a counter that goes back for one that began anew, and counts what it lost twice."""
+    file = tmp_path / "env"
+    file.write_text("")
+    settings = Settings.load({}, environ={"MESHGATE_ENV_FILE": str(file), "MESHGATE_WORKERS": "1"})
+    reading, writing = os.pipe()
+    output()
+    async with ConsulClient(ConsulAddress.from_settings({})) as client:
+        gateway = Gateway(settings, client, Notifier())
+        logs.configure(fd=writing, limit=1)
+        for _ in range(5):
+            log.info("x" * (1 << 17))
+        lost = logs.dropped()
+        file.write_text("MESHGATE_LOG_LEVEL=debug\nMESHGATE_LOG_JSON=true\n")
+        gateway._reload()
+    assert 0 < lost <= logs.dropped()
+    assert logs.level() == "debug"
+    data = b""
+    while b'"@message":"log lines were dropped"' not in data:
         data += os.read(reading, 1 << 20)
     logs.shutdown()
     os.close(reading)

@@ -430,8 +430,9 @@ class Gateway:
             raise ConfigError(f"MESHGATE_SANDBOX is require: {'; '.join(missing)}")
         self.client.token.replace(ConsulAddress.from_settings(settings.consul).token)
         self.registration.use(settings)
-        if {"MESHGATE_LOG_LEVEL", "MESHGATE_LOG_JSON"}.intersection(reload.taken):
-            logs.configure(settings.log_level, json=settings.log_json)
+        logs.set_json(json=settings.log_json)
+        if "MESHGATE_LOG_LEVEL" in reload.taken:
+            logs.set_level(settings.log_level)
             self.relay.want_records(self.observer.wants_records)
         self.settings = settings
         self._policy.memory = settings.worker_memory

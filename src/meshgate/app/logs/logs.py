@@ -14,7 +14,7 @@ import logging
 import traceback
 from collections.abc import Mapping, MutableMapping
 from datetime import UTC, datetime
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import structlog
 
@@ -28,15 +28,12 @@ _SYNONYMS: Final = {"warning": "warn", "exception": "error", "critical": "error"
 _DEFAULT_MODULE: Final = "meshgate"
 
 
-class _Formatter(Protocol):
-    def __call__(self, when: datetime, level: str, module: str, message: str, values: Mapping[str, Any]) -> str: ...
-
-
 class _State:
     """What all loggers of the process share."""
 
     dropped_before: int = 0
     threshold: int = _LEVELS["info"]
+    json: bool = False
     writer: LogWriter | None = None
 
 
@@ -44,7 +41,7 @@ _state = _State()
 
 
 def configure(level: str = "info", *, json: bool = False, fd: int = 2, limit: int = QUEUE_LINES) -> None:
-    """Send all logs of the process to the descriptor `fd`. May be called again; lines so far are written first.
+    """Send all logs of the process to the descriptor `fd`. `set_level` and `set_json` change the rest later.
 
     Args:
         level: one of LOG_LEVELS; libraries' own records and Python's warnings come from `warn` upwards regardless.
@@ -53,24 +50,24 @@ def configure(level: str = "info", *, json: bool = False, fd: int = 2, limit: in
         limit: lines that may wait for a slow reader before they are dropped.
     """
     shutdown()
-    formatter: _Formatter = _json_line if json else _text_line
-
-    def report(dropped: int) -> str:
-        return formatter(datetime.now(UTC), "warn", "meshgate.log", "log lines were dropped", {"count": dropped})
-
-    writer = LogWriter(fd, report, limit=limit)
-    _state.writer = writer
+    set_json(json=json)
+    _state.writer = writer = LogWriter(fd, _lost, limit=limit)
+    output = _Output(writer)
     structlog.configure(
-        processors=[_judge, structlog.processors.format_exc_info, _Renderer(formatter)],
+        processors=[_judge, structlog.processors.format_exc_info, _render],
         wrapper_class=structlog.BoundLogger,
         context_class=dict,
-        logger_factory=lambda *_: _Output(writer),
+        logger_factory=lambda *_: output,
         cache_logger_on_first_use=False,
     )
-    handler = _StandardHandler(writer, formatter)
-    logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+    logging.basicConfig(handlers=[_StandardHandler(writer)], level=logging.WARNING, force=True)
     logging.captureWarnings(capture=True)
     set_level(level)
+
+
+def set_json(*, json: bool) -> None:
+    """Write JSON lines, or text, from now on."""
+    _state.json = json
 
 
 def set_level(level: str) -> None:
@@ -135,24 +132,21 @@ def _judge(_: object, method: str, event: MutableMapping[str, Any]) -> MutableMa
     return event
 
 
-class _Renderer:
-    def __init__(self, formatter: _Formatter) -> None:
-        self._formatter = formatter
+def _render(_: object, method: str, event: MutableMapping[str, Any]) -> str:
+    module, message = event.pop("module", _DEFAULT_MODULE), event.pop("event", "")
+    return _line(datetime.now(UTC), _SYNONYMS.get(method, method), str(module), str(message), event)
 
-    def __call__(self, _: object, method: str, event: MutableMapping[str, Any]) -> str:
-        module = event.pop("module", _DEFAULT_MODULE)
-        message = event.pop("event", "")
-        level = _SYNONYMS.get(method, method)
-        return self._formatter(datetime.now(UTC), level, str(module), str(message), event)
+
+def _lost(count: int) -> str:
+    return _line(datetime.now(UTC), "warn", "meshgate.log", "log lines were dropped", {"count": count})
 
 
 class _StandardHandler(logging.Handler):
     """Records of the standard library's logging, in the same form."""
 
-    def __init__(self, writer: LogWriter, formatter: _Formatter) -> None:
+    def __init__(self, writer: LogWriter) -> None:
         super().__init__()
         self._writer = writer
-        self._formatter = formatter
 
     def emit(self, record: logging.LogRecord) -> None:
         values: dict[str, Any] = {}
@@ -164,7 +158,12 @@ class _StandardHandler(logging.Handler):
             message, values["error"] = str(record.msg), error
         name = next((name for name, number in reversed(_LEVELS.items()) if record.levelno >= number), "trace")
         when = datetime.fromtimestamp(record.created, UTC)
-        self._writer.write(self._formatter(when, name, record.name, message, values))
+        self._writer.write(_line(when, name, record.name, message, values))
+
+
+def _line(when: datetime, level: str, module: str, message: str, values: Mapping[str, Any]) -> str:
+    form = _json_line if _state.json else _text_line
+    return form(when, level, module, message, values)
 
 
 def _text_line(when: datetime, level: str, module: str, message: str, values: Mapping[str, Any]) -> str:
