@@ -14,7 +14,7 @@ from meshgate.adapters.admin.http_server import AdminServer
 from meshgate.adapters.consul import WatchState
 from meshgate.adapters.consul.api import HealthCheck
 from meshgate.adapters.relay import Counters, Limits, OpenStream, Refused, StreamRecord
-from meshgate.adapters.relay.pool import WorkerLoss
+from meshgate.adapters.relay.pool import OpenStreams, WorkerLoss
 from meshgate.app.admin.admin_pages import admin_routes
 from meshgate.app.admin.answers import Ejection, EndpointFacts
 from meshgate.app.admin.gateway_view import GatewayView
@@ -69,6 +69,7 @@ class GatewayDouble(GatewayView):
         self.in_force = table_of()
         self.numbers = Counters()
         self.streams: list[OpenStream] = []
+        self.silent: list[int] = []
         self.wrong: list[str] = []
         self.recent: list[tuple[float, Refused]] = []
         self.history = History()
@@ -146,10 +147,10 @@ class GatewayDouble(GatewayView):
         self.on_look()
         return self.numbers.copy()
 
-    async def connections(self) -> list[OpenStream]:
+    async def connections(self) -> OpenStreams:
         await trio.lowlevel.checkpoint()
         self.listed += 1
-        return self.streams
+        return OpenStreams(self.streams, self.silent)
 
     def recent_refusals(self) -> list[tuple[float, Refused]]:
         return self.recent[::-1]

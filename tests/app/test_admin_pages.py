@@ -15,6 +15,7 @@ from meshgate import __version__
 from meshgate.adapters.admin.http_server import AdminServer, Request, Response
 from meshgate.adapters.consul import WatchKey, WatchState
 from meshgate.adapters.relay.counters import OpenStream
+from meshgate.adapters.relay.pool import OpenStreams
 from meshgate.app.admin import answers, explain_page
 from meshgate.app.admin.admin_pages import admin_routes
 from meshgate.app.admin.metrics import Metrics
@@ -106,6 +107,17 @@ async def test_connections_have_the_contracts_shape(admin: httpx.AsyncClient) ->
     assert list(hello) == list(relaying)
     assert (hello["sni"], hello["route"], hello["endpoint"], hello["state"]) == (None, None, None, "hello")
     assert refused["sni"] == "a\\udcff"
+
+
+async def test_connections_name_the_workers_whose_streams_are_missing(
+    gateway: GatewayDouble, admin: httpx.AsyncClient
+) -> None:
+    assert answers.WORKERS_SILENT not in (await admin.get("/connections")).headers
+    gateway.silent = [0, 2]
+    response = await admin.get("/connections")
+    assert (response.headers[answers.WORKERS_SILENT], len(response.json())) == ("0,2", len(STREAMS))
+    documented = (await admin.get("/openapi.json")).json()["paths"]["/connections"]["get"]["responses"]["200"]
+    assert list(documented["headers"]) == [answers.WORKERS_SILENT]
 
 
 async def test_thousands_of_connections_are_all_listed(gateway: GatewayDouble, admin: httpx.AsyncClient) -> None:
@@ -272,7 +284,7 @@ class CountingGateway(GatewayDouble):
         self.looks += 1
         return super().problems()
 
-    async def connections(self) -> list[OpenStream]:
+    async def connections(self) -> OpenStreams:
         self.looks += 1
         return await super().connections()
 

@@ -12,7 +12,7 @@ import pytest
 
 from meshgate.adapters.admin.http_server import json_response
 from meshgate.adapters.relay import OpenStream
-from meshgate.adapters.relay.pool import WorkerLoss
+from meshgate.adapters.relay.pool import OpenStreams, WorkerLoss
 from meshgate.adapters.relay.worker_process import WorkerEnd
 from meshgate.app.cli import output
 from meshgate.app.cli.gateway_commands import RatedStream
@@ -43,11 +43,12 @@ SECOND = [
 class Moving(GatewayDouble):
     """Its streams are FIRST for the first look and SECOND for the next; then they only grow older."""
 
-    async def connections(self) -> list[OpenStream]:
-        await super().connections()
-        if self.listed == 1:
-            return FIRST
-        return [replace(each, age=each.age + 2 * (self.listed - 2)) for each in SECOND]
+    async def connections(self) -> OpenStreams:
+        if self.listed == 0:
+            self.streams = FIRST
+        else:
+            self.streams = [replace(each, age=each.age + 2 * (self.listed - 1)) for each in SECOND]
+        return await super().connections()
 
 
 pytestmark = pytest.mark.usefixtures("clean_place")
@@ -166,6 +167,13 @@ def test_a_limit_says_what_it_leaves_out(capsys: pytest.CaptureFixture[str]) -> 
     assert len(out.splitlines()) == 3
     assert err == "4 open streams, the first 2 of them:\n"
     assert len(clients("--limit=0", capsys=capsys)) == 4
+
+
+@pytest.mark.parametrize("form", [[], ["--json"]], ids=repr)
+def test_workers_that_do_not_tell_their_streams_are_named(form: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with Moving(silent=[1, 3]).serving() as address:
+        assert execute(["connections", *form, f"--admin-bind={address}"]) == 0
+    assert capsys.readouterr().err == "not listed, as they do not tell: the streams of relay worker 1, 3\n"
 
 
 def test_no_stream_is_said_on_the_side(capsys: pytest.CaptureFixture[str]) -> None:

@@ -35,7 +35,12 @@ class NotDoneError(CommandError):
 
 
 def ask(bind: HostPort | Path | None, path: str, *, method: str = "GET", **query: str) -> bytes:
-    """The body of the answer to a request.
+    """The body of the answer; as `response_to`."""
+    return response_to(bind, path, method=method, **query).content
+
+
+def response_to(bind: HostPort | Path | None, path: str, *, method: str = "GET", **query: str) -> httpx.Response:
+    """The answer to a request.
 
     `bind` is the gateway's `admin_bind`; of an address that stands for all, the loopback one is asked.
 
@@ -70,7 +75,7 @@ def ask(bind: HostPort | Path | None, path: str, *, method: str = "GET", **query
         raise NotDoneError(said)
     if response.status_code != httpx.codes.OK:
         raise CommandError(f"the admin address {where} answered {response.status_code}{said and f': {said}'}")
-    return response.content
+    return response
 
 
 def decoded(body: bytes, shape: type[Answer]) -> Answer:

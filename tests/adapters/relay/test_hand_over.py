@@ -434,11 +434,11 @@ async def test_replaced_worker_hands_its_streams_over_and_ends() -> None:
     async with backend(echo) as port, pool_of({WEB: [endpoint(port)]}, workers=1) as pool:
         clients = [await pool.call() for _ in range(100)]
         (old,) = pool.relay.workers
-        ids = {stream.id for stream in await pool.relay.connections()}
+        ids = {stream.id for stream in (await pool.relay.connections()).listed}
         moved = await pool.relay.replace(0)
         assert (moved.streams, moved.left, moved.why) == (100, 0, "")
         await until_gone(pool, old)
-        assert {stream.id for stream in await pool.relay.connections()} == ids
+        assert {stream.id for stream in (await pool.relay.connections()).listed} == ids
         assert await broken(clients) == 0
         counters = await pool.relay.counters()
         assert (counters.active, counters.accepted) == (100, 100)
@@ -573,7 +573,7 @@ async def test_stream_keeps_a_route_that_is_gone() -> None:
             pool.relay.install(table_of({}))
             await pool.relay.replace(0)
             assert await broken([client]) == 0
-            (stream,) = await pool.relay.connections()
+            (stream,) = (await pool.relay.connections()).listed
             assert (stream.route, stream.endpoint) == (WEB, f"127.0.0.1:{port}")
             assert (await pool.relay.counters()).open == {(RouteKind.SERVICE, "web"): 1}
         await until_none(pool)
@@ -625,7 +625,7 @@ async def test_pool_grows_and_shrinks_and_no_stream_notices() -> None:
         await pool.relay.resize(2)
         await pool.relay.resize(1)
         await until_gone_all(pool, 1)
-        assert {stream.worker for stream in await pool.relay.connections()} == {0}
+        assert {stream.worker for stream in (await pool.relay.connections()).listed} == {0}
         assert await broken(clients) == 0
         counters = await pool.relay.counters()
         assert (counters.active, counters.accepted, counters.ends) == (60, 60, {})
@@ -637,7 +637,7 @@ async def test_worker_with_most_of_the_streams_shares_them_and_goes_on() -> None
     policy = WorkerPolicy()
     async with backend(echo) as port, pool_of({WEB: [endpoint(port)]}, workers=1, policy=policy) as pool:
         clients = [await pool.call() for _ in range(60)]
-        ids = {stream.id for stream in await pool.relay.connections()}
+        ids = {stream.id for stream in (await pool.relay.connections()).listed}
         await pool.relay.resize(3)
         before = pool.relay.workers
         policy.look = 0.05
@@ -647,7 +647,7 @@ async def test_worker_with_most_of_the_streams_shares_them_and_goes_on() -> None
                 await trio.sleep(0.02)
         assert [(entry["worker"], entry["streams"]) for entry in logs] == [(0, 40)]
         assert pool.relay.workers == before
-        assert {stream.id for stream in await pool.relay.connections()} == ids
+        assert {stream.id for stream in (await pool.relay.connections()).listed} == ids
         assert await broken(clients) == 0
         for worker in pool.relay._workers[1:]:
             worker.send(encode(StopListening()))

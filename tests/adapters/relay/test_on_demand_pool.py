@@ -75,7 +75,7 @@ async def until_connecting(pool: Pool, count: int) -> set[int]:
     """Wait until so many streams wait, and all of them do; the workers that have them, whose questions are heard."""
     with trio.fail_after(20):
         while True:
-            streams = await pool.relay.connections()
+            streams = (await pool.relay.connections()).listed
             workers = {stream.worker for stream in streams}
             # That a worker's streams wait may be heard before its question is.
             asked = {worker.number for waiting in pool.relay._asked.values() for worker, _ in waiting}

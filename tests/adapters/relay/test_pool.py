@@ -93,7 +93,7 @@ async def test_streams_of_all_workers_are_carried_counted_and_listed() -> None:
         assert counters.active == 30
         assert counters.connections == {("service", "web"): 30}
         assert counters.bytes_received == counters.bytes_sent == 30 * len(HELLO)
-        streams = await pool.relay.connections()
+        streams = (await pool.relay.connections()).listed
         assert len(streams) == 30
         assert {(stream.state, stream.sni, stream.endpoint) for stream in streams} == {
             ("relaying", WEB, f"127.0.0.1:{port}")
@@ -281,7 +281,7 @@ async def test_new_tables_reach_every_worker_as_changes() -> None:
 async def test_worker_that_is_killed_takes_only_its_own_streams_and_is_replaced() -> None:
     async with backend(echo) as port, pool_of({WEB: [endpoint(port)]}) as pool:
         clients = [await pool.call() for _ in range(40)]
-        by_worker = Counter(stream.worker for stream in await pool.relay.connections())
+        by_worker = Counter(stream.worker for stream in (await pool.relay.connections()).listed)
         victim = by_worker.most_common(1)[0][0]
         pid = pool.relay._workers[victim].pid
         os.kill(pid, signal.SIGKILL)
@@ -326,6 +326,32 @@ async def test_worker_that_hangs_is_killed_and_replaced() -> None:
         policy.silent = 60.0
         await pool.until_workers(1)
         await (await pool.call()).aclose()
+
+
+async def test_worker_whose_streams_are_not_listed_is_named() -> None:
+    policy = WorkerPolicy(silent=60.0)
+    async with backend(echo) as port, pool_of({WEB: [endpoint(port)]}, policy=policy) as pool:
+        clients = [await pool.call() for _ in range(30)]
+        streams, silent = await pool.relay.connections()
+        assert (len(streams), silent) == (len(clients), [])
+        stopped = pool.relay.workers[1]
+        os.kill(stopped, signal.SIGSTOP)
+        try:
+            policy.silent = 2.0
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(set_soon, policy, 60.0)
+                streams, silent = await pool.relay.connections()
+            assert ({stream.worker for stream in streams} - {0}, silent) == (set(), [1])
+        finally:
+            os.kill(stopped, signal.SIGCONT)
+        for client in clients:
+            await client.aclose()
+
+
+async def set_soon(policy: WorkerPolicy, silent: float) -> None:
+    """For what begins from now on: a worker that is silent for so long is killed."""
+    await trio.sleep(0.1)
+    policy.silent = silent
 
 
 async def test_worker_that_cannot_be_started_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:

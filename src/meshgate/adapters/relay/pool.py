@@ -127,14 +127,25 @@ class Moved(NamedTuple):
     why: str
 
 
+class OpenStreams(NamedTuple):
+    """The streams open now; and the workers, by their numbers, that have not told theirs.
+
+    Those answer late, or are of another version, which cannot be asked.
+    """
+
+    listed: list[OpenStream]
+    silent: list[int]
+
+
 class _Asked(NamedTuple):
     """The answers of those workers that gave one in time; `settled`: no stream went between two workers meanwhile.
 
-    `Answer.late` is right until the next checkpoint: after that more may be told.
+    `Answer.late` is right until the next checkpoint: after that more may be told. `silent` have not answered.
     """
 
     answers: list[Answer]
     settled: bool
+    silent: list[int]
 
 
 class _HandOver:
@@ -415,7 +426,7 @@ class RelayPool:
         What open streams have is as it was before while streams go from one worker to another, which takes a second.
         Bytes never go back, also where a worker is too busy to tell of its open streams, or was lost with them.
         """
-        answers, settled = await self._ask(streams=False)
+        answers, settled, _ = await self._ask(streams=False)
         if not settled:
             answers = []  # A stream would count twice, or not at all.
         late = Counters()
@@ -431,10 +442,11 @@ class RelayPool:
         self.told = counters
         return counters
 
-    async def connections(self) -> list[OpenStream]:
-        """The streams open now."""
-        reports = (report for answer in (await self._ask(streams=True)).answers for report in answer.reports)
-        return [*{stream.id: stream for report in reports for stream in report.streams}.values()]
+    async def connections(self) -> OpenStreams:
+        asked = await self._ask(streams=True)
+        reports = (report for answer in asked.answers for report in answer.reports)
+        listed = {stream.id: stream for report in reports for stream in report.streams}
+        return OpenStreams([*listed.values()], asked.silent)
 
     async def run(self) -> None:
         """Keep the workers running until cancelled; their streams are then cut."""
@@ -853,13 +865,16 @@ class RelayPool:
         with trio.move_on_after(self._policy.answer):
             while self._hand_over is not None:
                 await self._hand_over.over.wait()
-        before = self._hand_overs
+        before, asked = self._hand_overs, self._everybody
         # A list may be long, and is sent in parts between what else there is to do.
         with ExitStack() as questions, trio.move_on_after(self._policy.silent if streams else self._policy.answer):
-            answers = [questions.enter_context(worker.question(streams=streams)) for worker in self._everybody]
+            answers = [questions.enter_context(worker.question(streams=streams)) for worker in asked]
             for answer in answers:
                 await answer.complete.wait()
-        return _Asked([it for it in answers if it.reports], self._hand_over is None and self._hand_overs == before)
+        # One without a process has no streams to tell.
+        silent = {it.number for it, answer in zip(asked, answers, strict=True) if it.pid and not answer.reports}
+        settled = self._hand_over is None and self._hand_overs == before
+        return _Asked([it for it in answers if it.reports], settled, sorted(silent))
 
     @property
     def _everybody(self) -> list[WorkerProcess]:

@@ -6,7 +6,7 @@ nothing waits for them.
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from functools import partial
 from typing import Final
@@ -28,7 +28,7 @@ from meshgate.adapters.admin.http_server import (
 )
 from meshgate.adapters.admin.static_files import static_routes
 from meshgate.adapters.consul import WatchState
-from meshgate.adapters.relay import OpenStream
+from meshgate.adapters.relay.pool import OpenStreams
 from meshgate.adapters.relay.sandbox import support
 from meshgate.app.admin import answers
 from meshgate.app.admin.dashboard import DashboardPage
@@ -119,8 +119,9 @@ class _Pages:
         form = request.query.get("format", "text")
         if form not in ("text", "json"):
             return error_response(400, "format is text or json")
-        gateway, streams, counters = self._gateway, await self._gateway.connections(), await self._gateway.counters()
+        gateway, counters = self._gateway, await self._gateway.counters()
         table, facts = gateway.table(), gateway.endpoint_facts
+        streams = (await gateway.connections()).listed
         active: Active = Counter((it.route, it.endpoint) for it in streams if it.route and it.endpoint)
 
         def made() -> Response:
@@ -218,8 +219,8 @@ class _Pages:
         return Response(200, await trio.to_thread.run_sync(openapi_document), JSON)
 
 
-def _connections(streams: Sequence[OpenStream], names: Callable[[str], str]) -> Response:
-    return json_response(
+def _connections(found: OpenStreams, names: Callable[[str], str]) -> Response:
+    response = json_response(
         [
             answers.Stream(
                 id=stream.id,
@@ -234,9 +235,11 @@ def _connections(streams: Sequence[OpenStream], names: Callable[[str], str]) -> 
                 bytes_sent=stream.bytes_sent,
                 worker=stream.worker,
             )
-            for stream in streams
+            for stream in found.listed
         ]
     )
+    silent = ",".join(map(str, found.silent))
+    return replace(response, headers=((answers.WORKERS_SILENT, silent),)) if silent else response
 
 
 def _flags(settings: Settings) -> dict[str, str]:

@@ -17,6 +17,10 @@ MOST_STREAMS: Final = 5000
 """With more open streams than that neither the dashboard nor `meshgate top` asks for a list of them."""
 
 
+WORKERS_SILENT: Final = "meshgate-workers-silent"
+"""The header in which `/connections`, a bare list, says whose streams it has not: numbers of workers, with commas."""
+
+
 class Error(Struct):
     """One line that says what is wrong."""
 

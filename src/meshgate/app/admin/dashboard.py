@@ -22,7 +22,8 @@ import trio
 from meshgate import __version__
 from meshgate.adapters.admin.http_server import Request, Response, error_response, json_response
 from meshgate.adapters.consul import WatchState
-from meshgate.adapters.relay import CONNECT_BUCKETS, Counters, Destination, OpenStream
+from meshgate.adapters.relay import CONNECT_BUCKETS, Counters, Destination
+from meshgate.adapters.relay.pool import OpenStreams
 from meshgate.app.admin import answers
 from meshgate.app.admin.answers import MOST_STREAMS
 from meshgate.app.admin.gateway_view import GatewayView
@@ -107,7 +108,7 @@ class Sampler:
     """Takes samples of the relay's totals and open streams, and keeps the last few."""
 
     def __init__(
-        self, counters: Callable[[], Awaitable[Counters]], connections: Callable[[], Awaitable[Sequence[OpenStream]]]
+        self, counters: Callable[[], Awaitable[Counters]], connections: Callable[[], Awaitable[OpenStreams]]
     ) -> None:
         self._counters = counters
         self._connections = connections
@@ -131,7 +132,7 @@ class Sampler:
         counters = await self._counters()
         opened, callers = None, dict[str, tuple[int, int]]()
         if counters.active <= MOST_STREAMS:
-            streams = await self._connections()
+            streams = (await self._connections()).listed
             opened = Counter(stream.route for stream in streams if stream.route is not None)
             for stream in streams:
                 client = host_of(stream.client)

@@ -11,8 +11,8 @@ import trio
 
 from meshgate.adapters.consul import WatchState
 from meshgate.adapters.consul.api import GATEWAY_KIND, HealthCheck
-from meshgate.adapters.relay import Counters, Limits, OpenStream, Refused, StreamRecord
-from meshgate.adapters.relay.pool import WorkerLoss
+from meshgate.adapters.relay import Counters, Limits, Refused, StreamRecord
+from meshgate.adapters.relay.pool import OpenStreams, WorkerLoss
 from meshgate.app.admin.answers import Ejection, EndpointFacts
 from meshgate.app.admin.history import History
 from meshgate.app.gateway.gateway import Gateway
@@ -204,7 +204,7 @@ class GatewayView:
         """The relay's totals; waits up to half a second for the workers."""
         return await self._gateway.relay.counters()
 
-    async def connections(self) -> list[OpenStream]:
+    async def connections(self) -> OpenStreams:
         return await self._gateway.relay.connections()
 
     def recent_refusals(self) -> list[tuple[float, Refused]]:

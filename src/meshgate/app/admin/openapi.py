@@ -64,7 +64,7 @@ _REQUIRED: Final = frozenset(("sni", "name", "file"))
 
 @dataclass(frozen=True, slots=True)
 class _Page:
-    """Its answer in JSON, or the types of what else it answers with; fields of its query; what other statuses mean."""
+    """What a page answers: in JSON, or of which other types; fields of its query; other statuses; own headers."""
 
     tag: str
     summary: str
@@ -72,6 +72,7 @@ class _Page:
     types: tuple[str, ...] = ()
     query: Mapping[str, str] = field(default_factory=dict)
     others: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, Any] = field(default_factory=dict)
 
 
 _READY: Final = _Page(
@@ -123,7 +124,16 @@ PAGES: Final = {
         {"format": "Envoy's names."},
     ),
     "GET /connections": _Page(
-        "numbers", "The streams that are open now, up to 100,000 of each relay worker.", list[answers.Stream]
+        "numbers",
+        "The streams that are open now, up to 100,000 of each relay worker.",
+        list[answers.Stream],
+        headers={
+            answers.WORKERS_SILENT: {
+                "description": "Numbers of the relay workers whose streams are missing, because they did not answer in "
+                "time, or are of another version. Left out where there are none.",
+                "schema": {"type": "string", "pattern": "^[0-9]+(,[0-9]+)*$"},
+            }
+        },
     ),
     "GET /connections/ended": _Page(
         "numbers", "Streams that were refused or did not end in order, the newest first.", answers.EndedStreams
@@ -204,7 +214,7 @@ def openapi_document() -> bytes:
         }
         if page is _READY:
             responses["503"] = {"description": page.summary, "content": content}
-        responses["200"] = {"description": page.summary, "content": content}
+        responses["200"] = {"description": page.summary, "content": content, "headers": page.headers}
         paths.setdefault(path, {})[method.lower()] = {
             "operationId": "_".join([method.lower(), *re.findall(r"\w+", path)]),
             "summary": page.summary,

@@ -17,6 +17,7 @@ import click
 import msgspec
 
 from meshgate.app.admin.answers import (
+    WORKERS_SILENT,
     DashboardState,
     Draining,
     End,
@@ -33,7 +34,7 @@ from meshgate.app.admin.answers import (
     Upgrade,
     WhatIf,
 )
-from meshgate.app.admin_client import NoGatewayError, NotDoneError, SlowGatewayError, ask, decoded
+from meshgate.app.admin_client import NoGatewayError, NotDoneError, SlowGatewayError, ask, decoded, response_to
 from meshgate.app.cli.output import Printer, duration, print_json, size
 from meshgate.app.cli.setting_options import command, json_option, with_settings
 from meshgate.app.errors import CommandError
@@ -314,20 +315,24 @@ def connections(
         if watch or sort:
             raise click.UsageError("--ended goes with neither --watch nor --sort")
         answer = decoded(ask(settings.admin_bind, "/connections/ended"), EndedStreams)
-        among = [each for each in answer.streams if _Wanted(**wanted).has(each)]
-        answer.streams = among[: limit or None]
-        if as_json:
-            print_json(answer)
-        else:
-            _show_ended(answer, len(among), printer)
+        found = [each for each in answer.streams if _Wanted(**wanted).has(each)]
+        answer.streams = found[: limit or None]
+        _show_ended(answer, len(found), printer, as_json=as_json)
         return
+    screen = watch and printer.is_terminal and not as_json
     try:
-        for streams in _looks(settings.admin_bind, interval):
-            found = _Wanted(**wanted).among(streams, sort or "rate")
+        for streams, silent in _looks(settings.admin_bind, interval):
+            among = _Wanted(**wanted).among(streams, sort or "rate")
+            shown = among[: limit or None]
+            if screen:
+                click.clear()
+                shown = shown[: max(1, shutil.get_terminal_size().lines - _NO_ROWS - bool(silent))]
+            if silent:
+                click.echo(f"not listed, as they do not tell: the streams of relay worker {silent}", err=not screen)
             if as_json:
-                print_json(found[: limit or None], indent=None if watch else 2)
+                print_json(shown, indent=None if watch else 2)
             else:
-                _show_streams(found[: limit or None], len(found), len(streams), printer, watched=watch)
+                _show_streams(shown, len(among), len(streams), printer, screen=screen)
             if not watch:
                 return
     except KeyboardInterrupt:
@@ -335,23 +340,25 @@ def connections(
             raise
 
 
-def _looks(bind: HostPort | Path | None, interval: float) -> Iterator[list[RatedStream]]:
-    """The open streams with their rates, again and again; the first time a second from now at the latest."""
-    before, wait = decoded(ask(bind, "/connections"), list[RatedStream]), min(interval, 1.0)
+def _looks(bind: HostPort | Path | None, interval: float) -> Iterator[tuple[list[RatedStream], str]]:
+    """The open streams with their rates, and the workers whose are missing; the first within a second, then again."""
+    (before, _), wait = _look_at_streams(bind), min(interval, 1.0)
     while True:
         time.sleep(wait)
-        now, known = decoded(ask(bind, "/connections"), list[RatedStream]), {(it.worker, it.id): it for it in before}
+        (now, silent), known = _look_at_streams(bind), {(it.worker, it.id): it for it in before}
         for stream in now:
             stream.measure(known.get((stream.worker, stream.id)))
-        yield now
+        yield now, silent
         before, wait = now, interval
 
 
-def _show_streams(shown: list[RatedStream], found: int, count: int, printer: Printer, *, watched: bool) -> None:
-    screen = watched and printer.is_terminal
-    if screen:
-        click.clear()
-        shown = shown[: max(1, shutil.get_terminal_size().lines - _NO_ROWS)]
+def _look_at_streams(bind: HostPort | Path | None) -> tuple[list[RatedStream], str]:
+    response = response_to(bind, "/connections")
+    silent = printable(response.headers.get(WORKERS_SILENT, "")).replace(",", ", ")
+    return decoded(response.content, list[RatedStream]), silent
+
+
+def _show_streams(shown: list[RatedStream], found: int, count: int, printer: Printer, *, screen: bool) -> None:
     # Not among the output where that is no terminal: whoever counts its lines counts streams.
     if printer.is_terminal or len(shown) < found or not found:
         of_all = f" of {count}" if found < count else ""
@@ -406,7 +413,10 @@ _WHAT_IT_MEANS: Final = {
 }
 
 
-def _show_ended(answer: EndedStreams, found: int, printer: Printer) -> None:
+def _show_ended(answer: EndedStreams, found: int, printer: Printer, *, as_json: bool) -> None:
+    if as_json:
+        print_json(answer)
+        return
     # Not among the output: whoever counts its lines counts streams.
     counts = ", ".join(f"{count} {end}" for end, count in answer.ends.items() if count) or "none"
     click.echo(f"streams that ended since {_when(answer.since)}, when this process started: {counts}", err=True)

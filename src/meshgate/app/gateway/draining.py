@@ -63,5 +63,5 @@ async def _whom(relay: RelayPool) -> str:
     """Whom a drain waits for: the oldest streams. Nobody where there are too many for a list."""
     if relay.active > _MOST_LISTED:
         return ""
-    streams = sorted(await relay.connections(), key=lambda stream: -stream.age)
+    streams = sorted((await relay.connections()).listed, key=lambda stream: -stream.age)
     return ", ".join(f"{each.client} to {each.route or each.state}" for each in streams[:_SHOWN])
