@@ -226,7 +226,7 @@ async def test_an_error_of_ours_is_told_and_ends_nothing(stage: Stage, monkeypat
     monkeypatch.setattr(upgrader, "_leave", fails)
     await upgrader.by_signal()
     assert upgrader.last is not None
-    assert (upgrader.last.result, upgrader.last.reason) == ("refused", "KeyError('a defect')")
+    assert (upgrader.last.result, upgrader.last.reason) == ("refused", "unexpected KeyError: 'a defect'")
     upgrader.last.result = "under_way"
     await go(upgrader)
     assert upgrader.results["refused"] == 2

@@ -9,7 +9,6 @@ The gateway itself never comes here: it holds no key.
 """
 
 import os
-import socket
 import ssl
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -21,6 +20,8 @@ from typing import Final
 
 import trio
 from cryptography import x509
+
+from meshgate.adapters.error_words import words_of
 
 # OpenSSL names an alert it received by the protocol version that brought it in: TLSV1_ALERT_INTERNAL_ERROR,
 # SSLV3_ALERT_BAD_CERTIFICATE, TLSV1_UNRECOGNIZED_NAME, TLSV13_ALERT_CERTIFICATE_REQUIRED.
@@ -88,7 +89,7 @@ async def connect(host: str, port: int, *, seconds: float) -> trio.SocketStream:
         try:
             return await trio.open_tcp_stream(host, port)
         except OSError as error:
-            raise RefusedError("connect", None, _reason(error)) from error
+            raise RefusedError("connect", None, words_of(error)) from error
     raise RefusedError("connect", None, f"nothing within {seconds:g} s")
 
 
@@ -198,13 +199,3 @@ def _as_file(text: str) -> Iterator[str]:
         yield name
     finally:
         Path(name).unlink()
-
-
-def _reason(error: OSError) -> str:
-    """What went wrong, once: trio packs the failures of several addresses into a group."""
-    cause: BaseException = error.__cause__ or error
-    while isinstance(cause, BaseExceptionGroup):
-        cause = cause.exceptions[0]
-    if isinstance(cause, socket.gaierror):
-        return cause.strerror or str(cause)
-    return os.strerror(cause.errno) if isinstance(cause, OSError) and cause.errno else str(cause)

@@ -12,6 +12,8 @@ from typing import Final
 import structlog
 import trio
 
+from meshgate.adapters.error_words import words_of
+
 log = structlog.get_logger(module="meshgate.names")
 
 REFRESH_SECONDS: Final = 10.0
@@ -79,9 +81,8 @@ class NameKeeper:
             if name not in self._failing:
                 self._failing.add(name)
                 kept = ", ".join(self.addresses.get(name, ())) or "nothing"
-                log.warning(
-                    "host name does not resolve, its last addresses are kept", name=name, kept=kept, error=str(error)
-                )
+                what = "host name does not resolve, its last addresses are kept"
+                log.warning(what, name=name, kept=kept, error=words_of(error))
             return
         if name in self._failing:
             self._failing.discard(name)

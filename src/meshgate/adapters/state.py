@@ -36,6 +36,7 @@ import msgspec
 import structlog
 import trio
 
+from meshgate.adapters.error_words import words_of
 from meshgate.core.addresses import is_numeric
 from meshgate.core.catalog import Remote, Service, Snapshot
 
@@ -124,7 +125,7 @@ def decode(content: bytes) -> Kept:
     try:
         return _kept(content, end)
     except (msgspec.DecodeError, ValueError, OverflowError, RecursionError) as error:
-        raise StateFileError(f"it does not hold a catalog: {error}") from None
+        raise StateFileError(f"it does not hold a catalog: {words_of(error)}") from None
 
 
 def _kept(content: bytes, end: int) -> Kept:
@@ -340,7 +341,7 @@ class StateKeeper:
         except Exception as error:  # noqa: BLE001 (whatever fails here, streams matter more)
             self._news.set()
             self._failures = min(self._failures + 1, 10)
-            self._report(_words(error))
+            self._report(words_of(error))
             return
         self._due = self._latest[0] is not snapshot or self._latest[1] is not addresses
         self._failures = 0
@@ -352,12 +353,6 @@ class StateKeeper:
         elif self.problem and not problem:
             log.info("the catalog is kept on disk again", folder=str(self._folder))
         self.problem = problem
-
-
-def _words(error: Exception) -> str:
-    if isinstance(error, StateFileError):
-        return str(error)
-    return (isinstance(error, OSError) and error.strerror) or f"{type(error).__name__}: {error}"
 
 
 def _timed_write(folder: Path, kept: Kept) -> float:

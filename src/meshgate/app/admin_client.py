@@ -1,6 +1,5 @@
 """Asking the running gateway, by its admin address."""
 
-import re
 import socket
 import ssl
 from pathlib import Path
@@ -9,11 +8,11 @@ from typing import Any, TypeVar
 import httpx
 import msgspec
 
+from meshgate.adapters.error_words import words_of
 from meshgate.app.errors import CommandError
 from meshgate.core.addresses import HostPort
 from meshgate.core.text import printable
 
-_ERRNO = re.compile(r"^\[Errno -?\d+\] ")
 _CONNECT_SECONDS = 3.0
 _PATIENCE = 10.0
 # The next version is tried before there is an answer.
@@ -97,7 +96,7 @@ def _dialled(bind: HostPort) -> HostPort:
 def _reason(error: Exception) -> str:
     if isinstance(error, httpx.TimeoutException):
         return "timeout"
-    return printable(_ERRNO.sub("", str(error))) or type(error).__name__
+    return printable(words_of(error))
 
 
 def _message(body: bytes) -> str:

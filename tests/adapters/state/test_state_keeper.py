@@ -191,7 +191,7 @@ async def test_a_mistake_of_ours_fails_no_gateway_either(tmp_path: Path, disk: D
     async with keeping(tmp_path) as it:
         it.keep(version("a"), {})
         await trio.sleep(10)
-        assert it.problem == "TypeError: not encodable"
+        assert it.problem == "unexpected TypeError: not encodable"
 
 
 async def test_a_folder_that_cannot_be_written_is_reported_and_used_once_it_can(tmp_path: Path) -> None:

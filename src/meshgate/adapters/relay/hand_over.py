@@ -28,6 +28,7 @@ import msgspec
 import trio
 from msgspec import Meta
 
+from meshgate.adapters.error_words import words_of
 from meshgate.core.routes import RouteKind
 
 from .counters import Number, Seconds, StreamId, Text
@@ -240,7 +241,7 @@ class HandsOver:
         try:
             data = encode(Batch(HAND_OVER_FORMAT, self._number, records))
         except (ValueError, TypeError, MemoryError) as error:
-            return Declined(self._number, f"cannot be written: {error!r}"[:200])
+            return Declined(self._number, f"cannot be written: {words_of(error)}"[:200])
         try:
             with trio.move_on_after(2 * PATIENCE) as sending:
                 await send_with_descriptors(self._channel, data, descriptors)
@@ -252,10 +253,10 @@ class HandsOver:
         except trio.BrokenResourceError as error:
             cause = error.__cause__
             if isinstance(cause, OSError) and cause.errno in _NO_ROOM:
-                return Declined(self._number, str(cause))  # Nothing of it was sent.
+                return Declined(self._number, words_of(cause))  # Nothing of it was sent.
             return None
         except Exception as error:  # noqa: BLE001 (nonsense, or want of memory: nobody knows what the new one has)
-            self.why = f"it made no sense: {error!r}"[:200]
+            self.why = f"it made no sense: {words_of(error)}"[:200]
             await self._accuse(self.why)
             await _until_closed(self._channel)
             return None
@@ -301,7 +302,7 @@ class TakesOver:
                 pass
         except Exception as error:  # noqa: BLE001 (nonsense, or want of memory)
             # It has let go of nothing that it was not told to be prepared here.
-            self.why = f"the old worker made no sense: {error!r}"[:200]
+            self.why = f"the old worker made no sense: {words_of(error)}"[:200]
         finally:
             self._drop()
             _close(self._receiver.descriptors)
@@ -344,7 +345,7 @@ class TakesOver:
         except Exception as error:  # noqa: BLE001 (whatever it is, the old worker has the streams still)
             _close(descriptors)
             self._drop()
-            return Declined(batch.number, (str(error) or repr(error))[:200])
+            return Declined(batch.number, words_of(error)[:200])
         return Prepared(batch.number)
 
     def _drop(self) -> None:

@@ -20,6 +20,7 @@ import msgspec
 import structlog
 import trio
 
+from meshgate.adapters.error_words import words_of
 from meshgate.core.load_balancer import addresses_of
 from meshgate.core.outlier_detection import Address, Ejection
 from meshgate.core.reasons import StreamEnd
@@ -599,8 +600,8 @@ class RelayPool:
             self.misshapen = ""
         except (WorkerNotStartedError, OSError) as error:
             self._policy.sandbox = before
-            self.misshapen = f"relay workers could not be changed, those of before go on: {error}"
-            log.error("relay workers could not be changed, those of before go on", error=str(error))  # noqa: TRY400
+            self.misshapen = f"relay workers could not be changed, those of before go on: {words_of(error)}"
+            log.error("relay workers could not be changed, those of before go on", error=words_of(error))  # noqa: TRY400
 
     async def _replace_grown(self) -> None:
         """Replace each worker that has more memory than it may have, and has done with much less."""
@@ -614,7 +615,7 @@ class RelayPool:
                 await self.replace(number)
                 self.restarts[WorkerEnd.MEMORY] += 1
             except (WorkerNotStartedError, OSError) as error:
-                log.error("a relay worker cannot be replaced and goes on", worker=number, error=str(error))  # noqa: TRY400
+                log.error("a relay worker cannot be replaced and goes on", worker=number, error=words_of(error))  # noqa: TRY400
 
     async def _rebalance(self) -> None:
         """Have a worker that keeps most of the streams share them; without this they stay where they were accepted."""
@@ -720,9 +721,9 @@ class RelayPool:
                 try:
                     old.hand(encode(order), ours.fileno())
                 except OSError as error:
-                    it.hear(old, HandedOver(0, old.active, str(error)))
+                    it.hear(old, HandedOver(0, old.active, words_of(error)))
         except OSError as error:
-            return Moved(0, old.active, str(error))
+            return Moved(0, old.active, words_of(error))
         await it.over.wait()
         handed = it.said[old]
         if isinstance(handed, HandedOver):
@@ -886,7 +887,7 @@ class RelayPool:
                 worker.hand(encode(AddCounts()), row)
             except OSError as error:
                 what = "a relay worker cannot be told of the counts of another one, whose streams are not in its limits"
-                log.error(what, worker=worker.number, error=error.strerror)  # noqa: TRY400
+                log.error(what, worker=worker.number, error=words_of(error))  # noqa: TRY400
 
     def _tell_all(self, message: ToWorker) -> None:
         data = encode(message)

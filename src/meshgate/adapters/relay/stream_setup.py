@@ -15,6 +15,7 @@ Attempt Delay").
 
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from meshgate.adapters.error_words import words_of
 from meshgate.core.addresses import host_port
 from meshgate.core.hello import Hello, HelloParser, Offer, Refusal, is_cut, read_whole
 from meshgate.core.load_balancer import HostSet
@@ -337,9 +338,9 @@ class StreamSetup:
                     continue
                 if number in sockets.OWN_FAULTS:
                     # No socket could be had: the fault is ours, and no other endpoint would fare better.
-                    return Refused(Reason.CONNECT_FAILED, str(failure))
-                self._note_failure(position, str(failure))
-                return self._told(position, str(failure))
+                    return Refused(Reason.CONNECT_FAILED, words_of(failure))
+                self._note_failure(position, words_of(failure))
+                return self._told(position, words_of(failure))
         try:
             if error in sockets.UNDER_WAY:
                 return self._stands(hosts, leg, position, begun, leg.send(self._hello))

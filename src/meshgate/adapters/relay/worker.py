@@ -21,6 +21,7 @@ from typing import Final
 
 import trio
 
+from meshgate.adapters.error_words import words_of
 from meshgate.core.outlier_detection import Address
 from meshgate.core.routes import RouteTable, changed
 
@@ -255,7 +256,8 @@ class Worker:
                 self._relay.adopt(order.name, sock)
         except OSError as error:
             sock.close()
-            log.error("a listener cannot be served here, other workers do: listener=%s: %s", order.name, error)  # noqa: TRY400
+            what = "a listener cannot be served here, other workers do: listener=%s: %s"
+            log.error(what, order.name, words_of(error))  # noqa: TRY400
 
     async def _obey(self, order: ToWorker) -> None:
         if isinstance(order, Change):

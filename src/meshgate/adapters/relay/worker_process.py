@@ -28,6 +28,7 @@ import msgspec
 import structlog
 import trio
 
+from meshgate.adapters.error_words import words_of
 from meshgate.core.token_bucket import TokenBucket
 
 from .counters import Counters, StreamRecord
@@ -402,7 +403,7 @@ class WorkerProcess:
             try:
                 cause, reason = await (self._live() if process is None else self._accompany(process))
             except OSError as error:
-                cause, reason = WorkerEnd.NOT_STARTED, repr(error)  # No process or descriptor could be had.
+                cause, reason = WorkerEnd.NOT_STARTED, words_of(error)  # No process or descriptor could be had.
             process, lived = None, trio.current_time() - started
             self._counts.clear(self.row)
             self.last_end = reason
@@ -595,11 +596,11 @@ class WorkerProcess:
                 # Whatever it says, it keeps its streams.
                 await self._read_on(receiver)
             else:
-                self._nonsense = str(error)[:_TOLD_OF_NONSENSE]
+                self._nonsense = words_of(error)[:_TOLD_OF_NONSENSE]
         except Exception as error:
             # Ours to mend; but a way to get here must not be a way to end the gateway.
             log.exception("internal error in what a worker said, it is replaced; please report this")
-            self._nonsense = repr(error)[:_TOLD_OF_NONSENSE]
+            self._nonsense = words_of(error)[:_TOLD_OF_NONSENSE]
         self._life.cancel()
 
     async def _read_on(self, receiver: Receiver[ToParent]) -> None:

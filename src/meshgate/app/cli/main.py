@@ -21,6 +21,7 @@ import click
 from click.shell_completion import add_completion_class, get_completion_class
 
 from meshgate import __version__
+from meshgate.adapters.error_words import words_of
 from meshgate.app.cli.setting_options import Session
 from meshgate.app.errors import CommandError, ConfigError
 from meshgate.app.settings.settings import MASK
@@ -205,7 +206,7 @@ def _words(error: BaseException) -> str:
     if isinstance(error, CommandError):
         return str(error)
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.strerror}{f': {error.filename}' if error.filename else ''}"
+        return f"{words_of(error)}{f': {error.filename}' if error.filename else ''}"
     return f"unexpected {type(error).__name__}: {error}; MESHGATE_LOG_LEVEL=debug shows where"
 
 

@@ -24,6 +24,7 @@ from meshgate.adapters.consul.api import (
     Rule,
     Tenant,
 )
+from meshgate.adapters.error_words import words_of
 from meshgate.adapters.mesh_tls import (
     NO_TLS,
     Peer,
@@ -211,7 +212,7 @@ class Probe:
         try:
             context = mesh_context(leaf.certificates, leaf.private_key, roots)
         except (ssl.SSLError, ValueError) as error:
-            self._fail("leaf", Verdict.NOT_CALLED, f"OpenSSL cannot read what Consul gave: {error}")
+            self._fail("leaf", Verdict.NOT_CALLED, f"OpenSSL cannot read what Consul gave: {words_of(error)}")
         context.minimum_version = ssl.TLSVersion.TLSv1_3
         expires = x509.load_pem_x509_certificate(leaf.certificates.encode()).not_valid_after_utc
         self._done("leaf", f"valid until {expires:%Y-%m-%d %H:%M} UTC", trio.current_time() - started)

@@ -14,6 +14,7 @@ from typing import Final
 import structlog
 import trio
 
+from meshgate.adapters.error_words import words_of
 from meshgate.adapters.machine import machine_addresses
 from meshgate.adapters.relay.pool import RelayPool
 from meshgate.app.errors import CommandError
@@ -64,7 +65,7 @@ class Listeners:
             try:
                 self._take(bind)
             except OSError as error:
-                raise CommandError(f"cannot bind {bind}: {_words(error)}") from None
+                raise CommandError(f"cannot bind {bind}: {words_of(error)}") from None
 
     def left(self) -> list[tuple[BindAddress, tuple[str, int]]]:
         """What is bound, each with the address as the kernel spells it."""
@@ -127,9 +128,9 @@ class Listeners:
                 self._give_back(place)
             failing = self._open_missing()
         for bind, error in failing.items():
-            if self._failing.get(bind) != _words(error):
-                log.warning("cannot bind, tried again until it works", listener=str(bind), error=_words(error))
-        self._failing = {bind: _words(error) for bind, error in failing.items()}
+            if self._failing.get(bind) != words_of(error):
+                log.warning("cannot bind, tried again until it works", listener=str(bind), error=words_of(error))
+        self._failing = {bind: words_of(error) for bind, error in failing.items()}
         self._tried.set()
         self._tried = trio.Event()
         return bool(failing)
@@ -159,10 +160,6 @@ class Listeners:
         bind, spelled = self._bound.pop(place)
         self._relay.unbind(*spelled)
         log.info("listener closed, its streams live on", listener=str(bind))
-
-
-def _words(error: OSError) -> str:
-    return error.strerror or str(error)
 
 
 class OwnAddressKeeper:

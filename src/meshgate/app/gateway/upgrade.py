@@ -25,6 +25,7 @@ import structlog
 import trio
 
 from meshgate import __version__
+from meshgate.adapters.error_words import words_of
 from meshgate.adapters.sd_notify import Notifier
 from meshgate.app.errors import CommandError
 from meshgate.app.gateway.upgrade_record import (
@@ -164,7 +165,7 @@ class Upgrader:
             self._over("refused", str(error))
             raise
         except BaseException as error:
-            self._over("refused", repr(error))
+            self._over("refused", words_of(error) if isinstance(error, Exception) else "the gateway ends")
             if not isinstance(error, Exception):
                 raise
             # A way to get here must not be a way to end the gateway.
@@ -194,7 +195,7 @@ class Upgrader:
                 self._over("refused", str(error))
             except Exception as error:
                 log.exception(_DEFECT)
-                self._over("refused", repr(error))
+                self._over("refused", words_of(error))
 
     def finished(self, *, handed_over: int, kept: int, lost: int) -> None:
         """The upgrade that brought this version is over."""
@@ -245,8 +246,7 @@ class Upgrader:
             record = self._leave()
             return record, memory_of(record)
         except (OSError, ValueError) as error:
-            why = error.strerror if isinstance(error, OSError) else error
-            raise UpgradeRefusedError(f"the hand-over cannot be written: {why}") from None
+            raise UpgradeRefusedError(f"the hand-over cannot be written: {words_of(error)}") from None
 
     async def _ask(self, python: str, memory: int) -> Trial:
         environment = environment_of(self.process, memory)
@@ -256,7 +256,7 @@ class Upgrader:
         except trio.TooSlowError:
             raise UpgradeRefusedError(f"the trial had no end after {self._trial_seconds:g} s") from None
         except OSError as error:
-            raise UpgradeRefusedError(f"{python} cannot be started: {error.strerror or error}") from None
+            raise UpgradeRefusedError(f"{python} cannot be started: {words_of(error)}") from None
         if code:
             raise UpgradeRefusedError(_last_words(code, complained))
         try:
@@ -305,7 +305,7 @@ class Upgrader:
             with inheritable((memory, *record.descriptors)):
                 os.execve(python, command, environment_of(self.process, memory))  # noqa: S606
         except OSError as error:
-            raise UpgradeRefusedError(f"{python} cannot be started: {error.strerror}") from None
+            raise UpgradeRefusedError(f"{python} cannot be started: {words_of(error)}") from None
         finally:
             os.close(memory)
 

@@ -20,6 +20,7 @@ from typing import Final
 import msgspec
 
 from meshgate.adapters.consul import RegistrarLeft, WatchLeft
+from meshgate.adapters.error_words import words_of
 from meshgate.adapters.relay import Destination, Refused, StreamRecord
 from meshgate.adapters.relay.pool import PoolLeft
 from meshgate.adapters.sd_notify import Notifier
@@ -175,7 +176,7 @@ def decode(content: bytes) -> HandOver:
             raise CommandError(f"the hand-over has format {head.format}, and this meshgate takes format {FORMAT}")
         return _DECODER.decode(content)
     except (msgspec.DecodeError, ValueError, OverflowError, RecursionError) as error:
-        raise CommandError(f"the hand-over cannot be read: {error}") from None
+        raise CommandError(f"the hand-over cannot be read: {words_of(error)}") from None
 
 
 def memory_of(record: HandOver) -> int:

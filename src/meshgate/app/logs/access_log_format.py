@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 
+from meshgate.adapters.error_words import words_of
 from meshgate.adapters.relay import StreamRecord
 from meshgate.core.addresses import host_of
 from meshgate.core.reasons import StreamEnd
@@ -87,7 +88,7 @@ class Formatter:
         try:
             shape = json.loads(_bounded(form))
         except (ValueError, RecursionError) as error:
-            raise FormatError(f"JSONFormat is no JSON: {error}") from None
+            raise FormatError(f"JSONFormat is no JSON: {words_of(error)}") from None
         if not isinstance(shape, dict):
             raise FormatError("JSONFormat is no JSON object")
         return self.fields(shape)

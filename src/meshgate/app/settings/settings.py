@@ -19,6 +19,7 @@ from typing import Any, Final
 
 from dotenv.parser import parse_stream
 
+from meshgate.adapters.error_words import words_of
 from meshgate.app.errors import ConfigError
 from meshgate.app.settings.setting_table import AT_SIGHUP, BY_NAME, PREFIX, TABLE, Setting
 from meshgate.core.addresses import DeniedAddresses, HostPort
@@ -299,8 +300,7 @@ def _read_env_file(path: Path, named: str) -> dict[str, str]:
     except FileNotFoundError:
         raise ConfigError(f"the file {path} ({named}) does not exist") from None
     except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
-        raise ConfigError(f"cannot read {path}: {reason}") from None
+        raise ConfigError(f"cannot read {path}: {words_of(error)}") from None
     found: dict[str, str] = {}
     for binding in parse_stream(io.StringIO(text)):
         # A binding takes the empty lines in front of it along.

@@ -4,13 +4,13 @@ Each error is one clear line and never holds a token. `status` is its label in m
 `unreachable`, `timeout`, `invalid`, `not_ready`, `blocked`, `disabled`.
 """
 
-import os
 import re
 import socket
 import ssl
 from dataclasses import dataclass
 from typing import Final
 
+from meshgate.adapters.error_words import causes, words_of
 from meshgate.core.prerequisites import stops_without
 
 # Consul 1.8: "Permission denied: Missing service:write on web"; later: "... lacks permission 'service:read' on "web"".
@@ -180,18 +180,13 @@ def reason_of(error: BaseException) -> str:
     # Both httpx and httpcore name them so, mostly without a text.
     if told := _TIMEOUTS.get(type(error).__name__):
         return told
-    told = type(error).__name__
-    at: BaseException | None = error
-    while at is not None:
-        if isinstance(at, BaseExceptionGroup):
-            at = at.exceptions[0]
-            continue
-        told = _words(at) or told
-        at = at.__cause__ or at.__context__
-    return told
+    *_, root = causes(error)
+    if isinstance(root, OSError) and (advice := _advice(root)):
+        return advice
+    return words_of(error).replace("Server disconnected without sending a response.", "it hung up without an answer")
 
 
-def _words(error: BaseException) -> str:
+def _advice(error: OSError) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
         if "mismatch" in error.verify_message or "not valid for" in error.verify_message:
             return f"{error.verify_message}; --tls-server-name says which name its certificate has"
@@ -207,7 +202,4 @@ def _words(error: BaseException) -> str:
         return f"TLS failed: {reason.replace('_', ' ').lower()}"
     if isinstance(error, socket.gaierror):
         return "the name does not resolve"
-    if isinstance(error, OSError) and error.errno:
-        # trio repeats in its text who was called.
-        return os.strerror(error.errno).lower()
-    return str(error).replace("Server disconnected without sending a response.", "it hung up without an answer")
+    return words_of(error).lower() if error.errno else ""

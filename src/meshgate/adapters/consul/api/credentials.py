@@ -19,6 +19,8 @@ from typing import Final
 import structlog
 import trio
 
+from meshgate.adapters.error_words import words_of
+
 from .address import ConsulAddress, ConsulConfigError
 from .consul_errors import LoginError
 
@@ -329,6 +331,6 @@ def _reading(what: str, path: str) -> Iterator[None]:
     try:
         yield
     except ssl.SSLError as error:
-        raise ConsulConfigError(f"{what} {path} cannot be used: {error.reason or error}") from error
+        raise ConsulConfigError(f"{what} {path} cannot be used: {words_of(error)}") from error
     except OSError as error:
-        raise ConsulConfigError(f"{what} {path} cannot be read: {error.strerror or error}") from error
+        raise ConsulConfigError(f"{what} {path} cannot be read: {words_of(error)}") from error

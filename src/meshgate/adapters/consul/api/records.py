@@ -15,6 +15,7 @@ from typing import Any, Final, Generic, TypeVar
 
 import msgspec
 
+from meshgate.adapters.error_words import words_of
 from meshgate.core.catalog import NOWHERE, ChainTarget, Check, Export, Instance, Locality, SamenessGroup, WanAddress
 from meshgate.core.durations import parse_duration
 from meshgate.core.modes import Target
@@ -97,7 +98,7 @@ def decoder(shape: object, build: Callable[[Any], T]) -> Callable[[bytes], T]:
         try:
             return build(json_decoder.decode(content))
         except (msgspec.DecodeError, ValueError, RecursionError) as error:
-            raise InvalidAnswerError(f"Consul's answer cannot be read: {error}", "invalid") from None
+            raise InvalidAnswerError(f"Consul's answer cannot be read: {words_of(error)}", "invalid") from None
 
     return decode
 
