@@ -63,6 +63,7 @@ class GatewayDouble(GatewayView):
         self.refuses_upgrades = ""
         self.upgraded: list[str] = []
         self.levels: list[str] = []
+        self.asked_by = ""
         self._stop: Callable[[], None] = lambda: None
         self.on_look: Callable[[], None] = lambda: None
         self.health = HealthHistory()
@@ -201,6 +202,7 @@ class GatewayDouble(GatewayView):
     async def try_upgrade(self, python: str, asked: str) -> Upgrade:
         """Does what the gateway's own does, and is done at once."""
         await trio.lowlevel.checkpoint()
+        self.asked_by = asked
         if self.refuses_upgrades:
             raise UpgradeRefusedError(self.refuses_upgrades)
         number = len(self.upgraded) + 1

@@ -205,6 +205,13 @@ async def test_who_drains_over_a_unix_socket_is_in_the_log(
     assert told == f"process {os.getpid()} of user {os.getuid()}"
 
 
+async def test_who_upgrades_is_passed_on_for_the_log(gateway: GatewayDouble, admin: httpx.AsyncClient) -> None:
+    for refuses, status in (("", 200), ("no", 409)):
+        gateway.refuses_upgrades, gateway.asked_by = refuses, ""
+        assert (await admin.post("/upgrade")).status_code == status
+        assert gateway.asked_by.rpartition(":")[0] == "127.0.0.1"
+
+
 @pytest.mark.parametrize("query", ["level=loud", "level=", "level=off", "relay=debug"])
 async def test_a_level_that_is_none_is_refused(admin: httpx.AsyncClient, level: Any, query: str) -> None:
     response = await admin.post(f"/logging?{query}")

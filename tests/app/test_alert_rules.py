@@ -89,6 +89,16 @@ def test_what_the_queries_look_for_is_what_the_gateway_says() -> None:
     assert "connect_failed" in asked["reason"]
 
 
+def test_what_is_recorded_for_the_objectives_is_asked_for_by_an_alert_or_on_the_dashboard() -> None:
+    (group,) = [each for each in yaml.safe_load(RULES.read_text())["groups"] if each["name"] == "meshgate.slo"]
+    recorded = {rule["record"] for rule in group["rules"]}
+    used = {name for at, query in queries() for name in recorded - {at} if re.search(rf"{name}(?!\w)", query)}
+    assert used == recorded
+    shown = " ".join(target["expr"] for panel in panels() for target in panel["targets"])
+    for name in ("stream_errors:ratio_rate1d", "first_byte_slow:ratio_rate1h", "destination_success:ratio_rate5m"):
+        assert f"meshgate:{name}" in shown
+
+
 def test_what_no_series_has_is_found() -> None:
     assert faults('sum by (state, job) (meshgate_endpoints{state="healthy",job="x"})', SERIES) == []
     assert faults("meshgate_readiness == 0", SERIES) == ["no metric meshgate_readiness"]

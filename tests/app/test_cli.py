@@ -13,10 +13,13 @@ from click.testing import CliRunner
 
 from meshgate import __version__
 from meshgate.app.cli import main as cli_module
+from meshgate.app.cli.consul_commands import _show_findings
 from meshgate.app.cli.main import chosen, cli, execute, normalised, options_of
+from meshgate.app.cli.output import Printer
 from meshgate.app.errors import CommandError, ConfigError
 from meshgate.app.settings.settings import Settings
 from meshgate.app.settings.settings_doc import env_example
+from meshgate.core.prerequisites import Finding, Status
 
 SECRET = "5eb1d3c0-2f6b-token"
 
@@ -339,6 +342,30 @@ def test_policy_is_for_the_service_of_the_settings(capsys: pytest.CaptureFixture
     out = capsys.readouterr().out
     assert 'service "edge-gateway"' in out
     assert out.endswith("}\n")
+
+
+@pytest.mark.parametrize(
+    "arguments", [["policy", "--service", 'a"b'], ["run", "--service", 'a b"c'], ["run", "--proxy-id", "a b"]]
+)
+def test_a_name_that_consul_would_cut_or_misread_is_a_wrong_setting(
+    capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    assert execute(arguments) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert f"(from {arguments[1]}): must be " in err
+    assert "without spaces" in err
+
+
+def test_what_doctor_found_is_counted_in_words(capsys: pytest.CaptureFixture[str]) -> None:
+    def counts(*found: Status) -> str:
+        _show_findings([Finding("a check", status, "as it is", "do this") for status in found], Printer())
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[:2] == [f"{found[0]:<8}a check: as it is", "        -> do this"]
+        return lines[-1]
+
+    assert counts(Status.WARNING, Status.OK, Status.FAILED) == "1 ok, 1 warning, 1 failed"
+    assert counts(Status.WARNING, Status.WARNING) == "0 ok, 2 warnings, 0 failed"
 
 
 def test_demo_passes_on_whether_once(monkeypatch: pytest.MonkeyPatch) -> None:

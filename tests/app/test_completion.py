@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from meshgate.app.cli.main import cli
+from meshgate.app.cli.main import cli, execute
 from meshgate.core.routes import RouteKind
 
 from .gateway_double import GatewayDouble, refused, route
@@ -27,6 +27,12 @@ def test_the_script_asks_meshgate_itself(shell: str) -> None:
 @pytest.mark.parametrize("arguments", [[], ["tcsh"], ["bash", "more"]])
 def test_a_shell_must_be_named(arguments: list[str]) -> None:
     assert CliRunner().invoke(cli, ["completion", *arguments]).exit_code == 2
+
+
+def test_the_shells_are_named_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert execute(["completion"]) == 2
+    said, _hint = capsys.readouterr().err.splitlines()
+    assert said == "meshgate completion: Missing argument '{bash|zsh|fish}'. Choose from: bash, zsh, fish"
 
 
 def answered(shell: str, words: str, cword: int, **more: str) -> list[str]:

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 import trio
+from structlog.testing import capture_logs
 
 from meshgate import __version__
 from meshgate.adapters.consul import OwnHealth, RegistrarLeft
@@ -123,7 +124,7 @@ def spoil(python: str) -> None:
 
 async def reason_of(upgrader: Upgrader, python: str) -> str:
     with pytest.raises(UpgradeRefusedError) as caught:
-        await upgrader.prepare(python)
+        await upgrader.prepare(python, "somebody")
     return str(caught.value)
 
 
@@ -148,8 +149,9 @@ async def test_a_trial_that_fails_is_refused_with_the_reason_and_nothing_changes
 ) -> None:
     upgrader = stage.upgrader(trial_seconds=2)
     before = sorted(os.listdir("/proc/self/fd"))
-    with trio.fail_after(30):
+    with trio.fail_after(30), capture_logs() as logs:
         assert said in await reason_of(upgrader, program(script))
+    assert [entry["asked"] for entry in logs if "is tried" in entry["event"]] == ["somebody"]
     assert upgrader.results == {"done": 0, "failed": 0, "refused": 1}
     assert upgrader.last is not None
     assert (upgrader.last.result, upgrader.under_way) == ("refused", False)

@@ -81,8 +81,10 @@ async def test_each_answer_that_is_none_has_its_error(
 async def test_garbage_is_an_invalid_answer_at_every_endpoint(path: str, ask: Call, body: bytes) -> None:
     async with connected() as (double, client):
         double.set(path, body)
-        with pytest.raises(InvalidAnswerError):
+        with pytest.raises(InvalidAnswerError) as raised:
             await ask(client)
+        assert str(raised.value).startswith("Consul's answer cannot be read: ")
+        assert str(raised.value).endswith(f" ({path.partition('?')[0]})")
         assert client.errors == {"invalid": 1}
 
 

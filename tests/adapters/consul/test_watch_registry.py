@@ -203,6 +203,22 @@ async def test_an_outage_of_all_watches_is_one_line_and_so_is_its_end(autojump_c
     assert [entry["log_level"] for entry in logs if entry["log_level"] != "debug"] == ["warning", "info"]
 
 
+async def test_while_an_outage_of_many_watches_lasts_one_line_repeats_it(autojump_clock: MockClock) -> None:
+    registry = WatchRegistry(first_wait=LONGEST_WAIT)
+    with capture_logs() as logs, trio.move_on_after(3000):
+        async with trio.open_nursery() as nursery:
+            for number in range(10):
+                nursery.start_soon(Script([Page("a", 1), UNREACHABLE]).watch(registry, name=str(number)).run)
+    first, *again = [entry for entry in logs if entry["log_level"] == "warning"]
+    assert first["event"] == "Consul watch fails, retrying; what is known stays in use"
+    assert {entry["event"] for entry in again} == {"Consul still fails, retrying; what is known stays in use"}
+    assert {(entry["error"], entry["watches"]) for entry in again} == {("cannot reach Consul", 10)}
+    ages = [entry["failing_for"] for entry in again]
+    assert all(60 <= later - before < 100 for before, later in pairwise([0, *ages]) if later <= 600)
+    assert all(600 <= later - before < 640 for before, later in pairwise(ages) if later > 700)
+    assert 9 <= len(ages) <= 14
+
+
 async def test_a_watch_that_fails_from_the_start_does_not_say_that_anything_is_known(
     autojump_clock: MockClock,
 ) -> None:

@@ -284,7 +284,8 @@ def test_a_catalog_that_would_make_it_so_is_not_written(tmp_path: Path, monkeypa
 
 
 @pytest.mark.parametrize(
-    ("mode", "bad"), [(0o770, True), (0o777, True), (0o1777, True), (0o755, False), (0o700, False)]
+    ("mode", "bad"),
+    [(0o770, True), (0o777, True), (0o1777, True), (0o2777, True), (0o755, False), (0o2755, False), (0o700, False)],
 )
 def test_folder_in_which_others_could_exchange_it_is_not_used(tmp_path: Path, mode: int, bad: bool) -> None:
     write(tmp_path, kept())
