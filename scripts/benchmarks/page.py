@@ -45,7 +45,7 @@ def _beside_envoy(results: Results) -> str:
     # Of the goals of one item the first is that of its cost.
     ratios = {it.goal.item: it.envoy for it in reversed(judge(results)) if it.envoy is not None}
     rows = [f"| {words} | {ratios[item]:.2f} |" for item, words in _SHOWN.items() if item in ratios]
-    return "\n".join(["| meshgate needs | times what Envoy needs |", "| --- | ---: |", *rows])
+    return "\n".join(["| meshgate, compared with Envoy | Envoy = 1 |", "| --- | ---: |", *rows])
 
 
 def _section(results: Results, name: str, drawn: dict[str, list[str]], folder: str) -> str:

@@ -142,5 +142,35 @@ def test_install_says_how_it_is_called() -> None:
     assert (ended.returncode, ended.stderr) == (2, "usage: scripts/install FOLDER\n")
 
 
+def test_a_release_says_what_still_lacks_the_projects_address(tmp_path: Path) -> None:
+    for name in ("scripts/release", "src/meshgate/__init__.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    start = tmp_path / "docs" / "start.md"
+    start.parent.mkdir()
+    start.write_text("    git clone <the repository> meshgate\n")
+    (tmp_path / "pyproject.toml").write_text("[project]\n")
+    (tmp_path / "CHANGELOG.md").write_text("# Changelog\n")
+
+    def said() -> list[str]:
+        for command in ("add .", "-c user.name=a -c user.email=a@example.com commit -qm released"):
+            subprocess.run(["git", *command.split()], cwd=tmp_path, check=True, timeout=60)
+        # It ends before it builds anything: no section of the changelog is about this version.
+        ended = subprocess.run([tmp_path / "scripts/release"], capture_output=True, text=True, check=False, timeout=60)
+        *warnings, end = ended.stderr.splitlines()
+        assert (ended.returncode, end.rpartition(" ")[0]) == (1, "release: CHANGELOG.md has no section ##")
+        return warnings
+
+    (tmp_path / ".gitignore").write_text("dist/\n")
+    subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True, timeout=60)
+    warning = "release: WARNING: the project's public address is not set:"
+    assert said() == [f"{warning} [project.urls] in pyproject.toml; <the repository> in docs/start.md"]
+    with (tmp_path / "pyproject.toml").open("a") as project:
+        project.write('\n[project.urls]\nHomepage = "https://example.com"\n')
+    assert said() == [f"{warning} <the repository> in docs/start.md"]
+    start.write_text(start.read_text().replace("<the repository>", "https://example.com/meshgate"))
+    assert said() == []
+
+
 def _bare(entry: str) -> str:
     return re.sub(r" ; [^\\]*", " ", entry)
