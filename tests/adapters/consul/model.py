@@ -203,7 +203,8 @@ class Model(ConsulClient):
         await self._turn(f"instances:{service}{place}", cursor, datacenter)
         world = self.remote[datacenter] if datacenter else self.plain
         rows = world.get(service, ()) if self._may_read(service) else ()
-        return self._visible(tuple(row for row in rows if not kind or row.kind == kind))
+        chosen = (row for row in rows if not kind or row.kind == kind)
+        return self._visible(tuple(sorted(chosen, key=lambda row: (row.node, row.id))))
 
     async def summaries(self, cursor: Cursor = NOW) -> Page[Mapping[str, int]]:
         await self._turn("summaries", cursor)

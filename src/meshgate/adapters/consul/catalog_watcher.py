@@ -108,8 +108,8 @@ class LocalServers:
         await self._scope.watch(LOCAL_SERVERS, self._ask, ignore, dedicated=True)
 
     def instances(self) -> Instances:
-        """One instance a server, in a stable order; their checks are as Consul has them."""
-        return tuple(sorted(self._held.value, key=lambda server: (server.node, server.id)))
+        """One instance a server; their checks are as Consul has them."""
+        return self._held.value
 
     async def _ask(self, reader: ConsulClient, cursor: Cursor) -> Page[Instances]:
         page = await reader.instances(SERVERS, cursor)

@@ -209,7 +209,7 @@ class RemoteGateways:
 
     def pending(self, last: Iterable[Remote], *, early: bool) -> frozenset[str]:
         lists = early or not self._scope.registry.answered(DATACENTERS)
-        return _pending(self._direct, [it.name for it in last if it.gateways], lists=lists)
+        return _pending(self._direct, last, lists=lists)
 
     def _make(self, name: str) -> Gateways:
         gateways = Gateways(self._scope, name)
@@ -279,7 +279,7 @@ class Partitions:
 
     def pending(self, last: Iterable[Remote], *, early: bool) -> frozenset[str]:
         lists = early or not self._scope.registry.answered(PARTITIONS)
-        return _pending(self._gateways, [it.name for it in last if it.gateways], lists=lists)
+        return _pending(self._gateways, last, lists=lists)
 
     def _of(self, name: str) -> Scope:
         return self._scope.at(Tenant(namespace=DEFAULT, partition=name))
@@ -299,5 +299,6 @@ class Partitions:
         self._gateways.keep(set(names) - {self._scope.home.partition})
 
 
-def _pending(places: Mapping[str, Gateways], names: list[str], *, lists: bool) -> frozenset[str]:
+def _pending(places: Mapping[str, Gateways], last: Iterable[Remote], *, lists: bool) -> frozenset[str]:
+    names = (it.name for it in last if it.gateways)
     return frozenset(name for name in names if (places[name].pending if name in places else lists))

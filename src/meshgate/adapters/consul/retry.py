@@ -14,11 +14,9 @@ from tenacity import (
     AsyncRetrying,
     RetryCallState,
     retry_if_exception,
-    stop_never,
     wait_random,
     wait_random_exponential,
 )
-from tenacity.stop import stop_base
 
 from .api import (
     BadRequestError,
@@ -41,11 +39,10 @@ Wait = Callable[[RetryCallState], float]
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """Which failures a request is tried again after, how often, and how long after: `wait` makes what tells that."""
+    """Which failures a request is tried again after, and how long after: `wait` makes what tells that."""
 
     wait: Callable[[], Wait]
     after: Callable[[ConsulError], bool] = lambda _: True
-    stop: stop_base = stop_never
 
     def retrying(
         self,
@@ -64,7 +61,7 @@ class Policy:
             sleep=sleep,
             wait=self.wait(),
             retry=retry_if_exception(lambda error: isinstance(error, ConsulError) and self.after(error)),
-            stop=lambda attempt: self.stop(attempt) or not wanted(),
+            stop=lambda _: not wanted(),
             before_sleep=lambda attempt: on_failure(error_of(attempt)),
             reraise=True,
         )

@@ -8,8 +8,8 @@ A `ConsulAddress` holds secrets, so its repr leaves them out; so do all errors o
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Final, Self
+from dataclasses import dataclass, field, replace
+from typing import Final
 from urllib.parse import urlsplit
 
 from meshgate.core.weak_decode import parse_bool
@@ -52,7 +52,7 @@ class ConsulAddress:
     warnings: tuple[str, ...] = ()
 
     @classmethod
-    def from_settings(cls, values: Mapping[str, str]) -> Self:
+    def from_settings(cls, values: Mapping[str, str]) -> "ConsulAddress":
         """Read the settings that are set; an absent key and an empty value both mean "not set".
 
         Args:
@@ -73,13 +73,10 @@ class ConsulAddress:
             raise ConsulConfigError(f"both client certificate and key must be set, {missing} is missing")
         token, token_file = _token(values)
         user, separator, password = values.get("CONSUL_HTTP_AUTH", "").partition(":")
-        return cls(
+        return replace(
+            place,
             # An address with http:// does not take back TLS that was asked for.
-            scheme="https" if ssl or place.scheme == "https" else "http",
-            host=place.host,
-            port=place.port,
-            path_prefix=place.path_prefix,
-            unix_path=place.unix_path,
+            scheme="https" if ssl else place.scheme,
             verify=verify is not False,
             token=token,
             token_file=token_file,

@@ -76,7 +76,6 @@ SEE_PARTITIONS: Final = Rule("operator")
 FAREWELL: Final = 5.0
 # Connections that short requests share.
 SHORT_CONNECTIONS: Final = 4
-_NO_INDEX: Final = "Consul's answer has no index"
 # Consul with `peering { enabled = false }`.
 _SWITCHED_OFF: Final = "peering must be enabled"
 # Consul that is older than a kind of config entry; with status 500.
@@ -185,13 +184,10 @@ class ConsulClient:
         request = CONSUL.health.connect(segment(service), datacenter)
         needs = Rule("service", service)
         with self._counting(needs):
-            answer = await self._send(request, cursor, filter=subset_filter)
-            rows = records.decode_instances(answer.content)
-            if not rows and not answer.looked_up:
+            page = await self._ask(request, records.decode_instances, cursor, filter=subset_filter)
+            if not page.value and not page.looked_up:
                 raise PermissionDeniedError("Consul answered an empty list without a look")
-            if answer.index is None:
-                raise InvalidAnswerError(_NO_INDEX, "invalid")
-            return Page(rows, answer.index, filtered=answer.filtered)
+            return _indexed(page)
 
     async def instances(
         self, service: str, cursor: Cursor = NOW, *, datacenter: str = "", kind: str = ""
@@ -529,7 +525,7 @@ class ConsulClient:
         answer = await self._send(request, cursor, **params)
         content_hash = answer.headers.get("X-Consul-ContentHash", "")
         try:
-            return Page(decode(answer.content), answer.index, content_hash, answer.filtered)
+            return Page(decode(answer.content), answer.index, content_hash, answer.filtered, answer.looked_up)
         except InvalidAnswerError as error:
             raise InvalidAnswerError(f"{error} ({request.path})", error.status) from None
 
@@ -595,5 +591,5 @@ def _equals(field: str, text: str) -> str:
 
 def _indexed(page: Page[T]) -> Page[T]:
     if page.index is None:
-        raise InvalidAnswerError(_NO_INDEX, "invalid")
+        raise InvalidAnswerError("Consul's answer has no index", "invalid")
     return page

@@ -70,9 +70,6 @@ class TokenSource(_Files):
             except OSError as error:
                 raise ConsulConfigError(f"the token file {file} cannot be read: {error.strerror}") from error
 
-    def __repr__(self) -> str:
-        return f"TokenSource(file={str(self._file or '')!r}, set={bool(self._token)}, version={self._version})"
-
     @property
     def version(self) -> int:
         """Grows whenever the token has changed; looks at the file."""

@@ -78,13 +78,15 @@ NOW: Final = Cursor()
 class Page(Generic[T_co]):
     """An answer. `filtered`: Consul (1.11 and later) says that it left out what the token may not see.
 
-    `index` is None where the endpoint has none.
+    `index` is None where the endpoint has none. `looked_up` is false for what Consul 1.8 says without a look at its
+    catalog.
     """
 
     value: T_co
     index: int | None = None
     content_hash: str = ""
     filtered: bool = False
+    looked_up: bool = True
 
 
 class _Json(msgspec.Struct, rename="pascal"):
