@@ -5,7 +5,7 @@ from itertools import pairwise
 import trio
 from trio.testing import MockClock
 
-from meshgate.adapters.consul import WatchKey, WatchRegistry
+from meshgate.adapters.consul import GatewayDefinition, Registrar, WatchKey, WatchRegistry
 from meshgate.adapters.consul.api import LONGEST_WAIT, Cursor
 from meshgate.adapters.consul.blocking_query_pool import RESERVED, ROTATION_WAIT, BlockingQueryPool
 from meshgate.adapters.consul.watch import Watch
@@ -100,6 +100,18 @@ async def test_a_connection_of_ones_own_counts_in_the_budget(autojump_clock: Moc
     assert model.connections == 0
     async with BlockingQueryPool(model, budget=RESERVED + 6) as pool:
         assert pool.capacity_for(0) == 6
+
+
+async def test_the_registration_and_what_comes_late_are_within_the_budget(autojump_clock: MockClock) -> None:
+    model = Model()
+    registrar = Registrar(model, WatchRegistry(), GatewayDefinition())
+    async with BlockingQueryPool(model, budget=20) as pool, trio.open_nursery() as nursery:
+        nursery.start_soon(registrar.run)
+        nursery.start_soon(registrar.follow_limits)
+        await follow(model, pool, names(30), 30)
+        async with pool.dedicated(), pool.dedicated():  # Of the servers and the summaries.
+            assert model.connections == 20
+        nursery.cancel_scope.cancel()
 
 
 async def test_the_room_is_what_others_leave(autojump_clock: MockClock) -> None:

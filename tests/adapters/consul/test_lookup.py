@@ -237,7 +237,7 @@ def crowded() -> Model:
 
 @pytest.mark.parametrize("catalog", [small, crowded])
 async def test_a_service_that_no_list_had_yet_is_found(autojump_clock: MockClock, catalog: Callable[[], Model]) -> None:
-    async with watching(catalog(), catalog_watches=20) as watched:
+    async with watching(catalog(), catalog_watches=22) as watched:
         await trio.sleep(5)
         watched.model.connect["fresh"] = (sidecar("fresh"),)
         assert await learned(watched, "fresh", namespace="default") < REQUESTS
@@ -258,7 +258,7 @@ async def test_a_service_that_the_list_has_meanwhile_is_waited_for(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The answer to the lookup comes behind the list's, and before that to the query that the list has begun."""
-    async with watching(small(), catalog_watches=20) as watched:
+    async with watching(small(), catalog_watches=22) as watched:
         model, answered, begun = watched.model, trio.Event(), 0
         await trio.sleep(5)
         usual = model.connect_instances
@@ -291,7 +291,7 @@ async def test_a_busy_list_is_read_more_often_while_streams_wait_for_it(autojump
             model.change()
             await trio.sleep(0.2)
 
-    async with watching(crowded(), catalog_watches=20) as watched, trio.open_nursery() as nursery:
+    async with watching(crowded(), catalog_watches=22) as watched, trio.open_nursery() as nursery:
         model = watched.model
         nursery.start_soon(be_busy, model)
         await trio.sleep(30)

@@ -18,9 +18,9 @@ from .api import LONGEST_WAIT, ConsulClient, Cursor
 
 # Seconds a query is held while watches take turns: long enough that turns cost little, short enough to be followed.
 ROTATION_WAIT: Final = 2.0
-# Of the budget, for the connection that is not from here, that of the gateway's own registration, and for those of the
-# servers and the summaries: when these come, the others may be open, and what is open stays open.
-RESERVED: Final = 3
+# Of the budget, for the three connections of the gateway's own registration, which are not from here, and for those of
+# the servers and the summaries: when these come, the others may be open, and what is open stays open.
+RESERVED: Final = 5
 
 
 class BlockingQueryPool:
