@@ -18,7 +18,7 @@ from meshgate.adapters.relay.worker_process import WorkerEnd
 from meshgate.app.admin.answers import MOST_STREAMS
 from meshgate.app.admin.dashboard import FRESH, STALE, DashboardPage, Sampler
 from meshgate.app.admin.history import BUSIEST, MINUTES, History, history_view
-from meshgate.app.gateway.upgrade_record import MinuteLeft
+from meshgate.app.gateway.upgrade_record import Minute
 from meshgate.core.reasons import Reason, StreamEnd
 from meshgate.core.routes import RouteKind
 
@@ -140,12 +140,12 @@ async def test_history_tells_failures_of_a_destination_from_what_strangers_send(
 async def test_history_is_handed_over_to_the_next_version_whose_slots_may_be_others() -> None:
     history, totals = History(), Counters(connections={WEB: 8}, first_bytes={WEB: [0, 8, *[0] * 10]})
     history.note(totals, 60.0)
-    record = msgspec.msgpack.encode(history.left())
+    record = msgspec.msgpack.encode([*history.minutes])
     after = History()
-    after.remember(msgspec.msgpack.decode(record, type=list[MinuteLeft]))
+    after.remember(msgspec.msgpack.decode(record, type=list[Minute]))
     assert history_view(after.minutes) == history_view(history.minutes)
     other = History()
-    other.remember([(60.0, 8, 0, 0, [(WEB, (8, 0, [8]))])])
+    other.remember([Minute(60.0, 8, 0, 0, [(WEB, (8, 0, [8]))])])
     view = history_view(other.minutes)
     assert (view.streams, view.destinations) == ([8], [])
 

@@ -25,11 +25,11 @@ from meshgate.app.gateway import upgrade, upgrade_record
 from meshgate.app.gateway.upgrade import Upgrader, UpgradeRefusedError, check_path
 from meshgate.app.gateway.upgrade_record import (
     FORMAT,
-    NO_ONLOOKERS,
     CatalogLeft,
     ConsulLeft,
     HandOver,
     LogsLeft,
+    OnlookersLeft,
     ProcessLeft,
     Upgrade,
 )
@@ -71,7 +71,7 @@ def record_of(**changes: Any) -> HandOver:
             registration=RegistrarLeft(None, False, OwnHealth(), NO_LIMITS, "", None, None),
         ),
         logs=LogsLeft(level=None, dropped=0, access_dropped=0, refusals=[]),
-        onlookers=NO_ONLOOKERS,
+        onlookers=OnlookersLeft(),
         upgrade=Upgrade(number=1, started=1.0, python=sys.executable, version_before="1"),
         upgrades={},
     )

@@ -19,7 +19,6 @@ from meshgate.adapters.admin.confined_clients import is_confined
 from meshgate.adapters.admin.http_server import AdminServer, Bind, listening
 from meshgate.adapters.consul.api import ConsulClient, OwnRegistration
 from meshgate.adapters.machine import RESERVED, raise_descriptor_limit
-from meshgate.adapters.relay import Counters
 from meshgate.adapters.relay.sandbox import Mode, support
 from meshgate.adapters.sd_notify import Notifier
 from meshgate.app.admin.admin_pages import PROBES, admin_routes
@@ -31,7 +30,7 @@ from meshgate.app.gateway.from_settings import client_of, definition_of
 from meshgate.app.gateway.gateway import Gateway
 from meshgate.app.gateway.hardening import forbid_core_dumps, hide_secrets
 from meshgate.app.gateway.upgrade import Trial, identity_of
-from meshgate.app.gateway.upgrade_record import NO_ONLOOKERS, OnlookersLeft, Taken
+from meshgate.app.gateway.upgrade_record import OnlookersLeft, Taken
 from meshgate.app.logs import logs
 from meshgate.app.logs.access_log import AccessLog, CentralAccessLog
 from meshgate.app.settings.settings import Settings
@@ -143,9 +142,7 @@ async def _main(settings: Settings, client: ConsulClient, taken: Taken | None) -
         gateway = Gateway(settings, client, Notifier.from_environment(os.environ), taken)
         view = GatewayView(gateway)
         telemetry = Telemetry(view, gateway)
-        before = NO_ONLOOKERS if taken is None else taken.record.onlookers
-        received, sent = before.bytes
-        gateway.relay.told = Counters(bytes_received=received, bytes_sent=sent, carried=dict(before.carried))
+        before = OnlookersLeft() if taken is None else taken.record.onlookers
         view.history.remember(before.history)
         telemetry.statsd.go_on(before.statsd_said, before.statsd_dropped)
         refuses = None if settings.sandbox == Mode.OFF else is_confined
@@ -153,15 +150,12 @@ async def _main(settings: Settings, client: ConsulClient, taken: Taken | None) -
         server = AdminServer(admin_routes(view, telemetry.metrics), refuses=refuses, for_anybody=PROBES)
 
         def left() -> OnlookersLeft:
-            told = gateway.relay.told
             admin = None if server.descriptor < 0 else (settings.shown(_ADMIN), server.descriptor)
             return OnlookersLeft(
-                bytes=(told.bytes_received, told.bytes_sent),
-                carried=list(told.carried.items()),
                 statsd_dropped=telemetry.statsd.dropped,
                 statsd_said=telemetry.statsd.left(),
                 admin=admin,
-                history=view.history.left(),
+                history=[*view.history.minutes],
             )
 
         gateway.onlookers_left = left

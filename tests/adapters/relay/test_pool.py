@@ -8,13 +8,14 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
+import msgspec
 import pytest
 import trio
 import trio.testing
 
 from meshgate.adapters.relay import Counters, Limits, worker_process as process_module
 from meshgate.adapters.relay.messages import StatsReport
-from meshgate.adapters.relay.pool import RelayPool, _HandOver
+from meshgate.adapters.relay.pool import PoolLeft, RelayPool, _HandOver
 from meshgate.adapters.relay.worker_process import WorkerEnd, WorkerPolicy
 from meshgate.core.reasons import Reason, StreamEnd
 from meshgate.core.routes import Endpoint, RouteKind
@@ -326,6 +327,17 @@ async def test_worker_that_hangs_is_killed_and_replaced() -> None:
         policy.silent = 60.0
         await pool.until_workers(1)
         await (await pool.call()).aclose()
+
+
+async def test_bytes_that_were_told_do_not_go_back_from_one_parent_to_the_next() -> None:
+    """Open streams had carried them, and the next parent may not hear of these for a while."""
+    before = RelayPool(0, Limits(), Watcher(), drain_seconds=1.0)
+    carried = {(RouteKind.SERVICE, "web"): (7, 9)}
+    before._told = Counters(bytes_received=7, bytes_sent=9, carried=carried)
+    left = msgspec.msgpack.decode(msgspec.msgpack.encode(before.left()), type=PoolLeft)
+    told = await RelayPool(0, Limits(), Watcher(), drain_seconds=1.0, left=left).counters()
+    assert (told.bytes_received, told.bytes_sent, told.carried) == (7, 9, carried)
+    before._counts.close()
 
 
 async def test_worker_whose_streams_are_not_listed_is_named() -> None:

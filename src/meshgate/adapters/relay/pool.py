@@ -90,7 +90,8 @@ class PoolLeft(msgspec.Struct, frozen=True):
     """A pool as one parent leaves it and the next one finds it, with the descriptors that it has.
 
     `version` is that of the workers' messages. `rows` are those of the shared counts, to write to and to read. `asked`
-    has the names that workers wait for: which worker, by its place in `workers`, and for which client.
+    has the names that workers wait for: which worker, by its place in `workers`, and for which client. `bytes` and
+    `carried` are what was told last, with those of open streams.
     """
 
     version: int
@@ -107,6 +108,8 @@ class PoolLeft(msgspec.Struct, frozen=True):
     workers: list[WorkerLeft]
     losses: list[WorkerLoss] = []
     endpoints: list[tuple[Address, EndpointRecord]] = []
+    bytes: tuple[int, int] = (0, 0)
+    carried: list[tuple[Destination, tuple[int, int]]] = []
 
     @property
     def descriptors(self) -> list[int]:
@@ -271,8 +274,8 @@ class RelayPool:
         self.misshapen = ""
         """Why there are not those workers that there should be; "" while there are."""
         self._crowded: deque[WorkerProcess | None] = deque(maxlen=LOOKS)
-        self.told = Counters()
-        """What `counters` has given last."""
+        # What `counters` has given last.
+        self._told = Counters()
         self._left_asked: list[tuple[str, int, str]] = []
         if left is not None:
             self._adopt(left)
@@ -434,13 +437,13 @@ class RelayPool:
         for answer in answers:
             late.add(answer.late)
         counters = self._totals.since(late)  # Streams that ended late were still open when their worker answered.
-        counters.open = {} if settled else self.told.open
+        counters.open = {} if settled else self._told.open
         for answer in answers:
             answer.add_open(counters)
         counters.active = self.active
         counters.of_servers = sum(worker.of_servers for worker in self._everybody)
-        counters.tell_no_less(self.told)
-        self.told = counters
+        counters.tell_no_less(self._told)
+        self._told = counters
         return counters
 
     async def connections(self) -> OpenStreams:
@@ -499,6 +502,8 @@ class RelayPool:
             [left for _, left in known],
             [*self.losses],
             self.endpoints.left(),
+            (self._told.bytes_received, self._told.bytes_sent),
+            [*self._told.carried.items()],
         )
 
     def _adopt(self, left: PoolLeft) -> None:
@@ -511,6 +516,7 @@ class RelayPool:
         self.restarts |= {cause: left.restarts.get(cause, 0) for cause in WorkerEnd}
         self._outliers.remember(left.ejected)
         self.endpoints = EndpointHistory(left.endpoints)
+        self._told = Counters(bytes_received=left.bytes[0], bytes_sent=left.bytes[1], carried=dict(left.carried))
         self._left_asked = left.asked
         for each in left.workers:
             worker = WorkerProcess(self, each.number, self._counts, self._policy, each.row)

@@ -6,35 +6,21 @@ anyway, so nobody is asked for it, and it costs a look at them once a minute. St
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 import trio
+from msgspec import structs
 
 from meshgate.adapters.relay import FIRST_BYTE_BUCKETS, Counters, Destination
 from meshgate.app.admin import answers
-from meshgate.app.gateway.upgrade_record import MinuteLeft
+from meshgate.app.gateway.upgrade_record import Lived, Minute
 from meshgate.core.reasons import Reason
 
 MINUTES: Final = 60
 BUSIEST: Final = 200
 _EVERY: Final = 60.0
 _SLOTS: Final = len(FIRST_BYTE_BUCKETS) + 1
-
-Lived = tuple[int, int, Sequence[int]]
-"""Streams that were routed, those that had a route and failed, and first bytes by the slots of FIRST_BYTE_BUCKETS."""
-
-
-@dataclass(frozen=True, slots=True)
-class Minute:
-    """What came to pass until `ends` (Unix time). Streams that were `refused` never had a route, or no slot."""
-
-    ends: float
-    streams: int
-    failed: int
-    refused: int
-    destinations: Mapping[Destination, Lived]
 
 
 class History:
@@ -51,19 +37,11 @@ class History:
             await trio.sleep(_EVERY)
             self.note(totals(), time.time())
 
-    def left(self) -> list[MinuteLeft]:
-        """What the next version goes on with, but for the minute that is not over."""
-        found: list[MinuteLeft] = []
-        for it in self.minutes:
-            of = [(key, (good, bad, list(slots))) for key, (good, bad, slots) in it.destinations.items()]
-            found.append((it.ends, it.streams, it.failed, it.refused, of))
-        return found
-
-    def remember(self, left: Iterable[MinuteLeft]) -> None:
-        """Go on with what the version before has kept."""
-        for ends, streams, failed, refused, of in left:
-            lived: dict[Destination, Lived] = {key: each for key, each in of if len(each[2]) == _SLOTS}
-            self.minutes.append(Minute(ends, streams, failed, refused, lived))
+    def remember(self, left: Iterable[Minute]) -> None:
+        """Go on with what the version before has kept, which may have had other slots for first bytes."""
+        for minute in left:
+            lived = [each for each in minute.destinations if len(each[1][2]) == _SLOTS]
+            self.minutes.append(structs.replace(minute, destinations=lived))
 
     def note(self, totals: Counters, now: float) -> None:
         """Take what came to pass since the last time as a minute."""
@@ -79,15 +57,16 @@ class History:
         busiest = sorted(lived.items(), key=lambda each: -each[1][0] - each[1][1])[:BUSIEST]
         refused = sum(new.refused.values()) - sum(new.failed.values())
         streams = sum(new.connections.values())
-        self.minutes.append(Minute(now, streams, failed.total(), max(0, refused), dict(busiest)))
+        self.minutes.append(Minute(now, streams, failed.total(), max(0, refused), busiest))
 
 
 def history_view(minutes: Iterable[Minute]) -> answers.History:
     """Numbers by the minute, the oldest first; and those of the destinations that were busiest in all of it."""
     listed = list(minutes)
+    lived = [dict(minute.destinations) for minute in listed]
     totals: Counter[Destination] = Counter()
     for minute in listed:
-        for key, (streams, failed, _) in minute.destinations.items():
+        for key, (streams, failed, _) in minute.destinations:
             totals[key] += streams + failed
     return answers.History(
         ends=[round(minute.ends, 1) for minute in listed],
@@ -95,13 +74,13 @@ def history_view(minutes: Iterable[Minute]) -> answers.History:
         failed=[minute.failed for minute in listed],
         refused=[minute.refused for minute in listed],
         first_byte_bounds=list(FIRST_BYTE_BUCKETS),
-        destinations=[_destination(key, listed) for key, _ in totals.most_common(BUSIEST)],
+        destinations=[_destination(key, lived) for key, _ in totals.most_common(BUSIEST)],
     )
 
 
-def _destination(key: Destination, minutes: Iterable[Minute]) -> answers.DestinationHistory:
+def _destination(key: Destination, minutes: Iterable[Mapping[Destination, Lived]]) -> answers.DestinationHistory:
     nothing: Lived = (0, 0, [0] * _SLOTS)
-    streams, failed, first_bytes = zip(*(minute.destinations.get(key, nothing) for minute in minutes), strict=True)
+    streams, failed, first_bytes = zip(*(minute.get(key, nothing) for minute in minutes), strict=True)
     routed, lost = sum(streams), sum(failed)
     return answers.DestinationHistory(
         kind=key[0],

@@ -38,7 +38,6 @@ from meshgate.app.gateway.table_keeper import TableKeeper, export_problems, tell
 from meshgate.app.gateway.upgrade import SIGNALS, Upgrader, identity_of
 from meshgate.app.gateway.upgrade_record import (
     FORMAT,
-    NO_ONLOOKERS,
     CatalogLeft,
     ConsulLeft,
     HandOver,
@@ -112,7 +111,7 @@ class Gateway:
         )
         self.tables = TableKeeper(settings, self.relay, notifier, self.last_known)
         self.registration = GatewayRegistration(settings, client, self._registry, self.relay, self.tables.look_from)
-        self.onlookers_left: Callable[[], OnlookersLeft] = lambda: NO_ONLOOKERS
+        self.onlookers_left: Callable[[], OnlookersLeft] = OnlookersLeft
         """What of those who look at the gateway goes on at an upgrade."""
         self.upgrader = Upgrader(
             ProcessLeft(

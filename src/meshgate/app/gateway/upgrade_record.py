@@ -117,22 +117,27 @@ class LogsLeft(msgspec.Struct, frozen=True, kw_only=True):
     ended: list[StreamRecord] = []
 
 
-MinuteLeft = tuple[float, int, int, int, list[tuple[Destination, tuple[int, int, list[int]]]]]
-"""A minute of the hour that pages show: its end, streams, failures, refusals; the first two and first bytes of each."""
+Lived = tuple[int, int, list[int]]
+"""Streams that were routed, those that had a route and failed, and first bytes by the slots of FIRST_BYTE_BUCKETS."""
+
+
+class Minute(msgspec.Struct, frozen=True, array_like=True):
+    """What came to pass until `ends` (Unix time). Streams that were `refused` never had a route, or no slot."""
+
+    ends: float
+    streams: int
+    failed: int
+    refused: int
+    destinations: list[tuple[Destination, Lived]]
 
 
 class OnlookersLeft(msgspec.Struct, frozen=True, kw_only=True):
     """What pages and numbers have shown that must not go back, and the admin address: as set, and its descriptor."""
 
-    bytes: tuple[int, int]
-    carried: list[tuple[Destination, tuple[int, int]]]
-    statsd_dropped: int
-    statsd_said: dict[str, dict[str, float]]
-    admin: tuple[str, int] | None
-    history: list[MinuteLeft] = []
-
-
-NO_ONLOOKERS: Final = OnlookersLeft(bytes=(0, 0), carried=[], statsd_dropped=0, statsd_said={}, admin=None)
+    statsd_dropped: int = 0
+    statsd_said: dict[str, dict[str, float]] = {}
+    admin: tuple[str, int] | None = None
+    history: list[Minute] = []
 
 
 class HandOver(msgspec.Struct, frozen=True, kw_only=True):
