@@ -2,7 +2,20 @@
 
 import pytest
 
-from meshgate.app.cli.main import execute
+from meshgate.app.cli.main import chosen, cli, execute, options_of
+
+# Flags of `consul connect envoy`: those that meshgate has, and those that are about Envoy or xDS.
+_OWN = """
+    address admin-bind bind-address deregister-after-critical expose-servers gateway mesh-gateway node-name proxy-id
+    register service wan-address http-addr token token-file ca-file ca-path client-cert client-key tls-server-name
+    namespace partition
+"""
+_VALUED = """
+    admin-access-log-path envoy-binary envoy-ready-bind-address envoy-ready-bind-port envoy-version grpc-addr
+    grpc-ca-file grpc-ca-path prometheus-backend-port prometheus-ca-file prometheus-ca-path prometheus-cert-file
+    prometheus-key-file prometheus-scrape-path
+"""
+_SWITCHES = "enable-config-gen-logging ignore-envoy-compatibility no-central-config omit-deprecated-tags"
 
 SEEN = "MESHGATE_ADMIN_BIND='nonsense' (from the environment): must be ip:port, unix:///path or off"
 
@@ -37,6 +50,20 @@ def test_flags_that_are_about_envoy_are_ignored_and_named(
         "note: --envoy-version is ignored: meshgate needs no xDS",
         f"meshgate: {SEEN}",
     ]
+
+
+def test_each_flag_that_goes_with_a_mesh_gateway_is_understood(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Those of `consul connect envoy` in Consul 1.22, but for -sidecar-for and -bootstrap."""
+    own, valued, switches = _OWN.split(), _VALUED.split(), _SWITCHES.split()
+    assert {f"--{name}" for name in (*own, *valued, *switches)} <= options_of(chosen(cli, ["run"])).keys()
+    monkeypatch.setenv("MESHGATE_ADMIN_BIND", "nonsense")
+    flags = [*(f"-{name}=x" for name in valued), *(f"-{name}" for name in switches)]
+    assert execute(["run", *flags]) == 2
+    *notes, last = capsys.readouterr().err.splitlines()
+    assert sorted(notes) == sorted(f"note: --{name} is ignored: meshgate needs no xDS" for name in (*valued, *switches))
+    assert last == f"meshgate: {SEEN}"
 
 
 def test_a_bootstrap_cannot_be_printed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,21 +11,39 @@ from pathlib import Path
 import click
 
 from meshgate.adapters import state
-from meshgate.adapters.consul.api import records
-from meshgate.adapters.consul.watch_scheduler import AT_A_TICK, TICK
-from meshgate.adapters.relay import hand_over, messages, stream
-from meshgate.adapters.relay.pump import HELD_BYTES
+from meshgate.adapters.consul import watch
+from meshgate.adapters.consul.api import credentials, records
+from meshgate.adapters.consul.peerings import PeeringLooks
+from meshgate.adapters.consul.retry import LONGEST_PAUSE
+from meshgate.adapters.consul.watch_scheduler import AT_A_TICK, IN_USE, SUMMARY_PACE, TICK
+from meshgate.adapters.relay import Limits, hand_over, messages, on_demand, overload, pool, stream
+from meshgate.adapters.relay.counters import EndpointHistory
+from meshgate.adapters.relay.pump import HEAVY_READ_BYTES, HELD_BYTES, PIPE_BYTES
 from meshgate.adapters.relay.stream_setup import MAX_ATTEMPTS, RACE_SECONDS
-from meshgate.adapters.relay.worker_process import LINES_AT_ONCE, LINES_PER_SECOND
+from meshgate.adapters.relay.worker_process import (
+    _GROWN,
+    _MOST_STDERR_BYTES,
+    ANSWER_ROOM,
+    LINES_AT_ONCE,
+    LINES_PER_SECOND,
+    LOOKS,
+    WorkerPolicy,
+)
+from meshgate.app.admin import explain_page, whatif_page
 from meshgate.app.admin.admin_pages import admin_routes
 from meshgate.app.admin.metrics import MAX_HISTOGRAMS, Metrics
+from meshgate.app.cli import gateway_commands
 from meshgate.app.cli.main import cli
 from meshgate.app.gateway.draining import PROPAGATION_SECONDS
-from meshgate.app.gateway.last_known import AGENT_PATIENCE, CATALOG_PATIENCE
-from meshgate.app.gateway.on_demand_discovery import OF_A_CLIENT, OF_ALL_CLIENTS
+from meshgate.app.gateway.gateway import ONE_STOP_SECONDS
+from meshgate.app.gateway.last_known import AGENT_PATIENCE, CATALOG_PATIENCE, REMOTES_PATIENCE
+from meshgate.app.gateway.on_demand_discovery import OF_A_CLIENT, OF_ALL_CLIENTS, PACE
 from meshgate.app.gateway.stream_observer import KEPT
+from meshgate.app.gateway.upgrade import TRIAL_SECONDS
+from meshgate.app.gateway.upgrade_record import PATIENCE
 from meshgate.app.settings.setting_table import BY_NAME
 from meshgate.core import hello
+from meshgate.core.callers import MOST_NAMED
 from meshgate.core.durations import parse_duration
 from meshgate.core.outlier_detection import FIRST_PROBE_SECONDS, LONGEST_WAIT_SECONDS
 from tests.app.gateway_double import GatewayDouble
@@ -292,6 +310,53 @@ def test_numbers_that_the_code_has() -> None:
         ("docs/troubleshooting.md", f"older than the last {KEPT} of each end"),
     ):
         assert said in " ".join(page(name).split()), (name, said)
+
+
+def test_numbers_in_words_are_those_of_the_code() -> None:
+    policy = WorkerPolicy()
+    for name, said, number, expected in (
+        ("SECURITY.md", "and 300,000 entries and kB in a collected answer", ANSWER_ROOM, 300_000),
+        ("SECURITY.md", "keeps 8 kB of its standard error", messages.LONGEST_LINE, 8 << 10),
+        ("SECURITY.md", "1 MB ends the worker", _MOST_STDERR_BYTES, 1 << 20),
+        ("deploy/consul/peering.md", "is asked again every five minutes", PeeringLooks().absent, 300),
+        ("docs/hand-over.md", "The parent looks every 20 seconds", policy.look, 20),
+        ("docs/hand-over.md", "when three looks in a row find the same", LOOKS, 3),
+        ("docs/hand-over.md", "and about 1 MB of held bytes", hand_over.BATCH_BYTES, 1 << 20),
+        ("docs/hand-over.md", "After three in a row", hand_over._DECLINED_IN_A_ROW, 3),
+        ("docs/hand-over.md", "one of them is silent for ten seconds", 2 * hand_over.PATIENCE, 10),
+        ("docs/hand-over.md", "is ended by the parent after five", policy.silent, 5),
+        ("docs/observability.md", "up to 100,000 per relay worker", messages.MOST_STREAMS, 100_000),
+        ("docs/observability.md", "For each of the last 20,000 endpoints", EndpointHistory.MOST, 20_000),
+        ("docs/observability.md", "answer within 3 seconds is", whatif_page._PATIENCE, 3),
+        ("docs/observability.md", "(with more than three,", MOST_NAMED, 3),
+        ("docs/observability.md", "those refused in the last hour first", explain_page._LATELY, 3600),
+        ("docs/operations.md", "more than a second after the first", ONE_STOP_SECONDS, 1),
+        ("docs/operations.md", "within a second after they change", credentials._TLS_LOOK, 1),
+        ("docs/operations.md", "and at least 20 more", pool._A_FEW, 20),
+        ("docs/operations.md", "stays above it for a minute", LOOKS * policy.look, 60),
+        ("docs/operations.md", "if it has half more than it needed", _GROWN, 1.5),
+        ("docs/operations.md", "(with streams in the last five minutes", IN_USE, 300),
+        ("docs/operations.md", "does not answer within a second", pool.LOOKUP_SECONDS, 1),
+        ("docs/operations.md", "show a change (within 30 seconds)", SUMMARY_PACE, 30),
+        ("docs/operations.md", "for the same name at most four times a second", 1 / PACE, 4),
+        ("docs/operations.md", "up to 4.5 seconds", on_demand.LOOKUP_SECONDS * on_demand._WITHOUT_ROUTE, 4.5),
+        ("docs/operations.md", "whenever it changes, at most twice a second", 1 / watch.PACE, 2),
+        ("docs/reliability.md", "with jitter, up to 30 s", LONGEST_PAUSE, 30),
+        ("docs/reliability.md", "Once 15/16 of", Limits(max_connections=1600).overload_from, 1500),
+        ("docs/reliability.md", "if that is a second or more", overload.GRACE_SECONDS, 1),
+        ("docs/reliability.md", "four times as long while the endpoint", stream._ENDPOINTS_TURN, 4),
+        ("docs/reliability.md", "from one second on", overload.SECOND_FLIGHT_SECONDS, 1),
+        ("docs/reliability.md", "has not found within a minute", REMOTES_PATIENCE, 60),
+        ("docs/reliability.md", "at most once a second, and confirmed", state.PACE, 1),
+        ("docs/reliability.md", "confirmed every five minutes", state.CONFIRM, 300),
+        ("docs/troubleshooting.md", "a read of up to 64 KiB", HEAVY_READ_BYTES, 64 << 10),
+        ("docs/troubleshooting.md", "a pipe of up to 1 MiB", PIPE_BYTES, 1 << 20),
+        ("docs/upgrade.md", "every five seconds that it still waits", gateway_commands._PROGRESS, 5),
+        ("docs/upgrade.md", "no proper answer within a minute", TRIAL_SECONDS, 60),
+        ("docs/upgrade.md", "is not in charge after 20 s", PATIENCE, 20),
+    ):
+        assert said in " ".join(page(name).split()), (name, said)
+        assert number == expected, (name, said)
 
 
 def test_every_number_of_the_performance_page_has_a_date() -> None:

@@ -67,6 +67,8 @@ MESSAGES_AT_ONCE: Final = 200_000
 # A record of a stream has some 400 bytes, with the longest names 900; the rest is ALPN.
 LARGEST_KEPT: Final = 1024
 MOST_KEPT: Final = 100_000
+# What an answer may have: entries, and kilobytes. A stream with the longest names is one of each.
+ANSWER_ROOM: Final = 3 * MOST_STREAMS
 LINES_PER_SECOND: Final = 2.0
 LINES_AT_ONCE: Final = 100
 # What it may leave unread: the answers to its own questions, as a rule.
@@ -206,7 +208,7 @@ class Answer:
         self.late = Counters()
         self.complete = trio.Event()
         self._parts: list[StatsReport] = []
-        self._room = 3 * MOST_STREAMS  # A stream with the longest names takes a kilobyte, which counts as well.
+        self._room = ANSWER_ROOM
 
     def has_room(self, cost: int) -> bool:
         """Whether the worker may tell so much more. An answer has its own limit: what it has was asked for."""
