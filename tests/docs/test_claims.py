@@ -141,6 +141,11 @@ def test_commands_and_their_flags() -> None:
     assert missing(unknown) == []
 
 
+def test_every_command_is_on_a_page() -> None:
+    called = {name for text in prose().values() for name in re.findall(r"\bmeshgate ([a-z]+)\b", text)}
+    assert set(cli.list_commands(click.Context(cli))) - called == set()
+
+
 def test_scripts_and_their_flags() -> None:
     def unknown(text: str) -> Iterator[str]:
         for line in code(text):

@@ -615,7 +615,8 @@ def drain(settings: Settings, *, as_json: bool) -> None:
 
     The gateway deregisters, accepts no new clients, and lets open streams end until its drain timeout. The command
     waits until the gateway is gone. Every second it prints how many streams are left, and the oldest of them; at the
-    end, those that were cut. Ctrl-C stops the waiting, not the drain.
+    end, those that were cut. Exits with 0 once the gateway is gone, whether or not streams were cut. Ctrl-C stops the
+    waiting, not the drain.
     """
     bind = settings.admin_bind
     before = _look(bind)
