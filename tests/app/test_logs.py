@@ -65,6 +65,12 @@ def test_tags_are_padded_to_one_width(output: Any, method: Any, tag: Any) -> Non
     assert line[25:] == f"{tag} meshgate.consul: message"
 
 
+def test_times_are_utc_to_the_millisecond() -> None:
+    assert logs.rfc3339(1_700_000_000.1239) == "2023-11-14T22:13:20.123Z"
+    assert logs.rfc3339(1_700_000_000) == "2023-11-14T22:13:20.000Z"
+    assert logs.rfc3339(1_700_000_000.5, "seconds") == "2023-11-14T22:13:20Z"
+
+
 def test_values_are_quoted_when_they_must_be(output: Any) -> None:
     lines = output()
     log.info("m", a="two words", b="", c='say "x"', d="k=v", e="back\\slash", f=None, g=1.5, h="plain-1.2/3:4")

@@ -8,7 +8,6 @@ host and this product does not is left out, not made up; what only this product 
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Final, get_args
 
 from msgspec.structs import asdict
@@ -19,7 +18,7 @@ from meshgate.app.admin import answers
 from meshgate.app.admin.answers import DestinationFacts, Ejection, EndpointFacts
 from meshgate.app.gateway.stream_observer import KEPT
 from meshgate.app.gateway.upgrade_record import Upgrade
-from meshgate.app.logs.access_log import rfc3339
+from meshgate.app.logs.logs import rfc3339
 from meshgate.core.addresses import host_of, host_port
 from meshgate.core.durations import format_duration
 from meshgate.core.explain import Explanation
@@ -286,21 +285,17 @@ def _lines(
         if met.first_byte_seconds is not None:
             yield f"{host}::first_byte_ms::{met.first_byte_seconds * 1000:.3f}"
         if met.last_success is not None:
-            yield f"{host}::last_success::{_utc(met.last_success)}"
+            yield f"{host}::last_success::{rfc3339(met.last_success, 'seconds')}"
         if met.last_failure is not None:
-            yield f"{host}::last_failure::{_utc(met.last_failure)} {printable(met.last_error or '')}"
+            yield f"{host}::last_failure::{rfc3339(met.last_failure, 'seconds')} {printable(met.last_error or '')}"
         if met.ejected:
-            yield f"{host}::ejected_since::{_utc(met.ejected.since)} {printable(met.ejected.why or '')}"
+            yield f"{host}::ejected_since::{rfc3339(met.ejected.since, 'seconds')} {printable(met.ejected.why or '')}"
 
 
 def _stats(active: int, facts: EndpointFacts) -> tuple[tuple[str, int], ...]:
     """Under Envoy's names. As there, an attempt that failed is a connection, too."""
     total = facts.streams + facts.unanswered + facts.failures
     return ("cx_active", active), ("cx_connect_fail", facts.failures), ("cx_total", total)
-
-
-def _utc(unix: float) -> str:
-    return datetime.fromtimestamp(unix, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 def _host(endpoint: Endpoint, active: int, facts: EndpointFacts) -> answers.HostStatus:

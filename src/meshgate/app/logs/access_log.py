@@ -19,8 +19,6 @@ import os
 import stat
 import time
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,6 +29,7 @@ from meshgate.adapters.relay import StreamRecord
 from meshgate.app.errors import ConfigError
 from meshgate.app.logs.access_log_format import DEFAULT_JSON, Formatter
 from meshgate.app.logs.log_writer import QUEUE_LINES, LogWriter
+from meshgate.app.logs.logs import rfc3339
 from meshgate.app.settings.settings import Origin, Settings
 from meshgate.core.text import ascii_json
 from meshgate.core.weak_decode import boolean
@@ -179,17 +178,6 @@ def line_of(record: StreamRecord) -> str:
 
 _encode: Final = msgspec.json.Encoder().encode
 _encode_ascii: Final = json.JSONEncoder(separators=(",", ":")).encode
-
-
-def rfc3339(unix_time: float) -> str:
-    """A Unix time as logs write it: UTC, with milliseconds."""
-    milliseconds = int(unix_time * 1000)
-    return f"{_second(milliseconds // 1000)}.{milliseconds % 1000:03d}Z"
-
-
-@lru_cache(maxsize=64)
-def _second(unix_time: int) -> str:
-    return f"{datetime.fromtimestamp(unix_time, UTC):%Y-%m-%dT%H:%M:%S}"
 
 
 # Without O_NONBLOCK, a named pipe that nobody reads would hold the gateway up; a device could become its terminal.

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from meshgate.adapters.error_words import words_of
 from meshgate.adapters.relay import StreamRecord
+from meshgate.app.logs.logs import rfc3339
 from meshgate.core.addresses import host_of
 from meshgate.core.reasons import StreamEnd
 from meshgate.core.text import ascii_json, printable
@@ -177,11 +178,6 @@ def _time_part(part: str, when: datetime, unix: float) -> str:
     return when.strftime(part)
 
 
-def _default_time(record: StreamRecord) -> str:
-    when = datetime.fromtimestamp(record.started, UTC)
-    return f"{when:%Y-%m-%dT%H:%M:%S}.{when.microsecond // 1000:03d}Z"
-
-
 def _host(address: str | None) -> str | None:
     return None if address is None else host_of(address)
 
@@ -197,7 +193,7 @@ def _cluster(record: StreamRecord) -> str | None:
 
 _HOST_NAME: Final = socket.gethostname()
 _OPERATORS: Final[Mapping[str, Read]] = {
-    "START_TIME": _default_time,
+    "START_TIME": lambda record: rfc3339(record.started),
     "DURATION": lambda record: round(record.duration * 1000),
     "BYTES_RECEIVED": lambda record: record.bytes_received,
     "BYTES_SENT": lambda record: record.bytes_sent,

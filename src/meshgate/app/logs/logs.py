@@ -11,6 +11,7 @@ Everyone logs by `structlog.get_logger(module="meshgate.x")` and needs nothing f
 import atexit
 import json
 import logging
+import time
 import traceback
 from collections.abc import Mapping, MutableMapping
 from datetime import UTC, datetime
@@ -134,11 +135,11 @@ def _judge(_: object, method: str, event: MutableMapping[str, Any]) -> MutableMa
 
 def _render(_: object, method: str, event: MutableMapping[str, Any]) -> str:
     module, message = event.pop("module", _DEFAULT_MODULE), event.pop("event", "")
-    return _line(datetime.now(UTC), _SYNONYMS.get(method, method), str(module), str(message), event)
+    return _line(time.time(), _SYNONYMS.get(method, method), str(module), str(message), event)
 
 
 def _lost(count: int) -> str:
-    return _line(datetime.now(UTC), "warn", "meshgate.log", "log lines were dropped", {"count": count})
+    return _line(time.time(), "warn", "meshgate.log", "log lines were dropped", {"count": count})
 
 
 class _StandardHandler(logging.Handler):
@@ -157,21 +158,24 @@ class _StandardHandler(logging.Handler):
         except Exception as error:  # noqa: BLE001 - a faulty call must not break what made it
             message, values["error"] = str(record.msg), error
         name = next((name for name, number in reversed(_LEVELS.items()) if record.levelno >= number), "trace")
-        when = datetime.fromtimestamp(record.created, UTC)
-        self._writer.write(_line(when, name, record.name, message, values))
+        self._writer.write(_line(record.created, name, record.name, message, values))
 
 
-def _line(when: datetime, level: str, module: str, message: str, values: Mapping[str, Any]) -> str:
+def _line(when: float, level: str, module: str, message: str, values: Mapping[str, Any]) -> str:
     form = _json_line if _state.json else _text_line
     return form(when, level, module, message, values)
 
 
-def _text_line(when: datetime, level: str, module: str, message: str, values: Mapping[str, Any]) -> str:
-    stamp = f"{when:%Y-%m-%dT%H:%M:%S}.{when.microsecond // 1000:03d}Z"
+def rfc3339(unix_time: float, precision: str = "milliseconds") -> str:
+    """A Unix time in UTC, `2006-01-02T15:04:05.000Z`; `precision` as `datetime.isoformat` has it."""
+    return datetime.fromtimestamp(unix_time, UTC).isoformat(timespec=precision).removesuffix("+00:00") + "Z"
+
+
+def _text_line(when: float, level: str, module: str, message: str, values: Mapping[str, Any]) -> str:
     pairs = " ".join(f"{_key(key)}={_value(value)}" for key, value in values.items() if key != "exception")
-    line = f"{stamp} {f'[{level.upper()}]':7} {printable(module)}: {printable(message)}{': ' if pairs else ''}{pairs}"
+    head = f"{rfc3339(when)} {f'[{level.upper()}]':7} {printable(module)}: {printable(message)}"
     trace = [f"    {printable(text)}" for text in str(values.get("exception", "")).splitlines()]
-    return "\n".join([line, *trace])
+    return "\n".join([f"{head}: {pairs}" if pairs else head, *trace])
 
 
 def _key(key: str) -> str:
@@ -189,12 +193,12 @@ def _value(value: object) -> str:
     return '"' + escaped.replace('"', '\\"') + '"'
 
 
-def _json_line(when: datetime, level: str, module: str, message: str, values: Mapping[str, Any]) -> str:
+def _json_line(when: float, level: str, module: str, message: str, values: Mapping[str, Any]) -> str:
     entry = {
         "@level": level,
         "@message": message,
         "@module": module,
-        "@timestamp": f"{when:%Y-%m-%dT%H:%M:%S.%f}Z",
+        "@timestamp": rfc3339(when, "microseconds"),
         **{str(key): value for key, value in values.items() if not str(key).startswith("@")},
     }
     # ASCII only, so that a terminal shows no stranger's control or bidirectional characters either.
