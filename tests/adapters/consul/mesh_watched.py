@@ -8,7 +8,7 @@ import trio
 
 from meshgate.adapters.consul import CatalogWatcher, Home, WatchRegistry
 from meshgate.adapters.consul.api import ConsulAddress, ConsulClient
-from meshgate.adapters.consul.peerings import PeeringLooks
+from meshgate.adapters.consul.peerings import PeeringIntervals
 from meshgate.adapters.consul.retry import WATCHES, Policy
 from meshgate.core.catalog import Snapshot
 from meshgate.core.export_routes import AS_CONSUL, ExportRules
@@ -20,8 +20,8 @@ from .mesh_double import MeshDouble
 # The list of peerings is looked at again after twenty times what it took, which is long on a busy machine.
 PATIENCE = 60
 # More often than one should.
-OFTEN = PeeringLooks(usual=0.2, denied=0.2)
-SELDOM = PeeringLooks(usual=1000.0)
+OFTEN = PeeringIntervals(usual=0.2, denied=0.2)
+SELDOM = PeeringIntervals(usual=1000.0)
 
 
 @dataclass
@@ -73,7 +73,7 @@ async def following(
     partition: str = "",
     namespace: str = "",
     expose: bool = False,
-    looks: PeeringLooks = OFTEN,
+    intervals: PeeringIntervals = OFTEN,
     policy: Policy = WATCHES,
     **options: bool | float,
 ) -> AsyncIterator[Following]:
@@ -91,7 +91,7 @@ async def following(
             registry,
             published.append,
             Home("dc1", partition or "default", enterprise=double.enterprise, expose_servers=expose),
-            peering_looks=looks,
+            peering_intervals=intervals,
             **options,  # type: ignore[arg-type]
         )
         nursery.start_soon(watcher.run)

@@ -16,7 +16,7 @@ import httpx
 
 from meshgate.adapters.consul.api import GATEWAY_KIND, ConsulAddress, ConsulClient, Cursor, Rule, Tenant
 from meshgate.adapters.consul.api.endpoints import Request
-from meshgate.adapters.consul.api.transport import Answer, Transport
+from meshgate.adapters.consul.api.transport import ANSWER_LIMITS, Answer, Transport
 
 DATA: Final = Path(__file__).parents[2] / "data"
 # The headers that an answer is read by.
@@ -191,6 +191,6 @@ class TapedClient(ConsulClient):
         super().__init__(address)
 
     def _connections(self, number: int) -> Transport:
-        made = self._kind(self.address, self.token, self._tls, connections=number)
+        made = self._kind(self.address, self.token, self._tls, connections=number, limits=ANSWER_LIMITS)
         made.tape = self.tape
         return made

@@ -23,7 +23,7 @@ from meshgate.adapters.consul.api import (
     ServerError,
     UnexpectedStatusError,
 )
-from meshgate.adapters.consul.api.transport import Patience
+from meshgate.adapters.consul.api.transport import AnswerLimits
 
 from .connected import TOKEN, WEB, Call, ask_web, connected
 from .fake_consul import row
@@ -145,7 +145,7 @@ async def test_a_refused_connection_says_where_and_why() -> None:
 
 
 async def test_silence_ends_in_a_timeout_that_allows_for_the_wait() -> None:
-    async with connected(Patience(silence=0.1)) as (double, client):
+    async with connected(AnswerLimits(read_timeout=0.1)) as (double, client):
         double.set(WEB, [], hang=True)
         before = trio.current_time()
         with pytest.raises(ConsulUnreachableError, match="no answer in time") as raised:

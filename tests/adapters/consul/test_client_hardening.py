@@ -15,7 +15,7 @@ from meshgate.adapters.consul.api import (
     Cursor,
     InvalidAnswerError,
 )
-from meshgate.adapters.consul.api.transport import Patience
+from meshgate.adapters.consul.api.transport import AnswerLimits
 
 from .connected import WEB, Call, ask_web, connected
 from .fake_consul import row
@@ -64,7 +64,7 @@ async def test_the_commands_quote_names_too() -> None:
 
 
 async def test_an_answer_has_a_largest_size() -> None:
-    async with connected(Patience(largest=5_000)) as (double, client):
+    async with connected(AnswerLimits(max_bytes=5_000)) as (double, client):
         double.set(WEB, [row("web-sidecar-proxy")])
         await ask_web(client)
         double.set(WEB, [row("web-sidecar-proxy")] * 20)
@@ -106,7 +106,7 @@ async def dripping(head: bytes) -> AsyncIterator[ConsulClient]:
         listeners: list[trio.SocketListener] = await nursery.start(partial(trio.serve_tcp, serve, 0, host="127.0.0.1"))
         port = listeners[0].socket.getsockname()[1]
         address = ConsulAddress.from_settings({"CONSUL_HTTP_ADDR": f"127.0.0.1:{port}"})
-        async with ConsulClient(address, patience=Patience(whole=0.5)) as client:
+        async with ConsulClient(address, limits=AnswerLimits(total_timeout=0.5)) as client:
             yield client
         nursery.cancel_scope.cancel()
 

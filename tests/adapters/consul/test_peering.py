@@ -6,7 +6,7 @@ import pytest
 import trio
 from structlog.testing import capture_logs
 
-from meshgate.adapters.consul.peerings import PEERING_LOOKS, PeeringLooks
+from meshgate.adapters.consul.peerings import PEERING_INTERVALS, PeeringIntervals
 from meshgate.adapters.consul.watch_scheduler import WatchScheduler
 from meshgate.core.export_routes import ExportRules
 from meshgate.core.routes import RouteKind
@@ -61,7 +61,7 @@ async def test_consul_without_peering_is_asked_once_and_nothing_is_said_of_it(st
 async def test_peering_that_comes_with_an_upgrade_of_consul_is_found() -> None:
     async with mesh_double(enterprise=False) as double:
         absent(double)
-        async with following(double, looks=PeeringLooks(absent=0.2)) as followed:
+        async with following(double, intervals=PeeringIntervals(absent=0.2)) as followed:
             name = double.import_from("east", "web", ("198.18.2.1", 443))
             double.peering(peering("east", "web"))
             await followed.until(lambda seen: seen.imports)
@@ -119,7 +119,7 @@ async def test_a_new_peering_is_told_by_a_held_query_where_the_version_holds_it(
     async with mesh_double(enterprise=False) as double:
         double.set_at("/v1/peerings", [])
         double.import_from("east", "web", ("198.18.2.1", 443))
-        async with following(double, looks=SELDOM) as followed:
+        async with following(double, intervals=SELDOM) as followed:
             await trio.sleep(1)
             # The first may be asked again: it shares few connections with all other first questions.
             assert "index" in double.requests("/v1/peerings")[-1].query
@@ -133,12 +133,12 @@ async def test_another_peering_is_noticed_soon_after_the_first() -> None:
         for peer in ("east", "west"):
             double.import_from(peer, f"from-{peer}", ("198.18.2.1", 443))
         double.peering(peering("east", "from-east"))
-        async with following(double, looks=PEERING_LOOKS) as followed:
+        async with following(double, intervals=PEERING_INTERVALS) as followed:
             await followed.until(lambda seen: seen.imports)
             double.peering(peering("east", "from-east"), peering("west", "from-west"))
             await followed.until(lambda seen: len(seen.imports) == 2)
     # Seconds between two looks as a rule; it was ten once.
-    assert PEERING_LOOKS.usual <= 1
+    assert PEERING_INTERVALS.usual <= 1
 
 
 # --- importing --------------------------------------------------------------------------------------------------------
@@ -448,7 +448,7 @@ async def test_a_service_of_a_peer_that_no_list_has_yet_is_found_by_its_name(pee
         other = "99999999-3333-4444-5555-666666666666.consul"
         before = [peering("east"), peering("west", PeerServerName=f"server.dc9.peering.{other}")]
         double.peering(*(before if peer != "new" else before[1:]))
-        async with following(double, looks=SELDOM) as followed:
+        async with following(double, intervals=SELDOM) as followed:
             name = double.import_from("east", "fresh", ("198.18.2.1", 443))
             double.set_at("/v1/health/connect/fresh", [], peer="west")
             if peer == "of a known trust domain":
@@ -471,7 +471,7 @@ async def test_a_service_of_a_peer_that_no_list_has_yet_is_found_by_its_name(pee
 async def test_a_name_that_no_peer_has_is_nothing_and_costs_little() -> None:
     async with mesh_double(enterprise=False) as double:
         double.peering(peering("east", PeerServerName="server.dc9.peering.99999999-3333-4444-5555-666666666666.consul"))
-        async with following(double, looks=SELDOM) as followed:
+        async with following(double, intervals=SELDOM) as followed:
             for number in range(20):
                 name = f"made-up-{number}.default.default.us.external.11111111-0000-4444-5555-666666666666.consul"
                 await followed.watcher.lookup_peered(said(name))
@@ -485,7 +485,7 @@ async def test_a_service_that_was_only_just_exported_is_found_by_its_name(peer: 
     async with mesh_double(enterprise=False) as double:
         double.peering(*[peering("east")] * (peer == "known"))
         double.set_at("/v1/exported-services", [])
-        async with following(double, looks=SELDOM) as followed:
+        async with following(double, intervals=SELDOM) as followed:
             await trio.sleep(0.3)
             double.peering(peering("east"))
             double.serve("web", row("web-sidecar-proxy", address="198.18.1.1", port=21000))
@@ -503,7 +503,7 @@ async def test_what_is_not_exported_to_a_peer_is_not_found_by_its_name() -> None
         double.serve("web", row("web-sidecar-proxy"))
         double.set_at("/v1/discovery-chain/web", chain("web"))
         double.set_at("/v1/exported-services", [exported("web", peers=("west",))])
-        async with following(double, looks=SELDOM) as followed:
+        async with following(double, intervals=SELDOM) as followed:
             for peer in ("east", "unknown"):
                 await followed.watcher.lookup_peered(said(f"web.default.default.{peer}.external.{TRUST_DOMAIN}"))
             assert {name for name in followed.routes() if "external" in name} == {

@@ -7,7 +7,7 @@
 from .catalog_watcher import CatalogWatcher
 from .lookups import Checks
 from .policy import acl_policy
-from .registrar import Maintenance, OwnHealth, Registrar, RegistrarLeft, lived_by
+from .registrar import Maintenance, OwnHealth, Registrar, RegistrarLeft, rival_of
 from .scope import Home
 from .service_definition import GatewayDefinition, RegistrationError
 from .watch import WatchKey, WatchLeft, WatchRegistry, WatchState, wait_for_agent
@@ -27,6 +27,6 @@ __all__ = [
     "WatchRegistry",
     "WatchState",
     "acl_policy",
-    "lived_by",
+    "rival_of",
     "wait_for_agent",
 ]

@@ -26,7 +26,7 @@ from .blocking_query_pool import BlockingQueryPool
 from .exports import EXPORTS, LocalExports
 from .local_services import NAMES, RESOLVERS, LocalServices
 from .lookups import Explainer
-from .peerings import PEERING_LOOKS, PeeringLooks, Peerings
+from .peerings import PEERING_INTERVALS, PeeringIntervals, Peerings
 from .remote_gateways import Partitions, RemoteGateways
 from .scope import Home, InitialSync, KeyedWatches, Latest, Scope
 from .watch import WatchKey, WatchRegistry, WatchState, ignore
@@ -131,7 +131,7 @@ class CatalogWatcher:
         enforce_exports: exports decide what is routed, so they are followed without a peering too.
         start_deadline: seconds that the first snapshot waits for slow sources, since the last one that was not.
         stale_after: seconds for which an essential watch fails until what is served counts as old.
-        peering_looks: how often the list of peerings is asked for.
+        peering_intervals: how often the list of peerings is asked for.
     """
 
     def __init__(  # noqa: PLR0913 - most by keyword
@@ -145,7 +145,7 @@ class CatalogWatcher:
         enforce_exports: bool = False,
         start_deadline: float = 5.0,
         stale_after: float = 10.0,
-        peering_looks: PeeringLooks = PEERING_LOOKS,
+        peering_intervals: PeeringIntervals = PEERING_INTERVALS,
     ) -> None:
         # A gateway is in the namespace default, whatever namespace its token would make Consul assume.
         client = client.at(Tenant(namespace=DEFAULT)) if home.enterprise else client
@@ -165,7 +165,7 @@ class CatalogWatcher:
         self._services = LocalServices(scope)
         self._remotes = RemoteGateways(scope)
         self._partitions = Partitions(scope)
-        self._peerings = Peerings(scope, self._peerings_changed, peering_looks)
+        self._peerings = Peerings(scope, self._peerings_changed, peering_intervals)
         self._servers = LocalServers(scope)
         self._exports = LocalExports(scope, self._services.services)
         by_need: dict[WatchKey, LocalServers | LocalExports] = {LOCAL_SERVERS: self._servers, EXPORTS: self._exports}

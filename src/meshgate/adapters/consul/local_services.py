@@ -41,6 +41,7 @@ from .api import (
     Resolver,
     SubsetRule,
     Tenant,
+    askable,
 )
 from .retry import LOOKUPS
 from .scope import KeyedWatches, Scope
@@ -170,7 +171,7 @@ class _NamespaceServices:
         """
         if name in self._services:
             await self._scheduler.lookup(name)
-        elif unknown and self.known and _askable(name):
+        elif unknown and self.known and askable(name):
             with suppress(PermissionDeniedError):
                 await LOOKUPS.retrying()(self._discover, name)
         return self._dirty.get(name, False)
@@ -227,7 +228,7 @@ class _NamespaceServices:
         if page.value is not self._listed[0]:
             spelled = one_spelling(page.value)
             self._listed = page.value, self._followed if spelled == self._followed else spelled
-            self._unaskable = tuple(name for name in page.value if not _askable(name))
+            self._unaskable = tuple(name for name in page.value if not askable(name))
         self._list_filtered = page.filtered
         if self._listed[1] is self._followed and not self._discovered:
             # The index moves with every registration, the names hardly ever; of 10,000 looking takes milliseconds.
@@ -483,14 +484,9 @@ def one_spelling(names: Iterable[str]) -> dict[str, str]:
     """
     spelled: dict[str, str] = {}
     for name in sorted(names):
-        if _askable(name) and (name == name.lower() or name.lower() not in spelled):
+        if askable(name) and (name == name.lower() or name.lower() not in spelled):
             spelled[name.lower()] = name
     return spelled
-
-
-def _askable(name: str) -> bool:
-    """Whether a name can be a part of a path (see `transport`)."""
-    return not {"", ".", ".."}.intersection(name.split("/"))
 
 
 def _is_sidecar(name: str, names: Mapping[str, str]) -> bool:

@@ -39,23 +39,25 @@ _Key = tuple[str, str, str]
 
 
 @dataclass(frozen=True, slots=True)
-class PeeringLooks:
-    """Seconds between two looks at the list: as a rule, while the token may not see it, and while there is none."""
+class PeeringIntervals:
+    """Seconds between two requests for the list: as a rule, while the token may not see it, and while there is none."""
 
     usual: float = 1.0
     denied: float = 10.0
     absent: float = 300.0
 
 
-PEERING_LOOKS: Final = PeeringLooks()
+PEERING_INTERVALS: Final = PeeringIntervals()
 
 
 class Peerings:
     """Follows the peerings; `changed` is called, too, when there may be other ones, or another mesh entry."""
 
-    def __init__(self, scope: Scope, changed: Callable[[], None], looks: PeeringLooks = PEERING_LOOKS) -> None:
+    def __init__(
+        self, scope: Scope, changed: Callable[[], None], intervals: PeeringIntervals = PEERING_INTERVALS
+    ) -> None:
         self._scope = scope
-        self._looks = looks
+        self._intervals = intervals
         self._own = replace(scope, changed=changed)
         self._denied = ""
         self._peerings: tuple[Peering, ...] | None = None
@@ -175,8 +177,8 @@ class Peerings:
 
     def _interval(self) -> float:
         if not self.known:
-            return self._looks.denied if self._denied else self._looks.absent
-        return 0.0 if self._held and not self.any else max(self._looks.usual, TIMES * self._took)
+            return self._intervals.denied if self._denied else self._intervals.absent
+        return 0.0 if self._held and not self.any else max(self._intervals.usual, TIMES * self._took)
 
     async def _ask(self, reader: ConsulClient, cursor: Cursor) -> Page[tuple[Peering, ...] | None]:
         self._denied = ""

@@ -38,20 +38,20 @@ from .api import (
     Rule,
     ServerError,
 )
-from .retry import FAREWELLS
+from .retry import DEREGISTRATIONS
 from .service_definition import GatewayDefinition
 from .watch import Watch, WatchKey, WatchRegistry
 
 log = structlog.get_logger(module="meshgate.consul")
 
 # Seconds that the removal at the end may take.
-FAREWELL: Final = 5.0
+DEREGISTRATION_TIMEOUT: Final = 5.0
 # Seconds between two looks for a registration that somebody else is to make.
-_LOOK: Final = 2.0
+_POLL: Final = 2.0
 # Seconds between two answers about the gateway's service-defaults; older versions send those of all services.
 _DEFAULTS_PACE: Final = 5.0
 # Seconds in which another process has to take a connection to count as alive.
-_ALIVE: Final = 1.0
+_PROBE_TIMEOUT: Final = 1.0
 
 
 class OtherAgentError(ConsulError):
@@ -175,7 +175,7 @@ class Registrar:
     async def run(self) -> None:
         """Register and follow until `stop()` or cancellation, then take the registration back.
 
-        The removal is shielded from cancellation and ends after `FAREWELL` seconds at the latest.
+        The removal is shielded from cancellation and ends after `DEREGISTRATION_TIMEOUT` seconds at the latest.
         """
         try:
             async with trio.open_nursery() as nursery:
@@ -186,9 +186,9 @@ class Registrar:
                 nursery.cancel_scope.cancel()
         finally:
             if self._sent:
-                with trio.move_on_after(FAREWELL, shield=True) as farewell:
+                with trio.move_on_after(DEREGISTRATION_TIMEOUT, shield=True) as scope:
                     await self._deregister()
-                if farewell.cancelled_caught:
+                if scope.cancelled_caught:
                     log.warning("the registration stays behind", id=self._definition.id, node=self._node or "unknown")
 
     def stop(self) -> None:
@@ -252,7 +252,7 @@ class Registrar:
     async def _wait_for_agent(self, connection: "_Connection", cursor: Cursor) -> Page[OwnRegistration | None]:
         definition = self._definition
         if not cursor.blocks and await connection.reader.agent_registration(definition.id) is None:
-            await trio.sleep(_LOOK)
+            await trio.sleep(_POLL)
             await connection.renew()
             return Page(None)
         try:
@@ -278,7 +278,7 @@ class Registrar:
                 if _place(page.value) == self._sent:
                     return page
                 held = page.value
-        if held is not None and (told := await self._lived_by(held)):
+        if held is not None and (told := await self._rival_of(held)):
             raise ConsulError(told, "taken")
         await self._register(reader, lost=held is None and not due)
         return await reader.agent_service(definition.id)
@@ -286,10 +286,10 @@ class Registrar:
     async def rival(self) -> str | None:
         """Say which other process lives by a registration of this ID; None where there is none."""
         held = await self._client.agent_registration(self._definition.id)
-        return None if held is None else await self._lived_by(held)
+        return None if held is None else await self._rival_of(held)
 
-    async def _lived_by(self, held: OwnRegistration) -> str | None:
-        return None if _place(held) == self._sent else await lived_by(held, self._definition, self._is_own)
+    async def _rival_of(self, held: OwnRegistration) -> str | None:
+        return None if _place(held) == self._sent else await rival_of(held, self._definition, self._is_own)
 
     async def _register(self, reader: ConsulClient, *, lost: bool) -> None:
         assert self._payload is not None
@@ -346,7 +346,7 @@ class Registrar:
     async def _deregister(self) -> None:
         service_id = self._definition.id
         try:
-            await FAREWELLS.retrying()(self._take_back)
+            await DEREGISTRATIONS.retrying()(self._take_back)
         except ConsulError as error:
             # The agent holds no such registration: 404, and 500 with a text in 1.8.
             if not isinstance(error, NotFoundError) and "Unknown service" not in str(error):
@@ -415,7 +415,7 @@ class _Connection:
         await self.__aenter__()
 
 
-async def lived_by(
+async def rival_of(
     held: OwnRegistration, definition: GatewayDefinition, is_own: Callable[[str, int], bool]
 ) -> str | None:
     """Say which other process lives by a registration of the definition's ID; None where there is none.
@@ -429,7 +429,7 @@ async def lived_by(
     host = held.address or "127.0.0.1"
     if is_own(host, held.port):
         return None
-    with trio.move_on_after(_ALIVE), suppress(OSError):
+    with trio.move_on_after(_PROBE_TIMEOUT), suppress(OSError):
         await (await trio.open_tcp_stream(host, held.port)).aclose()
         return (
             f"{definition.id!r} is registered at {host_port(host, held.port)} by another process, which answers there: "

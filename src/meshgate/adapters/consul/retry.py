@@ -117,5 +117,5 @@ LOOKUPS: Final = Policy(
 )
 """What a stream waits for: no answer must not be taken for "no such service". When to give up is the caller's."""
 
-FAREWELLS: Final = Policy(wait=lambda: wait_random(0.05, 0.2), after=lambda error: error.status == "other_agent")
+DEREGISTRATIONS: Final = Policy(wait=lambda: wait_random(0.05, 0.2), after=lambda error: error.status == "other_agent")
 """The removal of the own registration: tried until the agent that has it answers. When to give up is the caller's."""

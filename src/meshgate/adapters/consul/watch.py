@@ -5,9 +5,8 @@ nothing back; a query that Consul answers at once again and again is slowed to a
 or after a sign that Consul's state was restored, does not block, so that the first answer is the present state,
 whatever became of Consul's index meanwhile.
 
-Waits after failures are random below a growing bound (full jitter), so that many gateways do not return to Consul in
-step. Two events cut a wait short: another watch reached the agent again after an outage of all, and a token that was
-refused has been replaced.
+How long a wait after a failure is stands in `retry`. Three events cut one short: another watch reached the agent again
+after an outage of all, others have told of the place that fails, and a token that was refused has been replaced.
 """
 
 import random
@@ -37,15 +36,15 @@ BURST: Final = 2
 # Seconds from which on a query counts as held by Consul.
 HELD: Final = 1.0
 # Seconds between looks at the token, where a watch waits for another one.
-TOKEN_LOOK: Final = 1.0
+TOKEN_POLL: Final = 1.0
 # After an outage, and after a restore, all watches are woken at once; this many seconds spread them.
-SPREAD: Final = 0.3
+JITTER: Final = 0.3
 # Seconds between two times that all watches ask anew. Where an agent caps the wait of queries (`max_query_time`) each
 # answer looks like a sign of a restore.
 RESTORES_APART: Final = 10.0
 # A failure that goes on is told again each minute, and after ten of them each ten.
-TOLD_AGAIN: Final = 60.0
-TOLD_SELDOM: Final = 600.0
+LOG_INTERVAL: Final = 60.0
+LATER_LOG_INTERVAL: Final = 600.0
 # Seconds for which a process holds its first queries, and how much longer with each second that it runs.
 FIRST_WAIT: Final = 2.0
 WAIT_GROWTH: Final = 0.25
@@ -306,11 +305,11 @@ class WatchRegistry:
     def _tell_again(self, state: WatchState, next_try: float) -> None:
         now = trio.current_time()
         told = self._told.setdefault(state.error, now)
-        if now - told < TOLD_AGAIN:
+        if now - told < LOG_INTERVAL:
             return
         failing = [other for other in self._states.values() if other.error == state.error]
         since = min(other.failing_since for other in failing if other.failing_since is not None)
-        if now - since > TOLD_SELDOM and now - told < TOLD_SELDOM:
+        if now - since > LATER_LOG_INTERVAL and now - told < LATER_LOG_INTERVAL:
             return
         self._told[state.error] = now
         log.warning(
@@ -327,7 +326,7 @@ class WatchRegistry:
         if _out_of_reach(state):
             with trio.move_on_at(deadline):
                 await self._recovery.wait()
-                await trio.sleep(random.uniform(0, SPREAD))  # noqa: S311 (spreads load, decides nothing)
+                await trio.sleep(random.uniform(0, JITTER))  # noqa: S311 (spreads load, decides nothing)
             return
         if state.status != "403":
             with trio.move_on_at(deadline):
@@ -335,7 +334,7 @@ class WatchRegistry:
             return
         refused_token = self.token_version()
         while (left := deadline - trio.current_time()) > 0:
-            await trio.sleep(min(left, TOKEN_LOOK))
+            await trio.sleep(min(left, TOKEN_POLL))
             if self.token_version() != refused_token:
                 return
 
@@ -415,7 +414,7 @@ class Watch(Generic[T]):
         while True:
             if self._generation != self.registry.generation:
                 self._generation, self._cursor = self.registry.generation, Cursor()
-                await trio.sleep(random.uniform(0, SPREAD))  # noqa: S311 (spreads load, decides nothing)
+                await trio.sleep(random.uniform(0, JITTER))  # noqa: S311 (spreads load, decides nothing)
             cursor = replace(self._cursor, wait=min(self.wait(), self.registry.longest_wait()))
             begun = trio.current_time()
             with self.registry.asking() as self._asking:
@@ -428,7 +427,7 @@ class Watch(Generic[T]):
     async def _mind_token(self) -> None:
         version = self.registry.token_version()
         while True:
-            await trio.sleep(TOKEN_LOOK)
+            await trio.sleep(TOKEN_POLL)
             if self.registry.token_version() != version:
                 version = self.registry.token_version()
                 self._asking.cancel()

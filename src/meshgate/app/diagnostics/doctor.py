@@ -10,7 +10,7 @@ from typing import Final, TypeVar
 
 import trio
 
-from meshgate.adapters.consul import lived_by
+from meshgate.adapters.consul import rival_of
 from meshgate.adapters.consul.api import (
     GATEWAY_KIND,
     SEE_AGENT,
@@ -480,7 +480,7 @@ async def _to_be_made(settings: Settings, held: OwnRegistration | None) -> Findi
     if held is None:
         return ok(_REGISTRATION, f"no {settings.proxy_id} on this agent yet")
     addresses, bound = OwnAddressKeeper(settings), listen_addresses(settings)
-    told = await lived_by(held, definition_of(settings), lambda *place: addresses.is_own(bound, *place))
+    told = await rival_of(held, definition_of(settings), lambda *place: addresses.is_own(bound, *place))
     if told:
         detail, _, advice = told.partition(": ")
         return failed(_REGISTRATION, detail, advice)

@@ -29,6 +29,7 @@ from .consul_errors import (
     UnexpectedStatusError as UnexpectedStatusError,
 )
 from .credentials import Login as Login, TokenSource as TokenSource
+from .endpoints import askable as askable
 from .records import (
     GATEWAY_KIND as GATEWAY_KIND,
     LONGEST_WAIT as LONGEST_WAIT,
@@ -41,7 +42,6 @@ from .records import (
     HealthCheck as HealthCheck,
     Instances as Instances,
     Intention as Intention,
-    LeafCertificate as LeafCertificate,
     OwnInstance as OwnInstance,
     OwnRegistration as OwnRegistration,
     Page as Page,

@@ -60,7 +60,7 @@ from .records import (
     Tenant,
     TokenFacts,
 )
-from .transport import PATIENCE, Answer, Patience, Transport
+from .transport import ANSWER_LIMITS, Answer, AnswerLimits, Transport
 
 log = structlog.get_logger(module="meshgate.consul")
 
@@ -73,7 +73,7 @@ SEE_PEERINGS: Final = Rule("peering")
 SEE_MESH: Final = Rule("mesh")
 SEE_PARTITIONS: Final = Rule("operator")
 # Seconds that the logout at the end may take.
-FAREWELL: Final = 5.0
+LOGOUT_TIMEOUT: Final = 5.0
 # Connections that short requests share.
 SHORT_CONNECTIONS: Final = 4
 # Consul with `peering { enabled = false }`.
@@ -89,15 +89,17 @@ class ConsulClient:
     sixteenth of it; cancelling a request closes its connection. `datacenter` asks another datacenter through the local
     agent; "" is the agent's own. `errors` counts failed requests by status, those of all clients made from this one
     included; `token` is where the credentials come from. With `login`, a token is obtained from an auth method before
-    the first request, again when Consul no longer knows it, and given back at the end. `patience` bounds each answer.
+    the first request, again when Consul no longer knows it, and given back at the end. `limits` bounds each answer.
 
     Raises:
         ConsulConfigError: the token file or a TLS file cannot be read.
     """
 
-    def __init__(self, address: ConsulAddress, *, login: Login | None = None, patience: Patience = PATIENCE) -> None:
+    def __init__(
+        self, address: ConsulAddress, *, login: Login | None = None, limits: AnswerLimits = ANSWER_LIMITS
+    ) -> None:
         self.address = address
-        self._patience = patience
+        self._limits = limits
         self._login = LoginToken(login, address.http_auth) if login else None
         self.token = self._login or TokenSource(address.token, address.token_file, address.http_auth)
         self.errors: Counter[str] = Counter()
@@ -162,7 +164,7 @@ class ConsulClient:
         return view
 
     def _connections(self, number: int) -> Transport:
-        return Transport(self.address, self.token, self._tls, connections=number, patience=self._patience)
+        return Transport(self.address, self.token, self._tls, connections=number, limits=self._limits)
 
     # --- the catalog and the health of its services -------------------------------------------------------------------
 
@@ -274,8 +276,7 @@ class ConsulClient:
     async def proxy_defaults_mode(self) -> str:
         """The gateway mode of the global proxy-defaults; "" where there is none."""
         # All of the one entry there is: to ask for it by name is an error in Consul's log where it is not.
-        entries = (await self._read(CONSUL.config.list("proxy-defaults"), records.decode_proxy_defaults)).value
-        return next((entry.mode for entry in entries), "")
+        return (await self._read(CONSUL.config.list("proxy-defaults"), records.decode_proxy_defaults_mode)).value
 
     async def discovery_chain(self, service: str, cursor: Cursor = NOW, *, datacenter: str = "") -> Page[Chain]:
         request = CONSUL.discovery_chain.get(segment(service), datacenter)
@@ -555,7 +556,7 @@ class ConsulClient:
         """Give the token back; whoever waits for the end is not kept waiting."""
         if self._login is None or not self._login.given:
             return
-        with trio.move_on_after(FAREWELL, shield=True):
+        with trio.move_on_after(LOGOUT_TIMEOUT, shield=True):
             try:
                 await self._transport.send(CONSUL.acl.logout())
             except ConsulError as error:

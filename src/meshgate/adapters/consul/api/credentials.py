@@ -27,7 +27,7 @@ from .consul_errors import LoginError
 log = structlog.get_logger(module="meshgate.consul")
 
 # Seconds between two looks at the files of TLS: there may be hundreds in a CA path.
-_TLS_LOOK: Final = 1.0
+_TLS_POLL: Final = 1.0
 
 _Stamp = tuple[int, int, int]
 
@@ -250,7 +250,7 @@ class TlsContext(_Files):
     def refresh(self, *, at_once: bool = True) -> None:
         """Look at the files; without `at_once` only if the last look is a while ago."""
         now = time.monotonic()
-        if not at_once and now - self._looked < _TLS_LOOK:
+        if not at_once and now - self._looked < _TLS_POLL:
             return
         self._looked = now
         # Stamps first: a change during the read shows as newer ones at the next look.

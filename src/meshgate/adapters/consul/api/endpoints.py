@@ -43,6 +43,11 @@ def segment(name: str) -> str:
     return quote(name, safe="")
 
 
+def askable(name: str) -> bool:
+    """Whether a name can be asked for: servers and proxies take such parts out of a path, which makes another one."""
+    return {"", ".", ".."}.isdisjoint(name.split("/"))
+
+
 class _Requests(base.HTTPClient):
     """python-consul2's HTTP client, which hands the requests back."""
 

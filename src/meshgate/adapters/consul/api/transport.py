@@ -21,30 +21,28 @@ from meshgate.core.durations import parse_duration
 from .address import ConsulAddress
 from .consul_errors import BadRequestError, ConsulUnreachableError, InvalidAnswerError, error_of, reason_of
 from .credentials import TlsContext, TokenSource
-from .endpoints import Request
+from .endpoints import Request, askable
 
 _INDEX_DIGITS: Final = 20  # Of a number of 64 bits.
 _HEADERS: Final = {"Accept-Encoding": "identity", "User-Agent": f"meshgate/{__version__}"}
 CONNECT_TIMEOUT: Final = 5.0
-# Parts of a path that servers and proxies take out, so that it becomes another one.
-_NO_PARTS: Final = frozenset(("", ".", ".."))
 _LONGEST_QUOTE: Final = 300
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
-    """How long and how large an answer may be, besides the seconds for which Consul may hold the query.
+class AnswerLimits:
+    """How long and how large an answer may be. The seconds for which Consul may hold the query come on top.
 
-    `silence` is seconds without a byte and `whole` those for all of it; `largest` is its octets: room for a list of
+    `read_timeout` is seconds without a byte and `total_timeout` those for all of it; `max_bytes` is room for a list of
     50,000 services with their nodes, or for 50,000 instances of one service.
     """
 
-    silence: float = 10.0
-    whole: float = 60.0
-    largest: int = 64 << 20
+    read_timeout: float = 10.0
+    total_timeout: float = 60.0
+    max_bytes: int = 64 << 20
 
 
-PATIENCE: Final = Patience()
+ANSWER_LIMITS: Final = AnswerLimits()
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,15 +93,9 @@ class Transport:
     """
 
     def __init__(
-        self,
-        address: ConsulAddress,
-        token: TokenSource,
-        tls: TlsContext,
-        *,
-        connections: int = 1,
-        patience: Patience = PATIENCE,
+        self, address: ConsulAddress, token: TokenSource, tls: TlsContext, *, connections: int, limits: AnswerLimits
     ) -> None:
-        self._patience = patience
+        self._limits = limits
         self._address = address
         self._token = token
         self._extensions: dict[str, Any] = {"sni_hostname": name} if (name := address.tls_server_name) else {}
@@ -165,7 +157,7 @@ class Transport:
 
     def _uri(self, request: Request) -> str:
         """The address of a request, whose names need no quotes or have them (`segment`)."""
-        if not _NO_PARTS.isdisjoint(unquote(request.path).split("/")[1:]):
+        if not askable(unquote(request.path).removeprefix("/")):
             raise BadRequestError(f"{request.path!r} is not asked for: it would be read as another path", "invalid")
         query = f"?{urlencode(request.params)}" if request.params else ""
         return self._address.base_url + quote(request.path, safe="/:%") + query
@@ -179,24 +171,24 @@ class Transport:
             headers={**_HEADERS, **self._token.header(), **request.headers},
             content=request.body or None,
             extensions=self._extensions
-            | {"timeout": httpx.Timeout(CONNECT_TIMEOUT, read=held + self._patience.silence).as_dict()},
+            | {"timeout": httpx.Timeout(CONNECT_TIMEOUT, read=held + self._limits.read_timeout).as_dict()},
         )
         sent.stream = _Body(request.body)
         content = bytearray()
-        with trio.move_on_after(held + self._patience.whole) as patience:
+        with trio.move_on_after(held + self._limits.total_timeout) as scope:
             response = await connections.handle_async_request(sent)
             try:
                 async for chunk in cast("httpx.AsyncByteStream", response.stream):
                     content += chunk
-                    if len(content) > self._patience.largest:
+                    if len(content) > self._limits.max_bytes:
                         # Not by leaving: the generators of httpcore come to a good end only where they wait.
-                        patience.cancel()
+                        scope.cancel()
             finally:
                 await response.aclose()
-        if len(content) > self._patience.largest:
-            raise InvalidAnswerError(f"Consul's answer is larger than {self._patience.largest} bytes", "invalid")
-        if patience.cancelled_caught:
-            raise self._failed(f"no whole answer within {held + self._patience.whole:g} s", "timeout")
+        if len(content) > self._limits.max_bytes:
+            raise InvalidAnswerError(f"Consul's answer is larger than {self._limits.max_bytes} bytes", "invalid")
+        if scope.cancelled_caught:
+            raise self._failed(f"no whole answer within {held + self._limits.total_timeout:g} s", "timeout")
         return response.status_code, Answer(bytes(content), response.headers)
 
     def _failed(self, reason: str, status: str) -> ConsulUnreachableError:
