@@ -143,7 +143,8 @@ def test_commands_and_their_flags() -> None:
 
 def test_every_command_is_on_a_page() -> None:
     called = {name for text in prose().values() for name in re.findall(r"\bmeshgate ([a-z]+)\b", text)}
-    assert set(cli.list_commands(click.Context(cli))) - called == set()
+    # `scripts/demo` runs that one, in a clone.
+    assert set(cli.list_commands(click.Context(cli))) - called == {"demo"}
 
 
 def test_scripts_and_their_flags() -> None:
