@@ -75,8 +75,6 @@ _MOST_CHOICES: Final = 100
 
 
 class _Header(msgspec.Struct):
-    """The first line."""
-
     format: str
     version: int
     saved: float
@@ -166,11 +164,7 @@ _ABANDONED: Final = 60.0
 
 
 def read(folder: Path) -> Kept | None:
-    """The catalog that a folder holds; None where there is none.
-
-    Raises:
-        StateFileError: there is one that is not to be used. The line names the file and says why.
-    """
+    """The catalog that a folder holds, None where there is none; StateFileError names a file that is not to be used."""
     path = folder / NAME
     try:
         content = _content(path)

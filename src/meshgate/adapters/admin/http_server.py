@@ -131,8 +131,7 @@ _LONGEST_REST: Final = 1.0
 class Lane:
     """Work that takes time, one piece after the other; what is dear gets a twentieth of a processor at most.
 
-    Args:
-        spent: the seconds of processor time that this process has used.
+    `spent` gives the seconds of processor time that this process has used.
     """
 
     def __init__(self, spent: Callable[[], float] = time.process_time) -> None:
@@ -368,8 +367,6 @@ def _listed(
 
 
 class _Connection:
-    """One client: reads requests, writes answers."""
-
     def __init__(self, stream: trio.SocketStream, limits: Limits) -> None:
         self._stream = stream
         self._limits = limits
@@ -510,10 +507,7 @@ _SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 def refusal(request: Request, names: Collection[str] | None) -> Response | None:
     """The answer to a request that a stranger's page may have sent; None for all others.
 
-    Args:
-        request: the request.
-        names: host names, lower case, that may be in `Host`. None where `Host` says nothing: on a unix socket, which
-            no page can reach.
+    `names` are host names, lower case, that may be in `Host`; None on a unix socket, which no page can reach.
     """
     host = request.headers.get("host", "")
     # A client of HTTP/1.0 may send no Host; browsers always send one.

@@ -42,14 +42,11 @@ class Target:
 
 
 def target_of(url: str, environ: Mapping[str, str], *, dog: bool, tags: Iterable[str] = ()) -> Target:
-    """The target that `envoy_statsd_url` or `envoy_dogstatsd_url` names.
+    """The target that `envoy_statsd_url`, or, for a `dog`, `envoy_dogstatsd_url` names.
 
-    Args:
-        url: `udp://host:port`, for dogstatsd `unix:///path` too; or `$NAME` for the variable that holds it; `HOST_IP`
-            may stand anywhere in it (Consul's `generateStatsSinkJSON`).
-        environ: the environment.
-        dog: whether it is dogstatsd's.
-        tags: `name=value`, or a name alone for the value 1 (Consul's `envoy_stats_tags`); only dogstatsd has tags.
+    It is `udp://host:port`, for dogstatsd `unix:///path` too; or `$NAME` for the variable of `environ` that holds it;
+    `HOST_IP` may stand anywhere in it (Consul's `generateStatsSinkJSON`). `tags` are `name=value`, or a name alone for
+    the value 1 (Consul's `envoy_stats_tags`); only dogstatsd has tags.
 
     Raises:
         ValueError: it is none of these. The message does not show what a variable holds.
@@ -155,11 +152,7 @@ class Sender:
     """A datagram socket that never waits. `dropped` counts the datagrams that it did not take."""
 
     def __init__(self, address: Bind) -> None:
-        """Make it for a numeric address, or a path.
-
-        Raises:
-            OSError: there is no socket to be had.
-        """
+        """Make it for a numeric address, or a path; OSError where there is no socket to be had."""
         self.dropped = 0
         self._to: str | tuple[str, int]
         if isinstance(address, Path):

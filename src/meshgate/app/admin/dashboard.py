@@ -177,7 +177,6 @@ class DashboardPage:
         )
 
     async def history(self, _request: Request) -> Response:
-        """The last hour by the minute."""
         minutes = list(self._gateway.history.minutes)
         return await trio.to_thread.run_sync(lambda: json_response(history_view(minutes)))
 

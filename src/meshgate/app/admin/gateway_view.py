@@ -1,6 +1,7 @@
 """What pages and numbers show of the gateway, in one place. They know nothing else of it.
 
-All of it is read only, but for `drain`. What is awaited and not of the relay asks Consul.
+All of it is read only, but for `drain` and `upgrade`. What is awaited and not of the relay asks Consul, and raises
+`ConsulError` where Consul does not tell.
 """
 
 import time
@@ -79,7 +80,6 @@ class GatewayView:
         return self._gateway.client.token.problem
 
     def problems(self) -> list[str]:
-        """What is missing or failing, a line each."""
         return self._gateway.problems()
 
     # --- the catalog ---
@@ -171,7 +171,6 @@ class GatewayView:
         return self._gateway.relay.loads
 
     def worker_restarts(self) -> Mapping[str, int]:
-        """How many relay processes were replaced, by the reason."""
         return {end.value: count for end, count in self._gateway.relay.restarts.items()}
 
     def ejected(self) -> Mapping[Address, int]:
@@ -237,19 +236,10 @@ class GatewayView:
         return None if watcher is None else await watcher.why_missing(service)
 
     async def node_checks(self, node: str, *, datacenter: str = "") -> tuple[HealthCheck, ...]:
-        """All checks of a node.
-
-        Raises:
-            ConsulError: Consul does not tell.
-        """
         return await self._gateway.client.node_checks(node, datacenter=datacenter)
 
     async def other_gateways(self) -> tuple[Instance, ...]:
-        """The other mesh gateways of this datacenter and partition.
-
-        Raises:
-            ConsulError: Consul does not tell.
-        """
+        """The other mesh gateways of this datacenter and partition."""
         gateway, settings = self._gateway, self._gateway.settings
         names = {settings.service, *(await gateway.client.gateway_names()).value}
         found = [each for name in sorted(names) for each in await self._instances(name)]
@@ -260,21 +250,13 @@ class GatewayView:
         return (await self._gateway.client.instances(name, kind=GATEWAY_KIND)).value
 
     async def token_expiry(self) -> float | None:
-        """When the ACL token ends, in Unix time; None for one that never does, and where there is none.
-
-        Raises:
-            ConsulError: Consul does not tell.
-        """
+        """When the ACL token ends, in Unix time; None for one that never does, and where there is none."""
         client = self._gateway.client
         expires = (await client.token_self()).expires if client.token.given else None
         return None if expires is None else expires.timestamp()
 
     async def agent_connections(self) -> int | None:
-        """How many connections the agent allows one client, 0 for any number; None where it does not say.
-
-        Raises:
-            ConsulError: Consul does not tell.
-        """
+        """How many connections the agent allows one client, 0 for any number; None where it does not say."""
         return (await self._gateway.client.agent_self()).max_connections
 
     def log_level_changed(self) -> None:
@@ -282,24 +264,17 @@ class GatewayView:
         self._gateway.relay.want_records(self._gateway.observer.wants_records)
 
     def drain(self) -> None:
-        """Begin to stop; idempotent."""
         self._gateway.drain()
 
     @property
     def last_upgrade(self) -> Upgrade | None:
-        """The last one that was asked for, whatever came of it."""
         return self._gateway.upgrader.last
 
     def upgrades(self) -> Mapping[str, int]:
-        """How many upgrades had which result."""
         return self._gateway.upgrader.results
 
     async def try_upgrade(self, python: str, asked: str) -> Upgrade:
-        """Find out whether the next version could go on; see `Upgrader.prepare`.
-
-        Raises:
-            UpgradeRefusedError: it could not.
-        """
+        """As `Upgrader.prepare`."""
         return await self._gateway.upgrader.prepare(python, asked)
 
     def upgrade(self) -> None:

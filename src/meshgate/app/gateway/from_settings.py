@@ -21,11 +21,7 @@ from meshgate.core.sni import DEFAULT
 
 
 def client_of(settings: Settings) -> ConsulClient:
-    """A client to the local agent, to be used as an asynchronous context manager.
-
-    Raises:
-        ConfigError: Consul's address, the token file, the bearer token file or TLS files are wrong.
-    """
+    """A client to the local agent; ConfigError where its address or one of the files is wrong."""
     file = settings.login_bearer_token_file
     login = Login(settings.login_auth_method, str(file)) if file else None
     try:
@@ -63,12 +59,10 @@ def listen_addresses(settings: Settings) -> tuple[BindAddress, ...]:
 def limits_of(
     settings: Settings, options: GatewayOptions = NO_OPTIONS, of_each: DestinationLimits = NO_LIMITS
 ) -> Limits:
-    """The relay's limits.
+    """The relay's limits. A connect timeout or keepalive that was set for this process counts before Consul's.
 
-    Args:
-        settings: of this process; a connect timeout or keepalive that was set here counts before Consul's.
-        options: what the registration holds, central configuration merged.
-        of_each: what each destination may have by the gateway's service-defaults.
+    `options` are what the registration holds, central configuration merged, and `of_each` what each destination may
+    have by the gateway's service-defaults.
     """
     timeout = options.connect_timeout if settings.origin("MESHGATE_CONNECT_TIMEOUT") is Origin.DEFAULT else None
     keepalive = options.remote_keepalive if settings.origin("MESHGATE_KEEPALIVE") is Origin.DEFAULT else None
@@ -99,7 +93,6 @@ def limits_of(
 
 
 def partition_of(settings: Settings, facts: AgentFacts) -> str:
-    """The gateway's partition: as set, else the agent's."""
     return settings.partition or facts.partition or DEFAULT
 
 

@@ -172,10 +172,9 @@ class Gateway:
         self._drain.set()
 
     async def run(self, start_onlookers: Callable[[trio.Nursery], Awaitable[None]]) -> None:
-        """Serve until drained. `start_onlookers` starts what looks at the gateway while it runs.
+        """Serve until drained; CommandError where an address cannot be bound.
 
-        Raises:
-            CommandError: an address cannot be bound.
+        `start_onlookers` starts what looks at the gateway while it runs.
         """
         if self._taken is not None:
             self._go_on(self._taken.record)

@@ -31,8 +31,7 @@ def forbid_core_dumps() -> None:
 def hide_secrets(secrets: Collection[str]) -> None:
     """Overwrite each secret with `*` where it stands as an argument, or as a value, in `/proc/self`.
 
-    Args:
-        secrets: as this process was given them; to be called before `forbid_core_dumps`, which closes the way.
+    To be called before `forbid_core_dumps`, which closes the way.
     """
     with contextlib.suppress(OSError, ValueError, IndexError):
         fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()

@@ -55,11 +55,7 @@ class Listeners:
         return [*self._impossible, *(f"cannot bind {bind}: {why}" for bind, why in self._failing.items())]
 
     def bind(self, addresses: Iterable[BindAddress]) -> None:
-        """Take addresses at the start.
-
-        Raises:
-            CommandError: one of them cannot be bound.
-        """
+        """Take addresses at the start; CommandError where one of them cannot be bound."""
         self._wanted = tuple(addresses)
         for bind in self._wanted:
             try:
@@ -172,12 +168,7 @@ class OwnAddressKeeper:
         self._looked_at = float("-inf")
 
     def now(self, listeners: Iterable[tuple[str, int]], admin: Iterable[tuple[str, int]] = ()) -> OwnAddresses:
-        """The addresses of this moment; those of the machine are up to ten seconds old.
-
-        Args:
-            listeners: where the relay is bound.
-            admin: where the admin address is.
-        """
+        """The addresses of this moment; those of the machine are up to ten seconds old."""
         if time.monotonic() - self._looked_at > _KEPT_SECONDS:
             self._machine, self._looked_at = machine_addresses(), time.monotonic()
         return OwnAddresses(frozenset(listeners), self._machine, self._registered, frozenset(admin))

@@ -81,11 +81,7 @@ class GatewayRegistration:
         )
 
     def bind(self) -> None:
-        """Take the addresses that are known from the settings.
-
-        Raises:
-            CommandError: an address cannot be bound.
-        """
+        """Take the addresses that are known from the settings; CommandError where one cannot be bound."""
         if self._settings.register:
             self.listeners.bind(listen_addresses(self._settings))
 
@@ -118,11 +114,7 @@ class GatewayRegistration:
         return [*([missing] if self._missing else []), *_problems_of(self._health), *self.listeners.problems()]
 
     async def refuse_rival(self) -> None:
-        """Find out whether another process lives by the registration that is to be made.
-
-        Raises:
-            CommandError: one does.
-        """
+        """Raise CommandError where another process lives by the registration that is to be made."""
         try:
             told = await self._registrar.rival()
         except ConsulError:
@@ -145,11 +137,7 @@ class GatewayRegistration:
         await self._registrar.follow_limits()
 
     def check(self, settings: Settings) -> None:
-        """Find out whether this machine can go by other settings.
-
-        Raises:
-            RegistrationError: it cannot have their addresses.
-        """
+        """Raise RegistrationError where this machine cannot have the addresses of these settings."""
         if settings.register:
             definition_of(settings).payload()
 

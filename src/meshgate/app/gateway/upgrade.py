@@ -134,14 +134,9 @@ class Upgrader:
         return self.last is not None and self.last.result == "under_way"
 
     async def prepare(self, python: str = "", asked: str = "") -> Upgrade:
-        """Try the next version; where it could go on, `go` has it do so.
+        """Try the next version; `go` has it go on then. UpgradeRefusedError where it could not.
 
-        Args:
-            python: path of the Python that has it; "" for the one of this process.
-            asked: who wants it.
-
-        Raises:
-            UpgradeRefusedError: it could not.
+        `python` is the path of the Python that has it, "" for the one of this process; `asked` says who wants it.
         """
         if self.under_way:
             log.warning("no upgrade: another one is under way", asked=asked)
@@ -288,11 +283,7 @@ class Upgrader:
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
     def _exec(self) -> None:
-        """Become the next version. From here on nothing else happens in this program, so that nothing can be lost.
-
-        Raises:
-            UpgradeRefusedError: it cannot be done.
-        """
+        """Become the next version. From here on nothing else happens in this program, so that nothing can be lost."""
         assert self.last is not None
         python, self.last.streams = self.last.python, self._streams()
         record, memory = self._written()
@@ -366,10 +357,7 @@ def check_path(python: str) -> None:
     """Let a path of a Python pass only if nobody but root and this user could have put it there; blocks.
 
     As sshd's StrictModes judges: each folder on the way, and each link, belongs to one of them, and none of the folders
-    nor the file may be written to by others.
-
-    Raises:
-        UpgradeRefusedError: it does not pass; with the component that is the reason.
+    nor the file may be written to by others. UpgradeRefusedError has the component that is the reason.
     """
     path = Path(python)
     if not path.is_absolute() or ".." in path.parts or "\0" in python:

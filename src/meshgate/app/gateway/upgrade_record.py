@@ -170,11 +170,7 @@ _DECODER: Final = msgspec.msgpack.Decoder(HandOver)
 
 
 def decode(content: bytes) -> HandOver:
-    """A record that any version has made.
-
-    Raises:
-        CommandError: it is none that this one understands.
-    """
+    """A record that any version has made; CommandError where this one does not understand it."""
     try:
         head = msgspec.msgpack.decode(content, type=_Head)
         if head.format != FORMAT:
@@ -185,11 +181,7 @@ def decode(content: bytes) -> HandOver:
 
 
 def memory_of(record: HandOver) -> int:
-    """A sealed memory file with the record; its descriptor is the caller's to close.
-
-    Raises:
-        OSError: there is no descriptor or memory to be had.
-    """
+    """The descriptor of a sealed memory file with the record, the caller's to close; OSError where there is none."""
     content = msgspec.msgpack.encode(record)
     memory = os.memfd_create(_NAME, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
@@ -241,11 +233,7 @@ class Taken:
     """
 
     def __init__(self, environ: Mapping[str, str] = os.environ) -> None:
-        """Take it, and make command line and environment what they were.
-
-        Raises:
-            CommandError: there is none that can be understood.
-        """
+        """Take it, and make command line and environment what they were; CommandError as `decode`."""
         forbid_core_dumps()
         self._memory = int(environ[VARIABLE])
         self.failed = environ.get(FAILED, "")

@@ -150,7 +150,6 @@ class AccessLog:
 
 
 def line_of(record: StreamRecord) -> str:
-    """The line of a record, without its newline."""
     entry = {
         "start_time": rfc3339(record.started),
         "duration_ms": round(record.duration * 1000),
@@ -192,12 +191,7 @@ def _open(path: str, below: Path | None) -> int:
 
 
 def _open_below(folder: Path, path: str) -> int:
-    """Open a file by its path below a folder.
-
-    Raises:
-        OSError: it cannot be opened, it is no regular file, or a link is on the way.
-        ValueError: it is not below the folder.
-    """
+    """Open a regular file by its path below a folder; OSError, too, where a link is on the way."""
     *steps, name = Path(path).relative_to(folder).parts
     at = os.open(folder, _FOLDER)
     try:

@@ -66,26 +66,19 @@ class FormatError(ValueError):
 
 
 class Formatter:
-    """Compiles formats. `unsupported` names the operators met so far that are none of Envoy's, or not known here."""
+    """Compiles formats, or raises FormatError.
+
+    `unsupported` names the operators met so far that are none of Envoy's, or not known here.
+    """
 
     def __init__(self) -> None:
         self.unsupported: set[str] = set()
 
     def text(self, form: str) -> Line:
-        """A line of text.
-
-        Raises:
-            FormatError: it is too long.
-        """
         read = self._compiled(_bounded(form).rstrip("\n"))
         return lambda record: printable(_text(read(record)))
 
     def json(self, form: str) -> Line:
-        """A line of JSON.
-
-        Raises:
-            FormatError: it is no JSON object, or too deep or too long.
-        """
         try:
             shape = json.loads(_bounded(form))
         except (ValueError, RecursionError) as error:
@@ -95,7 +88,6 @@ class Formatter:
         return self.fields(shape)
 
     def fields(self, shape: Mapping[str, Any]) -> Line:
-        """A line of JSON in the shape of an object."""
         build = self._node(shape, _DEEPEST)
         return lambda record: ascii_json(json.dumps(build(record), separators=(",", ":")))
 

@@ -47,7 +47,7 @@ def configure(level: str = "info", *, json: bool = False, fd: int = 2, limit: in
     Args:
         level: one of LOG_LEVELS; libraries' own records and Python's warnings come from `warn` upwards regardless.
         json: JSON lines instead of text.
-        fd: where to.
+        fd: where to; it stays open.
         limit: lines that may wait for a slow reader before they are dropped.
     """
     shutdown()
@@ -72,11 +72,7 @@ def set_json(*, json: bool) -> None:
 
 
 def set_level(level: str) -> None:
-    """Change the level of all loggers from now on.
-
-    Raises:
-        ValueError: it is none of LOG_LEVELS.
-    """
+    """Change the level of all loggers from now on; ValueError where it is none of LOG_LEVELS."""
     if level not in _LEVELS:
         raise ValueError(f"must be one of {', '.join(LOG_LEVELS)}")
     _state.threshold = _LEVELS[level]

@@ -21,19 +21,11 @@ CONSUL: Final = "Consul"
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """A row.
+    """A row: an environment variable, and its flag on the command line, "" where there is none.
 
-    Attributes:
-        name: the environment variable.
-        help: what it does, one sentence.
-        default: its default as a user would write it, or a function that finds it on this machine; "" for none.
-        parse: from text to value; raises ValueError with what is allowed.
-        metavar: the shape of the value.
-        flag: its twin on the command line; "" where there is none.
-        default_note: the default in words, where it depends on something.
-        secret: never to be shown.
-        values: what it may be, where that is few words.
-        section: under which heading users find it.
+    `help` is one sentence, and `metavar` the shape of the value. `default` is as a user would write it, "" for none, or
+    a function that finds it on this machine; `default_note` says it in words, where it depends on something. `parse`
+    raises ValueError with what is allowed. `values` are what it may be, where that is few words.
     """
 
     name: str
@@ -54,12 +46,10 @@ class Setting:
 
     @property
     def is_repeatable(self) -> bool:
-        """Whether its flag may come several times."""
         return self.parse is types.bind_addresses
 
     @property
     def wants_path(self) -> bool:
-        """Whether it names a file or a folder."""
         return self.metavar in ("PATH", "TARGET")
 
     @property
@@ -68,12 +58,10 @@ class Setting:
         return self.name.removeprefix(PREFIX).lower() if self.name.startswith(PREFIX) else ""
 
     def default_text(self) -> str:
-        """The default on this machine, as a user would write it."""
         return self.default if isinstance(self.default, str) else self.default()
 
 
 def _consul(name: str, help_: str, flag: str = "", metavar: str = "TEXT", default: str = "") -> Setting:
-    """A variable of Consul's own, which its client reads."""
     secret = name in ("CONSUL_HTTP_TOKEN", "CONSUL_HTTP_AUTH")
     return Setting(name, help_, default, metavar=metavar, flag=flag, secret=secret)
 
@@ -96,7 +84,6 @@ def _boolean(name: str, help_: str, default: str) -> Setting:
 
 
 def _duration(name: str, help_: str, default: str, parse: Callable[[str], float]) -> Setting:
-    """A setting in seconds, written as Consul writes durations."""
     return _ours(name, help_, default, parse, "DURATION")
 
 

@@ -134,11 +134,7 @@ class Settings:
         *,
         environ: Mapping[str, str] | None = None,
     ) -> "Settings":
-        """Find, check and combine all settings.
-
-        Args:
-            flags: what the command line says, as text, by the name of the variable.
-            environ: the environment; that of this process by default.
+        """Find, check and combine all settings. `flags` are what the command line says, by the names of the variables.
 
         Raises:
             ConfigError: values are not allowed, `MESHGATE_` names are not settings, or the file cannot be read; all of
@@ -162,22 +158,16 @@ class Settings:
         return cls(**values, consul=consul, found=MappingProxyType(found), _given=given)
 
     def read_again(self) -> "Settings":
-        """What the same command line, the same environment and the `.env` file of now say.
-
-        Raises:
-            ConfigError: as `load`.
-        """
+        """What the same command line, the same environment and the `.env` file of now say; errors as of `load`."""
         flags, environ = self._given
         return Settings.load(flags, environ=environ)
 
     @property
     def namespace(self) -> str:
-        """Consul's namespace as set; "" where none is."""
         return self.consul.get("CONSUL_NAMESPACE", "")
 
     @property
     def partition(self) -> str:
-        """Consul's admin partition as set; "" where none is."""
         return self.consul.get("CONSUL_PARTITION", "")
 
     def origin(self, name: str) -> Origin:
@@ -210,14 +200,7 @@ class Reload:
 
     @classmethod
     def of(cls, now: Settings) -> "Reload":
-        """Read the settings again.
-
-        Args:
-            now: what is in force.
-
-        Raises:
-            ConfigError: they cannot be used.
-        """
+        """Read the settings again that are in force now; ConfigError where they cannot be used."""
         wanted = now.read_again()
         changed = sorted(name for name in BY_NAME if _changed(now, wanted, name))
         taken = tuple(name for name in changed if name in AT_SIGHUP)
