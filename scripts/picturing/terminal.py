@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.terminal_theme import MONOKAI
 
-from meshgate.app.admin_client import ask
+from meshgate.app.admin_client import response_to
 from meshgate.app.cli.top_command import STATE, look
 from meshgate.app.cli.top_view import View, screen
 from meshgate.core.addresses import HostPort
@@ -22,7 +22,7 @@ def picture_of_top(there: Stage, path: Path) -> None:
     """Looks twice, two seconds apart, and writes the second picture to `path`."""
     host, _, port = there.gateway.admin.partition(":")
     bind = HostPort(host, int(port))
-    ask(bind, STATE)
+    response_to(bind, STATE)
     time.sleep(2)
     seen = look(bind, view := View())
     console = Console(

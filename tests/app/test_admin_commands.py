@@ -281,7 +281,7 @@ def test_a_server_that_speaks_no_http_is_one_line(capsys: pytest.CaptureFixture[
 @pytest.fixture
 def terminal() -> Any:
     console = Console(force_terminal=True, width=80, record=True, file=open("/dev/null", "w"), highlight=False)  # noqa: SIM115
-    yield Printer(console=console), console
+    yield Printer(console), console
     console.file.close()
 
 

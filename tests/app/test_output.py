@@ -16,13 +16,13 @@ def terminal() -> Any:
     """A printer for a terminal of 80 columns, and what it printed."""
     file = io.StringIO()
     console = Console(file=file, force_terminal=True, width=80, color_system="standard", highlight=False, markup=False)
-    return Printer(console=console), file
+    return Printer(console), file
 
 
 @pytest.fixture
 def plain() -> Any:
     file = io.StringIO()
-    return Printer(file), file
+    return Printer(Console(file=file)), file
 
 
 def test_elsewhere_than_on_a_terminal_a_row_is_a_line(plain: Any) -> None:
@@ -58,7 +58,7 @@ def test_no_color_is_respected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_COLOR", "1")
     file = io.StringIO()
     console = Console(file=file, force_terminal=True, width=80)
-    Printer(console=console).line("refused", "red")
+    Printer(console).line("refused", "red")
     assert "31m" not in file.getvalue()
 
 

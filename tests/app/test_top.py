@@ -538,15 +538,14 @@ class Terminal:
 
     def end(self) -> int:
         """Its exit code; what it still prints is read."""
-        deadline = time.monotonic() + 10
-        while self.process.poll() is None:
+        deadline, code = time.monotonic() + 10, None
+        while code is None:
             assert time.monotonic() < deadline
-            if select.select([self.fd], [], [], 0.05)[0]:
-                try:
-                    self.seen += os.read(self.fd, 1 << 16).decode()
-                except OSError:
-                    continue  # the other end is closed
-        return self.process.returncode
+            code = self.process.poll()
+            # The other end stays open here, so what it printed last is there once it has ended.
+            while select.select([self.fd], [], [], 0 if code is not None else 0.05)[0]:
+                self.seen += os.read(self.fd, 1 << 16).decode()
+        return code
 
 
 # It has to be the terminal of its session for Ctrl-C to be a signal.

@@ -33,9 +33,9 @@ class NotDoneError(CommandError):
     """The gateway says, in these words, that it cannot do what it was asked to do."""
 
 
-def ask(bind: HostPort | Path | None, path: str, *, method: str = "GET", **query: str) -> bytes:
-    """The body of the answer; as `response_to`."""
-    return response_to(bind, path, method=method, **query).content
+def ask(bind: HostPort | Path | None, path: str, shape: type[Answer], *, method: str = "GET", **query: str) -> Answer:
+    """The answer to a request as a typed value; as `response_to` and `decoded`."""
+    return decoded(response_to(bind, path, method=method, **query).content, shape)
 
 
 def response_to(bind: HostPort | Path | None, path: str, *, method: str = "GET", **query: str) -> httpx.Response:

@@ -2,14 +2,14 @@
 
 import sys
 from collections import Counter
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 import msgspec
 
 from meshgate.app.cli.gateway_commands import datacenter_option, known_names
-from meshgate.app.cli.output import Printer, print_json
+from meshgate.app.cli.output import Printer, duration, print_json
 from meshgate.app.cli.setting_options import CONSUL_SETTINGS, command, json_option, with_settings
 from meshgate.app.errors import CommandError
 from meshgate.app.settings.setting_types import wan_address
@@ -293,16 +293,10 @@ def _show_probe(result: "Probe", printer: Printer) -> None:
         if result.failure.meaning:
             printer.line(f"  {result.failure.meaning}")
     elif result.met:
-        left = _remaining(result.met.expires)
+        left = duration(max(0.0, (result.met.expires - datetime.now(UTC)).total_seconds()))
         printer.line(f"ok: {result.question.service} answers and accepts the caller", "green")
         printer.line(f"  its certificate is valid until {result.met.expires:%Y-%m-%d %H:%M} UTC ({left} left)")
 
 
 def _milliseconds(seconds: float | None) -> str:
     return "-" if seconds is None else f"{seconds * 1000:.1f} ms"
-
-
-def _remaining(expires: datetime) -> str:
-    left = max(expires - datetime.now(UTC), timedelta())
-    hours = left // timedelta(hours=1)
-    return f"{hours // 24} d {hours % 24} h" if hours >= 24 else f"{hours} h {left // timedelta(minutes=1) % 60} min"

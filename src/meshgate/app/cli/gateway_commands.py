@@ -83,7 +83,7 @@ datacenter_option: Final = click.option(
 def _names(context: click.Context, text: str) -> Names:
     flags = {"MESHGATE_ADMIN_BIND": str(bind)} if (bind := context.params.get("meshgate_admin_bind")) else {}
     try:
-        return decoded(ask(Settings.load(flags).admin_bind, "/names", text=text), Names)
+        return ask(Settings.load(flags).admin_bind, "/names", Names, text=text)
     except CommandError:
         return Names([], [], [], [])
 
@@ -97,7 +97,7 @@ def routes(settings: Settings, text: str, *, as_json: bool) -> None:
 
     With TEXT, prints only routes that contain it in a name, kind, address, node or instance. Case does not matter.
     """
-    answer = decoded(ask(settings.admin_bind, "/routes"), Routes)
+    answer = ask(settings.admin_bind, "/routes", Routes)
     answer.routes = [route for route in answer.routes if _mentions(route, text.lower())]
     answer.unroutable = [each for each in answer.unroutable if text.lower() in each.sni]
     if as_json:
@@ -161,8 +161,7 @@ def explain(settings: Settings, name: str, datacenter: str, *, as_json: bool) ->
     """
     if not name.isprintable():
         raise click.UsageError("NAME has characters that no server name can have")
-    query = {"name": name, "dc": datacenter} if datacenter else {"name": name}
-    answer = decoded(ask(settings.admin_bind, "/explain/name", **query), Explanation)
+    answer = ask(settings.admin_bind, "/explain/name", Explanation, name=name, dc=datacenter)
     if as_json:
         print_json(answer)
     else:
@@ -314,7 +313,7 @@ def connections(
     if ended:
         if watch or sort:
             raise click.UsageError("--ended goes with neither --watch nor --sort")
-        answer = decoded(ask(settings.admin_bind, "/connections/ended"), EndedStreams)
+        answer = ask(settings.admin_bind, "/connections/ended", EndedStreams)
         found = [each for each in answer.streams if _Wanted(**wanted).has(each)]
         answer.streams = found[: limit or None]
         _show_ended(answer, len(found), printer, as_json=as_json)
@@ -497,8 +496,7 @@ def whatif(settings: Settings, node: str, datacenter: str, *, as_json: bool) -> 
     """
     if not (node + datacenter).isprintable():
         raise click.UsageError("--node or --dc has characters that no name can have")
-    query = {name: value for name, value in (("node", node), ("dc", datacenter)) if value}
-    answer = decoded(ask(settings.admin_bind, "/whatif", **query), WhatIf)
+    answer = ask(settings.admin_bind, "/whatif", WhatIf, node=node, dc=datacenter)
     if as_json:
         print_json(answer)
     else:
@@ -621,7 +619,7 @@ def drain(settings: Settings, *, as_json: bool) -> None:
     bind = settings.admin_bind
     before = _look(bind)
     now: DashboardState | None = before
-    timeout = decoded(ask(bind, "/drain", method="POST"), Draining).timeout_seconds
+    timeout = ask(bind, "/drain", Draining, method="POST").timeout_seconds
     started, told, words, left = time.monotonic(), 0.0, "draining: {}", list[Stream]()
     while now is not None:
         left = _open_streams(bind, now, left)
@@ -660,12 +658,12 @@ def upgrade(settings: Settings, *, python: str, as_json: bool) -> None:
     streams. Waits until that is done.
     """
     bind = settings.admin_bind
-    before = decoded(ask(bind, "/server_info"), _Running)
+    before = ask(bind, "/server_info", _Running)
     _say(f"version {before.version} runs", {"step": "before", "version": before.version}, as_json=as_json)
-    query = {"python": os.path.abspath(python)} if python else {}  # noqa: PTH100 - links are left as they are
+    python = python and os.path.abspath(python)  # noqa: PTH100 - links are left as they are
     try:
         with _waiting("trial", as_json=as_json):
-            found = decoded(ask(bind, "/upgrade", method="POST", **query), Upgrade)
+            found = ask(bind, "/upgrade", Upgrade, method="POST", python=python)
     except NotDoneError as error:
         raise CommandError(f"no upgrade, and nothing has changed: {error}") from None
     words = f"trial: version {found.version_after} can go on, by {found.python}"
@@ -705,7 +703,7 @@ def _until_upgraded(bind: HostPort | Path | None, number: int) -> _Running:
     ends, seen = time.monotonic() + _UPGRADE, time.monotonic()
     while True:
         try:
-            now = decoded(ask(bind, "/server_info"), _Running)
+            now = ask(bind, "/server_info", _Running)
         except SlowGatewayError:
             # Who asks while a program starts waits for it, which takes long on a busy machine.
             seen = time.monotonic()
@@ -744,7 +742,7 @@ def _waiting(step: str, *, as_json: bool) -> Iterator[None]:
 
 
 def _look(bind: HostPort | Path | None) -> DashboardState:
-    return decoded(ask(bind, "/dashboard/state", filter=_NOTHING), DashboardState)
+    return ask(bind, "/dashboard/state", DashboardState, filter=_NOTHING)
 
 
 def _still_there(bind: HostPort | Path | None, before: DashboardState) -> DashboardState | None:
@@ -761,7 +759,7 @@ def _open_streams(bind: HostPort | Path | None, now: DashboardState, before: lis
     if now.totals.open > _MOST_LISTED:
         return []
     try:
-        return sorted(decoded(ask(bind, "/connections"), list[Stream]), key=lambda stream: -stream.age_seconds)
+        return sorted(ask(bind, "/connections", list[Stream]), key=lambda stream: -stream.age_seconds)
     except NoGatewayError:
         return before
 

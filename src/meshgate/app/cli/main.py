@@ -51,24 +51,17 @@ _COMMANDS = {
 
 
 class OnDemand(UserDict[str, click.Command]):
-    """Commands by their names, imported when asked for: `run` stays for months and holds nothing of the others.
+    """Commands by their names, imported when asked for: `run` stays for months and holds nothing of the others."""
 
-    Args:
-        modules: of a package, by the names of the commands in them.
-        package: which.
-    """
-
-    def __init__(self, modules: Mapping[str, str], package: str = __package__) -> None:
+    def __init__(self, modules: Mapping[str, str]) -> None:
         super().__init__({name: click.Command(name) for name in modules})
-        self._package = package
-        self._missing = dict(modules)
+        self._modules = modules
 
     def __getitem__(self, name: str) -> click.Command:
-        if module := self._missing.pop(name, ""):
-            found = import_module(f"{self._package}.{module}")
-            # `help` is a name of Python's own.
-            self.data[name] = getattr(found, f"{name}_" if name == "help" else name)
-        return self.data[name]
+        module = import_module(f"{__package__}.{self._modules[name]}")
+        # `help` is a name of Python's own.
+        found: click.Command = getattr(module, f"{name}_" if name == "help" else name)
+        return found
 
 
 def chosen(group: click.Group, arguments: Sequence[str]) -> click.Group:

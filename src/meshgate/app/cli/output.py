@@ -4,9 +4,8 @@ Cells hold text from Consul and from strangers: it is made printable, and never 
 """
 
 import json
-import sys
 from collections.abc import Sequence
-from typing import Final, TextIO
+from typing import Final
 
 import click
 import msgspec
@@ -20,15 +19,10 @@ _UNITS: Final = ("B", "kB", "MB", "GB", "TB", "PB")
 
 
 class Printer:
-    """Prints to `file`, stdout by default. `NO_COLOR` and a `TERM` that is dumb are respected.
+    """Prints to stdout, or to another console. `NO_COLOR` and a `TERM` that is dumb are respected."""
 
-    Args:
-        file: where to.
-        console: instead of one made for `file`.
-    """
-
-    def __init__(self, file: TextIO | None = None, *, console: Console | None = None) -> None:
-        self._console = console or Console(file=file or sys.stdout, highlight=False, markup=False, emoji=False)
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or Console(highlight=False, markup=False, emoji=False)
 
     @property
     def is_terminal(self) -> bool:

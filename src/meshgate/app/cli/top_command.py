@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Final
 
 import click
-import msgspec
 from rich.console import Console
 from rich.live import Live
 
 from meshgate.app.admin.answers import MOST_STREAMS, DashboardState, Stream
-from meshgate.app.admin_client import ask, decoded
+from meshgate.app.admin_client import ask, response_to
 from meshgate.app.cli.output import Printer, print_json
 from meshgate.app.cli.setting_options import command, with_settings
 from meshgate.app.cli.top_view import PAGES, Seen, View, print_once, screen
@@ -53,10 +52,10 @@ def top(settings: Settings, *, page: str, once: bool, as_json: bool, interval: f
         _live(bind, interval, View(page))
         return
     # Rates need two answers.
-    ask(bind, STATE)
+    response_to(bind, STATE)
     time.sleep(min(interval, 1.0))
     if as_json:
-        print_json(msgspec.json.decode(ask(bind, STATE)))
+        print_json(response_to(bind, STATE).json())
     else:
         print_once(look(bind, View(page)), page, printer)
 
@@ -64,10 +63,10 @@ def top(settings: Settings, *, page: str, once: bool, as_json: bool, interval: f
 def look(bind: HostPort | Path | None, view: View) -> Seen:
     """What the gateway says now, as far as a page needs it."""
     sort = view.order if view.page == "destinations" and view.order in ("name", "health") else "busy"
-    state = decoded(ask(bind, STATE, sort=sort), DashboardState)
+    state = ask(bind, STATE, DashboardState, sort=sort)
     if not view.wants_streams or state.totals.open > MOST_STREAMS:
         return Seen(state)
-    return Seen(state, decoded(ask(bind, "/connections"), list[Stream]))
+    return Seen(state, ask(bind, "/connections", list[Stream]))
 
 
 def _live(bind: HostPort | Path | None, interval: float, view: View) -> None:

@@ -13,7 +13,7 @@ from meshgate.adapters.mesh_tls import RefusedError, connect
 from meshgate.adapters.relay.sandbox import Mode, support
 from meshgate.adapters.relay.sockets import bind
 from meshgate.adapters.state import StateFileError, read
-from meshgate.app.admin_client import ask
+from meshgate.app.admin_client import response_to
 from meshgate.app.errors import CommandError
 from meshgate.app.gateway.from_settings import definition_of, listen_addresses
 from meshgate.app.settings.settings import Settings
@@ -148,7 +148,7 @@ async def _running(settings: Settings) -> bool:
     if settings.admin_bind is None:
         return False
     try:
-        await trio.to_thread.run_sync(ask, settings.admin_bind, "/livez")
+        await trio.to_thread.run_sync(response_to, settings.admin_bind, "/livez")
     except CommandError:
         return False
     return True

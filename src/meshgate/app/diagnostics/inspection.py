@@ -24,8 +24,6 @@ from meshgate.core.sni import DEFAULT
 
 T = TypeVar("T")
 
-# Longer than any answer of a healthy agent, and short enough for somebody who waits in front of a terminal.
-PATIENCE: Final = 10.0
 # Said before any rule that is missing: it is the anonymous token that lacks it.
 NONE_GIVEN: Final = "no token was given"
 HOW_TO_GIVE_ONE: Final = "use --token-file (CONSUL_HTTP_TOKEN_FILE) or --token (CONSUL_HTTP_TOKEN)"

@@ -171,7 +171,7 @@ class Probe:
 
     async def _federated(self, client: ConsulClient) -> _Destination:
         question, ca = self.question, (await client.ca_roots()).value
-        namespace, partition = question.namespace or DEFAULT, question.partition or DEFAULT
+        namespace, partition = question.namespace, question.partition
         sni = ServiceSni(question.service, self.datacenter, ca.trust_domain, namespace, partition)
         place = "" if partition == DEFAULT else f"/ap/{partition}"
         identity = f"spiffe://{ca.trust_domain}{place}/ns/{namespace}/dc/{self.datacenter}/svc/{question.service}"
@@ -324,7 +324,7 @@ class Probe:
     async def _intention(self, client: ConsulClient) -> Intention | None:
         """What Consul says of the call; None where it does not tell, as of another cluster's intentions."""
         question = self.question
-        if question.peer or {question.namespace, question.partition} - {"", DEFAULT}:
+        if question.peer or {question.namespace, question.partition} - {DEFAULT}:
             return None
         try:
             return await client.intention(question.identity, question.service)
