@@ -167,11 +167,11 @@ CHECKLIST = {
         "core/test_planner.py::test_service_timeouts_are_those_of_the_resolver_for_the_service_and_its_subsets_only"
     ),
     "mesh-gateway-non-hash-lb-injected": passes(
-        "adapters/consul/test_wire.py::test_load_balancer_of_a_resolver",
+        "adapters/consul/test_records.py::test_load_balancer_of_a_resolver",
         "core/test_resolver_settings.py::test_load_balancing_holds_for_the_service_and_its_subsets_and_nothing_else",
         "core/test_load_balancer.py::test_least_request_takes_the_one_with_fewer_streams_for_its_weight",
     ),
-    "mesh-gateway-hash-lb-ignored": passes("adapters/consul/test_wire.py::test_load_balancer_of_a_resolver"),
+    "mesh-gateway-hash-lb-ignored": passes("adapters/consul/test_records.py::test_load_balancer_of_a_resolver"),
     "mesh-gateway-tagged-addresses": passes(
         "core/test_listeners.py::test_tagged_addresses_beside_the_default_one",
         "e2e/test_registration_options.py::"

@@ -107,6 +107,18 @@ def test_a_file_that_is_spoilt_later_leaves_the_last_token_and_is_reported_once(
     assert source.problem == ""
 
 
+def test_a_file_that_comes_back_as_it_was_is_usable_again(tmp_path: Path) -> None:
+    file, away = tmp_path / "token", tmp_path / "away"
+    file.write_text(FIRST)
+    source = TokenSource(file=str(file))
+    file.rename(away)
+    assert bearer(source) == f"Bearer {FIRST}"
+    assert "cannot be read" in source.problem
+    away.rename(file)
+    assert bearer(source) == f"Bearer {FIRST}"
+    assert source.problem == ""
+
+
 @pytest.mark.parametrize("token", ["two words", "line\nbreak", "umläut", "nul\0"])
 def test_what_cannot_stand_in_a_header_is_refused_without_being_repeated(tmp_path: Path, token: str) -> None:
     file = tmp_path / "token"

@@ -111,6 +111,7 @@ class TokenSource(_Files):
             if _stamp(self._file) != self._stamp:
                 self._read(self._file)
         except OSError as error:
+            self._stamp = None  # It may come back as it was.
             self._report(f"the token file {self._file} cannot be read, the last token stays in use: {error.strerror}")
         except ConsulConfigError as error:
             self._report(f"{error}; the last token stays in use")

@@ -14,7 +14,7 @@ from meshgate.adapters.consul.api import (
     OwnRegistration,
     Resolver,
     SubsetRule,
-    records as wire,
+    records,
 )
 from meshgate.core.catalog import Check, Instance, Locality, WanAddress
 from meshgate.core.proxy_config import BindAddress
@@ -55,7 +55,7 @@ def encoded(value: Any) -> bytes:
 
 
 def test_a_row_becomes_an_instance_with_all_that_routing_needs() -> None:
-    assert wire.decode_instances(encoded([FULL])) == (
+    assert records.decode_instances(encoded([FULL])) == (
         Instance(
             node="n1",
             datacenter="dc2",
@@ -95,22 +95,22 @@ def test_null_and_absent_fields_have_the_defaults_of_consul() -> None:
         "Checks": None,
     }
     expected = Instance(node="n1", datacenter="", id="a", service="a", address="", port=0, node_address="")
-    assert wire.decode_instances(encoded([bare])) == wire.decode_instances(encoded([nulls])) == (expected,)
+    assert records.decode_instances(encoded([bare])) == records.decode_instances(encoded([nulls])) == (expected,)
 
 
 @pytest.mark.parametrize("body", [b"null", b"[]"])
 def test_no_rows_are_an_empty_tuple(body: bytes) -> None:
-    assert wire.decode_instances(body) == ()
+    assert records.decode_instances(body) == ()
 
 
 def test_rows_have_an_order_of_their_own() -> None:
     rows = [FULL | {"Service": FULL["Service"] | {"ID": str(number)}} for number in (3, 1, 2)]
-    assert wire.decode_instances(encoded(rows)) == wire.decode_instances(encoded(rows[::-1]))
+    assert records.decode_instances(encoded(rows)) == records.decode_instances(encoded(rows[::-1]))
 
 
 def test_a_changed_output_of_a_check_changes_nothing() -> None:
     other = FULL | {"Checks": [FULL["Checks"][1], FULL["Checks"][0] | {"Output": "other"}]}
-    assert wire.decode_instances(encoded([FULL])) == wire.decode_instances(encoded([other]))
+    assert records.decode_instances(encoded([FULL])) == records.decode_instances(encoded([other]))
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_a_changed_output_of_a_check_changes_nothing() -> None:
 )
 def test_what_is_no_answer_of_consul_is_an_invalid_answer(body: bytes) -> None:
     with pytest.raises(InvalidAnswerError, match="cannot be read") as raised:
-        wire.decode_instances(body)
+        records.decode_instances(body)
     assert raised.value.status == "invalid"
 
 
@@ -139,7 +139,7 @@ def test_a_cut_or_spoilt_body_never_raises_anything_else(junk: bytes, at: int) -
     body = encoded([FULL])
     for spoilt in (body[:at], body[:at] + junk + body[at + 1 :], junk):
         try:
-            wire.decode_instances(spoilt)
+            records.decode_instances(spoilt)
         except InvalidAnswerError:
             continue
 
@@ -153,18 +153,18 @@ def test_roots_give_the_trust_domain_and_the_end_of_the_active_root() -> None:
             {"ID": "b", "NotAfter": "2036-11-19T03:53:10Z", "Active": True},
         ],
     }
-    assert wire.decode_ca_roots(encoded(body)) == CaRoots("td.consul", 2110679590.0)
+    assert records.decode_ca_roots(encoded(body)) == CaRoots("td.consul", 2110679590.0)
 
 
 def test_the_last_intermediate_of_the_active_root_is_the_one_that_signs() -> None:
     old, new = certificate_until(datetime(2031, 1, 1, tzinfo=UTC)), certificate_until(datetime(2033, 1, 1, tzinfo=UTC))
     root = {"ID": "b", "NotAfter": "2036-11-19T03:53:10Z", "Active": True, "IntermediateCerts": [old, new]}
-    roots = wire.decode_ca_roots(encoded({"TrustDomain": "td.consul", "Roots": [root]}))
+    roots = records.decode_ca_roots(encoded({"TrustDomain": "td.consul", "Roots": [root]}))
     assert (roots.trust_domain, roots.expires) == ("td.consul", 2110679590.0)
     assert roots.intermediate_expires == datetime(2033, 1, 1, tzinfo=UTC).timestamp()
     for unreadable in ([], None, [""], ["x"], [new.replace("\nMI", "\nXX")]):
         body = {"TrustDomain": "td.consul", "Roots": [root | {"IntermediateCerts": unreadable}]}
-        found = wire.decode_ca_roots(encoded(body))
+        found = records.decode_ca_roots(encoded(body))
         assert (found.expires, found.intermediate_expires) == (2110679590.0, None)
 
 
@@ -183,7 +183,7 @@ def certificate_until(end: datetime) -> str:
     ],
 )
 def test_roots_without_a_readable_end_still_give_the_trust_domain(body: Any) -> None:
-    assert wire.decode_ca_roots(encoded(body)) == CaRoots("td.consul", None)
+    assert records.decode_ca_roots(encoded(body)) == CaRoots("td.consul", None)
 
 
 def test_resolvers_keep_what_a_gateway_follows() -> None:
@@ -199,7 +199,7 @@ def test_resolvers_keep_what_a_gateway_follows() -> None:
         {"Name": "odd", "ConnectTimeout": "soon", "Subsets": None},
     ]
     subsets = (SubsetRule("v0"), SubsetRule("v1"), SubsetRule("v2", "F", only_passing=True))
-    assert wire.decode_resolvers(encoded(body)) == (
+    assert records.decode_resolvers(encoded(body)) == (
         Resolver("api", subsets, "v1", 2.5),
         Resolver("odd"),
         Resolver("web", connect_timeout=75.0),
@@ -207,14 +207,14 @@ def test_resolvers_keep_what_a_gateway_follows() -> None:
 
 
 def test_federation_states_are_rows_by_datacenter() -> None:
-    found = wire.decode_federated_gateways(encoded({"dc1": [], "dc2": [FULL], "dc3": None}))
+    found = records.decode_federated_gateways(encoded({"dc1": [], "dc2": [FULL], "dc3": None}))
     assert {name: len(rows) for name, rows in found.items()} == {"dc1": 0, "dc2": 1, "dc3": 0}
-    assert wire.decode_federated_gateways(b"null") == {}
+    assert records.decode_federated_gateways(b"null") == {}
 
 
 def test_only_mesh_gateways_count_as_gateway_names() -> None:
     body = [{"Name": "web"}, {"Name": "gw", "Kind": "mesh-gateway"}, {"Name": "in", "Kind": "ingress-gateway"}]
-    assert wire.decode_gateway_names(encoded(body)) == ("gw",)
+    assert records.decode_gateway_names(encoded(body)) == ("gw",)
 
 
 def test_an_own_registration_keeps_the_opaque_configuration() -> None:
@@ -232,7 +232,7 @@ def test_an_own_registration_keeps_the_opaque_configuration() -> None:
         },
         "ContentHash": "abc",
     }
-    assert wire.decode_own_registration(encoded(body)) == OwnRegistration(
+    assert records.decode_own_registration(encoded(body)) == OwnRegistration(
         id="gw-1",
         service="gw",
         address="",
@@ -256,9 +256,9 @@ def test_locality_of_an_instance_is_that_of_its_service_else_of_its_node(
     service: object, node: object, found: Locality
 ) -> None:
     row = {"Node": {"Node": "n1", "Locality": node}, "Service": {"ID": "gw", "Locality": service}}
-    (instance,) = wire.decode_instances(encoded([row]))
+    (instance,) = records.decode_instances(encoded([row]))
     assert instance.locality == found
-    own = wire.decode_own_registration(encoded({"ID": "gw", "Locality": service}))
+    own = records.decode_own_registration(encoded({"ID": "gw", "Locality": service}))
     assert own.locality == (found if service else Locality())
 
 
@@ -267,10 +267,10 @@ def test_agent_facts_are_read_from_old_and_new_versions() -> None:
         "Config": {"Datacenter": "dc2", "NodeName": "n1", "Version": "1.8.7", "Server": True},
         "DebugConfig": {"DNSDomain": "example.", "PrimaryDatacenter": "dc1"},
     }
-    facts = wire.decode_agent_facts(encoded(old))
+    facts = records.decode_agent_facts(encoded(old))
     assert (facts.datacenter, facts.node, facts.version, facts.server) == ("dc2", "n1", "1.8.7", True)
     assert (facts.dns_domain, facts.primary_datacenter, facts.partition) == ("example", "dc1", "default")
-    new = wire.decode_agent_facts(
+    new = records.decode_agent_facts(
         encoded({"Config": {"Datacenter": "dc2", "PrimaryDatacenter": "dc1", "Partition": "p1"}})
     )
     assert (new.dns_domain, new.primary_datacenter, new.partition) == ("consul", "dc1", "p1")
@@ -279,14 +279,14 @@ def test_agent_facts_are_read_from_old_and_new_versions() -> None:
 @pytest.mark.parametrize("value", [None, [], {}, {"Config": {}}, {"Config": {"Datacenter": 1}}])
 def test_facts_without_a_datacenter_are_an_invalid_answer(value: Any) -> None:
     with pytest.raises(InvalidAnswerError):
-        wire.decode_agent_facts(encoded(value))
+        records.decode_agent_facts(encoded(value))
 
 
 def test_names_and_datacenters_are_sorted_and_tolerate_null() -> None:
-    assert wire.decode_service_names(b'{"b": [], "a": null}') == ("a", "b")
-    assert wire.decode_service_names(b"null") == ()
-    assert wire.decode_datacenters(b'["dc2", "dc1"]') == ("dc1", "dc2")
-    assert wire.decode_datacenters(b"null") == ()
+    assert records.decode_service_names(b'{"b": [], "a": null}') == ("a", "b")
+    assert records.decode_service_names(b"null") == ()
+    assert records.decode_datacenters(b'["dc2", "dc1"]') == ("dc1", "dc2")
+    assert records.decode_datacenters(b"null") == ()
 
 
 @pytest.mark.parametrize(
@@ -304,7 +304,7 @@ def test_names_and_datacenters_are_sorted_and_tolerate_null() -> None:
 )
 def test_load_balancer_of_a_resolver(given: object, policy: str, choices: int, ignored: str) -> None:
     entry = {"Kind": "service-resolver", "Name": "web", "LoadBalancer": given}
-    (resolver,) = wire.decode_resolvers(json.dumps([entry]).encode())
+    (resolver,) = records.decode_resolvers(json.dumps([entry]).encode())
     assert (resolver.policy, resolver.choices, resolver.ignored_policy) == (policy, choices, ignored)
 
 
@@ -313,4 +313,4 @@ def test_load_balancer_of_a_resolver(given: object, policy: str, choices: int, i
     [({"Allowed": True, "Reason": "default"}, True), ({"Allowed": None}, False), ({}, False)],
 )
 def test_an_intention_check_may_say_more_or_less_than_is_read(answer: dict[str, object], allowed: bool) -> None:
-    assert wire.decode_intention_check(encoded(answer)) is allowed
+    assert records.decode_intention_check(encoded(answer)) is allowed

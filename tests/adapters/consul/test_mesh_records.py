@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from meshgate.adapters.consul.api import Chain, InvalidAnswerError, Peering, records as wire
+from meshgate.adapters.consul.api import Chain, InvalidAnswerError, Peering, records
 from meshgate.adapters.consul.api.records import decode_instances
 from meshgate.core.catalog import ChainTarget, Export, SamenessGroup
 
@@ -30,7 +30,7 @@ def test_a_peering_of_the_documentation() -> None:
         },
         {"Name": "cluster-01", "State": None, "PeerServerAddresses": None, "StreamStatus": None},
     ]
-    assert wire.decode_peerings(text(rows)) == (
+    assert records.decode_peerings(text(rows)) == (
         Peering("cluster-01", ""),
         Peering(
             "cluster-02",
@@ -41,7 +41,7 @@ def test_a_peering_of_the_documentation() -> None:
             89,
         ),
     )
-    assert wire.decode_peerings(b"null") == ()
+    assert records.decode_peerings(b"null") == ()
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_a_peering_of_the_documentation() -> None:
     ],
 )
 def test_a_peering_that_is_ending_is_not_active(fields: dict[str, str], active: bool) -> None:
-    (found,) = wire.decode_peerings(text([{"Name": "x"} | fields]))
+    (found,) = records.decode_peerings(text([{"Name": "x"} | fields]))
     assert found.active is active
 
 
@@ -66,7 +66,7 @@ def test_exported_services_as_they_are_listed() -> None:
         {"Service": "db", "Namespace": "team", "Partition": "p1", "Consumers": {"Partitions": ["p2"], "Peers": None}},
         {"Service": "api", "Namespace": "", "Consumers": None},
     ]
-    assert wire.decode_exported_services(text(rows)) == (
+    assert records.decode_exported_services(text(rows)) == (
         Export("api", "default", (), ()),
         Export("web", "default", ("east", "west"), ()),
         Export("db", "team", (), ("p2",)),
@@ -76,17 +76,17 @@ def test_exported_services_as_they_are_listed() -> None:
 def test_an_exported_services_entry_with_both_names_of_a_peer() -> None:
     consumers = [{"Peer": "b"}, {"PeerName": "a"}, {"Partition": "p2"}, {"SamenessGroup": "all"}, {"Peer": "b"}]
     entry = {"Kind": "exported-services", "Name": "default", "Services": [{"Name": "web", "Consumers": consumers}]}
-    assert wire.decode_exported_entries(text([entry])) == {
+    assert records.decode_exported_entries(text([entry])) == {
         "default": (Export("web", "default", ("a", "b"), ("p2",), groups=("all",)),)
     }
-    assert wire.decode_exported_entries(text([{"Services": None}])) == {"default": ()}
+    assert records.decode_exported_entries(text([{"Services": None}])) == {"default": ()}
 
 
 def test_the_members_of_a_sameness_group() -> None:
     members = [{"Partition": "p2"}, {"Partition": "p1"}, {"Peer": "east"}, {"Peer": "", "Partition": None}]
     entry = {"Kind": "sameness-group", "Name": "all", "IncludeLocal": True, "Members": [*members, {"Peer": "east"}]}
-    assert wire.decode_sameness_groups(text([entry])) == {"all": SamenessGroup("all", ("east",), ("p1", "p2"))}
-    assert wire.decode_sameness_groups(text([{"Name": "none", "Members": None}])) == {"none": SamenessGroup("none")}
+    assert records.decode_sameness_groups(text([entry])) == {"all": SamenessGroup("all", ("east",), ("p1", "p2"))}
+    assert records.decode_sameness_groups(text([{"Name": "none", "Members": None}])) == {"none": SamenessGroup("none")}
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_the_members_of_a_sameness_group() -> None:
     ],
 )
 def test_where_a_chain_leads(answer: dict[str, Any], found: Chain) -> None:
-    decoded = wire.decode_chain(text(answer))
+    decoded = records.decode_chain(text(answer))
     assert (decoded.protocol, decoded.target) == (found.protocol, found.target)
     assert [target.service for target in decoded.targets] == [answer["Chain"]["Targets"]["t"]["Service"]]
 
@@ -121,7 +121,7 @@ def test_without_enterprise_a_chain_names_no_namespace_or_partition() -> None:
     for name in ("Namespace", "Partition"):
         del answer["Chain"][name]
         del answer["Chain"]["Targets"]["t"][name]
-    assert wire.decode_chain(text(answer)).target == ChainTarget("web")
+    assert records.decode_chain(text(answer)).target == ChainTarget("web")
 
 
 @pytest.mark.parametrize("lost", ["Nodes", "Targets"])
@@ -129,7 +129,7 @@ def test_a_chain_that_leads_nowhere_is_no_answer(lost: str) -> None:
     answer = chain("web")
     answer["Chain"][lost] = None
     with pytest.raises(InvalidAnswerError, match="discovery chain"):
-        wire.decode_chain(text(answer))
+        records.decode_chain(text(answer))
 
 
 @pytest.mark.parametrize(
@@ -142,27 +142,27 @@ def test_a_chain_that_leads_nowhere_is_no_answer(lost: str) -> None:
     ],
 )
 def test_whether_the_control_plane_goes_through_gateways(entry: dict[str, Any], through: bool) -> None:
-    assert wire.decode_peer_through(text([entry])) == {"mesh": through}
+    assert records.decode_peer_through(text([entry])) == {"mesh": through}
 
 
 def test_partitions_and_namespaces_that_are_being_deleted_are_gone() -> None:
     rows = [{"Name": "b"}, {"Name": "a"}, {"Name": "c", "DeletedAt": "2021-12-14T23:00:00Z"}]
     for body in (rows, {"Partitions": rows}):
-        assert wire.decode_partitions(text(body)) == ("a", "b")
-    assert wire.decode_partitions(text({"Partitions": None})) == ()
-    assert wire.decode_partitions(b"null") == ()
-    assert wire.decode_namespaces(text(rows)) == ("a", "b")
+        assert records.decode_partitions(text(body)) == ("a", "b")
+    assert records.decode_partitions(text({"Partitions": None})) == ()
+    assert records.decode_partitions(b"null") == ()
+    assert records.decode_namespaces(text(rows)) == ("a", "b")
 
 
 @pytest.mark.parametrize(
     ("decode", "content"),
     [
-        (wire.decode_partitions, b'"x"'),
-        (wire.decode_partitions, b'{"Partitions": 7}'),
-        (wire.decode_peerings, b'[{"Name": null}]'),
-        (wire.decode_exported_services, b'{"Service": "web"}'),
-        (wire.decode_chain, b"{}"),
-        (wire.decode_peer_through, b"{}"),
+        (records.decode_partitions, b'"x"'),
+        (records.decode_partitions, b'{"Partitions": 7}'),
+        (records.decode_peerings, b'[{"Name": null}]'),
+        (records.decode_exported_services, b'{"Service": "web"}'),
+        (records.decode_chain, b"{}"),
+        (records.decode_peer_through, b"{}"),
     ],
 )
 def test_another_shape_is_no_answer(decode: Any, content: bytes) -> None:
