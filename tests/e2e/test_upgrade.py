@@ -174,7 +174,7 @@ async def test_another_version_goes_on_with_streams_numbers_and_registration(
 async def test_the_version_that_is_installed_in_place_goes_on_and_workers_it_cannot_understand_keep_their_streams(
     world: World, installation: Installation
 ) -> None:
-    installation.replace("adapters/relay/messages.py", "VERSION: Final = 1", "VERSION: Final = 99")
+    installation.replace("adapters/relay/messages.py", "VERSION: Final = 2", "VERSION: Final = 99")
     async with gateway_of(world, MESHGATE_WORKERS="2") as gateway:
         caller, sni = await world.caller(consul=world.federation.dc2), world.sni()
         async with caller.connect(gateway.address, sni, expect=world.spiffe()) as stream:
@@ -188,7 +188,7 @@ async def test_the_version_that_is_installed_in_place_goes_on_and_workers_it_can
             assert (await caller.call(gateway.address, sni, b"new")).data == b"new"
             assert await gateway.counter("meshgate_connections_active") == 1
             # As if it had been installed in the place of the one that runs; the worker of before is still there.
-            installation.replace("adapters/relay/messages.py", "VERSION: Final = 1", "VERSION: Final = 98")
+            installation.replace("adapters/relay/messages.py", "VERSION: Final = 2", "VERSION: Final = 98")
             installation.version = "7.1.0"
             done = await gateway.upgrade()
             assert done.returncode == 0, done.stderr
@@ -200,7 +200,7 @@ async def test_the_version_that_is_installed_in_place_goes_on_and_workers_it_can
         async def workers() -> int:
             return len(children_of(gateway.child.pid))
 
-        installation.replace("adapters/relay/messages.py", "VERSION: Final = 1", "VERSION: Final = 1")
+        installation.replace("adapters/relay/messages.py", "VERSION: Final = 2", "VERSION: Final = 2")
         await until_equal("the workers of before to be gone", workers, 2, seconds=10)
         assert await gateway.counter("meshgate_stream_ends_total", end="worker_lost") == 0
         assert await gateway.counter("meshgate_worker_restarts_total") == 0

@@ -32,7 +32,7 @@ import msgspec
 from meshgate.adapters.relay import Limits, pump as pumps
 from meshgate.adapters.relay.circuit_breakers import CircuitBreakers, Ticket
 from meshgate.adapters.relay.context import Context
-from meshgate.adapters.relay.counters import Counters
+from meshgate.adapters.relay.counters import Counters, StreamRecord
 from meshgate.adapters.relay.hand_over import HandedStream
 from meshgate.adapters.relay.on_demand import OnDemand
 from meshgate.adapters.relay.pump import HELD_BYTES, READ_BYTES, DrainingPump, Pipe, PipePool, Pump, SystemCalls
@@ -435,7 +435,7 @@ class World:
         self._moving = False
         self.descriptors: dict[int, Any] = {}
         self.dialled: list[Socket] = []
-        self.ended = 0
+        self.ended: list[StreamRecord] = []
         self.hand_overs = scene.hand_overs
         self.processes = 0
         self.extra = HELD_BYTES if scene.much_held else 0
@@ -483,8 +483,8 @@ class World:
             self._past(step)
         self._interruptions = self.scene.interruptions
 
-    def _on_ended(self, _record: object) -> None:
-        self.ended += 1
+    def _on_ended(self, record: StreamRecord) -> None:
+        self.ended.append(record)
 
     @property
     def upstream(self) -> Socket | None:
@@ -799,8 +799,12 @@ class World:
         promise(counters.taken_over == counters.handed_over, "it is handed over and not taken over, or not by one")
         routed = sum(counters.connections.values())
         promise(sum(counters.ends.values()) == routed <= 1, "its end is not counted, or twice")
-        promise(self.ended <= 1, "its record is told twice")
-        promise(self.ended == 1 or not self.client.taken, "its record is not told")
+        promise(len(self.ended) <= 1, "its record is told twice")
+        promise(bool(self.ended) or not self.client.taken, "its record is not told")
+        moved = counters.bytes_received, counters.bytes_sent
+        for record in self.ended:
+            promise(moved == (record.bytes_received, record.bytes_sent), "its bytes are not counted once")
+        promise([*counters.carried.values()] == [moved] * routed, "its destination has not the same bytes")
         promise(sum(sock.delivered > 0 for sock in self.dialled) <= 1, "two endpoints got bytes")
 
     def _check_nothing_left(self, context: Context, pipes: PipePool) -> None:

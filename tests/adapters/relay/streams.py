@@ -94,10 +94,7 @@ class Running:
     def counters(self) -> Counters:
         """The totals, with what is open in them, as the pool tells them."""
         counters = self.relay.context.counters.copy()
-        received, sent, routed = self.relay.open_bytes()
-        counters.bytes_received += received
-        counters.bytes_sent += sent
-        counters.add_open(routed)
+        self.relay.count_open(counters)
         return counters
 
     async def dial(self) -> trio.SocketStream:

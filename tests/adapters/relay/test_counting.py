@@ -1,14 +1,20 @@
 """What the relay counts of streams that had a route: length, bytes and failures by destination, and how they ended."""
 
 import contextlib
+import os
+import socket
 import ssl
 from collections.abc import Callable
+from unittest.mock import Mock
 
 import pytest
 import trio
 
 from meshgate.adapters.relay import FIRST_BYTE_BUCKETS, STREAM_BUCKETS, Counters, Limits
 from meshgate.adapters.relay.counters import EndpointCounts
+from meshgate.adapters.relay.messages import TO_PARENT, Receiver, Setup, StatsReport, StatsRequest
+from meshgate.adapters.relay.reactor import Reactor
+from meshgate.adapters.relay.worker import Worker
 from meshgate.core.hello import Offer, TlsVersion
 from meshgate.core.reasons import Alert, Reason, StreamEnd
 from meshgate.core.routes import RouteKind
@@ -207,6 +213,51 @@ async def test_what_workers_count_comes_up_from_all_of_them_with_their_open_stre
         assert counters.carried == {TO_WEB: (8 * len(HELLO), 8 * len(HELLO))}
         for client in clients:
             await client.aclose()
+
+
+async def test_worker_tells_bytes_once_whether_their_stream_is_open_or_has_ended() -> None:
+    ours, theirs = (trio.SocketStream(trio.socket.from_stdlib_socket(each)) for each in socket.socketpair())
+    reactor, row = Reactor(), os.memfd_create("row")
+    os.ftruncate(row, 1 << 21)
+    setup = Setup(0, 0, Limits(), [], [row], bytes(16), drain_seconds=5.0, drain_quiet=0.2, records=False)
+    worker, receiver, heard = Worker(reactor, setup, theirs), Receiver(ours, TO_PARENT), Counters()
+    context = worker._relay.context
+
+    async def told(*, asked: bool) -> tuple[int, int, object, object]:
+        await worker._tell(StatsRequest(1, streams=False) if asked else None)
+        report = await receiver.next()
+        assert isinstance(report, StatsReport)
+        heard.add(report.counters)
+        return heard.bytes_received, heard.bytes_sent, heard.carried.get(TO_WEB), report.counters.open.get(TO_WEB)
+
+    def end(stream: Mock, received: int, sent: int) -> None:
+        context.streams.discard(stream)
+        context.counters.bytes_received += received
+        context.counters.bytes_sent += sent
+        context.counters.count_ended(TO_WEB, 1.0, (received, sent), StreamEnd.CLOSED)
+
+    one, other = (
+        Mock(carried=carried, relaying=True, hosts=Mock(destination=TO_WEB)) for carried in ((100, 10), (7, 8))
+    )
+    async with ours, theirs:
+        context.streams |= {one, other}
+        assert await told(asked=False) == (0, 0, None, None)
+        assert await told(asked=True) == (107, 18, (107, 18), 2)
+        end(one, 150, 11)
+        assert await told(asked=False) == (150, 18, (150, 18), None)
+        assert await told(asked=True) == (157, 19, (157, 19), 1)
+        end(other, 7, 9)
+        assert await told(asked=False) == (157, 20, (157, 20), None)
+        # Of one that comes from another worker that one has told what it had moved.
+        taken = Mock(carried=(1000, 5), relaying=True, hosts=Mock(destination=TO_WEB))
+        context.streams.add(taken)
+        context.counters.bytes_received -= 1000
+        context.counters.count_carried(TO_WEB, -1000, 0)
+        assert await told(asked=False) == (157, 20, (157, 20), None)
+        end(taken, 1001, 5)
+        assert await told(asked=False) == (158, 25, (158, 25), None)
+        context.streams.clear()
+    reactor.close()
 
 
 async def test_ended_streams_are_told_of_while_somebody_wants_to_know() -> None:

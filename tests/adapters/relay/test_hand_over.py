@@ -48,7 +48,7 @@ from meshgate.core.reasons import StreamEnd
 from meshgate.core.routes import RouteKind
 
 from .streams import WEB, Watcher, backend, echo, endpoint, open_descriptors, receive_all, receive_exactly, table_of
-from .test_pool import HELLO, Pool, pool_of
+from .test_pool import HELLO, KEY, Pool, pool_of
 
 RECORDED = Path(__file__).parents[2] / "data" / "handed-streams"
 
@@ -435,18 +435,26 @@ async def test_replaced_worker_hands_its_streams_over_and_ends() -> None:
         clients = [await pool.call() for _ in range(100)]
         (old,) = pool.relay.workers
         ids = {stream.id for stream in (await pool.relay.connections()).listed}
+        before = (await pool.relay.counters()).bytes_received
+        assert before == 100 * len(HELLO)
         moved = await pool.relay.replace(0)
         assert (moved.streams, moved.left, moved.why) == (100, 0, "")
         await until_gone(pool, old)
         assert {stream.id for stream in (await pool.relay.connections()).listed} == ids
+        # Each of the two has counted what it has moved.
+        counters = await pool.relay.counters()
+        assert (counters.bytes_received, counters.carried) == (before, {KEY: (before, before)})
         assert await broken(clients) == 0
         counters = await pool.relay.counters()
-        assert (counters.active, counters.accepted) == (100, 100)
+        assert (counters.active, counters.accepted, counters.open) == (100, 100, {KEY: 100})
+        assert counters.bytes_received == counters.bytes_sent > before
+        assert counters.carried == {KEY: (counters.bytes_received, counters.bytes_sent)}
         for client in clients:
             await client.aclose()
         await until_none(pool)
         assert len(pool.watcher.ended) == 100
-        assert pool.relay.totals.ends == {StreamEnd.CLOSED: 100}
+        totals = pool.relay.totals
+        assert (totals.ends, totals.carried) == ({StreamEnd.CLOSED: 100}, counters.carried)
         assert sum(pool.relay.restarts.values()) == 0
 
 

@@ -24,7 +24,7 @@ async def main():
         nursery.start_soon(pool.run)
         pool.install(table_of({WEB: [endpoint(int(sys.argv[1]))]}))
         pool.listen()
-        while not (await pool._ask(streams=False)).answers:
+        while not (await pool._ask(streams=False)).reports:
             await trio.sleep(0.02)
         print(port, pool.workers[0], flush=True)
         await trio.sleep_forever()

@@ -17,7 +17,7 @@ from meshgate.adapters.relay import Counters, Limits, worker_process as process_
 from meshgate.adapters.relay.messages import StatsReport
 from meshgate.adapters.relay.pool import PoolLeft, RelayPool, _HandOver
 from meshgate.adapters.relay.worker_process import WorkerEnd, WorkerPolicy
-from meshgate.core.reasons import Reason, StreamEnd
+from meshgate.core.reasons import Reason
 from meshgate.core.routes import Endpoint, RouteKind
 
 from .streams import (
@@ -60,7 +60,7 @@ class Pool:
     async def until_workers(self, count: int) -> None:
         """Wait until so many workers have answered."""
         with trio.fail_after(20):
-            while len((await self.relay._ask(streams=False)).answers) < count:
+            while len((await self.relay._ask(streams=False)).reports) < count:
                 await trio.sleep(0.02)
 
 
@@ -120,8 +120,8 @@ class Heard:
             worker._outbox, _ = trio.open_memory_channel(100)
         self.asked = 0
 
-    def say(self, number: int, counters: Counters, **answer: Any) -> None:
-        told = StatsReport(counters, [], [], 0, question=self.asked if answer else 0, **answer)
+    def say(self, number: int, counters: Counters, *, answers: bool = False) -> None:
+        told = StatsReport(counters, [], [], 0, question=self.asked if answers else 0)
         self.relay._workers[number]._take(told, 100, 1.0)
 
     async def counters(self, say: Callable[[], None]) -> Counters:
@@ -149,89 +149,35 @@ def heard() -> Iterator[Heard]:
 KEY = (RouteKind.SERVICE, "web")
 
 
-async def test_bytes_of_a_stream_that_ends_while_others_are_asked_count_once(heard: Heard) -> None:
-    def say() -> None:
-        heard.say(0, Counters(active=1), open_received=100, open_sent=200, open_carried={KEY: (1, 100, 200)})
-        ended = {StreamEnd.CLOSED: 1}
-        heard.say(0, Counters(bytes_received=100, bytes_sent=200, carried={KEY: (100, 200)}, ends=ended))
-        heard.say(1, Counters(active=1), open_received=7, open_sent=8, open_carried={KEY: (1, 7, 8)})
-
-    counters = await heard.counters(say)
-    assert (counters.bytes_received, counters.bytes_sent, counters.carried) == (107, 208, {KEY: (107, 208)})
-    assert (counters.open, counters.ends) == ({KEY: 2}, {})
-
-    def say_nothing_new() -> None:
-        heard.say(0, Counters(), open_received=0)
-        heard.say(1, Counters(active=1), open_received=7, open_sent=8, open_carried={KEY: (1, 7, 8)})
-
-    counters = await heard.counters(say_nothing_new)
-    assert (counters.bytes_received, counters.bytes_sent, counters.carried) == (107, 208, {KEY: (107, 208)})
-    assert (counters.open, counters.ends) == ({KEY: 1}, {StreamEnd.CLOSED: 1})
-
-
-async def test_bytes_never_go_back_where_a_worker_is_too_busy_to_tell_of_its_streams(
+async def test_totals_are_what_workers_have_told_and_open_streams_those_of_who_answers(
     heard: Heard, autojump_clock: trio.testing.MockClock
 ) -> None:
     def say() -> None:
-        heard.say(0, Counters(accepted=1), open_received=100, open_sent=1, open_carried={KEY: (1, 100, 1)})
-        heard.say(1, Counters(accepted=1), open_received=100, open_sent=1, open_carried={KEY: (1, 100, 1)})
+        for number in (0, 1):
+            counters = Counters(accepted=1, active=1, bytes_received=100, carried={KEY: (100, 0)}, open={KEY: 1})
+            heard.say(number, counters, answers=True)
+        heard.say(0, Counters(accepted=1, bytes_received=3, carried={KEY: (3, 0)}))
 
     def say_half() -> None:
-        heard.say(0, Counters(accepted=1), open_received=110, open_sent=9, open_carried={KEY: (1, 110, 9)})
+        heard.say(0, Counters(bytes_received=10, bytes_sent=8, carried={KEY: (10, 8)}, open={KEY: 1}), answers=True)
 
-    assert (await heard.counters(say)).carried == {KEY: (200, 2)}
+    counters = await heard.counters(say)
+    assert (counters.accepted, counters.bytes_received, counters.carried) == (3, 203, {KEY: (203, 0)})
+    assert counters.open == {KEY: 2}
+    # The other one is too busy to answer, and then lost with what it has.
     counters = await heard.counters(say_half)
-    assert (counters.accepted, counters.bytes_received, counters.bytes_sent) == (3, 200, 9)
-    assert (counters.carried, counters.open) == ({KEY: (200, 9)}, {KEY: 1})
+    assert (counters.bytes_received, counters.bytes_sent, counters.carried) == (213, 8, {KEY: (213, 8)})
+    assert counters.open == {KEY: 1}
+    heard.relay.lost(heard.relay._workers[1], WorkerEnd.KILLED, 1, [])
+    assert heard.relay.totals.carried == {KEY: (213, 8)}
 
 
-async def test_bytes_go_on_from_where_they_were_after_a_worker_was_lost_with_its_streams(heard: Heard) -> None:
-    def say() -> None:
-        heard.say(0, Counters(active=2), open_received=1000, open_sent=10, open_carried={KEY: (2, 1000, 10)})
-        heard.say(1, Counters(active=1), open_received=5, open_carried={KEY: (1, 5, 0)})
-
-    def say_and_die() -> None:
-        heard.say(0, Counters(active=1), open_received=900, open_carried={KEY: (1, 900, 9)}, open_sent=9)
-        heard.relay.lost(worker, WorkerEnd.KILLED, 1, [])
-        heard.say(1, Counters(active=1), open_received=6, open_carried={KEY: (1, 6, 0)})
-
-    def say_what_is_left() -> None:
-        heard.say(1, Counters(active=1), open_received=8, open_carried={KEY: (1, 8, 0)})
-
-    worker = heard.relay._workers[0]
-    assert (await heard.counters(say)).carried == {KEY: (1005, 10)}
-    # One of the two has ended, and is not lost a second time.
-    heard.say(0, Counters(active=1, bytes_received=100, bytes_sent=1, carried={KEY: (100, 1)}))
-    assert (await heard.counters(say_and_die)).carried == {KEY: (1006, 10)}
-    worker._outbox = None
-    counters = await heard.counters(say_what_is_left)
-    assert (counters.bytes_received, counters.bytes_sent, counters.carried) == (1008, 10, {KEY: (1008, 10)})
-
-
-async def test_bytes_of_streams_that_ended_before_their_worker_was_lost_count_once(heard: Heard) -> None:
-    def say_nothing_more() -> None:
-        heard.say(1, Counters(), open_received=0)
-
-    worker = heard.relay._workers[0]
-
-    def say_all() -> None:
-        heard.say(0, Counters(active=2), open_received=1000, open_sent=10, open_carried={KEY: (2, 1000, 10)})
-        heard.say(1, Counters(), open_received=0)
-
-    assert (await heard.counters(say_all)).carried == {KEY: (1000, 10)}
-    heard.say(0, Counters(active=1, bytes_received=400, bytes_sent=4, carried={KEY: (400, 4)}))
-    heard.relay.lost(worker, WorkerEnd.KILLED, 1, [])
-    worker._outbox = None
-    counters = await heard.counters(say_nothing_more)
-    assert (counters.bytes_received, counters.bytes_sent, counters.carried) == (1000, 10, {KEY: (1000, 10)})
-
-
-async def test_totals_are_those_of_now_while_streams_go_from_one_worker_to_another(
+async def test_open_streams_are_those_of_before_while_streams_go_from_one_worker_to_another(
     heard: Heard, autojump_clock: trio.testing.MockClock
 ) -> None:
     def say() -> None:
-        heard.say(0, Counters(active=1), open_received=100, open_carried={KEY: (1, 100, 0)})
-        heard.say(1, Counters(accepted=5), open_received=0)
+        heard.say(0, Counters(active=1, carried={KEY: (100, 0)}, open={KEY: 1}), answers=True)
+        heard.say(1, Counters(accepted=5), answers=True)
 
     # Also the first ones that are ever asked for, as those behind an upgrade may be.
     heard.say(0, Counters(accepted=4, active=1))
@@ -241,10 +187,12 @@ async def test_totals_are_those_of_now_while_streams_go_from_one_worker_to_anoth
     it.hear(it.new, None)
     heard.relay._hand_over = None
     heard.asked += 1
-    assert (await heard.counters(say)).carried == {KEY: (100, 0)}
+    counters = await heard.counters(say)
+    assert (counters.carried, counters.open) == ({KEY: (100, 0)}, {KEY: 1})
 
     def say_and_begin() -> None:
-        say()
+        heard.say(0, Counters(accepted=5, active=2, open={KEY: 2}), answers=True)
+        heard.say(1, Counters(), answers=True)
         heard.relay._hand_overs += 1
 
     counters = await heard.counters(say_and_begin)
@@ -330,10 +278,10 @@ async def test_worker_that_hangs_is_killed_and_replaced() -> None:
 
 
 async def test_bytes_that_were_told_do_not_go_back_from_one_parent_to_the_next() -> None:
-    """Open streams had carried them, and the next parent may not hear of these for a while."""
+    """Open streams may have carried them, and the next parent may not hear of these for a while."""
     before = RelayPool(0, Limits(), Watcher(), drain_seconds=1.0)
     carried = {(RouteKind.SERVICE, "web"): (7, 9)}
-    before._told = Counters(bytes_received=7, bytes_sent=9, carried=carried)
+    before._totals = Counters(bytes_received=7, bytes_sent=9, carried=carried)
     left = msgspec.msgpack.decode(msgspec.msgpack.encode(before.left()), type=PoolLeft)
     told = await RelayPool(0, Limits(), Watcher(), drain_seconds=1.0, left=left).counters()
     assert (told.bytes_received, told.bytes_sent, told.carried) == (7, 9, carried)

@@ -44,8 +44,6 @@ FirstBytes = Annotated[
 ]
 """One slot for each of FIRST_BYTE_BUCKETS and one above them; the last one is the sum, in microseconds."""
 Sender = Literal["client", "endpoint"]
-OpenStreams = dict[Destination, tuple[Number, Number, Number]]
-"""How many streams are open, and their bytes as in `Carried`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +153,7 @@ class Counters:
     another endpoint took the stream. `hellos` has what the clients of placed streams offered. `first_bytes` has those
     that got a byte from their endpoint, `unanswered` those that ended without one, `alerts` what either side sent in
     the clear. `endpoints` is what was not told yet, by endpoint. `of_servers` are those of the open streams that carry
-    Consul's own servers, `open` those that are relayed, by destination; a worker too busy to answer is not in it.
+    Consul's own servers, `open` those that are relayed, by destination, where somebody has asked for that.
     """
 
     accepted: Number = 0
@@ -215,28 +213,21 @@ class Counters:
         for each in _TOTALS:
             setattr(self, each, _sum(getattr(self, each), getattr(more, each)))
 
-    def add_open(self, more: Mapping[Destination, tuple[int, int, int]]) -> None:
-        """Add open streams and their bytes to those of their destinations."""
-        self.open = _sum(self.open, {key: streams for key, (streams, _, _) in more.items()})
-        self.carried = _sum(self.carried, {key: (received, sent) for key, (_, received, sent) in more.items()})
-
-    def take_off_bytes(self, ended: "Counters") -> None:
-        """Have fewer bytes by those of streams that ended, and none below zero: they may have had more in the end."""
-        self.bytes_received = max(0, self.bytes_received - ended.bytes_received)
-        self.bytes_sent = max(0, self.bytes_sent - ended.bytes_sent)
-        for key, (received, sent) in ended.carried.items():
-            if (before := self.carried.get(key)) is not None:
-                self.carried[key] = max(0, before[0] - received), max(0, before[1] - sent)
+    def count_carried(self, destination: Destination, received: int, sent: int) -> None:
+        """Note bytes of routed streams; fewer than none where they are another worker's to count."""
+        before = self.carried.get(destination, (0, 0))
+        self.carried[destination] = before[0] + received, before[1] + sent
 
     def tell_no_less(self, told: "Counters") -> None:
-        """Have no fewer bytes than were told before."""
+        """Have no fewer bytes than were told before, when streams that are not in these were still open."""
         self.bytes_received = max(self.bytes_received, told.bytes_received)
         self.bytes_sent = max(self.bytes_sent, told.bytes_sent)
-        before, now = told.carried, self.carried
-        self.carried = before | {
-            key: (max(up, before[key][0]), max(down, before[key][1])) if key in before else (up, down)
-            for key, (up, down) in now.items()
-        }
+        changed = dict(told.carried)
+        for key, now in self.carried.items():
+            before = told.carried.get(key, (0, 0))
+            if now != before:
+                changed[key] = max(now[0], before[0]), max(now[1], before[1])
+        self.carried = changed
 
     def count_connect(self, seconds: float) -> None:
         """Note how long a connection to an endpoint took to stand."""
@@ -305,7 +296,7 @@ class Counters:
 
 # What grows with the mesh. The keys begin with a destination.
 BY_DESTINATION: Final = (
-    "connections", "carried", "failed", "connect_failures", "hellos", "first_bytes", "unanswered", "alerts",
+    "connections", "carried", "failed", "connect_failures", "hellos", "first_bytes", "unanswered", "alerts", "open",
 )  # fmt: skip
 
 

@@ -23,12 +23,12 @@ from msgspec import Meta
 
 from meshgate.core.routes import TableChange
 
-from .counters import BY_DESTINATION, Counters, Number, OpenStream, OpenStreams, Refused, StreamRecord, Text
+from .counters import BY_DESTINATION, Counters, Number, OpenStream, Refused, StreamRecord, Text
 from .limits import Limits
 
 # The parent's business. Workers begin with them blocked, and ignore them.
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2)
-VERSION: Final = 1
+VERSION: Final = 2
 """Of what is said here. It grows where a message goes or changes its meaning, not with a field that has a default."""
 TOLD_AT_ONCE: Final = 1000
 MOST_STREAMS: Final = 100_000
@@ -166,10 +166,11 @@ _GROWING: Final = (*BY_DESTINATION, "endpoints")
 class StatsReport(msgspec.Struct, tag=True, frozen=True):
     """I am alive, and this came to pass since the last report.
 
-    `counters` are increments, but for `active`, which is the number itself. `dropped` counts refusals and records that
-    were too many to tell. `settled` are streams that may live long: their ends are always told, now or later. A report
-    that answers a question also has the bytes of the streams still open. Where there is `more` to come, another report
-    goes on with it.
+    `counters` are increments, but for the streams that are open, which are the numbers themselves. `dropped` counts
+    refusals and records that were too many to tell. `settled` are streams that may live long: their ends are always
+    told, now or later. A report that answers a question also has the bytes of streams still open, which are not told
+    again when these end, and how many are open by destination. Where there is `more` to come, another report goes on
+    with it.
     """
 
     counters: Counters
@@ -177,9 +178,6 @@ class StatsReport(msgspec.Struct, tag=True, frozen=True):
     ended: Annotated[list[StreamRecord], Meta(max_length=TOLD_AT_ONCE)]
     dropped: Number
     question: Number = 0
-    open_received: Number = 0
-    open_sent: Number = 0
-    open_carried: OpenStreams = {}
     streams: Annotated[list[OpenStream], Meta(max_length=TOLD_AT_ONCE)] = []
     settled: Annotated[list[StreamRecord], Meta(max_length=TOLD_AT_ONCE)] = []
     more: bool = False
@@ -193,12 +191,12 @@ class StatsReport(msgspec.Struct, tag=True, frozen=True):
         """The same in reports that are small enough to be sent, `more` in all but the last."""
         counters = self.counters
         numbers = sum(len(getattr(counters, name)) for name in _GROWING)
-        if self.entries + numbers + len(self.open_carried) <= TOLD_AT_ONCE:
+        if self.entries + numbers <= TOLD_AT_ONCE:
             yield self
             return
         blank = Counters(active=counters.active, of_servers=counters.of_servers)
         nothing = StatsReport(blank, [], [], 0, self.question, more=True)
-        for name in ("refused", "settled", "ended", "streams", "open_carried"):
+        for name in ("refused", "settled", "ended", "streams"):
             for part in _parts(getattr(self, name)):
                 yield msgspec.structs.replace(nothing, **{name: part})
         for name in _GROWING:
@@ -206,9 +204,7 @@ class StatsReport(msgspec.Struct, tag=True, frozen=True):
                 yield msgspec.structs.replace(nothing, counters=replace(blank, **{name: part}))
         without: dict[str, Any] = {name: {} for name in _GROWING}
         rest = replace(counters, **without)
-        yield msgspec.structs.replace(
-            self, counters=rest, refused=[], settled=[], ended=[], streams=[], open_carried={}
-        )
+        yield msgspec.structs.replace(self, counters=rest, refused=[], settled=[], ended=[], streams=[])
 
 
 class EndpointNews(msgspec.Struct, tag=True, frozen=True):

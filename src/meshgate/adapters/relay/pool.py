@@ -10,7 +10,7 @@ Totals never go back: what a worker told before it died stays counted.
 
 import socket
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -57,7 +57,7 @@ from .messages import (
 from .outliers import Ejected, Outliers
 from .sandbox import Mode
 from .shared_counts import CountRows
-from .worker_process import LOOKS, Answer, WorkerEnd, WorkerLeft, WorkerPolicy, WorkerProcess, record_of
+from .worker_process import LOOKS, WorkerEnd, WorkerLeft, WorkerPolicy, WorkerProcess, record_of
 
 log = structlog.get_logger(module="meshgate.relay")
 
@@ -90,8 +90,7 @@ class PoolLeft(msgspec.Struct, frozen=True):
     """A pool as one parent leaves it and the next one finds it, with the descriptors that it has.
 
     `version` is that of the workers' messages. `rows` are those of the shared counts, to write to and to read. `asked`
-    has the names that workers wait for: which worker, by its place in `workers`, and for which client. `bytes` and
-    `carried` are what was told last, with those of open streams.
+    has the names that workers wait for: which worker, by its place in `workers`, and for which client.
     """
 
     version: int
@@ -108,8 +107,6 @@ class PoolLeft(msgspec.Struct, frozen=True):
     workers: list[WorkerLeft]
     losses: list[WorkerLoss] = []
     endpoints: list[tuple[Address, EndpointRecord]] = []
-    bytes: tuple[int, int] = (0, 0)
-    carried: list[tuple[Destination, tuple[int, int]]] = []
 
     @property
     def descriptors(self) -> list[int]:
@@ -142,12 +139,9 @@ class OpenStreams(NamedTuple):
 
 
 class _Asked(NamedTuple):
-    """The answers of those workers that gave one in time; `settled`: no stream went between two workers meanwhile.
+    """What workers have answered in time, and who has not; `settled`: no stream went between two of them meanwhile."""
 
-    `Answer.late` is right until the next checkpoint: after that more may be told. `silent` have not answered.
-    """
-
-    answers: list[Answer]
+    reports: list[StatsReport]
     settled: bool
     silent: list[int]
 
@@ -274,8 +268,7 @@ class RelayPool:
         self.misshapen = ""
         """Why there are not those workers that there should be; "" while there are."""
         self._crowded: deque[WorkerProcess | None] = deque(maxlen=LOOKS)
-        # What `counters` has given last.
-        self._told = Counters()
+        self._open: dict[Destination, int] = {}
         self._left_asked: list[tuple[str, int, str]] = []
         if left is not None:
             self._adopt(left)
@@ -421,36 +414,34 @@ class RelayPool:
 
     @property
     def totals(self) -> Counters:
-        """The totals as last heard, up to half a second old, without the bytes of open streams. Not to be changed."""
+        """The totals as last heard, up to half a second old; with the bytes of open streams as of the last question.
+
+        Not to be changed.
+        """
         return self._totals
 
     async def counters(self) -> Counters:
         """The totals of all workers, those that died included; asked for now. Not to be changed.
 
-        What open streams have is as it was before while streams go from one worker to another, which takes a second.
-        Bytes never go back, also where a worker is too busy to tell of its open streams, or was lost with them.
+        `open` is without the streams of a worker that is too busy to answer. It is as it was before while streams go
+        from one worker to another, which takes a second.
         """
-        answers, settled, _ = await self._ask(streams=False)
-        if not settled:
-            answers = []  # A stream would count twice, or not at all.
-        late = Counters()
-        for answer in answers:
-            late.add(answer.late)
-        counters = self._totals.since(late)  # Streams that ended late were still open when their worker answered.
-        counters.open = {} if settled else self._told.open
-        for answer in answers:
-            answer.add_open(counters)
+        reports, settled, _ = await self._ask(streams=False)
+        if settled:  # Otherwise a stream would count twice, or not at all.
+            opened = Counter[Destination]()
+            for report in reports:
+                opened.update(report.counters.open)
+            self._open = dict(opened)
+        counters = self._totals.copy()
+        counters.open = self._open
         counters.active = self.active
         counters.of_servers = sum(worker.of_servers for worker in self._everybody)
-        counters.tell_no_less(self._told)
-        self._told = counters
         return counters
 
     async def connections(self) -> OpenStreams:
-        asked = await self._ask(streams=True)
-        reports = (report for answer in asked.answers for report in answer.reports)
+        reports, _, silent = await self._ask(streams=True)
         listed = {stream.id: stream for report in reports for stream in report.streams}
-        return OpenStreams([*listed.values()], asked.silent)
+        return OpenStreams([*listed.values()], silent)
 
     async def run(self) -> None:
         """Keep the workers running until cancelled; their streams are then cut."""
@@ -502,8 +493,6 @@ class RelayPool:
             [left for _, left in known],
             [*self.losses],
             self.endpoints.left(),
-            (self._told.bytes_received, self._told.bytes_sent),
-            [*self._told.carried.items()],
         )
 
     def _adopt(self, left: PoolLeft) -> None:
@@ -516,7 +505,6 @@ class RelayPool:
         self.restarts |= {cause: left.restarts.get(cause, 0) for cause in WorkerEnd}
         self._outliers.remember(left.ejected)
         self.endpoints = EndpointHistory(left.endpoints)
-        self._told = Counters(bytes_received=left.bytes[0], bytes_sent=left.bytes[1], carried=dict(left.carried))
         self._left_asked = left.asked
         for each in left.workers:
             worker = WorkerProcess(self, each.number, self._counts, self._policy, each.row)
@@ -785,8 +773,6 @@ class RelayPool:
 
     def heard(self, report: StatsReport) -> None:
         report.counters.check(self._destinations)
-        if not all(each in self._destinations for each in report.open_carried):
-            raise ValueError("bytes of a destination that no route has")
         self._totals.add(report.counters)
         if report.counters.endpoints:
             self.endpoints.add(report.counters.endpoints, time.time())
@@ -811,7 +797,6 @@ class RelayPool:
     def lost(self, worker: WorkerProcess, cause: WorkerEnd, streams: int, records: list[bytes]) -> None:
         if worker in self._workers:
             self.restarts[cause] += 1
-        self._totals.add(worker.lose_open())
         ends = self._totals.ends
         ends[StreamEnd.WORKER_LOST] = ends.get(StreamEnd.WORKER_LOST, 0) + streams
         loss = WorkerLoss(time.time(), worker.number, cause, streams, len(records))
@@ -881,7 +866,7 @@ class RelayPool:
         # One without a process has no streams to tell.
         silent = {it.number for it, answer in zip(asked, answers, strict=True) if it.pid and not answer.reports}
         settled = self._hand_over is None and self._hand_overs == before
-        return _Asked([it for it in answers if it.reports], settled, sorted(silent))
+        return _Asked([report for answer in answers for report in answer.reports], settled, sorted(silent))
 
     @property
     def _everybody(self) -> list[WorkerProcess]:

@@ -20,7 +20,7 @@ from meshgate.core.routes import Endpoint, Route, RouteTable
 from . import reactor as loop, sockets
 from .circuit_breakers import CircuitBreakers, Ticket
 from .context import Context
-from .counters import Destination, OpenStream, OpenStreams, RelayObserver
+from .counters import Counters, Destination, OpenStream, RelayObserver
 from .hand_over import HandedRoute, HandedStream
 from .limits import Limits
 from .listener import CLOSING_SECONDS, Listener
@@ -205,8 +205,8 @@ class Relay:
 
     # --- numbers -------------------------------------------------------------------------------------------------
 
-    def open_bytes(self) -> tuple[int, int, OpenStreams]:
-        """Bytes received and sent by the streams that are open now, and the routed ones with theirs by destination."""
+    def count_open(self, counters: Counters) -> None:
+        """Add the streams that are open now to a copy of the totals: their bytes, and how many each destination has."""
         received = sent = 0
         routed: dict[Destination, list[int]] = {}
         for stream in self.context.streams:
@@ -218,7 +218,11 @@ class Relay:
                 all_[0] += 1
                 all_[1] += got
                 all_[2] += gave
-        return received, sent, {key: (all_[0], all_[1], all_[2]) for key, all_ in routed.items()}
+        counters.bytes_received += received
+        counters.bytes_sent += sent
+        for destination, (streams, got, gave) in routed.items():
+            counters.open[destination] = streams
+            counters.count_carried(destination, got, gave)
 
     def connections(self) -> Iterator[OpenStream]:
         """The streams open now, each as it is when its turn comes."""

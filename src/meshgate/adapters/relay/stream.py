@@ -567,9 +567,27 @@ class Stream:
         self._ticket.release()
         self.context.streams.discard(self)
         counters.active -= 1
+        self._count_moved_here(1)
         if self.upstream is not None and self.hosts is not None:
             counters.of_servers -= self.hosts.of_servers
             counters.handed_over += 1
+        self._forget_legs()
+
+    def _count_moved_here(self, sign: int) -> None:
+        """Of a stream that goes from worker to worker each counts the bytes that it has moved itself.
+
+        So it counts what there is by now (1) when it lets go, and takes that off (-1) when it takes over.
+        """
+        counters, (received, sent) = self.context.counters, self.carried
+        counters.bytes_received += sign * received
+        counters.bytes_sent += sign * sent
+        if self.upstream is not None and self.hosts is not None:
+            counters.count_carried(self.hosts.destination, sign * received, sign * sent)
+
+    def _forget_legs(self) -> None:
+        """As at its end: legs and stream know each other, and would wait for the garbage collector."""
+        self.client.other = self.client = _NO_LEG
+        self.upstream = None
 
     @classmethod
     def rebuilt(
@@ -608,6 +626,7 @@ class Stream:
         self._ticket.count_in(client_key(self.client_address[0]) if was.per_client else "", was.charged)
         context.streams.add(self)
         context.counters.active += 1
+        self._count_moved_here(-1)
         if self.upstream is not None and self.hosts is not None and self.endpoint is not None:
             context.counters.taken_over += 1
             context.counters.of_servers += self.hosts.of_servers
@@ -627,6 +646,7 @@ class Stream:
                 if leg.pipe is not None:
                     self.context.pump.pipes.discard(leg.pipe)
                 leg.close()
+        self._forget_legs()
 
     # --- endings -------------------------------------------------------------------------------------------------
 

@@ -318,7 +318,9 @@ class Worker:
     async def _tell(self, question: StatsRequest | None = None) -> None:
         counters = self._relay.context.counters
         now, counters.endpoints = counters.copy(), {}
-        received, sent, carried = self._relay.open_bytes() if question is not None else (0, 0, {})
+        if question is not None:
+            self._relay.count_open(now)
+        now.tell_no_less(self._told)
         report = StatsReport(
             now.since(self._told),
             self._refused,
@@ -326,9 +328,6 @@ class Worker:
             self._dropped,
             settled=self._settled,
             question=question.question if question is not None else 0,
-            open_received=received,
-            open_sent=sent,
-            open_carried=carried,
         )
         lines, self._log = self._log, []
         data = b"".join([*map(encode, lines), *map(encode, report.pieces())])

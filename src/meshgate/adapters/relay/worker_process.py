@@ -31,7 +31,7 @@ import trio
 from meshgate.adapters.error_words import words_of
 from meshgate.core.token_bucket import TokenBucket
 
-from .counters import Counters, StreamRecord
+from .counters import StreamRecord
 from .messages import (
     LARGEST,
     LONGEST_LINE,
@@ -197,15 +197,10 @@ class Gauges(NamedTuple):
 
 
 class Answer:
-    """A worker's answer to a question. `reports` are all there once it is `complete`; none if the worker died first.
+    """A worker's answer to a question. `reports` are all there once it is `complete`; none if the worker died first."""
 
-    `late` is what the worker told after it had answered.
-    """
-
-    def __init__(self, question: int) -> None:
-        self._question = question
+    def __init__(self) -> None:
         self.reports: list[StatsReport] = []
-        self.late = Counters()
         self.complete = trio.Event()
         self._parts: list[StatsReport] = []
         self._room = ANSWER_ROOM
@@ -215,24 +210,13 @@ class Answer:
         self._room -= cost
         return self._room >= 0
 
-    def take(self, report: StatsReport) -> bool:
-        """Take a report of the worker, whether it is part of this answer or not. True when it completes the answer."""
-        if self.complete.is_set():
-            self.late.add(report.counters)
-        elif report.question == self._question:
+    def take(self, report: StatsReport) -> None:
+        """Take one more part of it."""
+        if not self.complete.is_set():
             self._parts.append(report)
             if not report.more:
                 self.reports = self._parts
                 self.complete.set()
-                return True
-        return False
-
-    def add_open(self, counters: Counters) -> None:
-        """Add the streams that are open, and their bytes."""
-        for report in self.reports:
-            counters.bytes_received += report.open_received
-            counters.bytes_sent += report.open_sent
-            counters.add_open(report.open_carried)
 
 
 class Memory:
@@ -285,7 +269,6 @@ class WorkerProcess:
         self.handed = self.taken = 0
         """Relayed streams that went to other workers and came from some, ever."""
         self._settled: dict[int, bytes] = {}  # Those that live long, as `record_of` reads them.
-        self._open = Counters()  # The bytes of its open streams by its last answer, less those of streams that ended.
         self.pid = 0
         self.memory = Memory()
         self._owner = owner
@@ -323,7 +306,6 @@ class WorkerProcess:
         """It moves streams, or does so no more."""
         self._moves = moves
         self._gauges = self._gauges_told
-        self._open = Counters()  # Some of it may be another worker's.
 
     def dismiss(self) -> None:
         """Let no other process take its place when it ends."""
@@ -337,13 +319,6 @@ class WorkerProcess:
     def forget(self, stream: int) -> None:
         """Another worker has this stream."""
         self._settled.pop(stream, None)
-
-    def lose_open(self) -> Counters:
-        """Its open streams end with it: their bytes, as far as it has told of them."""
-        lost, self._open = self._open, Counters()
-        for each in self._answers.values():
-            each.late.add(lost)
-        return lost
 
     def send(self, data: bytes) -> None:
         """Send a message to the worker, if there is one that understands it; a new one is told everything anyway."""
@@ -380,7 +355,7 @@ class WorkerProcess:
         """Ask the worker. The answer comes while the block runs, and is not taken any more after it."""
         self._questions += 1
         number = self._questions
-        answer = Answer(number)
+        answer = Answer()
         if self._outbox is None or self.is_foreign:
             answer.complete.set()
         else:
@@ -506,7 +481,6 @@ class WorkerProcess:
     def _begin(self, process: "_Process") -> None:
         self.pid = process.child.pid
         self.memory = Memory()
-        self._open = Counters()
         self._process = process
         self._outbox, self._inbox = trio.open_memory_channel[bytes | FdMessage](_UNREAD)
         self._unsent = 0
@@ -631,7 +605,7 @@ class WorkerProcess:
         cost, answer = 1 + size // 1024, None
         if isinstance(message, StatsReport):
             cost += message.entries
-            answer = self._answers.get(message.question) if message.streams else None
+            answer = self._answers.get(message.question)
         if not (self._messages.take(now, cost) if answer is None else answer.has_room(cost)):
             raise ValueError("a flood of messages")
         if isinstance(message, LogLine):
@@ -653,11 +627,8 @@ class WorkerProcess:
             self.taken += counters.taken_over
             more = sum(counters.connections.values()) + counters.taken_over
             self.routed = max(0, self.routed + more - sum(counters.ends.values()) - counters.handed_over)
-            self._open.take_off_bytes(counters)
-            for each in self._answers.values():
-                if each.take(message):
-                    self._open = Counters()
-                    each.add_open(self._open)
+            if answer is not None:
+                answer.take(message)
 
     def _keep(self, report: StatsReport) -> None:
         """Note which streams would be lost with the worker. Packed, because there may be very many."""

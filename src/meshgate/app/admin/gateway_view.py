@@ -196,7 +196,7 @@ class GatewayView:
         return facts
 
     def totals(self) -> Counters:
-        """The relay's totals as last heard, without what open streams carry. Not to be changed."""
+        """The relay's totals as last heard. Not to be changed."""
         return self._gateway.relay.totals
 
     async def counters(self) -> Counters:
