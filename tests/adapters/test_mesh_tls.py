@@ -3,7 +3,7 @@
 import os
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, nullcontext, suppress
 from pathlib import Path
 
 import pytest
@@ -205,32 +205,21 @@ async def test_an_end_is_told_from_a_cut_and_from_silence() -> None:
             await listen(stream, seconds=5)
 
 
-@pytest.mark.parametrize("in_memory", [True, False])
-def test_the_key_is_nowhere_to_be_found_afterwards(
-    in_memory: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("key", [CALLER.key_pem, ROOT.key_pem], ids=["its own", "another one's"])
+def test_the_key_is_on_no_disk_and_nowhere_to_be_found_afterwards(
+    key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    if not in_memory:
-        monkeypatch.delattr(os, "memfd_create", raising=False)
-    seen: list[tuple[str, int]] = []
+    seen: list[str] = []
     load = ssl.SSLContext.load_cert_chain
 
     def watched(self: ssl.SSLContext, name: str) -> None:
-        on_disk = [file.stat().st_mode & 0o777 for file in tmp_path.iterdir()]
-        seen.append((name, on_disk[0] if on_disk else 0))
+        seen.append(os.readlink(name))
+        assert list(tmp_path.iterdir()) == []
         load(self, name)
 
     monkeypatch.setattr(ssl.SSLContext, "load_cert_chain", watched)
-    mesh_context(CALLER.pem, CALLER.key_pem, [ROOT.pem])
-    ((name, mode),) = seen
-    assert mode == (0 if in_memory and hasattr(os, "memfd_create") else 0o600)
-    assert list(tmp_path.iterdir()) == []
-    assert not Path(name).exists() or name.startswith("/proc/self/fd/")
-
-
-def test_the_key_is_removed_when_openssl_refuses_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.delattr(os, "memfd_create", raising=False)
-    with pytest.raises(ssl.SSLError):
-        mesh_context(CALLER.pem, ROOT.key_pem, [ROOT.pem])
-    assert list(tmp_path.iterdir()) == []
+    with nullcontext() if key == CALLER.key_pem else pytest.raises(ssl.SSLError):
+        mesh_context(CALLER.pem, key, [ROOT.pem])
+    assert seen == ["/memfd:leaf (deleted)"]
+    assert seen[0] not in [os.readlink(it) for it in Path("/proc/self/fd").iterdir() if it.is_symlink()]

@@ -212,7 +212,7 @@ async def test_very_busy_gateway_is_not_asked_for_its_streams(autojump_clock: tr
 
 async def test_old_samples_give_no_rates(autojump_clock: trio.testing.MockClock) -> None:
     double = GatewayDouble()
-    sampler = Sampler(double.counters, double.connections)
+    sampler = Sampler(double)
     first = (await sampler.span()).after
     await trio.sleep(1)
     assert (await sampler.span()).before is first
@@ -222,7 +222,7 @@ async def test_old_samples_give_no_rates(autojump_clock: trio.testing.MockClock)
 
 async def test_rates_are_of_the_last_seconds(autojump_clock: trio.testing.MockClock) -> None:
     double = GatewayDouble()
-    sampler = Sampler(double.counters, double.connections)
+    sampler = Sampler(double)
     for _ in range(9):
         await sampler.span()
         await trio.sleep(1)

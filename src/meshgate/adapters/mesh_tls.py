@@ -10,12 +10,10 @@ The gateway itself never comes here: it holds no key.
 
 import os
 import ssl
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 from typing import Final
 
 import trio
@@ -181,21 +179,8 @@ def _refusals(stage: str) -> Iterator[None]:
 
 @contextmanager
 def _as_file(text: str) -> Iterator[str]:
-    """The name under which `text`, a key, can be read during the block, and by this user alone.
-
-    OpenSSL takes keys from files alone. It is one on a disk only where Python was built without `memfd_create`.
-    """
-    if hasattr(os, "memfd_create"):
-        descriptor = os.memfd_create("leaf")
-        with os.fdopen(descriptor, "w") as file:
-            file.write(text)
-            file.flush()
-            yield f"/proc/self/fd/{descriptor}"
-        return
-    descriptor, name = tempfile.mkstemp(suffix=".pem")
-    try:
-        with os.fdopen(descriptor, "w") as file:
-            file.write(text)
-        yield name
-    finally:
-        Path(name).unlink()
+    """The name under which `text`, a key, can be read during the block: OpenSSL takes it from a file alone."""
+    with os.fdopen(os.memfd_create("leaf"), "w") as file:
+        file.write(text)
+        file.flush()
+        yield f"/proc/self/fd/{file.fileno()}"

@@ -12,7 +12,7 @@ make them flicker.
 
 import time
 from collections import Counter, defaultdict, deque
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final, Literal, get_args
@@ -23,7 +23,6 @@ from meshgate import __version__
 from meshgate.adapters.admin.http_server import Request, Response, error_response, json_response
 from meshgate.adapters.consul import WatchState
 from meshgate.adapters.relay import CONNECT_BUCKETS, Counters, Destination
-from meshgate.adapters.relay.pool import OpenStreams
 from meshgate.app.admin import answers
 from meshgate.app.admin.answers import MOST_STREAMS
 from meshgate.app.admin.gateway_view import GatewayView
@@ -107,11 +106,8 @@ class Span:
 class Sampler:
     """Takes samples of the relay's totals and open streams, and keeps the last few."""
 
-    def __init__(
-        self, counters: Callable[[], Awaitable[Counters]], connections: Callable[[], Awaitable[OpenStreams]]
-    ) -> None:
-        self._counters = counters
-        self._connections = connections
+    def __init__(self, gateway: GatewayView) -> None:
+        self._gateway = gateway
         self._samples: deque[Sample] = deque()
         self._taking = trio.Lock()
 
@@ -129,10 +125,10 @@ class Sampler:
             return Span(before, self._samples[-1])
 
     async def _take(self) -> Sample:
-        counters = await self._counters()
+        counters = await self._gateway.counters()
         opened, callers = None, dict[str, tuple[int, int]]()
         if counters.active <= MOST_STREAMS:
-            streams = (await self._connections()).listed
+            streams = (await self._gateway.connections()).listed
             opened = Counter(stream.route for stream in streams if stream.route is not None)
             for stream in streams:
                 client = host_of(stream.client)
@@ -144,7 +140,7 @@ class Sampler:
 class DashboardPage:
     def __init__(self, gateway: GatewayView) -> None:
         self._gateway = gateway
-        self._sampler = Sampler(gateway.counters, gateway.connections)
+        self._sampler = Sampler(gateway)
 
     async def answer(self, request: Request) -> Response:
         """The state. `filter` and `sort` choose which destinations are in it."""
@@ -297,7 +293,6 @@ def destinations_view(
 
 
 def places_view(table: RouteTable, span: Span) -> answers.Places:
-    """Where streams go from here: own services, Consul's servers, partitions, other datacenters, peers."""
     routes: dict[tuple[str, str], list[Route]] = defaultdict(list)
     for route in table:
         meaning = KINDS[route.kind]

@@ -31,7 +31,6 @@ class History:
         self._before = Counters()
 
     async def run(self, totals: Callable[[], Counters]) -> None:
-        """Note each minute from now on."""
         self._before = totals().copy()
         while True:
             await trio.sleep(_EVERY)

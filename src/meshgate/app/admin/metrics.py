@@ -104,7 +104,6 @@ class Metrics:
         yield _counter("statsd_datagrams_dropped", "Datagrams for statsd that were not sent.", not_sent)
 
     def _of_streams(self, counters: Counters) -> Iterator[Metric]:
-        """What became of streams, all together."""
         yield _counter("client_connections", "TCP connections of clients that were accepted.", counters.accepted)
         yield _gauge("connections_active", "Streams that are open.", counters.active)
         both = dict(zip(_DIRECTIONS, (counters.bytes_received, counters.bytes_sent), strict=True))

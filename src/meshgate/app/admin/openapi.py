@@ -194,7 +194,6 @@ PAGES: Final = {
 
 
 def openapi_document() -> bytes:
-    """The description, as it is served."""
     shapes = [page.answer for page in PAGES.values() if page.answer is not None]
     found, components = msgspec.json.schema_components(
         [answers.Error, *shapes], ref_template="#/components/schemas/{name}"

@@ -316,7 +316,6 @@ class Gateway:
         return written
 
     def _left(self) -> HandOver:
-        """All that the next version needs to go on."""
         snapshot, now = self.tables.snapshot, trio.current_time()
         assert snapshot is not None
         assert self.upgrader.last is not None

@@ -86,7 +86,6 @@ class GatewayRegistration:
             self.listeners.bind(listen_addresses(self._settings))
 
     def left(self) -> RegistrarLeft:
-        """What another program needs, to go on with the registration."""
         return self._registrar.left()
 
     def go_on(

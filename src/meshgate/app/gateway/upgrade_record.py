@@ -158,7 +158,6 @@ class HandOver(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def descriptors(self) -> list[int]:
-        """All that the next program needs."""
         return [*self.relay.descriptors, *([self.onlookers.admin[1]] if self.onlookers.admin else [])]
 
 
