@@ -7,12 +7,13 @@
 from .catalog_watcher import CatalogWatcher
 from .lookups import Checks
 from .policy import acl_policy
-from .registrar import Maintenance, OwnHealth, Registrar, RegistrarLeft, rival_of
+from .registrar import GIVE_OWN_ID, Maintenance, OwnHealth, Registrar, RegistrarLeft, rival_of
 from .scope import Home
 from .service_definition import GatewayDefinition, RegistrationError
 from .watch import WatchKey, WatchLeft, WatchRegistry, WatchState, wait_for_agent
 
 __all__ = [
+    "GIVE_OWN_ID",
     "CatalogWatcher",
     "Checks",
     "GatewayDefinition",

@@ -52,6 +52,7 @@ _POLL: Final = 2.0
 _DEFAULTS_PACE: Final = 5.0
 # Seconds in which another process has to take a connection to count as alive.
 _PROBE_TIMEOUT: Final = 1.0
+GIVE_OWN_ID: Final = "give this gateway a --proxy-id of its own"
 
 
 class OtherAgentError(ConsulError):
@@ -289,7 +290,8 @@ class Registrar:
         return None if held is None else await self._rival_of(held)
 
     async def _rival_of(self, held: OwnRegistration) -> str | None:
-        return None if _place(held) == self._sent else await rival_of(held, self._definition, self._is_own)
+        told = None if _place(held) == self._sent else await rival_of(held, self._definition, self._is_own)
+        return told and f"{told}: {GIVE_OWN_ID}"
 
     async def _register(self, reader: ConsulClient, *, lost: bool) -> None:
         assert self._payload is not None
@@ -432,8 +434,7 @@ async def rival_of(
     with trio.move_on_after(_PROBE_TIMEOUT), suppress(OSError):
         await (await trio.open_tcp_stream(host, held.port)).aclose()
         return (
-            f"{definition.id!r} is registered at {host_port(host, held.port)} by another process, which answers there: "
-            "give this gateway a --proxy-id of its own"
+            f"{definition.id!r} is registered at {host_port(host, held.port)} by another process, which answers there"
         )
     return None
 

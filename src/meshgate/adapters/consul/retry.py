@@ -101,16 +101,13 @@ class _ByFailure:
         return _exponential(attempt)
 
 
-def out_of_reach(error: ConsulError) -> bool:
-    """Whether nothing can be asked now, whatever it is."""
-    return error.status in ("unreachable", "timeout", "429")
-
-
 WATCHES: Final = Policy(wait=_ByFailure)
 """Queries that are held, and those that are made in turns: tried until they succeed."""
 
-READINGS: Final = Policy(wait=lambda: wait_random(1, 5), after=out_of_reach)
-"""Queries that nobody holds: another failure is left to those who enqueue them."""
+READINGS: Final = Policy(
+    wait=lambda: wait_random(1, 5), after=lambda error: error.status in ("unreachable", "timeout", "429")
+)
+"""Queries that nobody holds, while nothing can be asked: another failure is left to those who enqueue them."""
 
 LOOKUPS: Final = Policy(
     wait=lambda: wait_random(0.1, 0.3), after=lambda error: not isinstance(error, PermissionDeniedError)

@@ -10,7 +10,7 @@ from typing import Final, TypeVar
 
 import trio
 
-from meshgate.adapters.consul import rival_of
+from meshgate.adapters.consul import GIVE_OWN_ID, rival_of
 from meshgate.adapters.consul.api import (
     GATEWAY_KIND,
     SEE_AGENT,
@@ -482,8 +482,7 @@ async def _to_be_made(settings: Settings, held: OwnRegistration | None) -> Findi
     addresses, bound = OwnAddressKeeper(settings), listen_addresses(settings)
     told = await rival_of(held, definition_of(settings), lambda *place: addresses.is_own(bound, *place))
     if told:
-        detail, _, advice = told.partition(": ")
-        return failed(_REGISTRATION, detail, advice)
+        return failed(_REGISTRATION, told, GIVE_OWN_ID)
     return ok(_REGISTRATION, f"{held.id} at {_place(held)}")
 
 

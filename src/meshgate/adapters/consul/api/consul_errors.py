@@ -1,7 +1,8 @@
 """What can go wrong with Consul, in our own words: nothing outside this package sees an exception of a library.
 
 Each error is one clear line and never holds a token. `status` is its label in metrics: the HTTP status, or one of
-`unreachable`, `timeout`, `invalid`, `not_ready`, `blocked`, `disabled`.
+`unreachable`, `timeout`, `invalid`, `not_ready`, `blocked`, `disabled`. (The registrar adds `taken` and `other_agent`,
+which no answer of Consul stands for.)
 """
 
 import re
