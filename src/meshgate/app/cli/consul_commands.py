@@ -180,12 +180,10 @@ def _show_way(way: "Way", printer: Printer) -> None:
     "identity",
     default="",
     metavar="SERVICE",
-    help="Whose identity the caller shows; the token needs service:write on it.  [default: the gateway's service]",
+    help="Service that the call comes from; the token needs service:write on it.  [default: the gateway's service]",
 )
 @click.option("--peer", default="", metavar="NAME", help="The service is imported from this peer.")
-@click.option(
-    "--http", default="", metavar="PATH", help="Send GET PATH, for a service of HTTP behind an Envoy sidecar."
-)
+@click.option("--http", default="", metavar="PATH", help="Send GET PATH; for an HTTP service behind an Envoy sidecar.")
 @click.option("--yes", is_flag=True, help="Do not ask before a key is left in the agent's cache.")
 @json_option
 @with_settings(CONSUL_SETTINGS | {"MESHGATE_SERVICE", "MESHGATE_CONNECT_TIMEOUT"})

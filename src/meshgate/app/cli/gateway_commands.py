@@ -257,7 +257,7 @@ class _Wanted:
 @click.option(
     "--sort",
     type=click.Choice(tuple(_ORDERS)),
-    help="Most first: bytes per second, bytes so far, or age.  [default: rate]",
+    help="Highest first: bytes per second, bytes so far, or age.  [default: rate]",
 )
 @click.option(
     "--destination",
@@ -268,24 +268,24 @@ class _Wanted:
 )
 @click.option("--client", callback=_network, metavar="IP", help="Only streams from an address or a network (CIDR).")
 @click.option(
-    "--caller", default="", metavar="TEXT", help="Only streams from whom Consul knows by a name with TEXT in it."
+    "--caller", default="", metavar="TEXT", help="Only streams from callers whose name in Consul contains TEXT."
 )
-@click.option("--sni", default="", metavar="TEXT", help="Only streams that asked for a name in which TEXT occurs.")
+@click.option("--sni", default="", metavar="TEXT", help="Only streams whose SNI contains TEXT.")
 @click.option(
     "--limit",
     type=click.IntRange(min=0),
     metavar="N",
-    help=f"Show so many at most; 0: all.  [default: {_ROWS_ON_TERMINAL} on a terminal, otherwise all]",
+    help=f"Show at most N streams; 0: all.  [default: {_ROWS_ON_TERMINAL} on a terminal, otherwise all]",
 )
-@click.option("--watch", is_flag=True, help="Look again and again, until Ctrl-C.")
+@click.option("--watch", is_flag=True, help="Refresh until Ctrl-C.")
 @click.option(
     "--interval",
     type=click.FloatRange(0.5, 3600),
     default=2.0,
     metavar="SECONDS",
-    help="Time between two looks of --watch.  [default: 2]",
+    help="Time between refreshes with --watch.  [default: 2]",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON; with --watch a line for each look.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON; with --watch, one line per refresh.")
 @with_settings({"MESHGATE_ADMIN_BIND"})
 def connections(
     settings: Settings,
@@ -471,13 +471,13 @@ def _short(name: str) -> str:
     "meshgate whatif --node node-7",
     "meshgate whatif --node gw-1 --dc dc2 -json",
 )
-@click.option("--node", default="", metavar="NODE", help="Ask about this node alone, and all that runs on it.")
+@click.option("--node", default="", metavar="NODE", help="Ask only about this node and all that runs on it.")
 @click.option(
     "--dc",
     "datacenter",
     default="",
     metavar="DC",
-    help="Ask about the gateways of this datacenter alone; with --node: the datacenter that the node is in.",
+    help="Ask only about the gateways of this datacenter; with --node, the datacenter of the node.",
     shell_complete=known_datacenters,
 )
 @json_option
@@ -646,7 +646,7 @@ def drain(settings: Settings, *, as_json: bool) -> None:
     default="",
     metavar="PATH",
     type=click.Path(),
-    help="Python of the installation to go on with.  [default: the one that the gateway runs by]",
+    help="Python of the installation to upgrade to.  [default: the gateway's own]",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON lines.")
 @with_settings({"MESHGATE_ADMIN_BIND"})

@@ -81,8 +81,8 @@ class _Run(Command):
 def run(settings: Settings) -> int | None:
     """Run the gateway in the foreground.
 
-    Registers with the local agent, watches Consul and relays streams until SIGTERM or Ctrl-C. Open streams may then
-    end first; a second signal stops at once. Takes the flags of consul connect envoy -gateway=mesh, and ignores those
+    Registers with the local agent, watches Consul and relays streams until SIGTERM or Ctrl-C. Open streams then get
+    time to end; a second signal stops at once. Takes the flags of consul connect envoy -gateway=mesh, and ignores those
     that are about Envoy or xDS.
     """
     taken = click.get_current_context().ensure_object(Session).taken

@@ -29,7 +29,7 @@ STATE: Final = "/dashboard/state"
 
 
 @command("meshgate top", "meshgate top --once --page endpoints", "meshgate top -admin-bind 10.0.0.5:19000 --interval 1")
-@click.option("--page", type=click.Choice(PAGES), default=PAGES[0], help="The page to begin with, or to print.")
+@click.option("--page", type=click.Choice(PAGES), default=PAGES[0], help="Page to start with, or to print.")
 @click.option("--once", is_flag=True, help="Print one snapshot and exit (the default when stdout is not a terminal).")
 @click.option("--json", "as_json", is_flag=True, help="Print one snapshot as JSON and exit.")
 @click.option(
@@ -38,7 +38,7 @@ STATE: Final = "/dashboard/state"
     type=click.FloatRange(0.5, 10),
     default=2.0,
     metavar="SECONDS",
-    help="Time between two questions to the gateway, 0.5 to 10.  [default: 2]",
+    help="Time between refreshes, 0.5 to 10.  [default: 2]",
 )
 @with_settings({"MESHGATE_ADMIN_BIND"})
 def top(settings: Settings, *, page: str, once: bool, as_json: bool, interval: float) -> None:

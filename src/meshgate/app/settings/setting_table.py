@@ -122,13 +122,13 @@ _CONSUL_ROWS: Final = (
     _consul("CONSUL_HTTP_TOKEN", "ACL token.", "--token", "TOKEN"),
     _consul(
         "CONSUL_HTTP_TOKEN_FILE",
-        "File that holds the ACL token; beats a token from the same source, and is read again when it changes.",
+        "File with the ACL token; overrides a token from the same source, and is read again when it changes.",
         "--token-file",
         "PATH",
     ),
     _consul("CONSUL_HTTP_AUTH", "HTTP basic authentication, user:password."),
     _consul("CONSUL_CACERT", "CA certificates to verify the agent with.", "--ca-file", "PATH"),
-    _consul("CONSUL_CAPATH", "Directory of such CA certificates.", "--ca-path", "PATH"),
+    _consul("CONSUL_CAPATH", "Directory of CA certificates to verify the agent with.", "--ca-path", "PATH"),
     _consul("CONSUL_CLIENT_CERT", "Client certificate for the agent.", "--client-cert", "PATH"),
     _consul("CONSUL_CLIENT_KEY", "Key of the client certificate.", "--client-key", "PATH"),
     _consul("CONSUL_TLS_SERVER_NAME", "Server name to verify the agent's certificate against.", "--tls-server-name"),
@@ -141,7 +141,7 @@ _REGISTRATION_ROWS: Final = (
     _ours("MESHGATE_PROXY_ID", "Service ID of the gateway on its agent.", "", types.name, "ID", "the service name"),
     _ours(
         "MESHGATE_ADDRESS",
-        "LAN address to register, and to listen at unless bind addresses say otherwise; without a host, the node's.",
+        "LAN address to register, and to listen on unless there are bind addresses; without a host, the node's.",
         ":8443",
         types.lan_address,
         "[HOST]:PORT",
@@ -167,7 +167,7 @@ _REGISTRATION_ROWS: Final = (
     ),
     _boolean(
         "MESHGATE_REGISTER",
-        "Register the gateway with the agent; false: use a registration that exists.",
+        "Register the gateway with the agent; false: use an existing registration.",
         "true",
     ),
     _ours(
@@ -177,10 +177,10 @@ _REGISTRATION_ROWS: Final = (
         str,
         "NAME",
     ),
-    _path("MESHGATE_LOGIN_BEARER_TOKEN_FILE", "File with the bearer token for the login; it is read for each login."),
+    _path("MESHGATE_LOGIN_BEARER_TOKEN_FILE", "File with the bearer token for the login; read at each login."),
     _ours(
         "MESHGATE_NODE_NAME",
-        "Catalog node of a registration that somebody else makes, without an agent.",
+        "Catalog node of a registration that others make, without an agent.",
         "",
         str,
         "NAME",
@@ -211,13 +211,13 @@ _STREAM_ROWS: Final = (
     ),
     _duration(
         "MESHGATE_HANDSHAKE_TIMEOUT",
-        "How long a client may take to send on after its hello, from the endpoint's answer on; 0: no limit.",
+        "How long a client may take to continue the handshake after the endpoint's answer; 0: no limit.",
         "15s",
         types.duration(0.001, zero=True),
     ),
     _duration(
         "MESHGATE_IDLE_TIMEOUT",
-        "A stream without a byte for this long is closed; 0: never.",
+        "Close a stream after this long without a byte; 0: never.",
         "1h",
         types.duration(0.001, zero=True),
     ),
@@ -241,17 +241,20 @@ _STREAM_ROWS: Final = (
         types.duration(1, high=86400, zero=True),
     ),
     _duration(
-        "MESHGATE_DRAIN_TIMEOUT", "How long a stop waits for streams to end by themselves.", "30s", types.duration()
+        "MESHGATE_DRAIN_TIMEOUT",
+        "How long the gateway waits for open streams to end before it stops.",
+        "30s",
+        types.duration(),
     ),
     _duration(
         "MESHGATE_DRAIN_QUIET",
-        "While the gateway stops, a stream that has been quiet for this long after its endpoint's last byte is ended.",
+        "While the gateway stops, end a stream that has been quiet for this long after its endpoint's last byte.",
         "200ms",
         types.duration(),
     ),
     _number(
         "MESHGATE_MAX_CONNECTIONS",
-        "Most open streams; more are refused.",
+        "Maximum number of open streams; more are refused.",
         _max_connections,
         1,
         10_000_000,
@@ -259,7 +262,7 @@ _STREAM_ROWS: Final = (
     ),
     _number(
         "MESHGATE_MAX_CONNECTIONS_PER_CLIENT",
-        "Most open streams of one client (an IPv4 address or an IPv6 /64); 0: no limit.",
+        "Maximum number of open streams per client (an IPv4 address or an IPv6 /64); 0: no limit.",
         "",
         0,
         10_000_000,
@@ -267,7 +270,7 @@ _STREAM_ROWS: Final = (
     ),
     _number(
         "MESHGATE_MAX_CONNECTION_RATE_PER_CLIENT",
-        "Most new streams of one client per second; 0: no limit.",
+        "Maximum number of new streams per second for each client; 0: no limit.",
         "0",
         0,
         10_000_000,
@@ -281,14 +284,14 @@ _STREAM_ROWS: Final = (
     ),
     _number(
         "MESHGATE_MAX_PENDING_PER_ENDPOINT",
-        "Most pending connections of a worker to one endpoint; more go elsewhere or are refused; 0: no limit.",
+        "Maximum pending connections from a worker to one endpoint; more go elsewhere or are refused; 0: no limit.",
         "1024",
         0,
         10_000_000,
     ),
     _ours(
         "MESHGATE_MAX_HELLO_BYTES",
-        "Largest ClientHello that is accepted.",
+        "Largest ClientHello to accept.",
         "16384",
         types.whole(512, 1 << 20, "a number of bytes"),
         "BYTES",
@@ -318,10 +321,10 @@ _STREAM_ROWS: Final = (
         "Pass on streams of peers to exported http, http2 and grpc services as they are, instead of refusing them.",
         "false",
     ),
-    _number("MESHGATE_WORKERS", "Relay processes.", _workers, 1, 1024, "the usable cores"),
+    _number("MESHGATE_WORKERS", "Number of relay processes.", _workers, 1, 1024, "the usable cores"),
     _ours(
         "MESHGATE_WORKER_MEMORY",
-        "A relay process whose resident memory exceeds this is replaced, and its streams go on; 0: never.",
+        "Replace a relay process whose resident memory exceeds this; its streams go on; 0: never.",
         "0",
         types.size(64 << 20),
         "BYTES",
@@ -343,7 +346,7 @@ _OPERATION_ROWS: Final = (
     ),
     _number(
         "MESHGATE_CATALOG_WATCHES",
-        "Most open blocking queries, of the 200 connections that an agent allows a client.",
+        "Maximum number of open blocking queries; an agent allows each client 200 connections.",
         "100",
         1,
         10_000,
@@ -351,7 +354,7 @@ _OPERATION_ROWS: Final = (
     _path("MESHGATE_STATE_DIR", "Folder for the last known catalog, for a start without Consul."),
     _ours(
         "MESHGATE_ACCESS_LOG",
-        "One JSON line per stream: off, stdout, stderr or a path. Not set: as AccessLogs of proxy-defaults says.",
+        "One JSON line per stream: off, stdout, stderr or a path. If not set, AccessLogs in proxy-defaults decides.",
         "off",
         types.access_log,
         "TARGET",
@@ -365,9 +368,10 @@ _OPERATION_ROWS: Final = (
         "MODE",
     ),
     _path(
-        "MESHGATE_ACCESS_LOG_DIR", "Folder below which AccessLogs of proxy-defaults may name a file; not set: nowhere."
+        "MESHGATE_ACCESS_LOG_DIR",
+        "Folder below which AccessLogs in proxy-defaults may name a file; if not set, nowhere.",
     ),
-    _choice("MESHGATE_LOG_LEVEL", "trace, debug, info, warn or error.", "info", types.LOG_LEVELS, "LEVEL"),
+    _choice("MESHGATE_LOG_LEVEL", "Log level: trace, debug, info, warn or error.", "info", types.LOG_LEVELS, "LEVEL"),
     _boolean("MESHGATE_LOG_JSON", "Log JSON lines instead of text.", "false"),
 )
 
