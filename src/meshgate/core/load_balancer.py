@@ -183,7 +183,7 @@ class LoadBalancer:
         self.ejected[address] = self.ejected.get(address, 0) + 1
 
     def keep_only(self, table: RouteTable) -> None:
-        self._turns = {name: turn for name, turn in self._turns.items() if table.has(name)}
+        self._turns = {name: turn for name, turn in self._turns.items() if table.named(name) is not None}
         routes = (table.exact, table.suffixes)
         self._hosts = {
             key: hosts

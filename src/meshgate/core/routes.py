@@ -15,7 +15,7 @@ from operator import itemgetter
 from types import MappingProxyType
 from typing import Final
 
-from .sni import PeeredServiceSni, ServiceSni, parse
+from .sni import DEFAULT, PeeredServiceSni, ServiceSni, parse
 
 # Octets in a DNS name (RFC 1035 section 2.3.4); no hello can bring a longer one. The bound is for who asks otherwise:
 # trying every suffix of an endless name takes quadratic time.
@@ -235,9 +235,6 @@ class RouteTable:
         """The route that users write so (`Route.sni`)."""
         return self.suffixes.get(sni.removeprefix(_ANY)) if sni.startswith(_ANY) else self.exact.get(sni)
 
-    def has(self, sni: str) -> bool:
-        return self.named(sni) is not None
-
     def __iter__(self) -> Iterator[Route]:
         """All routes, ordered by name, exact ones first."""
         for routes in (self.exact, self.suffixes):
@@ -245,6 +242,10 @@ class RouteTable:
 
     def __len__(self) -> int:
         return len(self.exact) + len(self.suffixes)
+
+
+NO_ROUTES: Final = RouteTable("", "", DEFAULT, MappingProxyType({}), MappingProxyType({}))
+"""Before anything is known."""
 
 
 @dataclass(frozen=True, slots=True)

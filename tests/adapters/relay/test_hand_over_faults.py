@@ -28,6 +28,7 @@ from .test_orphans import until_gone
 
 WRAPPER = """
 import contextlib, os, resource, signal, sys
+from functools import partial
 from meshgate.adapters.relay import hand_over, messages, stream, worker
 from meshgate.adapters.relay.sandbox import Mode
 
@@ -40,6 +41,7 @@ if once:  # What is started in the place of one that has failed does not fail.
         step = act = ""
 hand_over.PATIENCE = 1.0
 hand_over.BATCH_STREAMS = 16
+worker.OnDemand = partial(worker.OnDemand, patience=60.0)  # As in test_hand_over_of_all_shapes.
 left = int(when)
 
 async def garbage(channel):

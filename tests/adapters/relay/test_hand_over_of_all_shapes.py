@@ -3,6 +3,7 @@
 import contextlib
 import gc
 import operator
+import sys
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -25,6 +26,20 @@ from .streams import TRUST_DOMAIN, WEB, endpoint, open_descriptors, table_of
 from .test_pool import Pool, pool_of
 
 SLOW = f"slow.default.dc1.internal.{TRUST_DOMAIN}"
+
+
+# On a busy machine a stream waits for its name as long as it takes: one that nobody looks up shows by that.
+PATIENT = """
+import signal, sys
+from functools import partial
+from meshgate.adapters.relay import messages, worker
+from meshgate.adapters.relay.sandbox import Mode
+worker.OnDemand = partial(worker.OnDemand, patience=60.0)
+for number in messages.SIGNALS:
+    signal.signal(number, signal.SIG_IGN)
+signal.pthread_sigmask(signal.SIG_UNBLOCK, messages.SIGNALS)
+worker.main(int(sys.argv[1]), Mode(sys.argv[2]))
+"""
 
 
 def children() -> set[int]:
@@ -73,6 +88,7 @@ async def under_load(
     """A pool with the streams; after the block all of them must have come to their end, and be told of rightly."""
     gc.collect()
     before = open_descriptors()
+    policy = policy or WorkerPolicy(command=(sys.executable, "-P", "-c", PATIENT))
     async with endpoints() as servers:
         late = Late(servers)
         limits = Limits(hello_timeout=60.0, connect_timeout=30.0)

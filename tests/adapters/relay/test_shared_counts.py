@@ -13,7 +13,8 @@ from meshgate.adapters.relay.shared_counts import CountRows, SharedCounts
 
 @pytest.fixture
 def rows() -> Iterator[CountRows]:
-    made = CountRows(3)
+    made = CountRows()
+    assert [made.take() for _ in range(3)] == [0, 1, 2]
     yield made
     made.close()
 

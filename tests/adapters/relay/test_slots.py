@@ -291,8 +291,9 @@ def test_address_is_in_a_network_however_it_is_written(host: str, named: bool) -
 
 
 def test_rate_of_new_streams_of_a_client_is_limited_for_all_workers_together() -> None:
-    with closing(CountRows(2)) as rows:
-        counts = [SharedCounts(rows.seen_by(worker), worker, rows.key) for worker in range(2)]
+    with closing(CountRows()) as rows:
+        taken = [rows.take() for _ in range(2)]
+        counts = [SharedCounts(rows.seen_by(row), row, rows.key) for row in taken]
     one, other = (CircuitBreakers(each, lambda: table_of({})) for each in counts)
     limits = Limits(max_connection_rate_per_client=3)
 

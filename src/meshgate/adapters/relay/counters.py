@@ -195,8 +195,7 @@ class Counters:
 
     def since(self, earlier: "Counters") -> "Counters":
         """What came to pass since an earlier copy; gauges are what they are now."""
-        gone = {each: getattr(earlier, each) for each in _TOTALS}
-        return replace(self.copy(), **{each: _difference(getattr(self, each), gone[each]) for each in _TOTALS})
+        return replace(self, **{each: _difference(getattr(self, each), getattr(earlier, each)) for each in _TOTALS})
 
     def check(self, destinations: Container[Destination]) -> None:
         """Let nothing invented into totals that are kept for ever.

@@ -24,7 +24,7 @@ from meshgate.adapters.error_words import words_of
 from meshgate.core.load_balancer import addresses_of
 from meshgate.core.outlier_detection import Address, Ejection
 from meshgate.core.reasons import StreamEnd
-from meshgate.core.routes import RouteTable, TableChange, difference
+from meshgate.core.routes import NO_ROUTES, RouteTable, TableChange, difference
 from meshgate.core.token_bucket import TokenBucket
 
 from . import sockets
@@ -72,7 +72,6 @@ _LOST_AT_ONCE: Final = 500  # Lines that are told without letting others have a 
 _ALL: Final = 1 << 30
 _LOOK_SECONDS: Final = 0.05
 _A_FEW: Final = 20  # Streams.
-_EMPTY: Final = RouteTable.of("", "", "default", iter(()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +229,7 @@ class RelayPool:
         self._asked: dict[str, dict[tuple[WorkerProcess, str], None]] = {}
         self._defects = TokenBucket(_DEFECTS_PER_SECOND, _DEFECTS_AT_ONCE)
         self._nursery: trio.Nursery | None = None
-        self._table = _EMPTY
+        self._table = NO_ROUTES
         self._sockets: list[tuple[str, socket.socket]] = []
         self._listening = False
         self._totals = Counters()
@@ -765,7 +764,7 @@ class RelayPool:
             records=self._observer.wants_records,
         )
         ejected = (EndpointState(*address, failures) for address, failures in self._outliers.ejected.items())
-        words: list[ToWorker] = [setup, Change(difference(_EMPTY, self._table)), *ejected]
+        words: list[ToWorker] = [setup, Change(difference(NO_ROUTES, self._table)), *ejected]
         return [*words, Listen()] if self._listening else words
 
     def inherited(self, worker: WorkerProcess) -> list[int]:

@@ -31,14 +31,12 @@ class CountRows:
     `writable` and `readable` have a descriptor of each row, `key` is the secret of the hash.
 
     Args:
-        workers: begin with rows for so many.
         key, rows: begin with those that another parent has made, each to write to and to read.
         added: gets the descriptor to read of each row that comes later; the workers that there are have to know of it.
     """
 
     def __init__(
         self,
-        workers: int = 0,
         key: bytes = b"",
         rows: Iterable[tuple[int, int]] = (),
         added: Callable[[int], None] = lambda _: None,
@@ -51,8 +49,6 @@ class CountRows:
             self.writable.append(writable)
             self.readable.append(readable)
         self._free: list[int] = []
-        for _ in range(workers):
-            self.take()
 
     def take(self) -> int:
         """A row for a worker, all zero: one that was given back, or a new one.

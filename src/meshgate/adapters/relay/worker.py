@@ -23,7 +23,7 @@ import trio
 
 from meshgate.adapters.error_words import words_of
 from meshgate.core.outlier_detection import Address
-from meshgate.core.routes import RouteTable, changed
+from meshgate.core.routes import NO_ROUTES, changed
 
 from .counters import LONGEST_TEXT, Counters, Refused, StreamRecord
 from .hand_over import HandsOver, TakesOver
@@ -92,10 +92,9 @@ class Worker:
         counts = SharedCounts(setup.counts, setup.row, setup.counts_key)
         for row in setup.counts:
             os.close(row)
-        table = RouteTable.of("", "", "default", iter(()))
         self._counts = counts
         self._relay = Relay(
-            reactor, table, setup.limits, self, setup.worker, counts, OnDemand(self._ask), self._report_endpoint
+            reactor, NO_ROUTES, setup.limits, self, setup.worker, counts, OnDemand(self._ask), self._report_endpoint
         )
         for name, descriptor in setup.listeners:
             self._relay.adopt(name, socket.socket(fileno=descriptor))

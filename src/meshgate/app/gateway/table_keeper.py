@@ -23,14 +23,13 @@ from meshgate.core import export_routes
 from meshgate.core.addresses import host_port, is_numeric
 from meshgate.core.catalog import NOWHERE, Locality, Snapshot, in_namespace
 from meshgate.core.planner import Planner
-from meshgate.core.routes import Endpoint, Route, RouteTable, TableChange
+from meshgate.core.routes import NO_ROUTES, Endpoint, Route, RouteTable, TableChange
 from meshgate.core.sni import PeeredServiceSni, parse
 from meshgate.core.text import counted
 
 log = structlog.get_logger(module="meshgate")
 
 _LARGE: Final = 1000
-_NO_TABLE: Final = RouteTable.of("", "", "default", iter(()))
 _MOST_PROBLEMS: Final = 10
 _MOST_ENDPOINTS: Final = 10  # Of one route, at once.
 # Why there may be no route at a start that went well.
@@ -52,7 +51,7 @@ class TableKeeper:
         last_known: LastKnown,
         large: int = _LARGE,
     ) -> None:
-        self.table = _NO_TABLE
+        self.table = NO_ROUTES
         self.snapshot: Snapshot | None = None
         self.known = trio.Event()
         self.health = HealthHistory()
@@ -98,7 +97,7 @@ class TableKeeper:
 
     def clear(self) -> None:
         """Place no streams until there is another catalog."""
-        self.snapshot, self.table, self.known = None, _NO_TABLE, trio.Event()
+        self.snapshot, self.table, self.known = None, NO_ROUTES, trio.Event()
         self.health.note(self._relay.install(self.table))
 
     def renew(self, *, tell: bool = True) -> None:
