@@ -345,7 +345,7 @@ def test_numbers_in_words_are_those_of_the_code() -> None:
         ("docs/operations.md", "does not answer within a second", pool.LOOKUP_SECONDS, 1),
         ("docs/operations.md", "show a change (within 30 seconds)", SUMMARY_PACE, 30),
         ("docs/operations.md", "for the same name at most four times a second", 1 / PACE, 4),
-        ("docs/operations.md", "up to 4.5 seconds", on_demand.LOOKUP_SECONDS * on_demand._WITHOUT_ROUTE, 4.5),
+        ("docs/operations.md", "up to 4.5 seconds", on_demand.WAIT_SECONDS * on_demand._WITHOUT_ROUTE, 4.5),
         ("docs/operations.md", "whenever it changes, at most twice a second", 1 / watch.PACE, 2),
         ("docs/reliability.md", "with jitter, up to 30 s", LONGEST_PAUSE, 30),
         ("docs/reliability.md", "Once 15/16 of", Limits(max_connections=1600).overload_from, 1500),

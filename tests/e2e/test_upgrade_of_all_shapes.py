@@ -48,7 +48,7 @@ def versions() -> Iterator[Versions]:
     """
     with installed("7.0.0") as one, installed("7.1.0") as other:
         for each in (one, other):
-            each.replace("adapters/relay/on_demand.py", "LOOKUP_SECONDS: Final = 1.5", "LOOKUP_SECONDS: Final = 60")
+            each.replace("adapters/relay/on_demand.py", "WAIT_SECONDS: Final = 1.5", "WAIT_SECONDS: Final = 60")
             patience = "AGENT_PATIENCE: Final = {}\nCATALOG_PATIENCE: Final = {}"
             each.replace("app/gateway/last_known.py", patience.format(2.5, 8.0), patience.format(60, 60))
         yield one, other

@@ -112,7 +112,8 @@ async def lookup(name):
     await trio.sleep_forever()
 
 async def main():
-    pool = RelayPool(1, Limits(hello_timeout=60.0), Watcher(), 60.0, lookup=lookup, policy=POLICY)
+    limits = Limits(hello_timeout=60.0)
+    pool = RelayPool(1, limits, Watcher(), 60.0, lookup=lookup, lookup_seconds=60.0, policy=POLICY)
     _, port = pool.bind("default", "127.0.0.1", 0)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(pool.run)
@@ -123,8 +124,6 @@ async def main():
         print(port, pool.workers[0], flush=True)
         await trio.sleep_forever()
 
-from meshgate.adapters.relay import pool as pool_module
-pool_module.LOOKUP_SECONDS = 60.0
 trio.run(main)
 """
 

@@ -5,9 +5,9 @@ from hypothesis import example, given, strategies as st
 from meshgate.adapters.relay.on_demand import (
     _REMEMBERED,
     AGAIN_SECONDS,
-    LOOKUP_SECONDS,
     OF_A_CLIENT,
     OF_A_WORKER,
+    WAIT_SECONDS,
     OnDemand,
 )
 
@@ -48,7 +48,7 @@ def test_a_name_is_asked_for_once_for_each_client_and_its_streams_are_told_toget
     def ask(name: str, client: str) -> None:
         assert bool(client) == (name != WEB)
         # No answer came in time to this client's question; another one's may be younger, if it was asked again since.
-        assert now - asked.get((name, client), float("-inf")) > LOOKUP_SECONDS
+        assert now - asked.get((name, client), float("-inf")) > WAIT_SECONDS
         asked[name, client] = now
 
     lookups = OnDemand[object](ask)

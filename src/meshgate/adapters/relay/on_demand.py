@@ -6,7 +6,7 @@ placed by whatever the table has. Names without a route may be made up, so that 
 them. A stream that may not ask waits all the same, and longer: the watch of the services' names, or somebody else's
 question, may bring its route in time.
 
-What always holds: a stream waits once, `LOOKUP_SECONDS` at most, three times that for a name without a route; a name is
+What always holds: a stream waits once, `WAIT_SECONDS` at most, three times that for a name without a route; a name is
 asked for once, however many streams wait for it, and once more for each client where it has no route; again only where
 no answer came in that time, and not within `AGAIN_SECONDS` of one, by a client that has waited for it; strangers cannot
 make many questions out of names that nobody has, nor use up what others may ask; what is remembered is bounded; and
@@ -21,7 +21,7 @@ from meshgate.core.routes import Route, RouteTable
 from meshgate.core.token_bucket import ClientBuckets
 
 # The parent gives up sooner; longer than this it does not live, or has no time.
-LOOKUP_SECONDS: Final = 1.5
+WAIT_SECONDS: Final = 1.5
 AGAIN_SECONDS: Final = 1.0
 _WITHOUT_ROUTE: Final = 3  # Times as long. Envoy, if nobody sets it, gives up its connection after 5 s.
 # Questions for names without a route, a second and at once: of one client, and of all of a worker's.
@@ -52,7 +52,7 @@ class OnDemand(Generic[Waiter]):
     """
 
     def __init__(
-        self, ask: Callable[[str, str], None] | None, patience: float = LOOKUP_SECONDS, again: float = AGAIN_SECONDS
+        self, ask: Callable[[str, str], None] | None, patience: float = WAIT_SECONDS, again: float = AGAIN_SECONDS
     ) -> None:
         self.patience = patience
         self._ask = ask

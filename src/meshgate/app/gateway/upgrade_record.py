@@ -13,7 +13,7 @@ import fcntl
 import os
 import signal
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Final
 
@@ -231,11 +231,11 @@ class Taken:
     `is_trial`: it is to say whether it could, and to touch nothing. `failed` is why another program gave it back.
     """
 
-    def __init__(self, environ: Mapping[str, str] = os.environ) -> None:
+    def __init__(self) -> None:
         """Take it, and make command line and environment what they were; CommandError as `decode`."""
         forbid_core_dumps()
-        self._memory = int(environ[VARIABLE])
-        self.failed = environ.get(FAILED, "")
+        self._memory = int(os.environ[VARIABLE])
+        self.failed = os.environ.get(FAILED, "")
         self.is_trial = sys.argv[1:] == [TRIAL]
         size = os.fstat(self._memory).st_size
         self.record = decode(os.pread(self._memory, size, 0))
