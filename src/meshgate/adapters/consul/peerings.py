@@ -153,7 +153,7 @@ class Peerings:
         return True
 
     def _of_trust_domain(self, trust_domain: str) -> list[Peering]:
-        """The peerings with a trust domain, and behind them those of which it is not known; lower case."""
+        """The peerings of a trust domain; if there are none, those of which it is not known. Lower case."""
         said = {peering: self._trust_domain(peering) for peering in self._peerings or () if peering.active}
         return [it for it in said if said[it] == trust_domain] or [it for it in said if not said[it]]
 

@@ -146,7 +146,7 @@ class ModesReader:
             destination=destination.mode,
             proxy_defaults=self._proxy_defaults,
             service_defaults=caller.mode,
-            upstream_defaults=caller.of_all.mode,
+            upstream_defaults=caller.upstream_defaults.mode,
             override=_override(sidecar, caller, upstream),
         )
         modes = told_apart(configured, sidecar.mode, upstream.mode, central=self._central)

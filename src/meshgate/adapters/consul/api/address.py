@@ -28,7 +28,7 @@ class ConsulConfigError(ValueError):
 class ConsulAddress:
     """Where the agent listens and how to speak with it.
 
-    With `unix_path` the socket is dialled and `host` and `port` are not used. `port` is None where the address names
+    With `unix_path` the socket is dialed and `host` and `port` are not used. `port` is None where the address names
     none (HTTP's own default then applies, as in Consul's client). `token` is what to use while `token_file` is empty or
     not set. `http_auth` is user and password. `warnings` are lines for the log about settings that were ignored.
     """

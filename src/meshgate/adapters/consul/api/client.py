@@ -136,7 +136,7 @@ class ConsulClient:
             self._login.adopt(token, age)
 
     def refresh(self) -> None:
-        """Look at the files of token and TLS at once; a change takes effect with the next request anyway."""
+        """Read the files of token and TLS now, where they have changed; the next request would do so anyway."""
         self.token.refresh()
         self._tls.refresh()
 

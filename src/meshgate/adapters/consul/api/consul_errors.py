@@ -65,7 +65,7 @@ class InvalidAnswerError(ConsulError):
 
 
 class NotReadyError(ConsulError):
-    """Consul answers, but does not know yet: a datacenter whose certificate authority is not initialised."""
+    """Consul answers, but does not know yet: a datacenter whose certificate authority is not initialized."""
 
 
 class NotFoundError(ConsulError):

@@ -696,7 +696,7 @@ class _Limits(_Json):
     max_pending_requests: int | None = None
 
 
-class UpstreamModes(_WithMode, frozen=True):
+class UpstreamConfig(_WithMode, frozen=True):
     """What a service-defaults says of one upstream, or of all; empty names stand for the service's own place."""
 
     name: str = ""
@@ -706,29 +706,29 @@ class UpstreamModes(_WithMode, frozen=True):
     limits: _Limits | None = None
 
 
-class _UpstreamConfig(_Json):
-    defaults: UpstreamModes | None = None
-    overrides: tuple[UpstreamModes, ...] | None = None
+class _UpstreamConfiguration(_Json):
+    defaults: UpstreamConfig | None = None
+    overrides: tuple[UpstreamConfig, ...] | None = None
 
 
 class ServiceDefaults(_WithMode, frozen=True):
     """A service-defaults or the proxy-defaults, as far as modes and limits go; all empty where there is none."""
 
     name: str = ""
-    upstream_config: _UpstreamConfig | None = None
+    upstream_config: _UpstreamConfiguration | None = None
 
     @property
-    def overrides(self) -> tuple[UpstreamModes, ...]:
-        return (self.upstream_config or _UpstreamConfig()).overrides or ()
+    def overrides(self) -> tuple[UpstreamConfig, ...]:
+        return (self.upstream_config or _UpstreamConfiguration()).overrides or ()
 
     @property
-    def of_all(self) -> UpstreamModes:
-        return (self.upstream_config or _UpstreamConfig()).defaults or UpstreamModes()
+    def upstream_defaults(self) -> UpstreamConfig:
+        return (self.upstream_config or _UpstreamConfiguration()).defaults or UpstreamConfig()
 
     @property
     def limits(self) -> DestinationLimits:
         """Without `MaxConcurrentRequests`: Envoy holds no TCP connection pool to it (`enforceMaxRequests`)."""
-        limits = self.of_all.limits or _Limits()
+        limits = self.upstream_defaults.limits or _Limits()
         return DestinationLimits(max(0, limits.max_connections or 0), max(0, limits.max_pending_requests or 0))
 
 
