@@ -14,13 +14,14 @@ Sources: sock_diag(7), proc(5).
 """
 
 import contextlib
-import ipaddress
 import os
 import socket
 import stat
 import struct
 from pathlib import Path
 from typing import Final, NamedTuple
+
+from meshgate.core.addresses import plain
 
 _SOCK_DIAG: Final = 4
 _BY_FAMILY: Final = 20
@@ -42,9 +43,7 @@ def is_confined(sock: socket.socket) -> bool:
     found = _found(sock.family, peer, own)
     if found is None or found.peer != own[1]:
         # Of another machine; or of this one and gone. Then our end may be gone too, but the listener is there.
-        host = ipaddress.ip_address(peer[0])
-        mapped = host.ipv4_mapped if isinstance(host, ipaddress.IPv6Address) else None
-        is_local = (mapped or host).is_loopback or peer[0] == own[0]
+        is_local = plain(peer[0]).is_loopback or peer[0] == own[0]
         return is_local and _found(sock.family, own, peer) is not None
     return found.user == os.getuid() and not _is_held(found.inode)
 

@@ -21,7 +21,6 @@ one at a time and seldom (`Lane`, `Shared`), so that what the gateway lives for 
 import email.utils
 import errno
 import inspect
-import ipaddress
 import os
 import re
 import socket
@@ -42,7 +41,7 @@ import msgspec
 import structlog
 import trio
 
-from meshgate.core.addresses import host_port
+from meshgate.core.addresses import host_port, is_numeric
 from meshgate.core.text import ascii_json
 from meshgate.core.token_bucket import TokenBucket
 
@@ -527,11 +526,7 @@ def _is_known(host: str, names: Collection[str]) -> bool:
     if found is None:
         return False
     name = found[1] or found[2]
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return name.lower().removesuffix(".") in names
-    return True
+    return is_numeric(name) or name.lower().removesuffix(".") in names
 
 
 def _is_same_site(request: Request, host: str) -> bool:

@@ -5,7 +5,6 @@ The keys are those of `Proxy.Config` (`envoy_statsd_url`, `envoy_dogstatsd_url`,
 runs. What cannot be used is said once; nothing here can hold up a stream.
 """
 
-import ipaddress
 import os
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
@@ -17,6 +16,7 @@ from prometheus_client.core import Metric
 
 from meshgate.adapters.admin.http_server import Bind
 from meshgate.adapters.admin.statsd import INTERVAL, Exporter, Sender, Target, datagrams, target_of
+from meshgate.core.addresses import is_numeric
 from meshgate.core.durations import parse_duration
 
 log = structlog.get_logger(module="meshgate.statsd")
@@ -133,12 +133,9 @@ def _interval(value: object) -> float:
 
 async def _resolved(address: Bind) -> Bind | None:
     """The address in numbers; None while its name leads nowhere."""
-    if not isinstance(address, tuple):
+    if not isinstance(address, tuple) or is_numeric(address[0]):
         return address
     host, port = address
-    with suppress(ValueError):
-        ipaddress.ip_address(host)
-        return address
     with suppress(OSError, UnicodeError), trio.move_on_after(_RESOLVE_SECONDS):
         found = await trio.socket.getaddrinfo(host, port, type=trio.socket.SOCK_DGRAM)
         return str(found[0][4][0]), port

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Final
 
-from meshgate.core.addresses import LOCAL_CLASSES, DeniedAddresses, HostPort, plain_network
+from meshgate.core.addresses import LOCAL_CLASSES, DeniedAddresses, HostPort, is_numeric, plain_network
 from meshgate.core.durations import format_duration, parse_duration
 from meshgate.core.proxy_config import BindAddress
 from meshgate.core.sockaddr import evaluate, is_template
@@ -220,11 +220,7 @@ def _not_any(address: HostPort, advice: str) -> HostPort:
 
 
 def _is_ip(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return "%" not in host  # a zone names an interface of one machine
+    return is_numeric(host) and "%" not in host  # a zone names an interface of one machine
 
 
 def _is_host(host: str) -> bool:
