@@ -216,6 +216,8 @@ def _is_raw(node: ast.AST, name: str, *, foreign: bool) -> bool:
     def is_error(value: ast.AST) -> bool:
         return isinstance(value, ast.Name) and value.id == name
 
+    if isinstance(node, ast.Attribute):
+        return node.attr == "strerror" and is_error(node.value)
     if isinstance(node, ast.FormattedValue):
         return is_error(node.value) and (foreign or node.conversion == ord("r"))
     if not isinstance(node, ast.Call):
@@ -244,6 +246,7 @@ def test_no_error_of_a_library_is_shown_as_it_is() -> None:
         ("ours.OurError", 'raise ValueError(f"no: {error!r}")', True),
         ("(ours.OurError, httpx.HTTPError)", 'raise ValueError(f"no: {error}")', True),
         ("Exception", "self.why = repr(error)[:200]", True),
+        ("OSError", 'raise ValueError(f"no: {error.strerror}")', True),
         ("Exception", 'log.error("no", exc_info=error)', False),
         ("Exception", 'log.error("no", error=words_of(error))', False),
     ],

@@ -172,7 +172,7 @@ def read(folder: Path) -> Kept | None:
     except StateFileError as error:
         raise StateFileError(f"the state file {path} is not used: {error}") from None
     except OSError as error:
-        raise StateFileError(f"the state file {path} is not used: {error.strerror}") from None
+        raise StateFileError(f"the state file {path} is not used: {words_of(error)}") from None
 
 
 def write(folder: Path, kept: Kept) -> None:

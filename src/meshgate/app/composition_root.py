@@ -18,6 +18,7 @@ from meshgate import __version__
 from meshgate.adapters.admin.confined_clients import is_confined
 from meshgate.adapters.admin.http_server import AdminServer, Bind, listening
 from meshgate.adapters.consul.api import ConsulClient, OwnRegistration
+from meshgate.adapters.error_words import words_of
 from meshgate.adapters.machine import RESERVED, raise_descriptor_limit
 from meshgate.adapters.relay.sandbox import Mode, support
 from meshgate.adapters.sd_notify import Notifier
@@ -183,7 +184,7 @@ def _give_up(descriptor: int) -> None:
 
 
 def _not_bound(settings: Settings, error: OSError) -> CommandError:
-    return CommandError(f"cannot bind the admin address {settings.shown(_ADMIN)}: {error.strerror}")
+    return CommandError(f"cannot bind the admin address {settings.shown(_ADMIN)}: {words_of(error)}")
 
 
 async def _serve_admin(nursery: trio.Nursery, server: AdminServer, settings: Settings, inherited: int) -> Bind:

@@ -41,6 +41,7 @@ import msgspec
 import structlog
 import trio
 
+from meshgate.adapters.error_words import words_of
 from meshgate.core.addresses import host_port, is_numeric
 from meshgate.core.text import ascii_json
 from meshgate.core.token_bucket import TokenBucket
@@ -569,7 +570,7 @@ async def accept(listener: trio.SocketListener, pause: float) -> trio.SocketStre
         except OSError as error:
             if error.errno not in _EXHAUSTED:
                 raise
-            _log.warning("cannot accept a connection to the admin address", error=error.strerror)
+            _log.warning("cannot accept a connection to the admin address", error=words_of(error))
             await trio.sleep(pause)
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
+from meshgate.adapters.error_words import words_of
 from meshgate.core.addresses import host_port
 from meshgate.core.durations import format_duration
 from meshgate.core.federation_routes import WAN_FEDERATION
@@ -128,6 +129,6 @@ def can_bind(address: str) -> bool:
             probe.bind((address, 0))
     except OSError as error:
         if error.errno in _EXHAUSTED:
-            raise RegistrationError(f"cannot try to bind {address!r}: {error.strerror}") from None
+            raise RegistrationError(f"cannot try to bind {address!r}: {words_of(error)}") from None
         return False
     return True

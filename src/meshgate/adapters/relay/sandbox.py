@@ -34,6 +34,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from meshgate.adapters.error_words import words_of
+
 
 class Mode(StrEnum):
     """Whether workers are confined: not without, as far as the kernel can, not at all."""
@@ -313,7 +315,7 @@ def confine() -> list[str]:
             try:
                 step()
             except OSError as error:
-                failed.append(f"{step.__name__.strip('_').replace('_', ' ')}: {error.strerror}")
+                failed.append(f"{step.__name__.strip('_').replace('_', ' ')}: {words_of(error)}")
     return failed
 
 

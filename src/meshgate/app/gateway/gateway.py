@@ -23,6 +23,7 @@ import trio
 
 from meshgate.adapters.consul import CatalogWatcher, Home, RegistrationError, WatchRegistry, wait_for_agent
 from meshgate.adapters.consul.api import ConsulAddress, ConsulClient, ConsulConfigError
+from meshgate.adapters.error_words import words_of
 from meshgate.adapters.relay.pool import RelayPool
 from meshgate.adapters.relay.sandbox import Mode, support
 from meshgate.adapters.relay.worker_process import WorkerPolicy
@@ -258,7 +259,7 @@ class Gateway:
         try:
             self.relay.listen()
         except OSError as error:
-            raise CommandError(f"cannot listen: {error.strerror}") from None
+            raise CommandError(f"cannot listen: {words_of(error)}") from None
         self.listening = True
         tell_ready(self.tables.table)
         self._notifier.ready()

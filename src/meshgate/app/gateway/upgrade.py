@@ -370,7 +370,7 @@ def check_path(python: str) -> None:
         if not os.access(path, os.X_OK) or not path.is_file():
             raise UpgradeRefusedError(f"{python!r} is no program")
     except OSError as error:
-        raise UpgradeRefusedError(f"{str(error.filename or python)!r}: {error.strerror}") from None
+        raise UpgradeRefusedError(f"{str(error.filename or python)!r}: {words_of(error)}") from None
 
 
 def _components(path: Path) -> Iterator[Path]:

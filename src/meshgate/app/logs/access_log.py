@@ -25,6 +25,7 @@ from typing import Any, Final
 import msgspec
 import structlog
 
+from meshgate.adapters.error_words import words_of
 from meshgate.adapters.relay import StreamRecord
 from meshgate.app.errors import ConfigError
 from meshgate.app.logs.access_log_format import DEFAULT_JSON, Formatter
@@ -73,7 +74,7 @@ class AccessLog:
             self._fd = _STANDARD[target] if self._path is None else _open(self._path, below)
             os.fstat(self._fd)
         except OSError as error:
-            raise ConfigError(f"MESHGATE_ACCESS_LOG={target}: cannot be opened: {error.strerror}") from None
+            raise ConfigError(f"MESHGATE_ACCESS_LOG={target}: cannot be opened: {words_of(error)}") from None
         self._reopen_fails = False
         self._retry = retry
         self._retry_at = 0.0
@@ -122,7 +123,7 @@ class AccessLog:
         except OSError as error:
             if not self._reopen_fails:
                 what = "access log cannot be opened again, the old file stays in use"
-                log.warning(what, target=self._target, error=error.strerror)
+                log.warning(what, target=self._target, error=words_of(error))
             self._reopen_fails = True
             return
         self._writer.redirect(fd)
@@ -143,7 +144,7 @@ class AccessLog:
             self._tell_error(error)
 
     def _tell_error(self, error: OSError) -> None:
-        log.error("access log cannot be written, lines are lost", target=self._target, error=error.strerror)
+        log.error("access log cannot be written, lines are lost", target=self._target, error=words_of(error))
 
     def _tell_dropped(self, count: int) -> None:
         log.warning("access log lines were lost", target=self._target, count=count)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Final
 
+from meshgate.adapters.error_words import words_of
 from meshgate.core.addresses import LOCAL_CLASSES, DeniedAddresses, HostPort, is_numeric, plain_network
 from meshgate.core.durations import format_duration, parse_duration
 from meshgate.core.proxy_config import BindAddress
@@ -196,7 +197,7 @@ def _evaluated(text: str) -> str:
     try:
         return evaluate(text, interfaces())
     except OSError as error:
-        raise ValueError(f"the addresses of this machine cannot be listed: {error.strerror}") from None
+        raise ValueError(f"the addresses of this machine cannot be listed: {words_of(error)}") from None
 
 
 def _host_port(text: str, allowed: str, *, lowest: int = 1) -> HostPort:

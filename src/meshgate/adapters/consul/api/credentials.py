@@ -68,7 +68,7 @@ class TokenSource(_Files):
             try:
                 self._read(self._file)
             except OSError as error:
-                raise ConsulConfigError(f"the token file {file} cannot be read: {error.strerror}") from error
+                raise ConsulConfigError(f"the token file {file} cannot be read: {words_of(error)}") from error
 
     @property
     def version(self) -> int:
@@ -112,7 +112,7 @@ class TokenSource(_Files):
                 self._read(self._file)
         except OSError as error:
             self._stamp = None  # It may come back as it was.
-            self._report(f"the token file {self._file} cannot be read, the last token stays in use: {error.strerror}")
+            self._report(f"the token file {self._file} cannot be read, the last token stays in use: {words_of(error)}")
         except ConsulConfigError as error:
             self._report(f"{error}; the last token stays in use")
 
@@ -212,7 +212,7 @@ class LoginToken(TokenSource):
         try:
             bearer = Path(file).read_text(encoding="utf-8", errors="replace").strip()
         except OSError as error:
-            raise ConsulConfigError(f"the bearer token file {file} cannot be read: {error.strerror}") from error
+            raise ConsulConfigError(f"the bearer token file {file} cannot be read: {words_of(error)}") from error
         if not bearer:
             raise ConsulConfigError(f"the bearer token file {file} is empty")
         return bearer
