@@ -91,7 +91,7 @@ async def under_load(
     policy = policy or WorkerPolicy(command=(sys.executable, "-P", "-c", PATIENT))
     async with endpoints() as servers:
         late = Late(servers)
-        limits = Limits(hello_timeout=60.0, connect_timeout=30.0)
+        limits = Limits(hello_timeout=60.0, connect_timeout=30.0, handshake_timeout=0.0)
         async with pool_of(late.routes, workers, limits, policy, lookup=late.look_up, lookup_seconds=30.0) as pool:
             late.pool = pool
             normal = held(pool.relay.workers[0])
