@@ -50,8 +50,8 @@ def table(*routes: Route) -> RouteTable:
     return RouteTable.of("dc1", "td", "default", iter(routes))
 
 
-def sample(at: float, opened: dict[str, int] | None = None, **numbers: Any) -> Sample:
-    return Sample(at, Counters(**numbers), opened)
+def sample(at: float, **numbers: Any) -> Sample:
+    return Sample(at, Counters(**numbers))
 
 
 NOW = Span(None, Sample(10.0))
@@ -100,8 +100,8 @@ def test_rates_are_unknown_at_first_and_then_those_between_the_samples() -> None
     before = sample(10.0, bytes_received=100, connections={key: 4}, refused={Reason.NO_SNI: 1}, connect_counts=[1, 0])
     after = sample(
         12.0,
-        {"web.td": 3},
         active=3,
+        open={key: 3},
         bytes_received=500,
         bytes_sent=7,
         connections={key: 10},
@@ -248,7 +248,8 @@ def test_places_sum_up_what_belongs_together() -> None:
         route("n1.server.dc1", True, kind=RouteKind.SERVER),
         route("server.dc1", True, kind=RouteKind.SERVER),
     )
-    after = sample(2.0, {"web.td": 1}, connections={(SERVICE, "web"): 5, (RouteKind.SUBSET, "v2.web"): 2})
+    connections = {(SERVICE, "web"): 5, (RouteKind.SUBSET, "v2.web"): 2}
+    after = sample(2.0, open={(SERVICE, "web"): 1}, connections=connections)
     services, servers, dc2 = places_view(routes, Span(Sample(1.0), after)).shown
     assert (services.kind, services.destinations, services.endpoints) == ("services", 2, 3)
     assert (services.healthy, services.down, services.streams, services.rate) == (1, 1, 7, 7.0)

@@ -53,6 +53,7 @@ NUMBERS = Counters(
     bytes_received=1_000_000,
     connections={(RouteKind.SERVICE, "Web"): 100, (RouteKind.DATACENTER, "dc2"): 10},
     refused={Reason.UNKNOWN_SNI: 40},
+    open={(RouteKind.SERVICE, "Web"): 1},
 )
 
 
@@ -64,7 +65,7 @@ def row(
     name: str,
     kind: str,
     health: tuple[int, int],
-    open_: int | None,
+    open_: int,
     rates: tuple[float | None, float | None, float | None],
     *listed: Met,
     answered: int = 0,
@@ -138,7 +139,7 @@ STATE = DashboardState(
             ),
             row("dc2", "datacenter", (1, 1), 1, (0.0, 0.0, 0.0)),
             row("api", "service", (0, 1), 0, (0.0, 0.0, 0.0), down("2001:db8::8", 21000, "n2")),
-            row("canary.Web", "subset", (1, 1), None, (None, None, None)),
+            row("canary.Web", "subset", (1, 1), 0, (None, None, None)),
         ],
     ),
 )
@@ -220,7 +221,7 @@ def test_the_screen_is_readable_at_80_columns() -> None:
         "Web         service       2  10.0 2.1 kB 4.0 kB     1/2    <5 ms",
         "dc2         datacenter    1   0.0    0 B    0 B     1/1        -",
         "api         service       0   0.0    0 B    0 B     0/1        -",
-        "canary.Web  subset        -     -      -      -     1/1        -",
+        "canary.Web  subset        0     -      -      -     1/1        -",
         "",
         "refused: unknown_sni 50 (5.0/s), no_sni 1 (0.5/s)",
         "unhealthy: Web [2001:db8::8]:21000 on n2, api [2001:db8::8]:21000 on n2",

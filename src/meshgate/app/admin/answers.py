@@ -463,7 +463,7 @@ class Place(Struct):
     endpoints: int
     healthy: int
     down: int
-    open: int | None
+    open: int
     streams: int
     rate: float | None
     received_rate: float | None
@@ -484,7 +484,7 @@ class Met(Endpoint):
 
 
 class Destination(Struct):
-    """A route. `served` says whether any endpoint may get streams; `open` is null while there are too many to list.
+    """A route. `served` says whether any endpoint may get streams.
 
     `words` say what is known of its streams without their keys.
     """
@@ -495,7 +495,7 @@ class Destination(Struct):
     healthy: int
     endpoints: int
     served: bool
-    open: int | None
+    open: int
     rate: float | None
     received_rate: float | None
     sent_rate: float | None

@@ -11,7 +11,7 @@ make them flicker.
 """
 
 import time
-from collections import Counter, defaultdict, deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -63,15 +63,13 @@ _SORTS: Final[dict[str, Sort]] = {sort: sort for sort in get_args(Sort)}
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """The relay's totals at `at` (a monotonic time in seconds), and the open streams by the SNI of their route.
+    """The relay's totals at `at` (a monotonic time in seconds).
 
-    `open` is None for a gateway that is too busy to be asked. `callers` has the open streams of each client and their
-    bytes both ways.
+    `callers` has the open streams of each client and their bytes both ways; none where there are too many to list.
     """
 
     at: float
     counters: Counters = field(default_factory=Counters)
-    open: Mapping[str, int] | None = None
     callers: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
 
@@ -126,15 +124,13 @@ class Sampler:
 
     async def _take(self) -> Sample:
         counters = await self._gateway.counters()
-        opened, callers = None, dict[str, tuple[int, int]]()
+        callers: dict[str, tuple[int, int]] = {}
         if counters.active <= MOST_STREAMS:
-            streams = (await self._gateway.connections()).listed
-            opened = Counter(stream.route for stream in streams if stream.route is not None)
-            for stream in streams:
+            for stream in (await self._gateway.connections()).listed:
                 client = host_of(stream.client)
                 open_, carried = callers.get(client, (0, 0))
                 callers[client] = open_ + 1, carried + stream.bytes_received + stream.bytes_sent
-        return Sample(trio.current_time(), counters, opened, callers)
+        return Sample(trio.current_time(), counters, callers)
 
 
 class DashboardPage:
@@ -326,7 +322,7 @@ def _place(kind: str, name: str, routes: Sequence[Route], span: Span) -> answers
         endpoints=len(endpoints),
         healthy=sum(endpoints.values()),
         down=sum(not route.candidates for route in counted),
-        open=None if span.after.open is None else sum(span.after.open.get(route.sni, 0) for route in routes),
+        open=sum(span.after.counters.open.get(key, 0) for key in keys),
         streams=sum(span.after.counters.connections.get(key, 0) for key in keys),
         rate=span.streams(keys),
         received_rate=received,
@@ -347,7 +343,7 @@ def _row(route: Route, span: Span, facts: Facts, became: answers.DestinationFact
         healthy=_healthy(route),
         endpoints=len(route.endpoints),
         served=bool(route.candidates),
-        open=None if span.after.open is None else span.after.open.get(route.sni, 0),
+        open=became.open,
         rate=span.streams((key,)),
         received_rate=received,
         sent_rate=sent,

@@ -252,7 +252,7 @@ def _cells(row: Destination) -> tuple[str, ...]:
     return (
         row.name,
         row.kind,
-        "-" if row.open is None else str(row.open),
+        str(row.open),
         rate(row.rate),
         size(row.received_rate),
         size(row.sent_rate),
@@ -296,7 +296,7 @@ def _destinations(seen: Seen) -> list[Row]:
         Row(
             _cells(row),
             _style(row),
-            {"open": -(row.open or 0), "in": -(row.received_rate or 0), "out": -(row.sent_rate or 0), "name": row.name},
+            {"open": -row.open, "in": -(row.received_rate or 0), "out": -(row.sent_rate or 0), "name": row.name},
         )
         for row in seen.state.destinations.rows
     ]
