@@ -131,7 +131,7 @@ class Telemetry:
 
     def _use(self, access: AccessLog | None) -> None:
         self._gateway.observer.use(access)
-        self._gateway.relay.want_records(self._gateway.observer.wants_records)
+        self._gateway.want_records()
 
     def _follow(self, registration: OwnRegistration) -> None:
         self._access_log.follow(registration.access_logs)

@@ -242,12 +242,10 @@ class GatewayView:
         """The other mesh gateways of this datacenter and partition."""
         gateway, settings = self._gateway, self._gateway.settings
         names = {settings.service, *(await gateway.client.gateway_names()).value}
-        found = [each for name in sorted(names) for each in await self._instances(name)]
+        answers = [await gateway.client.instances(name, kind=GATEWAY_KIND) for name in sorted(names)]
+        found = [each for answer in answers for each in answer.value]
         own = None if gateway.watcher is None or gateway.watcher.snapshot is None else gateway.watcher.snapshot.node
         return tuple(it for it in found if it.id != settings.proxy_id or own not in ("", None, it.node))
-
-    async def _instances(self, name: str) -> tuple[Instance, ...]:
-        return (await self._gateway.client.instances(name, kind=GATEWAY_KIND)).value
 
     async def token_expiry(self) -> float | None:
         """When the ACL token ends, in Unix time; None for one that never does, and where there is none."""
@@ -261,7 +259,7 @@ class GatewayView:
 
     def log_level_changed(self) -> None:
         """Have the relay tell of each stream at level debug, and no longer above it."""
-        self._gateway.relay.want_records(self._gateway.observer.wants_records)
+        self._gateway.want_records()
 
     def drain(self) -> None:
         self._gateway.drain()

@@ -247,12 +247,8 @@ def usage_of(pid: int) -> dict[str, float]:
     """What a process uses now, by what follows `worker_` in the names; without what may not be seen or has no limit."""
     import psutil  # noqa: PLC0415 - a megabyte that a gateway does without until it is scraped
 
-    def processor_time(process: psutil.Process) -> float:
-        spent = process.cpu_times()
-        return float(spent.user + spent.system)
-
     reads: dict[str, Callable[[psutil.Process], float]] = {
-        "cpu_seconds": processor_time,
+        "cpu_seconds": lambda process: process.cpu_times().user + process.cpu_times().system,
         "resident_memory_bytes": lambda process: process.memory_info().rss,
         "open_fds": lambda process: process.num_fds(),
         "max_fds": lambda process: process.rlimit(psutil.RLIMIT_NOFILE)[0],

@@ -168,6 +168,10 @@ class Gateway:
             *export_problems(self.tables.table),
         ]
 
+    def want_records(self) -> None:
+        """Have the relay tell of each stream that ends, if anybody reads that now."""
+        self.relay.want_records(self.observer.wants_records)
+
     def drain(self) -> None:
         """Begin to stop; idempotent."""
         self._drain.set()
@@ -431,7 +435,7 @@ class Gateway:
         logs.set_json(json=settings.log_json)
         if "MESHGATE_LOG_LEVEL" in reload.taken:
             logs.set_level(settings.log_level)
-            self.relay.want_records(self.observer.wants_records)
+            self.want_records()
         self.settings = settings
         self._policy.memory = settings.worker_memory
         self.tables.use_settings(settings)

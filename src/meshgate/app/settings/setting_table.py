@@ -99,14 +99,6 @@ def _path(name: str, help_: str) -> Setting:
     return _ours(name, help_, "", types.path, "PATH")
 
 
-def _max_connections() -> str:
-    return str(machine.streams_for(machine.reachable_descriptors()))
-
-
-def _workers() -> str:
-    return str(machine.usable_cores())
-
-
 _CONSUL_ROWS: Final = (
     _consul(
         "CONSUL_HTTP_ADDR",
@@ -255,7 +247,7 @@ _STREAM_ROWS: Final = (
     _number(
         "MESHGATE_MAX_CONNECTIONS",
         "Maximum number of open streams; more are refused.",
-        _max_connections,
+        lambda: str(machine.streams_for(machine.reachable_descriptors())),
         1,
         10_000_000,
         "from the limit of open files",
@@ -321,7 +313,14 @@ _STREAM_ROWS: Final = (
         "Pass on streams of peers to exported http, http2 and grpc services as they are, instead of refusing them.",
         "false",
     ),
-    _number("MESHGATE_WORKERS", "Number of relay processes.", _workers, 1, 1024, "the usable cores"),
+    _number(
+        "MESHGATE_WORKERS",
+        "Number of relay processes.",
+        lambda: str(machine.usable_cores()),
+        1,
+        1024,
+        "the usable cores",
+    ),
     _ours(
         "MESHGATE_WORKER_MEMORY",
         "Replace a relay process whose resident memory exceeds this; its streams go on; 0: never.",
