@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from meshgate import __version__
 from meshgate.app.cli import main as cli_module
 from meshgate.app.cli.consul_commands import _show_findings
-from meshgate.app.cli.main import chosen, cli, execute, normalised, options_of
+from meshgate.app.cli.main import chosen, cli, execute, normalized, options_of
 from meshgate.app.cli.output import Printer
 from meshgate.app.errors import CommandError, ConfigError
 from meshgate.app.settings.settings import Settings
@@ -100,7 +100,7 @@ def test_each_help_has_examples_that_name_flags_which_exist(name: str) -> None:
     for line in lines:
         words = line.partition("meshgate ")[2].partition("|")[0].rstrip(")").split()
         assert words[0] == name
-        flags = [word for word in normalised(words, known) if word.startswith("--")]
+        flags = [word for word in normalized(words, known) if word.startswith("--")]
         assert [flag for flag in flags if flag not in known] == []
     assert lines
 

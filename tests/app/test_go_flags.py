@@ -1,7 +1,7 @@
 import click
 import pytest
 
-from meshgate.app.cli.main import cli, normalised, options_of
+from meshgate.app.cli.main import cli, normalized, options_of
 
 OPTIONS = options_of(cli)
 
@@ -30,14 +30,14 @@ OPTIONS = options_of(cli)
     ],
 )
 def test_flags_may_be_written_as_go_programs_read_them(written: str, read: str) -> None:
-    assert normalised(written.split(), OPTIONS) == read.split()
+    assert normalized(written.split(), OPTIONS) == read.split()
 
 
 def test_a_boolean_flag_refuses_other_values_without_repeating_them() -> None:
     with pytest.raises(click.UsageError) as caught:
-        normalised(["run", "--register=s3cret"], OPTIONS)
+        normalized(["run", "--register=s3cret"], OPTIONS)
     assert caught.value.format_message() == "--register must be true or false"
 
 
 def test_a_flag_at_the_end_that_lacks_its_value_is_left_to_click() -> None:
-    assert normalised(["run", "-token"], OPTIONS) == ["run", "--token"]
+    assert normalized(["run", "-token"], OPTIONS) == ["run", "--token"]

@@ -51,7 +51,7 @@ def response_to(bind: HostPort | Path | None, path: str, *, method: str = "GET",
     """
     if bind is None:
         raise CommandError("the admin address is switched off (MESHGATE_ADMIN_BIND=off), so there is nobody to ask")
-    where = f"unix://{bind}" if isinstance(bind, Path) else str(_dialled(bind))
+    where = f"unix://{bind}" if isinstance(bind, Path) else str(_dialed(bind))
     base = "http://localhost" if isinstance(bind, Path) else f"http://{where}"
     # Never HTTPS here; a context without CA certificates saves loading them.
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -89,7 +89,7 @@ def decoded(body: bytes, shape: type[Answer]) -> Answer:
         raise CommandError("what answers at the admin address is not this version of meshgate") from None
 
 
-def _dialled(bind: HostPort) -> HostPort:
+def _dialed(bind: HostPort) -> HostPort:
     return HostPort({"0.0.0.0": "127.0.0.1", "::": "::1"}.get(bind.host, bind.host), bind.port)  # noqa: S104
 
 

@@ -79,11 +79,11 @@ class OwnAddresses:
             return True
         return self._is_met_at(address, port, self.listeners)
 
-    def _is_met_at(self, dialled: str, port: int, listeners: frozenset[tuple[str, int]]) -> bool:
+    def _is_met_at(self, dialed: str, port: int, listeners: frozenset[tuple[str, int]]) -> bool:
         hosts = [host for host, listening in listeners if listening == port]
         if not hosts:
             return False
-        address = plain(dialled)
+        address = plain(dialed)
         if address.is_unspecified:  # The kernel dials loopback for it.
             address = ip_address(_LOOPBACK[address.version])
         if str(address) in hosts:

@@ -1,4 +1,4 @@
-"""From instances in the catalog to endpoints that can be dialled: what all makers of routes stand on.
+"""From instances in the catalog to endpoints that can be dialed: what all makers of routes stand on.
 
 Which of an instance's addresses counts, and whether it is healthy, is what Consul's gateway makes of it
 (`agent/xds/endpoints.go` calculateEndpointHealthAndWeight, `agent/structs` BestAddress): Consul's checks decide,
@@ -169,12 +169,12 @@ class EndpointMaker:
             else:
                 yield Endpoint(numeric, port, verdict.healthy, verdict.weight, *where, verdict.cause, far, name)
         if not known:
-            # Weight 0: whoever dialled it all the same would ask for its address, and nobody would judge that.
+            # Weight 0: whoever dialed it all the same would ask for its address, and nobody would judge that.
             cause = f"no address is known for the host name {address}" if name else "it has no address"
             yield Endpoint(address, port, False, 0, *where, verdict.cause or cause)
 
     def _never(self, address: str, port: int, instance: Instance, *, elsewhere: bool) -> str:
-        """Why an address is never dialled, whatever its health; "" for nearly all."""
+        """Why an address is never dialed, whatever its health; "" for nearly all."""
         view = self.view
         if view.own.leads_back(address, port, elsewhere=elsewhere):
             return LEADS_BACK

@@ -11,7 +11,7 @@ ends at the gateway of its datacenter. Only a gateway of the default partition t
 
 What depends on health, and what does not:
 
-- Servers here are dialled whatever their checks say, as Consul's gateway does: gossip and Raft judge them better, and a
+- Servers here are dialed whatever their checks say, as Consul's gateway does: gossip and Raft judge them better, and a
   server that recovers has to be reached in order to be seen.
 - Of the gateways there, those count that are registered for servers, since the others refuse these names; Consul's
   servers choose theirs in the same way. One with a critical check is avoided while there is a healthy one. Where none

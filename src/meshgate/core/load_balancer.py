@@ -165,7 +165,7 @@ class LoadBalancer:
         )
 
     def rival(self, hosts: HostSet, position: int, tried: tuple[int, ...]) -> int | None:
-        """An address of the same host name and the other family, to be dialled beside it; None where there is none."""
+        """An address of the same host name and the other family, to be dialed beside it; None where there is none."""
         endpoint = hosts.candidates[position]
         families = hosts.names.get(endpoint.host_name)
         others = families[not _is_v6(endpoint)] if families is not None else ()

@@ -141,7 +141,7 @@ def first_hop(mode: str, own: Place, target: Target) -> Hop:
 
 
 def path(mode: str, own: Place, target: Target) -> tuple[Hop, ...]:
-    """All that is dialled on the way, the first hop by the caller's sidecar and each further one by the one before."""
+    """All that is dialed on the way, the first hop by the caller's sidecar and each further one by the one before."""
     first = first_hop(mode, own, target)
     if first is Hop.LOCAL_GATEWAY:
         return first, Hop.PEER_GATEWAY if target.peer else Hop.REMOTE_GATEWAY, Hop.SIDECAR

@@ -54,7 +54,7 @@ def _imports(snapshot: Snapshot, maker: EndpointMaker) -> Iterator[Route]:
 
 
 def _elsewhere(instance: Instance) -> Instance:
-    """An instance of a peer: always dialled at its WAN address, and never of this gateway's own datacenter or node.
+    """An instance of a peer: always dialed at its WAN address, and never of this gateway's own datacenter or node.
 
     A peer's may have the same names.
     """

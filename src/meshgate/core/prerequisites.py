@@ -173,7 +173,7 @@ def connect_enabled(enabled: bool | None, trust_domain: str) -> Finding:
 def ca_roots(count: int, expires: float | None, now: float) -> Finding:
     """The roots of the mesh; `expires` is the end of the active one. Times are Unix times in seconds."""
     if not count:
-        return failed("CA roots", "there is none", "initialise Consul's CA: /v1/connect/ca/configuration")
+        return failed("CA roots", "there is none", "initialize Consul's CA: /v1/connect/ca/configuration")
     if expires is None:
         return warning("CA roots", "no root is active", "look at /v1/connect/ca/roots")
     days = (expires - now) / _DAY
@@ -215,7 +215,7 @@ def clock(skew: float | None) -> Finding:
     shown = f"{abs(skew):.1f} s {'ahead of' if skew > 0 else 'behind'} the agent"
     if abs(skew) <= SMALL_SKEW:
         return ok("clock", f"within {SMALL_SKEW:g} s of the agent")
-    advice = "synchronise the clocks (NTP): certificates are judged by them"
+    advice = "synchronize the clocks (NTP): certificates are judged by them"
     return Finding("clock", Status.FAILED if abs(skew) > WORST_SKEW else Status.WARNING, shown, advice)
 
 

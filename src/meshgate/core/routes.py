@@ -89,7 +89,7 @@ class Policy(StrEnum):
 class Endpoint:
     """An address to dial. `cause` says why it is unhealthy; empty while it is healthy.
 
-    A weight of 0 is for what must never be dialled, in panic mode neither. `distance` orders endpoints that are not
+    A weight of 0 is for what must never be dialed, in panic mode neither. `distance` orders endpoints that are not
     equally near: farther ones only get what no nearer one takes. `host_name` is what the address was resolved from.
     """
 

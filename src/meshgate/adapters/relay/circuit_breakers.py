@@ -3,8 +3,8 @@
     client        streams of one client, for all workers together; and those that it began within the last second
     total         streams, for all workers together
     destination   streams of one destination, for all workers together
-    waiting       those of them whose connection is dialled and does not stand yet, for all workers together
-    pending       connections to one endpoint that are dialled and do not stand yet, of this worker
+    waiting       those of them whose connection is dialed and does not stand yet, for all workers together
+    pending       connections to one endpoint that are dialed and do not stand yet, of this worker
     load          streams that one endpoint carries, of this worker; no limit, but what `least_request` goes by
 
 What Consul sets for destinations (`UpstreamConfig.Defaults.Limits` in the `service-defaults` of the gateway's own name)
@@ -51,7 +51,7 @@ class CircuitBreakers:
         self._gateways: tuple[RouteTable | None, frozenset[str]] = None, frozenset()
         self._recent: deque[tuple[float, str]] = deque()  # What is counted for `max_connection_rate_per_client`.
         self.pending = 0
-        """Connections to endpoints that are dialled and do not stand yet."""
+        """Connections to endpoints that are dialed and do not stand yet."""
         self._pending: dict[Address, int] = {}
         self._loads: dict[Address, int] = {}
 

@@ -18,9 +18,9 @@ class Limits:
     streams or more are open. `max_connection_rate_per_client` counts those that come within a second. Neither holds for
     `exempt_clients`, which are networks (CIDR). `max_hello_bytes` counts wire bytes up to the end of the ClientHello.
     `max_connections_per_destination` counts the streams of a service, a subset or a remote datacenter, from the moment
-    that one is to be dialled; 0: no limit. `max_pending_per_destination` counts those of them whose connection is
-    dialled and does not stand yet; 0: no limit. `max_pending_per_endpoint` counts, for each worker, the connections to
-    one address and port that are dialled and do not stand yet; 0: no limit.
+    that one is to be dialed; 0: no limit. `max_pending_per_destination` counts those of them whose connection is
+    dialed and does not stand yet; 0: no limit. `max_pending_per_endpoint` counts, for each worker, the connections to
+    one address and port that are dialed and do not stand yet; 0: no limit.
     """
 
     hello_timeout: float = 15.0

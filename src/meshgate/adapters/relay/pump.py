@@ -52,7 +52,7 @@ _PIPES_KEPT: Final = 32
 _NOT_ALL_BYTES: Final = EPOLLPRI | EPOLLRDHUP | EPOLLHUP | EPOLLERR
 READABLE: Final = EPOLLIN | _NOT_ALL_BYTES
 BROKEN: Final = EPOLLHUP | EPOLLERR
-_IN_OUT: Final = EPOLLIN | EPOLLOUT  # Of a leg that blocked once, or was dialled.
+_IN_OUT: Final = EPOLLIN | EPOLLOUT  # Of a leg that blocked once, or was dialed.
 _EVENTS: Final = EPOLLIN | EPOLLPRI | EPOLLRDHUP | EPOLLET
 
 

@@ -1,6 +1,6 @@
 """One stream, from its first byte to its last: a state machine that is called with events and never waits.
 
-    setup       the hello is read and an endpoint dialled (`setup` is set, see there)
+    setup       the hello is read and an endpoint dialed (`setup` is set, see there)
     relaying    both legs are open, or one direction of them
     refused     an alert was sent; what the client still sends is thrown away until it closes, so that the kernel
                 does not reset the connection before the client has read the alert

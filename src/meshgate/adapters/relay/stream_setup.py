@@ -1,9 +1,9 @@
-"""The beginning of a stream: its hello is read, its route found, an endpoint dialled.
+"""The beginning of a stream: its hello is read, its route found, an endpoint dialed.
 
 A machine in the manner of h11: it is told what came to pass, and each call returns what came of it, an `Outcome`. What
 is written, refused or ended is for the stream to do.
 
-What always holds: a route is looked up once, by the name in the hello, and only endpoints of that route are dialled.
+What always holds: a route is looked up once, by the name in the hello, and only endpoints of that route are dialed.
 Another endpoint is tried only while no byte has gone to one. The hello is kept until then, at most as long as the
 limits allow; what the client sends behind it waits in the kernel.
 
@@ -70,7 +70,7 @@ GONE: Final = Gone()
 
 
 class _Attempt(NamedTuple):
-    """A connection that is dialled and does not stand yet."""
+    """A connection that is dialed and does not stand yet."""
 
     leg: Leg
     position: int
@@ -146,7 +146,7 @@ class StreamSetup:
 
     @property
     def under_way(self) -> int:
-        """Connections that are dialled and do not stand yet."""
+        """Connections that are dialed and do not stand yet."""
         return len(self._attempts)
 
     # --- what comes to pass --------------------------------------------------------------------------------------
@@ -194,7 +194,7 @@ class StreamSetup:
         return self._place(self._context.table.find(name)) if name else WAIT
 
     def on_leg(self, leg: Leg) -> Outcome:
-        """Something has happened on the socket of a connection that is dialled."""
+        """Something has happened on the socket of a connection that is dialed."""
         for attempt in self._attempts:
             if attempt.leg is leg:
                 break

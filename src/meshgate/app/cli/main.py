@@ -110,7 +110,7 @@ def execute(arguments: Sequence[str]) -> int:
         if _HAND_OVER in os.environ:
             arguments = _take(session)
         result = cli.main(
-            normalised(arguments, options_of(chosen(cli, arguments))),
+            normalized(arguments, options_of(chosen(cli, arguments))),
             prog_name="meshgate",
             standalone_mode=False,
             obj=session,
@@ -223,7 +223,7 @@ def _complete_go_flags() -> None:
         class Reader(base):  # type: ignore[misc, valid-type]  # one of click's three
             def get_completion_args(self) -> tuple[list[str], str]:
                 words, incomplete = super().get_completion_args()
-                return normalised(words, options_of(chosen(cli, words))), incomplete
+                return normalized(words, options_of(chosen(cli, words))), incomplete
 
         add_completion_class(Reader, shell)
 
@@ -242,7 +242,7 @@ def options_of(group: click.Group) -> dict[str, click.Option]:
     return {name: option for option in options for name in (*option.opts, *option.secondary_opts)}
 
 
-def normalised(arguments: Iterable[str], options: Mapping[str, click.Option]) -> list[str]:
+def normalized(arguments: Iterable[str], options: Mapping[str, click.Option]) -> list[str]:
     """The arguments in click's way: long flags with two dashes, booleans without a value.
 
     The value of a flag is never changed, whatever it looks like.

@@ -44,7 +44,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Leg:
-    """Who is dialled, and at which addresses; none where they cannot be known from here."""
+    """Who is dialed, and at which addresses; none where they cannot be known from here."""
 
     hop: Hop
     addresses: tuple[HostPort, ...]

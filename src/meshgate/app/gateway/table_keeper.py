@@ -235,7 +235,7 @@ def tell_table(before: RouteTable, after: RouteTable, change: TableChange) -> No
     if added or changed or change.removed:
         log.info("routes changed", total=len(after), added=added, removed=len(change.removed), changed=changed)
     for old, route in pairs:
-        new = _never_dialled(route) - _never_dialled(old)
+        new = _never_dialed(route) - _never_dialed(old)
         for endpoint in sorted(new, key=lambda each: (each.node, each.instance))[:_MOST_ENDPOINTS]:
             log.warning(
                 "an endpoint in Consul gets no streams",
@@ -251,7 +251,7 @@ def tell_table(before: RouteTable, after: RouteTable, change: TableChange) -> No
         log.warning("two things in Consul claim one name; the one without a dot in its name has it", sni=name)
 
 
-def _never_dialled(route: Route | None) -> set[Endpoint]:
+def _never_dialed(route: Route | None) -> set[Endpoint]:
     if route is None:
         return set()
     # A host name that is not known yet is said by who asks for it.

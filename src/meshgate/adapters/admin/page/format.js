@@ -79,5 +79,5 @@ export function percent(share) {
 /** How many of how many are healthy, as a word for the style. */
 export const health = (healthy, all) => (healthy === 0 ? "bad" : healthy < all ? "warn" : "ok");
 
-/** The sign that goes with it, for those who do not see colours. */
+/** The sign that goes with it, for those who do not see colors. */
 export const SIGN = { ok: "✓", warn: "!", bad: "✕" };
