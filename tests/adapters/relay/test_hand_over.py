@@ -592,12 +592,12 @@ async def test_long_streams_that_were_handed_over_are_known_once_should_their_wo
     async with backend(echo) as port, pool_of({WEB: [endpoint(port)]}, workers=1) as pool:
         clients = [await pool.call() for _ in range(5)]
         with trio.fail_after(30):
-            while pool.relay.settled < 5:
+            while pool.settled < 5:
                 await trio.sleep(0.05)
             (old,) = pool.relay.workers
             await pool.relay.replace(0)
             await until_gone(pool, old)
-            assert pool.relay.settled == 5
+            assert pool.settled == 5
             assert pool.watcher.ended == []
             os.kill(pool.relay.workers[0], signal.SIGKILL)
             while len(pool.watcher.ended) < 5:

@@ -130,7 +130,7 @@ async def test_each_long_stream_of_a_lost_worker_has_a_record_and_none_that_had_
         with trio.fail_after(30):
             for client in clients:
                 await client.send_all(b"x")
-            while pool.relay.settled < 4:
+            while pool.settled < 4:
                 await trio.sleep(0.02)
             ended = clients.pop()
             assert await receive_exactly(ended, 1) == b"x"
@@ -138,7 +138,7 @@ async def test_each_long_stream_of_a_lost_worker_has_a_record_and_none_that_had_
             while not pool.watcher.ended:
                 await trio.sleep(0.02)
             assert [record.end for record in pool.watcher.ended] == [StreamEnd.CLOSED]
-            assert pool.relay.settled == 3
+            assert pool.settled == 3
             for client in clients:
                 await client.send_all(b"later")
                 assert await receive_exactly(client, 6) == b"xlater"

@@ -397,11 +397,6 @@ class RelayPool:
         return self._totals.ends.get(StreamEnd.WORKER_LOST, 0)
 
     @property
-    def settled(self) -> int:
-        """Streams that are known one by one, should their worker be lost; none where nobody wants records."""
-        return sum(worker.settled for worker in self._everybody)
-
-    @property
     def loads(self) -> list[tuple[int, int]]:
         """For each worker's place the process id, 0 while it is empty, and the streams open there as last heard."""
         return [(worker.pid, worker.active) for worker in self._workers]

@@ -311,11 +311,6 @@ class WorkerProcess:
         """Let no other process take its place when it ends."""
         self._is_dismissed.set()
 
-    @property
-    def settled(self) -> int:
-        """Streams that are known one by one."""
-        return len(self._settled)
-
     def forget(self, stream: int) -> None:
         """Another worker has this stream."""
         self._settled.pop(stream, None)
