@@ -172,8 +172,8 @@ class _Pages:
             state="DRAINING" if gateway.draining else "LIVE" if gateway.ready else "PRE_INITIALIZING",
             uptime_seconds=round(seconds, 3),
             # Envoy's own names and shape for the same.
-            uptime_current_epoch=f"{gateway.version_uptime:.0f}s",
-            uptime_all_epochs=f"{seconds:.0f}s",
+            uptime_current_epoch=f"{int(gateway.version_uptime)}s",
+            uptime_all_epochs=f"{int(seconds)}s",
             node=answers.Node(settings.proxy_id, settings.service),
             command_line_options=_flags(settings),
             sandbox=answers.Sandbox(settings.sandbox, sandbox.seccomp, sandbox.landlock, sandbox.missing),
