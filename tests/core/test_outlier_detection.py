@@ -55,7 +55,6 @@ def test_an_ejection_of_somebody_else_is_taken_over_and_soon_probed() -> None:
     detector.remember(A, 5, 100.0, since=7.0, why="refused")
     assert detector.ejected == {A: 5}
     assert detector.due(100.0 + FIRST_PROBE_SECONDS) == [A]
-    ejection = detector.ejection(A)
-    assert ejection is not None
+    ejection = detector.ejections[A]
     assert (ejection.failures, ejection.since, ejection.why) == (6, 7.0, "refused")
     assert detector.succeeded(A)

@@ -32,21 +32,18 @@ class OutlierDetector:
     """What all workers have met. Times are in seconds on the caller's clock, which never goes back."""
 
     def __init__(self) -> None:
-        self._ejected: dict[Address, Ejection] = {}
+        self.ejections: dict[Address, Ejection] = {}
 
     @property
     def ejected(self) -> dict[Address, int]:
         """The endpoints that are ejected, and their failures in a row."""
-        return {address: each.failures for address, each in self._ejected.items()}
-
-    def ejection(self, address: Address) -> Ejection | None:
-        return self._ejected.get(address)
+        return {address: each.failures for address, each in self.ejections.items()}
 
     def failed(self, address: Address, now: float, *, since: float = 0.0, why: str = "") -> bool:
         """Note that a stream could not connect, when (`since` is Unix time) and `why`; whether this ejects it."""
-        known = self._ejected.get(address)
+        known = self.ejections.get(address)
         if known is None:
-            self._ejected[address] = Ejection(1, now + FIRST_PROBE_SECONDS, since, why)
+            self.ejections[address] = Ejection(1, now + FIRST_PROBE_SECONDS, since, why)
             return True
         # A stream that had no other endpoint left: it must not put off the probe that would end the ejection.
         known.failures += 1
@@ -54,20 +51,20 @@ class OutlierDetector:
 
     def remember(self, address: Address, failures: int, now: float, *, since: float, why: str) -> None:
         """Take over an ejection that somebody else has made; it is soon probed."""
-        self._ejected[address] = Ejection(failures, now + FIRST_PROBE_SECONDS, since, why)
+        self.ejections[address] = Ejection(failures, now + FIRST_PROBE_SECONDS, since, why)
 
     def succeeded(self, address: Address) -> bool:
         """Note that a connection stands; whether this ends an ejection."""
-        return self._ejected.pop(address, None) is not None
+        return self.ejections.pop(address, None) is not None
 
     def next_probe(self) -> float:
         """When to ask for `due` again; infinity while nothing is ejected."""
-        return min((each.probe_at for each in self._ejected.values()), default=float("inf"))
+        return min((each.probe_at for each in self.ejections.values()), default=float("inf"))
 
     def due(self, now: float) -> list[Address]:
         """The endpoints to probe now. Each is due again later, unless `succeeded` comes first."""
         found = []
-        for address, each in self._ejected.items():
+        for address, each in self.ejections.items():
             if each.probe_at <= now:
                 found.append(address)
                 each.failures += 1
@@ -76,4 +73,4 @@ class OutlierDetector:
 
     def keep_only(self, addresses: Container[Address]) -> None:
         """Forget endpoints that get no traffic any more: if they come back, Consul has found them healthy."""
-        self._ejected = {address: each for address, each in self._ejected.items() if address in addresses}
+        self.ejections = {address: each for address, each in self.ejections.items() if address in addresses}

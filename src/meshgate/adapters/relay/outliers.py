@@ -48,12 +48,11 @@ class Outliers:
 
     def ejection(self, address: Address) -> Ejection | None:
         """Since when and why an endpoint is ejected; None where it is not."""
-        return self._detector.ejection(address)
+        return self._detector.ejections.get(address)
 
     def left(self) -> list[Ejected]:
         """What is ejected, for the parent after this one."""
-        found = ((address, self._detector.ejection(address)) for address in self._detector.ejected)
-        return [(*address, it.failures, it.since, it.why) for address, it in found if it is not None]
+        return [(*address, it.failures, it.since, it.why) for address, it in self._detector.ejections.items()]
 
     def remember(self, ejected: Iterable[Ejected]) -> None:
         """Take over what the parent before this one has ejected."""
@@ -76,7 +75,7 @@ class Outliers:
 
     def keep_only(self, addresses: Callable[[], set[Address]]) -> None:
         """Forget what gets no traffic any more."""
-        if self._detector.ejected:
+        if self._detector.ejections:
             self._detector.keep_only(addresses())
 
     async def run(self) -> None:
