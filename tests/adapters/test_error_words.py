@@ -167,7 +167,12 @@ def fail(error: BaseException) -> None:
         (lambda: click.IntRange(0, 5).convert(9, None, None), "9 is not in the range 0<=x<=5."),
         (lambda: utils.decode_dss_signature(b"x"), "error parsing asn1 value"),
         (lambda: load("none"), "no start line: cadata does not contain a certificate"),
-        (lambda: fail(ExceptionGroup("", [OSError(errno.EMFILE, "x"), ValueError("y")])), "Too many open files"),
+        (
+            lambda: fail(ExceptionGroup("", [OSError(errno.EMFILE, "x: Too many open files"), ValueError("y")])),
+            "Too many open files",
+        ),
+        # As the product itself says what the system has no words for.
+        (lambda: fail(OSError(errno.EINVAL, "not a regular file", "/a")), "not a regular file"),
         (lambda: fail(OSError("descriptors are missing")), "descriptors are missing"),
         (lambda: fail(MemoryError()), "out of memory"),
         (lambda: fail(TimeoutError()), "timeout"),

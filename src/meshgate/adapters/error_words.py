@@ -51,8 +51,9 @@ def _words(error: BaseException) -> str:
         case socket.gaierror():
             return error.strerror or str(error)
         case OSError() if error.errno:
-            # The text of trio's has the address that was called, too.
-            return os.strerror(error.errno)
+            # Trio puts the address that was called before the system's words; our own errors have others.
+            words = os.strerror(error.errno)
+            return error.strerror if error.strerror and words not in error.strerror else words
     if isinstance(error, _DEFECTS):
         # Nothing that a user can mend, and their texts alone say little.
         return f"unexpected {type(error).__name__}: {error}"

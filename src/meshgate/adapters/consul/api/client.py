@@ -276,7 +276,7 @@ class ConsulClient:
     async def proxy_defaults_mode(self) -> str:
         """The gateway mode of the global proxy-defaults; "" where there is none."""
         # All of the one entry there is: to ask for it by name is an error in Consul's log where it is not.
-        return (await self._read(CONSUL.config.list("proxy-defaults"), records.decode_proxy_defaults_mode)).value
+        return (await self._read(CONSUL.config.list("proxy-defaults"), records.decode_proxy_defaults)).value
 
     async def discovery_chain(self, service: str, cursor: Cursor = NOW, *, datacenter: str = "") -> Page[Chain]:
         request = CONSUL.discovery_chain.get(segment(service), datacenter)

@@ -764,7 +764,7 @@ def _sameness_group(entry: _SamenessGroup) -> SamenessGroup:
 
 decode_resolvers = decoder(list[_Resolver] | None, _ordered(_resolver, "name"))
 decode_service_defaults = _as_it_is(ServiceDefaults)
-decode_proxy_defaults_mode = decoder(list[ServiceDefaults] | None, lambda rows: rows[0].mode if rows else "")
+decode_proxy_defaults = decoder(list[ServiceDefaults] | None, lambda rows: rows[0].mode if rows else "")
 decode_destination_limits = _by_name(list[ServiceDefaults] | None, attrgetter("limits"))
 decode_peer_through = _by_name(
     list[_Mesh] | None, lambda entry: bool((entry.peering or _MeshPeering()).peer_through_mesh_gateways)
