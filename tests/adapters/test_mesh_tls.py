@@ -1,5 +1,6 @@
 """A caller's identity, handshake and verdict, with a CA and servers of our own. Consul's are met in the e2e tests."""
 
+import errno
 import os
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -138,7 +139,8 @@ async def test_nobody_listening_is_said_in_the_systems_words() -> None:
 
 async def test_several_addresses_that_refuse_are_one_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     async def two(*_: object) -> object:
-        raise OSError("all attempts failed") from ExceptionGroup("", [ConnectionRefusedError(111, "no"), OSError("x")])
+        refused = ConnectionRefusedError(errno.ECONNREFUSED, "Error connecting to ('::1', 1): Connection refused")
+        raise OSError("all attempts failed") from ExceptionGroup("", [refused, OSError("x")])
 
     monkeypatch.setattr(trio, "open_tcp_stream", two)
     with pytest.raises(RefusedError, match="connect: Connection refused"):
