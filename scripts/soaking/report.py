@@ -14,11 +14,7 @@ from tests.harness.agent import consul_version
 from .kernel import Usage
 from .ledger import Ledger
 
-_PAGE: Final = """---
-orphan: true
----
-
-# A soak with Consul {consul}
+_PAGE: Final = """# A soak with Consul {consul}
 
 Written by `scripts/soak` at the end of the run, on {date}, of commit {commit}, on {processors} processors.
 `scripts/soak {minutes:g} --seed {seed} --quick {quick:g} --gap {gap:g}` makes the same faults and the same traffic.
