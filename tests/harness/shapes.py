@@ -32,6 +32,7 @@ _GREETING: Final = 100
 _SECOND_FLIGHT: Final = 60  # Who sends nothing behind its hello is taken for nobody after a while.
 _ALERT: Final = b"\x15\x03\x03"
 _CLOCK_SECONDS: Final = 1.0
+_MOMENT: Final = 0.2  # A stream that began so long before may still wait for whoever accepts it.
 _TOLD_SECONDS: Final = 5.0  # A worker tells of what has ended every half second, where it is not busy.
 _OPEN_SECONDS: Final = 60.0
 _CLOSED_SECONDS: Final = 0.7  # A second before the kernel repeats a SYN, so that the repetition is let in.
@@ -378,7 +379,7 @@ class Driver:
 
     @contextmanager
     def forgiving(self, *, open_ones: bool = True) -> Iterator[None]:
-        """Take no offence if a stream is cut that begins within the block, or is open at the beginning of it.
+        """Take no offence if a stream is cut that begins within the block or a moment before or after, or is open then.
 
         Nor if nobody tells of one that ends within it, or a moment before or after: who carried it may have died then.
         """
@@ -386,14 +387,14 @@ class Driver:
         for life in self.lives:
             life.untold |= life.ended > time.time() - _TOLD_SECONDS
         for talk in self._talks.values():
-            talk.forgiven |= open_ones
+            talk.forgiven |= open_ones or talk.life.dialled > time.time() - _MOMENT
         yield
         self._forgiving, self._forgiven = False, time.time()
 
     @property
     def forgives(self) -> bool:
         """Whether a stream that begins now may be cut."""
-        return self._forgiving
+        return self._forgiving or time.time() < self._forgiven + _MOMENT
 
     def fault(self, talk: "_Talk | None", where: str, error: Exception) -> None:
         """Note what happened to a stream."""
