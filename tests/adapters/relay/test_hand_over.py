@@ -651,7 +651,7 @@ async def test_worker_with_most_of_the_streams_shares_them_and_goes_on() -> None
         policy.look = 0.05
         pool.relay.reshape(3, policy.sandbox)  # From here on it looks so often.
         with structlog.testing.capture_logs() as logs, trio.fail_after(30):
-            while [active for _, active in pool.relay.loads] != [20, 20, 20]:
+            while [active for _, active in pool.relay.loads] != [20, 20, 20] or not logs:  # It is told behind that.
                 await trio.sleep(0.02)
         assert [(entry["worker"], entry["streams"]) for entry in logs] == [(0, 40)]
         assert pool.relay.workers == before
