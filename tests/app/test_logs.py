@@ -207,6 +207,15 @@ def test_a_module_may_log_before_logs_are_configured(output: Any, capsys: pytest
     assert len(lines()) == 1
 
 
+def read_until(reading: int, told: bytes) -> None:
+    """Read the log from a pipe until it tells of the loss, then end it and close the pipe's reading end."""
+    data = b""
+    while told not in data:
+        data += os.read(reading, 1 << 20)
+    logs.shutdown()
+    os.close(reading)
+
+
 def test_the_loss_of_lines_is_logged(output: Any) -> None:
     reading, writing = os.pipe()
     output()
@@ -214,12 +223,7 @@ def test_the_loss_of_lines_is_logged(output: Any) -> None:
     for _ in range(3):
         log.info("x" * (1 << 17))
     assert logs.dropped() >= 1
-    os.set_blocking(reading, True)
-    data = b""
-    while b"[WARN]  meshgate.log: log lines were dropped: count=" not in data:
-        data += os.read(reading, 1 << 20)
-    logs.shutdown()
-    os.close(reading)
+    read_until(reading, b"[WARN]  meshgate.log: log lines were dropped: count=")
     os.close(writing)
 
 
@@ -240,11 +244,7 @@ async def test_the_count_of_lost_lines_never_goes_back(output: Any, tmp_path: Pa
         gateway._reload()
     assert 0 < lost <= logs.dropped()
     assert logs.level() == "debug"
-    data = b""
-    while b'"@message":"log lines were dropped"' not in data:
-        data += os.read(reading, 1 << 20)
-    logs.shutdown()
-    os.close(reading)
+    read_until(reading, b'"@message":"log lines were dropped"')
     os.close(writing)
 
 
