@@ -28,6 +28,8 @@ DATACENTERS = 50
 EACH = 4  # instances of a service
 PATIENCE = 90.0
 LATENCIES = 20  # measured changes
+# Seconds after the start from which on it is measured: a gateway that is younger asks its agent more often.
+SETTLED = 60.0
 
 
 class _Product:
@@ -110,7 +112,7 @@ def large_catalog(place: Place, *, services: int, seconds: float, workers: int =
         in_use = random.Random(1).sample(range(services), min(40, services // 2))
         for service in in_use:
             product.stream(service)
-        time.sleep(2)
+        time.sleep(SETTLED)
         busy = _cpu_while_changing(product, consul, range(services), seconds)
         used = _cpu_while_changing(product, consul, in_use, seconds)
         quiet = _cpu(product, seconds / 2)

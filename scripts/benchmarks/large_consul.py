@@ -133,7 +133,10 @@ class LargeConsul:
             "ContentHash": "1",
         }
         answers: dict[str, Any] = {
-            "/v1/agent/self": {"Config": {"Datacenter": "dc1", "NodeName": "node", "Version": "1.8.7"}},
+            "/v1/agent/self": {
+                "Config": {"Datacenter": "dc1", "NodeName": "node", "Version": "1.22.6"},
+                "DebugConfig": {"UseStreamingBackend": True},
+            },
             "/v1/connect/ca/roots": {"TrustDomain": TRUST_DOMAIN, "ActiveRootID": "", "Roots": []},
             "/v1/catalog/datacenters": ["dc1", *self._remotes],
             "/v1/config/service-resolver": [],

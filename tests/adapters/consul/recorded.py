@@ -34,6 +34,7 @@ _DEBUG: Final = (
     "HTTPMaxConnsPerClient",
     "ACLsEnabled",
     "HTTPBlockEndpoints",
+    "UseStreamingBackend",
 )
 
 Ask = Callable[[ConsulClient], Awaitable[Any]]

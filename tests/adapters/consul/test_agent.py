@@ -23,6 +23,14 @@ async def test_facts_that_are_limited_are_logged(autojump_clock: MockClock) -> N
     assert [(entry["log_level"], entry["problem"]) for entry in logs] == [("warning", facts.limited)]
 
 
+async def test_the_registry_learns_whether_the_agent_is_streaming(autojump_clock: MockClock) -> None:
+    registry = WatchRegistry()
+    await wait_for_agent(Model(facts=AgentFacts("dc1", streaming=True)), registry)
+    assert registry.streaming
+    await wait_for_agent(Model(facts=AgentFacts("dc1")), registry)
+    assert not registry.streaming
+
+
 async def test_an_agent_that_starts_late_is_waited_for(autojump_clock: MockClock) -> None:
     model, registry = Model(down=unreachable()), WatchRegistry()
     async with trio.open_nursery() as nursery:

@@ -115,6 +115,48 @@ async def test_the_documented_policy_is_enough(federation: Federation, token: st
     assert "mesh-gateway" not in agent
 
 
+async def test_an_agent_lets_go_of_a_health_query_with_its_client_where_it_is_streaming(
+    federation: Federation, token: str
+) -> None:
+    """150 queries are held and given up, of 200 connections that an address has; then 100 more are wanted."""
+    consul = federation.dc1
+    address = ConsulAddress.from_settings({"CONSUL_HTTP_ADDR": consul.http_addr, "CONSUL_HTTP_TOKEN": token})
+    async with ConsulClient(address) as client:
+        streaming = (await client.agent_facts()).streaming
+        index = (await client.connect_instances("nobody", Cursor())).index or 0
+    host, _, port = consul.http_addr.removeprefix("http://").rpartition(":")
+
+    async def ask(path: str) -> trio.SocketStream:
+        # From an address of its own, whose connections are counted alone.
+        stream = await trio.open_tcp_stream(host, int(port), local_address="127.0.0.9")
+        await stream.send_all(f"GET {path} HTTP/1.1\r\nHost: consul\r\nX-Consul-Token: {token}\r\n\r\n".encode())
+        return stream
+
+    async def served() -> int:
+        streams = [await ask("/v1/status/leader") for _ in range(100)]
+        answers = []
+        for stream in streams:
+            try:
+                answers.append((await stream.receive_some()).startswith(b"HTTP/1.1 200"))
+            except trio.BrokenResourceError:
+                answers.append(False)
+            await stream.aclose()
+        return sum(answers)
+
+    # The last one is answered, so Consul has taken those before it.
+    held = [await ask(f"/v1/health/connect/nobody-{each}?index={index + 1000}&wait=10s") for each in range(150)]
+    held.append(await ask("/v1/status/leader"))
+    assert await held[-1].receive_some()
+    for stream in held:
+        await stream.aclose()
+    if not streaming:
+        assert await served() < 60
+        return
+    with trio.fail_after(4):
+        while await served() < 100:
+            await trio.sleep(0.1)
+
+
 async def test_a_service_is_followed_through_its_life(federation: Federation, token: str) -> None:
     dc1 = federation.dc1
     async with running(dc1, CONSUL_HTTP_TOKEN=token) as it:

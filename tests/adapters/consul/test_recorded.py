@@ -189,7 +189,7 @@ async def test_the_agent_and_what_it_holds(version: str) -> None:
     facts = await played(version, "agent-self")
     assert (facts.datacenter, facts.node, facts.version) == ("dc1", "dc1-server", version.removeprefix("consul-"))
     assert (facts.server, facts.connect, facts.central_config, facts.acls) == (True, True, True, True)
-    assert facts.max_connections == 200
+    assert (facts.max_connections, facts.streaming) == (200, version != "consul-1.8.7")
     own = await played(version, "agent-service")
     assert (own.id, own.kind, own.port, own.content_hash != "") == ("mesh-gateway", "mesh-gateway", 8443, True)
     tagged = {each.name: (each.address, each.port) for each in own.tagged}

@@ -265,6 +265,8 @@ async def test_queries_are_held_longer_the_longer_the_process_runs_and_many_for_
         for _ in range(100):
             held.enter_context(registry.asking())
         assert registry.longest_wait() == 10
+        registry.streaming = True
+        assert registry.longest_wait() == 300
     script = Script([Page("a", 5), Page("b", 6)], hold=lambda cursor: cursor.blocks)
     waits = []
 

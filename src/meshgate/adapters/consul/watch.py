@@ -49,7 +49,7 @@ LATER_LOG_INTERVAL: Final = 600.0
 FIRST_WAIT: Final = 2.0
 WAIT_GROWTH: Final = 0.25
 # Held queries from which on a successor beside what a process has left is near the limit of an agent, and how many of
-# them are renewed in a second then.
+# them are renewed in a second then (2 ms of processor time each, mostly that of waking up).
 MANY: Final = 80
 RENEWED: Final = 10.0
 
@@ -126,7 +126,11 @@ class WatchLeft(msgspec.Struct, frozen=True):
 
 
 class WatchRegistry:
-    """The watches of one process. `token_version` changes when the token does; for `first_wait` see `longest_wait`."""
+    """The watches of one process.
+
+    `token_version` changes when the token does; for `first_wait` and `streaming`, a fact of the agent, see
+    `longest_wait`.
+    """
 
     def __init__(
         self, *, token_version: Callable[[], int] = lambda: 0, first_wait: float = FIRST_WAIT, policy: Policy = WATCHES
@@ -134,6 +138,7 @@ class WatchRegistry:
         self._policy = policy
         self.token_version = token_version
         self._first_wait = first_wait
+        self.streaming = False
         self._states: dict[WatchKey, WatchState] = {}
         self._recovery = trio.Event()
         self._news: dict[str, trio.Event] = {}
@@ -168,15 +173,19 @@ class WatchRegistry:
     def longest_wait(self) -> float:
         """Seconds for which a query may be held at present.
 
-        Consul 1.8 keeps the connection of a query that it holds until the wait is over, also when the process that
-        asked is gone, and grants a client 200. So what a process leaves behind lasts for no more than a fraction of the
-        time that it ran, and where it is much, for seconds; else restarts lock out the next process, and all others of
-        the machine with it.
+        Consul keeps the connection of a query that it holds until the wait is over, also when the process that asked is
+        gone, and grants a client 200. So what a process leaves behind lasts for no more than a fraction of the time
+        that it ran, and where it is much, for seconds; else restarts lock out the next process, and all others of the
+        machine with it. Where the agent is `streaming`, queries for health, which are most, end with their client (seen
+        with 1.22; 1.8 holds all), so that there is little to be left: it may last as long as the process ran.
         """
         if self._began is None:
             self._began = trio.current_time()
+        age = trio.current_time() - self._began
+        if self.streaming:
+            return max(self._first_wait, age)
+        longest = max(self._first_wait, age * WAIT_GROWTH)
         held = len(self._asking)
-        longest = max(self._first_wait, (trio.current_time() - self._began) * WAIT_GROWTH)
         return longest if held <= MANY else min(longest, held / RENEWED)
 
     def states(self) -> list[WatchState]:
@@ -491,6 +500,7 @@ async def wait_for_agent(client: ConsulClient, registry: WatchRegistry) -> Agent
     with registry.registered(WatchKey("agent", "agent")) as state:
         facts = await registry.retry(state, client.agent_facts)
         assert facts is not None
+    registry.streaming = facts.streaming
     if facts.limited:
         log.warning("the agent's own facts are hidden, Consul's defaults are assumed", problem=facts.limited)
     return facts

@@ -308,7 +308,8 @@ class AgentFacts:
     `limited` is empty, or says which rule the token lacks; then only the datacenter is known (from the catalog) and
     the rest holds Consul's defaults. `grpc_ports` are those that are open for Envoy's configuration. `max_connections`
     is how many connections the agent allows one client address, 0 for any number. `blocked` are the beginnings of paths
-    that it answers to nobody.
+    that it answers to nobody. `streaming` is whether it answers queries for health from a stream of its servers
+    (`use_streaming_backend`, since 1.10): such a query ends with its client, others go on until their wait is over.
     """
 
     datacenter: str
@@ -325,6 +326,7 @@ class AgentFacts:
     max_connections: int | None = None
     acls: bool | None = None
     blocked: tuple[str, ...] = ()
+    streaming: bool = False
 
     @property
     def enterprise(self) -> bool:
@@ -351,6 +353,7 @@ class _DebugConfig(_Json):
     http_max_conns_per_client: int | None = msgspec.field(name="HTTPMaxConnsPerClient", default=None)
     acls_enabled: bool | None = msgspec.field(name="ACLsEnabled", default=None)
     http_block_endpoints: list[str] | None = msgspec.field(name="HTTPBlockEndpoints", default=None)
+    use_streaming_backend: bool | None = None
 
 
 class _AgentSelf(_Json):
@@ -375,6 +378,7 @@ def _agent_facts(answer: _AgentSelf) -> AgentFacts:
         max_connections=debug.http_max_conns_per_client,
         acls=debug.acls_enabled,
         blocked=tuple(debug.http_block_endpoints or ()),
+        streaming=bool(debug.use_streaming_backend),
     )
 
 
