@@ -16,7 +16,7 @@ import pytest
 
 from meshgate.adapters.relay.counters import StreamRecord
 from meshgate.app.errors import ConfigError
-from meshgate.app.logs import logs
+from meshgate.app.logs import access_log, log_writer, logs
 from meshgate.app.logs.access_log import AccessLog, line_of
 
 from .stream_records import RECORD, REFUSED
@@ -50,8 +50,8 @@ def until(condition: Callable[[], object], seconds: float = 5.0) -> None:
         time.sleep(0.002)
 
 
-def opened(path: Path, **options: Any) -> AccessLog:
-    return AccessLog(str(path), **options)
+def opened(path: Path) -> AccessLog:
+    return AccessLog(str(path))
 
 
 def workers_of(path: Path) -> list[int]:
@@ -173,10 +173,13 @@ def test_reopen_leaves_the_rotated_file_whole_and_goes_on_in_a_new_one(tmp_path:
     assert workers_of(path) == list(range(500, 1000))
 
 
-def test_a_file_that_cannot_be_opened_again_stays_in_use_until_it_can(tmp_path: Path, told: Any) -> None:
+def test_a_file_that_cannot_be_opened_again_stays_in_use_until_it_can(
+    tmp_path: Path, told: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(access_log, "RETRY_SECONDS", 0.0)
     folder = tmp_path / "logs"
     folder.mkdir()
-    log = opened(folder / "access.log", retry=0.0)
+    log = opened(folder / "access.log")
     folder.rename(tmp_path / "moved")
     log.reopen()
     log.reopen()
@@ -239,11 +242,14 @@ print(log.dropped)
 """
 
 
-def test_a_reader_that_stands_still_blocks_no_stream_and_the_loss_is_told(tmp_path: Path, told: Any) -> None:
+def test_a_reader_that_stands_still_blocks_no_stream_and_the_loss_is_told(
+    tmp_path: Path, told: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "pipe"
     os.mkfifo(path)
     reading = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    log = opened(path, limit=100)
+    monkeypatch.setattr(log_writer, "QUEUE_LINES", 100)
+    log = opened(path)
     for _ in range(20_000):  # Nobody reads: whoever waited here would wait for ever.
         log.write(RECORD)
     assert log.dropped > 10_000

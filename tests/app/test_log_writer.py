@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from meshgate.app.logs import log_writer
 from meshgate.app.logs.log_writer import LogWriter
 
 
@@ -23,8 +24,8 @@ def pipe() -> Any:
 def writer(pipe: Any) -> Any:
     made = []
 
-    def make(limit: Any = 1000) -> Any:
-        made.append(LogWriter(pipe[1], lambda count: f"dropped {count}", limit=limit))
+    def make() -> Any:
+        made.append(LogWriter(pipe[1], lambda count: f"dropped {count}"))
         return made[-1]
 
     yield make
@@ -56,8 +57,11 @@ def test_lines_come_out_in_order_and_close_waits_for_them(pipe: Any, writer: Any
     assert log.dropped == 0
 
 
-def test_a_blocked_reader_blocks_no_caller_and_the_loss_is_reported(pipe: Any, writer: Any) -> None:
-    log = writer(limit=100)
+def test_a_blocked_reader_blocks_no_caller_and_the_loss_is_reported(
+    pipe: Any, writer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log_writer, "QUEUE_LINES", 100)
+    log = writer()
     # Larger than the pipe holds: once its first bytes are there, the thread is stuck in this very line.
     log.write("x" * (1 << 20))
     until(lambda: select.select([pipe[0]], [], [], 0)[0])

@@ -15,7 +15,7 @@ import structlog
 from meshgate.adapters.consul.api import ConsulAddress, ConsulClient
 from meshgate.adapters.sd_notify import Notifier
 from meshgate.app.gateway.gateway import Gateway
-from meshgate.app.logs import logs
+from meshgate.app.logs import log_writer, logs
 from meshgate.app.settings.settings import Settings
 
 STAMP = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"
@@ -216,10 +216,11 @@ def read_until(reading: int, told: bytes) -> None:
     os.close(reading)
 
 
-def test_the_loss_of_lines_is_logged(output: Any) -> None:
+def test_the_loss_of_lines_is_logged(output: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log_writer, "QUEUE_LINES", 1)
     reading, writing = os.pipe()
     output()
-    logs.configure(fd=writing, limit=1)
+    logs.configure(fd=writing)
     for _ in range(3):
         log.info("x" * (1 << 17))
     assert logs.dropped() >= 1
@@ -227,8 +228,11 @@ def test_the_loss_of_lines_is_logged(output: Any) -> None:
     os.close(writing)
 
 
-async def test_the_count_of_lost_lines_never_goes_back(output: Any, tmp_path: Path) -> None:
+async def test_the_count_of_lost_lines_never_goes_back(
+    output: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Prometheus takes a counter that goes back for one that began anew, and counts what it lost twice."""
+    monkeypatch.setattr(log_writer, "QUEUE_LINES", 1)
     file = tmp_path / "env"
     file.write_text("")
     settings = Settings.load({}, environ={"MESHGATE_ENV_FILE": str(file), "MESHGATE_WORKERS": "1"})
@@ -236,7 +240,7 @@ async def test_the_count_of_lost_lines_never_goes_back(output: Any, tmp_path: Pa
     output()
     async with ConsulClient(ConsulAddress.from_settings({})) as client:
         gateway = Gateway(settings, client, Notifier())
-        logs.configure(fd=writing, limit=1)
+        logs.configure(fd=writing)
         for _ in range(5):
             log.info("x" * (1 << 17))
         lost = logs.dropped()

@@ -158,6 +158,7 @@ def test_file_values_are_not_interpolated(env_file: Any) -> None:
     [
         ("\n# comment\nthis is no setting\n", "line 3 is not NAME=value"),
         ("A=1\n\nMESHGATE_SERVICE\n", "line 3: MESHGATE_SERVICE has no value"),
+        ("A\nCONSUL_HTTP_TOKEN\n", "line 2: CONSUL_HTTP_TOKEN has no value"),
         ('MESHGATE_SERVICE="never closed\n', "line 1 is not NAME=value"),
         ("MESHGATE_SERVISE=x\n", r"gateway\.env\) is not a setting; did you mean MESHGATE_SERVICE\?"),
     ],

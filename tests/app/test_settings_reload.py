@@ -38,6 +38,17 @@ def test_what_can_take_effect_does_and_the_rest_waits(tmp_path: Path) -> None:
     assert (Reload.of(now).taken, Reload.of(now).waiting) == ((), ())
 
 
+def test_token_that_takes_effect_brings_nothing_along_that_waits(tmp_path: Path) -> None:
+    file = tmp_path / "env"
+    file.write_text("CONSUL_HTTP_TOKEN=one\nCONSUL_PARTITION=p1\n")
+    before = settings(file)
+    file.write_text("CONSUL_HTTP_TOKEN=two\nCONSUL_PARTITION=p2\nCONSUL_HTTP_ADDR=192.0.2.1:8500\n")
+    found = Reload.of(before)
+    assert (found.taken, found.waiting) == (("CONSUL_HTTP_TOKEN",), ("CONSUL_HTTP_ADDR", "CONSUL_PARTITION"))
+    assert found.in_force.consul == {"CONSUL_HTTP_TOKEN": "two", "CONSUL_PARTITION": "p1"}
+    assert found.in_force.partition == "p1"
+
+
 def test_setting_that_is_taken_out_has_its_default_again(tmp_path: Path) -> None:
     file = tmp_path / "env"
     file.write_text("MESHGATE_WAN_ADDRESS=192.0.2.1:443\nMESHGATE_DRAIN_TIMEOUT=1s\n")

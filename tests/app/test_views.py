@@ -160,7 +160,7 @@ def met(address: Address) -> EndpointFacts:
 
 
 def test_clusters_have_envoys_lines() -> None:
-    assert clusters_text(CLUSTERS, ACTIVE, met, COUNTERS).splitlines() == [
+    assert clusters_text(clusters_view(CLUSTERS, ACTIVE, met, COUNTERS)).splitlines() == [
         f"{WEB}::observability_name::{WEB}",
         f"{WEB}::added_via_api::true",
         f"{WEB}::cx_active::4",
@@ -244,5 +244,5 @@ def test_clusters_as_json_have_each_destinations_figures_too() -> None:
 
 def test_an_empty_table_has_no_clusters() -> None:
     empty = RouteTable.of("", "", "default", iter(()))
-    assert clusters_text(empty, {}, met, COUNTERS) == ""
-    assert clusters_view(empty, {}, met, COUNTERS).cluster_statuses == []
+    view = clusters_view(empty, {}, met, COUNTERS)
+    assert (view.cluster_statuses, clusters_text(view)) == ([], "")

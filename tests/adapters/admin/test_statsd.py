@@ -97,6 +97,15 @@ def test_what_was_counted_before_the_beginning_is_not_sent_but_gauges_are() -> N
     assert "meshgate.connections_active:3|g" in lines
 
 
+@pytest.mark.parametrize("target", [PLAIN, DOG], ids=["statsd", "dogstatsd"])
+def test_names_that_look_alike_have_increments_of_their_own(target: Target) -> None:
+    exporter = Exporter(target)
+    for pages, increments in (((10, 4), ["10", "4"]), ((11, 4), ["1"])):
+        lines = said(exporter, page(pages[0], name="a|b") + page(pages[1], name="a:b"))
+        counts = [line.partition(":")[2].partition("|")[0] for line in lines if ".connections" in line and "|c" in line]
+        assert sorted(counts) == increments
+
+
 def test_gauges_are_sent_when_they_change_and_all_now_and_then() -> None:
     exporter = Exporter(PLAIN)
     line = "meshgate.connections_active:3|g"

@@ -72,7 +72,10 @@ def target_of(url: str, environ: Mapping[str, str], *, dog: bool, tags: Iterable
 
 
 class Exporter:
-    """Makes lines of the families of a metrics page; remembers what it has said, by what is in front of the numbers."""
+    """Makes lines of the families of a metrics page; remembers what it has said, by name and labels.
+
+    Not by what is in front of the numbers: two names of Consul's may look alike there.
+    """
 
     def __init__(self, target: Target) -> None:
         self._dog = target.dog
@@ -96,16 +99,13 @@ class Exporter:
             yield from self._timings(name.removesuffix("_seconds"), family)
             return
         for sample in family.samples:
-            line = self._named(name, sample.labels)
+            line, key = self._named(name, sample.labels), _key(name, sample.labels)
             if family.type == "counter":
-                # A counter that went back began anew, with its process.
-                before = self.said.get(line("", ""), 0.0)
-                grown = sample.value - before if sample.value >= before else sample.value
-                if grown:
+                if grown := self._grown(key, sample.value):
                     yield line(_number(grown), "c")
-            elif refresh or self.said.get(line("", "")) != sample.value:
+            elif refresh or self.said.get(key) != sample.value:
+                self.said[key] = sample.value
                 yield line(_number(sample.value), "g")
-            self.said[line("", "")] = sample.value
 
     def _timings(self, name: str, family: Metric) -> Iterator[str]:
         """For each bucket that grew one line of its middle, with the rate that makes it count so often."""
@@ -116,14 +116,15 @@ class Exporter:
             upper = float(sample.labels["le"])
             line = self._named(name, {key: value for key, value in sample.labels.items() if key != "le"})
             count, below = sample.value - below, sample.value
-            key = f"{line('', '')}<{upper}"
-            before = self.said.get(key, 0.0)
-            grown = count - before if count >= before else count
-            self.said[key] = count
-            if grown > 0:
+            if grown := self._grown(_key(name, sample.labels), count):
                 middle = lower if upper == float("inf") else (lower + upper) / 2
                 yield line(_number(middle * 1000), "ms" if grown == 1 else f"ms|@{1 / grown:.9g}")
             lower = upper
+
+    def _grown(self, key: str, count: float) -> float:
+        """By how much since it was last said; a counter that went back began anew, with its process."""
+        before, self.said[key] = self.said.get(key, 0.0), count
+        return count - before if count >= before else count
 
     def _named(self, name: str, labels: Mapping[str, str]) -> Callable[[str, str], str]:
         if self._dog:
@@ -133,6 +134,10 @@ class Exporter:
             return lambda value, kind: f"meshgate.{name}:{value}|{kind}{shown}"
         whole = ".".join(["meshgate", name, *(_UNFIT.sub("_", value) or "_" for value in labels.values())])
         return lambda value, kind: f"{whole}:{value}|{kind}"
+
+
+def _key(name: str, labels: Mapping[str, str]) -> str:
+    return str((name, *labels.values()))
 
 
 def datagrams(lines: Iterable[bytes]) -> Iterator[bytes]:

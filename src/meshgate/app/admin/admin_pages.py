@@ -125,9 +125,10 @@ class _Pages:
         active: Active = Counter((it.route, it.endpoint) for it in streams if it.route and it.endpoint)
 
         def made() -> Response:
+            found = clusters_view(table, active, facts, counters)
             if form == "json":
-                return json_response(clusters_view(table, active, facts, counters))
-            return Response(200, clusters_text(table, active, facts, counters).encode("utf-8", "backslashreplace"))
+                return json_response(found)
+            return Response(200, clusters_text(found).encode())
 
         return await trio.to_thread.run_sync(made)
 

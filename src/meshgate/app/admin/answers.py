@@ -165,10 +165,15 @@ class DestinationFacts(Struct, kw_only=True):
     first_byte_p99: float | None
 
 
+class SocketAddress(Struct):
+    address: str
+    port_value: int
+
+
 class HostStatus(Struct):
     """`meshgate` is what the gateway has met of the endpoint; the rest is Envoy's."""
 
-    address: dict[Literal["socket_address"], dict[str, str | int]]
+    address: dict[Literal["socket_address"], SocketAddress]
     stats: list[dict[str, str]]
     health_status: dict[str, str | bool]
     weight: int

@@ -231,12 +231,6 @@ Active = Mapping[tuple[str, str], int]
 """Open streams by the `sni` of their route and their endpoint (`host_port`)."""
 
 
-def clusters_text(table: RouteTable, active: Active, facts: Facts, counters: Counters) -> str:
-    """`/clusters`: lines of `name::metric::value` and `name::address::metric::value`."""
-    of_all = destination_facts(counters)
-    return "".join(f"{line}\n" for route in table for line in _lines(route, active, facts, of_all))
-
-
 def clusters_view(table: RouteTable, active: Active, facts: Facts, counters: Counters) -> answers.Clusters:
     """`/clusters?format=json`, in the shape of Envoy's `envoy.admin.v3.Clusters`, with `meshgate` for what is ours."""
     of_all = destination_facts(counters)
@@ -246,10 +240,7 @@ def clusters_view(table: RouteTable, active: Active, facts: Facts, counters: Cou
                 name=route.name,
                 observability_name=route.name,
                 added_via_api=True,
-                host_statuses=[
-                    _host(endpoint, _active(route, endpoint, active), facts((endpoint.address, endpoint.port)))
-                    for endpoint in route.endpoints
-                ],
+                host_statuses=[_host(route, endpoint, active, facts) for endpoint in route.endpoints],
                 meshgate=of_all((route.kind, route.destination)),
             )
             for route in table
@@ -257,10 +248,37 @@ def clusters_view(table: RouteTable, active: Active, facts: Facts, counters: Cou
     )
 
 
-def _lines(
-    route: Route, active: Active, facts: Facts, of_all: Callable[[Destination], DestinationFacts]
-) -> Iterator[str]:
-    name, all_ = printable(route.name), of_all((route.kind, route.destination))
+def _host(route: Route, endpoint: Endpoint, active: Active, facts: Facts) -> answers.HostStatus:
+    met = facts((endpoint.address, endpoint.port))
+    health: dict[str, str | bool] = {"eds_health_status": "HEALTHY" if endpoint.healthy else "UNHEALTHY"}
+    health |= {} if endpoint.healthy else {"failed_eds_health": True}
+    health |= {"failed_outlier_check": True} if met.ejected else {}
+    stats = (
+        ("cx_active", active.get((route.sni, host_port(endpoint.address, endpoint.port)), 0)),
+        ("cx_connect_fail", met.failures),
+        # As in Envoy, an attempt that failed is a connection, too.
+        ("cx_total", met.streams + met.unanswered + met.failures),
+    )
+    return answers.HostStatus(
+        address={"socket_address": answers.SocketAddress(endpoint.address, endpoint.port)},
+        stats=[
+            {"name": name, "value": str(value), "type": "GAUGE" if name == "cx_active" else "COUNTER"}
+            for name, value in stats
+        ],
+        health_status=health,
+        weight=endpoint.weight,
+        hostname=endpoint.node,
+        meshgate=met,
+    )
+
+
+def clusters_text(clusters: answers.Clusters) -> str:
+    """`/clusters`: the same in lines of `name::metric::value` and `name::address::metric::value`."""
+    return "".join(f"{line}\n" for cluster in clusters.cluster_statuses for line in _lines(cluster))
+
+
+def _lines(cluster: answers.ClusterStatus) -> Iterator[str]:
+    name, all_ = printable(cluster.name), cluster.meshgate
     yield f"{name}::observability_name::{name}"
     yield f"{name}::added_via_api::true"
     yield f"{name}::cx_active::{all_.open}"
@@ -271,16 +289,15 @@ def _lines(
     for part, seconds in (("p50", all_.first_byte_p50), ("p99", all_.first_byte_p99)):
         if seconds is not None:
             yield f"{name}::first_byte_{part}_ms::{seconds * 1000:g}"
-    for endpoint in route.endpoints:
-        host = f"{name}::{printable(host_port(endpoint.address, endpoint.port))}"
-        met = facts((endpoint.address, endpoint.port))
-        for stat, value in _stats(_active(route, endpoint, active), met):
-            yield f"{host}::{stat}::{value}"
-        yield f"{host}::hostname::{printable(endpoint.node)}"
-        flags = "" if endpoint.healthy else "/failed_eds_health"
-        flags += "/failed_outlier_check" if met.ejected else ""
+    for status in cluster.host_statuses:
+        address, met = status.address["socket_address"], status.meshgate
+        host = f"{name}::{printable(host_port(address.address, address.port_value))}"
+        for stat in status.stats:
+            yield f"{host}::{stat['name']}::{stat['value']}"
+        yield f"{host}::hostname::{printable(status.hostname)}"
+        flags = "".join(f"/{flag}" for flag, value in status.health_status.items() if value is True)
         yield f"{host}::health_flags::{flags or 'healthy'}"
-        yield f"{host}::weight::{endpoint.weight}"
+        yield f"{host}::weight::{status.weight}"
         yield f"{host}::unanswered::{met.unanswered}"
         if met.first_byte_seconds is not None:
             yield f"{host}::first_byte_ms::{met.first_byte_seconds * 1000:.3f}"
@@ -290,30 +307,3 @@ def _lines(
             yield f"{host}::last_failure::{rfc3339(met.last_failure, 'seconds')} {printable(met.last_error or '')}"
         if met.ejected:
             yield f"{host}::ejected_since::{rfc3339(met.ejected.since, 'seconds')} {printable(met.ejected.why or '')}"
-
-
-def _stats(active: int, facts: EndpointFacts) -> tuple[tuple[str, int], ...]:
-    """Under Envoy's names. As there, an attempt that failed is a connection, too."""
-    total = facts.streams + facts.unanswered + facts.failures
-    return ("cx_active", active), ("cx_connect_fail", facts.failures), ("cx_total", total)
-
-
-def _host(endpoint: Endpoint, active: int, facts: EndpointFacts) -> answers.HostStatus:
-    health: dict[str, str | bool] = {"eds_health_status": "HEALTHY" if endpoint.healthy else "UNHEALTHY"}
-    health |= {} if endpoint.healthy else {"failed_eds_health": True}
-    health |= {"failed_outlier_check": True} if facts.ejected else {}
-    return answers.HostStatus(
-        address={"socket_address": {"address": endpoint.address, "port_value": endpoint.port}},
-        stats=[
-            {"name": name, "value": str(value), "type": "GAUGE" if name == "cx_active" else "COUNTER"}
-            for name, value in _stats(active, facts)
-        ],
-        health_status=health,
-        weight=endpoint.weight,
-        hostname=endpoint.node,
-        meshgate=facts,
-    )
-
-
-def _active(route: Route, endpoint: Endpoint, active: Active) -> int:
-    return active.get((route.sni, host_port(endpoint.address, endpoint.port)), 0)

@@ -14,7 +14,6 @@ this gateway's operator names is one written, no link leads out of it, and nothi
 
 import atexit
 import errno
-import json
 import os
 import stat
 import time
@@ -29,7 +28,7 @@ from meshgate.adapters.error_words import words_of
 from meshgate.adapters.relay import StreamRecord
 from meshgate.app.errors import ConfigError
 from meshgate.app.logs.access_log_format import DEFAULT_JSON, Formatter
-from meshgate.app.logs.log_writer import QUEUE_LINES, LogWriter
+from meshgate.app.logs.log_writer import LogWriter
 from meshgate.app.logs.logs import rfc3339
 from meshgate.app.settings.settings import Origin, Settings
 from meshgate.core.text import ascii_json
@@ -41,7 +40,7 @@ Line = Callable[[StreamRecord], str | None]
 
 _STANDARD: Final = {"stdout": 1, "stderr": 2}
 _MODE: Final = 0o640
-_RETRY_SECONDS: Final = 1.0
+RETRY_SECONDS: Final = 1.0  # Between two tries to open the file again.
 _DIR: Final = "MESHGATE_ACCESS_LOG_DIR"
 
 
@@ -49,23 +48,14 @@ class AccessLog:
     """Writes records to a target: `stdout`, `stderr` or a file, which is appended to.
 
     A new file gets mode 0640, or less where the umask wants it so. `line` makes the line of a record, or None for one
-    that is not to be written; at most `limit` lines wait for a slow target; `retry` seconds are between two tries to
-    open a file again. With a folder to be `below`, no link is followed behind that folder, and the file has to be a
-    regular one.
+    that is not to be written. With a folder to be `below`, no link is followed behind that folder, and the file has to
+    be a regular one.
 
     Raises:
         ConfigError: the target cannot be written.
     """
 
-    def __init__(
-        self,
-        target: str,
-        *,
-        below: Path | None = None,
-        line: Line | None = None,
-        limit: int = QUEUE_LINES,
-        retry: float = _RETRY_SECONDS,
-    ) -> None:
+    def __init__(self, target: str, *, below: Path | None = None, line: Line | None = None) -> None:
         self._target = target
         self._line = line or line_of
         self._path = None if target in _STANDARD else target
@@ -76,9 +66,8 @@ class AccessLog:
         except OSError as error:
             raise ConfigError(f"MESHGATE_ACCESS_LOG={target}: cannot be opened: {words_of(error)}") from None
         self._reopen_fails = False
-        self._retry = retry
         self._retry_at = 0.0
-        self._writer = LogWriter(self._fd, self._tell_dropped, on_error=self._tell_error, limit=limit)
+        self._writer = LogWriter(self._fd, self._tell_dropped, on_error=self._tell_error)
         atexit.register(self.close)
 
     @property
@@ -89,7 +78,7 @@ class AccessLog:
     def write(self, record: StreamRecord) -> None:
         """Take a record. Never blocks, never raises."""
         if self._reopen_fails and time.monotonic() >= self._retry_at:
-            self._retry_at = time.monotonic() + self._retry
+            self._retry_at = time.monotonic() + RETRY_SECONDS
             self.reopen()
         line = self._line(record)
         if line is not None:
@@ -169,15 +158,10 @@ def line_of(record: StreamRecord) -> str:
         "flags": record.flags,
         "worker": record.worker,
     }
-    try:
-        line = _encode(entry).decode("ascii")
-    except UnicodeError:
-        line = _encode_ascii(entry)
-    return ascii_json(line)
+    return ascii_json(_encode(entry).decode())
 
 
 _encode: Final = msgspec.json.Encoder().encode
-_encode_ascii: Final = json.JSONEncoder(separators=(",", ":")).encode
 
 
 # Without O_NONBLOCK, a named pipe that nobody reads would hold the gateway up; a device could become its terminal.

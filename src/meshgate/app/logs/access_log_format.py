@@ -17,7 +17,6 @@ from meshgate.adapters.error_words import words_of
 from meshgate.adapters.relay import StreamRecord
 from meshgate.app.logs.logs import rfc3339
 from meshgate.core.addresses import host_of
-from meshgate.core.reasons import StreamEnd
 from meshgate.core.text import ascii_json, printable
 
 Value = str | int | None
@@ -149,15 +148,15 @@ def _start_time(form: str) -> Read:
     """Envoy's: strftime, and `%s` for Unix time; `%f` in nanoseconds and `%3s`, `%6f`... with so many digits."""
     parts = re.split(r"(%[1-9]?[sf]|%%)", form)
 
-    def read(record: StreamRecord) -> str:
-        when = datetime.fromtimestamp(record.started, UTC)
-        return "".join(_time_part(part, when, record.started) for part in parts)
+    def written(unix: float) -> str:
+        when = datetime.fromtimestamp(unix, UTC)
+        return "".join(_time_part(part, when, unix) for part in parts)
 
     try:
-        read(_SAMPLE)
+        written(0.0)
     except (ValueError, UnicodeError):
         return lambda _: None
-    return read
+    return lambda record: written(record.started)
 
 
 def _time_part(part: str, when: datetime, unix: float) -> str:
@@ -218,6 +217,3 @@ _NOT_OF_TCP: Final = frozenset(
         "STREAM_ID", "REQUEST_HEADERS_BYTES", "RESPONSE_HEADERS_BYTES", "LOCAL_REPLY_BODY",
     )
 )  # fmt: skip
-_SAMPLE: Final = StreamRecord(
-    started=0.0, client="", listener="", reason=None, end=StreamEnd.CLOSED, flags="", worker=0
-)

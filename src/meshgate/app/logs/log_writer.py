@@ -31,7 +31,6 @@ class LogWriter:
         report_dropped: hears how many lines were dropped since the last time, once lines get through again; the line
             it returns is written.
         on_error: hears of the first failure to write after a success, in the writer's thread.
-        limit: lines that may wait.
     """
 
     def __init__(
@@ -40,13 +39,11 @@ class LogWriter:
         report_dropped: Callable[[int], str | None],
         *,
         on_error: Callable[[OSError], None] | None = None,
-        limit: int = QUEUE_LINES,
     ) -> None:
         self._fd = fd
         self._lock = _lock_of(fd)
         self._report_dropped = report_dropped
         self._on_error = on_error
-        self._limit = limit
         # SimpleQueue.put may be called from anywhere, also from a destructor that interrupts another put.
         self._queue: SimpleQueue[str | Callable[[], None] | None] = SimpleQueue()
         self._rest = b""
@@ -60,7 +57,7 @@ class LogWriter:
 
     def write(self, line: str) -> None:
         """Take a line (without its newline). Never blocks, never raises."""
-        if self._closed or self._queue.qsize() >= self._limit:
+        if self._closed or self._queue.qsize() >= QUEUE_LINES:
             self.dropped += 1
         else:
             self._queue.put(line)

@@ -19,7 +19,7 @@ from typing import Any, Final
 
 import structlog
 
-from meshgate.app.logs.log_writer import QUEUE_LINES, LogWriter
+from meshgate.app.logs.log_writer import LogWriter
 from meshgate.app.settings.setting_types import LOG_LEVELS
 from meshgate.core.text import ascii_json, printable
 
@@ -41,18 +41,17 @@ class _State:
 _state = _State()
 
 
-def configure(level: str = "info", *, json: bool = False, fd: int = 2, limit: int = QUEUE_LINES) -> None:
+def configure(level: str = "info", *, json: bool = False, fd: int = 2) -> None:
     """Send all logs of the process to the descriptor `fd`. `set_level` and `set_json` change the rest later.
 
     Args:
         level: one of LOG_LEVELS; libraries' own records and Python's warnings come from `warn` upwards regardless.
         json: JSON lines instead of text.
         fd: where to; it stays open.
-        limit: lines that may wait for a slow reader before they are dropped.
     """
     shutdown()
     set_json(json=json)
-    _state.writer = writer = LogWriter(fd, _lost, limit=limit)
+    _state.writer = writer = LogWriter(fd, _lost)
     output = _Output(writer)
     structlog.configure(
         processors=[_judge, structlog.processors.format_exc_info, _render],
@@ -185,7 +184,7 @@ def _value(value: object) -> str:
     plain = text and text.isprintable() and not any(char in ' "=\\' for char in text)
     if plain:
         return text
-    escaped = printable(text.replace("\\", "\\\\")) if not text.isprintable() else text.replace("\\", "\\\\")
+    escaped = printable(text.replace("\\", "\\\\"))
     return '"' + escaped.replace('"', '\\"') + '"'
 
 

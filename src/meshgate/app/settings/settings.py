@@ -206,7 +206,7 @@ class Reload:
         taken = tuple(name for name in changed if name in AT_SIGHUP)
         fields = {BY_NAME[name].field for name in taken} - {""}
         found = {**now.found, **{name: wanted.found[name] for name in taken}}
-        consul = wanted.consul if "CONSUL_HTTP_TOKEN" in taken else now.consul
+        consul = MappingProxyType(_consul_values(found))
         in_force = replace(now, **{field: getattr(wanted, field) for field in fields}, found=found, consul=consul)
         return cls(in_force, taken, tuple(name for name in changed if name not in AT_SIGHUP))
 
@@ -291,10 +291,10 @@ def _read_env_file(path: Path, named: str) -> dict[str, str]:
         line = binding.original.line + text_before[: len(text_before) - len(text_before.lstrip())].count("\n")
         if binding.error:
             raise ConfigError(f"{path} line {line} is not NAME=value")
-        if binding.key and binding.key.startswith(PREFIX) and binding.value is None:
-            raise ConfigError(f"{path} line {line}: {binding.key} has no value")
         if binding.key and binding.value is not None:
             found[binding.key] = binding.value
+        elif binding.key and (binding.key.startswith(PREFIX) or binding.key in BY_NAME):
+            raise ConfigError(f"{path} line {line}: {binding.key} has no value")
     return found
 
 
