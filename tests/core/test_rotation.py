@@ -65,12 +65,6 @@ def test_weights_of_nothing_pick_nobody() -> None:
     assert Rotation([0, 0]).pick(3) is None
 
 
-@given(WEIGHTS)
-def test_it_counts_positions(weights: list[int]) -> None:
-    assert len(Rotation(weights)) == len(weights)
-    assert len(Rotation([])) == 0
-
-
 def test_drawing_spreads_by_weight_and_passes_tried_ones_over() -> None:
     rotation = Rotation([1, 3])
     drawn = [rotation.draw(number / 100) for number in range(100)]

@@ -84,7 +84,9 @@ def test_found(template: str, found: str) -> None:
         ('{{ GetAllInterfaces | attr "address" | limit 1 }}', "nothing can follow attr"),
         ('{{ GetAllInterfaces | sort "port" }}', 'sort "port" is not supported'),
         ('{{ GetAllInterfaces | limit "many" }}', 'limit "many" is not supported'),
+        ('{{ GetAllInterfaces | limit "²" }}', 'limit "²" is not supported'),
         ('{{ GetAllInterfaces | offset "-" }}', 'offset "-" is not supported'),
+        ('{{ GetAllInterfaces | offset "--1" }}', 'offset "--1" is not supported'),
         (
             '{{ GetAllInterfaces | include "port" "1" }}',
             "selectors are name, address, network, type, rfc, size and flags",

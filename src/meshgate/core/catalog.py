@@ -6,7 +6,7 @@ with equal content are equal, which is how an unchanged catalog is told from a c
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from .routes import Policy
 from .sni import DEFAULT
@@ -203,7 +203,7 @@ class Snapshot:
     trust_domain: str
     partition: str = DEFAULT
     services: tuple[Service, ...] = ()
-    remotes: tuple[Remote, ...] = field(default=())
+    remotes: tuple[Remote, ...] = ()
     servers: tuple[Instance, ...] = ()
     domain: str = "consul"
     expose_servers: bool = False

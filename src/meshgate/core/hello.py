@@ -28,18 +28,6 @@ from typing import Final, Literal, NamedTuple, TypeAlias, get_args
 
 from .reasons import Reason
 
-__all__ = [
-    "Hello",
-    "HelloParser",
-    "Offer",
-    "Refusal",
-    "TlsVersion",
-    "host_name_fault",
-    "is_cut",
-    "parse_hello",
-    "read_whole",
-]
-
 Bytes: TypeAlias = bytes | bytearray
 
 _HANDSHAKE: Final = 22
@@ -65,9 +53,8 @@ _TLS_1_3: Final = b"\3\4"
 _HOST_NAME_TYPE: Final = 0
 _MAX_HOST_NAME: Final = 255
 _is_host_name: Final = re.compile(rb"(?![0-9.]+\Z)[0-9A-Za-z_-]+(?:\.[0-9A-Za-z_-]+)*").fullmatch
-_PROTOCOLS_TOLD: Final = (
-    8  # The log needs no more, and a stream must not keep all that a stranger can put into a hello.
-)
+# The log needs no more, and a stream must not keep all that a stranger can put into a hello.
+_PROTOCOLS_TOLD: Final = 8
 
 _short: Final = Struct(">H").unpack_from
 _record_header: Final = Struct(">HxH").unpack_from  # Type and major version in one, and the length.

@@ -1,8 +1,7 @@
 """Which endpoint of a route the next stream gets: by policy, weight and distance, away from those that fail.
 
 What always holds: an endpoint is given to a stream once at most; at most half of a route's endpoints are left alone
-because they fail, or one where there are fewer than two, and never all of several; with no other left, those too are
-tried.
+because they fail, and with no other left, those too are tried.
 """
 
 from bisect import bisect_right
@@ -34,9 +33,6 @@ class Rotation:
         self._bounds = list(accumulate(weight // divisor for weight in weights))
         self._cycle = self._bounds[-1] if self._bounds else 0
         self._stride = _coprime_near(self._cycle)
-
-    def __len__(self) -> int:
-        return len(self._bounds)
 
     def pick(self, turn: int, tried: Container[int] = ()) -> int | None:
         """The position for the `turn`-th pick, or the next one after it that is not in `tried`; None if all are."""
@@ -203,9 +199,7 @@ class LoadBalancer:
         failing = [
             (-ejected[address], position) for position, address in enumerate(hosts.address_of) if address in ejected
         ]
-        count = len(hosts.candidates)
-        most = max(1, count // 2) if count > 1 else 0
-        return tuple(position for _, position in sorted(failing)[:most])
+        return tuple(position for _, position in sorted(failing)[: len(hosts.candidates) // 2])
 
     def _other_family(self, hosts: HostSet) -> tuple[int, ...]:
         # IPv6 first, as long as nothing is known (RFC 8305 section 4).

@@ -62,9 +62,8 @@ class Modes:
 
     def unheard(self) -> tuple[SetBy, ...]:
         """Places whose mode is lost where central configuration is off."""
-        return tuple(
-            place for place, _ in self.layers() if place not in {heard for heard, _ in self.layers(central=False)}
-        )
+        heard = dict(self.layers(central=False))
+        return tuple(place for place, _ in self.layers() if place not in heard)
 
 
 @dataclass(frozen=True, slots=True)

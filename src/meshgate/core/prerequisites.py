@@ -211,7 +211,7 @@ def central_config(enabled: bool | None, version: str) -> Finding:
 def clock(skew: float | None) -> Finding:
     """`skew` is this machine's clock minus the agent's, in seconds."""
     if skew is None:
-        return warning("clock", "the agent's answers have no date", "")
+        return warning("clock", "the agent's answers have no date")
     shown = f"{abs(skew):.1f} s {'ahead of' if skew > 0 else 'behind'} the agent"
     if abs(skew) <= SMALL_SKEW:
         return ok("clock", f"within {SMALL_SKEW:g} s of the agent")

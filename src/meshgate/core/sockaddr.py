@@ -216,9 +216,9 @@ def _step(call: Sequence[str], found: Found) -> Found:
                 raise TemplateError(f"{_shown(call)}: {error}") from None
         case ["sort", keys] if all(key.strip().lstrip("+-").lower() in _KEYS for key in keys.split(",")):
             return _sorted(keys, found)
-        case ["limit", count] if count.isdigit():
+        case ["limit", count] if count.isdecimal():
             return found[: int(count)]
-        case ["offset", count] if count.lstrip("-").isdigit():
+        case ["offset", count] if count.removeprefix("-").isdecimal():
             return found[int(count) :]
         case ["attr", "address"]:
             return found

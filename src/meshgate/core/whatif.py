@@ -10,9 +10,7 @@ from collections.abc import Callable, Container
 from dataclasses import dataclass
 
 from .outlier_detection import Address
-from .routes import Endpoint, Route, RouteKind, RouteTable
-
-_HERE = (RouteKind.SERVICE, RouteKind.SUBSET, RouteKind.PEER_EXPORT)
+from .routes import KINDS, Endpoint, Route, RouteKind, RouteTable
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,10 +98,10 @@ class WhatIf:
 
 def place_of(route: Route, here: str) -> str:
     """The datacenter whose catalog names the nodes of a route's endpoints; "" where it is another partition or peer."""
-    if route.kind in _HERE:
-        return here
     if route.kind is RouteKind.DATACENTER:
         return route.destination
+    if KINDS[route.kind].nodes_known:
+        return here
     # `n1.server.dc2`, `*.server.dc2` and `server.dc2`; of a peer's servers only the peer's name is known.
     _, server, datacenter = route.destination.rpartition("server.")
     return datacenter if server and route.kind in (RouteKind.SERVER, RouteKind.PEER_SERVER) else ""

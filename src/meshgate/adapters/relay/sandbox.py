@@ -236,9 +236,8 @@ def _body(call: Call, process: int) -> list[Instruction]:
     body: list[Instruction] = []
     for only in call.only:
         values = [process if value == OWN_PROCESS else value for value in only.values]
-        body.append(
-            Instruction(LOAD, 0, 0, _ARGUMENTS + 8 * only.argument)
-        )  # Its lower half: both machines begin with it.
+        # Its lower half: both machines begin with it.
+        body.append(Instruction(LOAD, 0, 0, _ARGUMENTS + 8 * only.argument))
         if only.mask != 0xFFFFFFFF:
             body.append(Instruction(AND, 0, 0, only.mask))
         ends = len(values)
