@@ -13,10 +13,12 @@ import pytest
 import structlog.testing
 import trio
 
-from meshgate.adapters.relay.messages import FdMessage
+from meshgate.adapters.relay import Limits
+from meshgate.adapters.relay.messages import TO_WORKER, FdMessage, RemoveListener
+from meshgate.adapters.relay.pool import RelayPool
 from meshgate.adapters.relay.worker_process import drop_unsent
 
-from .streams import WEB, backend, echo, endpoint, hello_for, open_descriptors, receive_exactly
+from .streams import WEB, Watcher, backend, echo, endpoint, hello_for, open_descriptors, receive_exactly
 from .test_pool import Pool, pool_of
 
 HELLO = hello_for(WEB)
@@ -125,6 +127,24 @@ async def test_descriptor_that_its_worker_never_got_is_closed() -> None:
         outbox.send_nowait(b"a message")
         outbox.send_nowait(FdMessage(b"an address", sock.fileno()))
     drop_unsent(inbox)
+    assert open_descriptors() == before
+
+
+async def test_address_of_which_a_worker_cannot_be_told_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_descriptor(_: int) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    before = open_descriptors()
+    relay = RelayPool(1, Limits(), Watcher(), 5.0)
+    relay._workers[0]._outbox, inbox = trio.open_memory_channel[bytes | FdMessage](10)
+    with monkeypatch.context() as short, pytest.raises(OSError, match="Too many open files"):
+        short.setattr(os, "dup", no_descriptor)
+        relay.bind("late", "127.0.0.1", 0)
+    assert relay.addresses == []
+    told = inbox.receive_nowait()
+    assert isinstance(told, bytes)
+    assert isinstance(TO_WORKER.decode(told[4:]), RemoveListener)
+    relay._counts.close()
     assert open_descriptors() == before
 
 

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, cast, get_args, get_origin, get_type_hints
 
 import msgspec
 import pytest
@@ -156,7 +156,7 @@ async def test_message_that_no_honest_worker_sends_is_refused(case: str) -> None
         theirs.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_SNDBUF, 1 << 22)
         await theirs.send(NONSENSE[case])
         theirs.shutdown(trio.socket.SHUT_WR)
-        process = worker_process.WorkerProcess(Owner(), 0, COUNTS, worker_process.WorkerPolicy(), 0)
+        process = process_of(Owner())
         with pytest.raises((ValueError, RecursionError)):
             while (message := await receiver.next()) is not None:
                 process._take(message, receiver.size, 1.0)
@@ -194,7 +194,7 @@ async def test_other_workers_are_heard_and_told_during_a_flood(tmp_path: Path) -
 
 def test_flood_of_messages_is_no_honest_workers() -> None:
     """So many at once, and so many a second after that; records and kilobytes count like messages."""
-    process = worker_process.WorkerProcess(Owner(), 0, COUNTS, worker_process.WorkerPolicy(), 0)
+    process = process_of(Owner())
     news = EndpointNews("x", "192.0.2.1", 1, failed=True)
     large = StatsReport(Counters(), [], [StreamRecord(**RECORD)] * 999, 0)
     for _ in range(100):
@@ -208,7 +208,7 @@ def test_flood_of_messages_is_no_honest_workers() -> None:
 
 async def test_streams_that_were_asked_for_are_no_flood_up_to_what_a_worker_may_have() -> None:
     """However often they are asked for: a list of all of them has more than a worker may say by itself in a second."""
-    process = worker_process.WorkerProcess(Owner(), 0, COUNTS, worker_process.WorkerPolicy(), 0)
+    process = process_of(Owner())
     process._outbox, _ = trio.open_memory_channel(100)
     part = StatsReport(Counters(), [], [], 0, streams=[OpenStream(**OPEN)] * messages.TOLD_AT_ONCE, more=True)
     size = messages.TOLD_AT_ONCE * 300
@@ -449,11 +449,15 @@ class Owner:
         return []
 
 
+def process_of(owner: Owner) -> worker_process.WorkerProcess:
+    return worker_process.WorkerProcess(cast("Any", owner), 0, COUNTS, worker_process.WorkerPolicy(), 0)
+
+
 @settings(max_examples=600, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.binary() | spoiled().map(msgspec.msgpack.encode) | any_value().map(msgspec.msgpack.encode))
 def test_no_bytes_raise_what_is_not_expected_or_spoil_the_totals(body: bytes) -> None:
     owner = Owner()
-    process = worker_process.WorkerProcess(owner, 0, COUNTS, worker_process.WorkerPolicy(), 0)
+    process = process_of(owner)
     with structlog.testing.capture_logs():
         try:
             process._take(TO_PARENT.decode(body), len(body), 1.0)

@@ -4,11 +4,14 @@ import ctypes
 import fcntl
 import mmap
 import os
+import resource
 from collections.abc import Iterator
 
 import pytest
 
-from meshgate.adapters.relay.shared_counts import CountRows, SharedCounts
+from meshgate.adapters.relay.shared_counts import NO_ROW, CountRows, SharedCounts
+
+from .streams import open_descriptors
 
 
 @pytest.fixture
@@ -44,12 +47,22 @@ def test_counts_without_others_are_nobody_elses() -> None:
 
 
 def test_no_row_is_shrunk_or_grown_under_those_who_read_it(rows: CountRows) -> None:
-    size = os.fstat(rows.writable[0]).st_size
+    size = os.fstat(rows.rows[0][0]).st_size
     for other in (0, size - 4096, size + 4096):
         with pytest.raises(PermissionError):
-            os.ftruncate(rows.writable[0], other)
+            os.ftruncate(rows.rows[0][0], other)
     with pytest.raises(PermissionError):
-        fcntl.fcntl(rows.writable[0], fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE)  # Nor closed for who writes it.
+        fcntl.fcntl(rows.rows[0][0], fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE)  # Nor closed for who writes it.
+
+
+def test_no_descriptor_is_left_of_a_row_for_which_there_is_no_room(rows: CountRows) -> None:
+    before, usual = open_descriptors(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, usual[1]))
+    try:
+        assert rows.take_if_any() == NO_ROW
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+    assert open_descriptors() == before
 
 
 def test_the_others_rows_cannot_be_written_by_what_a_worker_is_given(rows: CountRows) -> None:

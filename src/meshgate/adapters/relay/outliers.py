@@ -13,7 +13,7 @@ import structlog
 import trio
 
 from meshgate.core.addresses import host_port
-from meshgate.core.outlier_detection import Address, Ejection, OutlierDetector
+from meshgate.core.outlier_detection import Address, OutlierDetector
 from meshgate.core.text import printable
 
 from . import sockets
@@ -28,7 +28,7 @@ Ejected = tuple[str, int, int, float, str]
 
 
 class Outliers:
-    """Keeps what is ejected, and probes it.
+    """Keeps what is ejected, and probes it; `detector` knows what that is.
 
     Args:
         tell: gets each endpoint that is ejected or restored, with its failures; 0 for a restored one.
@@ -38,54 +38,45 @@ class Outliers:
     def __init__(self, tell: Callable[[Address, int], None], patience: Callable[[], float]) -> None:
         self._tell = tell
         self._patience = patience
-        self._detector = OutlierDetector()
+        self.detector = OutlierDetector()
         self._alarm = trio.CancelScope()
-
-    @property
-    def ejected(self) -> dict[Address, int]:
-        """The endpoints that are ejected, and how often each has failed in a row."""
-        return self._detector.ejected
-
-    def ejection(self, address: Address) -> Ejection | None:
-        """Since when and why an endpoint is ejected; None where it is not."""
-        return self._detector.ejections.get(address)
 
     def left(self) -> list[Ejected]:
         """What is ejected, for the parent after this one."""
-        return [(*address, it.failures, it.since, it.why) for address, it in self._detector.ejections.items()]
+        return [(*address, it.failures, it.since, it.why) for address, it in self.detector.ejections.items()]
 
     def remember(self, ejected: Iterable[Ejected]) -> None:
         """Take over what the parent before this one has ejected."""
         for host, port, failures, since, why in ejected:
-            self._detector.remember((host, port), failures, trio.current_time(), since=since, why=why)
+            self.detector.remember((host, port), failures, trio.current_time(), since=since, why=why)
 
     def failed(self, address: Address, why: str) -> None:
         """A stream could not be connected to it."""
-        if self._detector.failed(address, trio.current_time(), since=time.time(), why=why):
+        if self.detector.failed(address, trio.current_time(), since=time.time(), why=why):
             told = "endpoint ejected, it gets no streams while others are left"
             log.info(told, endpoint=host_port(*address), why=printable(why))
             self._tell(address, 1)
-            self._alarm.deadline = min(self._alarm.deadline, self._detector.next_probe())
+            self._alarm.deadline = min(self._alarm.deadline, self.detector.next_probe())
 
     def succeeded(self, address: Address) -> None:
         """A connection to it stands."""
-        if self._detector.succeeded(address):
+        if self.detector.succeeded(address):
             log.info("ejected endpoint is well again", endpoint=host_port(*address))
             self._tell(address, 0)
 
     def keep_only(self, addresses: Callable[[], set[Address]]) -> None:
         """Forget what gets no traffic any more."""
-        if self._detector.ejections:
-            self._detector.keep_only(addresses())
+        if self.detector.ejections:
+            self.detector.keep_only(addresses())
 
     async def run(self) -> None:
         """Probe until cancelled."""
         limiter = trio.CapacityLimiter(_AT_ONCE)
         async with trio.open_nursery() as nursery:
             while True:
-                with trio.CancelScope(deadline=self._detector.next_probe()) as self._alarm:
+                with trio.CancelScope(deadline=self.detector.next_probe()) as self._alarm:
                     await trio.sleep_forever()
-                for address in self._detector.due(trio.current_time()):
+                for address in self.detector.due(trio.current_time()):
                     nursery.start_soon(self._probe, address, limiter)
 
     async def _probe(self, address: Address, limiter: trio.CapacityLimiter) -> None:

@@ -43,6 +43,7 @@ from .messages import (
     HandOver,
     Listen,
     LookupDone,
+    Quit,
     RemoveListener,
     SetLimits,
     Setup,
@@ -112,19 +113,11 @@ class PoolLeft(msgspec.Struct, frozen=True):
         """All that it has."""
         ours = [descriptor for _, descriptor in self.listeners]
         ours += [descriptor for row in self.rows for descriptor in row]
-        return ours + [descriptor for worker in self.workers for descriptor in worker.descriptors]
+        return ours + [descriptor for worker in self.workers for descriptor in (worker.channel, worker.stderr)]
 
 
 class WorkerNotStartedError(Exception):
     """A new worker ended before its first word, or did not say it in time."""
-
-
-class Moved(NamedTuple):
-    """How many streams went from one worker to another, how many are left, and why, if so."""
-
-    streams: int
-    left: int
-    why: str
 
 
 class OpenStreams(NamedTuple):
@@ -156,10 +149,6 @@ class _HandOver:
         self._before = old.handed, new.taken
         for worker in self.sides:
             worker.moves(moves=True)
-
-    def other(self, worker: WorkerProcess) -> WorkerProcess:
-        """The other side."""
-        return self.new if worker is self.old else self.old
 
     def hear(self, worker: WorkerProcess, news: HandedOver | TookOver | None) -> None:
         """One side has said its last word, or died."""
@@ -246,8 +235,6 @@ class RelayPool:
         self.moved = 0
         """Streams of theirs that workers of now have taken over."""
         self._counts = CountRows(added=self._tell_of_row)
-        if left is not None:
-            self._counts = CountRows(key=left.row_key, rows=left.rows, added=self._tell_of_row)
         self.endpoints = EndpointHistory()
         """What became of the streams of each endpoint."""
         self._outliers = Outliers(
@@ -289,17 +276,16 @@ class RelayPool:
             OSError: the address cannot be bound.
         """
         sock = sockets.bind(host, port, self._limits.keepalive, self._limits.user_timeout)
+        bound, name = sock.getsockname(), name[:LONGEST_TEXT]
+        self._sockets.append((name, sock))
         try:
             if self._listening:
                 sock.listen(sockets.BACKLOG)
+            for worker in self._everybody:
+                worker.hand(encode(AddListener(name, self._listening)), sock.fileno())
         except OSError:
-            sock.close()
+            self.unbind(*bound[:2])
             raise
-        name = name[:LONGEST_TEXT]
-        self._sockets.append((name, sock))
-        for worker in self._everybody:
-            worker.hand(encode(AddListener(name, self._listening)), sock.fileno())
-        bound = sock.getsockname()
         return str(bound[0]), int(bound[1])
 
     def unbind(self, host: str, port: int) -> None:
@@ -369,11 +355,11 @@ class RelayPool:
     @property
     def ejected(self) -> dict[Address, int]:
         """The endpoints that get no streams while others are left, and how often each has failed in a row."""
-        return self._outliers.ejected
+        return self._outliers.detector.ejected
 
     def ejection(self, address: Address) -> Ejection | None:
         """Since when and why an endpoint is ejected; None where it is not."""
-        return self._outliers.ejection(address)
+        return self._outliers.detector.ejections.get(address)
 
     def drain(self, seconds: float) -> None:
         """End streams at quiet moments from now on, those of Consul's servers left alone; all within `seconds`."""
@@ -475,7 +461,7 @@ class RelayPool:
             list(self._destinations),
             self.untold,
             {cause.value: count for cause, count in self.restarts.items()},
-            list(zip(self._counts.writable, self._counts.readable, strict=True)),
+            self._counts.rows,
             self._counts.key,
             self._outliers.left(),
             [
@@ -490,6 +476,7 @@ class RelayPool:
         )
 
     def _adopt(self, left: PoolLeft) -> None:
+        self._counts = CountRows(left.row_key, left.rows, self._tell_of_row)
         self._sockets = [(name, socket.socket(fileno=descriptor)) for name, descriptor in left.listeners]
         self._listening = left.listening
         self._totals = left.totals
@@ -531,7 +518,7 @@ class RelayPool:
 
     # --- other workers -------------------------------------------------------------------------------------------
 
-    async def replace(self, number: int) -> Moved:
+    async def replace(self, number: int) -> HandedOver:
         """Have a new process in a worker's place, which takes over the streams of the old one.
 
         Raises:
@@ -612,14 +599,14 @@ class RelayPool:
         if worker is None or self._crowded.count(worker) < LOOKS:
             return
         self._crowded.clear()
-        mean, moved = sum(each.active for each in self._workers) // len(self._workers), Moved(0, 0, "")
+        mean, moved = sum(each.active for each in self._workers) // len(self._workers), HandedOver(0, 0, "")
         async with self._changing:
             for other in sorted(self._workers, key=lambda each: each.active):
                 streams = min(worker.active - mean, mean - other.active)
                 if streams <= 0 or moved.why:
                     break
                 now = await self._move(worker, other, HandOver(streams, stays=True, seconds=LOOKS * self._policy.look))
-                moved = now._replace(streams=moved.streams + now.streams)
+                moved = msgspec.structs.replace(now, streams=moved.streams + now.streams)
         if moved.streams or moved.why:
             what = "a relay worker had most of the streams, others took some"
             log.info(what, worker=worker.number, streams=moved.streams, left=moved.left, reason=moved.why or None)
@@ -662,16 +649,16 @@ class RelayPool:
         finally:
             if not answered:
                 worker.dismiss()
-                worker.give_up("it did not start")
+                worker.send_last(Quit())
         if not answered:
             raise WorkerNotStartedError(worker.last_end or "it has not begun in time")
         return worker
 
-    async def _retire(self, old: WorkerProcess, new: Sequence[WorkerProcess]) -> Moved:
+    async def _retire(self, old: WorkerProcess, new: Sequence[WorkerProcess]) -> HandedOver:
         """Have a worker's streams taken over by others, in equal parts; it ends when it has none left."""
         old.dismiss()
         if not old.works:
-            old.give_up("it is replaced")
+            old.send_last(Quit())
         streams, left, why = 0, 0, ""
         for place, worker in enumerate(new):
             others = len(new) - place
@@ -682,24 +669,24 @@ class RelayPool:
         if left and self._nursery is not None:
             self._nursery.start_soon(old.retire)  # It may not have heard of any of this.
         log.info("a relay worker was replaced", worker=old.number, streams=streams, left=left, reason=why or None)
-        return Moved(streams, left, why)
+        return HandedOver(streams, left, why)
 
-    async def _move_persistently(self, old: WorkerProcess, new: WorkerProcess, most: int) -> Moved:
+    async def _move_persistently(self, old: WorkerProcess, new: WorkerProcess, most: int) -> HandedOver:
         """As `_move`; if the new process dies meanwhile, the rest goes to the one that takes its place."""
         moved = await self._move(old, new, HandOver(most))
         if moved.left and not new.works:
             with trio.move_on_after(self._policy.starting):
                 await _until(lambda: new.works or not old.works)
             again = await self._move(old, new, HandOver(_ALL))
-            moved = Moved(moved.streams + again.streams, again.left, again.why)
+            moved = HandedOver(moved.streams + again.streams, again.left, again.why)
         return moved
 
-    async def _move(self, old: WorkerProcess, new: WorkerProcess, order: HandOver) -> Moved:
+    async def _move(self, old: WorkerProcess, new: WorkerProcess, order: HandOver) -> HandedOver:
         """Have streams of a worker taken over by another one."""
         while self._hand_over is not None:  # Whoever asked for it has been cancelled.
             await self._hand_over.over.wait()
         if not (old.works and new.works):
-            return Moved(0, old.active, "one of the two has ended")
+            return HandedOver(0, old.active, "one of the two has ended")
         try:
             ours, theirs = socket.socketpair()
             with ours, theirs:
@@ -711,19 +698,22 @@ class RelayPool:
                 except OSError as error:
                     it.hear(old, HandedOver(0, old.active, words_of(error)))
         except OSError as error:
-            return Moved(0, old.active, words_of(error))
+            return HandedOver(0, old.active, words_of(error))
         await it.over.wait()
         handed = it.said[old]
-        if isinstance(handed, HandedOver):
-            return Moved(handed.streams, handed.left, handed.why)
-        return Moved(0, 0, "the old worker ended")
+        return handed if isinstance(handed, HandedOver) else HandedOver(0, 0, "the old worker ended")
 
     def hand_over_news(self, worker: WorkerProcess, news: HandedOver | TookOver | Accuse) -> None:
+        """What a worker says of the hand-over that it takes part in.
+
+        Raises:
+            ValueError: it takes part in none.
+        """
         it = self._hand_over
         if it is None or worker not in it.sides:
             raise ValueError("words about a hand-over that there is not")
         if isinstance(news, Accuse):
-            it.other(worker).give_up(news.why)
+            (it.new if worker is it.old else it.old).give_up(news.why)
         else:
             self._hear(it, worker, news)
 
@@ -733,19 +723,22 @@ class RelayPool:
             self._hand_over = None
 
     def has_settled(self, worker: WorkerProcess, stream: int) -> None:
+        """A worker has this stream, which may have been another one's before."""
         it = self._hand_over
         if it is not None and worker is it.new:
             it.old.forget(stream)
 
     async def ended(self, worker: WorkerProcess) -> None:
+        """A worker has ended: wait until it is known which streams it had in the end."""
         it = self._hand_over
         if it is not None and worker in it.sides:
             self._hear(it, worker, None)
             await it.over.wait()
 
-    # --- for the workers: their `Owner` ---------------------------------------------------------------------------
+    # --- for the workers ------------------------------------------------------------------------------------------
 
     def first_words(self, worker: WorkerProcess) -> list[ToWorker]:
+        """What a new worker is told."""
         listeners = [(name, sock.fileno()) for name, sock in self._sockets]
         setup = Setup(
             worker.number,
@@ -758,14 +751,20 @@ class RelayPool:
             self._drain_quiet,
             records=self._observer.wants_records,
         )
-        ejected = (EndpointState(*address, failures) for address, failures in self._outliers.ejected.items())
+        ejected = (EndpointState(*address, failures) for address, failures in self.ejected.items())
         words: list[ToWorker] = [setup, Change(difference(NO_ROUTES, self._table)), *ejected]
         return [*words, Listen()] if self._listening else words
 
     def inherited(self, worker: WorkerProcess) -> list[int]:
+        """The descriptors that a worker needs."""
         return [*self._counts.seen_by(worker.row), *(sock.fileno() for _, sock in self._sockets)]
 
     def heard(self, report: StatsReport) -> None:
+        """A worker has told what came to pass.
+
+        Raises:
+            ValueError: that cannot be.
+        """
         report.counters.check(self._destinations)
         self._totals.add(report.counters)
         if report.counters.endpoints:
@@ -779,6 +778,7 @@ class RelayPool:
             log.warning("more streams ended than could be told", left_out=report.dropped)
 
     def endpoint_news(self, news: EndpointNews) -> None:
+        """A worker could not reach an endpoint, or has reached one that was ejected."""
         address, route = (news.address, news.port), self._table.named(news.sni)
         if route is None or all((each.address, each.port) != address for each in route.endpoints):
             return  # Gone meanwhile, or invented.
@@ -789,6 +789,10 @@ class RelayPool:
             self._outliers.succeeded(address)
 
     def lost(self, worker: WorkerProcess, cause: WorkerEnd, streams: int, records: list[bytes]) -> None:
+        """A worker ended that was not told to, with so many routed streams, as last heard.
+
+        `records` are those of them that are known one by one, for `record_of`.
+        """
         if worker in self._workers:
             self.restarts[cause] += 1
         ends = self._totals.ends
@@ -807,6 +811,7 @@ class RelayPool:
                 await trio.lowlevel.checkpoint()
 
     def asked(self, worker: WorkerProcess, name: str, client: str) -> None:
+        """A worker has streams that wait for the lookup of a name."""
         asked = self._asked.get(name)
         if asked is not None:
             # Or it is there already: its worker died, and the next one asks the same.

@@ -16,6 +16,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from hashlib import blake2b
+from itertools import chain
 from typing import Final
 
 _PLACES: Final = 1 << 18
@@ -28,10 +29,10 @@ _KNOWN: Final = 4096  # Keys whose places are kept: the same clients come again 
 class CountRows:
     """The rows as the parent has them, which reads none of them. Close it.
 
-    `writable` and `readable` have a descriptor of each row, `key` is the secret of the hash.
+    `rows` has two descriptors of each row, one to write to and one to read; `key` is the secret of the hash.
 
     Args:
-        key, rows: begin with those that another parent has made, each to write to and to read.
+        key, rows: begin with those that another parent has made.
         added: gets the descriptor to read of each row that comes later; the workers that there are have to know of it.
     """
 
@@ -43,11 +44,7 @@ class CountRows:
     ) -> None:
         self._added = added
         self.key = key or os.urandom(16)
-        self.writable: list[int] = []
-        self.readable: list[int] = []
-        for writable, readable in rows:
-            self.writable.append(writable)
-            self.readable.append(readable)
+        self.rows = list(rows)
         self._free: list[int] = []
 
     def take(self) -> int:
@@ -58,15 +55,17 @@ class CountRows:
         """
         if self._free:
             return self._free.pop()
-        row = _memory()
+        row = os.memfd_create("meshgate-counts", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
-            self.readable.append(os.open(f"/proc/self/fd/{row}", os.O_RDONLY | os.O_CLOEXEC))
+            os.ftruncate(row, _ROW_BYTES)  # Pages that are never written cost nothing.
+            fcntl.fcntl(row, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+            readable = os.open(f"/proc/self/fd/{row}", os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
             os.close(row)
             raise
-        self.writable.append(row)
-        self._added(self.readable[-1])
-        return len(self.writable) - 1
+        self.rows.append((row, readable))
+        self._added(readable)
+        return len(self.rows) - 1
 
     def take_if_any(self) -> int:
         """As `take`; NO_ROW where there is none to be had."""
@@ -77,12 +76,12 @@ class CountRows:
 
     def active(self, row: int) -> int:
         """The streams that the worker of a row has open."""
-        return int.from_bytes(os.pread(self.readable[row], 8, 0), sys.byteorder)
+        return int.from_bytes(os.pread(self.rows[row][1], 8, 0), sys.byteorder)
 
     def clear(self, row: int) -> None:
         """Forget what a row counts: the worker it belongs to is dead."""
         if row != NO_ROW:
-            os.pwrite(self.writable[row], bytes(_ROW_BYTES), 0)
+            os.pwrite(self.rows[row][0], bytes(_ROW_BYTES), 0)
 
     def give_back(self, row: int) -> None:
         """Let another worker have a row: the one it belonged to is dead."""
@@ -92,20 +91,12 @@ class CountRows:
 
     def seen_by(self, row: int) -> list[int]:
         """The descriptors that the worker of a row needs: its own row's to write to, the others' to read."""
-        return [*self.readable[:row], self.writable[row], *self.readable[row + 1 :]]
+        return [ends[0] if place == row else ends[1] for place, ends in enumerate(self.rows)]
 
     def close(self) -> None:
         """Let go of the rows; who has mapped them keeps them."""
-        for row in (*self.writable, *self.readable):
-            os.close(row)
-
-
-def _memory() -> int:
-    """A row, all zero. Pages that are never written cost nothing."""
-    row = os.memfd_create("meshgate-counts", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    os.ftruncate(row, _ROW_BYTES)
-    fcntl.fcntl(row, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
-    return row
+        for descriptor in chain.from_iterable(self.rows):
+            os.close(descriptor)
 
 
 class SharedCounts:
