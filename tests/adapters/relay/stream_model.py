@@ -19,7 +19,7 @@ says once that it takes bytes again, if somebody tried or looked; `shutdown` rai
 
 import errno
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from select import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLPRI, EPOLLRDHUP
@@ -359,7 +359,8 @@ class InPipe:
 class Loop:
     """The reactor of one stream with its turns and deadlines; tells what an edge-triggered epoll and a clock would."""
 
-    def __init__(self) -> None:
+    def __init__(self, descriptors: Mapping[int, Any]) -> None:
+        self._descriptors = descriptors
         self.reactor = reactor = Reactor()
         reactor.close()  # It needs no epoll instance.
         reactor.now = _NOW
@@ -388,7 +389,7 @@ class Loop:
 
     def register(self, descriptor: int, events: int) -> None:
         self.events[descriptor] = events | EPOLLERR | EPOLLHUP
-        if cast("Any", self.watched[descriptor]).sock.poll() & self.events[descriptor]:
+        if self._descriptors[descriptor].poll() & self.events[descriptor]:
             self.ready[descriptor] = None
 
     def unregister(self, descriptor: int) -> None:
@@ -452,7 +453,7 @@ class World:
     def _begin_process(self, table: RouteTable) -> None:
         """All that streams of one process share."""
         self.processes += 1
-        self.loop = Loop()
+        self.loop = Loop(self.descriptors)
         self.pipes = PipePool(self.scene.pipes, lambda: InPipe().pipe(self), lambda _: None)
         pump = Pump(self.pipes, SystemCalls(self.read, self.write, self.splice, self.dial))
         pump.held = self.extra
@@ -799,6 +800,7 @@ class World:
         promise(counters.taken_over == counters.handed_over, "it is handed over and not taken over, or not by one")
         routed = sum(counters.connections.values())
         promise(sum(counters.ends.values()) == routed <= 1, "its end is not counted, or twice")
+        promise(routed <= sum(counters.hellos.values()) <= 1, "its hello is not counted, or twice")
         promise(len(self.ended) <= 1, "its record is told twice")
         promise(bool(self.ended) or not self.client.taken, "its record is not told")
         moved = counters.bytes_received, counters.bytes_sent
@@ -836,7 +838,8 @@ class World:
             self.hand_overs, self.processes, stream.closed, stream.relaying, setup is None,
             setup is not None and setup.connecting,
             setup is not None and len(setup.late), self._interruptions, min(self.client.arrived, len(self.scene.hello)),
-            tuple(loop.ready), tuple(each.descriptor for each in loop.turns), len(loop.late), pump.held,
+            tuple(loop.ready), tuple(getattr(each, "descriptor", None) for each in loop.turns), len(loop.late),
+            pump.held,
             tuple((number, loop.events[number]) for number in loop.watched),
             tuple(sock.state_key() for sock in (self.client, *self.dialled)),
             tuple(

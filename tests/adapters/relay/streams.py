@@ -139,7 +139,7 @@ async def running(
     relay = Relay(reactor, table_of(routes), limits, watcher, on_demand=on_demand)
     sock = sockets.bind("127.0.0.1", 0, limits.keepalive, limits.user_timeout)
     sock.listen(sockets.BACKLOG)
-    relay.listen_also("default", sock)
+    relay.adopt("default", sock, listening=True)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(serve_beside_trio, reactor)
         # As in a worker, the relay ends before its loop does.

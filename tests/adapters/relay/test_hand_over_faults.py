@@ -338,6 +338,6 @@ def test_the_last_word_of_an_old_worker_holds_when_it_ends_before_the_new_one_ha
     it = _HandOver(old, new)
     it.hear(old, HandedOver(3, 0, ""))
     it.hear(old, None)
-    it.hear(new, TookOver(3, ""))
+    it.hear(new, TookOver())
     assert it.over.is_set()
     assert it.said[old] == HandedOver(3, 0, "")

@@ -1,13 +1,16 @@
-"""The system itself is out of descriptors (ENFILE): nothing can be accepted, nor shed, for a while."""
+"""The system itself is out of descriptors (ENFILE), or memory: nothing can be accepted, nor shed, for a while."""
 
 import errno
 import logging
 import socket
+from typing import Any
 
 import pytest
 import trio
 
 from meshgate.adapters.relay import sockets
+from meshgate.adapters.relay.listener import Listener
+from meshgate.adapters.relay.reactor import Reactor
 from meshgate.core.reasons import Reason
 
 from .streams import WEB, backend, echo, endpoint, hello_for, receive_exactly, running
@@ -103,3 +106,21 @@ async def test_a_line_says_why_clients_are_cut(shortage: Shortage, caplog: pytes
                 await gateway.until(lambda: bool(gateway.refused))
         assert [refused.reason for refused in gateway.refused][:1] == [Reason.HELLO_TIMEOUT]
         assert "descriptors are used up, clients are cut" in caplog.records[0].getMessage()
+
+
+async def test_clients_are_let_in_as_soon_as_there_is_memory_to_wait_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    failures = [OSError(errno.ENOMEM, "Cannot allocate memory")] * 2
+    watch = Reactor.watch
+
+    def watching(reactor: Reactor, watched: Any, events: int) -> None:
+        if isinstance(watched, Listener) and failures:
+            raise failures.pop()
+        watch(reactor, watched, events)
+
+    monkeypatch.setattr(Reactor, "watch", watching)
+    async with backend(echo) as port, running({WEB: [endpoint(port)]}) as gateway, await gateway.dial() as client:
+        await client.send_all(HELLO)
+        with trio.fail_after(20):
+            assert await receive_exactly(client, len(HELLO)) == HELLO
+        assert gateway.counters().internal_errors == 0
+    assert not failures

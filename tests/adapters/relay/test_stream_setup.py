@@ -355,6 +355,15 @@ def test_rival_that_is_refused_leaves_the_other_its_time() -> None:
     assert case.reported == [(V4.address, "connection refused")]
 
 
+def test_rival_for_which_there_is_no_socket_leaves_the_other_its_time() -> None:
+    case = Case(V4, V6)
+    case.network.states = {(V6.address, 443): "silent"}
+    waiting = case.setup.received(HELLO)
+    case.network.full = errno.EMFILE
+    assert seconds(case.wait(waiting)) == pytest.approx(5.0 - RACE_SECONDS)
+    assert case.network.open == [V6.address]
+
+
 def test_one_of_two_that_breaks_leaves_the_other_one_under_way() -> None:
     case = Case(V4, V6)
     case.network.states = {(V6.address, 443): "silent", (V4.address, 443): "silent"}

@@ -7,6 +7,7 @@ import pytest
 import trio
 
 from meshgate.adapters.relay import Limits
+from meshgate.core.reasons import StreamEnd
 
 from .streams import (
     WEB,
@@ -198,7 +199,7 @@ async def test_idle_stream_is_closed_and_a_busy_one_is_not() -> None:
                 assert await receive_exactly(busy, 1) == b"x"
             with trio.fail_after(20):
                 assert await receive_all(idle) == b""
-        assert gateway.counters().idle_timeouts == 1
+        assert gateway.counters().ends[StreamEnd.IDLE] == 1
 
 
 async def test_new_table_leaves_open_streams_where_they_are() -> None:

@@ -3,7 +3,7 @@
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,21 @@ from typing import Any
 import pytest
 import structlog
 import trio
+import trio.testing
 
-from meshgate.adapters.relay import Limits
+from meshgate.adapters.relay import Limits, OpenStream
+from meshgate.adapters.relay.messages import (
+    MOST_STREAMS,
+    TO_PARENT,
+    Receiver,
+    Setup,
+    StatsReport,
+    StatsRequest,
+    TookOver,
+)
 from meshgate.adapters.relay.pool import RelayPool
+from meshgate.adapters.relay.reactor import Reactor
+from meshgate.adapters.relay.worker import Worker
 from meshgate.adapters.relay.worker_process import WorkerPolicy
 from meshgate.core.reasons import StreamEnd
 
@@ -70,6 +82,20 @@ async def test_worker_that_never_speaks_is_replaced(tmp_path: Path) -> None:
         pool.policy.starting = 60.0
         (tmp_path / "gate").touch()
         await (await pool.call()).aclose()
+
+
+async def test_worker_whose_place_is_taken_before_it_has_spoken_has_done_nothing_wrong(tmp_path: Path) -> None:
+    with structlog.testing.capture_logs() as logs:
+        async with backend(echo) as port, held_pool(port, tmp_path / "gate") as pool:
+            pool.policy.command = WorkerPolicy().command
+            await pool.relay.replace(0)
+            (tmp_path / "gate").touch()
+            with trio.fail_after(30):
+                while len(pool.relay._everybody) > 1:
+                    await trio.sleep(0.02)
+            await (await pool.call()).aclose()
+            assert not pool.relay.losses
+    assert [entry for entry in logs if entry["log_level"] == "error"] == []
 
 
 async def test_signals_to_the_process_group_do_not_end_a_worker_that_starts(tmp_path: Path) -> None:
@@ -257,3 +283,49 @@ async def test_a_worker_takes_no_module_from_the_folder_that_the_gateway_was_sta
     async with backend(echo) as port, pool_of({WEB: [endpoint(port)]}, workers=1, policy=policy) as pool:
         await (await pool.call()).aclose()
     assert not (tmp_path / "taken").exists()
+
+
+@pytest.fixture
+def worker() -> Iterator[tuple[Worker, trio.SocketStream]]:
+    """A worker without a process of its own, and its parent's end."""
+    ours, theirs = trio.socket.socketpair()
+    reactor = Reactor()
+    setup = Setup(0, 0, Limits(), [], [], b"", drain_seconds=1.0, drain_quiet=0.1, records=False)
+    with ours, theirs:
+        yield Worker(reactor, setup, trio.SocketStream(theirs)), trio.SocketStream(ours)
+    reactor.close()
+
+
+async def test_worker_that_is_told_to_end_as_it_lists_its_streams_leaves_no_half_message_behind(
+    worker: tuple[Worker, trio.SocketStream], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    it, parent = worker
+    name = "n" * 255  # So long that the kernel takes a message in pieces.
+    stream = OpenStream(1, "192.0.2.1:1", name, name, "192.0.2.2:2", "relaying", 1.0, 1, 1, 0)
+    monkeypatch.setattr(it._relay, "connections", lambda: iter([stream] * MOST_STREAMS))
+    receiver, heard = Receiver(parent, TO_PARENT), []
+
+    async def hear() -> None:
+        while (message := await receiver.next()) is not None:
+            heard.append(message)
+
+    async with trio.open_nursery() as hearing:
+        async with trio.open_nursery() as ending:
+            ending.start_soon(it._tell_streams, StatsRequest(1, streams=True))
+            await trio.testing.wait_all_tasks_blocked()  # The parent is busy, and there is no more room for it.
+            ending.cancel_scope.cancel()
+            hearing.start_soon(hear)
+        await it._channel.aclose()
+    assert heard
+    assert receiver.begun == b""
+
+
+async def test_worker_tells_why_it_did_not_take_streams_over(
+    worker: tuple[Worker, trio.SocketStream], caplog: pytest.LogCaptureFixture
+) -> None:
+    it, parent = worker
+    await it._take_over(-1)
+    assert "no descriptor left" in caplog.text
+    receiver = Receiver(parent, TO_PARENT)
+    assert isinstance(await receiver.next(), StatsReport)
+    assert await receiver.next() == TookOver()

@@ -18,7 +18,7 @@ What always holds: what a ticket was taken for is given back exactly once, whate
 """
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Final
 
 from meshgate.core.addresses import is_numeric
@@ -53,12 +53,8 @@ class CircuitBreakers:
         self.pending = 0
         """Connections to endpoints that are dialed and do not stand yet."""
         self._pending: dict[Address, int] = {}
-        self._loads: dict[Address, int] = {}
-
-    @property
-    def loads(self) -> Mapping[Address, int]:
+        self.loads: dict[Address, int] = {}
         """The streams that each endpoint carries, where the load balancer wants to know."""
-        return self._loads
 
     def admit(
         self, host: str, limits: Limits, makes_room: Callable[[SharedCounts], bool], now: float = 0.0
@@ -192,7 +188,7 @@ class Ticket:
     def carry(self, hosts: HostSet, address: Address) -> None:
         """Count the stream among those that an endpoint carries."""
         if hosts.counts_load and self._breakers is not None:
-            loads = self._breakers._loads  # noqa: SLF001
+            loads = self._breakers.loads
             loads[address] = loads.get(address, 0) + 1
             self._load = address
 
@@ -211,7 +207,7 @@ class Ticket:
         if self._destination:
             counts.add_keyed(self._destination, -1)
         if self._load is not None:
-            _subtract(breakers._loads, self._load)  # noqa: SLF001
+            _subtract(breakers.loads, self._load)
 
 
 def _subtract(counts: dict[Address, int], address: Address) -> None:

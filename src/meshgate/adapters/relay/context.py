@@ -52,7 +52,7 @@ class Context:
         self.observer.on_refused(refused)
 
     def on_defect(self) -> None:
-        """An error of ours is being handled: count it, and log it if it is not the hundredth."""
+        """An error of ours is being handled: count it, and log it if it is one of the first."""
         self.counters.internal_errors += 1
         if self.counters.internal_errors <= _DEFECTS_TOLD:
             log.exception("internal error in a stream, it is reset; please report this")

@@ -163,7 +163,6 @@ class Counters:
     of_servers: Number = 0
     bytes_received: Number = 0
     bytes_sent: Number = 0
-    idle_timeouts: Number = 0
     on_demand: Number = 0
     internal_errors: Number = 0
     connect_sum: Seconds = 0.0

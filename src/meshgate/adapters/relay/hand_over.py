@@ -192,7 +192,7 @@ class Taken(Accountable, Protocol):
 
 
 class HandsOver:
-    """The old worker's side. `handed` and `kept` count streams, `why` says what went wrong, "" if nothing did.
+    """The old worker's side. `handed` counts streams, `why` says what went wrong, "" if nothing did.
 
     Args:
         channel: to the new worker; it is closed in the end.
@@ -200,7 +200,7 @@ class HandsOver:
     """
 
     def __init__(self, channel: trio.SocketStream, accuse: Callable[[str], Awaitable[None]]) -> None:
-        self.handed = self.kept = 0
+        self.handed = 0
         self.why = ""
         self._channel = channel
         self._receiver = Receiver(channel, TO_OLD, largest=_LARGEST_ANSWER)
@@ -227,7 +227,6 @@ class HandsOver:
                 continue
             for stream in batch:
                 run_guarded(stream, stream.thaw)
-            self.kept += len(batch)
             declined += 1
             self.why = self.why or (answer.why if answer is not None else "it ended")
             alive = answer is not None
@@ -271,7 +270,7 @@ class HandsOver:
 
 
 class TakesOver:
-    """The new worker's side. `taken` counts streams, `why` says what went wrong, "" if nothing did.
+    """The new worker's side. `why` says what went wrong, "" if nothing did.
 
     Args:
         channel: to the old worker; it is closed in the end.
@@ -286,7 +285,6 @@ class TakesOver:
         rebuild: Callable[[HandedStream, Sequence[int]], Taken],
         accuse: Callable[[str], Awaitable[None]],
     ) -> None:
-        self.taken = 0
         self.why = ""
         self._channel = channel
         self._receiver = Receiver(channel, TO_NEW, descriptors=_MOST_DESCRIPTORS, largest=_LARGEST)
@@ -330,7 +328,6 @@ class TakesOver:
         prepared, self._prepared = self._prepared, []
         for stream in prepared:
             run_guarded(stream, stream.take_over)
-        self.taken += len(prepared)
         return isinstance(message, Yours)
 
     def _prepare(self, batch: Batch) -> Prepared | Declined:

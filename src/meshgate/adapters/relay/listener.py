@@ -47,9 +47,12 @@ class Listener:
         self._tells_at = float("-inf")
 
     def watch(self) -> None:
-        """Let clients in."""
-        # Of the processes that listen on a socket the kernel wakes one for a client, not all.
-        self._context.reactor.watch(self, EPOLLIN | EPOLLEXCLUSIVE)
+        """Let clients in. Where the system has no memory for that, it is tried again in a moment."""
+        try:
+            # Of the processes that listen on a socket the kernel wakes one for a client, not all.
+            self._context.reactor.watch(self, EPOLLIN | EPOLLEXCLUSIVE)
+        except OSError:
+            self._pause()
 
     def on_event(self, _events: int) -> None:
         """Clients wait: accept a batch of them, or one where they come one by one."""
@@ -66,9 +69,6 @@ class Listener:
     def on_deadline(self) -> None:
         """A pause for lack of memory is over."""
         self.watch()
-
-    def on_turn(self) -> None:
-        """A listener takes no turns: the kernel reports again what a batch has left."""
 
     def on_defect(self) -> None:
         """An error in accepting a client: the next ones are accepted all the same."""

@@ -226,10 +226,7 @@ class HandedOver(msgspec.Struct, tag=True, frozen=True):
 
 
 class TookOver(msgspec.Struct, tag=True, frozen=True):
-    """The hand-over has ended here, too; `why` in an odd way, if so."""
-
-    streams: Number
-    why: Text
+    """The hand-over has ended here, too."""
 
 
 class Accuse(msgspec.Struct, tag=True, frozen=True):

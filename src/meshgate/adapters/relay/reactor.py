@@ -44,7 +44,7 @@ class Turning(Accountable, Protocol):
         """The turn that was promised."""
 
 
-class Watched(Turning, Protocol):
+class Watched(Accountable, Protocol):
     """Something with a socket that epoll reports on."""
 
     @property
@@ -117,7 +117,7 @@ class Reactor:
         self.now = self.clock()
         self._watched: dict[int, Watched] = {}
         self._epoll = select.epoll()
-        self._turns: OrderedDict[Watched, None] = OrderedDict()
+        self._turns: OrderedDict[Turning, None] = OrderedDict()
         self._late: deque[Turning] = deque()
         self._deadlines = Deadlines()
         self._alarm = self.now + _LONGEST_WAIT
@@ -133,8 +133,8 @@ class Reactor:
         if descriptor in self._watched:
             self._epoll.modify(descriptor, events)
         else:
-            self._watched[descriptor] = watched
             self._epoll.register(descriptor, events)
+            self._watched[descriptor] = watched
 
     def forget(self, watched: Watched) -> None:
         """Report nothing more on a socket that is about to be closed, which takes it out of the epoll instance."""
@@ -156,9 +156,9 @@ class Reactor:
         """Forget the deadline."""
         self._deadlines.disarm(timed)
 
-    def promise_turn(self, watched: Watched) -> None:
+    def promise_turn(self, turning: Turning) -> None:
         """Let something that used up its budget go on after the others; once, however often it is promised."""
-        self._turns[watched] = None
+        self._turns[turning] = None
 
     def postpone(self, turning: Turning) -> None:
         """Let costly work that nobody has earned yet wait for a turn behind everything else."""
@@ -232,8 +232,8 @@ class Reactor:
     def _give_turns(self) -> None:
         until = self.clock() + CHECKPOINT_SECONDS
         for _ in range(len(self._turns)):
-            watched, _ = self._turns.popitem(last=False)
-            run_guarded(watched, watched.on_turn)
+            turning, _ = self._turns.popitem(last=False)
+            run_guarded(turning, turning.on_turn)
             if self.clock() > until:
                 return  # The others come first next time; light streams must not wait for hundreds of heavy ones.
 

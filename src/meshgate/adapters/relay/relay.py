@@ -93,19 +93,16 @@ class Relay:
 
     # --- listeners -----------------------------------------------------------------------------------------------
 
-    def adopt(self, name: str, sock: socket.socket) -> None:
-        """Take a bound socket over. Other processes may listen on it too."""
+    def adopt(self, name: str, sock: socket.socket, *, listening: bool = False) -> None:
+        """Take a bound socket over; one that listens lets clients in at once. Other processes may have it, too."""
         self._listeners.append(Listener(self.context, name, sock))
+        if listening:
+            self._listeners[-1].watch()
 
     def accept_clients(self) -> None:
         """Let clients in; whoever owns the addresses listens there already."""
         for listener in self._listeners:
             listener.watch()
-
-    def listen_also(self, name: str, sock: socket.socket) -> None:
-        """Take over a socket that listens already, while others are in use."""
-        self.adopt(name, sock)
-        self._listeners[-1].watch()
 
     def close_listener(self, host: str, port: int) -> None:
         """Accept the clients that wait at an address, then close it. Streams that came by it live on."""

@@ -326,6 +326,9 @@ class Stream:
             self.setup = None
             self.server_name, self.alpn, self.attempts = setup.server_name, setup.alpn, setup.attempts
             self.hosts, self.endpoint = setup.hosts, setup.endpoint
+            # Not when it was placed: a stream that is handed over meanwhile is placed again.
+            if setup.hosts is not None and setup.offer is not None:
+                self.context.counters.count_hello(setup.hosts.destination, setup.offer)
 
     # --- relaying ------------------------------------------------------------------------------------------------
 
@@ -377,7 +380,10 @@ class Stream:
         self.on_moved(source, self.context.pump.move(source, destination))
 
     def on_heard(self, source: Leg, data: bytes) -> None:
-        """Count a first byte, and an alert in the clear, which can only follow handshake messages in the clear."""
+        """Bytes of a leg that does not flow were read and are not counted yet: look at the first one, and for an alert.
+
+        An alert in the clear can only follow handshake messages in the clear.
+        """
         hosts, endpoint, counters = self.hosts, self.endpoint, self.context.counters
         assert hosts is not None
         assert endpoint is not None
@@ -469,7 +475,6 @@ class Stream:
         if limits.handshake_timeout > 0:
             ends = min(ends, self._handshake_deadline(limits.handshake_timeout) or _NEVER)
         if ends <= now:
-            self.context.counters.idle_timeouts += 1
             self.ending = StreamEnd.IDLE
             # Whoever waited in vain for bytes must not take this for their end.
             self._end(Leg.close if self._is_empty() else Leg.reset)
@@ -485,14 +490,11 @@ class Stream:
         setup, client, upstream = self.setup, self.client, self.upstream
         if self.closed or (setup is None and not self.relaying):
             return None  # It was refused, and is over within a second.
-        hello, looked_up = b"", False
         if setup is not None:
-            hello, looked_up = setup.so_far, setup.looks_up
-            attempts = setup.attempts - setup.under_way
-            setup.give_up()
+            hello, looked_up, attempts = setup.freeze()
             self.setup = None
         else:
-            attempts = self.attempts
+            hello, looked_up, attempts = b"", False, self.attempts
         self.relaying, self.closed = False, True
         self.context.reactor.disarm(self)
         if self._rhythm is not None:
@@ -709,6 +711,7 @@ class Stream:
             self.close()
 
     def ends_with_more_of(self, source: Leg) -> bool:
+        """Whether a draining relay that is in a hurry will end it behind the next bytes of a leg."""
         return self._rhythm is not None and source is not self.client and self._rhythm.nearly_whole
 
     def on_bytes(self, source: Leg, *, hurry: bool) -> None:

@@ -96,7 +96,6 @@ class StreamSetup:
         "_ends",
         "_hello",
         "_looking_up",
-        "_offer",
         "_parser",
         "_race_at",
         "_stream",
@@ -108,6 +107,7 @@ class StreamSetup:
         "endpoint",
         "hosts",
         "late",
+        "offer",
         "server_name",
     )
 
@@ -124,7 +124,7 @@ class StreamSetup:
         self._ticket = ticket
         self._hello: bytearray | bytes = b""
         self._parser: HelloParser | None = None
-        self._offer: Offer | None = None
+        self.offer: Offer | None = None
         self._looking_up = ""  # The name for which it waits.
         self._attempts: tuple[_Attempt, ...] = ()
         self._tried: tuple[int, ...] = ()
@@ -133,21 +133,6 @@ class StreamSetup:
     def unrouted(self) -> bool:
         """Whether nothing but the client's word stands for it: no complete hello, or a name that nobody knows."""
         return not self.connecting or (bool(self._looking_up) and self._context.table.find(self._looking_up) is None)
-
-    @property
-    def so_far(self) -> bytes:
-        """All that the client has sent."""
-        return bytes(self._hello) + self.late
-
-    @property
-    def looks_up(self) -> bool:
-        """Whether it waits for the lookup of its name."""
-        return bool(self._looking_up)
-
-    @property
-    def under_way(self) -> int:
-        """Connections that are dialed and do not stand yet."""
-        return len(self._attempts)
 
     # --- what comes to pass --------------------------------------------------------------------------------------
 
@@ -236,11 +221,21 @@ class StreamSetup:
         for attempt in self._attempts:
             self._drop(attempt)
 
+    def freeze(self) -> tuple[bytes, bool, int]:
+        """Let go of what is awaited, and say what the next setup of the stream begins with.
+
+        Returns:
+            `hello`, `looked_up` and `attempts` of `hand_over.HandedStream`.
+        """
+        frozen = bytes(self._hello) + self.late, bool(self._looking_up), self.attempts - len(self._attempts)
+        self.give_up()
+        return frozen
+
     # --- placing and dialling ------------------------------------------------------------------------------------
 
     def _on_hello(self, hello: Hello) -> Outcome:
         context, name = self._context, hello.server_name
-        self.server_name, self.alpn, self._offer = name, hello.alpn, hello.offer
+        self.server_name, self.alpn, self.offer = name, hello.alpn, hello.offer
         if name is None:
             return Refused(Reason.NO_SNI, "the hello names no server")
         route = context.table.find(name)
@@ -266,8 +261,6 @@ class StreamSetup:
         if route is None:
             return Refused(Reason.UNKNOWN_SNI, "no route for this name")
         hosts = self.hosts = context.load_balancer.hosts(route)
-        if self._offer is not None:
-            context.counters.count_hello(hosts.destination, self._offer)
         limits = context.limits
         if limits.max_connections_per_destination or limits.max_pending_per_destination:
             full = self._ticket.charge(hosts, limits)
@@ -309,7 +302,8 @@ class StreamSetup:
         balancer, (attempt, *_) = self._context.load_balancer, self._attempts
         rival = balancer.rival(hosts, attempt.position, self._tried) if self.attempts < MAX_ATTEMPTS else None
         outcome = self._dial(hosts, rival) if rival is not None else WAIT
-        return outcome if isinstance(outcome, Connected | Refused) else self._await()
+        # Where there is no socket for it either, the other one may still make it.
+        return outcome if isinstance(outcome, Connected) else self._await()
 
     def _await(self) -> Outcome:
         """Wait for the connections that are under way, as long as the ones that are left allow it."""

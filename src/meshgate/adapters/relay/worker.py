@@ -1,4 +1,4 @@
-"""A relay in a process of its own: `python -m meshgate.adapters.relay.worker DESCRIPTOR [SANDBOX]`.
+"""A relay in a process of its own: `python -m meshgate.adapters.relay.worker DESCRIPTOR SANDBOX`.
 
 It speaks with its parent over the inherited socket and knows nothing else of the world; before a stranger's first byte
 it has given up all other rights (`sandbox`), so that nothing can be imported any more from then on. Signals are the
@@ -17,7 +17,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from itertools import islice
-from typing import Final
+from typing import Final, cast
 
 import trio
 
@@ -75,13 +75,6 @@ _MOST_TOLD: Final = 10_000  # Refusals and records kept between two reports; wha
 _MOST_ENDS: Final = 100  # Records where nobody wants all of them.
 _MOST_LINES: Final = 50
 _SNAPSHOTS: Final = 200  # Of open streams, which take a millisecond or two.
-_LEVELS: Final[tuple[tuple[int, Level], ...]] = (
-    (logging.CRITICAL, "critical"),
-    (logging.ERROR, "error"),
-    (logging.WARNING, "warning"),
-    (logging.INFO, "info"),
-    (0, "debug"),
-)
 
 
 class Worker:
@@ -136,12 +129,11 @@ class Worker:
         else:
             self._dropped += 1
 
-    def on_log(self, level: int, text: str) -> None:
+    def on_log(self, level: Level, text: str) -> None:
         """Keep a line for the parent's log."""
         if len(self._log) < _MOST_LINES:
-            name = next(name for least, name in _LEVELS if level >= least)
             half = LONGEST_LINE // 2
-            self._log.append(LogLine(name, text if len(text) <= LONGEST_LINE else text[:half] + text[-half:]))
+            self._log.append(LogLine(level, text if len(text) <= LONGEST_LINE else text[:half] + text[-half:]))
 
     async def run(self, receiver: Receiver[ToWorker]) -> None:
         """Relay and obey until the parent says so, or is gone and the streams have ended."""
@@ -208,7 +200,7 @@ class Worker:
             handed, why = side.handed, side.why
             self._hand_overs -= 1
         await self._tell()
-        await self._say(HandedOver(handed, len(self._relay.context.streams), why))
+        await self._send(encode(HandedOver(handed, len(self._relay.context.streams), why)))
         if order.stays:
             return
         while self._relay.context.streams or self._hand_overs:  # noqa: ASYNC110 (a stream's end wakes nobody)
@@ -217,22 +209,20 @@ class Worker:
 
     async def _take_over(self, descriptor: int) -> None:
         """Take another worker's streams over."""
-        taken, why = 0, "no descriptor left"
+        why = "no descriptor left"
         if descriptor >= 0:
             side = TakesOver(_channel(descriptor), self._relay.rebuild, self._accuse)
             with _guarded():
                 await side.run()
-            taken, why = side.taken, side.why
+            why = side.why
+        if why:
+            log.warning("not all streams of another relay worker were taken over: %s", why)
         self._hand_overs -= 1
         await self._tell()
-        await self._say(TookOver(taken, why))
+        await self._send(encode(TookOver()))
 
     async def _accuse(self, why: str) -> None:
-        await self._say(Accuse(why))
-
-    async def _say(self, message: HandedOver | TookOver | Accuse) -> None:
-        with trio.CancelScope(shield=True):
-            await self._send(encode(message))
+        await self._send(encode(Accuse(why)))
 
     def _add_counts(self, descriptor: int) -> None:
         if descriptor < 0:
@@ -249,10 +239,7 @@ class Worker:
         sock = socket.socket(fileno=descriptor)
         try:
             sock.setblocking(False)
-            if order.listening:
-                self._relay.listen_also(order.name, sock)
-            else:
-                self._relay.adopt(order.name, sock)
+            self._relay.adopt(order.name, sock, listening=order.listening)
         except OSError as error:
             sock.close()
             what = "a listener cannot be served here, other workers do: listener=%s: %s"
@@ -303,8 +290,7 @@ class Worker:
             await self._has_news.wait()
             self._has_news = trio.Event()
             news, self._news = self._news, {}
-            with trio.CancelScope(shield=True):
-                await self._send(b"".join(map(encode, news.values())))
+            await self._send(b"".join(map(encode, news.values())))
 
     async def _tell_streams(self, question: StatsRequest) -> None:
         """Tell of the open streams, of which there may be very many: a few after another, so that none has to wait."""
@@ -331,16 +317,19 @@ class Worker:
         lines, self._log = self._log, []
         data = b"".join([*map(encode, lines), *map(encode, report.pieces())])
         self._told, self._refused, self._settled, self._ended, self._dropped = now, [], [], [], 0
-        # What is taken out has to be told, and a half message would be the end of all understanding. The parent reads,
-        # or is dead.
-        with trio.CancelScope(shield=True):
-            await self._send(data)
+        await self._send(data)
 
     async def _send(self, data: bytes) -> None:
-        async with self._sending:
-            # Where it fails the parent is gone, which `run` notices by itself.
-            with contextlib.suppress(trio.BrokenResourceError):
-                await self._channel.send_all(data)
+        """Tell the parent. What is taken out has to be told, and after half a message it would understand nothing.
+
+        So it is told also when this is cancelled.
+        """
+        # The parent reads, or is dead.
+        with trio.CancelScope(shield=True):
+            async with self._sending:
+                # Where it fails the parent is gone, which `run` notices by itself.
+                with contextlib.suppress(trio.BrokenResourceError):
+                    await self._channel.send_all(data)
 
 
 class _ToParent(logging.Handler):
@@ -351,7 +340,7 @@ class _ToParent(logging.Handler):
         self._worker = worker
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._worker.on_log(record.levelno, self.format(record))
+        self._worker.on_log(cast("Level", record.levelname.lower()), self.format(record))
 
 
 def _import_all() -> None:
