@@ -267,12 +267,15 @@ def before_done(series: dict[str, float]) -> float:
 async def back_and_forth(
     gateway: GatewayProcess, driver: Driver, late: LateNames, to: Versions, times: int, least: int
 ) -> None:
+    async def enough() -> bool:
+        return driver.open >= least
+
     for number in range(times):
         async with late.held_back():
             await upgrade(gateway, to[number % 2])
             assert driver.faults == [], "\n".join(driver.faults)
         assert driver.faults == []
-        assert driver.open >= least
+        await until_equal("open streams", enough, True, PATIENCE)
     await driver.moved(1)
 
 
