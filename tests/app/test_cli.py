@@ -337,6 +337,15 @@ def test_config_says_when_consuls_settings_cannot_be_used(capsys: pytest.Capture
     assert err == "meshgate: both client certificate and key must be set, CONSUL_CLIENT_KEY is missing\n"
 
 
+@pytest.mark.parametrize(
+    ("flag", "said"),
+    [("--address=192.0.2.77:8443", "cannot be bound here"), ("--token-file=/nowhere/token", "/nowhere/token")],
+)
+def test_config_exits_with_2_where_run_would_refuse(flag: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert execute(["config", flag]) == 2
+    assert said in capsys.readouterr().err
+
+
 def test_policy_is_for_the_service_of_the_settings(capsys: pytest.CaptureFixture[str]) -> None:
     assert execute(["policy", "--service=edge-gateway"]) == 0
     out = capsys.readouterr().out

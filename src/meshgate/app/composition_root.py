@@ -27,7 +27,7 @@ from meshgate.app.admin.gateway_view import GatewayView
 from meshgate.app.admin.metrics import Metrics
 from meshgate.app.admin.statsd_export import StatsdExport
 from meshgate.app.errors import CommandError, ConfigError
-from meshgate.app.gateway.from_settings import client_of, definition_of
+from meshgate.app.gateway.from_settings import checked_client
 from meshgate.app.gateway.gateway import Gateway
 from meshgate.app.gateway.hardening import forbid_core_dumps, hide_secrets
 from meshgate.app.gateway.upgrade import Trial, identity_of
@@ -56,21 +56,11 @@ def run_gateway(settings: Settings, taken: Taken | None) -> int | None:
     _check_descriptors(settings)
     hide_secrets(settings.secrets())
     forbid_core_dumps()
-    client = _checked_client(settings)
+    client = checked_client(settings)
     for notice in client.address.warnings:
         log.warning(notice)
     trio.run(_main, settings, client, taken)
     return None
-
-
-def _checked_client(settings: Settings) -> ConsulClient:
-    client = client_of(settings)
-    try:
-        if settings.register:
-            definition_of(settings).payload()
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
-    return client
 
 
 def _try(settings: Settings, taken: Taken) -> int:
@@ -83,7 +73,7 @@ def _try(settings: Settings, taken: Taken) -> int:
     importlib.import_module("meshgate.adapters.relay.worker")
     if settings.sandbox == Mode.REQUIRE and (missing := support().missing):
         raise ConfigError(f"MESHGATE_SANDBOX is require: {'; '.join(missing)}")
-    _checked_client(settings)
+    checked_client(settings)
     if settings.access_log != "off":
         AccessLog(settings.access_log).close()
     admin = taken.record.onlookers.admin

@@ -14,7 +14,7 @@ from click.shell_completion import get_completion_class
 import meshgate
 from meshgate.app.cli.main import COMPLETE, SHELLS, colorless
 from meshgate.app.cli.setting_options import Command, Session, command, json_option, with_settings
-from meshgate.app.errors import CommandError, ConfigError
+from meshgate.app.errors import CommandError
 from meshgate.app.settings.setting_table import TABLE
 from meshgate.app.settings.settings import Settings
 
@@ -137,6 +137,7 @@ def config(settings: Settings, *, as_json: bool, example: bool, page: bool) -> N
     Secrets are masked. Takes the flags of run, and shows what run would use. Exits with 2 if run would refuse it.
     """
     from meshgate.app.cli.output import Printer, print_json  # noqa: PLC0415 - heavy
+    from meshgate.app.gateway.from_settings import checked_client  # noqa: PLC0415 - heavy
     from meshgate.app.settings.settings_doc import env_example, reference  # noqa: PLC0415 - only needed here
 
     if example:
@@ -152,17 +153,7 @@ def config(settings: Settings, *, as_json: bool, example: bool, page: bool) -> N
     else:
         rows = [(name, value or "-", origin) for name, (value, origin) in shown.items()]
         Printer().table(("NAME", "VALUE", "ORIGIN"), rows)
-    _check_consul(settings)
-
-
-def _check_consul(settings: Settings) -> None:
-    from meshgate.adapters.consul.api import ConsulAddress, ConsulConfigError  # noqa: PLC0415 - heavy
-
-    try:
-        address = ConsulAddress.from_settings(settings.consul)
-    except ConsulConfigError as error:
-        raise ConfigError(str(error)) from None
-    for warning in address.warnings:
+    for warning in checked_client(settings).address.warnings:
         click.echo(f"note: {warning}", err=True)
 
 

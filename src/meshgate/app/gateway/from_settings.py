@@ -3,7 +3,7 @@
 Where Consul has a word in it too, what was set for this gateway counts first, then what Consul says, then the default.
 """
 
-from meshgate.adapters.consul import GatewayDefinition
+from meshgate.adapters.consul import GatewayDefinition, RegistrationError
 from meshgate.adapters.consul.api import AgentFacts, ConsulAddress, ConsulClient, ConsulConfigError, Login
 from meshgate.adapters.relay import Limits
 from meshgate.app.errors import ConfigError
@@ -28,6 +28,17 @@ def client_of(settings: Settings) -> ConsulClient:
         return ConsulClient(ConsulAddress.from_settings(settings.consul), login=login)
     except (ConsulConfigError, ValueError) as error:
         raise ConfigError(str(error)) from None
+
+
+def checked_client(settings: Settings) -> ConsulClient:
+    """As `client_of`; ConfigError too where this machine cannot have the addresses that are to be registered."""
+    client = client_of(settings)
+    try:
+        if settings.register:
+            definition_of(settings).payload()
+    except RegistrationError as error:
+        raise ConfigError(str(error)) from None
+    return client
 
 
 def definition_of(settings: Settings) -> GatewayDefinition:
