@@ -13,7 +13,7 @@ import trio
 from structlog.testing import capture_logs
 from trio.testing import MockClock
 
-from meshgate.adapters.consul import WatchRegistry
+from meshgate.adapters.consul import RegistrationError, WatchRegistry
 from meshgate.adapters.consul.api import ConsulClient, ConsulError, HealthCheck, OwnInstance, OwnRegistration
 from meshgate.adapters.relay import Limits
 from meshgate.app.errors import CommandError
@@ -167,8 +167,8 @@ async def kept(down: ConsulError | None = None, **values: str) -> AsyncIterator[
     keeper.bind()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(keeper.listeners.run)
-        nursery.start_soon(keeper.follow_limits)
-        nursery.start_soon(keeper.run)
+        nursery.start_soon(keeper.registrar.follow_limits)
+        nursery.start_soon(keeper.registrar.run)
         await trio.sleep(1)
         yield Kept(keeper, model, pool, replans)
         nursery.cancel_scope.cancel()
@@ -399,3 +399,19 @@ async def test_another_address_is_registered_once_it_is_listened_on(autojump_clo
         assert it.pool.bound == [("127.0.0.2", 9443)]
         assert (it.model.agent["mesh-gateway"].address, it.model.agent["mesh-gateway"].port) == ("127.0.0.2", 9443)
         assert it.pool.steps == ["+127.0.0.1", "+127.0.0.2", "-127.0.0.1"]
+
+
+async def test_an_address_that_cannot_be_registered_changes_nothing(autojump_clock: MockClock) -> None:
+    async with kept(MESHGATE_ADDRESS="127.0.0.1:8443") as it:
+        with pytest.raises(RegistrationError, match="cannot be bound here"):
+            it.keeper.use(Settings.load(environ={"MESHGATE_ADDRESS": "192.0.2.77:8443"}))
+        await trio.sleep(2)
+        assert it.pool.steps == ["+127.0.0.1"]
+        assert it.model.agent["mesh-gateway"].address == "127.0.0.1"
+
+
+async def test_an_address_that_is_not_registered_here_stops_no_reload(autojump_clock: MockClock) -> None:
+    values = {"MESHGATE_REGISTER": "false", "MESHGATE_ADDRESS": "192.0.2.77:8443", "MESHGATE_IDLE_TIMEOUT": "7s"}
+    async with kept(MESHGATE_REGISTER="false") as it:
+        it.keeper.use(Settings.load(environ=values))
+        assert it.pool.limits.idle_timeout == 7

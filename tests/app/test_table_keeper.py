@@ -10,6 +10,7 @@ from structlog.testing import capture_logs
 
 from meshgate.adapters.relay import Limits, Refused
 from meshgate.adapters.relay.pool import RelayPool
+from meshgate.app.gateway import table_keeper
 from meshgate.app.gateway.stream_observer import StreamObserver
 from meshgate.app.gateway.table_keeper import TableKeeper
 from meshgate.app.settings.settings import Settings
@@ -25,9 +26,10 @@ def catalog(services: int) -> Snapshot:
 
 
 @pytest.fixture
-async def keeper(nursery: Any) -> TableKeeper:
+async def keeper(nursery: Any, monkeypatch: pytest.MonkeyPatch) -> TableKeeper:
+    monkeypatch.setattr(table_keeper, "_LARGE", 3)
     relay = RelayPool(1, Limits(), MagicMock(), 1.0)
-    return TableKeeper(Settings.load({}, environ={}), relay, MagicMock(), MagicMock(), large=3)
+    return TableKeeper(Settings.load({}, environ={}), relay, MagicMock(), MagicMock())
 
 
 async def test_a_table_without_a_route_still_knows_where_it_is(keeper: TableKeeper) -> None:

@@ -145,9 +145,10 @@ async def reason_of(upgrader: Upgrader, python: str) -> str:
     ],
 )
 async def test_a_trial_that_fails_is_refused_with_the_reason_and_nothing_changes(
-    stage: Stage, program: Callable[[str], str], script: str, said: str
+    stage: Stage, program: Callable[[str], str], script: str, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    upgrader = stage.upgrader(trial_seconds=2)
+    monkeypatch.setattr(upgrade, "TRIAL_SECONDS", 2.0)
+    upgrader = stage.upgrader()
     before = sorted(os.listdir("/proc/self/fd"))
     with trio.fail_after(30), capture_logs() as logs:
         assert said in await reason_of(upgrader, program(script))

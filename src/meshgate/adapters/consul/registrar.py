@@ -198,10 +198,10 @@ class Registrar:
 
     def define(self, definition: GatewayDefinition) -> None:
         """Have another definition of the same ID registered from now on; after a RegistrationError nothing changes."""
-        payload = definition.payload()
         if self._payload is None or self._definition == definition:
             return
-        self._definition, self._payload, self._due = definition, payload, True
+        self._payload = definition.payload()
+        self._definition, self._due = definition, True
         self._round.cancel()
 
     async def registered(self) -> OwnRegistration:

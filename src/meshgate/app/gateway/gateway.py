@@ -72,7 +72,6 @@ class Gateway:
         self.settings = settings
         self.client = client
         self._taken = taken
-        self._continues = taken is not None
         before = None if taken is None else taken.record
         self.started = time.time() if before is None else before.process.started
         self.since = time.monotonic() if before is None else before.process.since
@@ -200,9 +199,9 @@ class Gateway:
             services.start_soon(self.last_known.run)
             nursery.start_soon(self._stand_in_for_consul)
             services.start_soon(self._follow_consul, nursery)
-            if self._continues:
+            if self._taken is not None:
                 services.start_soon(self._tell_upgraded)
-                nursery.start_soon(self.registration.run)
+                nursery.start_soon(self.registration.registrar.run)
             await self._drain.wait()
             self.draining = True
             self._notifier.stopping()
@@ -226,12 +225,12 @@ class Gateway:
             self.tables.clear()
         self._agent_known.set()
         exposed = self.settings.expose_servers
-        nursery.start_soon(self.registration.follow_limits)
+        nursery.start_soon(self.registration.registrar.follow_limits)
         if self.settings.register and not self.listening:
             await self.registration.refuse_rival()
         if not self.settings.register:
-            if not self._continues:
-                nursery.start_soon(self.registration.run)
+            if self._taken is None:
+                nursery.start_soon(self.registration.registrar.run)
             exposed = await self.registration.existing()
         self.watcher = CatalogWatcher(
             self.client,
@@ -254,8 +253,8 @@ class Gateway:
         nursery.start_soon(self._complete_catalog, self.watcher)
         await self.tables.known.wait()
         self._listen()
-        if self.settings.register and not self._continues:
-            nursery.start_soon(self.registration.run)
+        if self.settings.register and self._taken is None:
+            nursery.start_soon(self.registration.registrar.run)
 
     def _listen(self) -> None:
         if self.listening or self.draining:
@@ -346,7 +345,7 @@ class Gateway:
                 login_age=None if login is None else login[1],
                 errors=dict(self.client.errors),
                 watches=self._registry.left(),
-                registration=self.registration.left(),
+                registration=self.registration.registrar.left(),
             ),
             logs=LogsLeft(
                 level=None if logs.level() == self.settings.log_level else logs.level(),
@@ -427,11 +426,11 @@ class Gateway:
     def _take(self, reload: Reload) -> None:
         """Go by settings that were read again, as far as that works without a restart."""
         settings = reload.in_force
-        self.registration.check(settings)
         if settings.sandbox == Mode.REQUIRE and "MESHGATE_SANDBOX" in reload.taken and (missing := support().missing):
             raise ConfigError(f"MESHGATE_SANDBOX is require: {'; '.join(missing)}")
-        self.client.token.replace(ConsulAddress.from_settings(settings.consul).token)
+        token = ConsulAddress.from_settings(settings.consul).token
         self.registration.use(settings)
+        self.client.token.replace(token)
         logs.set_json(json=settings.log_json)
         if "MESHGATE_LOG_LEVEL" in reload.taken:
             logs.set_level(settings.log_level)

@@ -28,17 +28,9 @@ CATALOG_PATIENCE: Final = 8.0
 # Seconds after Consul's first answer in which a datacenter without gateways proves nothing: servers that were just
 # started learn of other datacenters by gossip.
 REMOTES_PATIENCE: Final = 60.0
-# Where a catalog is from, and what is said of it.
+# Where a catalog is from, as it is said.
 _DISK: Final = "disk"
 _BEFORE: Final = "the version before"
-_STANDS_IN: Final = {
-    _DISK: "Consul does not answer: serving the last known catalog from disk",
-    _BEFORE: "Consul does not answer: serving the catalog of the version before",
-}
-_REPLACED: Final = {
-    _DISK: "Consul answers: its catalog replaces the one from disk",
-    _BEFORE: "Consul answers: its catalog replaces the one of the version before",
-}
 # Seconds that a disk may take at the start.
 _READ_TIMEOUT: Final = 10.0
 
@@ -125,8 +117,9 @@ class LastKnown:
         """Begin to serve by the file alone; None where there is none to serve by."""
         if self.kept is not None:
             self.from_disk = True
+            said = f"Consul does not answer: serving the last known catalog from {self._where}"
             log.warning(
-                _STANDS_IN[self._where],
+                said,
                 age_seconds=round(self.age),
                 services=len(self.kept.snapshot.services),
                 datacenters=len(self.kept.snapshot.remotes),
@@ -146,7 +139,8 @@ class LastKnown:
             self._first_answer = trio.current_time()
         if self.from_disk:
             self.from_disk = False
-            log.info(_REPLACED[self._where], age_seconds=round(self.age))
+            said = f"Consul answers: its catalog replaces the one from {self._where}"
+            log.info(said, age_seconds=round(self.age))
         if self.kept is None:
             return snapshot
         result = merge_last_known(snapshot, self.kept.snapshot, pending)

@@ -36,13 +36,14 @@ class Listeners:
     """What the relay is bound to, and what it is to be bound to."""
 
     def __init__(self, relay: RelayPool) -> None:
+        self.opened = trio.Event()
+        """Set once there is a listener."""
         self._relay = relay
         self._bound: dict[tuple[str, int], tuple[BindAddress, tuple[str, int]]] = {}
         self._wanted: tuple[BindAddress, ...] = ()
         self._impossible: tuple[str, ...] = ()
         self._failing: dict[BindAddress, str] = {}
         self._changed = trio.Event()
-        self._some = trio.Event()
         self._tried = trio.Event()
         self._closed = False
 
@@ -72,7 +73,7 @@ class Listeners:
         self._bound = {(bind.address, bind.port): (bind, spelled) for bind, spelled in left}
         self._wanted = self.addresses
         if self._bound:
-            self._some.set()
+            self.opened.set()
 
     def want(self, plan: ListenPlan) -> None:
         """Have other addresses from now on; `run` opens and closes them. A plan without any changes nothing."""
@@ -90,9 +91,6 @@ class Listeners:
     def stop(self) -> None:
         """Change nothing any more: the gateway is about to stop."""
         self._closed = True
-
-    async def until_bound(self) -> None:
-        await self._some.wait()
 
     async def until_settled(self) -> None:
         """Wait until each address that is wanted is bound, or cannot be had; for five seconds at most."""
@@ -115,7 +113,8 @@ class Listeners:
         if self._closed:
             return False
         failing = self._open_missing()
-        unwanted = [place for place in self._bound if place not in self._places()]
+        wanted = {(bind.address, bind.port) for bind in self._wanted}
+        unwanted = [place for place in self._bound if place not in wanted]
         # What is given up can be in the way of what is new, as 0.0.0.0:8443 is of 10.0.0.7:8443. Otherwise the old
         # ones stay until something of the new is there.
         taken = {bind.port for bind, error in failing.items() if error.errno == errno.EADDRINUSE}
@@ -130,9 +129,6 @@ class Listeners:
         self._tried.set()
         self._tried = trio.Event()
         return bool(failing)
-
-    def _places(self) -> set[tuple[str, int]]:
-        return {(bind.address, bind.port) for bind in self._wanted}
 
     def _open_missing(self) -> dict[BindAddress, OSError]:
         """Take what is wanted and not bound; what cannot be had, and why."""
@@ -150,7 +146,7 @@ class Listeners:
     def _take(self, bind: BindAddress) -> None:
         # The relay knows the address as the kernel spells it.
         self._bound[bind.address, bind.port] = bind, self._relay.bind(bind.name, bind.address, bind.port)
-        self._some.set()
+        self.opened.set()
 
     def _give_back(self, place: tuple[str, int]) -> None:
         bind, spelled = self._bound.pop(place)

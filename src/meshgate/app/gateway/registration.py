@@ -41,7 +41,7 @@ _QUOTE = 200
 
 
 class GatewayRegistration:
-    """Registers, follows, and gives the registration back at the end. The relay gets the listeners and the limits.
+    """Follows what `registrar`, which is to be run, makes of it. The relay gets the listeners and the limits.
 
     `on_options` gets whether one host name of each destination is to be used, and the gateway's locality, when one of
     them changed.
@@ -69,7 +69,7 @@ class GatewayRegistration:
         self._exposes: bool | None = None
         self._missing = False
         self._health = OwnHealth()
-        self._registrar = Registrar(
+        self.registrar = Registrar(
             client,
             registry,
             definition_of(settings),
@@ -85,9 +85,6 @@ class GatewayRegistration:
         if self._settings.register:
             self.listeners.bind(listen_addresses(self._settings))
 
-    def left(self) -> RegistrarLeft:
-        return self._registrar.left()
-
     def go_on(
         self,
         left: RegistrarLeft,
@@ -98,7 +95,7 @@ class GatewayRegistration:
     ) -> None:
         """Go on with the registration and the listeners of the version before; by its settings it had `addresses`."""
         self.listeners.go_on(listeners)
-        self._registrar.adopt(left, same_token=same_token)
+        self.registrar.adopt(left, same_token=same_token)
         if self._settings.register and (wanted := listen_addresses(self._settings)) != tuple(addresses):
             self.listeners.want(ListenPlan((*self.listeners.addresses, *wanted)))
 
@@ -115,7 +112,7 @@ class GatewayRegistration:
     async def refuse_rival(self) -> None:
         """Raise CommandError where another process lives by the registration that is to be made."""
         try:
-            told = await self._registrar.rival()
+            told = await self.registrar.rival()
         except ConsulError:
             return  # The registrar looks again, and says what is wrong.
         if told:
@@ -123,31 +120,18 @@ class GatewayRegistration:
 
     async def existing(self) -> bool:
         """Wait for a registration that somebody else makes, and for a listener by it; whether it exposes servers."""
-        registration = await self._registrar.registered()
-        await self.listeners.until_bound()
+        registration = await self.registrar.registered()
+        await self.listeners.opened.wait()
         return exposes_servers(registration)
 
-    async def run(self) -> None:
-        """Register and follow until `give_back` or cancellation."""
-        await self._registrar.run()
-
-    async def follow_limits(self) -> None:
-        """Follow the gateway's own service-defaults until cancelled."""
-        await self._registrar.follow_limits()
-
-    def check(self, settings: Settings) -> None:
-        """Raise RegistrationError where this machine cannot have the addresses of these settings."""
-        if settings.register:
-            definition_of(settings).payload()
-
     def use(self, settings: Settings) -> None:
-        """Go by other settings from now on; `check` has to have found nothing."""
+        """Go by other settings from now on; after a RegistrationError nothing has changed."""
+        self.registrar.define(definition_of(settings))
         addresses = listen_addresses(settings)
         if settings.register and addresses != listen_addresses(self._settings):
             # Those that are to be registered come first, those that are in the registration still go with it.
             self.listeners.want(ListenPlan((*self.listeners.addresses, *addresses)))
         self._settings, self._own_addresses = settings, OwnAddressKeeper(settings)
-        self._registrar.define(definition_of(settings))
         self._limit()
 
     def give_back(self) -> bool:
@@ -158,7 +142,7 @@ class GatewayRegistration:
         """
         self.listeners.stop()
         if self._settings.register:
-            self._registrar.stop()
+            self.registrar.stop()
         return self._settings.register
 
     def _is_own(self, host: str, port: int) -> bool:
@@ -167,23 +151,23 @@ class GatewayRegistration:
     def _changed(self) -> None:
         self._follow_limits_of_destinations()
         self._follow_health()
-        registration = self._registrar.registration
-        if self._registrar.missing and not self._missing:
+        registration = self.registrar.registration
+        if self.registrar.missing and not self._missing:
             log.warning("no such registration yet, waiting for it", id=self._settings.proxy_id)
-        self._missing = self._registrar.missing
+        self._missing = self.registrar.missing
         if registration is not None and registration != self._seen:
             self._seen = registration
             self._follow(registration)
 
     def _follow_limits_of_destinations(self) -> None:
-        limits = self._registrar.limits
+        limits = self.registrar.limits
         if limits != self._limits:
             log.info("service-defaults limit each destination", streams=limits.connections, pending=limits.pending)
             self._limits = limits
             self._limit()
 
     def _follow_health(self) -> None:
-        before, self._health = self._health, self._registrar.health
+        before, self._health = self._health, self.registrar.health
         for cause in self._health.maintenance:
             if cause not in before.maintenance:
                 log.warning("held out of service in Consul: maintenance", node=cause.node, reason=cause.reason)

@@ -29,6 +29,7 @@ from meshgate.core.text import counted
 
 log = structlog.get_logger(module="meshgate")
 
+# Routes.
 _LARGE: Final = 1000
 _MOST_PROBLEMS: Final = 10
 _MOST_ENDPOINTS: Final = 10  # Of one route, at once.
@@ -40,17 +41,10 @@ class TableKeeper:
     """Keeps the table.
 
     `table` is empty and `known` not set before there is a catalog. `snapshot` is the catalog in use, `health` what was
-    seen of its endpoints over time, `names` what host names stand for. From `large` routes on a table counts as large.
+    seen of its endpoints over time, `names` what host names stand for.
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        relay: RelayPool,
-        notifier: Notifier,
-        last_known: LastKnown,
-        large: int = _LARGE,
-    ) -> None:
+    def __init__(self, settings: Settings, relay: RelayPool, notifier: Notifier, last_known: LastKnown) -> None:
         self.table = NO_ROUTES
         self.snapshot: Snapshot | None = None
         self.known = trio.Event()
@@ -63,7 +57,6 @@ class TableKeeper:
         self._notifier = notifier
         self._last_known = last_known
         self._planner = Planner()
-        self._large = large
         self._own_addresses = OwnAddressKeeper(settings)
         self._admin: tuple[tuple[str, int], ...] = ()
         self._settled = 0
@@ -143,7 +136,7 @@ class TableKeeper:
 
         Nearly all of it stays, and what goes is freed without a search, for its records hold no cycles.
         """
-        if size >= max(self._large, 2 * self._settled):
+        if size >= max(_LARGE, 2 * self._settled):
             self._settled = size
             gc.collect()
             gc.freeze()

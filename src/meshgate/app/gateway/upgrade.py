@@ -103,7 +103,7 @@ class Upgrader:
         before: upgrades so far, by their results, and the last one.
     """
 
-    def __init__(  # noqa: PLR0913 - most by keyword
+    def __init__(
         self,
         process: ProcessLeft,
         *,
@@ -114,7 +114,6 @@ class Upgrader:
         streams: Callable[[], int],
         notifier: Notifier,
         before: HandOver | None = None,
-        trial_seconds: float = TRIAL_SECONDS,
     ) -> None:
         self.process = process
         self.last: Upgrade | None = None if before is None else before.upgrade
@@ -125,7 +124,6 @@ class Upgrader:
         self._flush = flush
         self._streams = streams
         self._notifier = notifier
-        self._trial_seconds = trial_seconds
         self._number = 0 if before is None else before.upgrade.number
         self._wanted = trio.Event()
 
@@ -231,9 +229,21 @@ class Upgrader:
     async def _try(self, python: str) -> Trial:
         _, memory = self._written()
         try:
-            return await self._ask(python, memory)
+            with trio.fail_after(TRIAL_SECONDS):
+                environment = environment_of(self.process, memory)
+                code, said, complained = await _run(command_of(python, [TRIAL]), environment, memory)
+        except trio.TooSlowError:
+            raise UpgradeRefusedError(f"the trial had no end after {TRIAL_SECONDS:g} s") from None
+        except OSError as error:
+            raise UpgradeRefusedError(f"{python} cannot be started: {words_of(error)}") from None
         finally:
             os.close(memory)
+        if code:
+            raise UpgradeRefusedError(_last_words(code, complained))
+        try:
+            return msgspec.json.decode(said.strip().rpartition(b"\n")[2], type=Trial)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            raise UpgradeRefusedError(f"{python} gave no answer that makes sense") from None
 
     def _written(self) -> tuple[HandOver, int]:
         """What is handed over now, and the descriptor of a memory file with it."""
@@ -242,22 +252,6 @@ class Upgrader:
             return record, memory_of(record)
         except (OSError, ValueError) as error:
             raise UpgradeRefusedError(f"the hand-over cannot be written: {words_of(error)}") from None
-
-    async def _ask(self, python: str, memory: int) -> Trial:
-        environment = environment_of(self.process, memory)
-        try:
-            with trio.fail_after(self._trial_seconds):
-                code, said, complained = await _run(command_of(python, [TRIAL]), environment, memory)
-        except trio.TooSlowError:
-            raise UpgradeRefusedError(f"the trial had no end after {self._trial_seconds:g} s") from None
-        except OSError as error:
-            raise UpgradeRefusedError(f"{python} cannot be started: {words_of(error)}") from None
-        if code:
-            raise UpgradeRefusedError(_last_words(code, complained))
-        try:
-            return msgspec.json.decode(said.strip().rpartition(b"\n")[2], type=Trial)
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            raise UpgradeRefusedError(f"{python} gave no answer that makes sense") from None
 
     # --- the exec -----------------------------------------------------------------------------------------------------
 

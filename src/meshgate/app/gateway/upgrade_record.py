@@ -165,16 +165,13 @@ class _Head(msgspec.Struct):
     format: int
 
 
-_DECODER: Final = msgspec.msgpack.Decoder(HandOver)
-
-
 def decode(content: bytes) -> HandOver:
     """A record that any version has made; CommandError where this one does not understand it."""
     try:
         head = msgspec.msgpack.decode(content, type=_Head)
         if head.format != FORMAT:
             raise CommandError(f"the hand-over has format {head.format}, and this meshgate takes format {FORMAT}")
-        return _DECODER.decode(content)
+        return msgspec.msgpack.decode(content, type=HandOver)
     except (msgspec.DecodeError, ValueError, OverflowError, RecursionError) as error:
         raise CommandError(f"the hand-over cannot be read: {words_of(error)}") from None
 
