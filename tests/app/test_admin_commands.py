@@ -10,7 +10,7 @@ import pytest
 import trio
 from rich.console import Console
 
-from meshgate.adapters.admin.http_server import AdminServer, Response, error_response, json_response, text_response
+from meshgate.adapters.admin.http_server import AdminServer, Response, error_response, json_response
 from meshgate.app.admin.answers import Explanation, Routes
 from meshgate.app.admin.views import explain_view, routes_view
 from meshgate.app.cli import gateway_commands
@@ -242,7 +242,7 @@ def test_the_gateways_own_error_is_shown(answering: Any, capsys: pytest.CaptureF
 @pytest.mark.parametrize(
     "response",
     [
-        text_response("<html>"),
+        Response(body=b"<html>\n"),
         json_response({"routes": []}),
         json_response([1]),
         Response(200, b"\xff\xfe"),

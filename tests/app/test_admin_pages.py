@@ -22,6 +22,7 @@ from meshgate.app.admin.admin_pages import admin_routes
 from meshgate.app.admin.metrics import Metrics
 from meshgate.app.admin.openapi import PAGES
 from meshgate.app.admin.views import routes_view
+from meshgate.app.composition_root import _serve_admin
 from meshgate.app.logs import logs
 from meshgate.app.settings.settings import Settings
 from meshgate.core.explain import Explanation, explain
@@ -204,7 +205,7 @@ async def test_who_drains_over_a_unix_socket_is_in_the_log(
         transport = httpx.AsyncHTTPTransport(uds=str(tmp_path / "admin.sock"))
         async with httpx.AsyncClient(transport=transport) as client:
             assert (await client.post("http://localhost/drain")).status_code == 200
-    (told,) = [entry["peer"] for entry in entries if entry["event"] == "asked to drain by the admin address"]
+    (told,) = [entry["peer"] for entry in entries if entry["event"] == "asked to drain through the admin address"]
     assert told == f"process {os.getpid()} of user {os.getuid()}"
 
 
@@ -374,3 +375,11 @@ async def test_the_description_is_made_from_the_shapes(admin: httpx.AsyncClient)
     assert "age_seconds" not in schemas["Readiness"]["required"]
     assert all(schema["additionalProperties"] is False for schema in schemas.values() if "properties" in schema)
     assert schemas["Reason"]["enum"] == sorted(Reason)
+
+
+async def test_an_ipv6_admin_address_is_logged_as_it_is_set(nursery: trio.Nursery) -> None:
+    settings = Settings.load(environ={"MESHGATE_ADMIN_BIND": "[::1]:0"})
+    with structlog.testing.capture_logs() as entries:
+        bound = await _serve_admin(nursery, AdminServer({}), settings, -1)
+    assert isinstance(bound, tuple)
+    assert [entry["address"] for entry in entries] == [f"[::1]:{bound[1]}"]

@@ -54,7 +54,7 @@ def sample(at: float, **numbers: Any) -> Sample:
     return Sample(at, Counters(**numbers))
 
 
-NOW = Span(None, Sample(10.0))
+NOW = Span(Sample(10.0), Sample(10.0))
 
 
 def nothing_met(_address: Address) -> EndpointFacts:
@@ -109,7 +109,7 @@ def test_rates_are_unknown_at_first_and_then_those_between_the_samples() -> None
         connect_counts=[1, 5],
         carried={key: (400, 6)},
     )
-    assert totals_view(Span(None, after)).streams_rate is None
+    assert totals_view(Span(after, after)).streams_rate is None
     assert to_builtins(totals_view(Span(before, after))) == {
         "open": 3,
         "streams": 10,
@@ -156,7 +156,8 @@ def test_destinations_are_filtered_by_name_sni_and_kind() -> None:
 )
 def test_destinations_are_ordered_as_asked(sort: str, names: list[str]) -> None:
     routes = table(route("a", True, False), route("b", True), route("c", False))
-    span = Span(None, sample(1.0, connections={(SERVICE, "b"): 2, (SERVICE, "a"): 1}))
+    only = sample(1.0, connections={(SERVICE, "b"): 2, (SERVICE, "a"): 1})
+    span = Span(only, only)
     assert [row.name for row in destinations_view(routes, span, nothing_met, sort=sort).rows] == names  # type: ignore[arg-type]
 
 
@@ -177,7 +178,7 @@ def test_unhealthy_endpoints_are_listed_first() -> None:
 
 def test_what_is_known_of_streams_without_their_keys_is_in_the_row() -> None:
     numbers, key = Counters(), (SERVICE, "web")
-    (row,) = destinations_view(table(route("web", True)), Span(None, Sample(1.0, numbers)), nothing_met).rows
+    (row,) = destinations_view(table(route("web", True)), Span(Sample(1.0), Sample(1.0, numbers)), nothing_met).rows
     assert row.words == []
     assert (row.facts.answered, row.facts.unanswered) == (0, 0)
     assert (row.facts.first_byte_p50, row.facts.first_byte_p99) == (None, None)
@@ -190,7 +191,7 @@ def test_what_is_known_of_streams_without_their_keys_is_in_the_row() -> None:
     numbers.count_alert(key, "client", Alert.UNKNOWN_CA)
     for _ in range(2):
         numbers.count_alert(key, "endpoint", Alert.PROTOCOL_VERSION)
-    (row,) = destinations_view(table(route("web", True)), Span(None, Sample(1.0, numbers)), nothing_met).rows
+    (row,) = destinations_view(table(route("web", True)), Span(Sample(1.0), Sample(1.0, numbers)), nothing_met).rows
     assert (row.facts.answered, row.facts.unanswered) == (10, 1)
     assert (row.facts.first_byte_p50, row.facts.first_byte_p99) == (0.005, None)
     assert row.words == [
@@ -214,7 +215,7 @@ def test_callers_are_listed_by_what_their_open_streams_carry_now_a_few_of_them()
         {"client": "10.0.0.3", "caller": None, "open": 2, "rate": 50.0},
         {"client": "10.0.0.2", "caller": "web on n2", "open": 5, "rate": 0.0},
     ]
-    (first, *_) = callers_view(Span(None, after), lambda _: "").rows
+    (first, *_) = callers_view(Span(after, after), lambda _: "").rows
     assert (first.client, first.rate) == ("10.0.0.2", None)
 
 

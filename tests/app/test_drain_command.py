@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from meshgate.adapters.admin.http_server import error_response, json_response, text_response
+from meshgate.adapters.admin.http_server import Response, error_response, json_response
 from meshgate.adapters.relay import OpenStream
 from meshgate.app.admin import dashboard
 from meshgate.app.cli import gateway_commands
@@ -151,7 +151,7 @@ def test_without_a_gateway_there_is_nothing_to_drain(capsys: pytest.CaptureFixtu
     assert err.count("\n") == 1
 
 
-@pytest.mark.parametrize("response", [text_response("<html>"), json_response({"other": 1}), error_response(404)])
+@pytest.mark.parametrize("response", [Response(body=b"<html>\n"), json_response({"other": 1}), error_response(404)])
 def test_something_else_at_the_address_is_not_told_to_drain(response: Any, capsys: pytest.CaptureFixture[str]) -> None:
     told: list[object] = []
     routes = {("GET", "/dashboard/state"): lambda _: response, ("POST", "/drain"): told.append}

@@ -86,7 +86,7 @@ async def test_what_was_unhealthy_from_the_start_is_so_for_an_unknown_time(autoj
     gateway = gateway_with(SICK)
     await trio.sleep(5)
     ((_, why), _) = await told(gateway, WEB)
-    assert why.startswith("web-1 on n1 for 5s or longer (it was when this gateway first saw it): check")
+    assert why.startswith("web-1 on n1 for 5s or longer (it already was when this gateway first saw it): check")
 
 
 async def test_another_datacenter_is_asked_for_its_checks_and_decides_the_rest(autojump_clock: MockClock) -> None:
@@ -196,6 +196,14 @@ async def test_a_services_name_is_enough() -> None:
     assert {"rule": "consul", "outcome": "no such service registered: nosuch"} in missing["steps"]
 
 
+async def test_a_partition_and_a_datacenter_are_the_same_in_any_case() -> None:
+    gateway = gateway_with(WELL)
+    gateway.use(RouteTable.of("dc1", TRUST_DOMAIN, "Ap1", iter(())))
+    answer = await asked(gateway, name="nosuch", dc="DC1")
+    assert answer["sni"] == (await asked(gateway, name="nosuch"))["sni"]
+    assert {"rule": "consul", "outcome": "no such service registered: nosuch"} in answer["steps"]
+
+
 async def test_a_services_name_makes_no_server_name_before_the_catalog_is_known() -> None:
     gateway = GatewayDouble(catalog_known=False, consul_found=False)
     gateway.use(RouteTable.of("", "", "default", iter(())))
@@ -286,7 +294,7 @@ async def test_what_was_met_of_the_endpoints_is_told_those_that_fail_first(autoj
     )
     steps = [outcome for rule, outcome in await told(gateway, WEB) if rule == "endpoint"]
     assert re.fullmatch(
-        r"web-5 on n9: 42 streams, 2 without a byte of it, first byte lately after 3.12 ms, last answered [23]s ago, "
+        r"web-5 on n9: 42 streams, 2 without a byte from it, first byte in 3.12 ms lately, last answered [23]s ago, "
         r"1 failed connection, the last 2h\d?s? ?ago: timed out",
         steps[0],
     )

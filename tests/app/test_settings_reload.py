@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from meshgate.app.errors import ConfigError
+from meshgate.app.gateway.from_settings import limits_of
 from meshgate.app.settings.setting_table import AT_SIGHUP, BY_NAME
 from meshgate.app.settings.settings import Origin, Reload, Settings
 from meshgate.core.addresses import HostPort
@@ -79,3 +80,14 @@ def test_without_a_file_nothing_changes() -> None:
 
 def test_names_are_those_of_the_table() -> None:
     assert BY_NAME.keys() >= AT_SIGHUP
+
+
+def test_how_long_an_attempt_may_take_is_read_again_as_the_other_timeouts_are(tmp_path: Path) -> None:
+    file = tmp_path / "env"
+    file.write_text("")
+    before = settings(file)
+    file.write_text("MESHGATE_PER_TRY_TIMEOUT=3s\nMESHGATE_KEEPALIVE=3s\n")
+    found = Reload.of(before)
+    assert (found.taken, found.waiting) == (("MESHGATE_PER_TRY_TIMEOUT",), ("MESHGATE_KEEPALIVE",))
+    limits = limits_of(found.in_force)
+    assert (limits.per_try_timeout, limits.keepalive) == (3, 60)

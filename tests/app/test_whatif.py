@@ -151,6 +151,7 @@ async def test_an_outage_of_consul_is_told_with_its_age(autojump_clock: MockCloc
     assert (await told(gateway))["consul"] == {"stale": False, "age_seconds": 0.0, "restart": unset, "cold": 0}
     assert (await told(gateway_of(from_disk=77.0)))["consul"]["age_seconds"] == 77
     assert (await told(gateway_of(consul_found=False)))["consul"]["age_seconds"] is None
+    assert (await told(gateway_of(catalog_known=False)))["consul"]["age_seconds"] is None
 
 
 async def test_lists_are_cut_and_say_how_long_they_are() -> None:

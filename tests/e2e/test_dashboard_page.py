@@ -246,7 +246,7 @@ async def test_what_was_met_of_an_endpoint_is_in_its_line(nursery: trio.Nursery,
             )
             expect(lines.nth(2)).to_contain_text("healthy")
             expect(lines.nth(2)).to_contain_text(
-                re.compile(r"12345 streams, 1 without a byte of it, first byte lately after 3.13 ms, last answered \d")
+                re.compile(r"12345 streams, 1 without a byte from it, first byte in 3.13 ms lately, last answered \d")
             )
             page.set_viewport_size({"width": 320, "height": 800})
             assert page.evaluate("document.documentElement.scrollWidth") <= 320

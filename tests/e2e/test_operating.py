@@ -135,7 +135,7 @@ async def test_pages_show_an_open_stream_and_no_secret(world: World) -> None:
             assert 0 < host["meshgate"]["first_byte_seconds"] < 20
             explained = await gateway.ask(f"/explain?sni={world.sni()}")
             (met,) = [step["outcome"] for step in explained["steps"] if step["rule"] == "endpoint"]
-            assert re.fullmatch(r"\S+ on \S+: 1 stream, first byte lately after \S+ ms, last answered \S+ ago", met)
+            assert re.fullmatch(r"\S+ on \S+: 1 stream, first byte in \S+ ms lately, last answered \S+ ago", met)
             assert host["health_status"]["eds_health_status"] == "HEALTHY"
             picture = json.loads(await command(gateway, "top", "--json", "--interval=0.5"))
             (web,) = [each for each in picture["destinations"]["rows"] if each["name"] == "web"]

@@ -35,6 +35,7 @@ from meshgate.app.gateway.upgrade_record import OnlookersLeft, Taken
 from meshgate.app.logs import logs
 from meshgate.app.logs.access_log import AccessLog, CentralAccessLog
 from meshgate.app.settings.settings import Settings
+from meshgate.core.addresses import host_port
 from meshgate.core.prerequisites import Status, descriptors
 
 log = structlog.get_logger(module="meshgate")
@@ -153,7 +154,7 @@ async def _main(settings: Settings, client: ConsulClient, taken: Taken | None) -
 
         async def start_onlookers(nursery: trio.Nursery) -> None:
             nursery.start_soon(telemetry.statsd.run)
-            nursery.start_soon(view.run)
+            nursery.start_soon(view.history.run, view.totals)
             was, inherited = before.admin or ("", -1)
             same = was == settings.shown(_ADMIN)
             if settings.admin_bind is not None:
@@ -183,5 +184,5 @@ async def _serve_admin(nursery: trio.Nursery, server: AdminServer, settings: Set
     except OSError as error:
         raise _not_bound(settings, error) from None
     if inherited < 0:
-        log.info("admin address is open", address=bound if isinstance(bound, os.PathLike) else f"{bound[0]}:{bound[1]}")
+        log.info("admin address is open", address=bound if isinstance(bound, Path) else host_port(*bound))
     return bound

@@ -85,7 +85,7 @@ def _is_held(inode: int) -> bool:
         return False
     own, workers, hidden = Path("/proc/self").resolve(), [], False
     # The youngest first: a command that asks has just been started.
-    for process in sorted((each for each in own.parent.iterdir() if each.name.isdigit()), key=_number, reverse=True):
+    for process in sorted((each for each in own.parent.iterdir() if each.name.isdigit()), key=lambda it: -int(it.name)):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
             try:
                 if process != own and _is_worker(process, own):
@@ -122,7 +122,3 @@ def _is(descriptor: os.DirEntry[str], inode: int) -> bool:
 def _status(process: Path) -> dict[str, str]:
     lines = (process / "status").read_text(encoding="utf-8", errors="replace").splitlines()
     return dict(line.split(":\t", 1) for line in lines if ":\t" in line)
-
-
-def _number(process: Path) -> int:
-    return int(process.name)

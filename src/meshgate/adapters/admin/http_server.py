@@ -27,7 +27,7 @@ import socket
 import stat
 import struct
 import time
-from collections.abc import Awaitable, Callable, Collection, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Hashable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -57,7 +57,7 @@ TEXT: Final = "text/plain; charset=utf-8"
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request that was read to its end.
+    """A request that was read to its end. No page takes a body, so one is not kept.
 
     `path` is as sent, without the query. `query` is decoded; of a repeated name the last value counts. Header names
     are lower case. `peer` says who asks: an address, or the process at the other end of a unix socket.
@@ -67,7 +67,6 @@ class Request:
     path: str
     query: Mapping[str, str]
     headers: Mapping[str, str]
-    body: bytes = b""
     peer: str = ""
 
 
@@ -106,10 +105,6 @@ def _carried(data: object) -> object:
         case list() | tuple():
             return [_carried(each) for each in data]
     return data
-
-
-def text_response(text: str, status: int = 200) -> Response:
-    return Response(status, f"{text}\n".encode(), TEXT)
 
 
 def error_response(status: int, message: str = "", headers: tuple[tuple[str, str], ...] = ()) -> Response:
@@ -168,16 +163,15 @@ class Lane:
             return result
 
 
-def shared(make: Callable[[Request], Awaitable[Response]], *, query: Sequence[str] | None = None) -> Handler:
+def shared(make: Callable[[Request], Awaitable[Response]], *query: str) -> Handler:
     """A page that takes time to make. One that takes a twentieth of a second is made once a second at most.
 
-    With `query` it depends on these fields alone, so that nobody queues up others by asking for more; else on all.
+    It depends on these fields of the query alone, so that nobody queues up others by asking for more.
     """
     lane = Lane()
 
     async def answer(request: Request) -> Response:
-        asked = request.query if query is None else {name: request.query.get(name) for name in query}
-        key = (tuple(sorted(asked.items())), request.headers.get("accept"))
+        key = (*map(request.query.get, query), request.headers.get("accept"))
         return await lane.share(key, partial(make, request))
 
     return answer
@@ -199,23 +193,18 @@ _HEADERS: Final = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What a client may take. Sizes are in bytes, times in seconds.
-
-    `request_timeout` runs from the first byte of a request to its last, `idle_timeout` between two requests,
-    `write_timeout` while an answer is sent. Of more than `max_connections` the one that has been longest without a
-    whole request is closed, else the one that takes longest to read its answer; where an answer is being made for each
-    of them, the new one gets a 503. `accept_pause` passes before the next try where the machine has no descriptor.
-    """
-
-    header_bytes: int = 16 * 1024
-    body_bytes: int = 64 * 1024
-    request_timeout: float = 10.0
-    idle_timeout: float = 60.0
-    write_timeout: float = 30.0
-    max_connections: int = 128
-    accept_pause: float = 1.0
+# What a client may take. Sizes are in bytes, times in seconds.
+HEADER_BYTES: Final = 16 * 1024
+BODY_BYTES: Final = 64 * 1024
+# From the first byte of a request to its last; between two requests; while an answer is sent.
+REQUEST_TIMEOUT: Final = 10.0
+IDLE_TIMEOUT: Final = 60.0
+WRITE_TIMEOUT: Final = 30.0
+# Of more than these the one that has been longest without a whole request is closed, else the one that takes longest to
+# read its answer; where an answer is being made for each of them, the new one gets a 503.
+MAX_CONNECTIONS: Final = 128
+# What passes before the next try where the machine has no descriptor or memory for a connection.
+ACCEPT_PAUSE: Final = 1.0
 
 
 class AdminServer:
@@ -225,7 +214,6 @@ class AdminServer:
         routes: handlers by method and path; `HEAD` comes with `GET`. A handler is a function of the request that
             returns a `Response`, or an awaitable of one. If it raises, the client gets a bare 500 and the log the rest.
             A `GET` handler must change nothing.
-        limits: what a client may take.
         refuses: whether to refuse who is at the other end of a TCP connection; called in a thread.
         for_anybody: paths that are answered to those, too.
     """
@@ -234,11 +222,9 @@ class AdminServer:
         self,
         routes: Routes,
         *,
-        limits: Limits | None = None,
         refuses: Callable[[socket.socket], bool] | None = None,
         for_anybody: Collection[str] = (),
     ) -> None:
-        self._limits = limits or Limits()
         self._refuses = refuses
         self._for_anybody = for_anybody
         self._looks = trio.CapacityLimiter(_LOOKS_AT_ONCE)
@@ -274,15 +260,22 @@ class AdminServer:
             async with trio.open_nursery() as nursery:
                 task_status.started(bound)
                 while True:
-                    stream = await accept(listener, self._limits.accept_pause)
-                    nursery.start_soon(self._serve_connection, stream, names)
+                    try:
+                        stream = await listener.accept()
+                    except OSError as error:
+                        if error.errno not in _EXHAUSTED:
+                            raise
+                        _log.warning("cannot accept a connection to the admin address", error=words_of(error))
+                        await trio.sleep(ACCEPT_PAUSE)
+                    else:
+                        nursery.start_soon(self._serve_connection, stream, names)
 
     async def _serve_connection(self, stream: trio.SocketStream, names: Collection[str] | None) -> None:
-        connection = _Connection(stream, self._limits)
+        connection = _Connection(stream)
         self._open += 1
         try:
             async with stream:
-                if self._open > self._limits.max_connections and not self._make_room():
+                if self._open > MAX_CONNECTIONS and not self._make_room():
                     await connection.refuse(error_response(503, "too many connections to the admin address"))
                     return
                 known = names is None
@@ -367,17 +360,16 @@ def _listed(
 
 
 class _Connection:
-    def __init__(self, stream: trio.SocketStream, limits: Limits) -> None:
+    def __init__(self, stream: trio.SocketStream) -> None:
         self._stream = stream
-        self._limits = limits
-        self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=limits.header_bytes)
+        self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=HEADER_BYTES)
 
     async def read_request(self) -> Request | None:
         """The next request. None when there will be none; a client that did wrong has been told so."""
         if not await self._has_bytes():
             return None
         try:
-            with trio.fail_after(self._limits.request_timeout):
+            with trio.fail_after(REQUEST_TIMEOUT):
                 return await self._read()
         except trio.TooSlowError:
             await self.refuse(error_response(408))
@@ -404,7 +396,7 @@ class _Connection:
         if not head:
             data += self._http.send(h11.Data(data=response.body)) or b""
         data += self._http.send(h11.EndOfMessage()) or b""
-        with trio.move_on_after(self._limits.write_timeout) as writing:
+        with trio.move_on_after(WRITE_TIMEOUT) as writing:
             await self._stream.send_all(data)
         if writing.cancelled_caught:
             return False
@@ -430,7 +422,7 @@ class _Connection:
     async def _has_bytes(self) -> bool:
         if self._http.trailing_data[0]:
             return True
-        with trio.move_on_after(self._limits.idle_timeout):
+        with trio.move_on_after(IDLE_TIMEOUT):
             return await self._receive()
         return False
 
@@ -447,22 +439,22 @@ class _Connection:
             raise _BadRequestError(505)
         headers = {name.decode("ascii"): value.decode("latin-1") for name, value in head.headers}
         # h11 limits only what is incomplete, and the last chunk read may complete up to twice as much.
-        if len(head.target) + sum(len(name) + len(value) for name, value in head.headers) > self._limits.header_bytes:
+        if len(head.target) + sum(len(name) + len(value) for name, value in head.headers) > HEADER_BYTES:
             raise _BadRequestError(431)
         if "transfer-encoding" in headers and ("content-length" in headers or head.http_version == b"1.0"):
             # Two readers could disagree about where it ends (RFC 9112 section 6.1).
             raise _BadRequestError(400, "a request has a Content-Length or a Transfer-Encoding")
-        if int(headers.get("content-length", "0")) > self._limits.body_bytes:
+        if int(headers.get("content-length", "0")) > BODY_BYTES:
             raise _BadRequestError(413)
         if self._http.they_are_waiting_for_100_continue:
             await self._stream.send_all(self._http.send(h11.InformationalResponse(status_code=100, headers=[])) or b"")
-        body = bytearray()
+        length = 0
         while isinstance(event := await self._next_event(), h11.Data):
-            body += event.data
-            if len(body) > self._limits.body_bytes:
+            length += len(event.data)
+            if length > BODY_BYTES:
                 raise _BadRequestError(413)
-        request = _request(head.method.decode("ascii"), head.target.decode("ascii"), headers, bytes(body))
-        return replace(request, peer=_peer_of(self._stream.socket))
+        path, query = _path_and_query(head.target.decode("ascii"))
+        return Request(head.method.decode("ascii"), path, query, headers, _peer_of(self._stream.socket))
 
     async def _next_event(self) -> object:
         while (event := self._http.next_event()) is h11.NEED_DATA:
@@ -478,16 +470,15 @@ class _BadRequestError(Exception):
         self.response = error_response(status, message)
 
 
-def _request(method: str, target: str, headers: Mapping[str, str], body: bytes) -> Request:
+def _path_and_query(target: str) -> tuple[str, Mapping[str, str]]:
     # Only the origin form: an absolute target would carry a second host, past the check of the first.
     if not target.startswith("/"):
         raise _BadRequestError(400, "the target must be a path")
     path, _, query = target.partition("?")
     try:
-        fields = parse_qsl(query, keep_blank_values=True, max_num_fields=_MAX_QUERY_FIELDS)
+        return path, dict(parse_qsl(query, keep_blank_values=True, max_num_fields=_MAX_QUERY_FIELDS))
     except ValueError:
         raise _BadRequestError(400, "too many fields in the query") from None
-    return Request(method, path, dict(fields), headers, body)
 
 
 def _peer_of(sock: trio.socket.SocketType) -> str:
@@ -556,37 +547,20 @@ def listening(bind: Bind, inherited: int = -1) -> Iterator[tuple[trio.SocketList
     Raises:
         OSError: the address cannot be bound, somebody else answers at the path, or it is not a socket.
     """
-    with _unix_socket(bind, inherited) if isinstance(bind, Path) else _tcp_socket(*bind, inherited) as sock:
+    with _unix_socket(bind, inherited) if isinstance(bind, Path) else _tcp_socket(bind, inherited) as sock:
         bound: Bind = bind if isinstance(bind, Path) else sock.getsockname()[:2]
         sock.listen(_BACKLOG)
         yield trio.SocketListener(trio.socket.from_stdlib_socket(sock)), bound
 
 
-async def accept(listener: trio.SocketListener, pause: float) -> trio.SocketStream:
-    """The next connection. Tries each `pause` seconds while the machine has no descriptor or memory for one."""
-    while True:
-        try:
-            return await listener.accept()
-        except OSError as error:
-            if error.errno not in _EXHAUSTED:
-                raise
-            _log.warning("cannot accept a connection to the admin address", error=words_of(error))
-            await trio.sleep(pause)
-
-
-@contextmanager
-def _tcp_socket(host: str, port: int, inherited: int) -> Iterator[socket.socket]:
+def _tcp_socket(address: tuple[str, int], inherited: int) -> socket.socket:
     if inherited >= 0:
-        with socket.socket(fileno=inherited) as sock:
-            yield sock
-        return
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as sock:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        sock.bind((host, port))
-        yield sock
+        return socket.socket(fileno=inherited)
+    if ":" not in address[0]:
+        return socket.create_server(address)
+    # Where IPv6 is switched off, binding says so.
+    dualstack = socket.has_dualstack_ipv6()
+    return socket.create_server(address, family=socket.AF_INET6, dualstack_ipv6=dualstack)
 
 
 @contextmanager

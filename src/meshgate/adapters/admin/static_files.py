@@ -45,17 +45,14 @@ _HEADERS: Final = (
 
 def static_routes() -> Mapping[tuple[str, str], Handler]:
     """Handlers for `/` and the files it needs, which are read now."""
-    routes: dict[tuple[str, str], Handler] = {}
+    responses: dict[str, Response] = {}
     for file in (files(__package__) / "page").iterdir():
         path = "/" if file.name == "index.html" else f"{FOLDER}/{file.name}"
         kind = _TYPES.get(PurePosixPath(file.name).suffix)
         if kind is not None:
-            routes["GET", path] = _answering(Response(200, file.read_bytes(), kind, _HEADERS))
-    return routes
+            responses[path] = Response(200, file.read_bytes(), kind, _HEADERS)
 
+    def answer(request: Request) -> Response:
+        return responses[request.path]
 
-def _answering(response: Response) -> Handler:
-    def answer(_request: Request) -> Response:
-        return response
-
-    return answer
+    return dict.fromkeys((("GET", path) for path in responses), answer)

@@ -24,7 +24,6 @@ from meshgate.adapters.admin.http_server import (
     error_response,
     json_response,
     shared,
-    text_response,
 )
 from meshgate.adapters.admin.static_files import static_routes
 from meshgate.adapters.consul import WatchState
@@ -49,9 +48,8 @@ from meshgate.app.gateway.upgrade import UpgradeRefusedError
 from meshgate.app.logs import logs
 from meshgate.app.settings.setting_table import TABLE
 from meshgate.app.settings.setting_types import LOG_LEVELS
-from meshgate.app.settings.settings import Origin, Settings
+from meshgate.app.settings.settings import Origin
 from meshgate.core.addresses import host_of
-from meshgate.core.routes import RouteTable
 
 log = structlog.get_logger(module="meshgate.admin")
 
@@ -60,32 +58,32 @@ PROBES: Final = ("/livez", "/readyz", "/ready")
 
 
 def admin_routes(gateway: GatewayView, metrics: Metrics) -> Mapping[tuple[str, str], Handler]:
-    pages, explaining, numbers = _Pages(gateway), ExplainPage(gateway), shared(metrics.response, query=())
-    readiness = shared(pages.readyz, query=())
+    pages, explaining, numbers = _Pages(gateway), ExplainPage(gateway), shared(metrics.response)
+    readiness = shared(pages.readyz)
     dashboard = DashboardPage(gateway)
     return {
         ("GET", "/livez"): pages.livez,
         ("GET", "/readyz"): readiness,
         ("GET", "/ready"): readiness,
-        ("GET", "/routes"): shared(pages.routes, query=()),
+        ("GET", "/routes"): shared(pages.routes),
         ("GET", "/explain"): explaining.of_sni,
         ("GET", "/explain/name"): explaining.of_name,
-        ("GET", "/whatif"): shared(WhatIfPage(gateway).answer, query=("node", "dc")),
-        ("GET", "/names"): shared(explaining.names, query=("text",)),
+        ("GET", "/whatif"): shared(WhatIfPage(gateway).answer, "node", "dc"),
+        ("GET", "/names"): shared(explaining.names, "text"),
         ("GET", "/metrics"): numbers,
         ("GET", "/stats/prometheus"): numbers,
-        ("GET", "/clusters"): shared(pages.clusters, query=("format",)),
-        ("GET", "/connections"): shared(pages.connections, query=()),
-        ("GET", "/connections/ended"): shared(pages.ended, query=()),
-        ("GET", "/config_dump"): shared(pages.config_dump, query=()),
-        ("GET", "/server_info"): shared(pages.server_info, query=()),
+        ("GET", "/clusters"): shared(pages.clusters, "format"),
+        ("GET", "/connections"): shared(pages.connections),
+        ("GET", "/connections/ended"): shared(pages.ended),
+        ("GET", "/config_dump"): shared(pages.config_dump),
+        ("GET", "/server_info"): shared(pages.server_info),
         ("GET", "/logging"): pages.logging,
         ("POST", "/logging"): pages.set_logging,
         ("POST", "/drain"): pages.drain,
         ("POST", "/upgrade"): pages.upgrade,
-        ("GET", "/openapi.json"): shared(pages.openapi, query=()),
-        ("GET", "/dashboard/state"): shared(dashboard.answer, query=("sort", "filter")),
-        ("GET", "/dashboard/history"): shared(dashboard.history, query=()),
+        ("GET", "/openapi.json"): shared(pages.openapi),
+        ("GET", "/dashboard/state"): shared(dashboard.answer, "sort", "filter"),
+        ("GET", "/dashboard/history"): shared(dashboard.history),
         **static_routes(),
     }
 
@@ -95,7 +93,7 @@ class _Pages:
         self._gateway = gateway
 
     def livez(self, _request: Request) -> Response:
-        return text_response("live")
+        return Response(body=b"live\n")
 
     async def readyz(self, _request: Request) -> Response:
         gateway, age = self._gateway, self._gateway.from_disk
@@ -107,7 +105,7 @@ class _Pages:
             listening=gateway.listening,
             draining=gateway.draining,
             problems=gateway.problems(),
-            age_seconds=None if age is None else round(age, 1),
+            age_seconds=age,
         )
         return json_response(detail, 200 if gateway.ready else 503)
 
@@ -161,9 +159,12 @@ class _Pages:
             catalog_stale=gateway.catalog_stale,
         )
         table, watches = gateway.table(), gateway.watches()
-        return await trio.to_thread.run_sync(
-            lambda: json_response(make(watches=[_watch(it, now) for it in watches], table=_table(table)))
-        )
+
+        def made() -> Response:
+            shown = answers.Table(**msgspec.structs.asdict(routes_view(table)), conflicts=[*table.conflicts])
+            return json_response(make(watches=[_watch(it, now) for it in watches], table=shown))
+
+        return await trio.to_thread.run_sync(made)
 
     async def server_info(self, _request: Request) -> Response:
         gateway, settings, sandbox = self._gateway, self._gateway.settings, support()
@@ -176,7 +177,11 @@ class _Pages:
             uptime_current_epoch=f"{int(gateway.version_uptime)}s",
             uptime_all_epochs=f"{int(seconds)}s",
             node=answers.Node(settings.proxy_id, settings.service),
-            command_line_options=_flags(settings),
+            command_line_options={
+                row.flag.removeprefix("--"): settings.shown(row.name)
+                for row in TABLE
+                if row.flag and settings.origin(row.name) is Origin.FLAG
+            },
             sandbox=answers.Sandbox(settings.sandbox, sandbox.seccomp, sandbox.landlock, sandbox.missing),
             problems=gateway.problems(),
             last_upgrade=upgrade_view(gateway.last_upgrade),
@@ -193,7 +198,7 @@ class _Pages:
         return replace(json_response(upgrade_view(upgrade)), then=gateway.upgrade)
 
     def drain(self, request: Request) -> Response:
-        log.info("asked to drain by the admin address", peer=request.peer)
+        log.info("asked to drain through the admin address", peer=request.peer)
         self._gateway.drain()
         return json_response(answers.Draining("DRAINING", self._gateway.settings.drain_timeout))
 
@@ -209,7 +214,7 @@ class _Pages:
         if level != before:
             # Said at the more talkative of the two levels, where it is more likely to be seen.
             logs.set_level(min(before, level, key=LOG_LEVELS.index))
-            log.info("log level changed by the admin address", level=level, before=before, peer=request.peer)
+            log.info("log level changed through the admin address", level=level, before=before, peer=request.peer)
             logs.set_level(level)
             self._gateway.log_level_changed()
         return self.logging(request)
@@ -243,15 +248,6 @@ def _connections(found: OpenStreams, names: Callable[[str], str]) -> Response:
     return replace(response, headers=((answers.WORKERS_SILENT, silent),)) if silent else response
 
 
-def _flags(settings: Settings) -> dict[str, str]:
-    """What the command line said, by the flags' names."""
-    return {
-        row.flag.removeprefix("--"): settings.shown(row.name)
-        for row in TABLE
-        if row.flag and settings.origin(row.name) is Origin.FLAG
-    }
-
-
 def _watch(state: WatchState, now: float) -> answers.Watch:
     return answers.Watch(
         kind=state.key.kind,
@@ -264,7 +260,3 @@ def _watch(state: WatchState, now: float) -> answers.Watch:
         failures=state.failures,
         failing_seconds=None if state.failing_since is None else round(now - state.failing_since, 3),
     )
-
-
-def _table(table: RouteTable) -> answers.Table:
-    return answers.Table(**msgspec.structs.asdict(routes_view(table)), conflicts=[*table.conflicts])

@@ -12,7 +12,7 @@ make them flicker.
 
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final, Literal, get_args
@@ -75,25 +75,24 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Two samples, the earlier one None if there is none to compare with."""
+    """Two samples; the same one twice if there is none to compare with."""
 
-    before: Sample | None
+    before: Sample
     after: Sample
 
     def rate(self, now: int, then: int) -> float | None:
-        if self.before is None or self.after.at <= self.before.at:
+        if self.after.at <= self.before.at:
             return None
         return round(max(0, now - then) / (self.after.at - self.before.at), 3)
 
-    def streams(self, keys: Iterable[Destination]) -> float | None:
+    def streams(self, keys: Collection[Destination]) -> float | None:
         """Streams that were routed to any of these destinations, each given once."""
-        after, before = self.after.counters.connections, self.before.counters.connections if self.before else {}
-        listed = tuple(keys)
-        return self.rate(sum(after.get(key, 0) for key in listed), sum(before.get(key, 0) for key in listed))
+        after, before = self.after.counters.connections, self.before.counters.connections
+        return self.rate(sum(after.get(key, 0) for key in keys), sum(before.get(key, 0) for key in keys))
 
     def bytes(self, keys: Iterable[Destination]) -> tuple[float | None, float | None]:
         """Bytes of the streams to these destinations, each given once: from clients, and to them."""
-        after, before = self.after.counters.carried, self.before.counters.carried if self.before else {}
+        after, before = self.after.counters.carried, self.before.counters.carried
         pairs = [(after.get(key, (0, 0)), before.get(key, (0, 0))) for key in keys]
         return (
             self.rate(sum(now[0] for now, _ in pairs), sum(then[0] for _, then in pairs)),
@@ -110,7 +109,7 @@ class Sampler:
         self._taking = trio.Lock()
 
     async def span(self) -> Span:
-        """The present sample, and the one before it by which rates are taken."""
+        """The present sample, and the earlier one by which rates are taken."""
         async with self._taking:
             now = trio.current_time()
             if not self._samples or now - self._samples[-1].at >= FRESH:
@@ -119,8 +118,7 @@ class Sampler:
                 self._samples.append(await self._take())
             while len(self._samples) > 2 and self._samples[-1].at - self._samples[1].at >= WINDOW:
                 self._samples.popleft()
-            before = self._samples[0] if len(self._samples) > 1 else None
-            return Span(before, self._samples[-1])
+            return Span(self._samples[0], self._samples[-1])
 
     async def _take(self) -> Sample:
         counters = await self._gateway.counters()
@@ -188,8 +186,8 @@ class DashboardPage:
             listening=gateway.listening,
             catalog_known=gateway.catalog_known,
             stale=gateway.catalog_stale,
-            catalog_seconds=_tenths(gateway.catalog_age),
-            from_disk_seconds=_tenths(gateway.from_disk),
+            catalog_seconds=gateway.catalog_age,
+            from_disk_seconds=gateway.from_disk,
             limit=gateway.limits.max_connections,
             listeners=[answers.Listener(bind.name, host_port(bind.address, bind.port)) for bind in gateway.listeners()],
             workers=[answers.Worker(pid or None, active) for pid, active in gateway.workers()],
@@ -215,10 +213,6 @@ class DashboardPage:
         )
 
 
-def _tenths(seconds: float | None) -> float | None:
-    return None if seconds is None else round(seconds, 1)
-
-
 def _watches(kind: str, states: list[WatchState], now: float) -> answers.WatchesOfKind:
     failing = [state for state in states if state.error]
     return answers.WatchesOfKind(
@@ -231,7 +225,7 @@ def _watches(kind: str, states: list[WatchState], now: float) -> answers.Watches
 
 
 def totals_view(span: Span) -> answers.Totals:
-    after, before = span.after.counters, (span.before or span.after).counters
+    after, before = span.after.counters, span.before.counters
     refused = sum(after.refused.values())
     return answers.Totals(
         open=after.active,
@@ -249,7 +243,7 @@ def totals_view(span: Span) -> answers.Totals:
 
 def callers_view(span: Span, names: Callable[[str], str]) -> answers.Callers:
     """The clients whose open streams carry most, as far as the workers were asked."""
-    before, after = span.before.callers if span.before else {}, span.after.callers
+    before, after = span.before.callers, span.after.callers
     # Of streams that ended meanwhile nothing is known, so a rate is the least that it can be.
     found = [
         (span.rate(carried, before.get(client, (0, 0))[1]), open_, client) for client, (open_, carried) in after.items()
@@ -263,7 +257,7 @@ def callers_view(span: Span, names: Callable[[str], str]) -> answers.Callers:
 
 def refused_view(span: Span) -> list[answers.Refused]:
     """Reasons for which streams were refused, the most frequent first."""
-    before = span.before.counters.refused if span.before else {}
+    before = span.before.counters.refused
     rows = [
         answers.Refused(Reason(reason), total, span.rate(total, before.get(reason, 0)))
         for reason, total in span.after.counters.refused.items()

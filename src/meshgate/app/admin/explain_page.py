@@ -105,7 +105,7 @@ class ExplainPage:
             return name
         namespace, _, service = name.rpartition("/")
         here = datacenter or table.datacenter
-        partition = table.partition if here == table.datacenter else DEFAULT
+        partition = table.partition if here.lower() == table.datacenter.lower() else DEFAULT
         return str(ServiceSni(service, here, table.trust_domain, namespace or DEFAULT, partition)).lower()
 
     async def completed(self, explanation: Explanation) -> Explanation:
@@ -136,7 +136,7 @@ class ExplainPage:
     async def _why_missing(self, sni: str) -> list[Step]:
         table = self._gateway.table()
         asked = parse(sni.lower(), trust_domain=table.trust_domain)
-        here = table.datacenter.lower(), table.partition
+        here = table.datacenter.lower(), table.partition.lower()
         if not isinstance(asked, ServiceSni) or (asked.datacenter, asked.partition) != here:
             return []
         why = await self._gateway.why_missing(in_namespace(asked.namespace, asked.service))
@@ -186,7 +186,11 @@ class ExplainPage:
         if since is None:
             return ""
         seconds = format_duration(round(trio.current_time() - since.time))
-        return f" for {seconds}" if since.seen else f" for {seconds} or longer (it was when this gateway first saw it)"
+        return (
+            f" for {seconds}"
+            if since.seen
+            else f" for {seconds} or longer (it already was when this gateway first saw it)"
+        )
 
 
 def _who(endpoint: Endpoint) -> str:

@@ -44,10 +44,6 @@ class GatewayView:
         self._names: tuple[float, Snapshot | None, Callers] = (float("-inf"), None, Callers(_NO_CATALOG))
         self.history = History()
 
-    async def run(self) -> None:
-        """Keep the history until cancelled."""
-        await self.history.run(lambda: self._gateway.relay.totals)
-
     @property
     def uptime(self) -> float:
         return time.monotonic() - self._since
@@ -95,22 +91,22 @@ class GatewayView:
 
     @property
     def from_disk(self) -> float | None:
-        """The age of a catalog that came from the state file alone; None while it is Consul's."""
+        """The age of a catalog that came from the state file alone, to a tenth; None while it is Consul's."""
         last_known = self._gateway.last_known
-        return last_known.age if last_known.from_disk else None
+        return round(last_known.age, 1) if last_known.from_disk else None
 
     @property
     def catalog_age(self) -> float | None:
-        """How old the oldest part of the catalog is that Consul is not heard of; 0 while all of it is Consul's.
+        """The age of the oldest part of the catalog for which Consul does not answer; 0 while it answers for all of it.
 
-        None before anything is known.
+        To a tenth; None before anything is known.
         """
         if self.from_disk is not None:
             return self.from_disk
-        if not self.consul_found:
+        if not (self.consul_found and self.catalog_known):
             return None
         now = trio.current_time()
-        return max((state.age(now) for state in self.watches() if state.error), default=0.0)
+        return round(max((state.age(now) for state in self.watches() if state.error), default=0.0), 1)
 
     @property
     def consul_found(self) -> bool:

@@ -31,6 +31,7 @@ class History:
         self._before = Counters()
 
     async def run(self, totals: Callable[[], Counters]) -> None:
+        """Keep it until cancelled."""
         self._before = totals().copy()
         while True:
             await trio.sleep(_EVERY)

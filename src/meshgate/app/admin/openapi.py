@@ -11,12 +11,11 @@ from typing import Any, Final, get_args
 
 import msgspec
 
+from meshgate.adapters.admin.http_server import JSON, TEXT
 from meshgate.app.admin import answers
 from meshgate.app.admin.dashboard import Sort
 from meshgate.app.settings.setting_types import LOG_LEVELS
 
-_JSON: Final = "application/json"
-_TEXT: Final = "text/plain; charset=utf-8"
 _METRICS: Final = (
     "text/plain; version=0.0.4; charset=utf-8",
     "application/openmetrics-text; version=1.0.0; charset=utf-8; escaping=underscores",
@@ -39,7 +38,7 @@ _TAGS: Final = {
 }
 # What the server itself may answer to any request.
 _ALWAYS: Final = {
-    "400": "The request is no HTTP, has too many fields in its query, or a field that is missing or cannot be.",
+    "400": "The request is not HTTP, its query has too many fields, or a field is missing or not valid.",
     "403": "A page of another site has sent it.",
     "408": "It did not come in time.",
     "413": "Its body is too large.",
@@ -54,12 +53,12 @@ _SCHEMAS: Final[dict[str, dict[str, Any]]] = {
     "level": {"enum": LOG_LEVELS},
     "file": {"pattern": "^[a-z_]+[.](js|css|svg)$"},
 }
+# What has to be given.
 _EXAMPLES: Final = {
     "sni": ("web.default.dc2.internal.00000000-0000-0000-0000-000000000000.consul", "", "10.0.0.7"),
     "name": ("web",),
     "file": ("main.js", "style.css", "icon.svg"),
 }
-_REQUIRED: Final = frozenset(("sni", "name", "file"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +78,7 @@ _READY: Final = _Page(
     "health", "Whether new streams are served; with 503 they are not, and `problems` says why.", answers.Readiness
 )
 PAGES: Final = {
-    "GET /livez": _Page("health", "The process answers.", types=(_TEXT,)),
+    "GET /livez": _Page("health", "The process answers.", types=(TEXT,)),
     "GET /readyz": _READY,
     "GET /ready": _READY,
     "GET /metrics": _Page("numbers", "Metrics for Prometheus, in the format that `Accept` asks for.", types=_METRICS),
@@ -120,7 +119,7 @@ PAGES: Final = {
         "routing",
         "The routes as Envoy shows clusters: lines of text, or JSON.",
         answers.Clusters,
-        (_TEXT,),
+        (TEXT,),
         {"format": "Envoy's names."},
     ),
     "GET /connections": _Page(
@@ -206,9 +205,9 @@ def openapi_document() -> bytes:
         method, path = place.split()
         content = {kind: {"schema": {"type": "string"}} for kind in page.types}
         if page.answer is not None:
-            content[_JSON] = {"schema": next(schemas)}
+            content[JSON] = {"schema": next(schemas)}
         responses = {
-            status: {"description": means, "content": {_JSON: {"schema": error}}}
+            status: {"description": means, "content": {JSON: {"schema": error}}}
             for status, means in {**_ALWAYS, **page.others}.items()
         }
         if page is _READY:
@@ -236,7 +235,7 @@ def _parameter(path: str, name: str, help_: str) -> dict[str, Any]:
     return {
         "name": name,
         "in": "path" if f"{{{name}}}" in path else "query",
-        "required": name in _REQUIRED,
+        "required": name in _EXAMPLES,
         "schema": {"type": "string"} | _SCHEMAS.get(name, {}),
         "description": help_,
         "examples": {f"example{number}": {"value": each} for number, each in enumerate(_EXAMPLES.get(name, ()))},

@@ -81,12 +81,11 @@ class StatsdExport:
     async def run(self) -> None:
         while True:
             self._changed = trio.Event()
-            with trio.CancelScope() as scope:
-                async with trio.open_nursery() as nursery:
-                    for target in self._targets:
-                        nursery.start_soon(self._export, target)
-                    await self._changed.wait()
-                    scope.cancel()
+            async with trio.open_nursery() as nursery:
+                for target in self._targets:
+                    nursery.start_soon(self._export, target)
+                await self._changed.wait()
+                nursery.cancel_scope.cancel()
 
     async def _export(self, target: Target) -> None:
         exporter = self._exporters[target] = Exporter(target)

@@ -40,7 +40,16 @@ def routes_view(table: RouteTable) -> answers.Routes:
         datacenter=table.datacenter,
         partition=table.partition,
         trust_domain=table.trust_domain,
-        routes=[_route(route) for route in table],
+        routes=[
+            answers.Route(
+                sni=route.sni,
+                match="suffix" if route.suffix else "exact",
+                kind=route.kind,
+                destination=route.destination,
+                endpoints=[endpoint_view(endpoint) for endpoint in route.endpoints],
+            )
+            for route in table
+        ],
         unroutable=[answers.Unroutable(name, printable(why)) for name, why in sorted(table.unroutable.items())],
     )
 
@@ -55,16 +64,6 @@ def explain_view(explanation: Explanation) -> answers.Explanation:
         kind=explanation.kind,
         endpoints=[endpoint_view(endpoint) for endpoint in explanation.endpoints],
         steps=[answers.Step(step.rule, step.outcome) for step in explanation.steps],
-    )
-
-
-def _route(route: Route) -> answers.Route:
-    return answers.Route(
-        sni=route.sni,
-        match="suffix" if route.suffix else "exact",
-        kind=route.kind,
-        destination=route.destination,
-        endpoints=[endpoint_view(endpoint) for endpoint in route.endpoints],
     )
 
 
@@ -162,9 +161,9 @@ def record_words(facts: EndpointFacts) -> str:
         return ""
     said = [counted(facts.streams + facts.unanswered, "stream")]
     if facts.unanswered:
-        said.append(f"{facts.unanswered} without a byte of it")
+        said.append(f"{facts.unanswered} without a byte from it")
     if facts.first_byte_seconds is not None:
-        said.append(f"first byte lately after {facts.first_byte_seconds * 1000:.3g} ms")
+        said.append(f"first byte in {facts.first_byte_seconds * 1000:.3g} ms lately")
     if facts.last_success is not None:
         said.append(f"last answered {_ago(facts.last_success)} ago")
     if facts.failures:

@@ -36,7 +36,7 @@ class WhatIfPage:
     async def answer(self, request: Request) -> Response:
         """All of it; with `node` or `dc` only that one among what may go away. `dc` says which datacenter's node."""
         gateway, node, datacenter = self._gateway, request.query.get("node", ""), request.query.get("dc", "")
-        table, ejected = gateway.table(), frozenset(gateway.ejected())
+        table, ejected, asked = gateway.table(), frozenset(gateway.ejected()), bool(node or datacenter)
         workers = [pid for pid, _ in gateway.workers() if pid]
         world, usages = await trio.to_thread.run_sync(
             lambda: (WhatIf(table, ejected), [usage_of(pid) for pid in workers])
@@ -49,7 +49,12 @@ class WhatIfPage:
             answers.WhatIf,
             datacenter=table.datacenter,
             destinations=len(table),
-            consul=self._without_consul(table),
+            consul=answers.ConsulGone(
+                stale=gateway.catalog_stale,
+                age_seconds=gateway.catalog_age,
+                restart=printable(gateway.unkept) or None,
+                cold=sum(route.stale for route in table),
+            ),
             ends=self._ends(token),
             limits=self._limits(active, usages, connections),
         )
@@ -59,8 +64,8 @@ class WhatIfPage:
                     broken=_listed(world.broken),
                     single=_listed(world.single),
                     gone=_gone(world, table.datacenter, node, datacenter),
-                    gateway=None if node or datacenter else _gateway(world, table, others, active),
-                    nodes=[] if node or datacenter else _nodes(world),
+                    gateway=None if asked else _gateway(world, table, others, active),
+                    nodes=[] if asked else [answers.NodeGone(*it) for it in world.cutting_nodes()[:MAX_ROWS]],
                 )
             )
         )
@@ -84,15 +89,6 @@ class WhatIfPage:
         others = told.get("others")
         healthy = None if others is None else [all(it.status != "critical" for it in each.checks) for each in others]
         return healthy, (told["token"],) if "token" in told else None, told.get("connections")
-
-    def _without_consul(self, table: RouteTable) -> answers.ConsulGone:
-        gateway, age = self._gateway, self._gateway.catalog_age
-        return answers.ConsulGone(
-            stale=gateway.catalog_stale,
-            age_seconds=None if age is None else round(age, 1),
-            restart=printable(gateway.unkept) or None,
-            cold=sum(route.stale for route in table),
-        )
 
     def _ends(self, token: tuple[float | None] | None) -> list[answers.End]:
         root, intermediate = self._gateway.ca_expiries()
@@ -152,10 +148,6 @@ def _gateway(world: WhatIf, table: RouteTable, others: list[bool] | None, active
         return answers.GatewayGone(active, None, None)
     cut = 0 if any(others) else len(table) - len(world.broken)
     return answers.GatewayGone(active, answers.OtherGateways(len(others), sum(others)), cut)
-
-
-def _nodes(world: WhatIf) -> list[answers.NodeGone]:
-    return [answers.NodeGone(*each) for each in world.cutting_nodes()[:MAX_ROWS]]
 
 
 def _listed(found: Sequence[Left], *, counts: bool = False) -> answers.Listing:

@@ -58,10 +58,9 @@ class AccessLog:
     def __init__(self, target: str, *, below: Path | None = None, line: Line | None = None) -> None:
         self._target = target
         self._line = line or line_of
-        self._path = None if target in _STANDARD else target
         self._below = below
         try:
-            self._fd = _STANDARD[target] if self._path is None else _open(self._path, below)
+            self._fd = _STANDARD[target] if target in _STANDARD else _open(target, below)
             os.fstat(self._fd)
         except OSError as error:
             raise ConfigError(f"MESHGATE_ACCESS_LOG={target}: cannot be opened: {words_of(error)}") from None
@@ -89,7 +88,7 @@ class AccessLog:
 
         Where that fails the old one stays in use, and later lines try again. Never blocks, never raises.
         """
-        if self._path is not None:
+        if self._target not in _STANDARD:
             self._writer.call(self._reopen)
 
     def flush(self, timeout: float) -> bool:
@@ -99,16 +98,15 @@ class AccessLog:
     def close(self, timeout: float = 2.0) -> None:
         """Write what waits, at most for `timeout` seconds. Later records are dropped. Runs at exit by itself."""
         atexit.unregister(self.close)
-        if self._path is not None:
+        if self._target not in _STANDARD:
             self._writer.call(self._close_file)
         self._writer.close(timeout)
 
     # --- in the writer's thread ----------------------------------------------------------------------------------
 
     def _reopen(self) -> None:
-        assert self._path is not None
         try:
-            fd = _open(self._path, self._below)
+            fd = _open(self._target, self._below)
         except OSError as error:
             if not self._reopen_fails:
                 what = "access log cannot be opened again, the old file stays in use"

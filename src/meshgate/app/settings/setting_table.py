@@ -382,33 +382,17 @@ _SECTIONS: Final = {
 }
 TABLE: Final = tuple(replace(row, section=section) for section, rows in _SECTIONS.items() for row in rows)
 BY_NAME: Final = {setting.name: setting for setting in TABLE}
-# What takes effect in a gateway that runs, where its `.env` file has changed and it is told so.
-AT_SIGHUP: Final = frozenset(
-    (
-        "CONSUL_HTTP_TOKEN",
-        "MESHGATE_ADDRESS",
-        "MESHGATE_BIND_ADDRESS",
-        "MESHGATE_CONNECT_TIMEOUT",
-        "MESHGATE_DEREGISTER_AFTER_CRITICAL",
-        "MESHGATE_DENY_ENDPOINTS",
-        "MESHGATE_DRAIN_TIMEOUT",
-        "MESHGATE_EXEMPT_CLIENTS",
-        "MESHGATE_HALF_CLOSE_TIMEOUT",
-        "MESHGATE_HANDSHAKE_TIMEOUT",
-        "MESHGATE_HELLO_TIMEOUT",
-        "MESHGATE_IDLE_TIMEOUT",
-        "MESHGATE_LOG_JSON",
-        "MESHGATE_LOG_LEVEL",
-        "MESHGATE_MAX_CONNECTIONS",
-        "MESHGATE_MAX_CONNECTIONS_PER_CLIENT",
-        "MESHGATE_MAX_CONNECTION_RATE_PER_CLIENT",
-        "MESHGATE_MAX_HELLO_BYTES",
-        "MESHGATE_MAX_PENDING_PER_ENDPOINT",
-        "MESHGATE_PANIC_THRESHOLD",
-        "MESHGATE_PASS_HTTP_EXPORTS",
-        "MESHGATE_SANDBOX",
-        "MESHGATE_WAN_ADDRESS",
-        "MESHGATE_WORKERS",
-        "MESHGATE_WORKER_MEMORY",
-    )
-)
+# What takes effect in a gateway that runs, where its `.env` file has changed and it is told so: all of how streams are
+# treated, but for what listening sockets, workers and watches are made with.
+AT_SIGHUP: Final = {row.name for row in _STREAM_ROWS}.difference(
+    ("MESHGATE_DRAIN_QUIET", "MESHGATE_ENFORCE_EXPORTS", "MESHGATE_KEEPALIVE", "MESHGATE_TCP_USER_TIMEOUT")
+) | {
+    "CONSUL_HTTP_TOKEN",
+    "MESHGATE_ADDRESS",
+    "MESHGATE_BIND_ADDRESS",
+    "MESHGATE_DEREGISTER_AFTER_CRITICAL",
+    "MESHGATE_LOG_JSON",
+    "MESHGATE_LOG_LEVEL",
+    "MESHGATE_SANDBOX",
+    "MESHGATE_WAN_ADDRESS",
+}

@@ -55,12 +55,9 @@ class Found:
     """The text of a setting and its origin. `source` says the origin in words; `text` is "" where there is none."""
 
     setting: Setting
-    text: str
+    text: str = field(repr=False)
     origin: Origin
     source: str
-
-    def __repr__(self) -> str:
-        return f"Found({self.setting.name}={self.shown!r}, {self.origin.value})"
 
     @property
     def shown(self) -> str:
@@ -70,9 +67,9 @@ class Found:
         return printable(_USER_INFO.sub(rf"\1{MASK}@", self.text) if not self.setting.field else self.text)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """One field for each `MESHGATE_` variable; times are in seconds.
+    """One field for each `MESHGATE_` variable; times are in seconds. What may be left out has a default.
 
     `consul` holds Consul's own variables that are set, as written. A token or token file given by a flag stands under
     `token` or `token-file` there, because Consul's precedence tells them from the environment's: flag `-token-file`,
@@ -83,18 +80,18 @@ class Settings:
     service: str
     proxy_id: str
     address: HostPort
-    wan_address: HostPort | None
-    bind_address: tuple[BindAddress, ...]
+    wan_address: HostPort | None = None
+    bind_address: tuple[BindAddress, ...] = ()
     expose_servers: bool
     register: bool
-    login_auth_method: str
-    login_bearer_token_file: Path | None
-    node_name: str
+    login_auth_method: str = ""
+    login_bearer_token_file: Path | None = None
+    node_name: str = ""
     deregister_after_critical: float
     admin_bind: HostPort | Path | None
     workers: int
     worker_memory: int
-    state_dir: Path | None
+    state_dir: Path | None = None
     hello_timeout: float
     connect_timeout: float
     per_try_timeout: float
@@ -106,9 +103,9 @@ class Settings:
     drain_timeout: float
     drain_quiet: float
     max_connections: int
-    max_connections_per_client: int | None
+    max_connections_per_client: int | None = None
     max_connection_rate_per_client: int
-    exempt_clients: tuple[str, ...]
+    exempt_clients: tuple[str, ...] = ()
     max_pending_per_endpoint: int
     max_hello_bytes: int
     catalog_watches: int
@@ -118,8 +115,8 @@ class Settings:
     pass_http_exports: bool
     sandbox: str
     access_log: str
-    access_log_dir: Path | None
-    env_file: Path | None
+    access_log_dir: Path | None = None
+    env_file: Path | None = None
     log_level: str
     log_json: bool
     consul: Mapping[str, str] = field(repr=False)
@@ -144,18 +141,16 @@ class Settings:
         given = dict(flags), dict(os.environ if environ is None else environ)
         problems: list[str] = []
         found = _resolve(*given, problems)
-        values: dict[str, Any] = {row.field: _parsed(found[row.name], problems) for row in TABLE if row.field}
+        given_texts = (each for each in found.values() if each.setting.field and each.text)
+        values: dict[str, Any] = {each.setting.field: _parsed(each, problems) for each in given_texts}
         if problems:
             raise ConfigError(*problems)
-        values["proxy_id"] = values["proxy_id"] or values["service"]
-        values["bind_address"] = values["bind_address"] or ()
-        values["exempt_clients"] = values["exempt_clients"] or ()
-        values["node_name"] = values["node_name"] or ""
-        values["login_auth_method"] = values["login_auth_method"] or ""
+        values.setdefault("proxy_id", values["service"])
         consul = MappingProxyType(_consul_values(found))
-        if contradictions := list(_contradictions(values, consul)):
+        settings = cls(**values, consul=consul, found=MappingProxyType(found), _given=given)
+        if contradictions := list(_contradictions(settings)):
             raise ConfigError(*contradictions)
-        return cls(**values, consul=consul, found=MappingProxyType(found), _given=given)
+        return settings
 
     def read_again(self) -> "Settings":
         """What the same command line, the same environment and the `.env` file of now say; errors as of `load`."""
@@ -219,8 +214,6 @@ def _changed(now: Settings, wanted: Settings, name: str) -> bool:
 
 
 def _parsed(found: Found, problems: list[str]) -> object:
-    if not found.text:
-        return None
     try:
         return found.setting.parse(found.text)
     except ValueError as error:
@@ -228,14 +221,14 @@ def _parsed(found: Found, problems: list[str]) -> object:
         return None
 
 
-def _contradictions(values: Mapping[str, Any], consul: Mapping[str, str]) -> Iterator[str]:
-    if values["expose_servers"] and not values["register"]:
+def _contradictions(settings: Settings) -> Iterator[str]:
+    if settings.expose_servers and not settings.register:
         yield "MESHGATE_EXPOSE_SERVERS needs MESHGATE_REGISTER: only a registration can carry it"
-    if values["node_name"] and values["register"]:
+    if settings.node_name and settings.register:
         yield "MESHGATE_NODE_NAME needs MESHGATE_REGISTER=false: an agent registers on its own node"
-    if bool(values["login_auth_method"]) != bool(values["login_bearer_token_file"]):
+    if bool(settings.login_auth_method) != bool(settings.login_bearer_token_file):
         yield "MESHGATE_LOGIN_AUTH_METHOD and MESHGATE_LOGIN_BEARER_TOKEN_FILE need each other"
-    if values["login_auth_method"] and not _TOKENS.isdisjoint(consul):
+    if settings.login_auth_method and not _TOKENS.isdisjoint(settings.consul):
         yield "a token is given and MESHGATE_LOGIN_AUTH_METHOD too: leave one of them out"
 
 
