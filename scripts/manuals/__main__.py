@@ -15,6 +15,7 @@ EXIT_CODES = {
     "1": "failed at run time; of explain, probe and doctor: refused, or a check failed",
     "2": "wrong usage or settings",
     "130": "after Ctrl-C",
+    "143": "of run: after a second SIGTERM",
 }
 FILES = (
     "No file is read unless --env-file or MESHGATE_ENV_FILE names it. A flag beats the environment, the environment "

@@ -2,8 +2,8 @@
 
 Flags may be written as users of Consul write them: `-http-addr=x`, `-token x`, `--expose-servers=true`.
 
-Exit codes: 0 fine, 1 failed at run time, 2 wrong usage or configuration, 130 after Ctrl-C. An error is one line on
-stderr. A traceback is only shown with the log level debug or trace, and no secret in either.
+Exit codes: 0 fine, 1 failed at run time, 2 wrong usage or configuration, 130 after Ctrl-C, 143 after a second SIGTERM.
+An error is one line on stderr. A traceback is only shown with the log level debug or trace, and no secret in either.
 """
 
 import os
@@ -83,7 +83,8 @@ class Commands(click.Group):
     cls=Commands,
     commands=OnDemand({name: module for names in _COMMANDS.values() for name, module in names.items()}),
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="Exit codes: 0 fine; 1 failed at run time, or refused; 2 wrong usage or settings; 130 after Ctrl-C.",
+    epilog="Exit codes: 0 fine; 1 failed at run time, or refused; 2 wrong usage or settings; 130 after Ctrl-C; "
+    "143 after a second SIGTERM.",
 )
 @click.version_option(__version__, prog_name="meshgate", message="%(prog)s %(version)s")
 def cli() -> None:
