@@ -13,6 +13,7 @@ from rich.console import Console
 from meshgate.adapters.admin.http_server import AdminServer, Response, error_response, json_response
 from meshgate.app.admin.answers import Explanation, Routes
 from meshgate.app.admin.views import explain_view, routes_view
+from meshgate.app.admin_client import SlowGatewayError, response_to
 from meshgate.app.cli import gateway_commands
 from meshgate.app.cli.main import execute
 from meshgate.app.cli.output import Printer
@@ -226,6 +227,16 @@ def test_a_gateway_that_does_not_answer_is_given_up(
         address = f"127.0.0.1:{sock.getsockname()[1]}"
         assert execute(["routes", f"--admin-bind={address}"]) == 1
     assert capsys.readouterr().err.startswith(f"meshgate: no gateway answers at {address} (timeout); ")
+
+
+def test_a_unix_socket_whose_backlog_is_full_has_somebody_behind_it(tmp_path: Path) -> None:
+    path = tmp_path / "admin.sock"
+    with socket.socket(socket.AF_UNIX) as sock, socket.socket(socket.AF_UNIX) as first:
+        sock.bind(str(path))
+        sock.listen(0)
+        first.connect(str(path))
+        with pytest.raises(SlowGatewayError, match="timeout"):
+            response_to(path, "/livez")
 
 
 def test_an_admin_address_that_is_off_cannot_be_asked(capsys: pytest.CaptureFixture[str]) -> None:

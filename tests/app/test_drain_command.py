@@ -11,6 +11,7 @@ import pytest
 from meshgate.adapters.admin.http_server import Response, error_response, json_response
 from meshgate.adapters.relay import OpenStream
 from meshgate.app.admin import dashboard
+from meshgate.app.admin_client import SlowGatewayError, ask
 from meshgate.app.cli import gateway_commands
 from meshgate.app.cli.main import execute
 from meshgate.app.settings.settings import Settings
@@ -100,6 +101,38 @@ def test_what_ended_before_the_timeout_was_not_cut(capsys: pytest.CaptureFixture
     first, *_, last = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [each["client"] for each in first["oldest"]] == ["192.0.2.1:4000"]
     assert last["cut"] == []
+
+
+def test_streams_that_are_too_many_for_a_list_are_counted_where_they_were_cut(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gateway_commands, "_MOST_LISTED", 1)
+    gateway = GatewayDouble()
+    gateway.numbers.active, gateway.settings = 2, Settings.load({"MESHGATE_DRAIN_TIMEOUT": "0s"}, environ={})
+    looks = iter((False, True))
+    gateway.on_look = lambda: gateway.stop() if gateway.draining and next(looks, False) else None
+    with gateway.serving() as address:
+        assert execute(["drain", f"--admin-bind={address}"]) == 0
+    assert capsys.readouterr().out.endswith(" s; at its drain timeout it cut 2 streams\n")
+
+
+def test_a_gateway_that_is_slow_to_answer_is_not_gone(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = {"/dashboard/state": 1, "/connections": 2}
+
+    def asked(bind: Any, path: str, shape: Any, **more: Any) -> Any:
+        if gateway.draining and slow.get(path):
+            slow[path] -= 1
+            raise SlowGatewayError("no answer in time")
+        return ask(bind, path, shape, **more)
+
+    monkeypatch.setattr(gateway_commands, "ask", asked)
+    gateway = gateway_that_runs_out(1)
+    with gateway.serving() as address:
+        assert execute(["drain", f"--admin-bind={address}"]) == 0
+    assert "the gateway is gone" in capsys.readouterr().out
+    assert slow == {"/dashboard/state": 0, "/connections": 0}
 
 
 def test_progress_is_printed_once_a_second(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

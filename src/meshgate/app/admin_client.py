@@ -67,8 +67,10 @@ def response_to(bind: HostPort | Path | None, path: str, *, method: str = "GET",
             response = client.request(method, path, params=query)
     except (OSError, httpx.HTTPError, httpx.InvalidURL) as error:
         advice = "is meshgate running, with this MESHGATE_ADMIN_BIND?"
-        kind = SlowGatewayError if isinstance(error, httpx.TimeoutException) else NoGatewayError
-        raise kind(f"no gateway answers at {where} ({_reason(error)}); {advice}") from None
+        # A unix socket with a full backlog does not let anybody wait.
+        slow = isinstance(error, (httpx.TimeoutException, TimeoutError, BlockingIOError))
+        kind, reason = (SlowGatewayError, "timeout") if slow else (NoGatewayError, printable(words_of(error)))
+        raise kind(f"no gateway answers at {where} ({reason}); {advice}") from None
     said = _message(response.content)
     if response.status_code == httpx.codes.CONFLICT and said:
         raise NotDoneError(said)
@@ -91,12 +93,6 @@ def decoded(body: bytes, shape: type[Answer]) -> Answer:
 
 def _dialed(bind: HostPort) -> HostPort:
     return HostPort({"0.0.0.0": "127.0.0.1", "::": "::1"}.get(bind.host, bind.host), bind.port)  # noqa: S104
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, httpx.TimeoutException):
-        return "timeout"
-    return printable(words_of(error))
 
 
 def _message(body: bytes) -> str:

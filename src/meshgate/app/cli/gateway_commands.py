@@ -617,26 +617,26 @@ def drain(settings: Settings, *, as_json: bool) -> None:
     waiting, not the drain.
     """
     bind = settings.admin_bind
-    before = _look(bind)
-    now: DashboardState | None = before
+    now: DashboardState | None = _look(bind)
     timeout = ask(bind, "/drain", Draining, method="POST").timeout_seconds
-    started, told, words, left = time.monotonic(), 0.0, "draining: {}", list[Stream]()
+    started, told, words, left, count = time.monotonic(), 0.0, "draining: {}", list[Stream](), 0
     while now is not None:
-        left = _open_streams(bind, now, left)
+        left, count = _open_streams(bind, now, left), now.totals.open
         if time.monotonic() - told >= _INTERVAL:
             told = time.monotonic()
-            count = now.totals.open
             said = words.format(counted(count, "stream")) + _shown(left, count)
             _say(said, {"state": "draining", "streams": count, "oldest": left[:_SHOWN]}, as_json=as_json)
             words = "{} left"
         time.sleep(_LOOK)
-        now = _still_there(bind, before)
+        now = _still_there(bind, now)
     seconds = time.monotonic() - started
-    cut = left if seconds >= timeout else []
+    # Too many for a list are counted all the same.
+    left, count = (left, len(left) or count) if seconds >= timeout else ([], 0)
     said = f"the gateway is gone, after {seconds:.1f} s"
-    if cut:
-        said += f"; at its drain timeout it cut {counted(len(cut), 'stream')}{_shown(cut, len(cut))}"
-    _say(said, {"state": "gone", "seconds": round(seconds, 3), "cut": cut}, as_json=as_json)
+    if count:
+        said += f"; at its drain timeout it cut {counted(count, 'stream')}{_shown(left, count)}"
+    facts = {"state": "gone", "seconds": round(seconds, 3), "streams": count, "cut": left}
+    _say(said, facts, as_json=as_json)
 
 
 @command("meshgate upgrade", "meshgate upgrade --python /opt/meshgate-2/bin/python")
@@ -749,18 +749,20 @@ def _still_there(bind: HostPort | Path | None, before: DashboardState) -> Dashbo
     """How the gateway is that was asked to drain; None where it is gone, even if another took its place."""
     try:
         now = _look(bind)
+    except SlowGatewayError:
+        return before
     except NoGatewayError:
         return None
     return now if now.gateway.started == before.gateway.started else None
 
 
 def _open_streams(bind: HostPort | Path | None, now: DashboardState, before: list[Stream]) -> list[Stream]:
-    """The open streams, the oldest first; none where they are too many for a list, those of before if it is gone."""
+    """The open streams, the oldest first; none where they are too many for a list. No answer: those of before."""
     if now.totals.open > _MOST_LISTED:
         return []
     try:
         return sorted(ask(bind, "/connections", list[Stream]), key=lambda stream: -stream.age_seconds)
-    except NoGatewayError:
+    except (NoGatewayError, SlowGatewayError):
         return before
 
 
