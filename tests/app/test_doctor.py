@@ -68,6 +68,12 @@ async def test_the_admin_port_that_nobody_has_is_free(tmp_path: Path) -> None:
         assert found["admin socket"].status is OK
         found = await findings(client, ADMIN_BIND=f"unix://{tmp_path}/no/admin.sock")
         assert found["admin socket"].status is FAILED
+        (tmp_path / "file").touch()
+        found = await findings(client, ADMIN_BIND=f"unix://{tmp_path}/file")
+        assert (found["admin socket"].status, found["admin socket"].detail) == (
+            FAILED,
+            f"{tmp_path}/file is there, and no socket",
+        )
 
 
 async def test_an_address_of_another_machine_cannot_be_bound() -> None:
@@ -204,7 +210,7 @@ async def test_a_port_below_1024_needs_a_right(monkeypatch: pytest.MonkeyPatch) 
         raise PermissionError(errno.EACCES, "Permission denied")
 
     async with inspected() as (_, client):
-        monkeypatch.setattr(doctor_machine, "_bind", refused)
+        monkeypatch.setattr(doctor_machine, "bind", refused)
         found = (await findings(client))["port default"]
         assert (found.status, "CAP_NET_BIND_SERVICE" in found.advice) == (FAILED, True)
 

@@ -22,14 +22,14 @@ class Printer:
     """Prints to stdout, or to another console. `NO_COLOR` and a `TERM` that is dumb are respected."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self._console = console or Console(highlight=False, markup=False, emoji=False)
+        self.console = console or Console(highlight=False, markup=False, emoji=False)
 
     @property
     def is_terminal(self) -> bool:
-        return self._console.is_terminal
+        return self.console.is_terminal
 
     def line(self, text: str = "", style: str = "") -> None:
-        self._console.print(Text(printable(text), style), soft_wrap=True)
+        self.console.print(Text(printable(text), style), soft_wrap=True)
 
     def table(self, head: Sequence[str], rows: Sequence[Sequence[str]], styles: Sequence[str] = ()) -> None:
         """Print rows under a head. A cell may have several lines; `styles` has a style for each row, or nothing."""
@@ -45,15 +45,15 @@ class Printer:
             table.add_column(title, overflow="fold")
         for number, row in enumerate(rows):
             table.add_row(*(Text("\n".join(lines)) for lines in row), style=styles[number] if styles else "")
-        self._console.print(table)
+        self.console.print(table)
 
     def _plain_table(self, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
         for row in (head, *rows):
             text = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-            self._console.file.write(f"{text.rstrip()}\n")
+            self.console.file.write(f"{text.rstrip()}\n")
         # Whoever reads this from a pipe may wait for it, while the command goes on.
-        self._console.file.flush()
+        self.console.file.flush()
 
 
 def print_json(value: object, *, indent: int | None = 2) -> None:

@@ -49,7 +49,7 @@ def top(settings: Settings, *, page: str, once: bool, as_json: bool, interval: f
     """
     bind, printer = settings.admin_bind, Printer()
     if not (once or as_json) and printer.is_terminal:
-        _live(bind, interval, View(page))
+        _live(bind, interval, View(page), printer.console)
         return
     # Rates need two answers.
     response_to(bind, STATE)
@@ -64,13 +64,12 @@ def look(bind: HostPort | Path | None, view: View) -> Seen:
     """What the gateway says now, as far as a page needs it."""
     sort = view.order if view.page == "destinations" and view.order in ("name", "health") else "busy"
     state = ask(bind, STATE, DashboardState, sort=sort)
-    if not view.wants_streams or state.totals.open > MOST_STREAMS:
+    if view.page not in ("endpoints", "callers") or state.totals.open > MOST_STREAMS:
         return Seen(state)
     return Seen(state, ask(bind, "/connections", list[Stream]))
 
 
-def _live(bind: HostPort | Path | None, interval: float, view: View) -> None:
-    console = Console(highlight=False, markup=False, emoji=False)
+def _live(bind: HostPort | Path | None, interval: float, view: View, console: Console) -> None:
     # A gateway that is not there from the start is an error, one that vanishes later may come back.
     seen, trouble, due = look(bind, view), "", time.monotonic() + interval
     try:

@@ -94,11 +94,6 @@ class View:
         orders = _PAGES[self.page].orders
         return orders[self.orders.get(self.page, 0) % len(orders)] if orders else ""
 
-    @property
-    def wants_streams(self) -> bool:
-        """Whether the page is made of the list of open streams."""
-        return self.page in ("endpoints", "callers")
-
     def press(self, key: str) -> None:
         """Obey a key; one that means nothing changes nothing."""
         if key in ("\t", *"12345"):

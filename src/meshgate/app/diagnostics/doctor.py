@@ -6,6 +6,7 @@ is asked for, since that would put a key into the agent's cache. Advice names a 
 
 import time
 from collections.abc import Awaitable, Callable, Collection
+from contextlib import suppress
 from typing import Final, TypeVar
 
 import trio
@@ -72,8 +73,7 @@ class Examination:
         self.found: list[Finding] = []
         self._client = client
         self._settings = settings
-        self._agent: AgentFacts | None = None
-        self._own = ""
+        self._agent = AgentFacts("")
         self._trust_domain = ""
         self._others: tuple[str, ...] = ()
 
@@ -90,7 +90,7 @@ class Examination:
         skew = None if clock is None else _skew(before, time.time(), clock)
         await self.agent()
         await self._ca()
-        agent = self._agent or AgentFacts("")
+        agent = self._agent
         self.found.append(prerequisites.central_config(agent.central_config, agent.version))
         self.found.append(prerequisites.grpc_port(agent.grpc_ports))
         self.found += prerequisites.blocked_endpoints(agent.blocked)
@@ -117,25 +117,21 @@ class Examination:
         except ConsulError as error:
             self._warning("agent", str(error))
         else:
-            self._own = agent.datacenter
             self._ok("agent", f"{agent.node} of {agent.datacenter}")
             self.found.append(prerequisites.consul_version(agent.version))
             return
-        try:
-            self._own = (await self._client.agent_facts()).datacenter
-        except ConsulError:
-            return
+        with suppress(ConsulError):
+            self._agent = await self._client.agent_facts()
 
     async def _ca(self) -> None:
-        connect_setting = self._agent.connect if self._agent else None
         try:
             ca = (await self._client.ca_roots()).value
         except ConsulError as error:
-            self.found.append(prerequisites.connect_enabled(connect_setting, ""))
+            self.found.append(prerequisites.connect_enabled(self._agent.connect, ""))
             self._failed("CA roots", str(error), "set connect { enabled = true } on the servers")
             return
         self._trust_domain = ca.trust_domain
-        self.found.append(prerequisites.connect_enabled(connect_setting, ca.trust_domain))
+        self.found.append(prerequisites.connect_enabled(self._agent.connect, ca.trust_domain))
         self.found.append(prerequisites.ca_roots(len(ca.roots), ca.expires, time.time()))
 
     # --- the token ---------------------------------------------------------------------------------------------------
@@ -143,10 +139,10 @@ class Examination:
     async def _rights(self) -> None:
         """A finding for each right that the gateway needs in its own datacenter."""
         agent = self._agent
-        if agent is not None and agent.acls is False:
+        if agent.acls is False:
             self._ok("ACLs", "off in this agent: no token is needed")
             return
-        first, known = len(self.found), Rule("agent", agent.node) if agent else SEE_AGENT
+        first, known = len(self.found), Rule("agent", agent.node) if agent.node else SEE_AGENT
         needed = [SEE_SERVICES, SEE_NODES, SEE_AGENT]
         if self._settings.register:
             needed.insert(0, Rule("service", self._settings.service, "write"))
@@ -168,14 +164,14 @@ class Examination:
 
     async def _right(self, rule: Rule, *, allowed: bool) -> None:
         check, purpose = f"token: {rule.resource}:{rule.access}", _PURPOSE.get(rule, f"register {rule.name}")
-        advice = f"add {rule} to its policy"
+        advice, here = f"add {rule} to its policy", Rule("node", self._agent.node)
         if allowed:
             self._ok(check, purpose)
         elif rule == SEE_AGENT:
             self._warning(check, f"may not {purpose}", advice)
         elif rule == SEE_SERVICES:
             await self._sees_services(check, advice)
-        elif rule == SEE_NODES and self._agent and all(await self._client.allowed([Rule("node", self._agent.node)])):
+        elif rule == SEE_NODES and here.name and all(await self._client.allowed([here])):
             self._warning(check, f"may not {purpose}, or not all of them", advice)
         else:
             self._failed(check, f"may not {purpose}", advice)
@@ -190,12 +186,12 @@ class Examination:
         if seen:
             self._warning(check, f"sees {seen} services, and not all: the others have no route", advice)
         else:
-            detail = f"sees no service of {self._own or 'this datacenter'}: none of them gets a route"
+            detail = f"sees no service of {self._agent.datacenter or 'this datacenter'}: none of them gets a route"
             self._failed(check, detail, advice)
 
     async def _elsewhere(self) -> None:
         """Whether each other datacenter knows the token, lets it see gateways, and replicates tokens."""
-        if self._agent is not None and self._agent.acls is False:
+        if self._agent.acls is False:
             return
         for datacenter in self._others:
             await self._known_in(datacenter)
@@ -219,7 +215,7 @@ class Examination:
 
     async def _replicates(self, datacenter: str) -> None:
         check, setting = f"ACL replication to {datacenter}", "acl { enable_token_replication = true }"
-        if self._agent is not None and self._agent.primary_datacenter == datacenter:
+        if self._agent.primary_datacenter == datacenter:
             self._ok(check, "it is the primary")
             return
         try:
@@ -240,7 +236,7 @@ class Examination:
     # --- other datacenters -------------------------------------------------------------------------------------------
 
     async def _datacenters(self) -> None:
-        check, own = "datacenters", self._own
+        check, own = "datacenters", self._agent.datacenter
         if not own:
             self._failed(check, "the token may not see which one this is", "give the token the rights above")
             return
@@ -263,7 +259,7 @@ class Examination:
             except ConsulError as error:
                 advice = f"join {name}'s servers over the WAN, or let it federate through gateways"
                 unasked.append(failed(f"primary of {name}", str(error), advice))
-        primary = (self._agent.primary_datacenter if self._agent else "") or self._own
+        primary = self._agent.primary_datacenter or self._agent.datacenter
         self.found += [*prerequisites.one_primary((self._trust_domain, primary), told), *unasked]
 
     async def _gateways(self) -> None:
@@ -304,7 +300,7 @@ class Examination:
     # --- partitions (Enterprise) and peerings: where Consul knows neither there is nothing to say --------------------
 
     async def partitions(self) -> None:
-        own = self._settings.partition or (self._agent.partition if self._agent else "") or DEFAULT
+        own = self._settings.partition or self._agent.partition or DEFAULT
         namespace = self._settings.namespace
         if namespace not in ("", DEFAULT):
             detail = f"the gateway is registered in {namespace}; Consul wants mesh gateways in {DEFAULT}"
@@ -349,8 +345,7 @@ class Examination:
 
     async def _export(self, export: Export) -> None:
         check = f"export of {in_namespace(export.namespace, export.service)}"
-        enterprise = self._agent is not None and self._agent.enterprise
-        place = self._client.at(Tenant(namespace=export.namespace if enterprise else ""))
+        place = self._client.at(Tenant(namespace=export.namespace if self._agent.enterprise else ""))
         answer = await self._answered(warning, check, place.discovery_chain(export.service))
         if answer is None:
             return
@@ -367,18 +362,17 @@ class Examination:
 
     async def _machine(self, skew: float | None, *, reached: bool) -> None:
         settings, agent = self._settings, self._agent
-        self.found += doctor_machine.addresses(settings, federated=bool(self._others) or not self._own, reached=reached)
+        federated = bool(self._others) or not agent.datacenter
+        self.found += doctor_machine.addresses(settings, federated=federated, reached=reached)
         self.found += await doctor_machine.names(settings)
         self.found += await doctor_machine.ports(settings)
         self.found += await trio.to_thread.run_sync(doctor_machine.files, settings)
         self.found.append(doctor_machine.sandbox(settings))
-        if self._own or agent:
+        if agent.datacenter:
             self.found.append(prerequisites.clock(skew))
         self.found.append(prerequisites.descriptors(reachable_descriptors(), settings.max_connections, RESERVED))
-        if not reached:
-            return
-        limit = agent.max_connections if agent else None
-        self.found.append(prerequisites.agent_connections(limit, settings.catalog_watches))
+        if reached:
+            self.found.append(prerequisites.agent_connections(agent.max_connections, settings.catalog_watches))
 
     # --- asking and saying it -----------------------------------------------------------------------------------------
 
@@ -416,7 +410,7 @@ class Examination:
 
     async def _may(self, rule: Rule, datacenter: str = "", *, unknown: bool = True) -> bool:
         """Whether the token has a right; `unknown` where Consul does not say."""
-        if self._agent is not None and self._agent.acls is False:
+        if self._agent.acls is False:
             return True
         try:
             return all(await self._client.allowed([rule], datacenter))
@@ -503,11 +497,9 @@ async def _agents(client: ConsulClient) -> set[str]:
     nodes: set[str] = set()
 
     async def ask() -> None:
-        try:
+        with suppress(ConsulError):
             async with client.dedicated() as reader:
                 nodes.add((await reader.agent_self()).node)
-        except ConsulError:
-            pass
 
     async with trio.open_nursery() as nursery:
         for _ in range(_CONNECTIONS):

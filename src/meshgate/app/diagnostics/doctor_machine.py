@@ -157,7 +157,9 @@ async def _running(settings: Settings) -> bool:
 def _port(check: str, address: HostPort, running: bool) -> Finding:
     shown = str(address) if address.host else f"*:{address.port}"
     try:
-        _bind(address)
+        # Listen, too: somebody else may have bound the port and not listen yet.
+        with bind(address.host, address.port, 0) as sock:
+            sock.listen(1)
     except OSError as error:
         problem = error.errno or errno.EINVAL
     else:
@@ -174,17 +176,11 @@ def _port(check: str, address: HostPort, running: bool) -> Finding:
     return failed(check, f"{shown}: {os.strerror(problem).lower()}", "ip address lists the addresses of this machine")
 
 
-def _bind(address: HostPort) -> None:
-    """Bind as the gateway does, and listen: somebody else may have bound the port and not listen yet."""
-    with bind(address.host, address.port, 0) as sock:
-        sock.listen(1)
-
-
 def _admin_socket(path: Path, *, running: bool) -> Finding:
     if running:
         return ok("admin socket", f"{path}, and a meshgate answers there")
-    if not path.parent.is_dir():
-        return failed("admin socket", f"there is no directory {path.parent}", "make it")
+    if path.exists() and not path.is_socket():
+        return failed("admin socket", f"{path} is there, and no socket", "remove it, or set another --admin-bind")
     return _may_be_made("admin socket", path)
 
 

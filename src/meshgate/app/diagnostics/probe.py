@@ -6,6 +6,7 @@ the agent keeps it too, see `core.prerequisites.gives_keys_away`.
 """
 
 import ssl
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final, NoReturn
@@ -112,9 +113,7 @@ class _Destination:
 
 
 class _FailedError(Exception):
-    def __init__(self, failure: Failure) -> None:
-        super().__init__(failure.detail)
-        self.failure = failure
+    """Ends a probe, whose `failure` says why."""
 
 
 @dataclass(slots=True)
@@ -145,10 +144,8 @@ class Probe:
         Raises:
             ConsulError: Consul does not even tell where it is and what the mesh is called.
         """
-        try:
+        with suppress(_FailedError):
             await self._run(client)
-        except _FailedError as error:
-            self.failure = error.failure
 
     async def _run(self, client: ConsulClient) -> None:
         question = self.question
@@ -364,7 +361,8 @@ class Probe:
         if alert:
             detail, meaning = f"TLS alert {alert}", meaning or meaning_of(alert)
         self.steps.append(Step(step, False, detail))
-        raise _FailedError(Failure(step, verdict, detail, alert, meaning))
+        self.failure = Failure(step, verdict, detail, alert, meaning)
+        raise _FailedError
 
 
 _SILENT: Final = {
