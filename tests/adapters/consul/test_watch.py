@@ -90,6 +90,26 @@ async def test_a_list_is_asked_for_anew_when_the_token_is_replaced(autojump_cloc
     assert other.values == ["a"]
 
 
+async def test_a_token_that_is_replaced_between_two_queries_has_the_next_one_ask_anew(
+    autojump_clock: MockClock,
+) -> None:
+    version = 1
+    registry = WatchRegistry(token_version=lambda: version, first_wait=60)
+    script = Script([Page("a", 5), Page("a", 6), Page("b", 6)], hold=lambda cursor: cursor.index == 6)
+    watch = Watch(
+        registry, WatchKey("kind", "list"), script.ask, script.values.append, minds_token=True, pace=lambda: 20.0
+    )
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(watch.run)
+        await trio.sleep(5)
+        assert script.cursors == [0, 5]
+        version = 2
+        await trio.sleep(20)
+        nursery.cancel_scope.cancel()
+    assert script.cursors == [0, 5, 0]
+    assert script.values == ["a", "b"]
+
+
 async def test_an_error_that_is_none_of_consul_ends_the_watch(autojump_clock: MockClock) -> None:
     async def broken(_: Cursor) -> Page[str]:
         raise RuntimeError("a mistake of ours")

@@ -439,6 +439,8 @@ class Watch(Generic[T]):
             await trio.sleep(TOKEN_POLL)
             if self.registry.token_version() != version:
                 version = self.registry.token_version()
+                # There may be no query now, but a pause until the next one.
+                self._cursor = Cursor()
                 self._asking.cancel()
 
     def _failed(self, error: ConsulError) -> None:
