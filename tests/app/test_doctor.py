@@ -252,6 +252,32 @@ async def test_what_is_wrong_elsewhere_is_found(path: str, body: Any, check: str
             assert found.advice
 
 
+async def test_each_datacenter_is_asked_once_for_its_replication() -> None:
+    async with inspected() as (double, client):
+        federated(double, 1)
+        await findings(client)
+        assert len(double.requests("/v1/acl/replication")) == 1
+
+
+async def test_federated_datacenters_without_acls_are_in_order() -> None:
+    async with inspected() as (double, client):
+        datacenter(double, ACLsEnabled=False)
+        federated(double, 1)
+        double.set("/v1/acl/replication?dc=dc2", "ACL support disabled", status=401, index=None)
+        found = await findings(client)
+        assert found["primary of dc2"].status is OK, found["primary of dc2"]
+        assert "ACL replication to dc2" not in found
+
+
+async def test_replication_that_cannot_be_asked_for_says_nothing_of_the_primary() -> None:
+    async with inspected() as (double, client):
+        federated(double, 1)
+        double.set("/v1/acl/replication?dc=dc2", "rpc error", status=500, index=None)
+        found = await findings(client)
+        assert found["primary of dc2"].status is OK, found["primary of dc2"]
+        assert found["ACL replication to dc2"].status is WARNING
+
+
 async def test_a_token_that_sees_no_nodes_elsewhere_is_warned_of() -> None:
     async with inspected() as (double, client):
         federated(double, 1)

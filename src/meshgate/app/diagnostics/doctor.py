@@ -27,6 +27,7 @@ from meshgate.adapters.consul.api import (
     OwnInstance,
     OwnRegistration,
     PermissionDeniedError,
+    Replication,
     Rule,
     Tenant,
 )
@@ -76,6 +77,7 @@ class Examination:
         self._agent = AgentFacts("")
         self._trust_domain = ""
         self._others: tuple[str, ...] = ()
+        self._replications: dict[str, Replication | ConsulError] = {}
 
     async def run(self) -> None:
         before = time.time()
@@ -195,7 +197,7 @@ class Examination:
             return
         for datacenter in self._others:
             await self._known_in(datacenter)
-            await self._replicates(datacenter)
+            self._replicates(datacenter, self._replications[datacenter])
 
     async def _known_in(self, datacenter: str) -> None:
         check, needed = f"token in {datacenter}", (SEE_SERVICES, SEE_NODES)
@@ -213,17 +215,14 @@ class Examination:
         else:
             self._ok(check, "known, and it may see the gateways")
 
-    async def _replicates(self, datacenter: str) -> None:
+    def _replicates(self, datacenter: str, answer: Replication | ConsulError) -> None:
         check, setting = f"ACL replication to {datacenter}", "acl { enable_token_replication = true }"
         if self._agent.primary_datacenter == datacenter:
             self._ok(check, "it is the primary")
             return
-        try:
-            answer = await self._client.acl_replication(datacenter)
-        except ConsulError as error:
-            self._warning(check, str(error), f"look at the servers of {datacenter}")
-            return
-        if not answer.enabled:
+        if isinstance(answer, ConsulError):
+            self._warning(check, str(answer), f"look at the servers of {datacenter}")
+        elif not answer.enabled:
             self._warning(check, "off", f"set {setting} in {datacenter}")
         elif not answer.running:
             self._failed(check, "on, but not running", f"set the replication token of {datacenter}'s servers")
@@ -252,15 +251,25 @@ class Examination:
         told: dict[str, tuple[str, str]] = {}
         unasked: list[Finding] = []
         for name in self._others:
-            try:
-                trust_domain = (await self._client.ca_roots(datacenter=name)).value.trust_domain
+            source = ""
+            # Without ACLs there is no replication, and Consul refuses the question.
+            if self._agent.acls is not False:
+                answer = self._replications[name] = await self._replication_of(name)
                 # A primary replicates from nobody and says so with an empty name.
-                told[name] = trust_domain, (await self._client.acl_replication(name)).source
+                source = "" if isinstance(answer, ConsulError) else answer.source
+            try:
+                told[name] = (await self._client.ca_roots(datacenter=name)).value.trust_domain, source
             except ConsulError as error:
                 advice = f"join {name}'s servers over the WAN, or let it federate through gateways"
                 unasked.append(failed(f"primary of {name}", str(error), advice))
         primary = self._agent.primary_datacenter or self._agent.datacenter
         self.found += [*prerequisites.one_primary((self._trust_domain, primary), told), *unasked]
+
+    async def _replication_of(self, datacenter: str) -> Replication | ConsulError:
+        try:
+            return await self._client.acl_replication(datacenter)
+        except ConsulError as error:
+            return error
 
     async def _gateways(self) -> None:
         for datacenter in self._others:

@@ -46,6 +46,7 @@ from .records import (
     OwnRegistration as OwnRegistration,
     Page as Page,
     Peering as Peering,
+    Replication as Replication,
     Resolver as Resolver,
     ServiceDefaults as ServiceDefaults,
     Sidecar as Sidecar,
