@@ -17,7 +17,6 @@ from rich.text import Text
 from meshgate.app.admin.answers import (
     MOST_STREAMS,
     DashboardState,
-    Destination,
     DestinationFacts,
     EndedStream,
     Met,
@@ -243,19 +242,6 @@ def _table(head: Sequence[str], rows: list[Row], empty: str, view: View, room: i
     return Group(table, _line(f"rows {view.first + 1} to {view.first + len(shown)} of {len(rows)}", "dim"))
 
 
-def _cells(row: Destination) -> tuple[str, ...]:
-    return (
-        row.name,
-        row.kind,
-        str(row.open),
-        rate(row.rate),
-        size(row.received_rate),
-        size(row.sent_rate),
-        f"{row.healthy}/{row.endpoints}",
-        *_answers(row.facts),
-    )
-
-
 def _answers(became: DestinationFacts) -> tuple[str, str]:
     """Within what time half of the streams had their first byte, and the share of those that never had one."""
     ended = became.answered + became.unanswered
@@ -263,12 +249,6 @@ def _answers(became: DestinationFacts) -> tuple[str, str]:
         return "-", "-"
     half = _brief(became.first_byte_p50)
     return "-" if half == "-" else f"<{half}", f"{100 * became.unanswered / ended:.3g}%"
-
-
-def _style(row: Destination) -> str:
-    if not row.healthy:
-        return "red"
-    return "yellow" if row.healthy < row.endpoints else ""
 
 
 # --- the pages -------------------------------------------------------------------------------------------------------
@@ -287,14 +267,22 @@ class _Page:
 
 
 def _destinations(seen: Seen) -> list[Row]:
-    return [
-        Row(
-            _cells(row),
-            _style(row),
-            {"open": -row.open, "in": -(row.received_rate or 0), "out": -(row.sent_rate or 0), "name": row.name},
+    found = []
+    for row in seen.state.destinations.rows:
+        cells = (
+            row.name,
+            row.kind,
+            str(row.open),
+            rate(row.rate),
+            size(row.received_rate),
+            size(row.sent_rate),
+            f"{row.healthy}/{row.endpoints}",
+            *_answers(row.facts),
         )
-        for row in seen.state.destinations.rows
-    ]
+        keys = {"open": -row.open, "in": -(row.received_rate or 0), "out": -(row.sent_rate or 0), "name": row.name}
+        style = "red" if not row.healthy else "yellow" if row.healthy < row.endpoints else ""
+        found.append(Row(cells, style, keys))
+    return found
 
 
 def _endpoints(seen: Seen) -> list[Row]:

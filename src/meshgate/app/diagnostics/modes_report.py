@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from meshgate.adapters.consul.api import (
     GATEWAY_KIND,
+    AgentFacts,
     ConsulClient,
     ConsulError,
     Cursor,
@@ -99,10 +100,8 @@ class ModesReader:
     def __init__(self, client: ConsulClient, gateway_service: str = GATEWAY_KIND) -> None:
         self._client = client
         self._gateway_service = gateway_service
-        self._own = Place("")
+        self._agent = AgentFacts("")
         self._trust_domain = ""
-        self._central = True
-        self._enterprise = False
         self._proxy_defaults = ""
         self._notes: list[str] = []
         self._known: dict[object, object] = {}
@@ -113,17 +112,15 @@ class ModesReader:
         Raises:
             ConsulError: the agent does not tell who it is, or which services it holds.
         """
-        report = await self._client.agent_self()
-        self._own = Place(report.datacenter, report.partition)
-        self._central = report.central_config is not False
-        self._enterprise = report.enterprise
+        self._agent = agent = await self._client.agent_self()
         self._trust_domain = (await self._client.ca_roots()).value.trust_domain
         self._proxy_defaults = await self._try(("proxy-defaults",), self._client.proxy_defaults_mode) or ""
         chosen = [each for each in await self._client.sidecars() if text in each.id or text in each.service]
         sidecars = [await self._sidecar(sidecar) for sidecar in chosen]
-        if not chosen and report.acls is not False and not self._client.token.given:
+        if not chosen and agent.acls is not False and not self._client.token.given:
             self._notes.append(f"{NONE_GIVEN}, so this is what anybody may see: {HOW_TO_GIVE_ONE}")
-        return ModesReport(self._own, report.central_config, tuple(sidecars), tuple(dict.fromkeys(self._notes)))
+        own, notes = Place(agent.datacenter, agent.partition), tuple(dict.fromkeys(self._notes))
+        return ModesReport(own, agent.central_config, tuple(sidecars), notes)
 
     async def _sidecar(self, sidecar: Sidecar) -> SidecarReport:
         caller = await self._defaults(sidecar.service, sidecar.namespace, sidecar.partition)
@@ -149,16 +146,17 @@ class ModesReader:
             upstream_defaults=caller.upstream_defaults.mode,
             override=_override(sidecar, caller, upstream),
         )
-        modes = told_apart(configured, sidecar.mode, upstream.mode, central=self._central)
-        effective = effective_mode(modes, central=self._central)
+        central = self._agent.central_config is not False
+        modes = told_apart(configured, sidecar.mode, upstream.mode, central=central)
+        effective = effective_mode(modes, central=central)
         targets = await self._targets(upstream, namespace, partition)
-        own = Place(self._own.datacenter, sidecar.partition)
-        notes = without_effect(modes, effective, own, targets, central=self._central)
+        own = Place(self._agent.datacenter, sidecar.partition)
+        notes = without_effect(modes, effective, own, targets, central=central)
         ways = [await self._way(own, effective.mode, target) for target in targets]
         return UpstreamReport(upstream, effective, tuple(ways), tuple(notes))
 
     async def _targets(self, upstream: UpstreamDefinition, namespace: str, partition: str) -> Sequence[Target]:
-        datacenter = upstream.datacenter or self._own.datacenter
+        datacenter = upstream.datacenter or self._agent.datacenter
         if upstream.peer:
             return [Target(upstream.name, "", "", namespace, peer=upstream.peer)]
         found = await self._try(
@@ -197,16 +195,16 @@ class ModesReader:
         return Way(target, tuple(Leg(hop, legs[hop]) for hop in hops), tuple(problems))
 
     async def _gateways(self, datacenter: str, partition: str) -> Instances | None:
-        tenant = Tenant(DEFAULT, partition) if self._enterprise else None
+        tenant = Tenant(DEFAULT, partition) if self._agent.enterprise else None
         return await self._try(
             ("gateways", datacenter, partition),
             lambda: gateways_in(self._client, datacenter, guess=self._gateway_service, tenant=tenant),
         )
 
     async def _instances(self, target: Target) -> Instances | None:
-        datacenter = "" if target.datacenter == self._own.datacenter else target.datacenter
+        datacenter = "" if target.datacenter == self._agent.datacenter else target.datacenter
         # What was imported from a peer is found in the partition that imported it.
-        there = self._at(target.namespace, self._own.partition if target.peer else target.partition, target.peer)
+        there = self._at(target.namespace, self._agent.partition if target.peer else target.partition, target.peer)
         found = await self._try(
             ("instances", target.service, target.datacenter, target.namespace, target.partition, target.peer),
             lambda: there.connect_instances(target.service, datacenter=datacenter),
@@ -214,7 +212,7 @@ class ModesReader:
         return found.value if found else None
 
     async def _exported(self, own: Place, target: Target) -> bool | None:
-        if target.peer or target.partition == own.partition or target.datacenter != self._own.datacenter:
+        if target.peer or target.partition == own.partition or target.datacenter != self._agent.datacenter:
             return None
         # Its own entries: each partition has one for each group, too.
         there = self._at("", target.partition)
@@ -252,7 +250,7 @@ class ModesReader:
 
     def _at(self, namespace: str, partition: str, peer: str = "") -> ConsulClient:
         """The client at a place. Only Enterprise may be told one, and has to be: the agent has a place of its own."""
-        return self._client.at(Tenant(namespace, partition, peer) if self._enterprise else Tenant(peer=peer))
+        return self._client.at(Tenant(namespace, partition, peer) if self._agent.enterprise else Tenant(peer=peer))
 
     async def _try(self, key: object, ask: Callable[[], Awaitable[T]]) -> T | None:
         """What `ask` gives, or None and a note; asked once for each `key`."""

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import structlog
 
-from meshgate.adapters.consul import Maintenance, OwnHealth, Registrar, RegistrarLeft, WatchRegistry
+from meshgate.adapters.consul import OwnHealth, Registrar, RegistrarLeft, WatchRegistry
 from meshgate.adapters.consul.api import GATEWAY_KIND, ConsulClient, ConsulError, OwnRegistration
 from meshgate.adapters.consul.watch import ignore
 from meshgate.adapters.relay.pool import RelayPool
@@ -219,15 +219,11 @@ def missing_registration(settings: Settings) -> str:
 
 def _problems_of(health: OwnHealth) -> Iterator[str]:
     for cause in health.maintenance:
-        yield _words(cause)
+        whose = "its node" if cause.node else "it"
+        reason = f": {printable(cause.reason)}" if cause.reason else ""
+        yield f"{whose} is in maintenance in Consul, so other gateways send it no new streams{reason}"
     for name, output in health.failing:
         said = f": {printable(output[:_QUOTE])}" if output else ""
         yield f"its check {printable(name)!r} is critical in Consul, so other gateways send it no new streams{said}"
     for node in health.elsewhere:
         yield f"it is registered on node {printable(node)} too: use consul services deregister there"
-
-
-def _words(maintenance: Maintenance) -> str:
-    whose = "its node" if maintenance.node else "it"
-    reason = f": {printable(maintenance.reason)}" if maintenance.reason else ""
-    return f"{whose} is in maintenance in Consul, so other gateways send it no new streams{reason}"
