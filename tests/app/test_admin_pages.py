@@ -377,6 +377,11 @@ async def test_the_description_is_made_from_the_shapes(admin: httpx.AsyncClient)
     assert schemas["Reason"]["enum"] == sorted(Reason)
 
 
+async def test_the_description_has_what_the_server_itself_answers(admin: httpx.AsyncClient) -> None:
+    documented = (await admin.get("/openapi.json")).json()["paths"]["/routes"]["get"]["responses"]
+    assert documented.keys() >= {"400", "403", "408", "413", "421", "431", "500", "501", "503", "505"}
+
+
 async def test_an_ipv6_admin_address_is_logged_as_it_is_set(nursery: trio.Nursery) -> None:
     settings = Settings.load(environ={"MESHGATE_ADMIN_BIND": "[::1]:0"})
     with structlog.testing.capture_logs() as entries:

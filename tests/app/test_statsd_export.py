@@ -125,6 +125,20 @@ async def test_a_fault_is_logged_and_the_next_interval_tried() -> None:
     assert [entry["log_level"] for entry in entries] == ["info", "error"]
 
 
+async def test_a_fault_of_the_first_look_is_logged_and_ends_nothing() -> None:
+    numbers = Numbers()
+    numbers.faults.append(RuntimeError("a fault"))
+    with reader() as sock, structlog.testing.capture_logs() as entries:
+        async with exporting(numbers) as export:
+            export.follow(FAST | {"envoy_statsd_url": f"udp://127.0.0.1:{sock.getsockname()[1]}"})
+            with trio.fail_after(60):
+                while not any(export.left().values()):
+                    await trio.sleep(0.01)
+            numbers.count += 1
+            await until_said(sock, "meshgate.connections.service.web:1|c")
+    assert [entry["log_level"] for entry in entries] == ["info", "error"]
+
+
 async def test_a_name_that_leads_nowhere_drops_and_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     numbers = Numbers()
     real, answers = trio.socket.getaddrinfo, [socket.gaierror(socket.EAI_NONAME, "unknown")]

@@ -338,7 +338,7 @@ def test_numbers_in_words_are_those_of_the_code() -> None:
         ("docs/observability.md", "those refused in the last hour first", explain_page._LATELY, 3600),
         ("docs/operations.md", "more than a second after the first", ONE_STOP_SECONDS, 1),
         ("docs/operations.md", "within a second after they change", credentials._TLS_POLL, 1),
-        ("docs/operations.md", "and at least 20 more", pool._A_FEW, 20),
+        ("docs/operations.md", "and over 20 more", pool._A_FEW, 20),
         ("docs/operations.md", "stays above it for a minute", LOOKS * policy.look, 60),
         ("docs/operations.md", "if it has half more than it needed", _GROWN, 1.5),
         ("docs/operations.md", "(with streams in the last five minutes", IN_USE, 300),

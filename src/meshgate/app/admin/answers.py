@@ -28,7 +28,7 @@ class Error(Struct):
 
 
 class Readiness(Struct, omit_defaults=True):
-    """`catalog_stale`: the last known good catalog is served; `from_disk`: the one of an earlier process, so old."""
+    """`catalog_stale`: the last known good catalog is served; `from_disk`: an earlier process's, `age_seconds` old."""
 
     ready: bool
     catalog_known: bool
@@ -542,7 +542,10 @@ class DestinationHistory(Struct):
 
 
 class History(Struct):
-    """By the minute, the oldest first: `failed` had a route and were refused, `refused` are all others that were."""
+    """By the minute, the oldest first: `failed` had a route and were refused, `refused` had none, or no slot.
+
+    What had a route and was refused because the gateway drains is in neither.
+    """
 
     ends: list[float]
     streams: list[int]

@@ -44,7 +44,10 @@ _ALWAYS: Final = {
     "413": "Its body is too large.",
     "421": "The Host header has a name that this machine is not known by.",
     "431": "Its header is too large.",
+    "500": "A fault of the gateway, which its log tells of.",
+    "501": "Its Transfer-Encoding is none that is supported.",
     "503": "Too many requests are being answered.",
+    "505": "It is not HTTP/1.0 or HTTP/1.1.",
 }
 # Of fields of a query, or of a path, what is more than any text.
 _SCHEMAS: Final[dict[str, dict[str, Any]]] = {

@@ -89,17 +89,17 @@ class StatsdExport:
 
     async def _export(self, target: Target) -> None:
         exporter = self._exporters[target] = Exporter(target)
-        if said := self._said.pop(str(target), None):
-            exporter.said = said
-        else:
-            exporter.begin(await self._families())
+        exporter.said = self._said.pop(str(target), {})
         while True:
-            await trio.sleep(self._interval)
             try:
-                await self._export_once(exporter, target.address)
+                if exporter.said:
+                    await self._export_once(exporter, target.address)
+                else:
+                    exporter.begin(await self._families())
             except Exception:
                 # Whatever it is, streams must not pay for it.
                 log.exception("numbers could not be sent, tried again at the next interval")
+            await trio.sleep(self._interval)
 
     async def _export_once(self, exporter: Exporter, to: Bind) -> None:
         lines = await trio.to_thread.run_sync(exporter.lines, await self._families())
