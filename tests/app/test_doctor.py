@@ -13,7 +13,7 @@ import trio
 from meshgate.adapters.consul.api import ConsulAddress, ConsulClient
 from meshgate.adapters.state import Kept, write
 from meshgate.app.diagnostics import doctor_machine
-from meshgate.app.diagnostics.doctor import examine
+from meshgate.app.diagnostics.doctor import Examination
 from meshgate.app.settings.settings import Settings
 from meshgate.core.catalog import Snapshot
 from meshgate.core.prerequisites import Finding, Status
@@ -33,7 +33,7 @@ def settings_of(**values: str) -> Settings:
 
 
 async def findings(client: ConsulClient, **values: str) -> dict[str, Finding]:
-    return {finding.check: finding for finding in await examine(client, settings_of(**values))}
+    return {finding.check: finding for finding in await Examination(client, settings_of(**values)).run()}
 
 
 def federated(double: FakeConsul, port: int) -> None:
@@ -350,7 +350,7 @@ async def test_what_the_agent_blocks_is_told_and_no_rule_is_advised_for_it() -> 
         double.on_put = lambda _: None
         for path in [RIGHTS, "/v1/internal/federation-states/mesh-gateways"]:
             double.set(path, blocked, status=403, index=None)
-        examined = await examine(client, settings_of())
+        examined = await Examination(client, settings_of()).run()
         stops = [finding.detail for finding in examined if finding.check == "blocked endpoints"]
         assert len(stops) == 3
         assert "gateways of another name than this one's are not found" in stops[0]

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from meshgate.adapters.consul.api import ConsulClient
-from meshgate.app.diagnostics.doctor import examine, registration
+from meshgate.app.diagnostics.doctor import Examination, registration
 from meshgate.app.settings.settings import Settings
 from meshgate.core.prerequisites import Finding, Status
 
@@ -109,6 +109,6 @@ async def test_token_that_may_not_see_it_is_told_the_rule() -> None:
         double.set(SERVICES, b"Permission denied", status=403)
         may(double, service_read=False)
         settings = Settings.load({"MESHGATE_ADMIN_BIND": "off"}, environ={})
-        (refused,) = [each for each in await examine(client, settings) if each.check == "registration"]
+        (refused,) = [each for each in await Examination(client, settings).run() if each.check == "registration"]
         assert refused.status is FAILED
         assert refused.advice == 'add service "mesh-gateway" { policy = "read" } to the token\'s policy'

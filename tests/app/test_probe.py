@@ -13,6 +13,7 @@ from meshgate.adapters.consul.api import AgentFacts, ConsulClient, ConsulUnreach
 from meshgate.adapters.mesh_tls import RefusedError
 from meshgate.app.cli.main import execute
 from meshgate.app.diagnostics.probe import Failure, Probe, Question, Verdict
+from meshgate.app.settings.settings import Settings
 from meshgate.core.addresses import HostPort
 from tests.adapters.consul.fake_consul import FakeConsul, row
 from tests.adapters.mesh_ca import Signer, mesh_root, serving_context
@@ -22,6 +23,7 @@ from tests.harness.tls import TlsStream
 
 from .consul_double import TOKEN, gateway, inspected, may
 
+SETTINGS = Settings.load(environ={})
 ROOT = mesh_root()
 SHOP = "spiffe://td.consul/ns/default/dc/dc1/svc/shop"
 WEB = "spiffe://td.consul/ns/default/dc/dc1/svc/web"
@@ -69,8 +71,8 @@ async def destination(
         yield port, names
 
 
-async def probed(client: ConsulClient, port: int, **more: str) -> Probe:
-    probe = Probe(Question("web", "shop", via=HostPort("127.0.0.1", port), **more))  # type: ignore[arg-type]
+async def probed(client: ConsulClient, port: int, settings: Settings = SETTINGS, **more: str) -> Probe:
+    probe = Probe(Question("web", "shop", settings, via=HostPort("127.0.0.1", port), **more))
     await probe.run(client)
     return probe
 
@@ -90,7 +92,8 @@ async def test_a_service_of_a_partition_has_another_name_and_identity() -> None:
     identity = "spiffe://td.consul/ap/ap1/ns/shops/dc/dc1/svc/web"
     async with inspected() as (double, client), destination(ROOT.leaf(identity)) as (port, names):
         mesh(double)
-        assert (await probed(client, port, namespace="shops", partition="ap1")).ok
+        place = {"CONSUL_NAMESPACE": "shops", "CONSUL_PARTITION": "ap1"}
+        assert (await probed(client, port, Settings.load(environ=place))).ok
         assert names == ["web.shops.ap1.dc1.internal-v1.td.consul"]
 
 
@@ -272,7 +275,7 @@ async def test_a_service_of_a_peer_is_asked_for_by_the_name_that_it_was_exported
         mesh(double)
         imported(double, port if via == "wan" else 1)
         gateway(double, "dc1", "127.0.0.1", port if via == "lan" else 1)
-        probe = Probe(Question("web", "shop", peer="eu", via=via))
+        probe = Probe(Question("web", "shop", SETTINGS, peer="eu", via=via))
         await probe.run(client)
         assert probe.ok, probe.failure
         assert probe.met is not None
@@ -284,14 +287,14 @@ async def test_a_service_of_a_peer_has_to_prove_itself_by_the_roots_of_the_peer(
     async with inspected() as (double, client), destination(ROOT.leaf(EU_WEB)) as (port, _):
         mesh(double)
         imported(double, port)
-        probe = Probe(Question("web", "shop", peer="eu", via="wan"))
+        probe = Probe(Question("web", "shop", SETTINGS, peer="eu", via="wan"))
         await probe.run(client)
         assert probe.verdict is Verdict.WRONG_IDENTITY
 
 
 async def test_what_keeps_a_service_of_a_peer_from_being_asked_for_is_said() -> None:
     async def failure(client: ConsulClient) -> Failure:
-        probe = Probe(Question("web", "shop", peer="eu"))
+        probe = Probe(Question("web", "shop", SETTINGS, peer="eu"))
         await probe.run(client)
         assert probe.failure is not None
         assert probe.failure.step == "peer"
@@ -402,12 +405,12 @@ async def test_a_healthy_gateway_is_preferred_and_an_unhealthy_one_is_used_if_it
         bad = row("mesh-gateway", address="127.0.0.1", port=1, kind="mesh-gateway")
         bad["Checks"] = [{"CheckID": "c", "Status": "critical"}]
         double.set("/v1/health/service/mesh-gateway?dc=dc1", [bad, good])
-        probe = Probe(Question("web", "shop"))
+        probe = Probe(Question("web", "shop", SETTINGS))
         await probe.run(client)
         assert (probe.ok, probe.address) == (True, HostPort("127.0.0.1", port))
         good["Checks"] = bad["Checks"]
         double.set("/v1/health/service/mesh-gateway?dc=dc1", [good])
-        probe = Probe(Question("web", "shop"))
+        probe = Probe(Question("web", "shop", SETTINGS))
         await probe.run(client)
         assert probe.ok
         assert any("unhealthy for Consul" in step.detail for step in probe.steps)
@@ -417,7 +420,7 @@ async def test_gateways_that_may_not_be_seen_are_a_failure_of_that_step() -> Non
     async with inspected() as (double, client):
         mesh(double)
         double.set("/v1/health/service/mesh-gateway?dc=dc1", b"Permission denied", status=403)
-        probe = Probe(Question("web", "shop"))
+        probe = Probe(Question("web", "shop", SETTINGS))
         await probe.run(client)
         assert probe.failure is not None
         assert probe.failure.step == "gateway"
@@ -432,7 +435,7 @@ async def test_step_that_is_refused_to_whoever_gives_no_token_says_so(path: str,
     async with inspected(HTTP_TOKEN="") as (double, client):
         mesh(double)
         double.set(path, b"Permission denied", status=403)
-        probe = Probe(Question("web", "shop"))
+        probe = Probe(Question("web", "shop", SETTINGS))
         await probe.run(client)
         assert probe.failure is not None
         assert probe.failure.step == step

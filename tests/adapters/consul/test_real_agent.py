@@ -22,7 +22,7 @@ from meshgate.adapters.consul.api import (
     PermissionDeniedError,
     Rule,
 )
-from meshgate.app.diagnostics.doctor import examine
+from meshgate.app.diagnostics.doctor import Examination
 from meshgate.app.settings.settings import Settings
 from meshgate.core.prerequisites import Status
 from meshgate.core.proxy_config import NO_LIMITS
@@ -232,7 +232,7 @@ async def test_an_endpoint_that_is_blocked_is_told_apart_and_nobody_is_sent_for_
                 await client.leaf("web")
             assert client.errors == {"blocked": 2}
         async with client_of(consul, token) as client:
-            found = await examine(client, settings_of(consul, token))
+            found = await Examination(client, settings_of(consul, token)).run()
             blocked_ones = [finding for finding in found if finding.check == "blocked endpoints"]
             assert {finding.status for finding in blocked_ones} == {Status.FAILED}
             assert not [finding for finding in found if "policy" in finding.advice]
@@ -257,7 +257,7 @@ async def test_a_token_without_the_right_to_peerings_is_told_so_without_asking_f
                 assert raised.value.missing_rule == Rule("peering")
             else:
                 assert (await client.peerings()).value is None
-            found = {finding.check: finding for finding in await examine(client, settings_of(consul, token))}
+            found = {finding.check: finding for finding in await Examination(client, settings_of(consul, token)).run()}
             assert ("cluster peering" in found) is knows
             if knows:
                 assert 'add peering = "read"' in found["cluster peering"].advice

@@ -15,7 +15,6 @@ from meshgate.app.errors import CommandError
 from meshgate.app.settings.setting_types import wan_address
 from meshgate.app.settings.settings import Settings
 from meshgate.core.prerequisites import Finding, Status, gives_keys_away
-from meshgate.core.sni import DEFAULT
 from meshgate.core.text import counted
 
 if TYPE_CHECKING:
@@ -34,10 +33,10 @@ def doctor(settings: Settings, *, as_json: bool) -> int:
     Takes the flags of run and checks the live agent and this machine, whether or not a gateway is running. Changes
     nothing. Exits with 1 if a check failed.
     """
-    from meshgate.app.diagnostics.doctor import examine  # noqa: PLC0415 - heavy
+    from meshgate.app.diagnostics.doctor import Examination  # noqa: PLC0415 - heavy
     from meshgate.app.diagnostics.inspection import inspect  # noqa: PLC0415 - heavy
 
-    findings = inspect(settings, lambda client: examine(client, settings))
+    findings = inspect(settings, lambda client: Examination(client, settings).run())
     failed = any(finding.status is Status.FAILED for finding in findings)
     if as_json:
         print_json({"ok": not failed, "checks": msgspec.to_builtins(findings)})
@@ -222,12 +221,9 @@ def probe(  # noqa: PLR0913 - one for each flag
     question = Question(
         service=service,
         identity=identity or settings.service,
+        settings=settings,
         datacenter=datacenter,
         via=place,
-        gateway_service=settings.service,
-        namespace=settings.namespace or DEFAULT,
-        partition=settings.partition or DEFAULT,
-        timeout=settings.connect_timeout,
         peer=peer,
         http=http,
     )

@@ -60,13 +60,6 @@ _MOST_EXPORTS: Final = 50
 _COMPARE: Final = "compare its policy with the one that `meshgate policy` prints"
 
 
-async def examine(client: ConsulClient, settings: Settings) -> list[Finding]:
-    """All findings, in order; where the agent does not answer, that and what can be said of this machine."""
-    examination = Examination(client, settings)
-    await examination.run()
-    return examination.found
-
-
 class Examination:
     """One look at everything; `found` grows with each check. What one check learns the next ones use."""
 
@@ -79,14 +72,15 @@ class Examination:
         self._others: tuple[str, ...] = ()
         self._replications: dict[str, Replication | ConsulError] = {}
 
-    async def run(self) -> None:
+    async def run(self) -> list[Finding]:
+        """All findings, in order; where the agent does not answer, that and what can be said of this machine."""
         before = time.time()
         try:
             clock = await self._client.agent_clock()
         except ConsulUnreachableError as error:
             self._failed("agent", str(error), "is it running, and is CONSUL_HTTP_ADDR its address?")
             await self._machine(None, reached=False)
-            return
+            return self.found
         except ConsulError:
             clock = None
         skew = None if clock is None else _skew(before, time.time(), clock)
@@ -107,6 +101,7 @@ class Examination:
         await self.peerings()
         self.found += await self._answered(failed, _REGISTRATION, registration(self._client, self._settings)) or ()
         await self._machine(skew, reached=True)
+        return self.found
 
     # --- the agent ---------------------------------------------------------------------------------------------------
 

@@ -15,7 +15,6 @@ import trio
 from cryptography import x509
 
 from meshgate.adapters.consul.api import (
-    GATEWAY_KIND,
     SEE_PEERINGS,
     ConsulClient,
     ConsulError,
@@ -39,6 +38,7 @@ from meshgate.adapters.mesh_tls import (
     shake_hands,
 )
 from meshgate.app.diagnostics.inspection import gateways_in, healthy, refusal
+from meshgate.app.settings.settings import Settings
 from meshgate.core.addresses import HostPort
 from meshgate.core.endpoint_maker import best_address
 from meshgate.core.reasons import meaning_of
@@ -64,19 +64,16 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What is probed. `via` is `lan`, `wan` or an address; "" for `datacenter` is the agent's own.
+    """What is probed, by a gateway's settings. `via` is `lan`, `wan` or an address; no `datacenter` is the agent's own.
 
     `peer` is a peering that the service is imported from. `http` is a path to ask a service of HTTP for.
     """
 
     service: str
     identity: str
+    settings: Settings
     datacenter: str = ""
     via: str | HostPort = LAN
-    gateway_service: str = GATEWAY_KIND
-    namespace: str = DEFAULT
-    partition: str = DEFAULT
-    timeout: float = 5.0
     peer: str = ""
     http: str = ""
 
@@ -168,7 +165,7 @@ class Probe:
 
     async def _federated(self, client: ConsulClient) -> _Destination:
         question, ca = self.question, (await client.ca_roots()).value
-        namespace, partition = question.namespace, question.partition
+        namespace, partition = question.settings.namespace or DEFAULT, question.settings.partition or DEFAULT
         sni = ServiceSni(question.service, self.datacenter, ca.trust_domain, namespace, partition)
         place = "" if partition == DEFAULT else f"/ap/{partition}"
         identity = f"spiffe://{ca.trust_domain}{place}/ns/{namespace}/dc/{self.datacenter}/svc/{question.service}"
@@ -225,7 +222,7 @@ class Probe:
             if via == WAN and destination.remote:
                 found = tuple(sorted(destination.remote, key=lambda gateway: not healthy(gateway)))
             else:
-                found = await gateways_in(client, place, guess=self.question.gateway_service)
+                found = await gateways_in(client, place, guess=self.question.settings.service)
         except ConsulError as error:
             self._fail("gateway", Verdict.UNREACHABLE, refusal(client, error))
         if not found:
@@ -241,7 +238,7 @@ class Probe:
     async def _connect(self, address: HostPort) -> trio.SocketStream:
         started = trio.current_time()
         try:
-            stream = await connect(address.host, address.port, seconds=self.question.timeout)
+            stream = await connect(address.host, address.port, seconds=self.question.settings.connect_timeout)
         except RefusedError as error:
             meaning = "nobody listens there, or a firewall is in between"
             self._fail("connect", Verdict.UNREACHABLE, error.detail, meaning)
@@ -251,7 +248,7 @@ class Probe:
     async def _shake_hands(self, stream: trio.SSLStream[trio.SocketStream]) -> None:
         started = trio.current_time()
         try:
-            await shake_hands(stream, seconds=self.question.timeout)
+            await shake_hands(stream, seconds=self.question.settings.connect_timeout)
         except UntrustedError as error:
             meaning = "whoever answers has no certificate of this mesh; or a root was rotated a moment ago"
             self._fail("handshake", Verdict.WRONG_IDENTITY, error.detail, meaning)
@@ -321,7 +318,7 @@ class Probe:
     async def _intention(self, client: ConsulClient) -> Intention | None:
         """What Consul says of the call; None where it does not tell, as of another cluster's intentions."""
         question = self.question
-        if question.peer or {question.namespace, question.partition} - {DEFAULT}:
+        if question.peer or {question.settings.namespace, question.settings.partition} - {"", DEFAULT}:
             return None
         try:
             return await client.intention(question.identity, question.service)
@@ -330,13 +327,13 @@ class Probe:
 
     async def _request(self, stream: trio.SSLStream[trio.SocketStream]) -> None:
         """A request of HTTP/1.1: an Envoy sidecar answers one that its intentions deny by itself."""
-        started, question = trio.current_time(), self.question
+        started, question, seconds = trio.current_time(), self.question, self.question.settings.connect_timeout
         head = f"GET {question.http} HTTP/1.1\r\nHost: {question.service}\r\nUser-Agent: meshgate-probe\r\n"
         answer: bytes | None = b""
         try:
-            with trio.move_on_after(question.timeout):
+            with trio.move_on_after(seconds):
                 await stream.send_all(f"{head}Connection: close\r\n\r\n".encode())
-            answer = await listen(stream, seconds=question.timeout)
+            answer = await listen(stream, seconds=seconds)
         except RefusedError as error:
             self._fail("request", Verdict.REFUSED, error.detail, "the destination cut the connection", error.alert)
         except trio.BrokenResourceError:
@@ -344,7 +341,7 @@ class Probe:
         status, _, rest = (answer or b"").partition(b"\r\n")
         shown = status.decode("ascii", "replace")
         if answer is None:
-            self._fail("request", Verdict.REFUSED, f"no answer within {question.timeout:g} s")
+            self._fail("request", Verdict.REFUSED, f"no answer within {seconds:g} s")
         if not status.startswith(b"HTTP/"):
             meaning = "no intention allows the call, or the service does not speak HTTP/1.1"
             self._fail("request", Verdict.REFUSED, "the connection ended without an answer of HTTP", meaning)

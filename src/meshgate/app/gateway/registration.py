@@ -66,7 +66,6 @@ class GatewayRegistration:
         self._locality = NOWHERE
         self._limits = NO_LIMITS
         self._seen: OwnRegistration | None = None
-        self._exposes: bool | None = None
         self._missing = False
         self._health = OwnHealth()
         self.registrar = Registrar(
@@ -156,7 +155,8 @@ class GatewayRegistration:
             log.warning("no such registration yet, waiting for it", id=self._settings.proxy_id)
         self._missing = self.registrar.missing
         if registration is not None and registration != self._seen:
-            self._seen = registration
+            before, self._seen = self._seen, registration
+            self._notice(before or registration, registration)
             self._follow(registration)
 
     def _follow_limits_of_destinations(self) -> None:
@@ -178,7 +178,6 @@ class GatewayRegistration:
                 log.warning("a check of the gateway is critical in Consul", check=name, output=output[:_QUOTE])
 
     def _follow(self, registration: OwnRegistration) -> None:
-        self._notice(registration)
         self.on_registration(registration)
         self.listeners.want(plan_of(registration))
         before = self._options.one_host_name, self._locality
@@ -187,13 +186,12 @@ class GatewayRegistration:
         if before != (self._options.one_host_name, self._locality):
             self._on_options(self._options.one_host_name, self._locality)
 
-    def _notice(self, registration: OwnRegistration) -> None:
+    def _notice(self, before: OwnRegistration, registration: OwnRegistration) -> None:
         if registration.kind != GATEWAY_KIND:
             log.warning("the registration is of another kind", id=registration.id, kind=registration.kind)
         exposes = exposes_servers(registration)
-        if self._exposes not in (None, exposes):
+        if exposes_servers(before) != exposes:
             log.warning("whether servers are exposed has changed: it takes effect at the next start", exposed=exposes)
-        self._exposes = exposes
 
     def _limit(self) -> None:
         self._relay.limit(limits_of(self._settings, self._options, self._limits))

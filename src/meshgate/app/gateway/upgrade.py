@@ -154,12 +154,9 @@ class Upgrader:
             if python:
                 await trio.to_thread.run_sync(check_path, python)
             trial = await self._try(upgrade.python)
-        except UpgradeRefusedError as error:
-            self._over("refused", str(error))
-            raise
         except BaseException as error:
             self._over("refused", words_of(error) if isinstance(error, Exception) else "the gateway ends")
-            if not isinstance(error, Exception):
+            if isinstance(error, UpgradeRefusedError) or not isinstance(error, Exception):
                 raise
             # A way to get here must not be a way to end the gateway.
             log.exception(_DEFECT)
@@ -184,10 +181,9 @@ class Upgrader:
             self._wanted = trio.Event()
             try:
                 await self._replace()
-            except UpgradeRefusedError as error:
-                self._over("refused", str(error))
             except Exception as error:
-                log.exception(_DEFECT)
+                if not isinstance(error, UpgradeRefusedError):
+                    log.exception(_DEFECT)
                 self._over("refused", words_of(error))
 
     def finished(self, *, handed_over: int, kept: int, lost: int) -> None:
