@@ -98,6 +98,14 @@ async def test_another_datacenter_is_asked_for_its_checks_and_decides_the_rest(a
     assert "ask a gateway of datacenter dc2" in steps[2][1]
 
 
+async def test_of_a_service_without_an_open_query_none_is_claimed(autojump_clock: MockClock) -> None:
+    gateway = gateway_with(WELL)
+    gateway.states[0].swept = True
+    ((rule, outcome),) = await told(gateway, WEB)
+    assert rule == "data age"
+    assert outcome.startswith("42s; no blocking query is open for lack of connections: ")
+
+
 @pytest.mark.parametrize(
     ("kind", "there"),
     [

@@ -40,6 +40,7 @@ _LATELY: Final = 3600.0
 _MOST_NAMES: Final = 50
 _SERVICE: Final = re.compile(r"([\w-]+/)?[\w.-]+", re.ASCII)
 _OUT: Final = "others are tried first until this gateway itself has connected to it again"
+_SWEPT: Final = "no blocking query is open for lack of connections: asked every few seconds, or before the next stream"
 _MOST_ENDPOINTS: Final = 5
 _MOST_CHECKS: Final = 3
 
@@ -209,11 +210,14 @@ def _age_of(route: Route, states: list[WatchState]) -> list[Step]:
     found = [state for state in states if state.key.kind == kind and _is_of(state, route)]
     if not found:
         return []
-    oldest = max(found, key=lambda state: state.age(trio.current_time()))
-    age = format_duration(round(oldest.age(trio.current_time())))
+    now = trio.current_time()
+    oldest = max(found, key=lambda state: state.age(now))
+    age = now - (oldest.started if oldest.last_success is None else oldest.last_success)
     if oldest.error:
-        return [Step("data age", f"{age}; Consul has not answered since: {one_line(oldest.error)}")]
-    return [Step("data age", f"{age}; a blocking query is open, changes arrive at once")]
+        kept = f"Consul has not answered since: {one_line(oldest.error)}"
+    else:
+        kept = _SWEPT if oldest.swept else "a blocking query is open, changes arrive at once"
+    return [Step("data age", f"{format_duration(round(age))}; {kept}")]
 
 
 def _is_of(state: WatchState, route: Route) -> bool:
