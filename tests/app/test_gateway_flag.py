@@ -33,7 +33,7 @@ def test_mesh_says_nothing_new(
 def test_another_kind_is_refused_in_one_line(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert execute(["run", f"-gateway={kind}"]) == 2
     first, hint = capsys.readouterr().err.splitlines()
-    assert first == "meshgate run: meshgate is a mesh gateway and no other: --gateway takes mesh only"
+    assert first == f"meshgate run: Invalid value for '--gateway': {kind!r} is not 'mesh'."
     assert hint == "Try 'meshgate run --help'."
 
 

@@ -12,7 +12,7 @@ import click
 from click.shell_completion import get_completion_class
 
 import meshgate
-from meshgate.app.cli.main import COMPLETE, SHELLS, colorless
+from meshgate.app.cli.main import COMPLETE, SHELLS, cli, colorless
 from meshgate.app.cli.setting_options import Command, Session, command, json_option, with_settings
 from meshgate.app.errors import CommandError
 from meshgate.app.settings.setting_table import TABLE
@@ -30,12 +30,6 @@ _ENVOYS_SWITCHES: Final = (
     "ignore-envoy-compatibility",
     "enable-config-gen-logging",
 )
-
-
-def _only_mesh(_: click.Context, _parameter: click.Parameter, kind: str | None) -> None:
-    """`-gateway=mesh`, as in `consul connect envoy`, says nothing new; another kind would be a misunderstanding."""
-    if kind not in (None, "mesh"):
-        raise click.UsageError("meshgate is a mesh gateway and no other: --gateway takes mesh only")
 
 
 def _no_bootstrap(_: click.Context, _parameter: click.Parameter, wanted: object) -> None:
@@ -75,7 +69,11 @@ class _Run(Command):
     cls=_Run,
 )
 @click.option(
-    "--gateway", metavar="mesh", callback=_only_mesh, expose_value=False, help="As in consul connect envoy; only mesh."
+    "--gateway",
+    metavar="mesh",
+    type=click.Choice(("mesh",)),
+    expose_value=False,
+    help="As in consul connect envoy; only mesh.",
 )
 @with_settings()
 def run(settings: Settings) -> int | None:
@@ -159,33 +157,22 @@ def config(settings: Settings, *, as_json: bool, example: bool, page: bool) -> N
 
 @command("source <(meshgate completion bash)", "meshgate completion fish | source")
 @click.argument("shell", type=click.Choice(SHELLS))
-@click.pass_context
-def completion(context: click.Context, shell: str) -> None:
+def completion(shell: str) -> None:
     """Print the completion script of a shell.
 
     It completes commands, flags, values and names.
     """
     kind = get_completion_class(shell)
     assert kind is not None
-    complete = kind(context.find_root().command, {}, "meshgate", COMPLETE)
+    complete = kind(cli, {}, "meshgate", COMPLETE)
     click.echo(complete.source())
 
 
-def _commands(context: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
-    root = context.find_root().command
-    assert isinstance(root, click.Group)
-    return [name for name in root.list_commands(context) if name.startswith(incomplete)]
-
-
 @command("meshgate help run", name="help")
-@click.argument("name", default="", metavar="[COMMAND]", shell_complete=_commands)
+@click.argument("name", required=False, type=click.Choice(tuple(cli.commands)), metavar="[COMMAND]")
 @click.pass_context
-def help_(context: click.Context, name: str) -> None:
+def help_(context: click.Context, name: str | None) -> None:
     """Print the help of COMMAND, or that of meshgate."""
     root = context.find_root()
-    assert isinstance(root.command, click.Group)
-    command = root.command.get_command(root, name) if name else root.command
-    if command is None:
-        raise click.UsageError(f"there is no command {name!r}")
-    here = root if command is root.command else click.Context(command, root, name)
-    click.echo(command.get_help(here))
+    command = cli.commands[name] if name else cli
+    click.echo(command.get_help(click.Context(command, root, name) if name else root))
