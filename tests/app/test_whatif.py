@@ -183,7 +183,7 @@ def test_the_command_says_it_in_words(capsys: pytest.CaptureFixture[str]) -> Non
     assert out.startswith("3 destinations of datacenter dc1\n  1 without a way now:\n    sick (service)\n")
     assert "  1 with one endpoint and no other way:\n    dc2 (datacenter)\n" in out
     assert "if all gateways of datacenter dc2 go away:\n  1 cut:\n    dc2 (datacenter)\n" in out
-    assert "goes away, so many open streams end: 7\n  healthy ones among the other gateways here: 0 of 0; dest" in out
+    assert "goes away:\n  open streams that end: 7\n  other gateways here that are healthy: 0 of 0; dest" in out
     assert "a restart has no catalog and serves nothing: MESHGATE_STATE_DIR is not set" in out
     assert [line.split() for line in out.splitlines() if line.startswith(("ACL", "agent"))] == [
         ["ACL", "token", "never", "-"],
@@ -209,6 +209,11 @@ def test_the_command_says_when_nothing_is_lost_and_what_it_does_not_know(capsys:
     out = printed(gateway, capsys)
     assert "the catalog is 5m old" in out
     assert "a restart serves the catalog of the state folder" in out
+
+
+def test_what_has_ended_does_not_end_soon(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [line.split() for line in printed(gateway_of(expiries=(1.0, None)), capsys).splitlines()]
+    assert ["1970-01-01", "00:00Z", "past"] in [row[-3:] for row in rows]
 
 
 def test_the_command_as_json_has_the_shape_of_the_page(capsys: pytest.CaptureFixture[str]) -> None:

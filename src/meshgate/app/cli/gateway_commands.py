@@ -513,16 +513,17 @@ def _show_whatif(answer: WhatIf, printer: Printer) -> None:
         _show_gone(gone, answer.datacenter, printer)
     if answer.nodes:
         printer.line()
-        printer.line("if a node goes away, so many destinations are cut:")
+        printer.line("destinations that are cut if a node goes away:")
         rows = [(each.node, each.datacenter, str(each.cut)) for each in answer.nodes]
         printer.table(("NODE", "DATACENTER", "CUT"), rows)
     if (gateway := answer.gateway) is not None:
         printer.line()
-        printer.line(f"if this gateway goes away, so many open streams end: {gateway.streams}")
+        printer.line("if this gateway goes away:")
+        printer.line(f"  open streams that end: {gateway.streams}")
         if gateway.others is None or gateway.cut is None:
-            printer.line("  whether another gateway is left is not known: Consul did not tell")
+            printer.line("  whether another gateway is left is not known: Consul did not say")
         else:
-            others = f"healthy ones among the other gateways here: {gateway.others.healthy} of {gateway.others.total}"
+            others = f"other gateways here that are healthy: {gateway.others.healthy} of {gateway.others.total}"
             printer.line(f"  {others}; destinations that are cut: {gateway.cut}", "red" if gateway.cut else "")
     printer.line()
     _show_without_consul(answer, printer)
@@ -572,9 +573,7 @@ def _show_without_consul(answer: WhatIf, printer: Printer) -> None:
     if consul.age_seconds is not None:
         printer.line("  all streams go on, and new ones are placed by the last known catalog; nothing new is learned")
     if consul.cold:
-        printer.line(
-            f"  {consul.cold} destinations without traffic are known as Consul last told them, which may be older"
-        )
+        printer.line(f"  what is known of {counted(consul.cold, 'destination')} without traffic may be older")
     if consul.restart is None:
         printer.line("  a restart serves the catalog of the state folder")
     else:
@@ -590,7 +589,7 @@ def _end(end: End) -> tuple[str, str, str]:
         return end.what, "never" if end.known else "not known", "-"
     days = end.seconds / 86400
     left = f"{days:.{0 if days >= 10 else 1}f} days" if days > 0 else "past"
-    left += ", soon" if end.near else ""
+    left += ", soon" if end.near and days > 0 else ""
     return end.what, f"{datetime.fromtimestamp(end.expires, UTC):%Y-%m-%d %H:%M}Z", left
 
 

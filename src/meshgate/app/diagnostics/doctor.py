@@ -45,6 +45,7 @@ from meshgate.core.catalog import Export, Instance, in_namespace
 from meshgate.core.endpoint_maker import best_address
 from meshgate.core.prerequisites import Finding, Status, failed, ok, warning
 from meshgate.core.sni import DEFAULT
+from meshgate.core.text import counted
 
 T = TypeVar("T")
 
@@ -181,7 +182,7 @@ class Examination:
             self._warning(check, f"may not see all services ({error})", advice)
             return
         if seen:
-            self._warning(check, f"sees {seen} services, and not all: the others have no route", advice)
+            self._warning(check, f"sees {counted(seen, 'service')}, and not all: the others have no route", advice)
         else:
             detail = f"sees no service of {self._agent.datacenter or 'this datacenter'}: none of them gets a route"
             self._failed(check, detail, advice)
