@@ -13,7 +13,7 @@ import click
 from meshgate.adapters import state
 from meshgate.adapters.consul import watch
 from meshgate.adapters.consul.api import credentials, records
-from meshgate.adapters.consul.peerings import PeeringIntervals
+from meshgate.adapters.consul.peerings import ABSENT_POLL
 from meshgate.adapters.consul.retry import LONGEST_PAUSE
 from meshgate.adapters.consul.watch_scheduler import AT_A_TICK, IN_USE, SUMMARY_PACE, TICK
 from meshgate.adapters.relay import Limits, hand_over, messages, on_demand, overload, pool, stream
@@ -324,7 +324,7 @@ def test_numbers_in_words_are_those_of_the_code() -> None:
         ("SECURITY.md", "and 300,000 entries and kB in a collected answer", ANSWER_ROOM, 300_000),
         ("SECURITY.md", "keeps 8 kB of its standard error", messages.LONGEST_LINE, 8 << 10),
         ("SECURITY.md", "1 MB ends the worker", _MOST_STDERR_BYTES, 1 << 20),
-        ("deploy/consul/peering.md", "is asked again every five minutes", PeeringIntervals().absent, 300),
+        ("deploy/consul/peering.md", "is asked again every five minutes", ABSENT_POLL, 300),
         ("docs/hand-over.md", "The parent looks every 20 seconds", policy.look, 20),
         ("docs/hand-over.md", "when three looks in a row find the same", LOOKS, 3),
         ("docs/hand-over.md", "and about 1 MB of held bytes", hand_over.BATCH_BYTES, 1 << 20),

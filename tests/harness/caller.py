@@ -126,14 +126,15 @@ class Caller:
             return Answer(conversation.met, bytes(answer))
 
     def _meet(self, tls: ssl.SSLObject, connect_seconds: float, handshake_seconds: float) -> Met:
-        peer = peer_of(tls)
+        peer, cipher = peer_of(tls), tls.cipher()
+        assert cipher is not None
         if not peer.spiffe_id.startswith(f"spiffe://{self.trust_domain}/"):
             raise WrongPeerError(f"{peer.spiffe_id} is of another trust domain")
         return Met(
             spiffe_id=peer.spiffe_id,
             expires=peer.expires,
-            tls_version=peer.tls_version,
-            cipher=peer.cipher,
+            tls_version=tls.version() or "",
+            cipher=cipher[0],
             connect_seconds=connect_seconds,
             handshake_seconds=handshake_seconds,
         )

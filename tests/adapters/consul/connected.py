@@ -5,7 +5,6 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from meshgate.adapters.consul.api import ConsulAddress, ConsulClient, Cursor
-from meshgate.adapters.consul.api.transport import ANSWER_LIMITS, AnswerLimits
 
 from .fake_consul import FakeConsul, fake_consul
 
@@ -14,13 +13,11 @@ WEB = "/v1/health/connect/web"
 
 
 @asynccontextmanager
-async def connected(
-    limits: AnswerLimits = ANSWER_LIMITS, **values: str
-) -> AsyncIterator[tuple[FakeConsul, ConsulClient]]:
+async def connected(**values: str) -> AsyncIterator[tuple[FakeConsul, ConsulClient]]:
     async with fake_consul() as double:
         settings = {"CONSUL_HTTP_ADDR": f"127.0.0.1:{double.port}", "CONSUL_HTTP_TOKEN": TOKEN}
         address = ConsulAddress.from_settings(settings | {f"CONSUL_{name}": value for name, value in values.items()})
-        async with ConsulClient(address, limits=limits) as client:
+        async with ConsulClient(address) as client:
             yield double, client
 
 

@@ -1,14 +1,14 @@
 """A catalog watcher that follows the double of Enterprise and peering over real sockets."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from unittest.mock import patch
 
 import trio
 
-from meshgate.adapters.consul import CatalogWatcher, Home, WatchRegistry
+from meshgate.adapters.consul import CatalogWatcher, Home, WatchRegistry, peerings
 from meshgate.adapters.consul.api import ConsulAddress, ConsulClient
-from meshgate.adapters.consul.peerings import PeeringIntervals
 from meshgate.adapters.consul.retry import WATCHES, Policy
 from meshgate.core.catalog import Snapshot
 from meshgate.core.export_routes import AS_CONSUL, ExportRules
@@ -19,9 +19,9 @@ from .mesh_double import MeshDouble
 
 # The list of peerings is looked at again after twenty times what it took, which is long on a busy machine.
 PATIENCE = 60
-# More often than one should.
-OFTEN = PeeringIntervals(usual=0.2, denied=0.2)
-SELDOM = PeeringIntervals(usual=1000.0)
+# Seconds between two requests for the list of peerings: more often than one should, and hardly ever.
+OFTEN = {"POLL": 0.2, "DENIED_POLL": 0.2}
+SELDOM = {"POLL": 1000.0}
 
 
 @dataclass
@@ -73,9 +73,9 @@ async def following(
     partition: str = "",
     namespace: str = "",
     expose: bool = False,
-    intervals: PeeringIntervals = OFTEN,
+    intervals: Mapping[str, float] = OFTEN,
     policy: Policy = WATCHES,
-    **options: bool | float,
+    **options: bool,
 ) -> AsyncIterator[Following]:
     """Follow the double; `options` are the watcher's."""
     settings = {
@@ -83,19 +83,19 @@ async def following(
         "CONSUL_PARTITION": partition,
         "CONSUL_NAMESPACE": namespace,
     }
-    async with ConsulClient(ConsulAddress.from_settings(settings)) as client, trio.open_nursery() as nursery:
-        registry = WatchRegistry(policy=policy)
-        published: list[Snapshot] = []
-        watcher = CatalogWatcher(
-            client,
-            registry,
-            published.append,
-            Home("dc1", partition or "default", enterprise=double.enterprise, expose_servers=expose),
-            peering_intervals=intervals,
-            **options,  # type: ignore[arg-type]
-        )
-        nursery.start_soon(watcher.run)
-        followed = Following(double, watcher, client, registry, published)
-        await followed.until(lambda _: True)
-        yield followed
-        nursery.cancel_scope.cancel()
+    with patch.dict(vars(peerings), intervals):
+        async with ConsulClient(ConsulAddress.from_settings(settings)) as client, trio.open_nursery() as nursery:
+            registry = WatchRegistry(policy=policy)
+            published: list[Snapshot] = []
+            watcher = CatalogWatcher(
+                client,
+                registry,
+                published.append,
+                Home("dc1", partition or "default", enterprise=double.enterprise, expose_servers=expose),
+                **options,
+            )
+            nursery.start_soon(watcher.run)
+            followed = Following(double, watcher, client, registry, published)
+            await followed.until(lambda _: True)
+            yield followed
+            nursery.cancel_scope.cancel()

@@ -16,7 +16,7 @@ import httpx
 
 from meshgate.adapters.consul.api import GATEWAY_KIND, ConsulAddress, ConsulClient, Cursor, Rule, Tenant
 from meshgate.adapters.consul.api.endpoints import Request
-from meshgate.adapters.consul.api.transport import ANSWER_LIMITS, Answer, Transport
+from meshgate.adapters.consul.api.transport import Answer, Transport
 
 DATA: Final = Path(__file__).parents[2] / "data"
 # The headers that an answer is read by.
@@ -89,8 +89,8 @@ QUESTIONS: Final[dict[str, tuple[str, Ask]]] = {
     "ca-roots": ("dc1", lambda it: it.ca_roots()),
     "ca-roots-of-a-secondary": ("dc1", lambda it: it.ca_roots(datacenter="dc2")),
     "leaf": ("dc1", lambda it: it.leaf("web")),
-    "token-self": ("dc1", lambda it: it.token_self()),
-    "token-unknown": ("dc1-unknown", lambda it: it.token_self()),
+    "token-self": ("dc1", lambda it: it.token_expiry()),
+    "token-unknown": ("dc1-unknown", lambda it: it.token_expiry()),
     "allowed": ("dc1-narrow", lambda it: it.allowed([WEB, EVERYTHING])),
     "acl-replication": ("dc1", lambda it: it.acl_replication("dc2")),
     "intention": ("dc1", lambda it: it.intention("api", "web")),
@@ -192,6 +192,6 @@ class TapedClient(ConsulClient):
         super().__init__(address)
 
     def _connections(self, number: int) -> Transport:
-        made = self._kind(self.address, self.token, self._tls, connections=number, limits=ANSWER_LIMITS)
+        made = self._kind(self.address, self.token, self._tls, connections=number)
         made.tape = self.tape
         return made

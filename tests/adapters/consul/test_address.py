@@ -2,7 +2,7 @@
 
 import pytest
 
-from meshgate.adapters.consul.api import FLAG_TOKEN, FLAG_TOKEN_FILE, ConsulAddress, ConsulConfigError
+from meshgate.adapters.consul.api.address import FLAG_TOKEN, FLAG_TOKEN_FILE, ConsulAddress, ConsulConfigError
 
 SECRET = "5ecc9f1b-secret"
 

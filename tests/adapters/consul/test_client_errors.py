@@ -22,8 +22,8 @@ from meshgate.adapters.consul.api import (
     Rule,
     ServerError,
     UnexpectedStatusError,
+    transport,
 )
-from meshgate.adapters.consul.api.transport import AnswerLimits
 
 from .connected import TOKEN, WEB, Call, ask_web, connected
 from .fake_consul import row
@@ -144,8 +144,9 @@ async def test_a_refused_connection_says_where_and_why() -> None:
         assert client.errors == {"unreachable": 1}
 
 
-async def test_silence_ends_in_a_timeout_that_allows_for_the_wait() -> None:
-    async with connected(AnswerLimits(read_timeout=0.1)) as (double, client):
+async def test_silence_ends_in_a_timeout_that_allows_for_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transport, "READ_TIMEOUT", 0.1)
+    async with connected() as (double, client):
         double.set(WEB, [], hang=True)
         before = trio.current_time()
         with pytest.raises(ConsulUnreachableError, match="no answer in time") as raised:

@@ -14,8 +14,8 @@ from meshgate.adapters.consul.api import (
     ConsulUnreachableError,
     Cursor,
     InvalidAnswerError,
+    transport,
 )
-from meshgate.adapters.consul.api.transport import AnswerLimits
 
 from .connected import WEB, Call, ask_web, connected
 from .fake_consul import row
@@ -63,8 +63,9 @@ async def test_the_commands_quote_names_too() -> None:
         assert [seen.target for seen in double.seen] == ["/v1/config/service-defaults/a%2Fb"]
 
 
-async def test_an_answer_has_a_largest_size() -> None:
-    async with connected(AnswerLimits(max_bytes=5_000)) as (double, client):
+async def test_an_answer_has_a_largest_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transport, "LARGEST", 5_000)
+    async with connected() as (double, client):
         double.set(WEB, [row("web-sidecar-proxy")])
         await ask_web(client)
         double.set(WEB, [row("web-sidecar-proxy")] * 20)
@@ -80,7 +81,10 @@ async def test_an_answer_has_a_largest_size() -> None:
     ("ask", "seconds"),
     [(ask_web, "0.5"), (lambda client: client.connect_instances("web", Cursor(5, wait=0.16)), "0.67")],
 )
-async def test_an_answer_that_drips_without_end_is_given_up(head: bytes, ask: Call, seconds: str) -> None:
+async def test_an_answer_that_drips_without_end_is_given_up(
+    monkeypatch: pytest.MonkeyPatch, head: bytes, ask: Call, seconds: str
+) -> None:
+    monkeypatch.setattr(transport, "TOTAL_TIMEOUT", 0.5)
     async with dripping(head) as client:
         with trio.fail_after(20), pytest.raises(ConsulUnreachableError) as raised:
             await ask(client)
@@ -106,7 +110,7 @@ async def dripping(head: bytes) -> AsyncIterator[ConsulClient]:
         listeners: list[trio.SocketListener] = await nursery.start(partial(trio.serve_tcp, serve, 0, host="127.0.0.1"))
         port = listeners[0].socket.getsockname()[1]
         address = ConsulAddress.from_settings({"CONSUL_HTTP_ADDR": f"127.0.0.1:{port}"})
-        async with ConsulClient(address, limits=AnswerLimits(total_timeout=0.5)) as client:
+        async with ConsulClient(address) as client:
             yield client
         nursery.cancel_scope.cancel()
 

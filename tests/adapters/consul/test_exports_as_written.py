@@ -8,6 +8,7 @@ import pytest
 import trio
 from structlog.testing import capture_logs
 
+from meshgate.adapters.consul import catalog_watcher
 from meshgate.adapters.consul.retry import Policy
 from meshgate.core.catalog import ChainTarget, Export, SamenessGroup
 from meshgate.core.export_routes import ExportRules
@@ -60,6 +61,13 @@ def export(service: str, *peers: str, partitions: tuple[str, ...] = (), groups: 
 # --- what comes late at the start -------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A start waits for all sources, on a busy machine too."""
+    monkeypatch.setattr(catalog_watcher, "START_DEADLINE", PATIENCE)
+
+
+@pytest.mark.usefixtures("patient")
 async def test_a_wildcard_exports_in_the_first_snapshot_what_became_known_after_the_entry(
     nursery: trio.Nursery,
 ) -> None:
@@ -67,10 +75,11 @@ async def test_a_wildcard_exports_in_the_first_snapshot_what_became_known_after_
     async with exporting(everything, enterprise=False, version="1.14.4") as double:
         services = double.hold_back("/v1/health/connect/web")
         nursery.start_soon(release, services, lambda: asked_again(double, ENTRIES))
-        async with following(double, start_deadline=PATIENCE) as followed:
+        async with following(double) as followed:
             assert followed.published[0].exports == (export("db", "east"), export("web", "east"))
 
 
+@pytest.mark.usefixtures("patient")
 async def test_the_first_snapshot_has_what_is_exported_to_a_group_however_late_that_answers(
     nursery: trio.Nursery,
 ) -> None:
@@ -78,7 +87,7 @@ async def test_the_first_snapshot_has_what_is_exported_to_a_group_however_late_t
         double.sameness_group("all", {"Peer": "east"})
         group = double.hold_back(GROUPS)
         nursery.start_soon(release, group, lambda: asked_again(double, "/v1/health/connect/web"))
-        async with following(double, start_deadline=PATIENCE) as followed:
+        async with following(double) as followed:
             assert followed.published[0].exports == (export("web", "east"),)
 
 
@@ -208,6 +217,7 @@ async def test_the_community_edition_has_no_group_of_any_name_and_nothing_is_sai
         pytest.param(400, b"sameness groups are an enterprise-only feature", "enterprise-only", id="refused"),
     ],
 )
+@pytest.mark.usefixtures("patient")
 async def test_consul_that_knows_no_groups_is_one_notice_and_the_rest_is_exported(
     status: int, text: bytes, said: str
 ) -> None:
@@ -215,7 +225,7 @@ async def test_consul_that_knows_no_groups_is_one_notice_and_the_rest_is_exporte
     with capture_logs() as logs:
         async with exporting(TO_GROUP, {"Name": "web", "Consumers": [{"Peer": "west"}]}) as double:
             double.set_at(GROUP, text, status=status, index=None)
-            async with following(double, start_deadline=PATIENCE, policy=soon) as followed:
+            async with following(double, policy=soon) as followed:
                 assert followed.published[0].exports == (export("web", "west"),)
                 await followed.until(lambda _: len(double.requests(GROUPS)) > 3)
                 assert followed.last.groups == (SamenessGroup("all"),)

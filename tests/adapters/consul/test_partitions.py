@@ -2,6 +2,7 @@
 
 import pytest
 
+from meshgate.adapters.consul import catalog_watcher
 from meshgate.core.export_routes import ExportRules
 
 from .fake_consul import row
@@ -245,11 +246,12 @@ async def test_enterprise_without_partitions_yet_is_no_failure() -> None:
             assert followed.last.partitions == ()
 
 
-async def test_a_namespace_that_fails_does_not_make_the_whole_catalog_old() -> None:
+async def test_a_namespace_that_fails_does_not_make_the_whole_catalog_old(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalog_watcher, "STALE_AFTER", 0.0)
     async with mesh_double() as double:
         double.tenant(ns="team")
         double.set(key("/v1/config/service-resolver", ns="team"), b"Permission denied", status=403, index=None)
-        async with following(double, stale_after=0.0) as followed:
+        async with following(double) as followed:
             await followed.until(lambda _: [it for it in followed.registry.states() if it.error])
             assert not followed.watcher.stale
             double.set(key("/v1/config/service-resolver"), b"Permission denied", status=403, index=None)

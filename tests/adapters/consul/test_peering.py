@@ -6,7 +6,7 @@ import pytest
 import trio
 from structlog.testing import capture_logs
 
-from meshgate.adapters.consul.peerings import PEERING_INTERVALS, PeeringIntervals
+from meshgate.adapters.consul.peerings import POLL
 from meshgate.adapters.consul.watch_scheduler import WatchScheduler
 from meshgate.core.export_routes import ExportRules
 from meshgate.core.routes import RouteKind
@@ -61,7 +61,7 @@ async def test_consul_without_peering_is_asked_once_and_nothing_is_said_of_it(st
 async def test_peering_that_comes_with_an_upgrade_of_consul_is_found() -> None:
     async with mesh_double(enterprise=False) as double:
         absent(double)
-        async with following(double, intervals=PeeringIntervals(absent=0.2)) as followed:
+        async with following(double, intervals={"ABSENT_POLL": 0.2}) as followed:
             name = double.import_from("east", "web", ("198.18.2.1", 443))
             double.peering(peering("east", "web"))
             await followed.until(lambda seen: seen.imports)
@@ -133,12 +133,12 @@ async def test_another_peering_is_noticed_soon_after_the_first() -> None:
         for peer in ("east", "west"):
             double.import_from(peer, f"from-{peer}", ("198.18.2.1", 443))
         double.peering(peering("east", "from-east"))
-        async with following(double, intervals=PEERING_INTERVALS) as followed:
+        async with following(double, intervals={}) as followed:
             await followed.until(lambda seen: seen.imports)
             double.peering(peering("east", "from-east"), peering("west", "from-west"))
             await followed.until(lambda seen: len(seen.imports) == 2)
     # Seconds between two looks as a rule; it was ten once.
-    assert PEERING_INTERVALS.usual <= 1
+    assert POLL <= 1
 
 
 # --- importing --------------------------------------------------------------------------------------------------------

@@ -60,7 +60,7 @@ CALLS: Final[list[tuple[str, tuple[Any, ...], str]]] = [
     ("service_names", (), "Consul.Catalog.services"),
     ("sidecars", (), "Consul.Agent.services"),
     ("summaries", (), "Internal.ui_services"),
-    ("token_self", (), "Consul.ACL.Tokens.self"),
+    ("token_expiry", (), "Consul.ACL.Tokens.self"),
     ("visible_nodes", (), "Consul.Catalog.nodes"),
 ]
 # Where python-consul2 has a method, but none that will do; the reason stands at the line.

@@ -213,7 +213,7 @@ async def test_certificates_and_rights(version: str) -> None:
     assert secondary.intermediate_expires is not None
     leaf = await played(version, "leaf")
     assert leaf.spiffe_id == f"spiffe://{roots.trust_domain}/ns/default/dc/dc1/svc/web"
-    assert (await played(version, "token-self")).expires is None
+    assert await played(version, "token-self") is None
     replication = await played(version, "acl-replication")
     assert (replication.enabled, replication.running, replication.source) == (True, True, "dc1")
     assert await played(version, "intention") == "allow"

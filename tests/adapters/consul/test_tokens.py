@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from meshgate.adapters.consul.api import ConsulAddress, ConsulClient, ConsulConfigError, TokenSource
+from meshgate.adapters.consul.api import ConsulAddress, ConsulClient, ConsulConfigError
+from meshgate.adapters.consul.api.credentials import TokenSource
 
 FIRST = "11111111-aaaa"
 SECOND = "22222222-bbbb"

@@ -4,30 +4,23 @@
 `Registrar` keeps the gateway registered, and `WatchRegistry` is what the two share. Everything runs in trio.
 """
 
-from .catalog_watcher import CatalogWatcher
-from .lookups import Checks
-from .policy import acl_policy
-from .registrar import GIVE_OWN_ID, Maintenance, OwnHealth, Registrar, RegistrarLeft, rival_of
-from .scope import Home
-from .service_definition import GatewayDefinition, RegistrationError
-from .watch import WatchKey, WatchLeft, WatchRegistry, WatchState, wait_for_agent
-
-__all__ = [
-    "GIVE_OWN_ID",
-    "CatalogWatcher",
-    "Checks",
-    "GatewayDefinition",
-    "Home",
-    "Maintenance",
-    "OwnHealth",
-    "Registrar",
-    "RegistrarLeft",
-    "RegistrationError",
-    "WatchKey",
-    "WatchLeft",
-    "WatchRegistry",
-    "WatchState",
-    "acl_policy",
-    "rival_of",
-    "wait_for_agent",
-]
+from .catalog_watcher import CatalogWatcher as CatalogWatcher
+from .lookups import Checks as Checks
+from .policy import acl_policy as acl_policy
+from .registrar import (
+    GIVE_OWN_ID as GIVE_OWN_ID,
+    Maintenance as Maintenance,
+    OwnHealth as OwnHealth,
+    Registrar as Registrar,
+    RegistrarLeft as RegistrarLeft,
+    rival_of as rival_of,
+)
+from .scope import Home as Home
+from .service_definition import GatewayDefinition as GatewayDefinition, RegistrationError as RegistrationError
+from .watch import (
+    WatchKey as WatchKey,
+    WatchLeft as WatchLeft,
+    WatchRegistry as WatchRegistry,
+    WatchState as WatchState,
+    wait_for_agent as wait_for_agent,
+)

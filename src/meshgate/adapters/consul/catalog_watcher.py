@@ -3,7 +3,7 @@
 What always holds: a snapshot is published only if it differs from the last one, once for changes that come close
 together, and at once where a stream waits for one; nothing is published before the trust domain and the list of
 services are known; after that the first one waits until each source has answered or failed once, as long as one does
-within `start_deadline` seconds; and once published, nothing is taken back because Consul is unreachable, refuses the
+within `START_DEADLINE` seconds; and once published, nothing is taken back because Consul is unreachable, refuses the
 token, or shows less to it than before.
 
 Sources: Consul's `agent/proxycfg` (what its own gateway watches, and when it counts as valid).
@@ -26,14 +26,16 @@ from .blocking_query_pool import BlockingQueryPool
 from .exports import EXPORTS, LocalExports
 from .local_services import NAMES, RESOLVERS, LocalServices
 from .lookups import Explainer
-from .peerings import PEERING_INTERVALS, PeeringIntervals, Peerings
+from .peerings import Peerings
 from .remote_gateways import Partitions, RemoteGateways
 from .scope import Home, InitialSync, KeyedWatches, Latest, Scope
 from .watch import WatchKey, WatchRegistry, WatchState, ignore
 
 log = structlog.get_logger(module="meshgate.consul")
 
-# Seconds that the first snapshot waits however many sources there are.
+# Seconds that the first snapshot waits for slow sources, since the last one that was not.
+START_DEADLINE: Final = 5.0
+# Seconds that it waits however many sources there are.
 LONGEST_START: Final = 300.0
 # Seconds from the first change to the snapshot, in which further changes are gathered. Not prolonged by them.
 COALESCE: Final = 0.1
@@ -42,7 +44,8 @@ APART: Final = 0.05
 ROOTS: Final = WatchKey("roots", "CA roots")
 LOCAL_SERVERS: Final = WatchKey("servers", "local servers")
 
-# While one of these fails, what is served may be old as a whole.
+# While one of these fails, what is served may be old as a whole, and counts as old after so many seconds.
+STALE_AFTER: Final = 10.0
 _ESSENTIAL: Final = (ROOTS, NAMES, RESOLVERS)
 # What one line can say for every watch that it hits.
 _COMMON: Final = frozenset(("403", "429", "unreachable", "timeout"))
@@ -129,12 +132,9 @@ class CatalogWatcher:
         home: where the gateway is.
         catalog_watches: how many blocking queries the gateway may hold at once (see `blocking_query_pool`).
         enforce_exports: exports decide what is routed, so they are followed without a peering too.
-        start_deadline: seconds that the first snapshot waits for slow sources, since the last one that was not.
-        stale_after: seconds for which an essential watch fails until what is served counts as old.
-        peering_intervals: how often the list of peerings is asked for.
     """
 
-    def __init__(  # noqa: PLR0913 - most by keyword
+    def __init__(
         self,
         client: ConsulClient,
         registry: WatchRegistry,
@@ -143,17 +143,12 @@ class CatalogWatcher:
         *,
         catalog_watches: int = 100,
         enforce_exports: bool = False,
-        start_deadline: float = 5.0,
-        stale_after: float = 10.0,
-        peering_intervals: PeeringIntervals = PEERING_INTERVALS,
     ) -> None:
         # A gateway is in the namespace default, whatever namespace its token would make Consul assume.
         client = client.at(Tenant(namespace=DEFAULT)) if home.enterprise else client
         self._registry = registry
         self._publisher = Publisher(self._made, publish)
         self._home = home
-        self._start_deadline = start_deadline
-        self._stale_after = stale_after
         self._enforce_exports = enforce_exports
         self._roots: Latest[CaRoots] = Latest()
         self._sync = InitialSync()
@@ -165,7 +160,7 @@ class CatalogWatcher:
         self._services = LocalServices(scope)
         self._remotes = RemoteGateways(scope)
         self._partitions = Partitions(scope)
-        self._peerings = Peerings(scope, self._peerings_changed, peering_intervals)
+        self._peerings = Peerings(scope, self._peerings_changed)
         self._servers = LocalServers(scope)
         self._exports = LocalExports(scope, self._services.services)
         by_need: dict[WatchKey, LocalServers | LocalExports] = {LOCAL_SERVERS: self._servers, EXPORTS: self._exports}
@@ -239,7 +234,7 @@ class CatalogWatcher:
     @property
     def stale(self) -> bool:
         """Whether what is served is only the last that was known: an essential watch has been failing for long."""
-        limit = trio.current_time() - self._stale_after
+        limit = trio.current_time() - STALE_AFTER
         states = filter(None, map(self._registry.state, _ESSENTIAL))
         return any(state.failing_since is not None and state.failing_since <= limit for state in states)
 
@@ -298,11 +293,11 @@ class CatalogWatcher:
         while self._roots.value is None or not self._services.known:
             await self._publisher.change()
         with trio.move_on_after(LONGEST_START):
-            await self._sync.wait(self._start_deadline)
+            await self._sync.wait(START_DEADLINE)
             if not self._sync.missing:
                 # A wildcard may export what became known after the exports did.
                 self._exports.reconcile()
-                await self._sync.wait(self._start_deadline)
+                await self._sync.wait(START_DEADLINE)
         if missing := self._sync.missing:
             log.warning("catalog is incomplete at the start", waited_for=missing[:5], more=len(missing[5:]))
         self._sync.close()

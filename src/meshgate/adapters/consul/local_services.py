@@ -26,7 +26,7 @@ from typing import Final, NamedTuple
 
 import trio
 
-from meshgate.core.catalog import Service, Snapshot, Subset, in_namespace
+from meshgate.core.catalog import Service, Snapshot, Subset
 from meshgate.core.sni import DEFAULT
 
 from .acl_visibility import VerifiedInstances
@@ -144,7 +144,7 @@ class _NamespaceServices:
 
     def pending(self) -> Iterable[str]:
         """The keys (`Service.key`) of services that are listed and whose instances Consul has not told yet."""
-        return (self._key(name) for name, query in self._services.items() if not query.state.answered)
+        return (str(query.state.key) for query in self._services.values() if not query.state.answered)
 
     def pending_subsets(self) -> Iterable[str]:
         """The same for subsets, as `subset.service`."""
@@ -290,9 +290,6 @@ class _NamespaceServices:
         if self.served.pop(name, None) is not None:
             self._follow_subsets((name,))
             self._touch(name)
-
-    def _key(self, name: str) -> str:
-        return in_namespace(self.names.namespace, name)
 
     # --- resolvers and subsets -----------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ So a name stays until its own watch says that nothing answers for it, or its pee
 
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Final
 
@@ -27,6 +27,10 @@ from .watch import WatchKey
 
 PEERINGS: Final = WatchKey("peerings", "peerings")
 MESH_ENTRY: Final = WatchKey("mesh-entry", "mesh entry")
+# Seconds between two requests for the list: as a rule, while the token may not see it, and while there is none.
+POLL: Final = 1.0
+DENIED_POLL: Final = 10.0
+ABSENT_POLL: Final = 300.0
 # Where the list takes long, so many times as long lie between two looks.
 TIMES: Final = 20.0
 # A list of that many seconds is as good as a new one.
@@ -38,26 +42,11 @@ _MOST_ASKED: Final = 8
 _Key = tuple[str, str, str]
 
 
-@dataclass(frozen=True, slots=True)
-class PeeringIntervals:
-    """Seconds between two requests for the list: as a rule, while the token may not see it, and while there is none."""
-
-    usual: float = 1.0
-    denied: float = 10.0
-    absent: float = 300.0
-
-
-PEERING_INTERVALS: Final = PeeringIntervals()
-
-
 class Peerings:
     """Follows the peerings; `changed` is called, too, when there may be other ones, or another mesh entry."""
 
-    def __init__(
-        self, scope: Scope, changed: Callable[[], None], intervals: PeeringIntervals = PEERING_INTERVALS
-    ) -> None:
+    def __init__(self, scope: Scope, changed: Callable[[], None]) -> None:
         self._scope = scope
-        self._intervals = intervals
         self._own = replace(scope, changed=changed)
         self._denied = ""
         self._peerings: tuple[Peering, ...] | None = None
@@ -177,8 +166,8 @@ class Peerings:
 
     def _interval(self) -> float:
         if not self.known:
-            return self._intervals.denied if self._denied else self._intervals.absent
-        return 0.0 if self._held and not self.any else max(self._intervals.usual, TIMES * self._took)
+            return DENIED_POLL if self._denied else ABSENT_POLL
+        return 0.0 if self._held and not self.any else max(POLL, TIMES * self._took)
 
     async def _ask(self, reader: ConsulClient, cursor: Cursor) -> Page[tuple[Peering, ...] | None]:
         self._denied = ""

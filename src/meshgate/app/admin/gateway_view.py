@@ -246,7 +246,7 @@ class GatewayView:
     async def token_expiry(self) -> float | None:
         """When the ACL token ends, in Unix time; None for one that never does, and where there is none."""
         client = self._gateway.client
-        expires = (await client.token_self()).expires if client.token.given else None
+        expires = await client.token_expiry() if client.token.given else None
         return None if expires is None else expires.timestamp()
 
     async def agent_connections(self) -> int | None:

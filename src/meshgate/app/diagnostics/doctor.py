@@ -198,7 +198,7 @@ class Examination:
     async def _known_in(self, datacenter: str) -> None:
         check, needed = f"token in {datacenter}", (SEE_SERVICES, SEE_NODES)
         try:
-            await self._client.token_self(datacenter)
+            await self._client.token_expiry(datacenter)
             granted = await self._client.allowed(needed, datacenter)
         except ConsulError as error:
             advice = "make a global token (not -local) in the primary datacenter, and let it replicate"

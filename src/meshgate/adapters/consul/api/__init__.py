@@ -1,11 +1,6 @@
 """Consul's HTTP API: one client, a record for each thing it answers, and the errors in which it fails."""
 
-from .address import (
-    FLAG_TOKEN as FLAG_TOKEN,
-    FLAG_TOKEN_FILE as FLAG_TOKEN_FILE,
-    ConsulAddress as ConsulAddress,
-    ConsulConfigError as ConsulConfigError,
-)
+from .address import ConsulAddress as ConsulAddress, ConsulConfigError as ConsulConfigError
 from .client import (
     SEE_AGENT as SEE_AGENT,
     SEE_NODES as SEE_NODES,
@@ -28,7 +23,7 @@ from .consul_errors import (
     ServerError as ServerError,
     UnexpectedStatusError as UnexpectedStatusError,
 )
-from .credentials import Login as Login, TokenSource as TokenSource
+from .credentials import Login as Login
 from .endpoints import askable as askable
 from .records import (
     GATEWAY_KIND as GATEWAY_KIND,

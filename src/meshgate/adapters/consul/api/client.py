@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from copy import copy
 from dataclasses import replace
+from datetime import datetime
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from typing import Any, Final, Self, TypeVar
@@ -58,9 +59,8 @@ from .records import (
     ServiceDefaults,
     Sidecar,
     Tenant,
-    TokenFacts,
 )
-from .transport import ANSWER_LIMITS, Answer, AnswerLimits, Transport
+from .transport import Answer, Transport
 
 log = structlog.get_logger(module="meshgate.consul")
 
@@ -89,17 +89,14 @@ class ConsulClient:
     sixteenth of it; cancelling a request closes its connection. `datacenter` asks another datacenter through the local
     agent; "" is the agent's own. `errors` counts failed requests by status, those of all clients made from this one
     included; `token` is where the credentials come from. With `login`, a token is obtained from an auth method before
-    the first request, again when Consul no longer knows it, and given back at the end. `limits` bounds each answer.
+    the first request, again when Consul no longer knows it, and given back at the end.
 
     Raises:
         ConsulConfigError: the token file or a TLS file cannot be read.
     """
 
-    def __init__(
-        self, address: ConsulAddress, *, login: Login | None = None, limits: AnswerLimits = ANSWER_LIMITS
-    ) -> None:
+    def __init__(self, address: ConsulAddress, *, login: Login | None = None) -> None:
         self.address = address
-        self._limits = limits
         self._login = LoginToken(login, address.http_auth) if login else None
         self.token = self._login or TokenSource(address.token, address.token_file, address.http_auth)
         self.errors: Counter[str] = Counter()
@@ -164,7 +161,7 @@ class ConsulClient:
         return view
 
     def _connections(self, number: int) -> Transport:
-        return Transport(self.address, self.token, self._tls, connections=number, limits=self._limits)
+        return Transport(self.address, self.token, self._tls, connections=number)
 
     # --- the catalog and the health of its services -------------------------------------------------------------------
 
@@ -366,9 +363,10 @@ class ConsulClient:
 
     # --- tokens -------------------------------------------------------------------------------------------------------
 
-    async def token_self(self, datacenter: str = "") -> TokenFacts:
-        """The token as it sees itself. Another datacenter does not know a local token: PermissionDeniedError."""
-        return (await self._read(CONSUL.acl.tokens.self(), records.decode_token, dc=datacenter)).value
+    async def token_expiry(self, datacenter: str = "") -> datetime | None:
+        """When the token ends, None for never. Another datacenter knows no local token: PermissionDeniedError."""
+        end: datetime | None = (await self._read(CONSUL.acl.tokens.self(), records.decode_token, dc=datacenter)).value
+        return end
 
     async def allowed(self, rules: Sequence[Rule], datacenter: str = "") -> tuple[bool, ...]:
         """What the token may do, one answer a rule.

@@ -69,9 +69,7 @@ class NotReadyError(ConsulError):
 
 
 class NotFoundError(ConsulError):
-    """404: there is none, or this Consul is too old to have the endpoint. A query may wait for it at `index`."""
-
-    index: int | None = None
+    """404: there is none, or this Consul is too old to have the endpoint."""
 
 
 class BadRequestError(ConsulError):
@@ -130,7 +128,7 @@ class LoginError(ConsulError):
     """Consul gives no token to who logs in, or the bearer token cannot be read."""
 
 
-def error_of(status: int, text: str, path: str, index: int | None = None) -> ConsulError:
+def error_of(status: int, text: str, path: str) -> ConsulError:
     """The error that an answer without success stands for. `text` is its body as one line, without secrets."""
     if text.startswith("<"):
         text = "a page of HTML, so what answers at CONSUL_HTTP_ADDR may not be Consul"
@@ -145,9 +143,7 @@ def error_of(status: int, text: str, path: str, index: int | None = None) -> Con
     if status == 403:
         return PermissionDeniedError(text)
     if status == 404:
-        missing = NotFoundError(f"Consul answered 404 to {path}: {text or 'no such endpoint'}", "404")
-        missing.index = index
-        return missing
+        return NotFoundError(f"Consul answered 404 to {path}: {text or 'no such endpoint'}", "404")
     if status == 429:
         return RateLimitedError(f"too many requests or connections for Consul: {text}", "429")
     if 500 <= status < 600:

@@ -254,7 +254,7 @@ class _Named(_Json):
 
 
 class _Partitions(_Json):
-    """`/v1/partitions` as Consul's own client reads it; its documentation shows a bare list."""
+    """`/v1/partitions` as Consul's own client of 1.11 reads it; later ones read a bare list."""
 
     partitions: list[_Named] | None = None
 
@@ -1000,10 +1000,8 @@ decode_exported_entries = _by_name(list[_ExportsEntry] | None, lambda entry: _en
 # --- tokens -----------------------------------------------------------------------------------------------------------
 
 
-class TokenFacts(msgspec.Struct, rename="pascal", frozen=True):
-    """A token as it sees itself. `expires` is None for one that never ends."""
-
-    expires: datetime | None = msgspec.field(name="ExpirationTime", default=None)
+class _Token(_Json):
+    expiration_time: datetime | None = None
 
 
 class Replication(msgspec.Struct, rename="pascal", frozen=True):
@@ -1024,6 +1022,6 @@ class _LoginAnswer(_Json):
 
 
 decode_login = decoder(_LoginAnswer, lambda answer: answer.secret_id)
-decode_token = _as_it_is(TokenFacts)
+decode_token = decoder(_Token, lambda token: token.expiration_time)
 decode_replication = _as_it_is(Replication)
 decode_allowed = decoder(list[_Allowed] | None, lambda rows: tuple(bool(row.allow) for row in rows or ()))

@@ -26,23 +26,12 @@ from .endpoints import Request, askable
 _INDEX_DIGITS: Final = 20  # Of a number of 64 bits.
 _HEADERS: Final = {"Accept-Encoding": "identity", "User-Agent": f"meshgate/{__version__}"}
 CONNECT_TIMEOUT: Final = 5.0
+# Seconds without a byte of an answer, and for all of it; those for which Consul may hold the query come on top.
+READ_TIMEOUT: Final = 10.0
+TOTAL_TIMEOUT: Final = 60.0
+# Bytes of an answer: room for a list of 50,000 services with their nodes, or for 50,000 instances of one service.
+LARGEST: Final = 64 << 20
 _LONGEST_QUOTE: Final = 300
-
-
-@dataclass(frozen=True, slots=True)
-class AnswerLimits:
-    """How long and how large an answer may be. The seconds for which Consul may hold the query come on top.
-
-    `read_timeout` is seconds without a byte and `total_timeout` those for all of it; `max_bytes` is room for a list of
-    50,000 services with their nodes, or for 50,000 instances of one service.
-    """
-
-    read_timeout: float = 10.0
-    total_timeout: float = 60.0
-    max_bytes: int = 64 << 20
-
-
-ANSWER_LIMITS: Final = AnswerLimits()
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,10 +81,7 @@ class Transport:
     request that ends, in cubic time.
     """
 
-    def __init__(
-        self, address: ConsulAddress, token: TokenSource, tls: TlsContext, *, connections: int, limits: AnswerLimits
-    ) -> None:
-        self._limits = limits
+    def __init__(self, address: ConsulAddress, token: TokenSource, tls: TlsContext, *, connections: int) -> None:
         self._address = address
         self._token = token
         self._extensions: dict[str, Any] = {"sni_hostname": name} if (name := address.tls_server_name) else {}
@@ -153,7 +139,7 @@ class Transport:
             raise self._failed(reason_of(error), label) from None
         if 200 <= status < 300:
             return answer
-        raise error_of(status, self._quote(answer.content.decode("utf-8", "replace")), request.path, answer.index)
+        raise error_of(status, self._quote(answer.content.decode("utf-8", "replace")), request.path)
 
     def _uri(self, request: Request) -> str:
         """The address of a request, whose names need no quotes or have them (`segment`)."""
@@ -171,24 +157,24 @@ class Transport:
             headers={**_HEADERS, **self._token.header(), **request.headers},
             content=request.body or None,
             extensions=self._extensions
-            | {"timeout": httpx.Timeout(CONNECT_TIMEOUT, read=held + self._limits.read_timeout).as_dict()},
+            | {"timeout": httpx.Timeout(CONNECT_TIMEOUT, read=held + READ_TIMEOUT).as_dict()},
         )
         sent.stream = _Body(request.body)
         content = bytearray()
-        with trio.move_on_after(held + self._limits.total_timeout) as scope:
+        with trio.move_on_after(held + TOTAL_TIMEOUT) as scope:
             response = await connections.handle_async_request(sent)
             try:
                 async for chunk in cast("httpx.AsyncByteStream", response.stream):
                     content += chunk
-                    if len(content) > self._limits.max_bytes:
+                    if len(content) > LARGEST:
                         # Not by leaving: the generators of httpcore come to a good end only where they wait.
                         scope.cancel()
             finally:
                 await response.aclose()
-        if len(content) > self._limits.max_bytes:
-            raise InvalidAnswerError(f"Consul's answer is larger than {self._limits.max_bytes} bytes", "invalid")
+        if len(content) > LARGEST:
+            raise InvalidAnswerError(f"Consul's answer is larger than {LARGEST} bytes", "invalid")
         if scope.cancelled_caught:
-            raise self._failed(f"no whole answer within {held + self._limits.total_timeout:g} s", "timeout")
+            raise self._failed(f"no whole answer within {held + TOTAL_TIMEOUT:g} s", "timeout")
         return response.status_code, Answer(bytes(content), response.headers)
 
     def _failed(self, reason: str, status: str) -> ConsulUnreachableError:
