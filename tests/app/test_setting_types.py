@@ -116,6 +116,8 @@ def test_reads(parse: Any, text: str, value: Any) -> None:
         (setting_types.denied_addresses, "10.0.0.1/8", "has host bits set"),
         (setting_types.denied_addresses, "10.0.0.0/8,", "separated by commas"),
         (setting_types.path, "a\0b", "a path"),
+        (setting_types.path, "~nobody-has-this-name/x", "home directory"),
+        (setting_types.access_log, "~nobody-has-this-name/x", "home directory"),
         (setting_types.one_of(setting_types.LOG_LEVELS), "warning", "trace, debug, info, warn, error"),
     ],
 )

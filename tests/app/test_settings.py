@@ -132,6 +132,15 @@ def test_a_file_cannot_name_itself_or_another(env_file: Any) -> None:
         load(env_file=env_file("MESHGATE_ENV_FILE=other\n"))
 
 
+def test_a_file_may_be_named_by_its_place_in_the_home_directory(env_file: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = env_file("MESHGATE_SERVICE=homely\n")
+    monkeypatch.setenv("HOME", str(path.parent))
+    settings = load(env_file=f"~/{path.name}")
+    assert (settings.service, settings.env_file) == ("homely", path)
+    with pytest.raises(ConfigError, match="does not exist"):
+        load(env_file="~nobody-has-this-name/x")
+
+
 def test_a_file_that_was_named_must_exist(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no\.env \(from --env-file\) does not exist"):
         load(env_file=tmp_path / "no.env")

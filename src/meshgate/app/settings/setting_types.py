@@ -179,7 +179,10 @@ def path(text: str) -> Path:
     """A path, with `~` for the home directory."""
     if "\0" in text:
         raise ValueError("must be a path")
-    return Path(text).expanduser()
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise ValueError("must be a path; the home directory that ~ stands for is not known") from None
 
 
 def access_log(text: str) -> str:

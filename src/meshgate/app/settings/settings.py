@@ -253,7 +253,8 @@ def _resolve(flags: Mapping[str, str], environ: Mapping[str, str], problems: lis
     sources = [(Origin.FLAG, flags, ""), (Origin.ENVIRONMENT, environ, "from the environment")]
     named = _find(BY_NAME[_ENV_FILE], sources)
     if named.text:
-        from_file = _read_env_file(Path(named.text), named.source)
+        file = Path(os.path.expanduser(named.text))  # noqa: PTH111 - it leaves what has no home as it is
+        from_file = _read_env_file(file, named.source)
         problems += _unknown(from_file, named.text)
         if _ENV_FILE in from_file:
             problems.append(f"{_ENV_FILE} cannot stand in a file that it would name ({named.shown})")
