@@ -183,11 +183,11 @@ async def test_datacenter_that_answers_for_its_gateways_is_believed_at_once(
 async def test_what_is_carried_is_told_until_it_is_not(tmp_path: Path) -> None:
     it = await loaded(tmp_path)
     assert it.completed(EMPTY, PendingSources(services=frozenset({"web"}))).services == (WEB,)
-    assert it.problems() == ["1 services and datacenters are served from disk: Consul has not answered yet"]
+    assert it.problems() == ["1 service or datacenter is served from disk: Consul has not answered yet"]
     # What Consul says itself is not counted, though it is looked through for what groups add to it.
     exporting = replace(EMPTY, exports=(Export("api", peers=("eu", "us")),))
     it.completed(exporting, PendingSources(services=frozenset({"web"})))
-    assert it.problems() == ["1 services and datacenters are served from disk: Consul has not answered yet"]
+    assert it.problems() == ["1 service or datacenter is served from disk: Consul has not answered yet"]
     it.completed(EMPTY, PendingSources())
     assert it.problems() == []
 

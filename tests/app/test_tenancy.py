@@ -61,4 +61,4 @@ def test_exports_to_peers_without_a_route_are_a_problem_told_once() -> None:
 def test_a_flood_of_problems_is_cut_and_counted() -> None:
     reasons = {f"s{number:02}.default.default.a.external.{TD}": f"s{number:02} is http" for number in range(25)}
     told = export_problems(withholding(reasons))
-    assert (told[0], told[9], told[10:]) == ("s00 is http", "s09 is http", ["15 more exported services have no route"])
+    assert (told[0], told[9], told[10:]) == ("s00 is http", "s09 is http", ["no route: 15 more exported services"])

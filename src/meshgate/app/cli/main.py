@@ -178,7 +178,8 @@ def _failure(error: BaseException, session: Session) -> int:
         for line in first.lines if isinstance(first, ConfigError) else (str(first),):
             _complain(f"meshgate: {printable(line)}", session)
         return first.exit_code
-    if _wants_traceback(session):
+    level = session.settings.log_level if session.settings else os.environ.get("MESHGATE_LOG_LEVEL", "")
+    if level.lower() in ("debug", "trace"):
         _complain("".join(traceback.format_exception(error)).rstrip("\n"), session)
     _complain(f"meshgate: {printable(_words(first))}", session)
     return 1
@@ -208,11 +209,6 @@ def _complain(text: str, session: Session) -> None:
     for secret in session.settings.secrets() if session.settings else ():
         text = text.replace(secret, MASK)
     click.echo(text, err=True)
-
-
-def _wants_traceback(session: Session) -> bool:
-    level = session.settings.log_level if session.settings else os.environ.get("MESHGATE_LOG_LEVEL", "")
-    return level.lower() in ("debug", "trace")
 
 
 def _complete_go_flags() -> None:

@@ -61,10 +61,8 @@ class LastKnown:
 
         It is used at once, and stands in for Consul where that does not answer, as one from disk does.
         """
-        self._where = _BEFORE
-        services = tuple(replace(service, cold=False) for service in snapshot.services)
-        self.kept = Kept(replace(snapshot, services=services), self._service, time.time() - age, addresses)
-        self._loaded_at, self._age_when_loaded, self.from_disk = trio.current_time(), age, stale
+        self._where, self.from_disk = _BEFORE, stale
+        self._have(Kept(snapshot, self._service, time.time() - age, addresses), age)
 
     async def load(self) -> None:
         """Read the file. One that is not to be used is reported, and is as good as none."""
@@ -82,14 +80,15 @@ class LastKnown:
         if kept is None:
             log.info("no state file yet", folder=str(self._folder))
             return
-        # Where Consul is not there to be asked before a stream is placed, no stream should wait for that.
-        services = tuple(replace(service, cold=False) for service in kept.snapshot.services)
-        kept = replace(kept, snapshot=replace(kept.snapshot, services=services))
-        self._loaded_at = trio.current_time()
-        self._age_when_loaded = max(0.0, time.time() - kept.saved)
-        self.kept = kept
+        self._have(kept, max(0.0, time.time() - kept.saved))
         self._compare("the gateway service", kept.gateway_service, self._service)
         self._compare("partition", kept.snapshot.partition, self._partition or kept.snapshot.partition)
+
+    def _have(self, kept: Kept, age: float) -> None:
+        # Where Consul is not there to be asked before a stream is placed, no stream should wait for that.
+        services = tuple(replace(service, cold=False) for service in kept.snapshot.services)
+        self.kept = replace(kept, snapshot=replace(kept.snapshot, services=services))
+        self._loaded_at, self._age_when_loaded = trio.current_time(), age
 
     @property
     def unkept(self) -> str:
@@ -161,8 +160,9 @@ class LastKnown:
         # Each version that goes on has a moment in which Consul has not said all.
         late = trio.current_time() - self._loaded_at > CATALOG_PATIENCE or self._where == _DISK
         if self.kept is not None and self._carried and late:
-            them = f"{self._carried} services and datacenters"
-            found.append(f"{them} are served from {self._where}: Consul has not answered yet")
+            one = self._carried == 1
+            them = "1 service or datacenter is" if one else f"{self._carried} services and datacenters are"
+            found.append(f"{them} served from {self._where}: Consul has not answered yet")
         if self._keeper is not None and self._keeper.problem:
             found.append(f"the catalog cannot be kept on disk: {self._keeper.problem}")
         return found

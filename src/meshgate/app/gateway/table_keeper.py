@@ -208,7 +208,7 @@ def export_problems(table: RouteTable) -> list[str]:
     }
     found = list(lines)
     more = len(found) - _MOST_PROBLEMS
-    return found[:_MOST_PROBLEMS] + ([f"{more} more exported services have no route"] if more > 0 else [])
+    return found[:_MOST_PROBLEMS] + ([f"no route: {counted(more, 'more exported service')}"] if more > 0 else [])
 
 
 def tell_ready(table: RouteTable) -> None:
