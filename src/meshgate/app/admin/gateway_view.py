@@ -1,6 +1,6 @@
 """What pages and numbers show of the gateway, in one place. They know nothing else of it.
 
-All of it is read only, but for `drain` and `upgrade`. What is awaited and not of the relay asks Consul, and raises
+All of it is read only, but for what stands last. What is awaited and not of the relay asks Consul, and raises
 `ConsulError` where Consul does not tell.
 """
 
