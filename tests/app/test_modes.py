@@ -71,6 +71,14 @@ async def test_upstream_config_overrides_the_registration_and_is_found_in_it_mer
         assert found.sound
 
 
+async def test_where_the_sidecar_listens_for_an_upstream_is_an_address_that_can_be_dialed() -> None:
+    async with inspected() as (double, client):
+        federated(double)
+        chain(double)
+        sidecar(double, {"LocalBindAddress": "::1"})
+        assert (await one(client)).upstream.listens == "[::1]:9191"
+
+
 async def test_the_upstream_itself_overrides_the_override() -> None:
     async with inspected() as (double, client):
         federated(double)

@@ -16,6 +16,7 @@ from typing import Any, Final, Generic, TypeVar
 import msgspec
 
 from meshgate.adapters.error_words import words_of
+from meshgate.core.addresses import host_port
 from meshgate.core.catalog import NOWHERE, ChainTarget, Check, Export, Instance, Locality, SamenessGroup, WanAddress
 from meshgate.core.durations import parse_duration
 from meshgate.core.modes import Target
@@ -429,7 +430,7 @@ class UpstreamDefinition(_WithMode, frozen=True):
     @property
     def listens(self) -> str:
         """Where the sidecar listens for it: a path, or `host:port`."""
-        return self.local_bind_socket_path or f"{self.local_bind_address or '127.0.0.1'}:{self.local_bind_port}"
+        return self.local_bind_socket_path or host_port(self.local_bind_address or "127.0.0.1", self.local_bind_port)
 
     @property
     def prepared_query(self) -> bool:
