@@ -393,6 +393,11 @@ def test_files_that_cannot_be_had_are_told_and_none_is_made(tmp_path: Path) -> N
     assert files(ACCESS_LOG="stdout") == []
 
 
+def test_a_path_that_cannot_be_looked_at_is_a_finding_and_ends_no_other(tmp_path: Path) -> None:
+    path = tmp_path / ("x" * 300) / "file"
+    assert files(STATE_DIR=str(path), ACCESS_LOG=str(path)) == [(FAILED, f"{path}: File name too long")] * 2
+
+
 def test_a_state_file_that_would_not_be_used_is_told(tmp_path: Path) -> None:
     tmp_path.chmod(0o700)
     assert files(STATE_DIR=str(tmp_path)) == [(OK, f"{tmp_path}, without a catalog yet")]

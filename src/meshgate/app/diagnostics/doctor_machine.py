@@ -3,12 +3,15 @@
 import errno
 import os
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 import trio
 
 from meshgate.adapters.consul import RegistrationError
+from meshgate.adapters.error_words import words_of
 from meshgate.adapters.mesh_tls import RefusedError, connect
 from meshgate.adapters.relay.sandbox import Mode, support
 from meshgate.adapters.relay.sockets import bind
@@ -70,7 +73,8 @@ async def ports(settings: Settings) -> list[Finding]:
     if isinstance(settings.admin_bind, HostPort):
         found.append(_port("admin port", settings.admin_bind, running=running))
     elif isinstance(settings.admin_bind, Path):
-        found.append(_admin_socket(settings.admin_bind, running=running))
+        look = partial(_admin_socket, running=running)
+        found.append(_looked_at("admin socket", settings.admin_bind, look))
     if running and settings.wan_address is not None:
         found.append(await _through_wan(settings.wan_address, settings.connect_timeout))
     return found
@@ -97,10 +101,18 @@ def files(settings: Settings) -> list[Finding]:
     """Whether the files of the settings can be written by this user. None of them is."""
     found = []
     if settings.state_dir is not None:
-        found.append(_state_folder(settings.state_dir))
+        found.append(_looked_at("state folder", settings.state_dir, _state_folder))
     if settings.access_log not in ("off", "stdout", "stderr"):
-        found.append(_access_log(Path(settings.access_log)))
+        found.append(_looked_at("access log", Path(settings.access_log), _access_log))
     return found
+
+
+def _looked_at(check: str, path: Path, look: Callable[[Path], Finding]) -> Finding:
+    """What `look` finds; a folder on the way may not let this user pass."""
+    try:
+        return look(path)
+    except OSError as error:
+        return failed(check, f"{path}: {words_of(error)}", _OWNER)
 
 
 def _state_folder(folder: Path) -> Finding:
