@@ -4,7 +4,6 @@ import errno
 import os
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -72,9 +71,10 @@ async def ports(settings: Settings) -> list[Finding]:
     ]
     if isinstance(settings.admin_bind, HostPort):
         found.append(_port("admin port", settings.admin_bind, running=running))
-    elif isinstance(settings.admin_bind, Path):
-        look = partial(_admin_socket, running=running)
-        found.append(_looked_at("admin socket", settings.admin_bind, look))
+    elif running:
+        found.append(ok("admin socket", f"{settings.admin_bind}, and a meshgate answers there"))
+    elif settings.admin_bind is not None:
+        found.append(_looked_at("admin socket", settings.admin_bind, _admin_socket))
     if running and settings.wan_address is not None:
         found.append(await _through_wan(settings.wan_address, settings.connect_timeout))
     return found
@@ -188,9 +188,7 @@ def _port(check: str, address: HostPort, running: bool) -> Finding:
     return failed(check, f"{shown}: {os.strerror(problem).lower()}", "ip address lists the addresses of this machine")
 
 
-def _admin_socket(path: Path, *, running: bool) -> Finding:
-    if running:
-        return ok("admin socket", f"{path}, and a meshgate answers there")
+def _admin_socket(path: Path) -> Finding:
     if path.exists() and not path.is_socket():
         return failed("admin socket", f"{path} is there, and no socket", "remove it, or set another --admin-bind")
     return _may_be_made("admin socket", path)

@@ -301,10 +301,7 @@ class Probe:
         if intention is Intention.DENY:
             verdict, meaning = Verdict.DENIED, "Consul's intentions deny the call"
         elif intention is Intention.PERMISSIONS:
-            verdict, meaning = (
-                Verdict.DENIED,
-                "the intention has L7 permissions; what is no Envoy sidecar denies them all",
-            )
+            verdict, meaning = Verdict.DENIED, "the intention has L7 permissions, which all but Envoy sidecars deny"
         elif intention is None and alert:
             verdict, meaning = Verdict.DENIED, meaning_of(alert)
         elif intention is None:

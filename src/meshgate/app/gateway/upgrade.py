@@ -58,7 +58,6 @@ _LONGEST_ANSWER: Final = 1 << 16
 _MOST_QUOTED: Final = 300
 _OURS: Final = "meshgate: "
 _MOST_LINKS: Final = 40
-_RESULTS: Final = ("done", "failed", "refused")
 
 # Those that cannot change without another registration, or another login.
 IDENTITY: Final = (
@@ -117,7 +116,7 @@ class Upgrader:
     ) -> None:
         self.process = process
         self.last: Upgrade | None = None if before is None else before.upgrade
-        self.results = dict.fromkeys(_RESULTS, 0) | ({} if before is None else before.upgrades)
+        self.results = dict.fromkeys(("done", "failed", "refused"), 0) | ({} if before is None else before.upgrades)
         self._refuse = refuse
         self._leave = leave
         self._settled = settled
