@@ -12,7 +12,7 @@ from meshgate.core.export_routes import ExportRules
 from meshgate.core.routes import RouteKind
 from meshgate.core.sni import PeeredServiceSni, parse
 
-from .fake_consul import FakeConsul, row
+from .fake_consul import FakeConsul, Resource, row
 from .mesh_double import TRUST_DOMAIN, MeshDouble, chain, exported, key, mesh_double, peering
 from .mesh_watched import SELDOM, following
 
@@ -509,3 +509,68 @@ async def test_what_is_not_exported_to_a_peer_is_not_found_by_its_name() -> None
             assert {name for name in followed.routes() if "external" in name} == {
                 f"web.default.default.west.external.{TRUST_DOMAIN}"
             }
+
+
+async def unseen(double: MeshDouble, path: str, body: object) -> Resource:
+    """Give a path another answer without waking the query that is held on it; the answer that it had."""
+    while "index" not in double.requests(path)[-1].query:
+        await trio.sleep(0.01)
+    before = double.resources[path]
+    assert before.index is not None
+    double.resources[path] = Resource(body, index=before.index + 1)
+    return before
+
+
+async def test_an_export_that_a_lookup_missed_in_passing_is_served_again() -> None:
+    """The list's own watch has the same answer before and after, and may never see the one in between."""
+    async with mesh_double(enterprise=False) as double:
+        double.peering(peering("east"))
+        double.serve("web", row("web-sidecar-proxy", address="198.18.1.1", port=21000))
+        double.set_at("/v1/discovery-chain/web", chain("web"))
+        double.set_at("/v1/exported-services", [exported("web", peers=("east",))])
+        async with following(double, intervals=SELDOM) as followed:
+            await followed.until(lambda _: external("web", "east") in followed.routes())
+            before = await unseen(double, "/v1/exported-services", [])
+            await followed.watcher.lookup_peered(said(external("db", "east")))
+            double.set_at("/v1/exported-services", before.body)
+            before.changed.set()
+            double.serve("late", row("late-sidecar-proxy"))
+            await followed.until(lambda seen: any(service.name == "late" for service in seen.services))
+            await followed.until(lambda _: external("web", "east") in followed.routes())
+
+
+async def test_where_an_export_leads_is_what_consul_said_last_whoever_asked() -> None:
+    async with mesh_double(enterprise=False) as double:
+        double.peering(peering("east"))
+        double.serve("web", row("web-sidecar-proxy", address="198.18.1.1", port=21000))
+        double.serve("api", row("api-sidecar-proxy", address="198.18.1.2", port=21000))
+        double.set_at("/v1/discovery-chain/web", chain("web"))
+        double.set_at("/v1/exported-services", [exported("web", peers=("east",))])
+        name = external("web", "east")
+        async with following(double, intervals=SELDOM) as followed:
+            await followed.until(lambda _: followed.routes().get(name) == ["198.18.1.1:21000"])
+            before = await unseen(double, "/v1/discovery-chain/web", chain("web", target="api"))
+            await followed.watcher.lookup_peered(said(name))
+            await followed.until(lambda _: followed.routes()[name] == ["198.18.1.2:21000"])
+            double.set_at("/v1/discovery-chain/web", before.body)
+            before.changed.set()
+            await followed.until(lambda _: followed.routes()[name] == ["198.18.1.1:21000"])
+
+
+async def test_a_peering_that_a_lookup_saw_in_passing_is_forgotten() -> None:
+    async with mesh_double(enterprise=False) as double:
+        double.set_at("/v1/peerings", [])
+        double.set_at("/v1/exported-services", [exported("web", peers=("east",))])
+        async with following(double, intervals=SELDOM) as followed:
+            await trio.sleep(0.3)  # A list of 0.2 s is as good as a new one.
+            before = await unseen(double, "/v1/peerings", [peering("east")])
+            await followed.watcher.lookup_peered(said(external("web", "east")))
+            await followed.until(lambda seen: seen.exports)
+            double.set_at("/v1/peerings", before.body)
+            before.changed.set()
+            await trio.sleep(1.5)
+            print(
+                [(s.method, s.target, s.connection) for s in double.requests("/v1/peerings")],
+                followed.watcher._peerings._peerings,
+            )
+            await followed.until(lambda seen: not seen.exports)

@@ -14,6 +14,7 @@ Consul that knows no groups it has none.
 from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import Final
 
 from meshgate.core.catalog import ChainTarget, Export, SamenessGroup, Service, in_namespace
@@ -21,7 +22,7 @@ from meshgate.core.sni import PeeredServiceSni
 
 from .api import NOW, BadRequestError, Chain, ConsulClient, ConsulError, Cursor, NotFoundError, Page, Tenant
 from .scope import KeyedWatches, Latest, Scope
-from .watch import WatchKey
+from .watch import WatchKey, ignore
 
 EXPORTS: Final = WatchKey("exports", "exported services")
 _ANY: Final = "*"
@@ -48,7 +49,7 @@ class LocalExports:
         """Follow until cancelled; then nothing is exported any more."""
         try:
             async with self._chains.followed(), self._groups.followed():
-                await self._scope.watch(EXPORTS, self._ask, self._listed, minds_token=True)
+                await self._scope.watch(EXPORTS, self._ask, ignore, minds_token=True)
         finally:
             self._exported = ()
             self._chains.keep(())
@@ -79,15 +80,14 @@ class LocalExports:
         Returns where its discovery chain leads, here; None where nothing is exported so.
         """
         with suppress(ConsulError):
-            self._listed((await self._ask(self._scope.client, NOW)).value)
+            await self._ask(self._scope.client, NOW)
             for row in self._resolved():
                 if (row.namespace, row.service.lower()) == (name.namespace, name.service) and name.peer in map(
                     str.lower, row.peers
                 ):
-                    page = await self._in(row.namespace).client.discovery_chain(row.service)
-                    if latest := self._chains.get((row.namespace, row.service)):
-                        latest.set(page.value)
-                        self._scope.changed()
+                    key = row.namespace, row.service
+                    latest = self._chains.get(key) or Latest()
+                    page = await self._ask_chain(key, latest, self._in(row.namespace).client, NOW)
                     return page.value.target
         return None
 
@@ -140,6 +140,16 @@ class LocalExports:
     # --- what is asked -------------------------------------------------------------------------------------------
 
     async def _ask(self, reader: ConsulClient, cursor: Cursor) -> Page[tuple[Export, ...]]:
+        page = await self._ask_as_known(reader, cursor)
+        # Not by the watch, which compares with its own last answer: a lookup may have had a newer one meanwhile.
+        if page.value != self._exported:
+            self._exported = page.value
+            self._groups.keep(name for row in page.value for name in row.groups)
+            self.reconcile()
+            self._scope.changed()
+        return page
+
+    async def _ask_as_known(self, reader: ConsulClient, cursor: Cursor) -> Page[tuple[Export, ...]]:
         # At a first read, or one after a failure, Consul may have been upgraded meanwhile.
         if not self._raw or not cursor.blocks:
             with suppress(NotFoundError):
@@ -150,11 +160,6 @@ class LocalExports:
         self._raw = True
         return page
 
-    def _listed(self, exported: tuple[Export, ...]) -> None:
-        self._exported = exported
-        self._groups.keep(name for row in exported for name in row.groups)
-        self.reconcile()
-
     def _in(self, namespace: str) -> Scope:
         return self._scope.at(Tenant(namespace=namespace if self._scope.home.enterprise else ""))
 
@@ -162,9 +167,14 @@ class LocalExports:
         return WatchKey("chain", key[1], namespace=key[0])
 
     async def _follow_chain(self, key: _Key, chain: Latest[Chain]) -> None:
-        await self._in(key[0]).watch(
-            self._chain_key(key), lambda reader, cursor: reader.discovery_chain(key[1], cursor), chain.set
-        )
+        await self._in(key[0]).watch(self._chain_key(key), partial(self._ask_chain, key, chain), ignore)
+
+    async def _ask_chain(self, key: _Key, chain: Latest[Chain], reader: ConsulClient, cursor: Cursor) -> Page[Chain]:
+        page = await reader.discovery_chain(key[1], cursor)
+        if page.value != chain.value:
+            chain.set(page.value)
+            self._scope.changed()
+        return page
 
     def _group_key(self, name: str) -> WatchKey:
         return self._scope.key("exports", f"sameness group {name}")

@@ -23,7 +23,7 @@ from meshgate.core.sni import DEFAULT, PeeredServiceSni, PeeringServerSni, parse
 from .acl_visibility import VerifiedInstances
 from .api import ConsulClient, ConsulError, Cursor, Instances, Page, Peering, PermissionDeniedError, Tenant
 from .scope import KeyedWatches, Latest, Scope
-from .watch import WatchKey
+from .watch import WatchKey, ignore
 
 PEERINGS: Final = WatchKey("peerings", "peerings")
 MESH_ENTRY: Final = WatchKey("mesh-entry", "mesh entry")
@@ -60,7 +60,7 @@ class Peerings:
 
     async def run(self) -> None:
         async with self._imports.followed(), self._mesh_entry.followed():
-            await self._own.watch(PEERINGS, self._ask, self._listed, interval=self._interval)
+            await self._own.watch(PEERINGS, self._ask, ignore, interval=self._interval)
 
     @property
     def any(self) -> bool:
@@ -160,7 +160,6 @@ class Peerings:
         if self.known and trio.current_time() > self._looked + _FRESH:
             with suppress(ConsulError):
                 self._listed((await self._list()).value)
-                self._own.changed()
 
     # --- the list ------------------------------------------------------------------------------------------------
 
@@ -183,6 +182,7 @@ class Peerings:
         if state := self._scope.registry.state(PEERINGS):
             state.swept = page.value is None
         self._held = page.value is not None and page.index is not None
+        self._listed(page.value)
         return replace(page, index=None) if any(peering.active for peering in page.value or ()) else page
 
     async def _list(self) -> Page[tuple[Peering, ...] | None]:
@@ -192,12 +192,14 @@ class Peerings:
         return page
 
     def _listed(self, peerings: tuple[Peering, ...] | None) -> None:
-        if peerings is None and not self.known:
+        # Not by the watch, which compares with its own last answer: a lookup may have had a newer one meanwhile.
+        if (peerings is None and not self.known) or self._peerings == (peerings or ()):
             return
         self._peerings = peerings or ()
         self._reconcile()
         # Gateways of the default partition carry the control plane.
         self._mesh_entry.keep([MESH_ENTRY] if self._scope.home.central else [])
+        self._own.changed()
 
     def _reconcile(self) -> None:
         active = [peering for peering in self._peerings or () if peering.active]
