@@ -9,7 +9,6 @@ import trio
 
 from meshgate.adapters.consul import CatalogWatcher, Home, WatchRegistry, peerings
 from meshgate.adapters.consul.api import ConsulAddress, ConsulClient
-from meshgate.adapters.consul.retry import WATCHES, Policy
 from meshgate.core.catalog import Snapshot
 from meshgate.core.export_routes import AS_CONSUL, ExportRules
 from meshgate.core.routes import RouteTable
@@ -74,7 +73,6 @@ async def following(
     namespace: str = "",
     expose: bool = False,
     intervals: Mapping[str, float] = OFTEN,
-    policy: Policy = WATCHES,
     **options: bool,
 ) -> AsyncIterator[Following]:
     """Follow the double; `options` are the watcher's."""
@@ -85,7 +83,7 @@ async def following(
     }
     with patch.dict(vars(peerings), intervals):
         async with ConsulClient(ConsulAddress.from_settings(settings)) as client, trio.open_nursery() as nursery:
-            registry = WatchRegistry(policy=policy)
+            registry = WatchRegistry()
             published: list[Snapshot] = []
             watcher = CatalogWatcher(
                 client,

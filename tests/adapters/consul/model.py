@@ -87,6 +87,11 @@ def server(datacenter: str = OWN) -> Instance:
     return gateway(datacenter, 99, name="consul", kind="", port=8300, checks=checks)
 
 
+def _hash(registration: OwnRegistration) -> str:
+    """What the agent tells as the content hash of a registration."""
+    return str(hash(repr(registration)))
+
+
 @dataclass(repr=False)
 class Model(ConsulClient):
     """The state of the world, and a client of it. Change it, then call `change()`."""
@@ -253,13 +258,13 @@ class Model(ConsulClient):
 
     async def agent_service(self, service_id: str, cursor: Cursor = NOW) -> Page[OwnRegistration]:
         held = self.agent.get(service_id)
-        if held is None or held.content_hash == cursor.content_hash:
+        if held is None or _hash(held) == cursor.content_hash:
             await self._turn("agent_service", cursor)
         else:
             await self._turn("agent_service", Cursor())
         if service_id not in self.agent:
             raise NotFoundError(f"unknown service ID: {service_id}", "404")
-        return Page(self.agent[service_id], content_hash=self.agent[service_id].content_hash)
+        return Page(self.agent[service_id], content_hash=_hash(self.agent[service_id]))
 
     async def agent_registration(self, service_id: str) -> OwnRegistration | None:
         await self._turn("agent_registration", Cursor())
@@ -292,9 +297,7 @@ class Model(ConsulClient):
         name = payload["Name"]
         check = payload["Check"].get("CheckID", f"service:{payload['ID']}")
         self.checks[check] = HealthCheck(check, service_id=payload["ID"])
-        self.agent[payload["ID"]] = OwnRegistration(
-            payload["ID"], name, payload.get("Address", ""), payload["Port"], content_hash=f"h{len(self.registered)}"
-        )
+        self.agent[payload["ID"]] = OwnRegistration(payload["ID"], name, payload.get("Address", ""), payload["Port"])
         self.plain[name] = (gateway(OWN, name=name),)
         self.change()
 

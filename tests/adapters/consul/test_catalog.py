@@ -44,7 +44,8 @@ async def test_the_first_snapshot_is_complete(autojump_clock: MockClock) -> None
         )
         assert watched.watcher.problems() == []
         assert not watched.stale()
-        assert watched.watcher.ca_root_expiry == 2e9
+        assert watched.watcher.ca_roots is not None
+        assert watched.watcher.ca_roots.expires == 2e9
         kinds = {state.key.kind for state in watched.watcher.states()}
         assert kinds == {
             "roots", "services", "health", "subset", "resolvers", "datacenters", "federation-states", "gateway-names",

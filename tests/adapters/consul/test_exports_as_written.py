@@ -8,7 +8,7 @@ import pytest
 import trio
 from structlog.testing import capture_logs
 
-from meshgate.adapters.consul import catalog_watcher
+from meshgate.adapters.consul import catalog_watcher, watch
 from meshgate.adapters.consul.retry import Policy
 from meshgate.core.catalog import ChainTarget, Export, SamenessGroup
 from meshgate.core.export_routes import ExportRules
@@ -219,13 +219,13 @@ async def test_the_community_edition_has_no_group_of_any_name_and_nothing_is_sai
 )
 @pytest.mark.usefixtures("patient")
 async def test_consul_that_knows_no_groups_is_one_notice_and_the_rest_is_exported(
-    status: int, text: bytes, said: str
+    monkeypatch: pytest.MonkeyPatch, status: int, text: bytes, said: str
 ) -> None:
-    soon = Policy(wait=lambda: lambda _: 0.05)
+    monkeypatch.setattr(watch, "WATCHES", Policy(wait=lambda: lambda _: 0.05))
     with capture_logs() as logs:
         async with exporting(TO_GROUP, {"Name": "web", "Consumers": [{"Peer": "west"}]}) as double:
             double.set_at(GROUP, text, status=status, index=None)
-            async with following(double, policy=soon) as followed:
+            async with following(double) as followed:
                 assert followed.published[0].exports == (export("web", "west"),)
                 await followed.until(lambda _: len(double.requests(GROUPS)) > 3)
                 assert followed.last.groups == (SamenessGroup("all"),)

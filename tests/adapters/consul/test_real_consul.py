@@ -109,7 +109,7 @@ async def test_the_documented_policy_is_enough(federation: Federation, token: st
         assert it.client.errors == {}
         assert it.snapshots[-1].datacenter == "dc1"
         assert it.snapshots[-1].trust_domain == federation.trust_domain
-        assert it.watcher.ca_root_expiry is not None
+        assert it.watcher.ca_roots is not None
         assert (await it.client.agent_facts()).version == ".".join(map(str, federation.dc1.version))
     agent = await federation.dc1.get("/v1/agent/services")
     assert "mesh-gateway" not in agent

@@ -240,7 +240,6 @@ def test_an_own_registration_keeps_the_opaque_configuration() -> None:
         tagged=(BindAddress("lan", "10.0.0.7", 8443), BindAddress("wan", "192.0.2.1", 443)),
         config={"connect_timeout_ms": 300, "envoy_gateway_bind_addresses": {"a": {"port": 1}}},
         access_logs={"Enabled": True, "Type": "file", "Path": "/log"},
-        content_hash="abc",
     )
 
 

@@ -105,20 +105,17 @@ class LocalServers:
 
     def __init__(self, scope: Scope) -> None:
         self._scope = scope
-        self._held = VerifiedInstances(scope.visibility, SERVERS)
+        # One instance a server; their checks are as Consul has them.
+        self.held = VerifiedInstances(scope.visibility, SERVERS)
 
     async def run(self) -> None:
         await self._scope.watch(LOCAL_SERVERS, self._ask, ignore, dedicated=True)
-
-    def instances(self) -> Instances:
-        """One instance a server; their checks are as Consul has them."""
-        return self._held.value
 
     async def _ask(self, reader: ConsulClient, cursor: Cursor) -> Page[Instances]:
         page = await reader.instances(SERVERS, cursor)
         if not page.value:
             raise PermissionDeniedError("Consul shows none of its own servers", Rule("service", SERVERS))
-        await self._held.accept(page, cursor)
+        await self.held.accept(page, cursor)
         return page
 
 
@@ -266,14 +263,9 @@ class CatalogWatcher:
         )
 
     @property
-    def ca_root_expiry(self) -> float | None:
-        """Unix time at which the active root certificate of the mesh ends."""
-        return None if self._roots.value is None else self._roots.value.expires
-
-    @property
-    def ca_intermediate_expiry(self) -> float | None:
-        """Unix time at which the intermediate certificate that signs leaves ends; None where the root signs."""
-        return None if self._roots.value is None else self._roots.value.intermediate_expires
+    def ca_roots(self) -> CaRoots | None:
+        """The certificates of the mesh; None before Consul has told them."""
+        return self._roots.value
 
     async def why_missing(self, service: str) -> str | None:
         """Why a service of this datacenter is not routed; None where nothing is missing. Few questions reach Consul."""
@@ -311,7 +303,7 @@ class CatalogWatcher:
             home.partition,
             services=self._services.services(),
             remotes=self._remotes.remotes(),
-            servers=self._servers.instances(),
+            servers=self._servers.held.value,
             domain=home.domain,
             expose_servers=home.expose_servers and home.central,
             partitions=self._partitions.partitions(),

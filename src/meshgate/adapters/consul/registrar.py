@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final, Self
+from typing import Any, Final
 
 import msgspec
 import structlog
@@ -143,6 +143,9 @@ class Registrar:
         self._present = trio.Event()
         self._stop = trio.Event()
         self._round = trio.CancelScope()
+        # What is held of the agent, on a connection of its own.
+        self._connection = AsyncExitStack()
+        self._reader = client
         # Whether the agent has to be sent the definition still, and the address of the one of ours that it may hold.
         self._due = register
         self._sent: tuple[str, int] | None = None
@@ -221,20 +224,24 @@ class Registrar:
     async def _follow_agent(self) -> None:
         key = WatchKey("registration", self._definition.id)
         while True:
-            async with _Connection(self._client) as connection:
+            async with self._connection:
+                await self._connect()
                 with trio.CancelScope() as self._round:
-                    look = partial(self._look, connection)
-                    await Watch(self._registry, key, look, self._held, minds_token=True).run()
+                    await Watch(self._registry, key, self._look, self._held, minds_token=True).run()
 
-    async def _look(self, connection: "_Connection", cursor: Cursor) -> Page[OwnRegistration | None]:
+    async def _connect(self) -> None:
+        """Exchange the connection to the agent for a new one: behind a balancer that may lead to another agent."""
+        await self._connection.aclose()
+        self._reader = await self._connection.enter_async_context(self._client.dedicated())
+
+    async def _look(self, cursor: Cursor) -> Page[OwnRegistration | None]:
         definition = self._definition
         try:
             if self._payload is None:
-                return await self._wait_for_agent(connection, cursor)
-            return await self._look_or_register(connection.reader, cursor)
+                return await self._wait_for_agent(self._reader, cursor)
+            return await self._look_or_register(self._reader, cursor)
         except OtherAgentError:
-            # Behind a balancer the next connection may lead to the right one.
-            await connection.renew()
+            await self._connect()
             raise
         except (ConsulUnreachableError, PermissionDeniedError, ServerError) as error:
             # A restarted agent takes its checks for critical until they have run, up to 10 s. A registration that is
@@ -250,18 +257,18 @@ class Registrar:
                 raise error.for_want_of(Rule("service", definition.service, access)) from None
             raise
 
-    async def _wait_for_agent(self, connection: "_Connection", cursor: Cursor) -> Page[OwnRegistration | None]:
+    async def _wait_for_agent(self, reader: ConsulClient, cursor: Cursor) -> Page[OwnRegistration | None]:
         definition = self._definition
-        if not cursor.blocks and await connection.reader.agent_registration(definition.id) is None:
+        if not cursor.blocks and await reader.agent_registration(definition.id) is None:
             await trio.sleep(_POLL)
-            await connection.renew()
+            await self._connect()
             return Page(None)
         try:
-            page = await connection.reader.agent_service(definition.id, cursor)
+            page = await reader.agent_service(definition.id, cursor)
         except NotFoundError:
             return Page(None)
         if not self._node:
-            self._node = (await connection.reader.agent_facts()).node
+            self._node = (await reader.agent_facts()).node
         return page
 
     async def _look_or_register(self, reader: ConsulClient, cursor: Cursor) -> Page[OwnRegistration | None]:
@@ -394,27 +401,6 @@ class Registrar:
     def _limited(self, limits: DestinationLimits) -> None:
         self.limits = limits
         self._on_change()
-
-
-class _Connection:
-    """A reader with a connection of its own, which can be exchanged for another one."""
-
-    reader: ConsulClient
-
-    def __init__(self, client: ConsulClient) -> None:
-        self._client = client
-        self._open = AsyncExitStack()
-
-    async def __aenter__(self) -> Self:
-        self.reader = await self._open.enter_async_context(self._client.dedicated())
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self._open.aclose()
-
-    async def renew(self) -> None:
-        await self._open.aclose()
-        await self.__aenter__()
 
 
 async def rival_of(

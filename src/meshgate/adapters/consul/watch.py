@@ -23,7 +23,7 @@ import trio
 from meshgate.core.catalog import in_namespace
 
 from .api import LONGEST_WAIT, AgentFacts, ConsulClient, ConsulError, Cursor, Page
-from .retry import WATCHES, Policy
+from .retry import WATCHES
 
 log = structlog.get_logger(module="meshgate.consul")
 
@@ -132,10 +132,7 @@ class WatchRegistry:
     `longest_wait`.
     """
 
-    def __init__(
-        self, *, token_version: Callable[[], int] = lambda: 0, first_wait: float = FIRST_WAIT, policy: Policy = WATCHES
-    ) -> None:
-        self._policy = policy
+    def __init__(self, *, token_version: Callable[[], int] = lambda: 0, first_wait: float = FIRST_WAIT) -> None:
         self.token_version = token_version
         self._first_wait = first_wait
         self.streaming = False
@@ -240,7 +237,7 @@ class WatchRegistry:
             self.failed(state, error)
             on_error(error)
 
-        retrying = self._policy.retrying(sleep=partial(self._pause, state), on_failure=failed, wanted=wanted)
+        retrying = WATCHES.retrying(sleep=partial(self._pause, state), on_failure=failed, wanted=wanted)
         try:
             result: T = await retrying(request)
         except ConsulError as error:

@@ -138,7 +138,8 @@ class GatewayView:
     def ca_expiries(self) -> tuple[float | None, float | None]:
         """When the first CA root and the signing intermediate expire, in Unix time; None where that is not known."""
         watcher = self._gateway.watcher
-        return (None, None) if watcher is None else (watcher.ca_root_expiry, watcher.ca_intermediate_expiry)
+        roots = None if watcher is None else watcher.ca_roots
+        return (None, None) if roots is None else (roots.expires, roots.intermediate_expires)
 
     def consul_errors(self) -> Mapping[str, int]:
         """Failed requests to Consul, by HTTP status or kind of failure."""

@@ -167,7 +167,6 @@ _TIMEOUTS: Final = {
     "ConnectTimeout": "no connection in time: is it running, and does a firewall let this machine through?",
     "ReadTimeout": "no answer in time",
     "WriteTimeout": "it does not take the request in time",
-    "PoolTimeout": "no connection was free in time",
 }
 _NOT_TLS: Final = frozenset(("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG"))
 

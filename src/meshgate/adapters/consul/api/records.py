@@ -397,7 +397,6 @@ class OwnRegistration:
     tagged: tuple[BindAddress, ...] = ()
     meta: Mapping[str, str] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
-    content_hash: str = ""
     kind: str = GATEWAY_KIND
     locality: Locality = NOWHERE
     access_logs: Mapping[str, Any] = field(default_factory=dict)
@@ -470,7 +469,6 @@ class _AgentService(_Json):
     meta: dict[str, str] | None = None
     proxy: _Proxy | None = None
     locality: _Locality | None = None
-    content_hash: str | None = ""
 
 
 def _own_registration(answer: _AgentService) -> OwnRegistration:
@@ -486,7 +484,6 @@ def _own_registration(answer: _AgentService) -> OwnRegistration:
         meta=answer.meta or {},
         config=proxy.config or {},
         access_logs=proxy.access_logs or {},
-        content_hash=answer.content_hash or "",
         locality=_locality(answer.locality),
     )
 
