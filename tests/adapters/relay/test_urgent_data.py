@@ -168,7 +168,7 @@ async def exchange(seed: int) -> None:
             async with trio.open_nursery() as nursery:
                 for number in range(STREAMS):
                     nursery.start_soon(call, gateway, number)
-        await gateway.until(lambda: gateway.active == 0)
+        await gateway.until(lambda: gateway.active == 0 and all(server.got is not None for server in servers))
         assert gateway.refused == []
         assert gateway.counters().internal_errors == 0
     for number, client in enumerate(clients):
