@@ -191,7 +191,7 @@ async def test_the_agent_and_what_it_holds(version: str) -> None:
     assert (facts.server, facts.connect, facts.central_config, facts.acls) == (True, True, True, True)
     assert (facts.max_connections, facts.streaming) == (200, version != "consul-1.8.7")
     own = await played(version, "agent-service")
-    assert (own.id, own.kind, own.port, own.content_hash != "") == ("mesh-gateway", "mesh-gateway", 8443, True)
+    assert (own.id, own.kind, own.port) == ("mesh-gateway", "mesh-gateway", 8443)
     tagged = {each.name: (each.address, each.port) for each in own.tagged}
     assert (tagged["lan"], tagged["wan"]) == (("10.0.0.7", 8443), ("198.51.100.7", 443))
     assert (await played(version, "agent-registration")).id == own.id
