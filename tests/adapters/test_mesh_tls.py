@@ -66,7 +66,7 @@ async def met(server: Signer, chain: str = "") -> Peer:
 async def test_the_peer_is_whom_its_certificate_names() -> None:
     server = ROOT.leaf(WEB)
     peer = await met(server)
-    assert peer.spiffe_id == WEB
+    assert (peer.spiffe_id, peer.tls_version) == (WEB, "TLSv1.3")
     assert peer.expires == server.certificate.not_valid_after_utc
 
 

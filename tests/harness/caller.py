@@ -126,15 +126,14 @@ class Caller:
             return Answer(conversation.met, bytes(answer))
 
     def _meet(self, tls: ssl.SSLObject, connect_seconds: float, handshake_seconds: float) -> Met:
-        peer, cipher = peer_of(tls), tls.cipher()
-        assert cipher is not None
+        peer = peer_of(tls)
         if not peer.spiffe_id.startswith(f"spiffe://{self.trust_domain}/"):
             raise WrongPeerError(f"{peer.spiffe_id} is of another trust domain")
         return Met(
             spiffe_id=peer.spiffe_id,
             expires=peer.expires,
-            tls_version=tls.version() or "",
-            cipher=cipher[0],
+            tls_version=peer.tls_version,
+            cipher=peer.cipher,
             connect_seconds=connect_seconds,
             handshake_seconds=handshake_seconds,
         )

@@ -53,10 +53,12 @@ class WrongPeerError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """Who is at the other end of a handshake, as its certificate says."""
+    """Who is at the other end of a handshake, as its certificate says; `met` of `probe --json` is made of it."""
 
     spiffe_id: str
     expires: datetime
+    tls_version: str
+    cipher: str
 
 
 def mesh_context(certificates: str, key: str, roots: Sequence[str]) -> ssl.SSLContext:
@@ -115,11 +117,11 @@ async def listen(stream: trio.SSLStream[trio.SocketStream], *, seconds: float) -
 
 def peer_of(session: ssl.SSLObject | trio.SSLStream[trio.SocketStream]) -> Peer:
     """Whom a session that has shaken hands has met; WrongPeerError where it proved no identity of a mesh."""
-    encoded = session.getpeercert(binary_form=True)
-    if encoded is None:
+    encoded, cipher = session.getpeercert(binary_form=True), session.cipher()
+    if encoded is None or cipher is None:
         raise WrongPeerError("it proved no identity")
     certificate = x509.load_der_x509_certificate(encoded)
-    return Peer(spiffe_id(certificate), certificate.not_valid_after_utc)
+    return Peer(spiffe_id(certificate), certificate.not_valid_after_utc, session.version() or "", cipher[0])
 
 
 def spiffe_id(certificate: x509.Certificate) -> str:
