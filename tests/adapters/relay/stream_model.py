@@ -464,7 +464,7 @@ class World:
             on_ended=self._on_ended,
             on_settled=lambda _: None,
         )
-        self.context = Context(
+        self.context: Context[Stream] = Context(
             reactor=self.loop.reactor,
             pump=pump,
             table=table,
@@ -809,7 +809,7 @@ class World:
         promise([*counters.carried.values()] == [moved] * routed, "its destination has not the same bytes")
         promise(sum(sock.delivered > 0 for sock in self.dialled) <= 1, "two endpoints got bytes")
 
-    def _check_nothing_left(self, context: Context, pipes: PipePool) -> None:
+    def _check_nothing_left(self, context: Context[Stream], pipes: PipePool) -> None:
         """In a process that has the stream no more."""
         counters = context.counters
         promise(context.pump.held == self.extra, "bytes are held for nobody")

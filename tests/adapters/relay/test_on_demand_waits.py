@@ -231,7 +231,7 @@ async def test_defect_in_placing_a_stream_that_waited_ends_no_other(monkeypatch:
         it.relay.install(table_of({WEB: [endpoint(port)]}, stale=[WEB]))
         clients = [await waiter(it) for _ in range(3)]
 
-        def fail(_self: StreamSetup, _route: Route | None) -> Outcome:
+        def fail(_self: StreamSetup[Stream], _route: Route | None) -> Outcome:
             monkeypatch.setattr(StreamSetup, "_place", place)
             raise RuntimeError("a defect")
 

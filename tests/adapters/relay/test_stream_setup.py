@@ -97,7 +97,7 @@ class Case:
         breakers = CircuitBreakers(SharedCounts(), lambda: self.context.table)
         self.balancer = LoadBalancer(breakers.loads, lambda: 0.0)
         self.context = cast(
-            "Context",
+            "Context[Network]",
             SimpleNamespace(
                 reactor=SimpleNamespace(now=NOW, clock=lambda: self.now, forget=lambda _: None),
                 table=table_of({WEB: endpoints}, stale=[WEB] if stale else []),
@@ -112,7 +112,7 @@ class Case:
         )
         ticket = breakers.admit("192.0.2.7", self.context.limits, lambda _: True)
         assert isinstance(ticket, Ticket)
-        self.setup = StreamSetup(cast("Any", self.network), self.context, ticket)
+        self.setup = StreamSetup(self.network, self.context, ticket)
 
     def wait(self, outcome: Outcome) -> Outcome:
         """Let the time pass that the setup waits for, and say that it has."""
@@ -288,7 +288,7 @@ def test_address_that_cannot_be_dialled_is_passed_over() -> None:
     for _ in range(2):
         assert isinstance(case.setup.received(HELLO), Connected)
         assert case.setup.endpoint == B
-        case.setup = StreamSetup(cast("Any", case.network), case.context, case.setup._ticket)
+        case.setup = StreamSetup(case.network, case.context, case.setup._ticket)
 
 
 def test_stale_route_is_asked_about_first_and_then_placed_by_what_there_is() -> None:
@@ -325,7 +325,7 @@ def test_family_that_does_not_answer_is_raced_by_the_other_one_which_comes_first
     assert case.network.open == [V4.address]
     # The loser was slower; it did not fail.
     assert case.reported == []
-    again = StreamSetup(cast("Any", case.network), case.context, case.setup._ticket)
+    again = StreamSetup(case.network, case.context, case.setup._ticket)
     assert isinstance(again.received(HELLO), Connected)
     assert (again.endpoint, again.attempts) == (V4, 1)
 

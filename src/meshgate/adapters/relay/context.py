@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import Final, Generic, TypeVar
 
 from meshgate.core.load_balancer import LoadBalancer
 from meshgate.core.outlier_detection import Address
@@ -17,8 +17,7 @@ from .overload import Overload
 from .pump import Pump
 from .reactor import Reactor
 
-if TYPE_CHECKING:
-    from .stream import Stream
+StreamT = TypeVar("StreamT")
 
 log = logging.getLogger("meshgate.relay")
 
@@ -26,7 +25,7 @@ _DEFECTS_TOLD: Final = 20
 
 
 @dataclass(eq=False, slots=True)
-class Context:
+class Context(Generic[StreamT]):
     """The parts of one relay.
 
     `report` tells the other workers why an endpoint of a route (as in `Route.sni`) failed, or with "" that it is well.
@@ -40,10 +39,10 @@ class Context:
     worker: int
     breakers: CircuitBreakers
     load_balancer: LoadBalancer
-    on_demand: OnDemand["Stream"]
+    on_demand: OnDemand[StreamT]
     overload: Overload
     report: Callable[[str, Address, str], None]
-    streams: "set[Stream]" = field(default_factory=set)
+    streams: set[StreamT] = field(default_factory=set)
     counters: Counters = field(default_factory=Counters)
 
     def on_refused(self, refused: Refused) -> None:

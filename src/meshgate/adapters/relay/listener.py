@@ -35,7 +35,7 @@ class Listener:
 
     __slots__ = ("_context", "_family", "_single_accepts", "_spare", "_tells_at", "descriptor", "name", "sock", "tick")
 
-    def __init__(self, context: Context, name: str, sock: socket.socket) -> None:
+    def __init__(self, context: Context[Stream], name: str, sock: socket.socket) -> None:
         self._context = context
         self._spare = os.eventfd(0)
         self.name = name

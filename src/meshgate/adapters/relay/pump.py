@@ -30,13 +30,11 @@ from enum import IntEnum
 from os import SPLICE_F_MOVE, SPLICE_F_NONBLOCK
 from select import EPOLLERR, EPOLLET, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLPRI, EPOLLRDHUP
 from socket import MSG_MORE, MSG_PEEK, MSG_TRUNC
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 from . import sockets
 from .hand_over import HandedLeg
-
-if TYPE_CHECKING:
-    from .stream import Stream
+from .reactor import Accountable, Reactor
 
 READ_BYTES: Final = 1 << 14  # Of a stream that has not proved heavy: a TLS record, and little to allocate.
 HEAVY_READ_BYTES: Final = 1 << 16
@@ -173,6 +171,52 @@ class PipePool:
         return pipe
 
 
+class LegContext(Protocol):
+    """What a leg needs of what all streams share."""
+
+    @property
+    def reactor(self) -> Reactor:
+        """Reports on its socket."""
+
+    @property
+    def pump(self) -> "Pump":
+        """Moves its bytes."""
+
+
+class LegOwner(Accountable, Protocol):
+    """The stream that a leg is of. `relaying` says that both legs are there."""
+
+    relaying: bool
+
+    @property
+    def context(self) -> LegContext:
+        """What all streams share."""
+
+    def on_early_event(self, leg: "Leg", events: int) -> None:
+        """An event while the stream is not relaying."""
+
+    def forward(self, source: "Leg") -> None:
+        """Move what a leg has to the other one."""
+
+    def on_moved(self, source: "Leg", moved: Moved) -> None:
+        """A turn of the pump has ended so."""
+
+    def on_heard(self, source: "Leg", data: bytes) -> None:
+        """These bytes of a leg that does not flow were read, and are not counted yet."""
+
+    def ends_with_more_of(self, source: "Leg") -> bool:
+        """Whether it will be ended behind the next bytes that come from a leg."""
+
+    def on_bytes(self, source: "Leg", *, hurry: bool) -> None:
+        """A draining pump has moved bytes that came from a leg; in a hurry, it may end behind them."""
+
+    def resume(self, leg: "Leg") -> None:
+        """A leg that blocked takes bytes again."""
+
+    def on_broken(self, leg: "Leg") -> None:
+        """A leg seems to have been reset behind its end."""
+
+
 class Leg:
     """One socket of a stream, and what is kept for it.
 
@@ -204,7 +248,7 @@ class Leg:
 
     other: "Leg"
 
-    def __init__(self, stream: "Stream", sock: socket.SocketType) -> None:
+    def __init__(self, stream: LegOwner, sock: socket.SocketType) -> None:
         self.stream = stream
         self.sock = sock
         self.descriptor = sock.fileno()

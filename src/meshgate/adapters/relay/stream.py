@@ -147,7 +147,7 @@ class Stream:
 
     def __init__(
         self,
-        context: "Context",
+        context: "Context[Stream]",
         ticket: "Ticket",
         sock: socket.SocketType,
         client_address: tuple[str, int],
@@ -160,7 +160,7 @@ class Stream:
         self.upstream: Leg | None = None
         self.client_address = client_address
         self.listener = listener
-        self.setup: StreamSetup | None = StreamSetup(self, context, ticket)
+        self.setup: StreamSetup[Stream] | None = StreamSetup(self, context, ticket)
         self.relaying = False
         self.closed = False
         self._frozen: HandedStream | None = None
@@ -262,11 +262,6 @@ class Stream:
     # --- setup ---------------------------------------------------------------------------------------------------
 
     def dial(self, endpoint: "Endpoint") -> tuple[Leg, int]:
-        """Begin to connect to an endpoint: the leg, and the errno as `sockets.dial` gives it.
-
-        Raises:
-            OSError: as `sockets.dial`.
-        """
         sock, error = self.context.pump.calls.dial(endpoint.address, endpoint.port)
         leg = Leg(self, sock)
         leg.readable = False  # An event will say so; one that comes with the connection must not be forgotten.
@@ -594,7 +589,7 @@ class Stream:
     @classmethod
     def rebuilt(
         cls,
-        context: "Context",
+        context: "Context[Stream]",
         ticket: "Ticket",
         was: HandedStream,
         client: socket.SocketType,

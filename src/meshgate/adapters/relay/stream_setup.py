@@ -13,7 +13,7 @@ with both families gets a rival of the other family beside it after RACE_SECONDS
 Attempt Delay").
 """
 
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, Generic, NamedTuple, Protocol, TypeVar
 
 from meshgate.adapters.error_words import words_of
 from meshgate.core.addresses import host_port
@@ -27,9 +27,6 @@ from .circuit_breakers import Ticket
 from .context import Context
 from .pump import Leg
 from .sockets import client_key
-
-if TYPE_CHECKING:
-    from .stream import Stream
 
 MAX_ATTEMPTS: Final = 5
 _HEAD: Final = 9  # Bytes of a stream that tell whether its hello is cut.
@@ -77,14 +74,30 @@ class _Attempt(NamedTuple):
     begun: float
 
 
-class StreamSetup:
+class Dialing(Protocol):
+    """A stream, as its setup needs it."""
+
+    client_address: tuple[str, int]
+
+    def dial(self, endpoint: Endpoint) -> tuple[Leg, int]:
+        """Begin to connect to an endpoint: the leg, and the errno as `sockets.dial` gives it.
+
+        Raises:
+            OSError: as `sockets.dial`.
+        """
+
+
+StreamT = TypeVar("StreamT", bound=Dialing)
+
+
+class StreamSetup(Generic[StreamT]):
     """Brings a stream from its first byte to its endpoint.
 
     `connecting` is False while the hello is read, and True from then on. `endpoint` is the one that was tried last.
     `late` is what has come of a hello that waits for `read_on`; nothing more is read meanwhile.
 
     Args:
-        stream: dials.
+        stream: dials, and waits where its name is looked up.
         context: of all streams.
         ticket: counts what is awaited.
     """
@@ -111,7 +124,7 @@ class StreamSetup:
         "server_name",
     )
 
-    def __init__(self, stream: "Stream", context: Context, ticket: Ticket) -> None:
+    def __init__(self, stream: StreamT, context: Context[StreamT], ticket: Ticket) -> None:
         self.connecting = False
         self.server_name: str | None = None
         self.alpn: tuple[str, ...] = ()

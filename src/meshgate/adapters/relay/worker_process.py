@@ -22,7 +22,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 import msgspec
 import structlog
@@ -38,9 +38,11 @@ from .messages import (
     MOST_STREAMS,
     SIGNALS,
     TO_PARENT,
+    Accuse,
     Drain,
     EndpointNews,
     FdMessage,
+    HandedOver,
     LogLine,
     Lookup,
     Quit,
@@ -48,14 +50,13 @@ from .messages import (
     StatsReport,
     StatsRequest,
     StopListening,
+    TookOver,
     ToParent,
+    ToWorker,
     encode,
 )
 from .sandbox import Mode
 from .shared_counts import NO_ROW, CountRows
-
-if TYPE_CHECKING:
-    from .pool import RelayPool
 
 log = structlog.get_logger(module="meshgate.relay")
 
@@ -76,7 +77,7 @@ _TOLD_OF_NONSENSE: Final = 200
 _NEVER: Final = float("inf")
 _pack: Final = msgspec.msgpack.Encoder().encode
 record_of: Final = msgspec.msgpack.Decoder(StreamRecord).decode
-"""A stream that was lost, as `RelayPool.lost` is told of it; the record as it was when the stream had settled."""
+"""A stream that was lost, as `Owner.lost` is told of it; the record as it was when the stream had settled."""
 _CHUNK_BYTES: Final = 1 << 16
 _MOST_STDERR_BYTES: Final = 1 << 20
 _CHECKPOINT_SECONDS: Final = 0.01
@@ -132,6 +133,57 @@ class WorkerLeft(msgspec.Struct, frozen=True):
     asked: int
     begun: bytes
     settled: dict[int, bytes] = {}
+
+
+class Owner(Protocol):
+    """Who owns the workers: knows what a worker must be told, and takes what workers tell."""
+
+    def first_words(self, worker: "WorkerProcess") -> list[ToWorker]:
+        """What a new worker is told."""
+        ...
+
+    def inherited(self, worker: "WorkerProcess") -> list[int]:
+        """The descriptors that a worker needs."""
+        ...
+
+    def heard(self, report: StatsReport) -> None:
+        """A worker has told what came to pass.
+
+        Raises:
+            ValueError: that cannot be.
+        """
+        ...
+
+    def endpoint_news(self, news: EndpointNews) -> None:
+        """A worker could not reach an endpoint, or has reached one that was ejected."""
+        ...
+
+    def lost(self, worker: "WorkerProcess", cause: WorkerEnd, streams: int, records: list[bytes]) -> None:
+        """A worker ended that was not told to, with so many routed streams, as last heard.
+
+        `records` are those of them that are known one by one, for `record_of`.
+        """
+        ...
+
+    def asked(self, worker: "WorkerProcess", name: str, client: str) -> None:
+        """A worker has streams that wait for the lookup of a name."""
+        ...
+
+    def hand_over_news(self, worker: "WorkerProcess", news: HandedOver | TookOver | Accuse) -> None:
+        """What a worker says of the hand-over that it takes part in.
+
+        Raises:
+            ValueError: it takes part in none.
+        """
+        ...
+
+    def has_settled(self, worker: "WorkerProcess", stream: int) -> None:
+        """A worker has this stream, which may have been another one's before."""
+        ...
+
+    async def ended(self, worker: "WorkerProcess") -> None:
+        """A worker has ended: wait until it is known which streams it had in the end."""
+        ...
 
 
 class Gauges(NamedTuple):
@@ -198,7 +250,7 @@ class WorkerProcess:
     at two moments they would not add up.
     """
 
-    def __init__(self, owner: "RelayPool", number: int, counts: CountRows, policy: WorkerPolicy, row: int) -> None:
+    def __init__(self, owner: Owner, number: int, counts: CountRows, policy: WorkerPolicy, row: int) -> None:
         self.number = number
         self.row = row
         self.last_end = ""
