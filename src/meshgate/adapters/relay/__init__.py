@@ -18,7 +18,7 @@ instance, which one trio task owns. Neither side imports what it does not need, 
       hand_over            how streams go from one worker process to another
       context              what all of them share
 
-Each imports only what stands below it, or `context`, and nothing imports back, but for the names of types.
+Each imports only what stands below it, or `context`, and nothing imports back, not for the names of types either.
 """
 
 from .counters import (
