@@ -26,7 +26,7 @@ from typing import Final, NamedTuple
 
 import trio
 
-from meshgate.core.catalog import Service, Snapshot, Subset
+from meshgate.core.catalog import Service, Snapshot, Subset, in_namespace
 from meshgate.core.sni import DEFAULT
 
 from .acl_visibility import VerifiedInstances
@@ -144,7 +144,8 @@ class _NamespaceServices:
 
     def pending(self) -> Iterable[str]:
         """The keys (`Service.key`) of services that are listed and whose instances Consul has not told yet."""
-        return (str(query.state.key) for query in self._services.values() if not query.state.answered)
+        names = (name for name, query in self._services.items() if not query.state.answered)
+        return (in_namespace(self.names.namespace, name) for name in names)
 
     def pending_subsets(self) -> Iterable[str]:
         """The same for subsets, as `subset.service`."""
