@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives.asymmetric import utils
 import meshgate
 from meshgate.adapters.error_words import words_of
 from tests.adapters.consul.certificates import Authority
+from tests.cuts import needs_cuts
 from tests.harness.ports import free_ports
 
 Serve = Callable[[trio.SocketStream], Awaitable[None]]
@@ -106,6 +107,7 @@ def test_so_it_is_where_httpx_blocks() -> None:
     assert words_of(raised.value) == "Connection refused"
 
 
+@needs_cuts
 async def test_what_tls_refuses_is_said_in_words(tmp_path: Path) -> None:
     context = Authority(tmp_path).server_context("localhost", wants_client=False)
     heard: list[Exception] = []

@@ -21,6 +21,7 @@ from meshgate.adapters.mesh_tls import (
     shake_hands,
     spiffe_id,
 )
+from tests.cuts import needs_cuts
 from tests.harness.backend import serving
 from tests.harness.ports import free_ports
 from tests.harness.tls import TlsStream
@@ -184,6 +185,7 @@ async def test_what_a_destination_has_against_the_caller_comes_after_the_handsha
         assert (refused.value.stage, refused.value.alert) == ("stream", "unknown_ca")
 
 
+@needs_cuts
 async def test_an_end_is_told_from_a_cut_and_from_silence() -> None:
     async def speak(stream: TlsStream) -> None:
         await stream.send_all(b"220 hello\r\n")

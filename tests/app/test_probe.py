@@ -17,6 +17,7 @@ from meshgate.app.settings.settings import Settings
 from meshgate.core.addresses import HostPort
 from tests.adapters.consul.fake_consul import FakeConsul, row
 from tests.adapters.mesh_ca import Signer, mesh_root, serving_context
+from tests.cuts import needs_cuts
 from tests.harness.backend import serving
 from tests.harness.ports import free_ports
 from tests.harness.tls import TlsStream
@@ -163,8 +164,8 @@ async def greet(stream: TlsStream) -> None:
         (close, False, True, Verdict.DENIED, "closed in order"),
         (close, True, False, Verdict.REFUSED, "closed in order"),
         (close, None, False, Verdict.REFUSED, "closed in order"),
-        (cut, False, False, Verdict.DENIED, "closed without close_notify"),
-        (cut, True, False, Verdict.REFUSED, "closed without close_notify"),
+        pytest.param(cut, False, False, Verdict.DENIED, "closed without close_notify", marks=needs_cuts),
+        pytest.param(cut, True, False, Verdict.REFUSED, "closed without close_notify", marks=needs_cuts),
         (greet, False, False, Verdict.ACCEPTED, "the service spoke first"),
     ],
 )

@@ -328,6 +328,7 @@ async def test_version_that_openssl_does_not_speak_is_an_alert_of_the_endpoint()
     old = ssl.create_default_context()
     of_any_version(old, newest=ssl.TLSVersion.TLSv1_1)
     modern = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    modern.minimum_version = ssl.TLSVersion.TLSv1_2
 
     async def refusing(stream: trio.SocketStream) -> None:
         with contextlib.suppress(trio.BrokenResourceError):
